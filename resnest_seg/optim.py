@@ -1,0 +1,34 @@
+"""Parameter groups, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import torch
+
+from resnest_seg.config import OptimConfig
+from resnest_seg.segmenter import Segmenter
+
+
+def build_optimizer(segmenter: Segmenter, config: OptimConfig) -> torch.optim.SGD:
+    """SGD with two parameter groups, the encoder and the heads, as the authors train.
+
+    Each group carries `lr_factor`; `set_lr` multiplies it with the schedule.
+    """
+    encoder = list(segmenter.encoder.parameters())
+    heads = [parameter for name, parameter in segmenter.named_parameters() if not name.startswith("encoder.")]
+    return torch.optim.SGD(
+        [{"params": encoder, "lr_factor": 1.0}, {"params": heads, "lr_factor": config.head_lr_factor}],
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+
+
+def poly_lr(step: int, *, steps: int, lr: float, power: float) -> float:
+    """The poly schedule of PyTorch-Encoding: lr * (1 - step / steps) ** power, from step 0 on, 0 at the end."""
+    return lr * (1 - min(step / steps, 1.0)) ** power
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every parameter group to `lr` times the group's own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]

@@ -1,0 +1,89 @@
+"""Pictures of labels: colours, overlays with a legend, error maps, contact sheets. Arrays in, RGB arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from resnest_seg.labels import IGNORE_LABEL, LabelSpace
+
+Image = NDArray[np.uint8]
+"""RGB, uint8 [H, W, 3]."""
+
+Labels = NDArray[np.uint8]
+"""Train ids, uint8 [H, W]."""
+
+_FONT, _FONT_SCALE, _ROW = cv2.FONT_HERSHEY_SIMPLEX, 0.42, 18
+_PAPER, _INK = (250, 250, 248), (30, 30, 34)
+
+
+def colourise(labels: Labels, space: LabelSpace) -> Image:
+    """Labels in the colours of their classes; ignored pixels are black."""
+    return space.palette[labels]
+
+
+def overlay(image: Image, labels: Labels, space: LabelSpace, *, alpha: float = 0.5) -> Image:
+    """The image with `alpha` (0..1) of the class colours blended in; ignored pixels stay as they are."""
+    blended = image * (1 - alpha) + colourise(labels, space) * alpha
+    return np.where((labels == IGNORE_LABEL)[..., None], image, blended.round().astype(np.uint8))
+
+
+def error_map(labels: Labels, predictions: Labels) -> Image:
+    """White where the prediction is right, red where it is wrong, grey where the label is ignored."""
+    picture = np.full((*labels.shape, 3), (240, 240, 240), np.uint8)
+    picture[labels != predictions] = (214, 40, 40)
+    picture[labels == IGNORE_LABEL] = (140, 140, 140)
+    return picture
+
+
+def with_legend(picture: Image, labels: Labels, space: LabelSpace) -> Image:
+    """The picture with a legend below it: the classes that occur in `labels`, largest first, with their shares."""
+    counts = np.bincount(labels.ravel(), minlength=256)[: len(space)]
+    present = [int(label) for label in np.argsort(-counts, kind="stable") if counts[label]]
+    texts = [f"{space.names[label]} {100 * counts[label] / labels.size:.1f}%" for label in present]
+    cell = max([28 + cv2.getTextSize(text, _FONT, _FONT_SCALE, 1)[0][0] for text in texts], default=1)
+    width = max(picture.shape[1], cell)
+    columns = max(width // cell, 1)
+    rows = -(-len(texts) // columns)
+    legend = np.full((rows * _ROW + 4, width, 3), _PAPER, np.uint8)
+    for place, (label, text) in enumerate(zip(present, texts, strict=True)):
+        x, y = place % columns * cell + 4, place // columns * _ROW + 4
+        cv2.rectangle(legend, (x, y), (x + 14, y + 12), space.colors[label], -1)
+        cv2.putText(legend, text, (x + 19, y + 10), _FONT, _FONT_SCALE, _INK, 1, cv2.LINE_AA)
+    beside = np.full((picture.shape[0], width - picture.shape[1], 3), _PAPER, np.uint8)
+    return np.vstack([np.hstack([picture, beside]), legend])
+
+
+def contact_sheet(
+    samples: Sequence[tuple[Image, Labels, Labels]], space: LabelSpace, *, width: int = 320, title: str = ""
+) -> Image:
+    """A page with one row a sample: photo, truth, prediction, error map; and a legend of the classes.
+
+    Args:
+        samples: (image [H, W, 3], labels [H, W], predictions [H, W]), at least one.
+        space: The label space of both.
+        width: Width in pixels of one picture on the page.
+        title: A line of ASCII text above the page.
+    """
+    rows = []
+    for image, labels, predictions in samples:
+        size = (width, max(round(image.shape[0] * width / image.shape[1]), 1))
+        photo = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        maps = (colourise(labels, space), colourise(predictions, space), error_map(labels, predictions))
+        row = [photo, *(cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST_EXACT) for picture in maps)]
+        rows.append(np.hstack([_framed(picture) for picture in row]))
+    body = np.vstack(rows)
+    head = np.full((2 * _ROW + 4, body.shape[1], 3), _PAPER, np.uint8)
+    cv2.putText(head, title, (6, 14), _FONT, _FONT_SCALE, _INK, 1, cv2.LINE_AA)
+    for column, name in enumerate(("photo", "truth", "prediction", "errors (red)")):
+        place = (column * (width + 4) + 6, _ROW + 14)
+        cv2.putText(head, name, place, _FONT, _FONT_SCALE, _INK, 1, cv2.LINE_AA)
+    seen = np.concatenate([part.ravel() for _, labels, predictions in samples for part in (labels, predictions)])
+    return with_legend(np.vstack([head, body]), seen[None], space)
+
+
+def _framed(picture: Image) -> Image:
+    return cv2.copyMakeBorder(picture, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=_PAPER).astype(np.uint8, copy=False)
