@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from resnest_seg.config import OptimConfig
@@ -25,7 +27,7 @@ def build_optimizer(segmenter: Segmenter, config: OptimConfig) -> torch.optim.SG
 
 def poly_lr(step: int, *, steps: int, lr: float, power: float) -> float:
     """The poly schedule of PyTorch-Encoding: lr * (1 - step / steps) ** power, from step 0 on, 0 at the end."""
-    return lr * (1 - min(step / steps, 1.0)) ** power
+    return lr * math.pow(1 - min(step / steps, 1.0), power)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

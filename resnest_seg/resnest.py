@@ -91,7 +91,9 @@ class SplitAttention(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        splits = self.relu(self.bn0(self.conv(x))).unflatten(1, (self.radix, -1))  # [N, R, C, H, W]
+        features: Tensor = self.relu(self.bn0(self.conv(x)))
+        batch, channels, height, width = features.shape
+        splits = features.view(batch, self.radix, channels // self.radix, height, width)  # [N, R, C, H, W]
         # The mean over pixels comes before the sum over splits: the same number, and one pass less over H x W.
         pooled = splits.mean(dim=(3, 4)).sum(dim=1)[..., None, None]  # [N, C, 1, 1]
         scores = self.fc2(self.relu(self.bn1(self.fc1(pooled))))  # [N, C * R, 1, 1], cardinality-major
@@ -99,9 +101,9 @@ class SplitAttention(nn.Module):
         return (splits * weights).sum(dim=1)
 
     def _over_splits(self, scores: Tensor) -> Tensor:
-        by_group = scores.unflatten(1, (self.cardinality, self.radix, -1)).transpose(1, 2)  # [N, R, K, C / K, 1, 1]
+        by_group = scores.reshape(len(scores), self.cardinality, self.radix, -1).transpose(1, 2)  # [N, R, K, C / K]
         weights = by_group.softmax(dim=1) if self.radix > 1 else by_group.sigmoid()
-        return weights.flatten(2, 3)
+        return weights.flatten(2)[..., None, None]
 
 
 class Bottleneck(nn.Module):
@@ -141,8 +143,9 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.avd_layer(self.conv2(out))
-        out = self.bn3(self.conv3(out))
-        return self.relu(out + self.downsample(x))
+        out = self.bn3(self.conv3(out)) + self.downsample(x)
+        activated: Tensor = self.relu(out)
+        return activated
 
 
 class ResNeSt(nn.Module):
@@ -169,14 +172,15 @@ class ResNeSt(nn.Module):
         self.bn1 = nn.BatchNorm2d(2 * spec.stem_width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        in_channels = 2 * spec.stem_width
+        in_channels, stages = 2 * spec.stem_width, []
         for stage, (stride, rate) in enumerate(STAGE_STRIDES_AND_RATES[output_stride]):
             planes = spec.planes * 2**stage
             blocks = _stage(
                 in_channels, planes, spec=spec, depth=spec.depths[stage], stride=stride, rate=rate, first=stage == 0
             )
-            self.add_module(f"layer{stage + 1}", blocks)
+            stages.append(blocks)
             in_channels = planes * EXPANSION
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.apply(_init_weights)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -80,7 +80,7 @@ def render_scene(seed: int, index: int, *, height: int, width: int) -> tuple[NDA
     road, pavement = scene.between(3.2, 4.6), scene.between(2.2, 3.2)
     _ground(scene, road, pavement)
     _things(scene, light, road, pavement)
-    photo = cv2.resize(scene.photo, (width, height), interpolation=cv2.INTER_AREA)
+    photo = cv2.resize(scene.photo, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
     ids = np.ascontiguousarray(scene.ids[::FINE, ::FINE])
     photo = _weather(scene, light, photo, ids)
     ids[:2], ids[-2:], ids[:, :2], ids[:, -2:] = BORDER, BORDER, BORDER, BORDER
@@ -366,4 +366,5 @@ def _weather(scene: Canvas, light: _Light, photo: NDArray[np.uint8], ids: NDArra
     rim = 1.06 - 0.35 * (across[None, :] * across[None, :] + down[:, None] * down[:, None])
     lit = (photo + texture[..., None]) * rim[..., None] * np.array(light.tint, np.float32)
     noise = scene.random.integers(-4, 5, (rows, columns, 3), dtype=np.int8)
-    return np.clip(lit + noise, 0, 255).astype(np.uint8)
+    clipped: NDArray[np.uint8] = np.clip(lit + noise, 0, 255).astype(np.uint8)
+    return clipped

@@ -6,9 +6,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
+from resnest_seg.config import RunConfig
 from resnest_seg.errors import ConfigError
 from resnest_seg.heads import FCNHead, build_head, resize_logits
+from resnest_seg.labels import LabelSpace
 from resnest_seg.resnest import ResNeSt, build_encoder
 
 PIXEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -40,10 +43,16 @@ class Segmenter(nn.Module):
         encoder: Normalised images -> features (c1, c2, c3, c4).
         head: c4 -> logits at feature stride.
         aux_head: c3 -> logits at feature stride, used in training only.
+
+    Attributes:
+        config: The run that the model was trained by, where it is known.
+        label_space: The classes, in the order of the logits, where they are known.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    config: RunConfig | None = None
+    label_space: LabelSpace | None = None
 
     def __init__(self, encoder: ResNeSt, head: nn.Module, aux_head: nn.Module | None = None) -> None:
         super().__init__()
@@ -52,6 +61,15 @@ class Segmenter(nn.Module):
         self.encoder = encoder
         self.head = head
         self.aux_head = aux_head
+
+    @property
+    def description(self) -> str:
+        """Encoder, head, output stride and dilation variant in one line."""
+        model = None if self.config is None else self.config.model
+        names = (
+            f"{model.encoder} {model.head}" if model else f"{type(self.encoder).__name__} {type(self.head).__name__}"
+        )
+        return f"{names}, output stride {self.encoder.output_stride}, dilation {self.encoder.dilation}"
 
     def forward(self, images: Tensor) -> SegmenterOutput:
         size = (images.shape[2], images.shape[3])
@@ -97,4 +115,5 @@ def build_segmenter(
         head=build_head(head, features.channels[3], num_classes, output_stride=output_stride),
         aux_head=FCNHead(features.channels[2], num_classes) if aux_head else None,
     )
-    return segmenter.to(memory_format=torch.channels_last)
+    convert_conv2d_weight_memory_format(segmenter, torch.channels_last)
+    return segmenter

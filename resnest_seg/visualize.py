@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
 
+from resnest_seg.files import atomic_write
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
 
 Image = NDArray[np.uint8]
@@ -29,6 +32,12 @@ def overlay(image: Image, labels: Labels, space: LabelSpace, *, alpha: float = 0
     """The image with `alpha` (0..1) of the class colours blended in; ignored pixels stay as they are."""
     blended = image * (1 - alpha) + colourise(labels, space) * alpha
     return np.where((labels == IGNORE_LABEL)[..., None], image, blended.round().astype(np.uint8))
+
+
+def write_png(path: str | Path, picture: Image) -> None:
+    """Write an RGB picture [H, W, 3] as PNG, atomically."""
+    with atomic_write(path) as temporary:
+        PIL.Image.fromarray(picture).save(temporary)
 
 
 def error_map(labels: Labels, predictions: Labels) -> Image:
@@ -74,7 +83,8 @@ def contact_sheet(
         photo = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         maps = (colourise(labels, space), colourise(predictions, space), error_map(labels, predictions))
         row = [photo, *(cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST_EXACT) for picture in maps)]
-        rows.append(np.hstack([_framed(picture) for picture in row]))
+        framed = [cv2.copyMakeBorder(picture, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=_PAPER) for picture in row]
+        rows.append(np.hstack(framed).astype(np.uint8, copy=False))
     body = np.vstack(rows)
     head = np.full((2 * _ROW + 4, body.shape[1], 3), _PAPER, np.uint8)
     cv2.putText(head, title, (6, 14), _FONT, _FONT_SCALE, _INK, 1, cv2.LINE_AA)
@@ -83,7 +93,3 @@ def contact_sheet(
         cv2.putText(head, name, place, _FONT, _FONT_SCALE, _INK, 1, cv2.LINE_AA)
     seen = np.concatenate([part.ravel() for _, labels, predictions in samples for part in (labels, predictions)])
     return with_legend(np.vstack([head, body]), seen[None], space)
-
-
-def _framed(picture: Image) -> Image:
-    return cv2.copyMakeBorder(picture, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=_PAPER).astype(np.uint8, copy=False)

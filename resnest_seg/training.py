@@ -1,0 +1,366 @@
+"""The training loop: one function a screen long, the same for one process and for many.
+
+A step's work depends on (config, step) and the saved state alone: the samples on (seed, epoch, index), the learning
+rate on the step, dropout on the saved random state. So an interrupted run continues as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from resnest_seg.checkpoint import (
+    BEST,
+    CONFIG,
+    LAST,
+    Checkpoint,
+    TrainingState,
+    load_weights,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from resnest_seg.config import RunConfig, flatten, to_yaml
+from resnest_seg.errors import CheckpointError, ConfigError, ResNeStSegError, unknown_name
+from resnest_seg.evaluation import EvalReport, EvaluatedImage, check_classes, evaluate
+from resnest_seg.files import atomic_write
+from resnest_seg.inference import protocol
+from resnest_seg.loader import Batch, build_loader, training_batches
+from resnest_seg.losses import SegmentationLoss, labelled_pixels
+from resnest_seg.optim import build_optimizer, poly_lr, set_lr
+from resnest_seg.samples import SegmentationDataset
+from resnest_seg.segmenter import Segmenter
+from resnest_seg.transforms import TrainTransform
+from resnest_seg.visualize import contact_sheet, write_png
+
+METRICS, SHEET = "metrics.jsonl", "contact_sheet.png"
+"""Names in a run folder: one JSON object a line, and the picture of validation images."""
+
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+"""Our names of precisions -> accelerate's."""
+
+
+def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
+    """The engine for the devices and processes at hand, with the config's precision.
+
+    Raises:
+        ConfigError: Unknown precision, one that the device lacks, or a batch that the processes cannot share.
+    """
+    wanted = config.train.precision
+    if wanted not in ("auto", *PRECISIONS):
+        raise unknown_name("train.precision", wanted, ("auto", *PRECISIONS))
+    gpu = torch.cuda.is_available()
+    if wanted == "auto":
+        wanted = "fp32" if not gpu else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if wanted == "fp16" and not gpu:
+        raise ConfigError("train.precision fp16 needs a GPU. Use auto, fp32 or bf16.")
+    engine = Accelerator(mixed_precision=PRECISIONS[wanted], log_with="tensorboard", project_dir=output)
+    shares = config.train.accumulation * engine.num_processes
+    if config.train.batch_size % shares:
+        raise ConfigError(
+            f"train.batch_size ({config.train.batch_size}) must be a multiple of train.accumulation x processes "
+            f"({config.train.accumulation} x {engine.num_processes})."
+        )
+    return engine
+
+
+class Trainer:
+    """Trains a model into a run folder.
+
+    The folder gets config.yaml (whole and resolved), last.safetensors and best.safetensors, metrics.jsonl,
+    contact_sheet.png and tensorboard/.
+
+    Args:
+        config: The run.
+        segmenter: The model, with fresh or loaded weights.
+        train: The training split.
+        validation: The split that `config.eval` names.
+        output: The run folder. It must not exist, unless the run is resumed.
+        resume: Continue from the folder's last checkpoint.
+
+    Raises:
+        ConfigError: Unknown protocol or precision; a batch that cannot be divided.
+        CheckpointError: The folder exists already, or cannot be resumed.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        segmenter: Segmenter,
+        train: SegmentationDataset,
+        validation: SegmentationDataset,
+        output: str | Path,
+        resume: bool = False,
+    ) -> None:
+        self.config, self.train, self.validation, self.output = config, train, validation, Path(output)
+        protocol(config.eval.protocol)
+        for dataset in (train, validation):
+            check_classes(segmenter, dataset)
+        saved = Checkpoint.load(self.output / LAST) if resume else None
+        if not resume and self.output.exists():
+            raise CheckpointError(
+                f"run folder {self.output} already exists. Choose another with --output, or continue that run with "
+                f"--resume {self.output}."
+            )
+        self.engine = accelerator_for(config, self.output)
+        self.console = Console(quiet=not self.engine.is_main_process)
+        self.segmenter = segmenter
+        if config.train.sync_bn and self.engine.num_processes > 1 and self.engine.device.type == "cuda":
+            self.segmenter = torch.nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)
+        optimizer = build_optimizer(self.segmenter, config.optim)
+        self.model, self.optimizer = self.engine.prepare(self.segmenter, optimizer)
+        self.loss = SegmentationLoss(config.train.aux_weight)
+        self.steps_per_epoch = max(len(train) // config.train.batch_size, 1)
+        self.steps = config.train.epochs * self.steps_per_epoch
+        self.step, self.best_mean_iou = 0, -1.0
+        torch.manual_seed(config.seed + 1 + self.engine.process_index)  # dropout differs between processes
+        if saved is not None:
+            self._restore(saved)
+
+    def fit(self) -> bool:
+        """Train to the end, or until Ctrl-C or SIGTERM, which end the step, save, and stop.
+
+        Returns:
+            Whether the run is complete.
+
+        Raises:
+            DatasetError: A sample cannot be loaded.
+            ResNeStSegError: The loss is not finite; the weights are those before the bad step.
+        """
+        self._open_run()
+        batches = self._batches()
+        with _StopSignal() as stop, self._progress() as progress:
+            bar = progress.add_task("training", total=self.steps, completed=self.step, shown="")
+            clock, since = time.perf_counter(), self.step
+            while self.step < self.steps:
+                lr = poly_lr(self.step, steps=self.steps, lr=self.config.optim.lr, power=self.config.optim.power)
+                set_lr(self.optimizer, lr)
+                loss = self._optimise(list(itertools.islice(batches, self.config.train.accumulation)))
+                self.step += 1
+                speed = (self.step - since) * self.config.train.batch_size / (time.perf_counter() - clock)
+                progress.update(bar, advance=1, shown=f"loss {loss:.3f}  lr {lr:.2g}  {speed:.1f} images/s")
+                if self.step % self.config.train.log_every == 0 or self.step == 1:
+                    self._log("train", {"loss": loss, "lr": lr, "images_per_second": speed})
+                if self._validation_due():
+                    self._validate(progress)
+                    self._save(LAST, training=True)
+                    clock, since = time.perf_counter(), self.step
+                elif self._any_process(stop.requested):
+                    self._save(LAST, training=True)
+                    break
+        self.engine.end_training()
+        return self.step == self.steps
+
+    def _optimise(self, parts: list[Batch]) -> float:
+        """One optimiser step over the micro-batches of the effective batch; returns its loss."""
+        self.model.train()
+        device, processes = self.engine.device, self.engine.num_processes
+        pixels = sum((labelled_pixels(part.labels) for part in parts), torch.zeros((), dtype=torch.int64)).to(device)
+        pixels = self.engine.reduce(pixels, reduction="sum")
+        total = torch.zeros((), device=device)
+        for number, part in enumerate(parts):
+            images, labels = part.images.to(device, non_blocking=True), part.labels.to(device, non_blocking=True)
+            last = number == len(parts) - 1
+            with contextlib.nullcontext() if last else self.engine.no_sync(self.model):
+                output = self.model(images)
+                loss = self.loss(output.logits, output.aux_logits, labels.long(), pixels=pixels)
+                # Gradients are averaged over processes, and the loss is already divided by all processes' pixels.
+                self.engine.backward(loss * processes)
+            total += loss.detach()
+        loss_value = float(self.engine.reduce(total, reduction="sum"))
+        if not math.isfinite(loss_value):
+            raise ResNeStSegError(
+                f"the loss is {loss_value} at step {self.step} (epoch {self.epoch}, lr "
+                f"{self.optimizer.param_groups[0]['lr']:.3g}); the weights were not updated. Files of the batch: "
+                f"{', '.join(name for part in parts for name in part.names)}. Lower optim.lr, or look at these files."
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss_value
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed so far."""
+        return self.step // self.steps_per_epoch
+
+    def _batches(self) -> Iterator[Batch]:
+        """This process's micro-batches, from the current step to the last."""
+        order = training_batches(
+            len(self.train),
+            seed=self.config.seed,
+            batch_size=self.config.train.batch_size,
+            steps=range(self.step, self.steps),
+            parts=self.config.train.accumulation,
+            rank=self.engine.process_index,
+            processes=self.engine.num_processes,
+        )
+        return build_loader(
+            self.train,
+            order,
+            transform=TrainTransform.from_config(self.config.data),
+            seed=self.config.seed,
+            workers=self.config.data.workers,
+            pin_memory=self.engine.device.type == "cuda",
+        )
+
+    def _validation_due(self) -> bool:
+        every = self.config.train.validate_every * self.steps_per_epoch
+        return self.step % every == 0 or self.step == self.steps
+
+    def _validate(self, progress: Progress) -> None:
+        """Evaluate the validation split, each process its share, and keep the best weights."""
+        count = min(len(self.validation), self.config.eval.limit or len(self.validation))
+        mine = range(self.engine.process_index, count, self.engine.num_processes)
+        bar = progress.add_task("validating", total=len(mine), shown="")
+        sheet: list[EvaluatedImage] = []
+
+        def on_image(image: EvaluatedImage) -> None:
+            progress.update(bar, advance=1, shown=f"mIoU {image.mean_iou:.3f}")
+            if len(sheet) < self.config.eval.sheet:
+                sheet.append(image)
+
+        report = evaluate(
+            self.segmenter,
+            self.validation,
+            protocols=(self.config.eval.protocol,),
+            indices=mine,
+            workers=min(self.config.data.workers, len(mine)),
+            on_image=on_image,
+            reduce=lambda counts: self.engine.reduce(counts, reduction="sum"),
+        )
+        progress.remove_task(bar)
+        scores = report.scores[self.config.eval.protocol]
+        self._log("validation", {"mean_iou": scores.mean_iou, "pixel_accuracy": scores.pixel_accuracy})
+        self.console.print(
+            f"epoch {self.epoch:>3}/{self.config.train.epochs}  step {self.step}  {report.split} mIoU "
+            f"{100 * scores.mean_iou:.2f}  pixel accuracy {100 * scores.pixel_accuracy:.2f}"
+        )
+        self._draw(sheet, report)
+        if scores.mean_iou > self.best_mean_iou:
+            self.best_mean_iou = scores.mean_iou
+            self._save(BEST, training=False)
+
+    def _draw(self, sheet: list[EvaluatedImage], report: EvalReport) -> None:
+        if not sheet or not self.engine.is_main_process:
+            return
+        rows = [(image.image, image.labels, image.predictions) for image in sheet]
+        mean_iou = report.scores[self.config.eval.protocol].mean_iou
+        title = f"{report.dataset} {report.split}, epoch {self.epoch}, mIoU {100 * mean_iou:.2f}"
+        page = contact_sheet(rows, self.validation.label_space, title=title)
+        write_png(self.output / SHEET, page)
+        self.engine.get_tracker("tensorboard").log_images(
+            {"validation": page[None]}, step=self.step, dataformats="NHWC"
+        )
+
+    def _log(self, kind: str, values: dict[str, float]) -> None:
+        """Append a line to metrics.jsonl and points to TensorBoard's curves."""
+        self.engine.log({f"{kind}/{name}": value for name, value in values.items()}, step=self.step)
+        if self.engine.is_main_process:
+            line = {"kind": kind, "step": self.step, "epoch": round(self.step / self.steps_per_epoch, 4), **values}
+            with open(self.output / METRICS, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _open_run(self) -> None:
+        """Create the run folder, or cut a resumed run's metrics back to the step it continues from."""
+        if self.engine.is_main_process:
+            self.output.mkdir(parents=True, exist_ok=True)
+            with atomic_write(self.output / CONFIG) as temporary:
+                temporary.write_text(to_yaml(self.config), encoding="utf-8")
+            metrics = self.output / METRICS
+            lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+            with atomic_write(metrics) as temporary:
+                kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+                temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self.engine.wait_for_everyone()
+        self.engine.init_trackers(
+            "tensorboard", config={key: str(value) for key, value in flatten(self.config).items()}
+        )
+        self.console.print(
+            f"{self.segmenter.description}, {len(self.validation.label_space)} classes; "
+            f"{len(self.train)} training images, {self.config.train.epochs} epochs = {self.steps} steps of "
+            f"{self.config.train.batch_size} images ({self.config.train.accumulation} micro-batches x "
+            f"{self.engine.num_processes} processes) on {self.engine.device}, {self.engine.mixed_precision}; "
+            f"run folder {self.output}"
+        )
+
+    def _save(self, name: str, *, training: bool) -> None:
+        if self.engine.is_main_process:
+            state = self._training_state() if training else None
+            weights = self.segmenter.state_dict()
+            Checkpoint(self.config, self.validation.label_space, weights, state).save(self.output / name)
+        self.engine.wait_for_everyone()
+
+    def _training_state(self) -> TrainingState:
+        values: dict[str, Any] = {"step": self.step, "best_mean_iou": self.best_mean_iou}
+        if self.engine.scaler is not None:
+            values["scaler"] = self.engine.scaler.state_dict()
+        tensors = optimizer_tensors(self.optimizer) | {"random.cpu": torch.get_rng_state()}
+        if self.engine.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.engine.device)
+        return TrainingState(values, tensors)
+
+    def _restore(self, saved: Checkpoint) -> None:
+        """Take over weights, optimiser, random state and step of a checkpoint."""
+        if saved.training is None:
+            raise CheckpointError(
+                f"{self.output / LAST} holds weights only and no training state: it cannot be resumed."
+            )
+        load_weights(self.segmenter, saved.weights)
+        values, tensors = saved.training.values, saved.training.tensors
+        restore_optimizer(self.optimizer, tensors)
+        if self.engine.scaler is not None:
+            self.engine.scaler.load_state_dict(values["scaler"])
+        torch.set_rng_state(tensors["random.cpu"])
+        if self.engine.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.engine.device)
+        self.step, self.best_mean_iou = int(values["step"]), float(values["best_mean_iou"])
+
+    def _any_process(self, requested: bool) -> bool:
+        """Whether a stop was requested anywhere: all processes must leave the loop at the same step."""
+        if self.engine.num_processes == 1:
+            return requested
+        flags = self.engine.reduce(torch.tensor(int(requested), device=self.engine.device), reduction="sum")
+        return bool(flags > 0)
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+
+
+class _StopSignal:
+    """Within this context, the first Ctrl-C or SIGTERM only sets `requested`; a second Ctrl-C raises as usual."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> _StopSignal:
+        self._before = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)

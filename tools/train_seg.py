@@ -1,0 +1,93 @@
+"""Train a segmentation model.
+
+python tools/train_seg.py --dataset synthetic
+python tools/train_seg.py --dataset ade20k --data.root /data/ade20k --train.accumulation 4
+python tools/train_seg.py --config my_run.yaml --optim.lr 0.02 --output runs/my_run
+python tools/train_seg.py --resume runs/my_run
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from resnest_seg.config import RunConfig, add_run_arguments, load_run_config
+from resnest_seg.errors import EXIT_INTERRUPTED, ConfigError, run_tool, unknown_name
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+DEFAULT_CONFIGS = {
+    "synthetic": CONFIGS / "synthetic_deeplabv3_resnest14_tiny.yaml",
+    "camvid": CONFIGS / "camvid_deeplabv3_resnest50.yaml",
+    "ade20k": CONFIGS / "ade20k_deeplabv3_resnest50.yaml",
+    "cityscapes": CONFIGS / "cityscapes_deeplabv3_resnest50.yaml",
+}
+
+
+def parse(argv: Sequence[str]) -> tuple[RunConfig, str, bool]:
+    """Split the command line into the run's config, its folder, and whether it is resumed."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    helper = ArgumentParser(prog="train_seg.py", description=__doc__.strip().splitlines()[0], exit_on_error=False)
+    helper.add_argument("--dataset", help=f"train with the shipped config of a data set: {', '.join(DEFAULT_CONFIGS)}")
+    helper.add_argument("--config", help="train with this YAML file; every key below can be set in it")
+    helper.add_argument("--resume", help="continue the run in this folder, with its own config")
+    add_run_arguments(helper)
+    if "-h" in argv or "--help" in argv:
+        helper.print_help()
+        raise SystemExit(0)
+    chosen, overrides = _take(argv, ("--dataset", "--config", "--resume"))
+    dataset, config, resume = chosen["--dataset"], chosen["--config"], chosen["--resume"]
+    if resume is not None:
+        if dataset or config or overrides:
+            raise ConfigError("--resume takes the config in the run folder: no other option goes with it.")
+        return load_run_config(Path(resume) / "config.yaml"), resume, True
+    if dataset is not None and dataset not in DEFAULT_CONFIGS:
+        raise unknown_name("data set", dataset, DEFAULT_CONFIGS)
+    if (dataset is None) == (config is None):
+        raise ConfigError("give one of --dataset NAME, --config FILE or --resume FOLDER; --help shows every key.")
+    path = Path(config) if config is not None else DEFAULT_CONFIGS[str(dataset)]
+    run = load_run_config(path, overrides)
+    return run, run.output or f"runs/{path.stem}", False
+
+
+def _take(argv: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
+    """Take `--name value` and `--name=value` out of the words; the rest are overrides of config keys."""
+    taken: dict[str, str | None] = dict.fromkeys(names)
+    rest, words = [], iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in names:
+            rest.append(word)
+        elif not equals and (value := next(words, "")) == "":
+            raise ConfigError(f"{name} needs a value.")
+        else:
+            taken[name] = value
+    return taken, rest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train; returns the exit code."""
+    config, output, resume = parse(sys.argv[1:] if argv is None else argv)
+
+    import torch
+
+    from resnest_seg.checkpoint import segmenter_for
+    from resnest_seg.datasets import build_dataset
+    from resnest_seg.training import Trainer
+
+    train = build_dataset(config.data.dataset, root=config.data.root, split="train")
+    validation = build_dataset(config.data.dataset, root=config.data.root, split=config.eval.split)
+    torch.manual_seed(config.seed)
+    segmenter = segmenter_for(config, train.label_space)
+    trainer = Trainer(config, segmenter=segmenter, train=train, validation=validation, output=output, resume=resume)
+    if not trainer.fit():
+        print(f"stopped and saved. Continue with: python tools/train_seg.py --resume {output}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    print(f"done. Evaluate with: python tools/eval_seg.py --checkpoint {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_tool(main))
