@@ -37,7 +37,7 @@ class Canvas:
         self.height, self.width = height, width
         self.photo = np.zeros((self.height, self.width, 3), np.uint8)
         self.ids = np.zeros((self.height, self.width), np.uint8)
-        self.focal = 0.9 * self.width
+        self.focal = 1.15 * self.width
         self.horizon = self.height * self.between(0.38, 0.5)
         self.vanishing = self.width * self.between(0.36, 0.64)
         self.sun = self.between(-1.4, 1.4)

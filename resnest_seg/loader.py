@@ -97,6 +97,7 @@ def build_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # its own: a loader must not draw from the generator that decides dropout
     )
     for batch in loader:
         if isinstance(batch, DatasetError):
@@ -139,3 +140,4 @@ def _collate(samples: Sequence[Sample | DatasetError]) -> Batch | DatasetError:
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # one thread a worker: more would fight the others for the cores
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and a worker that is told to end must end

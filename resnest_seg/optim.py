@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import nn
 
 from resnest_seg.config import OptimConfig
-from resnest_seg.segmenter import Segmenter
 
 
-def build_optimizer(segmenter: Segmenter, config: OptimConfig) -> torch.optim.SGD:
-    """SGD with two parameter groups, the encoder and the heads, as the authors train.
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
+    """SGD with two parameter groups, what is named encoder.* and the rest, as the authors train.
 
     Each group carries `lr_factor`; `set_lr` multiplies it with the schedule.
     """
-    encoder = list(segmenter.encoder.parameters())
-    heads = [parameter for name, parameter in segmenter.named_parameters() if not name.startswith("encoder.")]
+    named = list(model.named_parameters())
+    encoder = [parameter for name, parameter in named if name.startswith("encoder.")]
+    heads = [parameter for name, parameter in named if not name.startswith("encoder.")]
     return torch.optim.SGD(
         [{"params": encoder, "lr_factor": 1.0}, {"params": heads, "lr_factor": config.head_lr_factor}],
         lr=config.lr,

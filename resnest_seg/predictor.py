@@ -12,12 +12,11 @@ from PIL import Image
 
 from resnest_seg.checkpoint import load_checkpoint
 from resnest_seg.errors import CheckpointError, ConfigError
-from resnest_seg.files import atomic_write
 from resnest_seg.inference import protocol as protocol_named
 from resnest_seg.labels import LabelSpace
 from resnest_seg.samples import read_image
 from resnest_seg.segmenter import Segmenter
-from resnest_seg.visualize import overlay, with_legend
+from resnest_seg.visualize import overlay, with_legend, write_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,28 +45,8 @@ class Prediction:
         return with_legend(picture, self.labels, self.label_space) if legend else picture
 
     def save(self, path: str | Path, *, ids: str = "raw") -> None:
-        """Write the labels as an 8-bit palette PNG: pixel values are ids, and viewers show the class colours.
-
-        Args:
-            path: A .png file; it is written atomically.
-            ids: "raw" for the data set's own ids, as in its mask files, or "train" for 0..K-1.
-
-        Raises:
-            ConfigError: Another ending or another kind of ids.
-        """
-        if Path(path).suffix.lower() != ".png":
-            raise ConfigError(f"labels are saved as .png, which keeps every id as it is; not as {path}.")
-        if ids not in ("raw", "train"):
-            raise ConfigError(f"ids must be 'raw' or 'train', not {ids!r}.")
-        values, palette = self.labels, self.label_space.palette
-        if ids == "raw":
-            values, every = self.label_space.decode(self.labels), np.arange(len(self.label_space), dtype=np.uint8)
-            palette = np.zeros_like(palette)
-            palette[self.label_space.decode(every)] = self.label_space.colors
-        picture = Image.fromarray(values).convert("P")
-        picture.putpalette(palette.tobytes())
-        with atomic_write(path) as temporary:
-            picture.save(temporary)
+        """Write the labels as a palette PNG of "raw" or "train" ids; see `resnest_seg.visualize.write_labels`."""
+        write_labels(path, self.labels, self.label_space, ids=ids)
 
 
 class Predictor:

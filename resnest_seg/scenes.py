@@ -77,7 +77,7 @@ def render_scene(seed: int, index: int, *, height: int, width: int) -> tuple[NDA
     light = _LIGHTS[scene.pick(len(_LIGHTS))]
     _sky(scene, light)
     _skyline(scene, light)
-    road, pavement = scene.between(3.2, 4.6), scene.between(2.2, 3.2)
+    road, pavement = scene.between(2.5, 3.3), scene.between(2.2, 3.0)
     _ground(scene, road, pavement)
     _things(scene, light, road, pavement)
     photo = cv2.resize(scene.photo, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
@@ -172,22 +172,22 @@ def _things(scene: Canvas, light: _Light, road: float, pavement: float) -> None:
             add(z + long, high, x, 1.5, _building(scene, x, z, long, high))
             z += long + gap
         for _ in range(2 + scene.pick(3)):
-            x, z, high = side * (edge + scene.between(-0.6, 0.6)), scene.between(7, 32), scene.between(3.5, 6.5)
+            x, z, high = side * (edge + scene.between(-0.6, 0.6)), scene.between(10, 28), scene.between(3.5, 6.5)
             add(z, high, x, 1.1, _tree(scene, x, z, high))
         for _ in range(1 + scene.pick(2)):
-            x, z = side * (road + scene.between(0.5, 0.9)), scene.between(7, 22)
-            add(z, 5.5, x, 0.12, _lamp(scene, x, z, side))
+            x, z = side * (road + scene.between(0.5, 0.9)), scene.between(9, 18)
+            add(z, 5.5, x, 0.2, _lamp(scene, x, z, side))
         for _ in range(1 + scene.pick(2)):
-            x, z = side * (road + scene.between(0.5, 1.2)), scene.between(6.5, 16)
+            x, z = side * (road + scene.between(0.5, 1.2)), scene.between(8.5, 14)
             add(z, 2.6, x, 0.2, _sign(scene, x, z))
-        for _ in range(1 + scene.pick(3)):
-            x, z = side * (road + scene.between(0.8, pavement - 0.2)), scene.between(6, 17)
+        for _ in range(2 + scene.pick(3)):
+            x, z = side * (road + scene.between(0.8, pavement - 0.2)), scene.between(8, 15)
             add(z, 1.7, x, 0.3, _person(scene, x, z))
         for _ in range(1 + scene.pick(3)):
-            x, z = side * (road * 0.5 + scene.between(-0.3, road * 0.5 - 1.1)), scene.between(8, 32)
+            x, z = side * (road * 0.5 + scene.between(-0.3, road * 0.5 - 1.1)), scene.between(8, 26)
             add(z, 1.4, x, 0.9, _car(scene, x, z))
-    if scene.chance(0.35):  # somebody crosses the street
-        x, z = scene.between(-road, road), scene.between(7, 13)
+    for _ in range(scene.pick(3)):  # people cross the street
+        x, z = scene.between(-road, road), scene.between(7, 14)
         add(z, 1.7, x, 0.3, _person(scene, x, z))
     for cast in shadows:
         cast()
@@ -252,16 +252,16 @@ def _lamp(scene: Canvas, x: float, z: float, side: int) -> Callable[[], None]:
     arm = x - side * 1.5
 
     def draw() -> None:
-        scene.card(x, z, [(-0.17, 0), (0.17, 0), (0.11, high), (-0.11, high)], metal, POLE)
-        scene.solid([(x, high, z), (arm, high + 0.2, z), (arm, high - 0.05, z), (x, high - 0.28, z)], metal, POLE)
-        scene.front((arm - 0.3, arm + 0.3), (high - 0.15, high + 0.1), z, (250, 240, 200), POLE)
+        scene.card(x, z, [(-0.24, 0), (0.24, 0), (0.17, high), (-0.17, high)], metal, POLE)
+        scene.solid([(x, high, z), (arm, high + 0.2, z), (arm, high - 0.15, z), (x, high - 0.4, z)], metal, POLE)
+        scene.front((arm - 0.4, arm + 0.4), (high - 0.25, high + 0.15), z, (250, 240, 200), POLE)
 
     return draw
 
 
 def _sign(scene: Canvas, x: float, z: float) -> Callable[[], None]:
     metal, kind = scene.vary((150, 152, 156)), scene.pick(4)
-    high, size = scene.between(2.2, 2.8), scene.between(0.42, 0.55)
+    high, size = scene.between(2.2, 2.8), scene.between(0.5, 0.7)
     red, white, blue, yellow, black = (204, 32, 38), (244, 244, 242), (30, 84, 176), (248, 200, 40), (40, 40, 44)
 
     def disc(share: float, color: Color) -> None:
@@ -287,7 +287,7 @@ def _sign(scene: Canvas, x: float, z: float) -> Callable[[], None]:
     )
 
     def draw() -> None:
-        scene.front((x - 0.09, x + 0.09), (0, high), z, metal, POLE)
+        scene.front((x - 0.13, x + 0.13), (0, high), z, metal, POLE)
         for shape, share, color in drawings[kind]:
             shape(share, color)
 

@@ -66,7 +66,10 @@ def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
         wanted = "fp32" if not gpu else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if wanted == "fp16" and not gpu:
         raise ConfigError("train.precision fp16 needs a GPU. Use auto, fp32 or bf16.")
-    engine = Accelerator(mixed_precision=PRECISIONS[wanted], log_with="tensorboard", project_dir=output)
+    try:
+        engine = Accelerator(mixed_precision=PRECISIONS[wanted], log_with="tensorboard", project_dir=output)
+    except ValueError as error:  # accelerate keeps one precision a process
+        raise ConfigError(f"train.precision {wanted} cannot be set up in this process: {error}") from None
     shares = config.train.accumulation * engine.num_processes
     if config.train.batch_size % shares:
         raise ConfigError(
@@ -288,12 +291,13 @@ class Trainer:
         self.engine.init_trackers(
             "tensorboard", config={key: str(value) for key, value in flatten(self.config).items()}
         )
+        precision = next(name for name, theirs in PRECISIONS.items() if theirs == self.engine.mixed_precision)
         self.console.print(
             f"{self.segmenter.description}, {len(self.validation.label_space)} classes; "
             f"{len(self.train)} training images, {self.config.train.epochs} epochs = {self.steps} steps of "
             f"{self.config.train.batch_size} images ({self.config.train.accumulation} micro-batches x "
-            f"{self.engine.num_processes} processes) on {self.engine.device}, {self.engine.mixed_precision}; "
-            f"run folder {self.output}"
+            f"{self.engine.num_processes} processes) on {self.engine.device}, {precision}; run folder {self.output}",
+            soft_wrap=True,
         )
 
     def _save(self, name: str, *, training: bool) -> None:

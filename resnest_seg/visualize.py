@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from resnest_seg.errors import ConfigError
 from resnest_seg.files import atomic_write
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
 
@@ -38,6 +39,32 @@ def write_png(path: str | Path, picture: Image) -> None:
     """Write an RGB picture [H, W, 3] as PNG, atomically."""
     with atomic_write(path) as temporary:
         PIL.Image.fromarray(picture).save(temporary)
+
+
+def write_labels(path: str | Path, labels: Labels, space: LabelSpace, *, ids: str) -> None:
+    """Write labels as an 8-bit palette PNG: pixel values are ids, and viewers show the class colours.
+
+    Args:
+        path: A .png file; it is written atomically.
+        labels: Train ids [H, W].
+        space: Their label space.
+        ids: "raw" for the data set's own ids, as in its mask files, or "train" for 0..K-1 and `IGNORE_LABEL`.
+
+    Raises:
+        ConfigError: Another ending, or another kind of ids.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise ConfigError(f"labels are saved as .png, which keeps every id as it is; not as {path}.")
+    if ids not in ("raw", "train"):
+        raise ConfigError(f"ids must be 'raw' or 'train', not {ids!r}.")
+    palette = space.palette
+    if ids == "raw":
+        labels, palette = space.decode(labels), np.zeros_like(palette)
+        palette[list(space.raw_ids)] = space.colors
+    picture = PIL.Image.fromarray(labels).convert("P")
+    picture.putpalette(palette.tobytes())
+    with atomic_write(path) as temporary:
+        picture.save(temporary)
 
 
 def error_map(labels: Labels, predictions: Labels) -> Image:

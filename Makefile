@@ -1,0 +1,37 @@
+# Everything works on a machine that has Python >= 3.11 and make; the rest goes into .venv.
+# PYTHON=python3.12 make ... chooses another interpreter.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test check setup clean
+
+demo: $(READY)  ## train on drawn street scenes, evaluate, draw; minutes on 2 CPU cores
+	rm -rf runs/demo
+	$(BIN)/python tools/train_seg.py --dataset synthetic --output runs/demo
+	$(BIN)/python tools/eval_seg.py --checkpoint runs/demo
+	$(BIN)/python datasets/prepare_synthetic.py --split test --count 4 --output runs/demo/photos
+	$(BIN)/python tools/predict_seg.py --checkpoint runs/demo runs/demo/photos/images --output runs/demo/predictions
+	@echo "Look at runs/demo/contact_sheet.png and runs/demo/predictions/*_overlay.png"
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## tests, lint, formatting, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+setup: $(READY)  ## only the environment
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "resnest_seg needs Python >= 3.11, this is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:  ## remove the environment and caches, never runs or data
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

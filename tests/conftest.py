@@ -1,0 +1,84 @@
+"""Fixtures: the real data where it is there, the tools as a user calls them, a run small enough for a test."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder with real photos, which is not part of the project."""
+    folder = Path(os.environ.get("RESNEST_SEG_TEST_DATA", PROJECT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no real photos here: RESNEST_SEG_TEST_DATA names their folder")
+    return folder
+
+
+@pytest.fixture
+def tool():
+    """Load a tool by name; its exit code is that of the real command line."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, PROJECT / "tools" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        from resnest_seg.errors import run_tool
+
+        return lambda *words: run_tool(lambda: module.main([str(word) for word in words]))
+
+    return load
+
+
+TINY = [
+    "--data.crop_size=64",
+    "--data.base_size=96",
+    "--data.workers=0",
+    "--train.epochs=1",
+    "--train.batch_size=2",
+    "--eval.limit=2",
+    "--eval.sheet=2",
+]
+"""Overrides that make a run of a shipped config fit into a test."""
+
+
+@pytest.fixture(scope="session")
+def tiny_space():
+    from resnest_seg.labels import LabelSpace
+
+    return LabelSpace(
+        name="tiny",
+        names=("sky", "road", "car"),
+        colors=((10, 20, 200), (90, 90, 90), (200, 30, 30)),
+        raw_ids=(1, 5, 7),
+        ignored_raw_ids=(0, 9),
+    )
+
+
+@pytest.fixture
+def small_dataset(tiny_space):
+    """Six pictures of noise and stripes of different sizes, in memory."""
+    import numpy as np
+
+    from resnest_seg.samples import Sample, SegmentationDataset
+
+    class Small(SegmentationDataset):
+        label_space, split = tiny_space, "train"
+
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, index):
+            random = np.random.default_rng(index)
+            image = random.integers(0, 256, (40 + index, 56, 3), dtype=np.uint8)
+            labels = random.integers(0, 3, (40 + index, 56), dtype=np.uint8)
+            labels[:3] = 255
+            return Sample(image, labels, f"sample {index}")
+
+    return Small()

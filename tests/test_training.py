@@ -1,0 +1,211 @@
+"""The loop: it learns, it resumes to the same bits, it stops before harm."""
+
+import dataclasses
+import json
+import signal
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from resnest_seg.checkpoint import BEST, CONFIG, LAST, Checkpoint, load_checkpoint
+from resnest_seg.config import (
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+    load_run_config,
+)
+from resnest_seg.errors import CheckpointError, ConfigError, ResNeStSegError
+from resnest_seg.samples import Sample
+from resnest_seg.segmenter import build_segmenter
+from resnest_seg.training import METRICS, SHEET, Trainer
+
+CONFIG_OF_TEST = RunConfig(
+    model=ModelConfig(encoder="resnest14_tiny", head="fcn"),
+    data=DataConfig(base_size=56, crop_size=32, workers=0),
+    optim=OptimConfig(lr=0.02, head_lr_factor=3),
+    train=TrainConfig(epochs=6, batch_size=2, validate_every=2, log_every=1),
+    eval=EvalConfig(sheet=2),
+)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_engine():
+    """accelerate keeps the state of the first engine of a process; a test is a process of its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def trainer(dataset, output, config=CONFIG_OF_TEST, *, resume=False, validation=None):
+    torch.manual_seed(config.seed)
+    segmenter = build_segmenter(config.model.encoder, head=config.model.head, num_classes=len(dataset.label_space))
+    return Trainer(
+        config, segmenter=segmenter, train=dataset, validation=validation or dataset, output=output, resume=resume
+    )
+
+
+def state(folder):
+    return Checkpoint.load(folder / LAST)
+
+
+def same_bits(first, second):
+    assert first.training.values == second.training.values
+    for ours, theirs in ((first.weights, second.weights), (first.training.tensors, second.training.tensors)):
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            assert torch.equal(value, theirs[key]), key
+
+
+def metrics(folder):
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_space):
+    """One complete run, whose files the tests look at."""
+    output = tmp_path_factory.mktemp("runs") / "complete"
+    assert trainer(Stripes(tiny_space), output).fit()
+    return output
+
+
+class Stripes:
+    """Six small pictures that can be learnt: the class is the colour."""
+
+    split = "train"
+
+    def __init__(self, space, interrupt_at=None):
+        self.label_space, self.reads, self.interrupt_at = space, 0, interrupt_at
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        self.reads += 1
+        if self.reads == self.interrupt_at:
+            signal.raise_signal(signal.SIGINT)
+        random = np.random.default_rng(index)
+        labels = random.integers(0, 3, (5, 7)).repeat(8, axis=0).repeat(8, axis=1).astype(np.uint8)
+        image = self.label_space.palette[labels] + random.integers(0, 20, (40, 56, 3)).astype(np.uint8)
+        labels[:2] = 255
+        return Sample(image, labels, f"stripes {index}")
+
+
+def test_the_run_folder_is_complete(finished, tiny_space):
+    assert {path.name for path in finished.iterdir()} == {CONFIG, LAST, BEST, METRICS, SHEET, "tensorboard"}
+    assert load_run_config(finished / CONFIG) == CONFIG_OF_TEST
+    lines = metrics(finished)
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 19))
+    assert [line["epoch"] for line in lines if line["kind"] == "validation"] == [2.0, 4.0, 6.0]
+    assert list((finished / "tensorboard").rglob("events.*"))
+    assert load_checkpoint(finished).label_space == tiny_space
+    best = max(line["mean_iou"] for line in lines if line["kind"] == "validation")
+    assert state(finished).training.values == {"step": 18, "best_mean_iou": best}
+
+
+def test_the_rate_follows_the_schedule(finished):
+    lines = [line for line in metrics(finished) if line["kind"] == "train"]
+    assert len(lines) == 18
+    for line in lines:
+        assert line["lr"] == pytest.approx(0.02 * (1 - (line["step"] - 1) / 18) ** 0.9)
+
+
+def test_it_learns(tiny_space, tmp_path):
+    """Colours can be learnt in seconds: the loss falls well below that of guessing, log(3) with its auxiliary part."""
+    config = dataclasses.replace(
+        CONFIG_OF_TEST,
+        data=DataConfig(base_size=56, crop_size=32, scale_min=1, scale_max=1, workers=0),
+        train=TrainConfig(epochs=30, batch_size=4, validate_every=30, log_every=1),
+    )
+    trainer(Stripes(tiny_space), tmp_path / "run", config).fit()
+    losses = [line["loss"] for line in metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert np.mean(losses[-5:]) < 0.6 * np.log(3) * 1.2
+
+
+def test_the_same_config_gives_the_same_bits(finished, tiny_space, tmp_path):
+    trainer(Stripes(tiny_space), tmp_path / "again").fit()
+    same_bits(state(tmp_path / "again"), state(finished))
+    assert metrics(tmp_path / "again") == metrics(finished)
+
+
+@pytest.mark.parametrize("reads", [5, 10, 17])
+def test_ctrl_c_and_resume_give_the_bits_of_a_run_that_was_not_stopped(finished, tiny_space, tmp_path, reads):
+    """Stopped in the middle of an epoch, once, then resumed: weights, optimiser, random state and metrics."""
+    output = tmp_path / "stopped"
+    stopped = trainer(Stripes(tiny_space, interrupt_at=reads), output, validation=Stripes(tiny_space))
+    assert not stopped.fit()
+    assert 0 < state(output).training.values["step"] < 18
+    torch.manual_seed(99)
+    torch.rand(7)
+    assert trainer(Stripes(tiny_space), output, resume=True).fit()
+    same_bits(state(output), state(finished))
+    assert metrics(output) == metrics(finished)
+
+
+def test_accumulation_sees_the_same_samples_and_labelled_pixels(tiny_space, tmp_path, monkeypatch):
+    """2 x 2 accumulated is 4: with batch norm in eval mode the gradients are those of the whole batch."""
+    updates = []
+    for parts in (1, 2):
+        config = dataclasses.replace(CONFIG_OF_TEST, train=TrainConfig(epochs=2, batch_size=4, accumulation=parts))
+        one = trainer(Stripes(tiny_space), tmp_path / f"run{parts}", config)
+        monkeypatch.setattr(one.model, "train", one.segmenter.eval)  # no dropout, fixed statistics: only sums differ
+        one.optimizer.step = lambda one=one: updates.append([p.grad.clone() for p in one.segmenter.head.parameters()])
+        batches = one._batches()
+        one._optimise([next(batches) for _ in range(parts)])
+    for whole, accumulated in zip(*updates, strict=True):
+        assert torch.allclose(whole, accumulated, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_folder_that_exists_is_not_touched(finished, tiny_space):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    with pytest.raises(CheckpointError, match=r"already exists.*--resume"):
+        trainer(Stripes(tiny_space), finished)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tiny_space, tmp_path):
+    one = trainer(Stripes(tiny_space), tmp_path / "run")
+    with torch.no_grad():
+        one.segmenter.head.conv5[4].bias.fill_(float("nan"))
+    before = [p.clone() for p in one.segmenter.encoder.parameters()]
+    with pytest.raises(ResNeStSegError, match=r"the loss is nan at step 0 .*stripes \d, stripes \d. Lower optim.lr"):
+        one.fit()
+    assert all(torch.equal(p, q) for p, q in zip(one.segmenter.encoder.parameters(), before, strict=True))
+    assert not (tmp_path / "run" / LAST).exists()
+
+
+@pytest.mark.parametrize(
+    ("train", "says"),
+    [
+        ({"precision": "fp8"}, "unknown train.precision 'fp8'"),
+        ({"batch_size": 3, "accumulation": 2}, r"train.batch_size \(3\) must be a multiple"),
+    ],
+)
+def test_impossible_configs(tiny_space, tmp_path, train, says):
+    with pytest.raises(ConfigError, match=says):
+        trainer(Stripes(tiny_space), tmp_path / "run", dataclasses.replace(CONFIG_OF_TEST, train=TrainConfig(**train)))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine can train in fp16")
+def test_fp16_needs_a_gpu(tiny_space, tmp_path):
+    config = dataclasses.replace(CONFIG_OF_TEST, train=TrainConfig(precision="fp16"))
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        trainer(Stripes(tiny_space), tmp_path / "run", config)
+
+
+def test_bf16_trains(tiny_space, tmp_path):
+    config = dataclasses.replace(CONFIG_OF_TEST, train=TrainConfig(epochs=1, batch_size=2, precision="bf16"))
+    assert trainer(Stripes(tiny_space), tmp_path / "run", config).fit()
+    assert all(np.isfinite(line.get("loss", 0)) for line in metrics(tmp_path / "run"))
+
+
+def test_weights_alone_cannot_be_resumed(finished, tiny_space, tmp_path):
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / LAST).write_bytes((finished / BEST).read_bytes())
+    with pytest.raises(CheckpointError, match="holds weights only"):
+        trainer(Stripes(tiny_space), output, resume=True)
