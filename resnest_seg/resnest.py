@@ -46,7 +46,7 @@ class EncoderSpec:
 
 
 SPECS: dict[str, EncoderSpec] = {
-    "resnest14_tiny": EncoderSpec((1, 1, 1, 1), stem_width=8, planes=8),  # ours, a quarter as wide: demos and tests
+    "resnest14_tiny": EncoderSpec((1, 1, 1, 1), stem_width=8, planes=8),  # ours, an eighth as wide: demos and tests
     "resnest14": EncoderSpec((1, 1, 1, 1)),
     "resnest26": EncoderSpec((2, 2, 2, 2)),
     "resnest50": EncoderSpec((3, 4, 6, 3)),

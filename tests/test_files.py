@@ -8,9 +8,14 @@ from resnest_seg.files import atomic_write
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "report.json"
     path.write_text("old")
-    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
-        temporary.write_text("half of the n")
-        raise RuntimeError("disk full")
+
+    def write():
+        with atomic_write(path) as temporary:
+            temporary.write_text("half of the n")
+            raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        write()
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
 

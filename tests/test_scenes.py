@@ -6,7 +6,11 @@ import numpy as np
 
 from resnest_seg.scenes import BORDER, render_scene
 
-CHECKSUMS = {}
+CHECKSUMS = {
+    (1, 0): (2183805808, 2646551820),
+    (2, 63): (998313172, 796708538),
+    (3, 7): (1653155433, 443596712),
+}
 """(seed, index) -> CRC-32 of photo and ids at 160 x 240: the same bytes on every machine."""
 
 

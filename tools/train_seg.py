@@ -19,7 +19,7 @@ from resnest_seg.errors import EXIT_INTERRUPTED, ConfigError, run_tool, unknown_
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_CONFIGS = {
-    "synthetic": CONFIGS / "synthetic_deeplabv3_resnest14_tiny.yaml",
+    "synthetic": CONFIGS / "synthetic_fcn_resnest14_tiny.yaml",
     "camvid": CONFIGS / "camvid_deeplabv3_resnest50.yaml",
     "ade20k": CONFIGS / "ade20k_deeplabv3_resnest50.yaml",
     "cityscapes": CONFIGS / "cityscapes_deeplabv3_resnest50.yaml",

@@ -1,0 +1,240 @@
+"""The tools as a user calls them: every shipped config, the way from training to overlay, and bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_data
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from conftest import PROJECT, TINY
+from PIL import Image
+
+from resnest_seg.checkpoint import BEST, LAST, Checkpoint
+from resnest_seg.datasets import Synthetic
+from resnest_seg.samples import read_image
+from resnest_seg.visualize import write_png
+
+
+@pytest.fixture(autouse=True)
+def _fresh_engine():
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on synthetic scenes, as short as possible, through the real command line."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    words = ["--dataset", "synthetic", "--output", str(folder), *TINY, "--train.batch_size=64"]
+    done = subprocess.run([sys.executable, PROJECT / "tools/train_seg.py", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "val mIoU" in done.stdout
+    assert f"python tools/eval_seg.py --checkpoint {folder}" in done.stdout
+    return folder
+
+
+@pytest.mark.parametrize("name", ["ade20k", "camvid", "cityscapes"])
+def test_shipped_configs_train_and_evaluate_on_the_real_layout(name, tool, tmp_path):
+    """With the full network; only sizes and lengths are smaller."""
+    root, output = fake_data.make(name, tmp_path / "data", count=2), tmp_path / "run"
+    data = ["--dataset", name, "--data.root", root]
+    assert tool("train_seg")(*data, "--output", output, *TINY) == 0
+    assert tool("eval_seg")("--checkpoint", output, "--limit", 1, "--workers", 0) == 0
+    report = json.loads((output / f"eval_{name}_val.json").read_text())
+    assert report["images"] == 1
+    assert report["dataset"] == name
+    assert "resnest50 deeplabv3, output stride 8, dilation encoding" in report["model"]
+
+
+def test_evaluate_prints_a_table_and_keeps_what_exists(run, tool, tmp_path, capsys):
+    output = tmp_path / "report.json"
+    words = ["--checkpoint", run, "--dataset", "synthetic", "--split", "test", "--limit", 3, "--output", output]
+    assert tool("eval_seg")(*words) == 0
+    text = capsys.readouterr().out
+    for part in ("sky", "person", "IoU", "accuracy", "share of pixels", "pixel accuracy", "synthetic test, 3 images"):
+        assert part in text
+    before = output.read_bytes()
+    assert json.loads(before)["split"] == "test"
+    assert tool("eval_seg")(*words) == 2
+    assert "already exists" in capsys.readouterr().err
+    assert tool("eval_seg")(*words, "--overwrite") == 0
+    assert output.read_bytes() == before
+
+
+def test_predict_writes_labels_and_overlays(run, tool, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    for index, place in enumerate(("a.png", "deep/a.png", "deep/b.jpg")):
+        write_png(photos / place, Synthetic("test", size=(50, 70))[index].image)
+    alone = tmp_path / "alone.png"
+    write_png(alone, Synthetic("test")[5].image)
+    words = ["--checkpoint", run, alone, photos, "--output", tmp_path / "out"]
+    assert tool("predict_seg")(*words) == 0
+    out = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png")}
+    stems = ("alone", "a", "deep/a", "deep/b")
+    assert out == {f"{stem}_{kind}.png" for stem in stems for kind in ("labels", "overlay")}
+    labels = np.array(Image.open(tmp_path / "out" / "alone_labels.png"))
+    assert labels.shape == (160, 240)
+    assert labels.max() < 10
+    assert read_image(tmp_path / "out" / "alone_overlay.png").shape[1] >= 240
+    assert tool("predict_seg")(*words) == 2
+    assert "already exists" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_other_classes(run, tool, tmp_path, capsys):
+    fake_data.make("camvid", tmp_path)
+    assert tool("eval_seg")("--checkpoint", run, "--dataset", "camvid", "--data.root", tmp_path) == 2
+    assert "the checkpoint has 10 classes (synthetic) and the data set camvid has 11" in capsys.readouterr().err
+
+
+def test_an_existing_run_folder_is_not_touched(run, tool, capsys):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert tool("train_seg")("--dataset", "synthetic", "--output", run, *TINY) == 2
+    assert "already exists" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+TRAIN, EVAL, PREDICT = "train_seg", "eval_seg", "predict_seg"
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "says"),
+    [
+        (TRAIN, [], "give one of --dataset NAME, --config FILE or --resume FOLDER"),
+        (TRAIN, ["--dataset"], "--dataset needs a value"),
+        (TRAIN, ["--dataset", "camvit"], "unknown data set 'camvit'. Did you mean 'camvid'?"),
+        (TRAIN, ["--dataset", "camvid", "--optim.rl", "1"], "unknown option '--optim.rl'. Did you mean '--optim.lr'?"),
+        (TRAIN, ["--dataset", "camvid", "--data.root", "{tmp}/no"], "data set camvid not found"),
+        (TRAIN, ["--dataset", "synthetic", "--model.encoder", "resnet14"], "unknown encoder 'resnet14'. Did you mean"),
+        (TRAIN, ["--dataset", "synthetic", "--eval.split", "vali"], "unknown split 'vali'. Did you mean 'val'?"),
+        (TRAIN, ["--config", "{tmp}/no.yaml"], "no config file {tmp}/no.yaml"),
+        (TRAIN, ["--resume", "{tmp}/no"], "no config file {tmp}/no/config.yaml"),
+        (TRAIN, ["--resume", "{tmp}/no", "--seed", "1"], "--resume takes the config in the run folder"),
+        (EVAL, ["--checkpoint", "{tmp}/no"], "no checkpoint {tmp}/no"),
+        (EVAL, ["--checkpoint", "{tmp}"], "is no run folder"),
+        (EVAL, ["--checkpoint", "{tmp}/junk.pth"], "{tmp}/junk.pth is no checkpoint, or a damaged one"),
+        (EVAL, ["--checkpoint", "{run}", "--limit", "0"], "--limit must be at least 1, not 0"),
+        (EVAL, ["--checkpoint", "{run}", "--protocols", "hole"], "unknown protocol 'hole'"),
+        (EVAL, ["--checkpoint", "{run}", "--device", "cuda:77"], "device 'cuda:77' cannot be used"),
+        (PREDICT, ["--checkpoint", "{run}", "{tmp}/no.jpg"], "no file or folder {tmp}/no.jpg"),
+        (PREDICT, ["--checkpoint", "{run}", "{tmp}/empty"], "folder {tmp}/empty holds no image"),
+        (PREDICT, ["--checkpoint", "{run}", "{tmp}/junk.jpg"], "cannot read {tmp}/junk.jpg"),
+        (PREDICT, ["--checkpoint", "{run}", "{tmp}/junk.jpg", "{tmp}/junk.pth"], "would both be written to"),
+        (PREDICT, ["--checkpoint", "{run}", "{tmp}/junk.jpg", "--alpha", "2"], "--alpha must lie in 0..1"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(name, words, says, tool, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for junk in ("junk.pth", "junk.jpg"):
+        (tmp_path / junk).write_text("not what it says")
+    before = sorted(tmp_path.rglob("*"))
+    assert tool(name)(*(word.format(tmp=tmp_path, run=run) for word in words)) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert says.format(tmp=tmp_path) in message
+    assert "Traceback" not in message
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("damage", ["mask gone", "mask of another size", "photo unreadable", "label out of range"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_data_stops_training_with_one_message(damage, workers, tool, tmp_path, capsys):
+    root = fake_data.make("camvid", tmp_path / "data", count=2)
+    mask, photo = root / "trainannot" / "0001TP_000001.png", root / "train" / "0001TP_000001.png"
+    match damage:
+        case "mask gone":
+            mask.unlink()
+        case "mask of another size":
+            fake_data.write(mask, np.zeros((9, 9), np.uint8))
+        case "photo unreadable":
+            photo.write_bytes(photo.read_bytes()[:100])
+        case "label out of range":
+            fake_data.write(mask, np.full(fake_data.SIZE, 77, np.uint8))
+    words = ["--dataset", "camvid", "--data.root", root, "--output", tmp_path / "run", *TINY]
+    words += ["--model.encoder", "resnest14_tiny", f"--data.workers={workers}"]
+    assert tool("train_seg")(*words) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert "0001TP_000001.png" in message
+
+
+def test_help_documents_every_key_without_loading_torch():
+    from resnest_seg.config import config_keys
+
+    code = (
+        "import runpy, sys; sys.argv = ['train_seg.py', '--help']\n"
+        "try: runpy.run_path(sys.path.pop(0), run_name='__main__')\n"
+        "except SystemExit as stop: print('exit', stop.code, 'torch' in sys.modules)"
+    )
+    code = code.replace("sys.path.pop(0)", repr(str(PROJECT / "tools/train_seg.py")))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "exit 0 False"
+    for key in config_keys():
+        assert f"--{key} " in done.stdout, key
+    for name in ("eval_seg", "predict_seg"):
+        done = subprocess.run([sys.executable, PROJECT / f"tools/{name}.py", "--help"], capture_output=True, text=True)
+        assert done.returncode == 0
+        assert "--checkpoint" in done.stdout
+
+
+def wait_for(path, process, seconds=120):
+    for _ in range(seconds * 10):
+        if path.exists() and path.read_text().strip():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    raise AssertionError(f"{path} did not appear")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path, workers):
+    """A real process group gets a real SIGINT, as from a terminal: the loader's workers get it too."""
+    folder = tmp_path / "run"
+    command = [sys.executable, PROJECT / "tools/train_seg.py"]
+    words = ["--dataset", "synthetic", *TINY, "--train.batch_size=8", "--output", folder, f"--data.workers={workers}"]
+    process = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               stdout=subprocess.DEVNULL)  # fmt: skip
+    wait_for(folder / "metrics.jsonl", process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130, message
+    assert f"stopped and saved. Continue with: python tools/train_seg.py --resume {folder}" in message
+    assert "Traceback" not in message
+    stopped_at = Checkpoint.load(folder / LAST).training.values["step"]
+    assert 0 < stopped_at < 64
+    done = subprocess.run([*command, "--resume", folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Checkpoint.load(folder / LAST).training.values["step"] == 64
+    assert (folder / BEST).exists()
+
+
+def test_two_processes_train_one_model(tmp_path):
+    """Under torchrun, without a GPU: one run folder, metrics written once, the batch shared."""
+    folder = tmp_path / "run"
+    words = ["--dataset", "synthetic", *TINY, "--train.batch_size=128", "--output", folder]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29513"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*launch, PROJECT / "tools/train_seg.py", *words], capture_output=True, text=True,
+                          env=environment)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["step"]) for line in lines] == [("train", 1), ("validation", 4)]
+    checkpoint = Checkpoint.load(folder / LAST)
+    assert all(torch.isfinite(value).all() for value in checkpoint.weights.values())
+    assert "2 processes" in " ".join(done.stdout.split())
+
+
+def test_prepare_synthetic_writes_photos_and_masks(tmp_path):
+    script = Path(PROJECT / "datasets/prepare_synthetic.py")
+    words = ["--split", "test", "--count", "2", "--output", tmp_path]
+    subprocess.run([sys.executable, script, *words], check=True, capture_output=True)
+    sample = Synthetic("test")[1]
+    assert np.array_equal(np.array(Image.open(tmp_path / "images" / "test_0001.png")), sample.image)
+    assert np.array_equal(np.array(Image.open(tmp_path / "masks" / "test_0001.png")), sample.labels)
