@@ -2,7 +2,6 @@
 
     tensors    model.<key>              the weights and buffers of the `Segmenter`
                optimizer.<i>.<name>     optional training state: the optimiser's, per parameter
-               random.<device>          optional training state: random generators
     metadata   format, config, label_space, training    strings, the last three are JSON
 
 Nothing in it can execute code. Files are written atomically.
@@ -40,7 +39,7 @@ class TrainingState:
 
     Attributes:
         values: Plain JSON values: the step, the best score.
-        tensors: The optimiser's and the random generators' states, by name.
+        tensors: The optimiser's state, by name.
     """
 
     values: Mapping[str, Any]

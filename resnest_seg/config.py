@@ -91,7 +91,7 @@ class TrainConfig:
     sync_bn: bool = True
     """Share batch statistics between processes (several GPU processes only)."""
     validate_every: int = 1
-    """Epochs between validations; the last epoch is always validated. Checkpoints are saved at the same moments."""
+    """Epochs between validations; the last epoch is always validated. The state is saved after every epoch."""
     log_every: int = 10
     """Optimiser steps between lines in metrics.jsonl and TensorBoard."""
 

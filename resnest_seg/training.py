@@ -1,7 +1,7 @@
 """The training loop: one function a screen long, the same for one process and for many.
 
-A step's work depends on (config, step) and the saved state alone: the samples on (seed, epoch, index), the learning
-rate on the step, dropout on the saved random state. So an interrupted run continues as if nothing had happened.
+A step's work depends on the config, the step and the saved state alone: the samples on (seed, epoch, index), the
+learning rate on the step, dropout on (seed, step, process). So an interrupted run continues as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from resnest_seg.losses import SegmentationLoss, labelled_pixels
 from resnest_seg.optim import build_optimizer, poly_lr, set_lr
 from resnest_seg.samples import SegmentationDataset
 from resnest_seg.segmenter import Segmenter
-from resnest_seg.transforms import TrainTransform
+from resnest_seg.transforms import TrainTransform, sample_seed
 from resnest_seg.visualize import contact_sheet, write_png
 
 METRICS, SHEET = "metrics.jsonl", "contact_sheet.png"
@@ -128,8 +128,7 @@ class Trainer:
         self.loss = SegmentationLoss(config.train.aux_weight)
         self.steps_per_epoch = max(len(train) // config.train.batch_size, 1)
         self.steps = config.train.epochs * self.steps_per_epoch
-        self.step, self.best_mean_iou = 0, -1.0
-        torch.manual_seed(config.seed + 1 + self.engine.process_index)  # dropout differs between processes
+        self.step, self.best_mean_iou, self.validated_step = 0, -1.0, 0
         if saved is not None:
             self._restore(saved)
 
@@ -148,6 +147,8 @@ class Trainer:
         with _StopSignal() as stop, self._progress() as progress:
             bar = progress.add_task("training", total=self.steps, completed=self.step, shown="")
             clock, since = time.perf_counter(), self.step
+            if self._validation_due():  # the run was killed between the last step of an epoch and its validation
+                self._validate(progress)
             while self.step < self.steps:
                 lr = poly_lr(self.step, steps=self.steps, lr=self.config.optim.lr, power=self.config.optim.power)
                 set_lr(self.optimizer, lr)
@@ -157,19 +158,21 @@ class Trainer:
                 progress.update(bar, advance=1, shown=f"loss {loss:.3f}  lr {lr:.2g}  {speed:.1f} images/s")
                 if self.step % self.config.train.log_every == 0 or self.step == 1:
                     self._log("train", {"loss": loss, "lr": lr, "images_per_second": speed})
+                stopping = self._any_process(stop.requested)
+                if stopping or self.step % self.steps_per_epoch == 0 or self.step == self.steps:
+                    self._save(LAST, training=True)
+                if stopping:
+                    break
                 if self._validation_due():
                     self._validate(progress)
-                    self._save(LAST, training=True)
                     clock, since = time.perf_counter(), self.step
-                elif self._any_process(stop.requested):
-                    self._save(LAST, training=True)
-                    break
         self.engine.end_training()
-        return self.step == self.steps
+        return self.step == self.validated_step == self.steps
 
     def _optimise(self, parts: list[Batch]) -> float:
         """One optimiser step over the micro-batches of the effective batch; returns its loss."""
         self.model.train()
+        torch.manual_seed(sample_seed(self.config.seed, self.step, self.engine.process_index))  # dropout's
         device, processes = self.engine.device, self.engine.num_processes
         pixels = sum((labelled_pixels(part.labels) for part in parts), torch.zeros((), dtype=torch.int64)).to(device)
         pixels = self.engine.reduce(pixels, reduction="sum")
@@ -221,7 +224,8 @@ class Trainer:
 
     def _validation_due(self) -> bool:
         every = self.config.train.validate_every * self.steps_per_epoch
-        return self.step % every == 0 or self.step == self.steps
+        due = self.step % every == 0 or self.step == self.steps
+        return due and self.step > self.validated_step
 
     def _validate(self, progress: Progress) -> None:
         """Evaluate the validation split, each process its share, and keep the best weights."""
@@ -255,6 +259,8 @@ class Trainer:
         if scores.mean_iou > self.best_mean_iou:
             self.best_mean_iou = scores.mean_iou
             self._save(BEST, training=False)
+        self.validated_step = self.step
+        self._save(LAST, training=True)
 
     def _draw(self, sheet: list[EvaluatedImage], report: EvalReport) -> None:
         if not sheet or not self.engine.is_main_process:
@@ -284,8 +290,9 @@ class Trainer:
                 temporary.write_text(to_yaml(self.config), encoding="utf-8")
             metrics = self.output / METRICS
             lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+            reached = {"train": self.step, "validation": self.validated_step}
+            kept = [line for line in lines if (entry := json.loads(line))["step"] <= reached[entry["kind"]]]
             with atomic_write(metrics) as temporary:
-                kept = [line for line in lines if json.loads(line)["step"] <= self.step]
                 temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self.engine.wait_for_everyone()
         self.engine.init_trackers(
@@ -308,29 +315,28 @@ class Trainer:
         self.engine.wait_for_everyone()
 
     def _training_state(self) -> TrainingState:
-        values: dict[str, Any] = {"step": self.step, "best_mean_iou": self.best_mean_iou}
+        values: dict[str, Any] = {
+            "step": self.step,
+            "best_mean_iou": self.best_mean_iou,
+            "validated_step": self.validated_step,
+        }
         if self.engine.scaler is not None:
             values["scaler"] = self.engine.scaler.state_dict()
-        tensors = optimizer_tensors(self.optimizer) | {"random.cpu": torch.get_rng_state()}
-        if self.engine.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.engine.device)
-        return TrainingState(values, tensors)
+        return TrainingState(values, optimizer_tensors(self.optimizer))
 
     def _restore(self, saved: Checkpoint) -> None:
-        """Take over weights, optimiser, random state and step of a checkpoint."""
+        """Take over weights, optimiser and step of a checkpoint."""
         if saved.training is None:
             raise CheckpointError(
                 f"{self.output / LAST} holds weights only and no training state: it cannot be resumed."
             )
         load_weights(self.segmenter, saved.weights)
-        values, tensors = saved.training.values, saved.training.tensors
-        restore_optimizer(self.optimizer, tensors)
+        values = saved.training.values
+        restore_optimizer(self.optimizer, saved.training.tensors)
         if self.engine.scaler is not None:
             self.engine.scaler.load_state_dict(values["scaler"])
-        torch.set_rng_state(tensors["random.cpu"])
-        if self.engine.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.engine.device)
-        self.step, self.best_mean_iou = int(values["step"]), float(values["best_mean_iou"])
+        self.step, self.validated_step = int(values["step"]), int(values["validated_step"])
+        self.best_mean_iou = float(values["best_mean_iou"])
 
     def _any_process(self, requested: bool) -> bool:
         """Whether a stop was requested anywhere: all processes must leave the loop at the same step."""

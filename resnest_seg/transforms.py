@@ -21,7 +21,7 @@ import albumentations as A
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """The seed of one sample's augmentation, 32 bits, well mixed."""
+    """The seed of one sample's augmentation (or of whatever three numbers identify), 32 bits, well mixed."""
     return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1)[0])
 
 

@@ -103,7 +103,7 @@ def test_the_run_folder_is_complete(finished, tiny_space):
     assert list((finished / "tensorboard").rglob("events.*"))
     assert load_checkpoint(finished).label_space == tiny_space
     best = max(line["mean_iou"] for line in lines if line["kind"] == "validation")
-    assert state(finished).training.values == {"step": 18, "best_mean_iou": best}
+    assert state(finished).training.values == {"step": 18, "best_mean_iou": best, "validated_step": 18}
 
 
 def test_the_rate_follows_the_schedule(finished):
@@ -140,6 +140,22 @@ def test_ctrl_c_and_resume_give_the_bits_of_a_run_that_was_not_stopped(finished,
     assert 0 < state(output).training.values["step"] < 18
     torch.manual_seed(99)
     torch.rand(7)
+    assert trainer(Stripes(tiny_space), output, resume=True).fit()
+    same_bits(state(output), state(finished))
+    assert metrics(output) == metrics(finished)
+
+
+def test_a_run_that_dies_in_its_validation_loses_nothing(finished, tiny_space, tmp_path):
+    """The state is saved before validation, and a resumed run validates first."""
+
+    class Deadly(Stripes):
+        def __getitem__(self, index):
+            raise KeyboardInterrupt
+
+    output = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        trainer(Stripes(tiny_space), output, validation=Deadly(tiny_space)).fit()
+    assert state(output).training.values == {"step": 6, "best_mean_iou": -1.0, "validated_step": 0}
     assert trainer(Stripes(tiny_space), output, resume=True).fit()
     same_bits(state(output), state(finished))
     assert metrics(output) == metrics(finished)
