@@ -107,7 +107,7 @@ class EvalConfig:
     limit: int | None = None
     """Validate on the first this many images only; null takes all."""
     sheet: int = 6
-    """Validation images drawn on the contact sheet of the run folder; 0 draws none."""
+    """Validation images, spread over the split, on the contact sheet of the run folder; 0 draws none."""
 
 
 @dataclasses.dataclass(frozen=True)

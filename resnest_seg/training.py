@@ -232,11 +232,14 @@ class Trainer:
         count = min(len(self.validation), self.config.eval.limit or len(self.validation))
         mine = range(self.engine.process_index, count, self.engine.num_processes)
         bar = progress.add_task("validating", total=len(mine), shown="")
+        # Spread over the split, because neighbours are often frames of one video.
+        apart = max(len(mine) // max(self.config.eval.sheet, 1), 1)
         sheet: list[EvaluatedImage] = []
+        places = itertools.count()
 
         def on_image(image: EvaluatedImage) -> None:
             progress.update(bar, advance=1, shown=f"mIoU {image.mean_iou:.3f}")
-            if len(sheet) < self.config.eval.sheet:
+            if next(places) % apart == 0 and len(sheet) < self.config.eval.sheet:
                 sheet.append(image)
 
         report = evaluate(
