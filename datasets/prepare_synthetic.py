@@ -28,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset = build_dataset("synthetic", split=options.split)
     if not 1 <= options.count <= len(dataset):
         raise ConfigError(f"--count must lie in 1..{len(dataset)} for split {options.split}, not {options.count}.")
+    existing = [folder for folder in ("images", "masks") if (Path(options.output) / folder).exists()]
+    if existing:
+        raise ConfigError(f"{Path(options.output) / existing[0]} already exists. Choose another --output.")
     for index in range(options.count):
         sample, name = dataset[index], f"{options.split}_{index:04d}.png"
         write_png(Path(options.output) / "images" / name, sample.image)

@@ -97,7 +97,9 @@ class Checkpoint:
             config = run_config_from_dict(json.loads(metadata["config"]))
             label_space = LabelSpace.from_dict(json.loads(metadata["label_space"]))
             values = json.loads(metadata["training"]) if "training" in metadata else None
-        except (SafetensorError, OSError, KeyError, json.JSONDecodeError, ConfigError, TypeError) as error:
+        except CheckpointError:
+            raise
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
             raise CheckpointError(f"{path} is no checkpoint, or a damaged one ({error}).") from None
         weights = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
         rest = {key: value for key, value in tensors.items() if not key.startswith("model.")}
@@ -123,7 +125,13 @@ def load_checkpoint(path: str | Path) -> Segmenter:
     Raises:
         CheckpointError: There is no checkpoint, it is damaged, or its weights do not fit its config.
     """
-    return Checkpoint.load(path).build()
+    path = find_checkpoint(path)
+    try:
+        return Checkpoint.load(path).build()
+    except ConfigError as error:
+        raise CheckpointError(f"{path} needs what this version does not have: {error}") from None
+    except CheckpointError as error:
+        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -7,6 +7,7 @@ checkpoint are all derived from them. This module imports no torch, so that `--h
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -135,6 +136,11 @@ def _check_values(config: RunConfig) -> None:
     positive += [f"train.{name}" for name in ("epochs", "batch_size", "accumulation", "validate_every", "log_every")]
     not_negative = ("data.workers", "optim.weight_decay", "train.aux_weight", "eval.sheet", "seed")
     flat = flatten(config)
+    for key, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key} must be a finite number, not {value}.")
+    if config.seed >= 2**63:
+        raise ConfigError(f"seed must be below 2 ** 63, not {config.seed}.")
     for key in positive:
         if not flat[key] > 0:
             raise ConfigError(f"{key} must be greater than 0, not {flat[key]}.")
@@ -188,7 +194,7 @@ def add_run_arguments(parser: ArgumentParser) -> None:
     parser.add_class_arguments(RunConfig)
 
 
-def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_run_config(path: str | Path, *, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run's YAML file and apply dotted overrides.
 
     Args:
@@ -250,6 +256,8 @@ def _check_keys(tree: Mapping[str, Any], where: str) -> None:
     keys = config_keys()
     groups = {key.partition(".")[0] for key in keys if "." in key}
     for group, values in tree.items():
+        if group in groups and not isinstance(values, Mapping):
+            raise ConfigError(f"{group} in {where} must be a mapping of its keys, not {values!r}.")
         names = [f"{group}.{name}" for name in values] if group in groups and isinstance(values, Mapping) else [group]
         for name in names:
             if name not in keys:

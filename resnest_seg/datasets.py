@@ -157,6 +157,8 @@ class Synthetic(SegmentationDataset):
         return self.count
 
     def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.count:
+            raise IndexError(index)  # what ends a for loop
         height, width = self.size
         image, raw = render_scene(self.seed, index, height=height, width=width)
         return Sample(image, self.label_space.encode(raw), f"synthetic {self.split} scene {index}")

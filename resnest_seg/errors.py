@@ -53,13 +53,19 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
 def run_tool(main: Callable[[], int]) -> int:
     """Run a tool's `main` and return the process's exit code.
 
-    A user's mistake becomes one message on standard error and exit code 2, without a traceback; an error of
-    ours keeps its traceback, because that is what a bug report needs.
+    A user's mistake, and a file that the system refuses, become one message on standard error and exit code 2, without
+    a traceback; an error of ours keeps its traceback, because that is what a bug report needs.
     """
     try:
         return main()
     except ResNeStSegError as error:
         print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except OSError as error:
+        if error.strerror is None:  # not the system's: a bug
+            raise
+        where = f"{error.filename2 or error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

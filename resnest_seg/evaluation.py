@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
 
-from resnest_seg.errors import CheckpointError
+from resnest_seg.errors import CheckpointError, DatasetError
 from resnest_seg.files import atomic_write
 from resnest_seg.inference import protocol
-from resnest_seg.loader import build_loader
+from resnest_seg.loader import Batch, build_loader
 from resnest_seg.metrics import ConfusionMatrix, Scores
 from resnest_seg.samples import SegmentationDataset
 from resnest_seg.segmenter import Segmenter
@@ -52,6 +52,7 @@ class EvalReport:
         images: Number of images evaluated.
         classes: Class names.
         scores: Protocol name -> scores.
+        checkpoint: The file that was evaluated, where one is known.
     """
 
     model: str
@@ -60,6 +61,7 @@ class EvalReport:
     images: int
     classes: tuple[str, ...]
     scores: dict[str, Scores]
+    checkpoint: str = ""
 
     def table(self) -> Table:
         """A table for people: per class IoU and accuracy by protocol and the share of pixels, then the means."""
@@ -114,7 +116,7 @@ def evaluate(
     Raises:
         CheckpointError: The model has other classes than the data set.
         ConfigError: Unknown protocol.
-        DatasetError: A sample cannot be read.
+        DatasetError: A sample cannot be read, or no pixel is labelled.
     """
     check_classes(segmenter, dataset)
     methods = {name: protocol(name) for name in protocols}
@@ -132,15 +134,14 @@ def evaluate(
             for name, matrix in matrices.items():
                 matrix.update(labels, predictions[name])
             if on_image is not None:
-                shown = predictions[protocols[0]].to("cpu", torch.uint8).numpy()
-                photo = batch.images[0].permute(1, 2, 0).numpy()
                 mean_iou = matrices[protocols[0]].scores().mean_iou
-                on_image(EvaluatedImage(photo, labels.numpy(), shown, batch.names[0], mean_iou))
+                on_image(_shown(batch, predictions[protocols[0]], mean_iou))
     images = torch.tensor(len(indices), device=device)
     if reduce is not None:
         images = reduce(images)
         for matrix in matrices.values():
             matrix.counts = reduce(matrix.counts)
+    _check_labelled(dataset, matrices.values())
     return EvalReport(
         model=segmenter.description,
         dataset=dataset.label_space.name,
@@ -168,6 +169,20 @@ def check_classes(segmenter: Segmenter, dataset: SegmentationDataset) -> None:
             f"class {label} = {own.names[label]!r} and the data set {needed.name} has {needed.names[label]!r} there"
         )
     raise CheckpointError(f"wrong classes: the checkpoint has {problem}. Evaluate on the data set it was trained on.")
+
+
+def _check_labelled(dataset: SegmentationDataset, matrices: Iterable[ConfusionMatrix]) -> None:
+    if not any(int(matrix.counts.sum()) for matrix in matrices):
+        raise DatasetError(
+            f"nothing to measure: no pixel of the {dataset.split} split of {dataset.label_space.name} has a label. "
+            "Test splits of public data sets often come without labels; evaluate on another split."
+        )
+
+
+def _shown(batch: Batch, predictions: Tensor, mean_iou: float) -> EvaluatedImage:
+    photo = batch.images[0].permute(1, 2, 0).numpy()
+    labels = predictions.to("cpu", torch.uint8).numpy()
+    return EvaluatedImage(photo, batch.labels[0].numpy(), labels, batch.names[0], mean_iou)
 
 
 def _predict(method: Callable[..., Tensor], segmenter: Segmenter, image: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ Shapes: N batch, C channels, H x W feature pixels, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -109,7 +111,15 @@ class DeepLabV3Head(nn.Module):
         return logits
 
 
-HEADS: tuple[str, ...] = ("fcn", "deeplabv3")
+def _fcn(in_channels: int, num_classes: int, output_stride: int) -> nn.Module:
+    return FCNHead(in_channels, num_classes)
+
+
+def _deeplabv3(in_channels: int, num_classes: int, output_stride: int) -> nn.Module:
+    return DeepLabV3Head(in_channels, num_classes, output_stride=output_stride)
+
+
+HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {"fcn": _fcn, "deeplabv3": _deeplabv3}
 
 
 def build_head(name: str, in_channels: int, num_classes: int, *, output_stride: int) -> nn.Module:
@@ -118,11 +128,9 @@ def build_head(name: str, in_channels: int, num_classes: int, *, output_stride: 
     Raises:
         ConfigError: Unknown name.
     """
-    if name == "fcn":
-        return FCNHead(in_channels, num_classes)
-    if name == "deeplabv3":
-        return DeepLabV3Head(in_channels, num_classes, output_stride=output_stride)
-    raise unknown_name("head", name, HEADS)
+    if name not in HEADS:
+        raise unknown_name("head", name, HEADS)
+    return HEADS[name](in_channels, num_classes, output_stride)
 
 
 def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from resnest_seg.checkpoint import load_checkpoint
 from resnest_seg.errors import CheckpointError, ConfigError
@@ -104,8 +104,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
     return device
 
@@ -113,7 +113,12 @@ def choose_device(name: str) -> torch.device:
 def _as_pixels(image: str | Path | NDArray[np.uint8] | Image.Image) -> NDArray[np.uint8]:
     if isinstance(image, str | Path):
         return read_image(image)
-    pixels = np.array(image.convert("RGB")) if isinstance(image, Image.Image) else image
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+    if isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = np.array(image.convert("RGB"))
+    pixels = image
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
         raise ConfigError(f"an image array must be RGB, uint8 [H, W, 3], not {pixels.dtype} {list(pixels.shape)}.")
     return np.ascontiguousarray(pixels)

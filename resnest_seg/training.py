@@ -10,15 +10,12 @@ import contextlib
 import itertools
 import json
 import math
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -33,7 +30,8 @@ from resnest_seg.checkpoint import (
     restore_optimizer,
 )
 from resnest_seg.config import RunConfig, flatten, to_yaml
-from resnest_seg.errors import CheckpointError, ConfigError, ResNeStSegError, unknown_name
+from resnest_seg.engine import PRECISIONS, StopSignal, accelerator_for, shares_statistics
+from resnest_seg.errors import CheckpointError, ResNeStSegError
 from resnest_seg.evaluation import EvalReport, EvaluatedImage, check_classes, evaluate
 from resnest_seg.files import atomic_write
 from resnest_seg.inference import protocol
@@ -48,35 +46,8 @@ from resnest_seg.visualize import contact_sheet, write_png
 METRICS, SHEET = "metrics.jsonl", "contact_sheet.png"
 """Names in a run folder: one JSON object a line, and the picture of validation images."""
 
-PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-"""Our names of precisions -> accelerate's."""
-
-
-def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
-    """The engine for the devices and processes at hand, with the config's precision.
-
-    Raises:
-        ConfigError: Unknown precision, one that the device lacks, or a batch that the processes cannot share.
-    """
-    wanted = config.train.precision
-    if wanted not in ("auto", *PRECISIONS):
-        raise unknown_name("train.precision", wanted, ("auto", *PRECISIONS))
-    gpu = torch.cuda.is_available()
-    if wanted == "auto":
-        wanted = "fp32" if not gpu else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if wanted == "fp16" and not gpu:
-        raise ConfigError("train.precision fp16 needs a GPU. Use auto, fp32 or bf16.")
-    try:
-        engine = Accelerator(mixed_precision=PRECISIONS[wanted], log_with="tensorboard", project_dir=output)
-    except ValueError as error:  # accelerate keeps one precision a process
-        raise ConfigError(f"train.precision {wanted} cannot be set up in this process: {error}") from None
-    shares = config.train.accumulation * engine.num_processes
-    if config.train.batch_size % shares:
-        raise ConfigError(
-            f"train.batch_size ({config.train.batch_size}) must be a multiple of train.accumulation x processes "
-            f"({config.train.accumulation} x {engine.num_processes})."
-        )
-    return engine
+MAY_CHANGE = ("output", "data.root", "data.workers", "train.log_every", "eval.sheet")
+"""Config keys that a resumed run may change, because they change no number."""
 
 
 class Trainer:
@@ -114,17 +85,17 @@ class Trainer:
             check_classes(segmenter, dataset)
         saved = Checkpoint.load(self.output / LAST) if resume else None
         if not resume and self.output.exists():
-            raise CheckpointError(
-                f"run folder {self.output} already exists. Choose another with --output, or continue that run with "
-                f"--resume {self.output}."
-            )
+            way_out = f", or continue that run with --resume {self.output}" if (self.output / LAST).exists() else ""
+            raise CheckpointError(f"run folder {self.output} already exists. Choose another with --output{way_out}.")
         self.engine = accelerator_for(config, self.output)
         self.console = Console(quiet=not self.engine.is_main_process)
         self.segmenter = segmenter
-        if config.train.sync_bn and self.engine.num_processes > 1 and self.engine.device.type == "cuda":
+        if shares_statistics(config, self.engine):
             self.segmenter = torch.nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)
         optimizer = build_optimizer(self.segmenter, config.optim)
-        self.model, self.optimizer = self.engine.prepare(self.segmenter, optimizer)
+        # The engine patches half precision into the module it is given: the segmenter itself stays as it is, so that
+        # validation computes what an evaluation of the saved file computes.
+        self.model, self.optimizer = self.engine.prepare(torch.nn.Sequential(self.segmenter), optimizer)
         self.loss = SegmentationLoss(config.train.aux_weight)
         self.steps_per_epoch = max(len(train) // config.train.batch_size, 1)
         self.steps = config.train.epochs * self.steps_per_epoch
@@ -144,7 +115,7 @@ class Trainer:
         """
         self._open_run()
         batches = self._batches()
-        with _StopSignal() as stop, self._progress() as progress:
+        with StopSignal() as stop, self._progress() as progress:
             bar = progress.add_task("training", total=self.steps, completed=self.step, shown="")
             clock, since = time.perf_counter(), self.step
             if self._validation_due():  # the run was killed between the last step of an epoch and its validation
@@ -294,13 +265,14 @@ class Trainer:
             metrics = self.output / METRICS
             lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
             reached = {"train": self.step, "validation": self.validated_step}
-            kept = [line for line in lines if (entry := json.loads(line))["step"] <= reached[entry["kind"]]]
+            kept = [line for line in lines if _is_reached(line, reached)]
             with atomic_write(metrics) as temporary:
                 temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self.engine.wait_for_everyone()
-        self.engine.init_trackers(
-            "tensorboard", config={key: str(value) for key, value in flatten(self.config).items()}
-        )
+        values = {key: str(value) for key, value in flatten(self.config).items()}
+        self.engine.init_trackers("tensorboard", values, init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
+        if self.step == 0:
+            self._save(LAST, training=True)  # from here on the folder can be resumed, whatever happens
         precision = next(name for name, theirs in PRECISIONS.items() if theirs == self.engine.mixed_precision)
         self.console.print(
             f"{self.segmenter.description}, {len(self.validation.label_space)} classes; "
@@ -333,13 +305,25 @@ class Trainer:
             raise CheckpointError(
                 f"{self.output / LAST} holds weights only and no training state: it cannot be resumed."
             )
+        before, now = flatten(saved.config), flatten(self.config)
+        changed = [f"{key} ({before[key]} -> {now[key]})" for key in now if now[key] != before[key]]
+        changed = [change for change in changed if change.split(" ")[0] not in MAY_CHANGE]
+        if changed:
+            raise CheckpointError(
+                f"{self.output / CONFIG} is not the config of this run any more: {', '.join(changed)}."
+            )
         load_weights(self.segmenter, saved.weights)
         values = saved.training.values
-        restore_optimizer(self.optimizer, saved.training.tensors)
-        if self.engine.scaler is not None:
-            self.engine.scaler.load_state_dict(values["scaler"])
-        self.step, self.validated_step = int(values["step"]), int(values["validated_step"])
-        self.best_mean_iou = float(values["best_mean_iou"])
+        try:
+            restore_optimizer(self.optimizer, saved.training.tensors)
+            if self.engine.scaler is not None:
+                self.engine.scaler.load_state_dict(values["scaler"])
+            self.step, self.validated_step = int(values["step"]), int(values["validated_step"])
+            self.best_mean_iou = float(values["best_mean_iou"])
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.output / LAST} cannot be resumed here: no or another state of {error}."
+            ) from None
 
     def _any_process(self, requested: bool) -> bool:
         """Whether a stop was requested anywhere: all processes must leave the loop at the same step."""
@@ -360,20 +344,10 @@ class Trainer:
         )
 
 
-class _StopSignal:
-    """Within this context, the first Ctrl-C or SIGTERM only sets `requested`; a second Ctrl-C raises as usual."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> _StopSignal:
-        self._before = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+def _is_reached(line: str, reached: dict[str, int]) -> bool:
+    """Whether a line of metrics.jsonl is whole, and not after the step that a resumed run continues from."""
+    try:
+        entry = json.loads(line)
+        return int(entry["step"]) <= reached[entry["kind"]]
+    except (ValueError, KeyError, TypeError):
+        return False  # the run died while writing it

@@ -59,7 +59,9 @@ class Bomb:
         return exec, ("raise SystemExit('executed')",)
 
 
-@pytest.mark.parametrize("kind", ["empty", "text", "truncated", "foreign", "pickle", "broken config", "unknown key"])
+@pytest.mark.parametrize(
+    "kind", ["empty", "text", "truncated", "foreign", "pickle", "broken config", "unknown key", "list", "colours"]
+)
 def test_what_is_no_checkpoint_is_refused_by_name(saved, kind):
     path, _, _ = saved
     data = path.read_bytes()
@@ -78,11 +80,24 @@ def test_what_is_no_checkpoint_is_refused_by_name(saved, kind):
             path.write_bytes(pickle.dumps(Bomb()))
         case "broken config":
             save_file(tensors, path, metadata)
+        case "list":
+            save_file(tensors, path, metadata | {"config": "[1]", "label_space": "{}"})
+        case "colours":
+            space = {"name": "x", "names": ["a"], "colors": [[1, 2]], "raw_ids": [1], "ignored_raw_ids": []}
+            save_file(tensors, path, metadata | {"label_space": json.dumps(space)})
         case "unknown key":
             save_file(tensors, path, metadata | {"config": json.dumps({"model": {"wings": 2}}), "label_space": "{}"})
     with pytest.raises(CheckpointError, match=r"no checkpoint|is no checkpoint, or a damaged one") as error:
         load_checkpoint(path)
     assert str(path) in str(error.value)
+
+
+def test_an_encoder_of_the_future_is_named_with_its_file(saved, tiny_space, tmp_path):
+    _, segmenter, _ = saved
+    config = RunConfig(model=ModelConfig(encoder="resnest999"))
+    Checkpoint(config, tiny_space, segmenter.state_dict()).save(tmp_path / "new.safetensors")
+    with pytest.raises(CheckpointError, match=r"new.safetensors needs what .* unknown encoder 'resnest999'"):
+        load_checkpoint(tmp_path / "new.safetensors")
 
 
 def test_missing_files_and_folders(tmp_path):

@@ -45,7 +45,7 @@ def test_a_config_survives_the_way_through_its_file(tmp_path):
 def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("optim: {lr: 0.5, power: 2}\ndata:\n  dataset: camvid\n")
-    config = load_run_config(path, ["--optim.lr", "0.25", "--eval.limit=3", "--model.aux_head=false"])
+    config = load_run_config(path, overrides=["--optim.lr", "0.25", "--eval.limit=3", "--model.aux_head=false"])
     assert (config.optim.lr, config.optim.power, config.data.dataset) == (0.25, 2, "camvid")
     assert (config.eval.limit, config.model.aux_head, config.optim.momentum) == (3, False, 0.9)
 
@@ -61,6 +61,9 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
         ("data:\n  flip: 1.5", "data.flip must lie in 0..1"),
         ("data:\n  scale_min: 3", "data.scale_max (2.0) is below data.scale_min (3.0)"),
         ("model:\n  output_stride: 7", "model.output_stride must be 8, 16 or 32, not 7"),
+        ("optim:\n  lr: .inf", "optim.lr must be a finite number, not inf"),
+        ("seed: 99999999999999999999999", "seed must be below 2 ** 63"),
+        ("model:", "model in {path} must be a mapping of its keys, not None"),
         ("eval:\n  limit: 0", "eval.limit must be at least 1 or null"),
         ("- a\n- b", "{path} must hold a mapping"),
         ("optim: [1, 2", "{path} is not valid YAML"),
@@ -87,7 +90,7 @@ def test_mistakes_on_the_command_line(tmp_path, words, says):
     path = tmp_path / "run.yaml"
     path.write_text("seed: 1")
     with pytest.raises(ConfigError) as error:
-        load_run_config(path, words)
+        load_run_config(path, overrides=words)
     assert says in str(error.value)
 
 

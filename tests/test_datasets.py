@@ -61,6 +61,8 @@ def test_synthetic_splits_share_no_scene():
     assert [len(dataset) for dataset in splits.values()] == [512, 64, 64]
     first = {dataset[index].image.tobytes() for dataset in splits.values() for index in range(8)}
     assert len(first) == 24
+    with pytest.raises(IndexError):
+        splits["val"][64]
 
 
 def test_the_root_comes_from_the_environment(tmp_path, monkeypatch):

@@ -21,6 +21,14 @@ def test_our_mistakes_keep_their_traceback():
         run_tool(main)
 
 
+def test_a_file_that_the_system_refuses_is_named(capsys):
+    def main():
+        raise PermissionError(13, "Permission denied", "/locked/report.json")
+
+    assert run_tool(main) == 2
+    assert capsys.readouterr().err == "error: /locked/report.json: Permission denied\n"
+
+
 def test_ctrl_c_and_success():
     def interrupted():
         raise KeyboardInterrupt

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from test_metrics import loop
 
-from resnest_seg.errors import CheckpointError
+from resnest_seg.errors import CheckpointError, DatasetError
 from resnest_seg.evaluation import evaluate
 from resnest_seg.segmenter import build_segmenter
 
@@ -74,6 +74,16 @@ def test_the_report_says_what_its_numbers_belong_to(segmenter, small_dataset, tm
     for part in ("sky", "road", "car", "tiny train, 6 images", "protocol: whole", "share of pixels"):
         assert part in text
     assert f"{100 * report.scores['whole'].mean_iou:.2f}" in text
+
+
+def test_a_split_without_labels_is_no_score_of_zero(segmenter, small_dataset):
+    class Unlabelled(type(small_dataset)):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            return sample._replace(labels=np.full_like(sample.labels, 255))
+
+    with pytest.raises(DatasetError, match="no pixel of the train split of tiny has a label"):
+        evaluate(segmenter, Unlabelled())
 
 
 def test_other_classes_are_refused(segmenter, small_dataset, tiny_space):

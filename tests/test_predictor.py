@@ -37,6 +37,16 @@ def test_a_file_an_array_and_a_pil_image_are_the_same(predictor, photo, tmp_path
         assert np.array_equal(prediction.image, photo)
 
 
+def test_turned_and_16_bit_pil_images_are_read_like_their_files(predictor, photo, tmp_path):
+    turned = Image.fromarray(photo)
+    turned.getexif()[0x0112] = 6  # to be turned by 90 degrees
+    turned.save(tmp_path / "turned.png", exif=turned.getexif())
+    Image.fromarray(photo[..., 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    for name in ("turned.png", "deep.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert np.array_equal(predictor(picture).image, predictor(tmp_path / name).image), name
+
+
 def test_scores_are_probabilities_whose_best_is_the_label(predictor, photo):
     prediction = predictor(photo)
     scores = prediction.scores()
@@ -64,6 +74,10 @@ def test_bad_input(predictor, tiny_space, tmp_path):
         predictor(np.zeros((3, 4)))
     with pytest.raises(DatasetError, match="cannot read"):
         predictor(tmp_path / "missing.jpg")
+    with pytest.raises(ConfigError, match=r"not uint8 \[0, 5, 3\]"):
+        predictor(np.zeros((0, 5, 3), np.uint8))
+    with pytest.raises(ConfigError, match="device 'meta' cannot be used"):
+        Predictor(predictor.segmenter, device="meta")
     with pytest.raises(ConfigError, match="device 'gpu' cannot be used"):
         Predictor(predictor.segmenter, device="gpu")
     with pytest.raises(ConfigError, match="unknown protocol"):

@@ -46,7 +46,8 @@ def test_shipped_configs_train_and_evaluate_on_the_real_layout(name, tool, tmp_p
     data = ["--dataset", name, "--data.root", root]
     assert tool("train_seg")(*data, "--output", output, *TINY) == 0
     assert tool("eval_seg")("--checkpoint", output, "--limit", 1, "--workers", 0) == 0
-    report = json.loads((output / f"eval_{name}_val.json").read_text())
+    report = json.loads((output / f"eval_{name}_val_first1.json").read_text())
+    assert report["checkpoint"] == str(output / BEST)
     assert report["images"] == 1
     assert report["dataset"] == name
     assert "resnest50 deeplabv3, output stride 8, dilation encoding" in report["model"]
@@ -86,6 +87,18 @@ def test_predict_writes_labels_and_overlays(run, tool, tmp_path, capsys):
     assert "already exists" in capsys.readouterr().err
 
 
+def test_a_bad_photo_does_not_stop_the_others(run, tool, tmp_path, monkeypatch, capsys):
+    """And a folder's own results are not taken for photos when it is segmented again."""
+    monkeypatch.chdir(tmp_path)
+    for index in range(2):
+        write_png(tmp_path / f"photo{index}.png", Synthetic("test", size=(40, 60))[index].image)
+    (tmp_path / "broken.jpg").write_bytes(b"no photo")
+    for extra in ([], ["--overwrite"]):
+        assert tool("predict_seg")("--checkpoint", run, ".", *extra) == 2
+        assert "2 photos segmented, 1 not:\n  cannot read broken.jpg" in capsys.readouterr().err
+    assert len(list((tmp_path / "predictions").iterdir())) == 4
+
+
 def test_a_checkpoint_of_other_classes(run, tool, tmp_path, capsys):
     fake_data.make("camvid", tmp_path)
     assert tool("eval_seg")("--checkpoint", run, "--dataset", "camvid", "--data.root", tmp_path) == 2
@@ -113,7 +126,7 @@ TRAIN, EVAL, PREDICT = "train_seg", "eval_seg", "predict_seg"
         (TRAIN, ["--dataset", "synthetic", "--model.encoder", "resnet14"], "unknown encoder 'resnet14'. Did you mean"),
         (TRAIN, ["--dataset", "synthetic", "--eval.split", "vali"], "unknown split 'vali'. Did you mean 'val'?"),
         (TRAIN, ["--config", "{tmp}/no.yaml"], "no config file {tmp}/no.yaml"),
-        (TRAIN, ["--resume", "{tmp}/no"], "no config file {tmp}/no/config.yaml"),
+        (TRAIN, ["--resume", "{tmp}/no"], "{tmp}/no is no run folder that can be resumed"),
         (TRAIN, ["--resume", "{tmp}/no", "--seed", "1"], "--resume takes the config in the run folder"),
         (EVAL, ["--checkpoint", "{tmp}/no"], "no checkpoint {tmp}/no"),
         (EVAL, ["--checkpoint", "{tmp}"], "is no run folder"),
@@ -121,6 +134,14 @@ TRAIN, EVAL, PREDICT = "train_seg", "eval_seg", "predict_seg"
         (EVAL, ["--checkpoint", "{run}", "--limit", "0"], "--limit must be at least 1, not 0"),
         (EVAL, ["--checkpoint", "{run}", "--protocols", "hole"], "unknown protocol 'hole'"),
         (EVAL, ["--checkpoint", "{run}", "--device", "cuda:77"], "device 'cuda:77' cannot be used"),
+        (TRAIN, ["--dataset", "synthetic", "--output", "{tmp}/junk.jpg/run"], "Not a directory"),
+        (
+            TRAIN,
+            ["--dataset", "synthetic", "--train.accumulation", "4"],
+            "leaves one image for each of 4 micro-batches",
+        ),
+        (EVAL, ["--checkpoint", "{run}", "--output", "{tmp}/empty"], "{tmp}/empty already exists"),
+        (PREDICT, ["--checkpoint", "{run}", ""], "an input is empty"),
         (PREDICT, ["--checkpoint", "{run}", "{tmp}/no.jpg"], "no file or folder {tmp}/no.jpg"),
         (PREDICT, ["--checkpoint", "{run}", "{tmp}/empty"], "folder {tmp}/empty holds no image"),
         (PREDICT, ["--checkpoint", "{run}", "{tmp}/junk.jpg"], "cannot read {tmp}/junk.jpg"),
@@ -219,7 +240,7 @@ def test_two_processes_train_one_model(tmp_path):
     """Under torchrun, without a GPU: one run folder, metrics written once, the batch shared."""
     folder = tmp_path / "run"
     words = ["--dataset", "synthetic", *TINY, "--train.batch_size=128", "--output", folder]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29513"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([*launch, PROJECT / "tools/train_seg.py", *words], capture_output=True, text=True,
                           env=environment)  # fmt: skip

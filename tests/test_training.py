@@ -20,6 +20,7 @@ from resnest_seg.config import (
     load_run_config,
 )
 from resnest_seg.errors import CheckpointError, ConfigError, ResNeStSegError
+from resnest_seg.evaluation import evaluate
 from resnest_seg.samples import Sample
 from resnest_seg.segmenter import build_segmenter
 from resnest_seg.training import METRICS, SHEET, Trainer
@@ -192,13 +193,53 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tiny_space, tmp_path)
     with pytest.raises(ResNeStSegError, match=r"the loss is nan at step 0 .*stripes \d, stripes \d. Lower optim.lr"):
         one.fit()
     assert all(torch.equal(p, q) for p, q in zip(one.segmenter.encoder.parameters(), before, strict=True))
-    assert not (tmp_path / "run" / LAST).exists()
+    assert state(tmp_path / "run").training.values["step"] == 0
+
+
+def test_a_config_that_was_edited_is_not_resumed(tiny_space, tmp_path):
+    output = tmp_path / "run"
+    assert not trainer(Stripes(tiny_space, interrupt_at=5), output, validation=Stripes(tiny_space)).fit()
+    edited = dataclasses.replace(CONFIG_OF_TEST, optim=OptimConfig(lr=0.5, head_lr_factor=3))
+    with pytest.raises(CheckpointError, match=r"not the config of this run any more: optim.lr \(0.02 -> 0.5\)"):
+        trainer(Stripes(tiny_space), output, edited, resume=True)
+    harmless = dataclasses.replace(CONFIG_OF_TEST, output="elsewhere")
+    assert trainer(Stripes(tiny_space), output, harmless, resume=True).fit()
+
+
+def test_a_line_that_was_half_written_is_dropped_on_resume(finished, tiny_space, tmp_path):
+    output = tmp_path / "run"
+    assert not trainer(Stripes(tiny_space, interrupt_at=5), output, validation=Stripes(tiny_space)).fit()
+    with open(output / METRICS, "a") as file:
+        file.write('{"kind": "train", "st')
+    assert trainer(Stripes(tiny_space), output, resume=True).fit()
+    assert metrics(output) == metrics(finished)
+
+
+def test_a_run_that_dies_in_its_first_step_can_be_resumed(finished, tiny_space, tmp_path):
+    output = tmp_path / "run"
+    broken = trainer(Stripes(tiny_space), output)
+    broken.loss = None
+    with pytest.raises(TypeError):
+        broken.fit()
+    assert trainer(Stripes(tiny_space), output, resume=True).fit()
+    same_bits(state(output), state(finished))
+
+
+def test_validation_is_what_an_evaluation_of_the_saved_file_computes(tiny_space, tmp_path):
+    """Also when training runs in half precision."""
+    config = dataclasses.replace(
+        CONFIG_OF_TEST, train=TrainConfig(epochs=1, batch_size=2, precision="bf16"), eval=EvalConfig(split="train")
+    )
+    trainer(Stripes(tiny_space), tmp_path / "run", config).fit()
+    report = evaluate(load_checkpoint(tmp_path / "run" / BEST), Stripes(tiny_space))
+    assert report.scores["whole"].mean_iou == state(tmp_path / "run").training.values["best_mean_iou"]
 
 
 @pytest.mark.parametrize(
     ("train", "says"),
     [
         ({"precision": "fp8"}, "unknown train.precision 'fp8'"),
+        ({"batch_size": 4, "accumulation": 4}, "leaves one image for each of 4 micro-batches x 1 processes"),
         ({"batch_size": 3, "accumulation": 2}, r"train.batch_size \(3\) must be a multiple"),
     ],
 )

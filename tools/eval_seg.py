@@ -7,6 +7,8 @@ python tools/eval_seg.py --checkpoint runs/my_run --dataset camvid --data.root /
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +30,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", help="the JSON report (default: eval_DATASET_SPLIT.json beside the checkpoint)")
     parser.add_argument("--overwrite", action="store_true", help="replace the report if it exists")
     return parser.parse_args(argv)
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above `path` that exists."""
+    return next(folder for folder in path.absolute().parents if folder.exists())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,10 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = options.dataset or data.dataset
     root = options.root or (data.root if name == data.dataset else None)
     dataset = build_dataset(name, root=root, split=split)
-    beside = find_checkpoint(options.checkpoint).parent / f"eval_{name}_{split}.json"
+    first = f"_first{options.limit}" if options.limit else ""
+    beside = find_checkpoint(options.checkpoint).parent / f"eval_{name}_{split}{first}.json"
     output = Path(options.output) if options.output else beside
     if output.exists() and not options.overwrite:
         raise CheckpointError(f"report {output} already exists. Choose another --output, or pass --overwrite.")
+    if output.is_dir() or not os.access(existing_parent(output), os.W_OK):
+        raise CheckpointError(f"cannot write the report to {output}. Choose another file with --output.")
     count = min(len(dataset), options.limit or len(dataset))
     with Progress(transient=True) as progress:
         bar = progress.add_task("evaluating", total=count)
@@ -67,8 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             workers=options.workers,
             on_image=lambda image: progress.update(bar, advance=1, description=f"mIoU {image.mean_iou:.3f}"),
         )
-    report.save(output)
+    report = dataclasses.replace(report, checkpoint=str(find_checkpoint(options.checkpoint)))
     Console().print(report.table())
+    report.save(output)
     print(f"report: {output}", file=sys.stderr)
     return 0
 

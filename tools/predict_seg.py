@@ -35,9 +35,12 @@ def plan(inputs: Sequence[str], output: Path, suffixes: Sequence[str]) -> dict[P
     """
     places: dict[Path, Path] = {}
     for word in inputs:
+        if not word:
+            raise ConfigError("an input is empty: is a shell variable not set?")
         path = Path(word)
         if path.is_dir():
-            found = sorted(photo for photo in path.rglob("*") if photo.suffix.lower() in suffixes and photo.is_file())
+            photos = (photo for photo in path.rglob("*") if photo.suffix.lower() in suffixes and photo.is_file())
+            found = sorted(photo for photo in photos if output.resolve() not in photo.resolve().parents)
             if not found:
                 raise DatasetError(f"folder {path} holds no image ({', '.join(suffixes)}).")
             places |= {photo: output / photo.relative_to(path).with_suffix("") for photo in found}
@@ -74,10 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if path.exists() and not options.overwrite:
                 raise ConfigError(f"{path} already exists. Choose another --output, or pass --overwrite.")
     predictor = Predictor.from_checkpoint(options.checkpoint, device=options.device, protocol=options.protocol)
+    bad: list[str] = []
     for photo, place in track(places.items(), description="segmenting", transient=True):
-        prediction = predictor(photo)
+        try:
+            prediction = predictor(photo)
+        except DatasetError as error:  # the others are done all the same
+            bad.append(str(error))
+            continue
         prediction.save(place.with_name(f"{place.name}_labels.png"), ids=options.ids)
         write_png(place.with_name(f"{place.name}_overlay.png"), prediction.overlay(options.alpha))
+    if bad:
+        raise DatasetError(f"{len(places) - len(bad)} photos segmented, {len(bad)} not:\n  " + "\n  ".join(bad))
     print(f"{len(places)} photos segmented into {options.output}/*_labels.png and *_overlay.png")
     return 0
 

@@ -8,6 +8,7 @@ python tools/train_seg.py --resume runs/my_run
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from resnest_seg.config import RunConfig, add_run_arguments, load_run_config
-from resnest_seg.errors import EXIT_INTERRUPTED, ConfigError, run_tool, unknown_name
+from resnest_seg.errors import EXIT_INTERRUPTED, CheckpointError, ConfigError, run_tool, unknown_name
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_CONFIGS = {
@@ -42,13 +43,15 @@ def parse(argv: Sequence[str]) -> tuple[RunConfig, str, bool]:
     if resume is not None:
         if dataset or config or overrides:
             raise ConfigError("--resume takes the config in the run folder: no other option goes with it.")
+        if not (Path(resume) / "config.yaml").is_file():
+            raise CheckpointError(f"{resume} is no run folder that can be resumed: it has no config.yaml.")
         return load_run_config(Path(resume) / "config.yaml"), resume, True
     if dataset is not None and dataset not in DEFAULT_CONFIGS:
         raise unknown_name("data set", dataset, DEFAULT_CONFIGS)
     if (dataset is None) == (config is None):
         raise ConfigError("give one of --dataset NAME, --config FILE or --resume FOLDER; --help shows every key.")
     path = Path(config) if config is not None else DEFAULT_CONFIGS[str(dataset)]
-    run = load_run_config(path, overrides)
+    run = load_run_config(path, overrides=overrides)
     return run, run.output or f"runs/{path.stem}", False
 
 
@@ -82,10 +85,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(config.seed)
     segmenter = segmenter_for(config, train.label_space)
     trainer = Trainer(config, segmenter=segmenter, train=train, validation=validation, output=output, resume=resume)
-    if not trainer.fit():
-        print(f"stopped and saved. Continue with: python tools/train_seg.py --resume {output}", file=sys.stderr)
+    try:
+        finished = trainer.fit()
+    except KeyboardInterrupt:
+        finished = False
+    if trainer.engine.is_main_process:
+        folder = shlex.quote(str(output))
+        if finished:
+            print(f"done. Evaluate with: python tools/eval_seg.py --checkpoint {folder}")
+        else:
+            print(f"stopped and saved. Continue with: python tools/train_seg.py --resume {folder}", file=sys.stderr)
+    if not finished:
         return EXIT_INTERRUPTED
-    print(f"done. Evaluate with: python tools/eval_seg.py --checkpoint {output}")
     return 0
 
 
