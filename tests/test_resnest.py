@@ -125,10 +125,13 @@ def test_parameter_counts_are_the_published_ones():
         assert abs(count / 1e6 - millions) < 0.05, name
 
 
-def test_all_specs_build():
-    for name in SPECS:
+def test_all_specs_build_with_their_depths_and_widths():
+    for name, spec in SPECS.items():
         with torch.device("meta"):
-            build_encoder(name, output_stride=8, dilation="encoding")
+            encoder = build_encoder(name, output_stride=8, dilation="encoding")
+        stages = (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)
+        assert tuple(len(stage) for stage in stages) == spec.depths, name
+        assert encoder.channels == tuple(spec.planes * 4 * 2**stage for stage in range(4)), name
 
 
 @pytest.mark.parametrize(
