@@ -13,7 +13,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnest_seg.checkpoint import load_checkpoint as load_checkpoint
     from resnest_seg.config import RunConfig as RunConfig
     from resnest_seg.config import load_run_config as load_run_config
     from resnest_seg.datasets import ADE20K as ADE20K
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from resnest_seg.errors import CheckpointError as CheckpointError
     from resnest_seg.errors import ConfigError as ConfigError
     from resnest_seg.errors import DatasetError as DatasetError
+    from resnest_seg.errors import DownloadError as DownloadError
     from resnest_seg.errors import ExportError as ExportError
     from resnest_seg.errors import ResNeStSegError as ResNeStSegError
     from resnest_seg.evaluation import EvalReport as EvalReport
@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from resnest_seg.metrics import Scores as Scores
     from resnest_seg.predictor import Prediction as Prediction
     from resnest_seg.predictor import Predictor as Predictor
+    from resnest_seg.segmenter import LoadReport as LoadReport
     from resnest_seg.segmenter import Segmenter as Segmenter
     from resnest_seg.segmenter import SegmenterOutput as SegmenterOutput
     from resnest_seg.segmenter import build_segmenter as build_segmenter
     from resnest_seg.training import Trainer as Trainer
+    from resnest_seg.zoo import load_checkpoint as load_checkpoint
 
 _HOMES = {
     "ADE20K": "datasets",
@@ -48,10 +50,12 @@ _HOMES = {
     "ConfigError": "errors",
     "ConfusionMatrix": "metrics",
     "DatasetError": "errors",
+    "DownloadError": "errors",
     "EvalReport": "evaluation",
     "ExportError": "errors",
     "IGNORE_LABEL": "labels",
     "LabelSpace": "labels",
+    "LoadReport": "segmenter",
     "Prediction": "predictor",
     "Predictor": "predictor",
     "ResNeStSegError": "errors",
@@ -64,7 +68,7 @@ _HOMES = {
     "build_loader": "loader",
     "build_segmenter": "segmenter",
     "evaluate": "evaluation",
-    "load_checkpoint": "checkpoint",
+    "load_checkpoint": "zoo",
     "load_run_config": "config",
     "whole": "inference",
 }

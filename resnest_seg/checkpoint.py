@@ -2,7 +2,7 @@
 
     tensors    model.<key>              the weights and buffers of the `Segmenter`
                optimizer.<i>.<name>     optional training state: the optimiser's, per parameter
-    metadata   format, config, label_space, training    strings, the last three are JSON
+    metadata   format, num_classes, and as JSON config, label_space, training
 
 Nothing in it can execute code. Files are written atomically.
 """
@@ -21,10 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from resnest_seg.config import RunConfig, run_config_from_dict
-from resnest_seg.errors import CheckpointError, ConfigError
+from resnest_seg.errors import CheckpointError
 from resnest_seg.files import atomic_write
 from resnest_seg.labels import LabelSpace
-from resnest_seg.segmenter import Segmenter, build_segmenter
 
 FORMAT = "resnest_seg/1"
 """Value of the metadata key `format`."""
@@ -52,15 +51,22 @@ class Checkpoint:
 
     Attributes:
         config: The whole resolved config of the run.
-        label_space: The classes, in the order of the model's outputs.
+        label_space: The classes, in the order of the model's outputs; None for an image classifier.
         weights: The state dict of the `Segmenter`.
         training: None in files that are meant for inference only.
+        num_classes: K; that of the label space where there is one.
     """
 
     config: RunConfig
-    label_space: LabelSpace
+    label_space: LabelSpace | None
     weights: Mapping[str, Tensor]
     training: TrainingState | None = None
+    num_classes: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.label_space is not None or self.num_classes
+        if self.label_space is not None:
+            object.__setattr__(self, "num_classes", len(self.label_space))
 
     def save(self, path: str | Path) -> None:
         """Write the file atomically."""
@@ -68,7 +74,8 @@ class Checkpoint:
         metadata = {
             "format": FORMAT,
             "config": json.dumps(dataclasses.asdict(self.config)),
-            "label_space": json.dumps(self.label_space.to_dict()),
+            "label_space": json.dumps(None if self.label_space is None else self.label_space.to_dict()),
+            "num_classes": str(self.num_classes),
         }
         if self.training is not None:
             tensors |= self.training.tensors
@@ -95,7 +102,9 @@ class Checkpoint:
                     )
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
             config = run_config_from_dict(json.loads(metadata["config"]))
-            label_space = LabelSpace.from_dict(json.loads(metadata["label_space"]))
+            classes = json.loads(metadata["label_space"])
+            label_space = None if classes is None else LabelSpace.from_dict(classes)
+            num_classes = int(metadata["num_classes"]) if classes is None else 0
             values = json.loads(metadata["training"]) if "training" in metadata else None
         except CheckpointError:
             raise
@@ -103,35 +112,8 @@ class Checkpoint:
             raise CheckpointError(f"{path} is no checkpoint, or a damaged one ({error}).") from None
         weights = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
         rest = {key: value for key, value in tensors.items() if not key.startswith("model.")}
-        return cls(config, label_space, weights, None if values is None else TrainingState(values, rest))
-
-    def build(self) -> Segmenter:
-        """The model with these weights, in eval mode, with `label_space` and `config` set.
-
-        Raises:
-            CheckpointError: The weights do not fit the config or the label space.
-        """
-        segmenter = segmenter_for(self.config, self.label_space)
-        load_weights(segmenter, self.weights)
-        return segmenter.eval()
-
-
-def load_checkpoint(path: str | Path) -> Segmenter:
-    """Load a model for inference: a checkpoint file, or a run folder (its best checkpoint, else its last).
-
-    Returns:
-        The model in eval mode on the CPU; `.label_space` names its classes, `.config` says how it was trained.
-
-    Raises:
-        CheckpointError: There is no checkpoint, it is damaged, or its weights do not fit its config.
-    """
-    path = find_checkpoint(path)
-    try:
-        return Checkpoint.load(path).build()
-    except ConfigError as error:
-        raise CheckpointError(f"{path} needs what this version does not have: {error}") from None
-    except CheckpointError as error:
-        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+        state = None if values is None else TrainingState(values, rest)
+        return cls(config, label_space, weights, state, num_classes)
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -149,42 +131,6 @@ def find_checkpoint(path: str | Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise CheckpointError(f"{path} is no run folder, or a run that has not saved yet: it has no {BEST} and no {LAST}.")
-
-
-def segmenter_for(config: RunConfig, label_space: LabelSpace) -> Segmenter:
-    """A model with fresh weights as a config describes it, for the classes of a label space."""
-    segmenter = build_segmenter(
-        config.model.encoder,
-        head=config.model.head,
-        num_classes=len(label_space),
-        output_stride=config.model.output_stride,
-        dilation=config.model.dilation,
-        aux_head=config.model.aux_head,
-    )
-    segmenter.config, segmenter.label_space = config, label_space
-    return segmenter
-
-
-def load_weights(segmenter: Segmenter, weights: Mapping[str, Tensor]) -> None:
-    """Copy a state dict into a model, every key of which must be there with the right shape, and no other.
-
-    Raises:
-        CheckpointError: It does not fit; names the first keys of each kind, and the classes if those differ.
-    """
-    own = segmenter.state_dict()
-    problems = {
-        "missing": [key for key in own if key not in weights],
-        "unexpected": [key for key in weights if key not in own],
-        "of another shape": [
-            f"{key} {list(weights[key].shape)} instead of {list(value.shape)}"
-            for key, value in own.items()
-            if key in weights and weights[key].shape != value.shape
-        ],
-    }
-    found = [f"{len(keys)} {kind}, first {keys[0]}" for kind, keys in problems.items() if keys]
-    if found:
-        raise CheckpointError(f"the weights do not fit the model: {'; '.join(found)}.")
-    segmenter.load_state_dict(dict(weights))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -26,15 +26,37 @@ class ModelConfig:
     """The network; the number of classes comes from the data set's label space."""
 
     encoder: str = "resnest50"
-    """Encoder: resnest14_tiny, resnest14, resnest26, resnest50, resnest101, resnest200 or resnest269."""
+    """Encoder: resnest14, 26, 50, 101, 200 or 269, resnest14_tiny, resnest50_fast_1s1x64d (2s1x64d, 4s1x64d, 1s2x40d,
+    2s2x40d, 4s2x40d, 1s4x24d), resnet50, 101 or 152, the same with s (deep stem), resnet50d, resnext50_32x4d,
+    resnext101_32x8d, or smp:NAME, any encoder of segmentation-models-pytorch."""
     head: str = "deeplabv3"
-    """Decoder on the last stage: fcn or deeplabv3."""
+    """Decoder: fcn or deeplabv3, in family mmseg also pspnet and deeplabv3plus, or smp:NAME with unet, unetplusplus,
+    manet, linknet, fpn, pspnet, deeplabv3, deeplabv3plus, pan, upernet or segformer."""
+    family: str = "encoding"
+    """Whose form the heads have, and how logits are resized: encoding (the authors' code, aligned corners) or mmseg
+    (mmsegmentation, wider heads, corners not aligned)."""
     output_stride: int = 8
     """Input pixels per step of the last feature map: 8, 16 or 32."""
     dilation: str = "encoding"
-    """Which network the dilated weights belong to (the variants load each other's weights silently): encoding."""
+    """Which network the dilated weights belong to (the variants load each other's weights silently): encoding, mmseg
+    or timm."""
     aux_head: bool = True
     """Train an auxiliary FCN head on the third stage."""
+    in_channels: int = 3
+    """Channels of the images. The data sets here have 3."""
+    encoder_weights: str | None = None
+    """What the encoder starts from: imagenet (published weights, downloaded once), a weight file of any published
+    format, the name of a published checkpoint (tools/zoo_seg.py lists them), or null for fresh weights."""
+    drop_block: float = 0.0
+    """Share of pixels that DropBlock clears in the last two stages while training."""
+    drop_path: float = 0.0
+    """Share of images that skip the last residual block while training, less for earlier ones (stochastic depth)."""
+    zero_gamma: bool = False
+    """Start with a zero weight in the last norm of every residual branch, so that blocks start as the identity."""
+    rectify: str = "none"
+    """Correct padded convolutions at the border: none, rectify or rectify_avg. Another network, equal weights."""
+    checkpointing: bool = False
+    """Keep only the blocks' inputs for the backward pass and compute the rest twice: less memory, more time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +153,8 @@ class RunConfig:
 
 def _check_values(config: RunConfig) -> None:
     """Refuse values that have the right type and make no sense; names are checked where they are looked up."""
-    positive = [f"data.{name}" for name in ("base_size", "crop_size", "scale_min")]
+    positive = ["model.in_channels"]
+    positive += [f"data.{name}" for name in ("base_size", "crop_size", "scale_min")]
     positive += [f"optim.{name}" for name in ("lr", "head_lr_factor", "power")]
     positive += [f"train.{name}" for name in ("epochs", "batch_size", "accumulation", "validate_every", "log_every")]
     not_negative = ("data.workers", "optim.weight_decay", "train.aux_weight", "eval.sheet", "seed")
@@ -147,7 +170,7 @@ def _check_values(config: RunConfig) -> None:
     for key in not_negative:
         if not flat[key] >= 0:
             raise ConfigError(f"{key} must not be negative, it is {flat[key]}.")
-    for key in ("data.flip", "optim.momentum"):
+    for key in ("data.flip", "optim.momentum", "model.drop_block", "model.drop_path"):
         if not 0 <= flat[key] <= 1:
             raise ConfigError(f"{key} must lie in 0..1, not {flat[key]}.")
     if config.data.scale_max < config.data.scale_min:

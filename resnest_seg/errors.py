@@ -4,6 +4,7 @@
     ├── ConfigError        a key, a value or a name in a config, on the command line or in a call
     ├── DatasetError       a data set that is missing, incomplete, unreadable or labelled out of range
     ├── CheckpointError    a file or run folder that cannot be loaded, or must not be overwritten
+    ├── DownloadError      a file that cannot be fetched, or is not the one that was published
     └── ExportError        an export that failed or did not agree with its source
 
 Every message says what is wrong, where, the value seen and what fixes it. Mistakes of ours are `assert`s.
@@ -36,6 +37,10 @@ class DatasetError(ResNeStSegError):
 
 class CheckpointError(ResNeStSegError):
     """A checkpoint or run folder that cannot be used, or must not be overwritten."""
+
+
+class DownloadError(ResNeStSegError):
+    """A file that cannot be fetched, or whose content is not what was published."""
 
 
 class ExportError(ResNeStSegError):

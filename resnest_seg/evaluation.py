@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
 
-from resnest_seg.errors import CheckpointError, DatasetError
+from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.files import atomic_write
 from resnest_seg.inference import protocol
 from resnest_seg.loader import Batch, build_loader
@@ -118,7 +118,7 @@ def evaluate(
         ConfigError: Unknown protocol.
         DatasetError: A sample cannot be read, or no pixel is labelled.
     """
-    check_classes(segmenter, dataset)
+    check_fits(segmenter, dataset)
     methods = {name: protocol(name) for name in protocols}
     device = segmenter.pixel_mean.device
     matrices = {name: ConfusionMatrix(len(dataset.label_space), device=device) for name in methods}
@@ -152,12 +152,20 @@ def evaluate(
     )
 
 
-def check_classes(segmenter: Segmenter, dataset: SegmentationDataset) -> None:
-    """Refuse a model whose classes are not those of the data set.
+def check_fits(segmenter: Segmenter, dataset: SegmentationDataset) -> None:
+    """Refuse a model that cannot segment the images of a data set into its classes.
 
     Raises:
-        CheckpointError: Says how many classes each has, or which name differs first.
+        ConfigError: An image classifier, or a model for images of other channels.
+        CheckpointError: Other classes: says how many each has, or which name differs first.
     """
+    model = segmenter.config.model
+    if model.head == "classifier":
+        raise ConfigError("head 'classifier' gives one answer for a whole image: choose another head to segment.")
+    if model.in_channels != 3:
+        raise ConfigError(
+            f"model.in_channels is {model.in_channels}, and the images of data set {dataset.label_space.name} have 3."
+        )
     own, needed = segmenter.label_space, dataset.label_space
     if own is None or own.names == needed.names:
         return
@@ -187,7 +195,7 @@ def _shown(batch: Batch, predictions: Tensor, mean_iou: float) -> EvaluatedImage
 
 def _predict(method: Callable[..., Tensor], segmenter: Segmenter, image: Tensor) -> Tensor:
     """[3, H, W] -> train ids [H, W]."""
-    logits = method(lambda images: segmenter(images).logits, image, stride=segmenter.encoder.output_stride)
+    logits = method(lambda images: segmenter(images).logits, image, stride=segmenter.output_stride)
     return logits.argmax(dim=0)
 
 

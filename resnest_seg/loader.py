@@ -6,6 +6,7 @@ the middle of an epoch without replaying anything, and any number of processes s
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -84,7 +85,7 @@ def build_loader(
         batches: The (epoch, index) of the samples of each batch; see `training_batches`.
         transform: Training augmentation, seeded by (seed, epoch, index); None takes whole images.
         seed: Decides the augmentation.
-        workers: Loader processes; the batches do not depend on their number.
+        workers: Loader processes, at most one a core; the batches do not depend on their number.
         pin_memory: Put batches into page-locked memory, for copies to a GPU.
 
     Raises:
@@ -94,7 +95,7 @@ def build_loader(
         _View(dataset, transform, seed),
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do
         collate_fn=_collate,
-        num_workers=workers,
+        num_workers=min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers),
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # its own: a loader must not draw from the generator that decides dropout

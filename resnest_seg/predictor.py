@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from resnest_seg.checkpoint import load_checkpoint
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.inference import protocol as protocol_named
 from resnest_seg.labels import LabelSpace
 from resnest_seg.samples import read_image
 from resnest_seg.segmenter import Segmenter
 from resnest_seg.visualize import overlay, with_legend, write_labels
+from resnest_seg.zoo import load_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,11 @@ class Predictor:
     """
 
     def __init__(self, segmenter: Segmenter, *, device: str = "auto", protocol: str = "whole") -> None:
+        if segmenter.config.model.head == "classifier":
+            raise CheckpointError(
+                f"{segmenter.description}: this is an image classifier, it cannot segment. Train a segmentation model "
+                "from it: --model.encoder_weights takes its file."
+            )
         if segmenter.label_space is None:
             raise CheckpointError("the model has no label space: set segmenter.label_space, or load a checkpoint.")
         self.label_space = segmenter.label_space
@@ -88,7 +93,7 @@ class Predictor:
         """
         pixels = _as_pixels(image)
         tensor = torch.from_numpy(pixels).permute(2, 0, 1).to(self.device)
-        stride = self.segmenter.encoder.output_stride
+        stride = self.segmenter.output_stride
         logits = self.protocol(lambda images: self.segmenter(images).logits, tensor, stride=stride).float()
         labels = logits.argmax(dim=0).to("cpu", torch.uint8).numpy()
         return Prediction(pixels, labels, self.label_space, logits)

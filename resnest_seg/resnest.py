@@ -1,68 +1,43 @@
-"""ResNeSt encoders with dilated stages, in one file from the spec to the network.
+"""ResNeSt encoders with dilated stages, and the ResNets they come from: one file from the spec to the network.
 
-Paper: Zhang et al., "ResNeSt: Split-Attention Networks", https://arxiv.org/abs/2004.08955. Module names follow the
-authors' code, so that their state dicts load key by key. A dilated ResNeSt is several different networks in the wild
-that all load the same weights silently; `dilation` names the one that is meant:
+Papers: Zhang et al., "ResNeSt: Split-Attention Networks", https://arxiv.org/abs/2004.08955; He et al., "Deep Residual
+Learning", https://arxiv.org/abs/1512.03385; Xie et al., "Aggregated Residual Transformations",
+https://arxiv.org/abs/1611.05431. Module names follow the authors' code, so that state dicts load key by key.
 
-    "encoding"   PyTorch-Encoding, the authors' segmentation code: the 3x3 average pool after split attention stays in
-                 the first block of a dilated stage, with stride 1, and that block has half of the stage's rate
+What tells one encoder, and one dilated network, from another is in `resnest_seg.blueprints`.
 
 Shapes below: N batch, C channels, H x W pixels, R radix (splits), K cardinality (groups).
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import functools
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import DropBlock2d, StochasticDepth
 
+from resnest_seg.blueprints import (
+    DILATIONS,
+    EXPANSION,
+    PLAIN,
+    SPECS,
+    STAGE_STRIDES_AND_RATES,
+    BlockPlan,
+    EncoderOptions,
+    EncoderSpec,
+    stage_plans,
+)
 from resnest_seg.errors import ConfigError, unknown_name
-
-EXPANSION = 4
-"""Output channels of a bottleneck, per plane."""
+from resnest_seg.rectify import RECTIFICATIONS, padded_conv
 
 
-@dataclasses.dataclass(frozen=True)
-class EncoderSpec:
-    """What tells one encoder of the family from another.
-
-    Attributes:
-        depths: Bottlenecks in the four stages.
-        stem_width: Channels of the first two stem convolutions; the third has twice as many.
-        radix: Splits R that attention weighs.
-        cardinality: Groups K within each split.
-        bottleneck_width: Channels of a group in the first stage, per 64 planes.
-        planes: Planes of the first stage; every later stage doubles them. 64 in all published networks.
-    """
-
-    depths: tuple[int, int, int, int]
-    stem_width: int = 32
-    radix: int = 2
-    cardinality: int = 1
-    bottleneck_width: int = 64
-    planes: int = 64
-
-
-SPECS: dict[str, EncoderSpec] = {
-    "resnest14_tiny": EncoderSpec((1, 1, 1, 1), stem_width=8, planes=8),  # ours, an eighth as wide: demos and tests
-    "resnest14": EncoderSpec((1, 1, 1, 1)),
-    "resnest26": EncoderSpec((2, 2, 2, 2)),
-    "resnest50": EncoderSpec((3, 4, 6, 3)),
-    "resnest101": EncoderSpec((3, 4, 23, 3), stem_width=64),
-    "resnest200": EncoderSpec((3, 24, 36, 3), stem_width=64),
-    "resnest269": EncoderSpec((3, 30, 48, 8), stem_width=64),
-}
-
-DILATIONS: tuple[str, ...] = ("encoding",)
-
-STAGE_STRIDES_AND_RATES: dict[int, tuple[tuple[int, int], ...]] = {
-    # output stride -> (stride, dilation rate) of the four stages
-    8: ((1, 1), (2, 1), (1, 2), (1, 4)),
-    16: ((1, 1), (2, 1), (2, 1), (1, 2)),
-    32: ((1, 1), (2, 1), (2, 1), (2, 1)),
-}
+def _drop_block(probability: float) -> nn.Module:
+    return DropBlock2d(probability, block_size=3) if probability else nn.Identity()
 
 
 class SplitAttention(nn.Module):
@@ -71,27 +46,32 @@ class SplitAttention(nn.Module):
     [N, in_channels, H, W] -> [N, channels, H, W]. Matches `SplAtConv2d` of the authors' code.
     """
 
-    def __init__(self, in_channels: int, channels: int, *, dilation: int, cardinality: int, radix: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        dilation: int,
+        cardinality: int,
+        radix: int,
+        drop_block: float = 0.0,
+        rectify: str = "none",
+    ) -> None:
         super().__init__()
         attention_channels = max(in_channels * radix // 4, 32)
         self.radix, self.cardinality = radix, cardinality
-        self.conv = nn.Conv2d(
-            in_channels,
-            channels * radix,
-            kernel_size=3,
-            padding=dilation,
-            dilation=dilation,
-            groups=cardinality * radix,
-            bias=False,
+        self.conv = padded_conv(
+            in_channels, channels * radix, dilation=dilation, groups=cardinality * radix, rectify=rectify
         )
         self.bn0 = nn.BatchNorm2d(channels * radix)
+        self.drop_block = _drop_block(drop_block)
         self.fc1 = nn.Conv2d(channels, attention_channels, kernel_size=1, groups=cardinality)
         self.bn1 = nn.BatchNorm2d(attention_channels)
         self.fc2 = nn.Conv2d(attention_channels, channels * radix, kernel_size=1, groups=cardinality)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.relu(self.bn0(self.conv(x)))
+        features: Tensor = self.relu(self.drop_block(self.bn0(self.conv(x))))
         batch, channels, height, width = features.shape
         splits = features.view(batch, self.radix, channels // self.radix, height, width)  # [N, R, C, H, W]
         # The mean over pixels comes before the sum over splits: the same number, and one pass less over H x W.
@@ -107,134 +87,224 @@ class SplitAttention(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 -> split attention (and average pool) -> 1x1, plus the shortcut.
+    """1x1 -> split attention or plain 3x3 convolution (and average pool) -> 1x1, plus the shortcut.
 
     [N, in_channels, H, W] -> [N, planes * EXPANSION, H / stride, W / stride], rounded up.
-
-    Args:
-        stride: Spatial stride; it lives in the average pool after split attention, not in a convolution.
-        dilation: Rate of the 3x3 convolution.
-        pool: Put the 3x3 average pool after split attention; a stride needs it.
-        project: Put average pool, 1x1 convolution and norm on the shortcut.
     """
 
-    def __init__(
-        self, in_channels: int, planes: int, *, spec: EncoderSpec, stride: int, dilation: int, pool: bool, project: bool
-    ) -> None:
+    def __init__(self, in_channels: int, planes: int, *, spec: EncoderSpec, plan: BlockPlan, rectify: str) -> None:
         super().__init__()
-        assert pool or stride == 1
-        width = planes * spec.bottleneck_width // 64 * spec.cardinality
+        width, channels = planes * spec.bottleneck_width // 64 * spec.cardinality, planes * EXPANSION
         self.conv1 = nn.Conv2d(in_channels, width, kernel_size=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = SplitAttention(width, width, dilation=dilation, cardinality=spec.cardinality, radix=spec.radix)
-        self.avd_layer = nn.AvgPool2d(3, stride, padding=1) if pool else nn.Identity()
-        self.conv3 = nn.Conv2d(width, planes * EXPANSION, kernel_size=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(planes * EXPANSION)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample: nn.Module = nn.Identity()
-        if project:
-            self.downsample = nn.Sequential(
-                # At stride 1 this is the identity; it stays because the keys below count from it.
-                nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False),
-                nn.Conv2d(in_channels, planes * EXPANSION, kernel_size=1, bias=False),
-                nn.BatchNorm2d(planes * EXPANSION),
+        self.drop_block1 = _drop_block(plan.drop_block)
+        pool = nn.AvgPool2d(3, plan.stride, padding=1) if plan.pool else nn.Identity()
+        self.avd_first = pool if spec.pool_first else nn.Identity()
+        if spec.radix:
+            assert plan.pool or plan.stride == 1  # the stride lives in the pool
+            self.conv2: nn.Module = SplitAttention(
+                width,
+                width,
+                dilation=plan.rate,
+                cardinality=spec.cardinality,
+                radix=spec.radix,
+                drop_block=plan.drop_block,
+                rectify=rectify,
             )
+        else:
+            self.conv2 = padded_conv(
+                width, width, stride=plan.stride, dilation=plan.rate, groups=spec.cardinality, rectify=rectify
+            )
+        inside = spec.radix > 0  # split attention has its own
+        self.bn2 = nn.Identity() if inside else nn.BatchNorm2d(width)
+        self.drop_block2 = nn.Identity() if inside else _drop_block(plan.drop_block)
+        self.act2 = nn.Identity() if inside else nn.ReLU(inplace=True)
+        self.avd_last = nn.Identity() if spec.pool_first else pool
+        self.conv3 = nn.Conv2d(width, channels, kernel_size=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels)
+        self.drop_block3 = _drop_block(plan.drop_block)
+        self.drop_path = StochasticDepth(plan.drop_path, "row") if plan.drop_path else nn.Identity()
+        self.downsample = _shortcut(in_channels, channels, spec=spec, plan=plan)
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.avd_layer(self.conv2(out))
-        out = self.bn3(self.conv3(out)) + self.downsample(x)
+        out = self.avd_first(self.relu(self.drop_block1(self.bn1(self.conv1(x)))))
+        out = self.avd_last(self.act2(self.drop_block2(self.bn2(self.conv2(out)))))
+        out = self.drop_path(self.drop_block3(self.bn3(self.conv3(out)))) + self.downsample(x)
         activated: Tensor = self.relu(out)
         return activated
 
 
 class ResNeSt(nn.Module):
-    """A ResNeSt without its classifier: images to the features of four stages.
+    """A ResNeSt, or a ResNet, without its classifier: images to the features of four stages.
 
-    Normalised images [N, 3, H, W] -> (c1, c2, c3, c4) with `channels` channels at strides 4, 8 and, for c3 and c4,
-    min(16, output_stride) and output_stride. Any H, W >= 1; sizes round up at every stride.
+    Normalised images [N, in_channels, H, W] -> (c1, c2, c3, c4) with `channels` channels at strides 4, 8 and, for c3
+    and c4, min(16, output_stride) and output_stride. Any H, W >= 1; sizes round up at every stride.
 
     Args:
         spec: The family member.
         output_stride: 8, 16 or 32 input pixels per step of c4.
-        dilation: Which dilated network is meant, see the module's docstring.
+        dilation: Which dilated network is meant, see `resnest_seg.blueprints`.
+        in_channels: Channels of the images.
+        options: Regularisation, start and memory, see `EncoderOptions`.
+
+    Raises:
+        ConfigError: Unknown dilation or rectification, or an output stride that does not exist.
     """
 
-    def __init__(self, spec: EncoderSpec, *, output_stride: int, dilation: str) -> None:
+    size_divisor = 1
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        *,
+        output_stride: int,
+        dilation: str,
+        in_channels: int = 3,
+        options: EncoderOptions = PLAIN,
+    ) -> None:
         super().__init__()
         if output_stride not in STAGE_STRIDES_AND_RATES:
             raise ConfigError(f"output_stride must be one of {list(STAGE_STRIDES_AND_RATES)}, not {output_stride}.")
         if dilation not in DILATIONS:
             raise unknown_name("dilation", dilation, DILATIONS)
-        self.output_stride, self.dilation = output_stride, dilation
+        if options.rectify not in RECTIFICATIONS:
+            raise unknown_name("rectify", options.rectify, RECTIFICATIONS)
+        self.output_stride, self.dilation, self.checkpointing = output_stride, dilation, options.checkpointing
         self.channels = tuple(spec.planes * 2**stage * EXPANSION for stage in range(4))
-        self.conv1 = _deep_stem(spec.stem_width)
-        self.bn1 = nn.BatchNorm2d(2 * spec.stem_width)
+        width = 2 * spec.stem_width if spec.deep_stem else 64
+        self.conv1 = _stem(in_channels, spec, rectify=options.rectify)
+        self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        in_channels, stages = 2 * spec.stem_width, []
-        for stage, (stride, rate) in enumerate(STAGE_STRIDES_AND_RATES[output_stride]):
-            planes = spec.planes * 2**stage
-            blocks = _stage(
-                in_channels, planes, spec=spec, depth=spec.depths[stage], stride=stride, rate=rate, first=stage == 0
-            )
-            stages.append(blocks)
-            in_channels = planes * EXPANSION
+        stages = []
+        for stage, plans in enumerate(
+            stage_plans(spec, output_stride=output_stride, dilation=dilation, options=options)
+        ):
+            planes, blocks = spec.planes * 2**stage, []
+            for plan in plans:
+                blocks.append(Bottleneck(width, planes, spec=spec, plan=plan, rectify=options.rectify))
+                width = planes * EXPANSION
+            stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.apply(_init_weights)
+        if options.zero_gamma:
+            for module in self.modules():
+                if isinstance(module, Bottleneck):
+                    nn.init.zeros_(module.bn3.weight)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        c1 = self.layer1(x)
-        c2 = self.layer2(c1)
-        c3 = self.layer3(c2)
-        c4 = self.layer4(c3)
+        return self.stages(self.stem(images))
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Features at stride 2, before the max pool: [N, in_channels, H, W] -> [N, C, H / 2, W / 2], rounded up."""
+        features: Tensor = self.relu(self.bn1(self.conv1(images)))
+        return features
+
+    def stages(self, stem: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `stem` returned -> (c1, c2, c3, c4)."""
+        c1 = self._run(self.layer1, self.maxpool(stem))
+        c2 = self._run(self.layer2, c1)
+        c3 = self._run(self.layer3, c2)
+        c4 = self._run(self.layer4, c3)
         return c1, c2, c3, c4
 
+    def _run(self, stage: nn.Sequential, x: Tensor) -> Tensor:
+        for block in stage:
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                contexts = functools.partial(_forward_and_recompute, block)
+                x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+            else:
+                x = block(x)
+        return x
 
-def build_encoder(name: str, *, output_stride: int, dilation: str) -> ResNeSt:
+
+def build_encoder(
+    name: str,
+    *,
+    output_stride: int,
+    dilation: str,
+    in_channels: int = 3,
+    options: EncoderOptions = PLAIN,
+) -> ResNeSt:
     """Build an encoder of the family by name, with fresh weights.
 
     Raises:
-        ConfigError: Unknown name, output stride or dilation variant.
+        ConfigError: Unknown name, output stride, dilation variant or rectification.
     """
     if name not in SPECS:
         raise unknown_name("encoder", name, SPECS)
-    return ResNeSt(SPECS[name], output_stride=output_stride, dilation=dilation)
-
-
-def _deep_stem(width: int) -> nn.Sequential:
-    """Three 3x3 convolutions instead of one 7x7; [N, 3, H, W] -> [N, 2 * width, H / 2, W / 2]."""
-    return nn.Sequential(
-        nn.Conv2d(3, width, kernel_size=3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(width, 2 * width, kernel_size=3, padding=1, bias=False),
+    return ResNeSt(
+        SPECS[name], output_stride=output_stride, dilation=dilation, in_channels=in_channels, options=options
     )
 
 
-def _stage(
-    in_channels: int, planes: int, *, spec: EncoderSpec, depth: int, stride: int, rate: int, first: bool
-) -> nn.Sequential:
-    blocks = []
-    for block in range(depth):
-        opening = block == 0
-        blocks.append(
-            Bottleneck(
-                in_channels if opening else planes * EXPANSION,
-                planes,
-                spec=spec,
-                stride=stride if opening else 1,
-                dilation=max(rate // 2, 1) if opening else rate,
-                # All stages but the first open with a pool; the "encoding" variant keeps it where the stride is 1.
-                pool=opening and not first,
-                project=opening,
-            )
-        )
-    return nn.Sequential(*blocks)
+def adapt_first_convolution(weight: Tensor, in_channels: int) -> Tensor:
+    """The first convolution's RGB weight [C, 3, h, w] for images of other channels: [C, in_channels, h, w].
+
+    One channel gets the sum, so that a grey image gives what its RGB copy gave; others repeat R, G, B, scaled to the
+    same total. The convention of timm and segmentation-models-pytorch.
+    """
+    if in_channels == weight.shape[1]:
+        return weight
+    if in_channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    repeated = weight[:, torch.arange(in_channels) % weight.shape[1]]
+    return repeated * (weight.shape[1] / in_channels)
+
+
+def _stem(in_channels: int, spec: EncoderSpec, *, rectify: str) -> nn.Module:
+    """[N, in_channels, H, W] -> [N, C, H / 2, W / 2], before norm: one 7x7 or three 3x3 convolutions."""
+    if not spec.deep_stem:
+        return padded_conv(in_channels, 64, kernel_size=7, stride=2, rectify=rectify)
+    width = spec.stem_width
+    return nn.Sequential(
+        padded_conv(in_channels, width, stride=2, rectify=rectify),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        padded_conv(width, width, rectify=rectify),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        padded_conv(width, 2 * width, rectify=rectify),
+    )
+
+
+def _shortcut(in_channels: int, channels: int, *, spec: EncoderSpec, plan: BlockPlan) -> nn.Module:
+    """[N, in_channels, H, W] -> [N, channels, H / stride, W / stride], or the identity."""
+    if not plan.project:
+        return nn.Identity()
+    conv = nn.Conv2d(in_channels, channels, 1, stride=1 if spec.avg_down else plan.stride, bias=False)
+    if not spec.avg_down:
+        return nn.Sequential(conv, nn.BatchNorm2d(channels))
+    pool: nn.Module = nn.Identity()  # the keys of what follows count from it
+    if plan.stride > 1:
+        pool = nn.AvgPool2d(plan.stride, plan.stride, ceil_mode=True, count_include_pad=False)
+    elif plan.mean_shortcut:
+        # Right, below and diagonally below; what lies outside counts as zero, as timm's "same" padding does.
+        pool = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.AvgPool2d(2, stride=1))
+    return nn.Sequential(pool, conv, nn.BatchNorm2d(channels))
+
+
+@contextlib.contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Within this context, norms in training mode do not move their running statistics."""
+    norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, _, counter in before:
+        norm.momentum = 0.0  # without statistics to move, the norm would save fewer tensors than in the first pass
+        norm.num_batches_tracked = None if counter is None else counter.clone()
+    try:
+        yield
+    finally:
+        for norm, momentum, counter in before:
+            norm.momentum, norm.num_batches_tracked = momentum, counter
+
+
+def _forward_and_recompute(
+    block: nn.Module,
+) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    """Contexts for activation checkpointing: the second pass must not count a batch's statistics again."""
+    return contextlib.nullcontext(), _statistics_kept(block)
 
 
 @torch.no_grad()

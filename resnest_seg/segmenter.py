@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
+from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from resnest_seg.config import RunConfig
-from resnest_seg.errors import ConfigError
-from resnest_seg.heads import FCNHead, build_head, resize_logits
+from resnest_seg.blueprints import SMP
+from resnest_seg.checkpoint import Checkpoint
+from resnest_seg.config import ModelConfig, RunConfig
+from resnest_seg.errors import CheckpointError, ConfigError, DownloadError
+from resnest_seg.heads import resize_logits
 from resnest_seg.labels import LabelSpace
-from resnest_seg.resnest import ResNeSt, build_encoder
+from resnest_seg.parts import aux_head_for, encoder_for, head_for, misfits
 
 PIXEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 """Mean of ImageNet's pixels, RGB, 0..255."""
 
 PIXEL_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 """Standard deviation of ImageNet's pixels, RGB, 0..255."""
+
+HUB_FILE = "model.safetensors"
+"""Name of the checkpoint file in a folder of `save_pretrained` and in a repository of the hub."""
 
 
 class SegmenterOutput(NamedTuple):
@@ -33,56 +44,189 @@ class SegmenterOutput(NamedTuple):
     aux_logits: Tensor | None
 
 
-class Segmenter(nn.Module):
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What `load_checkpoint` found and did; `str` of it is for people.
+
+    Attributes:
+        path: The file.
+        format: Whose format it has.
+        network: The network that it was recognised as, in one line.
+        loaded: Number of tensors that were loaded.
+        skipped: (name in the file, why) of what was not.
+        kept: Names in the model that the file does not have and need not.
+        assumed: What the file does not tell, one sentence each.
+    """
+
+    path: Path
+    format: str
+    network: str
+    loaded: int
+    skipped: tuple[tuple[str, str], ...] = ()
+    kept: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.format}, {self.network}; {self.loaded} tensors loaded"]
+        for reason in dict.fromkeys(why for _, why in self.skipped):
+            names = [name for name, why in self.skipped if why == reason]
+            lines.append(f"  not used: {names[0]}{_and_more(names)} ({reason})")
+        if self.kept:
+            lines.append(f"  not in the file, kept as built: {self.kept[0]}{_and_more(self.kept)}")
+        return "\n".join(lines + [f"  assumed {sentence}" for sentence in self.assumed])
+
+
+class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["semantic-segmentation"]):
     """Images [N, 3, H, W], RGB 0..255 (uint8 or float) -> `SegmenterOutput`.
 
     The model normalises by itself, with its own buffers, so that loaders, predictors and exports cannot disagree.
     Any H, W >= 1; runs in channels-last memory, which the layers of this network prefer on CPU and GPU.
 
+    `save_pretrained(folder)`, `from_pretrained(folder_or_repository)` and `push_to_hub(repository)` are those of the
+    Hugging Face hub; what they write is one checkpoint file of ours, which `load_checkpoint` reads as well.
+
     Args:
-        encoder: Normalised images -> features (c1, c2, c3, c4).
-        head: c4 -> logits at feature stride.
-        aux_head: c3 -> logits at feature stride, used in training only.
+        encoder: Normalised images -> features, the last four being c1, c2, c3, c4.
+        head: Features -> logits at feature stride.
+        aux_head: The same, used in training only.
+        config: The run that the model was trained by, or at least its network.
+        num_classes: K.
+        label_space: The classes, in the order of the logits, where they are known.
 
     Attributes:
-        config: The run that the model was trained by, where it is known.
-        label_space: The classes, in the order of the logits, where they are known.
+        load_report: What was loaded into the model, where `load_checkpoint` made it.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
-    config: RunConfig | None = None
-    label_space: LabelSpace | None = None
+    load_report: LoadReport | None = None
 
-    def __init__(self, encoder: ResNeSt, head: nn.Module, aux_head: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        aux_head: nn.Module | None = None,
+        *,
+        config: RunConfig,
+        num_classes: int,
+        label_space: LabelSpace | None = None,
+    ) -> None:
         super().__init__()
-        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1))
+        self.config, self.num_classes, self.label_space = config, num_classes, label_space
+        mean, std = getattr(encoder, "pixel_mean", None), getattr(encoder, "pixel_std", None)
+        channels = config.model.in_channels
+        self.register_buffer("pixel_mean", _pixel_buffer(mean or PIXEL_MEAN, channels))
+        self.register_buffer("pixel_std", _pixel_buffer(std or PIXEL_STD, channels))
         self.encoder = encoder
         self.head = head
         self.aux_head = aux_head
+        self.size_divisor = max(getattr(part, "size_divisor", 1) for part in (encoder, head))
+        self.min_size: int = getattr(head, "min_size", 1)
+        self.align_corners = config.model.family != "mmseg"
+
+    @property
+    def output_stride(self) -> int:
+        """Input pixels per step of the last features."""
+        return self.config.model.output_stride
 
     @property
     def description(self) -> str:
         """Encoder, head, output stride and dilation variant in one line."""
-        model = None if self.config is None else self.config.model
-        names = (
-            f"{model.encoder} {model.head}" if model else f"{type(self.encoder).__name__} {type(self.head).__name__}"
-        )
-        return f"{names}, output stride {self.encoder.output_stride}, dilation {self.encoder.dilation}"
+        model = self.config.model
+        head = f"mmseg {model.head}" if model.family == "mmseg" else model.head
+        dilation = "" if model.encoder.startswith(SMP) else f", dilation {model.dilation}"
+        return f"{model.encoder} {head}, output stride {model.output_stride}{dilation}"
 
     def forward(self, images: Tensor) -> SegmenterOutput:
-        size = (images.shape[2], images.shape[3])
-        _, _, c3, c4 = self.encoder(self.normalise(images))
-        logits = resize_logits(self.head(c4), size)
+        height, width = images.shape[2:]
+        x = self.normalise(images)
+        right, below = (self._padding(size) for size in (width, height))
+        if right or below:  # with zeros, the mean pixel
+            x = F.pad(x, (0, right, 0, below))
+        features = self.encoder(x)
+        padded = (x.shape[2], x.shape[3])
+        logits = self._resize(self.head(features), padded)[..., :height, :width]
         if self.training and self.aux_head is not None:
-            return SegmenterOutput(logits, resize_logits(self.aux_head(c3), size))
+            return SegmenterOutput(logits, self._resize(self.aux_head(features), padded)[..., :height, :width])
         return SegmenterOutput(logits, None)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Pixels 0..255 to zero mean and unit variance over ImageNet, in channels-last memory."""
         images = images.to(dtype=self.pixel_mean.dtype, memory_format=torch.channels_last)
         return (images - self.pixel_mean) / self.pixel_std
+
+    def _padding(self, size: int) -> int:
+        """Pixels that an image side of `size` lacks for the parts of the model that take not every size."""
+        return max(size + -size % self.size_divisor, self.min_size) - size
+
+    def _resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        return resize_logits(logits, size, align_corners=self.align_corners)
+
+    def to_checkpoint(self) -> Checkpoint:
+        """What a checkpoint file of this model holds, without training state."""
+        return Checkpoint(self.config, self.label_space, self.state_dict(), num_classes=self.num_classes)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Segmenter:
+        """Rebuild the model of a checkpoint, in eval mode.
+
+        Raises:
+            CheckpointError: The weights do not fit the config or the number of classes.
+            ConfigError: The config names what this version does not have.
+        """
+        segmenter = segmenter_for(
+            checkpoint.config, checkpoint.label_space, num_classes=checkpoint.num_classes, pretrained=False
+        )
+        load_weights(segmenter, checkpoint.weights)
+        return segmenter.eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.to_checkpoint().save(Path(save_directory) / HUB_FILE)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # the file says everything else
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> Segmenter:
+        """Load what `save_pretrained` wrote or `push_to_hub` uploaded, in eval mode.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or a repository of the hub such as "someone/model".
+            revision: Branch, tag or commit of the repository.
+            token: For private repositories; None takes the one that is logged in.
+            cache_dir: Where the hub's client keeps files; None is its own folder.
+            force_download: Fetch the file even if it is there.
+            local_files_only: Ask no network.
+
+        Raises:
+            DownloadError: There is no such folder, and the repository's file cannot be fetched.
+            CheckpointError: The file is damaged, or not ours.
+        """
+        source = str(pretrained_model_name_or_path)
+        if Path(source).is_dir():
+            return cls.from_checkpoint(Checkpoint.load(Path(source) / HUB_FILE))
+        try:
+            path = hf_hub_download(
+                source,
+                HUB_FILE,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+            )
+        except (OSError, HfHubHTTPError, HFValidationError) as error:
+            raise DownloadError(
+                f"{source!r} is no folder, and no file {HUB_FILE} of a repository of that name can be fetched from the "
+                f"hub ({type(error).__name__}: {str(error).splitlines()[0]})."
+            ) from None
+        return cls.from_checkpoint(Checkpoint.load(path))
 
 
 def build_segmenter(
@@ -93,27 +237,118 @@ def build_segmenter(
     output_stride: int = 8,
     dilation: str = "encoding",
     aux_head: bool = True,
+    family: str = "encoding",
+    in_channels: int = 3,
+    encoder_weights: str | None = None,
+    drop_block: float = 0.0,
+    drop_path: float = 0.0,
+    zero_gamma: bool = False,
+    rectify: str = "none",
+    checkpointing: bool = False,
 ) -> Segmenter:
-    """Build a model with fresh weights, in training mode and channels-last memory.
+    """Build a model in training mode and channels-last memory; without `encoder_weights`, with fresh weights.
 
     Args:
-        encoder: A name of `resnest_seg.resnest.SPECS`.
-        head: "fcn" or "deeplabv3".
+        encoder: A name of `resnest_seg.blueprints.SPECS`, or "smp:" and an encoder of segmentation-models-pytorch.
+        head: "fcn", "deeplabv3" or "classifier" (one answer an image), in family "mmseg" also "pspnet" and
+            "deeplabv3plus", or "smp:" and a decoder of segmentation-models-pytorch, see `resnest_seg.smp`.
         num_classes: K, at least 1.
         output_stride: 8, 16 or 32 input pixels per step of the last features.
-        dilation: The dilated network that is meant, see `resnest_seg.resnest`.
+        dilation: The dilated network that is meant, see `resnest_seg.blueprints`; SMP's encoders have their own.
         aux_head: Add an FCN head on the third stage for training.
+        family: "encoding" or "mmseg": whose form the heads have, and whether logits are resized with aligned corners.
+        in_channels: Channels of the images.
+        encoder_weights: "imagenet", a weight file, or the name of a published checkpoint; None asks no network.
+        drop_block: Share of pixels that DropBlock clears in the last two stages while training.
+        drop_path: Share of images that skip the last residual block while training (stochastic depth).
+        zero_gamma: Start with a zero weight in the last norm of every residual branch.
+        rectify: "none", "rectify" or "rectify_avg", see `resnest_seg.rectify`.
+        checkpointing: Keep only the blocks' inputs for the backward pass and compute the rest twice.
 
     Raises:
-        ConfigError: Unknown encoder, head or dilation (the nearest is named), or a value out of range.
+        ConfigError: Unknown name (the nearest is named), a value out of range, or parts that do not fit together.
+        DownloadError: The weights cannot be fetched.
+        CheckpointError: The weights do not fit the encoder.
     """
-    if num_classes < 1:
-        raise ConfigError(f"num_classes must be at least 1, not {num_classes}.")
-    features = build_encoder(encoder, output_stride=output_stride, dilation=dilation)
+    model = ModelConfig(
+        encoder=encoder,
+        head=head,
+        family=family,
+        output_stride=output_stride,
+        dilation=dilation,
+        aux_head=aux_head,
+        in_channels=in_channels,
+        encoder_weights=encoder_weights,
+        drop_block=drop_block,
+        drop_path=drop_path,
+        zero_gamma=zero_gamma,
+        rectify=rectify,
+        checkpointing=checkpointing,
+    )
+    return segmenter_for(RunConfig(model=model), None, num_classes=num_classes)
+
+
+def segmenter_for(
+    config: RunConfig, label_space: LabelSpace | None, *, num_classes: int | None = None, pretrained: bool = True
+) -> Segmenter:
+    """The model that a config describes; see `build_segmenter`, also for the errors.
+
+    Args:
+        config: The run; its `model` counts.
+        label_space: The classes, where they are known.
+        num_classes: K, where the label space is None.
+        pretrained: Load `config.model.encoder_weights`; False leaves fresh weights, for those of a checkpoint to come.
+    """
+    model = config.model
+    classes = len(label_space) if label_space is not None else num_classes
+    if classes is None or classes < 1:
+        raise ConfigError(f"num_classes must be at least 1, not {classes}.")
+    encoder = encoder_for(model, pretrained=pretrained)
     segmenter = Segmenter(
-        encoder=features,
-        head=build_head(head, features.channels[3], num_classes, output_stride=output_stride),
-        aux_head=FCNHead(features.channels[2], num_classes) if aux_head else None,
+        encoder=encoder,
+        head=head_for(model, encoder, classes),
+        aux_head=aux_head_for(model, encoder, classes),
+        config=config,
+        num_classes=classes,
+        label_space=label_space,
     )
     convert_conv2d_weight_memory_format(segmenter, torch.channels_last)
     return segmenter
+
+
+def load_weights(segmenter: Segmenter, weights: Mapping[str, Tensor]) -> list[str]:
+    """Copy a state dict into a model; every key must be there with the right shape, and no other.
+
+    Expected to be absent from files of others are the pixel statistics and, from old ones, the counters
+    `num_batches_tracked`, which decide nothing: they keep the values that the model has.
+
+    Returns:
+        The keys that kept their values.
+
+    Raises:
+        CheckpointError: It does not fit; names the first keys of each kind.
+    """
+    own = segmenter.state_dict()
+    absent = [key for key in own if key not in weights]
+    kept = [key for key in absent if key.endswith("num_batches_tracked") or key.startswith("pixel_")]
+    problems = {
+        "missing": [key for key in absent if key not in kept],
+        "unexpected": [key for key in weights if key not in own],
+        "of another shape": misfits(weights, own),
+    }
+    found = [f"{len(keys)} {kind}, first {keys[0]}" for kind, keys in problems.items() if keys]
+    if found:
+        raise CheckpointError(f"the weights do not fit the model: {'; '.join(found)}.")
+    segmenter.load_state_dict(dict(weights), strict=False)
+    return kept
+
+
+def _pixel_buffer(values: Sequence[float], channels: int) -> Tensor:
+    """Statistics of R, G, B for any number of channels, [1, C, 1, 1]: one channel gets the mean, more repeat them."""
+    if channels == 1:
+        values = [sum(values) / len(values)]
+    return torch.tensor([values[channel % len(values)] for channel in range(channels)]).view(1, channels, 1, 1)
+
+
+def _and_more(names: tuple[str, ...] | list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""

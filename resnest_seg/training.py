@@ -25,21 +25,20 @@ from resnest_seg.checkpoint import (
     LAST,
     Checkpoint,
     TrainingState,
-    load_weights,
     optimizer_tensors,
     restore_optimizer,
 )
 from resnest_seg.config import RunConfig, flatten, to_yaml
 from resnest_seg.engine import PRECISIONS, StopSignal, accelerator_for, shares_statistics
 from resnest_seg.errors import CheckpointError, ResNeStSegError
-from resnest_seg.evaluation import EvalReport, EvaluatedImage, check_classes, evaluate
+from resnest_seg.evaluation import EvalReport, EvaluatedImage, check_fits, evaluate
 from resnest_seg.files import atomic_write
 from resnest_seg.inference import protocol
 from resnest_seg.loader import Batch, build_loader, training_batches
 from resnest_seg.losses import SegmentationLoss, labelled_pixels
 from resnest_seg.optim import build_optimizer, poly_lr, set_lr
 from resnest_seg.samples import SegmentationDataset
-from resnest_seg.segmenter import Segmenter
+from resnest_seg.segmenter import Segmenter, load_weights
 from resnest_seg.transforms import TrainTransform, sample_seed
 from resnest_seg.visualize import contact_sheet, write_png
 
@@ -82,7 +81,7 @@ class Trainer:
         self.config, self.train, self.validation, self.output = config, train, validation, Path(output)
         protocol(config.eval.protocol)
         for dataset in (train, validation):
-            check_classes(segmenter, dataset)
+            check_fits(segmenter, dataset)
         saved = Checkpoint.load(self.output / LAST) if resume else None
         if not resume and self.output.exists():
             way_out = f", or continue that run with --resume {self.output}" if (self.output / LAST).exists() else ""

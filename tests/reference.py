@@ -1,27 +1,30 @@
 """The fill rule of the golden files in tests/golden: weights of any shape from their names alone.
 
-The golden numbers were made by running PyTorch-Encoding on CPU in float32 with weights filled by this rule, keyed by
-its own names, so that no weight file is needed to compare with it.
+The golden numbers were made by running the originals (PyTorch-Encoding, mmsegmentation) on CPU in float32 with weights
+filled by this rule, keyed by their own names, so that no weight file is needed to compare with them.
 """
 
+import functools
+import json
+import lzma
 import math
 import zlib
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from resnest_seg.segmenter import Segmenter
-
-PYTORCH_ENCODING_PREFIXES = {"encoder.": "pretrained.", "aux_head.": "auxlayer.", "head.": "head."}
+GOLDEN = Path(__file__).parent / "golden"
 
 
-def original_key(key: str) -> str:
-    """Our state-dict key -> PyTorch-Encoding's."""
-    ours = next(prefix for prefix in PYTORCH_ENCODING_PREFIXES if key.startswith(prefix))
-    return PYTORCH_ENCODING_PREFIXES[ours] + key.removeprefix(ours)
+@functools.cache
+def original_keys():
+    """Entry -> key -> shape of the originals' state dicts."""
+    return json.loads(lzma.decompress((GOLDEN / "state_dict_keys.json.xz").read_bytes()))
 
 
-def filled(key: str, shape: tuple[int, ...]) -> torch.Tensor:
+def filled(key, shape):
+    """One tensor by the rule."""
     random = np.random.RandomState(zlib.crc32(key.encode()))
     if key.endswith("num_batches_tracked"):
         return torch.tensor(0)
@@ -36,17 +39,19 @@ def filled(key: str, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(np.asarray(values, np.float32))
 
 
-def fill(segmenter: Segmenter) -> Segmenter:
-    """Fill a model by the rule, under PyTorch-Encoding's names, and put it into eval mode."""
-    state = segmenter.state_dict()
-    for key, value in state.items():
-        if not key.startswith("pixel_"):
-            state[key] = filled(original_key(key), tuple(value.shape))
-    segmenter.load_state_dict(state)
-    return segmenter.eval()
+def filled_state(shapes):
+    """A state dict by the rule: key -> shape (or tensor) to key -> tensor."""
+    return {key: filled(key, tuple(getattr(shape, "shape", shape))) for key, shape in shapes.items()}
 
 
-def golden_images(segmenter: Segmenter, seed: int, height: int, width: int) -> torch.Tensor:
+def fill(module):
+    """Fill a module by the rule, under its own names, and put it into eval mode."""
+    module.load_state_dict(filled_state(module.state_dict()))
+    return module.eval()
+
+
+def golden_images(segmenter, golden):
     """The rule's normalised images, with the model's own normalisation undone: [1, 3, H, W], 0..255 and beyond."""
-    values = np.random.RandomState(seed).standard_normal((1, 3, height, width)).astype(np.float32)
+    random = np.random.RandomState(int(golden["input_seed"]))
+    values = random.standard_normal((1, 3, int(golden["h"]), int(golden["w"]))).astype(np.float32)
     return torch.from_numpy(values) * segmenter.pixel_std + segmenter.pixel_mean

@@ -17,16 +17,20 @@ OTHERS = sorted((PACKAGE.parent / "tools").glob("*.py")) + sorted((PACKAGE.paren
 
 LAYERS = [
     {"errors", "files"},
-    {"canvas", "config", "labels"},
-    {"heads", "inference", "losses", "metrics", "resnest", "samples", "scenes", "transforms", "visualize"},
-    {"datasets", "engine", "loader", "optim", "segmenter"},
-    {"checkpoint", "evaluation"},
+    {"blueprints", "canvas", "config", "download", "labels", "rectify", "weights"},
+    {"checkpoint", "conversion", "heads", "heads_mmseg", "inference", "losses", "metrics", "published", "resnest"}
+    | {"samples", "scenes", "transforms", "visualize"},
+    {"datasets", "engine", "loader", "optim", "smp"},
+    {"parts"},
+    {"segmenter"},
+    {"evaluation", "zoo"},
     {"predictor", "training"},
     {"__init__"},
 ]
 
 CONFIG_KEYS = """
-model.encoder model.head model.output_stride model.dilation model.aux_head
+model.encoder model.head model.family model.output_stride model.dilation model.aux_head model.in_channels
+model.encoder_weights model.drop_block model.drop_path model.zero_gamma model.rectify model.checkpointing
 data.dataset data.root data.base_size data.crop_size data.scale_min data.scale_max data.flip data.workers
 optim.lr optim.head_lr_factor optim.momentum optim.weight_decay optim.power
 train.epochs train.batch_size train.accumulation train.aux_weight train.precision train.sync_bn train.validate_every
@@ -36,8 +40,9 @@ seed output
 """
 
 PUBLIC = """
-ADE20K CamVid CheckpointError Cityscapes ConfigError ConfusionMatrix DatasetError EvalReport ExportError IGNORE_LABEL
-LabelSpace Prediction Predictor ResNeStSegError RunConfig Scores Segmenter SegmenterOutput Synthetic Trainer
+ADE20K CamVid CheckpointError Cityscapes ConfigError ConfusionMatrix DatasetError DownloadError EvalReport ExportError
+IGNORE_LABEL
+LabelSpace LoadReport Prediction Predictor ResNeStSegError RunConfig Scores Segmenter SegmenterOutput Synthetic Trainer
 build_loader build_segmenter evaluate load_checkpoint load_run_config whole
 """
 

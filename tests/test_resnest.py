@@ -1,65 +1,100 @@
-"""The encoders and heads: parity with the authors' code, shapes, and what the options change."""
+"""The encoders: parity with timm and torchvision, formulas, shapes, and what the options change."""
 
-from pathlib import Path
+import copy
 
-import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
-from reference import fill, golden_images, original_key
+import torchvision
+from reference import fill
 
+from resnest_seg.blueprints import DILATIONS, SPECS, EncoderOptions
 from resnest_seg.errors import ConfigError
-from resnest_seg.heads import resize_logits
-from resnest_seg.resnest import SPECS, SplitAttention, build_encoder
-from resnest_seg.segmenter import build_segmenter
-
-GOLDEN = Path(__file__).parent / "golden"
+from resnest_seg.resnest import SplitAttention, adapt_first_convolution, build_encoder
 
 
-@pytest.mark.parametrize(("head", "file"), [("fcn", "fcn_resnest50"), ("deeplabv3", "deeplab_resnest50")])
-def test_parity_with_pytorch_encoding(head, file):
-    """All four stages and both outputs, against numbers from the original implementation."""
-    golden = np.load(GOLDEN / f"{file}.npz")
-    segmenter = fill(build_segmenter("resnest50", head=head, num_classes=int(golden["nclass"])))
-    height, width = int(golden["h"]), int(golden["w"])
-    images = golden_images(segmenter, int(golden["input_seed"]), height, width)
-    with torch.inference_mode():
-        features = segmenter.encoder(segmenter.normalise(images))
-        main = segmenter(images).logits
-        aux = resize_logits(segmenter.aux_head(features[2]), (height, width))
-    outputs = dict(zip(("c1", "c2", "c3", "c4"), features, strict=True)) | {"main": main, "aux": aux}
-    for name, output in outputs.items():
-        assert output.shape == tuple(golden[f"{name}_shape"]), name
-        values, expected = output.contiguous().flatten().numpy()[golden[f"{name}_idx"]], golden[f"{name}_val"]
-        assert np.abs(values - expected).max() / np.abs(expected).max() < 1e-4, name
-        assert abs(float(output.mean()) - golden[f"{name}_mean"]) < 1e-4 * golden[f"{name}_std"], name
-        assert abs(float(output.std()) / golden[f"{name}_std"] - 1) < 1e-4, name
+def encoder_like(original, name, **options):
+    """Our encoder with the weights of a timm or torchvision classifier, whose names are the same."""
+    encoder = build_encoder(name, **options).eval()
+    weights = {key: value for key, value in original.state_dict().items() if not key.startswith("fc.")}
+    encoder.load_state_dict(weights)
+    return encoder
 
 
+def assert_close(ours, theirs):
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() / theirs.abs().max() < 1e-5
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
 @pytest.mark.parametrize(
-    ("encoder", "head", "entry"),
+    ("name", "theirs"),
     [
-        ("resnest50", "fcn", "fcn_resnest50"),
-        ("resnest101", "fcn", "fcn_resnest101"),
-        ("resnest50", "deeplabv3", "deeplab_resnest50"),
-        ("resnest101", "deeplabv3", "deeplab_resnest101"),
-        ("resnest200", "deeplabv3", "deeplab_resnest200"),
-        ("resnest269", "deeplabv3", "deeplab_resnest269"),
+        ("resnest14", "resnest14d"),
+        ("resnest26", "resnest26d"),
+        ("resnest50_fast_4s2x40d", "resnest50d_4s2x40d"),
+        ("resnest50_fast_1s4x24d", "resnest50d_1s4x24d"),
+        ("resnet50d", "resnet50d"),
     ],
 )
-def test_keys_and_shapes_are_those_of_the_originals(encoder, head, entry, real_data):
-    """Every published network has exactly the original's keys and shapes."""
-    import json
+def test_timm_variant_is_live_timm(name, theirs, output_stride):
+    """Features of all stages and the classifier's logits, on a size that no stride divides."""
+    original = fill(timm.create_model(theirs, output_stride=output_stride))
+    encoder = encoder_like(original, name, output_stride=output_stride, dilation="timm")
+    images = torch.randn(1, 3, 75, 91, generator=torch.Generator().manual_seed(0))
+    _, expected = original.forward_intermediates(images)
+    features = encoder(images)
+    for ours, want in zip(features, expected[-4:], strict=True):
+        assert_close(ours, want)
+    assert_close(original.fc(features[-1].mean(dim=(2, 3))), original(images))
 
-    originals = json.loads((real_data.parent / "reference" / "state_dict_keys.json").read_text())
-    originals = originals[entry]
-    classes = next(
-        shape[0] for key, shape in reversed(originals.items()) if key.startswith("head.") and len(shape) == 4
-    )
-    with torch.device("meta"):
-        segmenter = build_segmenter(encoder, head=head, num_classes=classes)
-    ours = {original_key(k): list(v.shape) for k, v in segmenter.state_dict().items() if not k.startswith("pixel_")}
-    assert ours == originals
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dilation", DILATIONS)
+def test_at_stride_32_every_variant_is_the_imagenet_network(dilation):
+    original = fill(timm.create_model("resnest14d"))
+    encoder = encoder_like(original, "resnest14", output_stride=32, dilation=dilation)
+    images = torch.randn(1, 3, 65, 96, generator=torch.Generator().manual_seed(0))
+    assert_close(encoder(images)[-1], original.forward_features(images))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["resnet50", "resnext50_32x4d"])
+@pytest.mark.parametrize("replace", [[False, False, False], [False, False, True], [False, True, True]])
+def test_radix_zero_is_torchvision(name, replace):
+    original = fill(getattr(torchvision.models, name)(replace_stride_with_dilation=replace))
+    encoder = encoder_like(original, name, output_stride=32 >> sum(replace), dilation="encoding")
+    images = torch.randn(1, 3, 70, 90, generator=torch.Generator().manual_seed(0))
+    x = original.maxpool(original.relu(original.bn1(original.conv1(images))))
+    for stage, ours in enumerate(encoder(images), start=1):
+        x = getattr(original, f"layer{stage}")(x)
+        assert_close(ours, x)
+
+
+@torch.inference_mode()
+def test_the_dilation_variants_are_different_networks():
+    """The trap that the names exist for: the same state dict fits all, the numbers differ."""
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for output_stride in (8, 16):
+        c4 = {}
+        for dilation in DILATIONS:
+            encoder = fill(build_encoder("resnest14_tiny", output_stride=output_stride, dilation=dilation))
+            c4[dilation] = encoder(images)[-1]
+        for one, other in (("encoding", "mmseg"), ("encoding", "timm"), ("mmseg", "timm")):
+            assert (c4[one] - c4[other]).abs().mean() > 0.01 * c4[one].abs().mean(), (output_stride, one, other)
+
+
+@torch.inference_mode()
+def test_fast_models_pool_before_split_attention():
+    """Same keys and shapes as resnest50, another network."""
+    shapes = {name: build_encoder(name, output_stride=32, dilation="encoding") for name in
+              ("resnest50", "resnest50_fast_2s1x64d")}  # fmt: skip
+    plain, fast = (fill(encoder) for encoder in shapes.values())
+    assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in fast.state_dict().items()}
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert (plain(images)[-1] - fast(images)[-1]).abs().mean() > 0.01 * plain(images)[-1].abs().mean()
 
 
 def test_split_attention_is_the_formula():
@@ -94,26 +129,16 @@ def test_radix_one_is_squeeze_and_excitation():
         assert torch.allclose(block(x), u * gate, atol=1e-6)
 
 
+@torch.inference_mode()
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 @pytest.mark.parametrize("size", [(64, 96), (33, 47), (1, 1)])
-def test_feature_sizes(output_stride, size):
-    encoder = build_encoder("resnest14_tiny", output_stride=output_stride, dilation="encoding").eval()
-    with torch.inference_mode():
-        features = encoder(torch.randn(1, 3, *size))
+@pytest.mark.parametrize("dilation", DILATIONS)
+def test_feature_sizes(output_stride, size, dilation):
+    encoder = build_encoder("resnest14_tiny", output_stride=output_stride, dilation=dilation).eval()
+    features = encoder(torch.randn(1, 3, *size))
     strides = (4, 8, min(16, output_stride), output_stride)
     for feature, channels, stride in zip(features, encoder.channels, strides, strict=True):
         assert feature.shape == (1, channels, -(-size[0] // stride), -(-size[1] // stride))
-
-
-def test_same_weights_at_another_stride_are_another_network():
-    """The trap that the variants' names exist for: the state dict fits, the numbers differ."""
-    wide = build_encoder("resnest14_tiny", output_stride=8, dilation="encoding").eval()
-    narrow = build_encoder("resnest14_tiny", output_stride=32, dilation="encoding").eval()
-    narrow.load_state_dict(wide.state_dict())
-    images = torch.randn(1, 3, 64, 64)
-    with torch.inference_mode():
-        difference = (wide(images)[3][:, :, ::4, ::4] - narrow(images)[3]).abs().max()
-    assert difference > 1e-2
 
 
 def test_parameter_counts_are_the_published_ones():
@@ -126,26 +151,140 @@ def test_parameter_counts_are_the_published_ones():
 
 
 def test_all_specs_build_with_their_depths_and_widths():
-    for name, spec in SPECS.items():
+    for place, (name, spec) in enumerate(SPECS.items()):
         with torch.device("meta"):
-            encoder = build_encoder(name, output_stride=8, dilation="encoding")
+            encoder = build_encoder(name, output_stride=(8, 16, 32)[place % 3], dilation=DILATIONS[place // 3 % 3])
         stages = (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)
         assert tuple(len(stage) for stage in stages) == spec.depths, name
         assert encoder.channels == tuple(spec.planes * 4 * 2**stage for stage in range(4)), name
 
 
+def test_parameter_counts_of_the_rivals_are_torchvisions():
+    for name in ("resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d"):
+        with torch.device("meta"):
+            ours = build_encoder(name, output_stride=32, dilation="encoding").state_dict()
+            theirs = getattr(torchvision.models, name)().state_dict()
+        shapes = {key: value.shape for key, value in theirs.items() if not key.startswith("fc.")}
+        assert {key: value.shape for key, value in ours.items()} == shapes, name
+
+
+def training_pair(**options):
+    """A tiny encoder in training mode with and without options, and a batch; the same weights."""
+    torch.manual_seed(0)
+    plain = build_encoder("resnest14_tiny", output_stride=8, dilation="encoding")
+    other = build_encoder("resnest14_tiny", output_stride=8, dilation="encoding", options=EncoderOptions(**options))
+    other.load_state_dict(plain.state_dict())
+    return plain, other, torch.randn(4, 3, 48, 48)
+
+
+@pytest.mark.parametrize("option", ["drop_block", "drop_path"])
+def test_regularisation_acts_in_training_only(option):
+    plain, other, images = training_pair(**{option: 0.3})
+    assert not torch.equal(plain(images)[-1], other(images)[-1])
+    plain.load_state_dict(other.state_dict())
+    assert torch.equal(plain.eval()(images)[-1], other.eval()(images)[-1])
+
+
+def test_drop_block_clears_its_share_in_the_last_two_stages():
+    _, other, _ = training_pair(drop_block=0.25)
+    for stage, acts in ((other.layer1, False), (other.layer2, False), (other.layer3, True), (other.layer4, True)):
+        for drop in (stage[0].drop_block1, stage[0].drop_block3, stage[0].conv2.drop_block):
+            cleared = (drop(torch.ones(8, 16, 24, 24)) == 0).float().mean()
+            assert abs(cleared - (0.25 if acts else 0.0)) < 0.06
+    assert build_encoder("resnet50d", output_stride=32, dilation="timm",
+                         options=EncoderOptions(drop_block=0.1)).layer4[0].drop_block2.p == 0.1  # fmt: skip
+
+
+def test_stochastic_depth_grows_with_depth_and_can_skip_a_block():
+    encoder = build_encoder("resnest26", output_stride=32, dilation="encoding", options=EncoderOptions(drop_path=0.7))
+    blocks = [block for stage in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4) for block in stage]
+    rates = [getattr(block.drop_path, "p", 0.0) for block in blocks]
+    assert rates == pytest.approx([0.7 * place / 7 for place in range(8)])
+    last = build_encoder("resnest26", output_stride=32, dilation="encoding", options=EncoderOptions(drop_path=1.0))
+    x = torch.randn(2, 2048, 3, 3)
+    assert torch.equal(last.layer4[1](x), x.relu())
+
+
+def test_zero_gamma_starts_blocks_as_their_shortcut():
+    options = EncoderOptions(zero_gamma=True)
+    encoder = build_encoder("resnest26", output_stride=32, dilation="encoding", options=options)
+    x = torch.randn(2, 256, 6, 6)
+    assert torch.equal(encoder.layer1[1](x), x.relu())
+
+
+def test_activation_checkpointing_changes_no_number():
+    """Gradients, and the running statistics, which a second forward pass must not move again."""
+    plain, other, images = training_pair(checkpointing=True)
+    for encoder in (plain, other):
+        sum(feature.square().mean() for feature in encoder(images)).backward()
+    for (name, a), b in zip(plain.named_parameters(), other.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-5, atol=1e-7), name
+    for (name, a), b in zip(plain.named_buffers(), other.buffers(), strict=True):
+        assert torch.equal(a, b), name
+    assert all(module.momentum == 0.1 for module in other.modules() if isinstance(module, torch.nn.BatchNorm2d))
+
+
+def test_activation_checkpointing_keeps_less_for_the_backward_pass():
+    def kept(encoder, images):
+        total = 0
+
+        def count(tensor):
+            nonlocal total
+            total += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            encoder(images)
+        return total
+
+    plain, other, images = training_pair(checkpointing=True)
+    assert kept(other, images) < 0.5 * kept(plain, images)
+
+
+@torch.inference_mode()
+def test_rectified_network_differs_at_the_border_only():
+    """Same weights; in the middle of a large image, farther from the border than the network sees, nothing changes."""
+    options = EncoderOptions(rectify="rectify")
+    plain = fill(build_encoder("resnest14_tiny", output_stride=8, dilation="encoding"))
+    other = fill(build_encoder("resnest14_tiny", output_stride=8, dilation="encoding", options=options))
+    images = torch.randn(1, 3, 64, 640, generator=torch.Generator().manual_seed(0))
+    a, b = plain.stem(images), other.stem(images)
+    assert not torch.equal(a[..., 0], b[..., 0])
+    assert torch.allclose(a[..., 8:-8, 8:-8], b[..., 8:-8, 8:-8])
+    assert not torch.allclose(plain(images)[-1], other(images)[-1])
+
+
+@pytest.mark.parametrize("in_channels", [1, 2, 4, 7])
+def test_first_convolution_adapts_like_timm(in_channels):
+    weight = torch.randn(16, 3, 3, 3)
+    adapted = adapt_first_convolution(weight, in_channels)
+    assert torch.allclose(adapted, timm.models.adapt_input_conv(in_channels, weight))
+    encoder = build_encoder("resnest14_tiny", output_stride=8, dilation="mmseg", in_channels=in_channels).eval()
+    assert encoder(torch.zeros(1, in_channels, 32, 32))[-1].shape == (1, 256, 4, 4)
+
+
+@torch.inference_mode()
+def test_a_grey_image_gives_what_its_rgb_copy_gave():
+    colour = build_encoder("resnest14_tiny", output_stride=8, dilation="encoding").eval()
+    grey = build_encoder("resnest14_tiny", output_stride=8, dilation="encoding", in_channels=1).eval()
+    weights = copy.copy(colour.state_dict())
+    weights["conv1.0.weight"] = adapt_first_convolution(weights["conv1.0.weight"], 1)
+    grey.load_state_dict(weights)
+    image = torch.randn(1, 1, 40, 40)
+    assert torch.allclose(grey(image)[-1], colour(image.expand(-1, 3, -1, -1))[-1], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"encoder": "resnest51"}, "unknown encoder 'resnest51'. Did you mean 'resnest50'?"),
-        ({"head": "deeplab"}, "unknown head 'deeplab'. Did you mean 'deeplabv3'?"),
+        ({"name": "resnest51"}, "unknown encoder 'resnest51'. Did you mean 'resnest50'?"),
         ({"dilation": "encodings"}, "unknown dilation 'encodings'. Did you mean 'encoding'?"),
         ({"output_stride": 4}, "output_stride must be one of [8, 16, 32], not 4"),
-        ({"num_classes": 0}, "num_classes must be at least 1, not 0"),
+        ({"options": EncoderOptions(rectify="rectified")}, "unknown rectify 'rectified'. Did you mean 'rectify'?"),
     ],
 )
 def test_wrong_choices_name_the_right_ones(change, message):
-    values = {"encoder": "resnest14_tiny"} | change
+    values = {"name": "resnest14_tiny", "output_stride": 8, "dilation": "encoding"} | change
     with pytest.raises(ConfigError) as error:
-        build_segmenter(values.pop("encoder"), **values)
+        build_encoder(values.pop("name"), **values)
     assert message in str(error.value)

@@ -3,7 +3,11 @@
 import pytest
 import torch
 
-from resnest_seg.segmenter import build_segmenter
+from resnest_seg.blueprints import DILATIONS
+from resnest_seg.errors import DownloadError
+from resnest_seg.labels import LabelSpace
+from resnest_seg.segmenter import HUB_FILE, Segmenter, build_segmenter
+from resnest_seg.zoo import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +70,119 @@ def test_every_parameter_gets_a_gradient():
     output = segmenter(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
     (output.logits.square().mean() + output.aux_logits.square().mean()).backward()
     assert [name for name, p in segmenter.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+NETWORKS = [
+    {"head": "fcn"},
+    {"head": "deeplabv3", "dilation": "timm", "output_stride": 16},
+    {"head": "fcn", "family": "mmseg", "dilation": "mmseg"},
+    {"head": "deeplabv3", "family": "mmseg", "output_stride": 16},
+    {"head": "pspnet", "family": "mmseg", "output_stride": 32},
+    {"head": "deeplabv3plus", "family": "mmseg", "dilation": "mmseg"},
+    {"head": "smp:upernet", "output_stride": 16},
+    {"head": "classifier", "output_stride": 32},
+]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("network", NETWORKS, ids=str)
+@pytest.mark.parametrize("size", [(33, 47), (1, 1), (50, 90)])
+def test_every_network_takes_every_size(network, size):
+    segmenter = build_segmenter("resnest14_tiny", num_classes=4, **network).eval()
+    assert segmenter(torch.zeros(1, 3, *size, dtype=torch.uint8)).logits.shape == (1, 4, *size)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("network", NETWORKS, ids=str)
+def test_half_precision_and_contiguous_memory_agree_with_float32(network):
+    torch.manual_seed(0)
+    segmenter = build_segmenter("resnest14_tiny", num_classes=4, **network).eval()
+    images = torch.randint(0, 256, (2, 3, 65, 80), dtype=torch.uint8)
+    expected = segmenter(images).logits
+    plain = build_segmenter("resnest14_tiny", num_classes=4, **network).eval()
+    plain.load_state_dict(segmenter.state_dict())
+    plain = plain.to(memory_format=torch.contiguous_format)
+    assert torch.allclose(plain(images).logits, expected, atol=1e-4 * expected.abs().max())
+    half = segmenter.bfloat16()(images).logits
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - expected).abs().mean() < 0.03 * expected.abs().mean()
+
+
+def test_pixel_statistics_of_other_channels():
+    grey = build_segmenter("resnest14_tiny", head="fcn", in_channels=1)
+    assert grey.pixel_mean.flatten().tolist() == pytest.approx([255 * (0.485 + 0.456 + 0.406) / 3])
+    five = build_segmenter("resnest14_tiny", head="fcn", in_channels=5)
+    assert five.pixel_std.flatten().tolist() == pytest.approx([255 * v for v in (0.229, 0.224, 0.225, 0.229, 0.224)])
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=str)
+def test_pretrained_round_trip_is_exact(network, tmp_path):
+    torch.manual_seed(1)
+    segmenter = build_segmenter("resnest14_tiny", num_classes=4, **network).eval()
+    segmenter.label_space = None if network["head"] == "classifier" else LabelSpace.numbered(4)
+    segmenter.save_pretrained(tmp_path / "saved")
+    images = torch.randint(0, 256, (1, 3, 40, 50), dtype=torch.uint8)
+    for loaded in (Segmenter.from_pretrained(tmp_path / "saved"), load_checkpoint(tmp_path / "saved" / HUB_FILE)):
+        assert loaded.config == segmenter.config
+        assert loaded.label_space == segmenter.label_space
+        assert loaded.num_classes == 4
+        for key, value in segmenter.state_dict().items():
+            assert torch.equal(loaded.state_dict()[key], value), key
+        with torch.inference_mode():
+            assert torch.equal(loaded(images).logits, segmenter(images).logits)
+
+
+def test_a_thousand_classes_without_a_label_space_survive(tmp_path):
+    segmenter = build_segmenter("resnest14_tiny", head="classifier", num_classes=1000, output_stride=32)
+    segmenter.save_pretrained(tmp_path)
+    assert Segmenter.from_pretrained(tmp_path).num_classes == 1000
+
+
+def test_push_to_hub_uploads_one_checkpoint_and_a_card(tmp_path, monkeypatch):
+    """Everything up to the hub's own client, which is recorded instead of asked."""
+    import huggingface_hub.hub_mixin as mixin
+
+    uploaded = {}
+
+    class Client:
+        def __init__(self, *arguments, **options):
+            pass
+
+        def create_repo(self, repo_id, **options):
+            return type("Repository", (), {"repo_id": repo_id})()
+
+        def upload_folder(self, *, repo_id, folder_path, **options):
+            uploaded[repo_id] = {path.name: path.read_bytes() for path in folder_path.iterdir()}
+
+    monkeypatch.setattr(mixin, "HfApi", Client)
+    segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=3).eval()
+    segmenter.push_to_hub("someone/model")
+    files = uploaded["someone/model"]
+    assert set(files) >= {HUB_FILE, "README.md"}
+    (tmp_path / HUB_FILE).write_bytes(files[HUB_FILE])
+    loaded = Segmenter.from_pretrained(tmp_path)
+    assert torch.equal(loaded.head.conv5[0].weight, segmenter.head.conv5[0].weight)
+    assert b"semantic-segmentation" in files["README.md"]
+
+
+def test_from_pretrained_offline_is_one_error(monkeypatch):
+    def offline(*arguments, **options):
+        raise FileNotFoundError("no network")
+
+    monkeypatch.setattr("resnest_seg.segmenter.hf_hub_download", offline)
+    with pytest.raises(DownloadError, match=r"'someone/model' is no folder, and no file model.safetensors"):
+        Segmenter.from_pretrained("someone/model")
+
+
+def test_activation_checkpointing_and_regularisation_reach_the_encoder():
+    segmenter = build_segmenter("resnest14_tiny", head="fcn", checkpointing=True, drop_block=0.2, drop_path=0.3,
+                                zero_gamma=True, rectify="rectify_avg")  # fmt: skip
+    encoder = segmenter.encoder
+    assert encoder.checkpointing
+    assert encoder.layer4[0].drop_block1.p == 0.2
+    assert encoder.layer4[0].drop_path.p == pytest.approx(0.3)
+    assert not encoder.layer4[0].bn3.weight.any()
+    assert encoder.conv1[0].average
+    assert {build_segmenter("resnest14_tiny", head="fcn", dilation=name).encoder.dilation for name in DILATIONS} == set(
+        DILATIONS
+    )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from resnest_seg.checkpoint import BEST, CONFIG, LAST, Checkpoint, load_checkpoint
+from resnest_seg.checkpoint import BEST, CONFIG, LAST, Checkpoint
 from resnest_seg.config import (
     DataConfig,
     EvalConfig,
@@ -24,6 +24,7 @@ from resnest_seg.evaluation import evaluate
 from resnest_seg.samples import Sample
 from resnest_seg.segmenter import build_segmenter
 from resnest_seg.training import METRICS, SHEET, Trainer
+from resnest_seg.zoo import load_checkpoint
 
 CONFIG_OF_TEST = RunConfig(
     model=ModelConfig(encoder="resnest14_tiny", head="fcn"),

@@ -16,7 +16,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="predict_seg.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a photo, or a folder of photos with its subfolders")
-    parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint) or a checkpoint file")
+    parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, or "
+                        "the name of a published checkpoint (tools/zoo_seg.py lists them)")  # fmt: skip
     parser.add_argument("--output", default="predictions", help="folder to write to (default: predictions)")
     parser.add_argument("--protocol", default="whole", help="inference protocol (default: whole)")
     parser.add_argument("--ids", choices=("raw", "train"), default="raw", help="values in the label PNGs: the data "

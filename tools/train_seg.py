@@ -76,14 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import torch
 
-    from resnest_seg.checkpoint import segmenter_for
     from resnest_seg.datasets import build_dataset
+    from resnest_seg.segmenter import segmenter_for
     from resnest_seg.training import Trainer
 
     train = build_dataset(config.data.dataset, root=config.data.root, split="train")
     validation = build_dataset(config.data.dataset, root=config.data.root, split=config.eval.split)
     torch.manual_seed(config.seed)
-    segmenter = segmenter_for(config, train.label_space)
+    segmenter = segmenter_for(config, train.label_space, pretrained=not resume)
     trainer = Trainer(config, segmenter=segmenter, train=train, validation=validation, output=output, resume=resume)
     try:
         finished = trainer.fit()

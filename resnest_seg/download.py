@@ -1,0 +1,177 @@
+"""Fetch a file once: resumed where it broke off, checked against its hash, and never half there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import http.client
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from resnest_seg.errors import DownloadError
+
+CHUNK = 1 << 20
+"""Bytes read at once."""
+
+TRIES = 4
+"""Attempts in a row that fetch nothing, before a download is given up. Each continues where the last broke off."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Digest:
+    """A hash that a file must have.
+
+    Attributes:
+        algorithm: A name that `hashlib` knows, such as "sha256".
+        prefix: The first hexadecimal digits, as many as are known.
+        in_zip: The file is a zip, and the hash is that of the one file inside it.
+    """
+
+    algorithm: str
+    prefix: str
+    in_zip: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.algorithm.upper()} {self.prefix}...{' inside the zip' if self.in_zip else ''}"
+
+    def matches(self, path: Path) -> bool:
+        """Whether the file's content has this hash; False for a damaged zip."""
+        with contextlib.ExitStack() as opened:
+            file: IO[bytes] = opened.enter_context(open(path, "rb"))
+            if self.in_zip:
+                try:
+                    archive = opened.enter_context(zipfile.ZipFile(file))
+                    (member,) = archive.namelist()
+                    file = opened.enter_context(archive.open(member))
+                    return self._is_of(file)
+                except (zipfile.BadZipFile, ValueError, EOFError, zlib.error):
+                    return False
+            return self._is_of(file)
+
+    def _is_of(self, file: IO[bytes]) -> bool:
+        content = hashlib.new(self.algorithm)
+        while chunk := file.read(CHUNK):
+            content.update(chunk)
+        return content.hexdigest().startswith(self.prefix)
+
+
+def download(
+    url: str,
+    path: Path,
+    *,
+    digest: Digest | None = None,
+    timeout: float = 30.0,
+    pause: Callable[[float], object] = time.sleep,
+) -> Path:
+    """Fetch `url` to `path`, unless it is there already.
+
+    Bytes go to `path`.part first, which survives an interruption and is continued by the next call. Only a complete
+    file with the right hash gets the name `path`. Several processes may call this at the same time: one fetches.
+
+    Args:
+        url: http or https address.
+        path: Where the file goes.
+        digest: The hash it must have; None checks the length only.
+        timeout: Seconds of silence after which an attempt counts as broken off.
+        pause: Waits the given seconds between attempts.
+
+    Raises:
+        DownloadError: It cannot be fetched, or is another file; says how to get and where to put it by hand.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f"{path.name}.lock")):
+        if path.exists():
+            if digest is not None and not digest.matches(path):
+                raise DownloadError(
+                    f"{path} is not the published file: its hash is not {digest}. Delete it to fetch it again."
+                )
+            return path
+        problem = _attempt(url, path, digest=digest, timeout=timeout, pause=pause)
+    if problem is not None:
+        known = f" (it must have {digest})" if digest is not None else ""
+        raise DownloadError(
+            f"cannot download {url}: {problem}. Without a network, fetch the file{known} elsewhere and put it at "
+            f"{path}."
+        )
+    return path
+
+
+def _attempt(
+    url: str, path: Path, *, digest: Digest | None, timeout: float, pause: Callable[[float], object]
+) -> str | None:
+    """Fetch until the file is there, or until it makes no sense any more; returns what the problem is, if any."""
+    part = path.with_name(f"{path.name}.part")
+    problem, failures = "", 0
+    while failures < TRIES:
+        had = part.stat().st_size if part.exists() else 0
+        try:
+            _fetch(url, part, timeout=timeout)
+        except urllib.error.HTTPError as error:
+            problem = f"HTTP {error.code} {error.reason}"
+            if error.code < 500 and error.code != 429:
+                break  # asking again will not help
+        except (OSError, http.client.HTTPException) as error:
+            problem = str(getattr(error, "reason", error)) or type(error).__name__
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise DownloadError(f"cannot write {part}: the disk is full. Free some space and try again.") from None
+        else:
+            if digest is None or digest.matches(part):
+                part.replace(path)
+                return None
+            part.unlink()
+            problem = f"the file there is another one, its hash is not {digest}"
+            if not had:
+                break  # a continued one may have begun as an older file: that is worth a fresh start
+        grown = part.exists() and part.stat().st_size > had
+        failures = 0 if grown else failures + 1
+        if failures < TRIES:
+            pause(2.0**failures)
+    return problem
+
+
+def _fetch(url: str, part: Path, *, timeout: float) -> None:
+    """One attempt: append what is missing to `part`; returns when it is as long as the server says."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        part.unlink()  # longer than the file on the server: it is no beginning of it
+        raise ConnectionError("what was fetched before does not belong to this file") from None
+    with response, open(part, "ab") as file, _bar() as progress:
+        start = (response.headers.get("Content-Range") or "").removeprefix("bytes ").partition("-")[0]
+        if response.status != 206 or start != str(have):  # the server cannot continue, or there was nothing to continue
+            file.truncate(0)
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length is not None else None
+        task = progress.add_task(part.name.removesuffix(".part"), total=total, completed=have)
+        while chunk := response.read(CHUNK):
+            file.write(chunk)
+            progress.update(task, advance=len(chunk))
+    if total is not None and part.stat().st_size != total:
+        raise ConnectionError(f"the connection broke off after {part.stat().st_size} of {total} bytes")
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        transient=True,
+    )

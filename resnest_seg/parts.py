@@ -1,0 +1,197 @@
+"""The parts of a `Segmenter` by name: encoders of ours or of SMP, fresh or pre-trained, and heads of either family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from resnest_seg.blueprints import SMP, EncoderOptions
+from resnest_seg.config import ModelConfig
+from resnest_seg.conversion import encoder_weights
+from resnest_seg.errors import CheckpointError, ConfigError, unknown_name
+from resnest_seg.heads import ClassifierHead, DeepLabV3Head, FCNHead, aspp_rates
+from resnest_seg.heads_mmseg import (
+    MMSegAuxHead,
+    MMSegDeepLabV3Head,
+    MMSegDeepLabV3PlusHead,
+    MMSegFCNHead,
+    MMSegPSPHead,
+)
+from resnest_seg.published import imagenet_checkpoint, published, published_names
+from resnest_seg.resnest import ResNeSt, adapt_first_convolution, build_encoder
+from resnest_seg.weights import read_weights
+
+HeadBuilder = Callable[[tuple[int, ...], int, int], nn.Module]
+"""(channels of c1..c4, K, output stride) -> head."""
+
+HEADS: dict[str, dict[str, HeadBuilder]] = {
+    # family -> name -> head
+    "encoding": {
+        "fcn": lambda channels, classes, stride: FCNHead(channels[3], classes),
+        "deeplabv3": lambda channels, classes, stride: DeepLabV3Head(channels[3], classes, output_stride=stride),
+        "classifier": lambda channels, classes, stride: ClassifierHead(channels[3], classes),
+    },
+    "mmseg": {
+        "fcn": lambda channels, classes, stride: MMSegFCNHead(channels[3], classes),
+        "pspnet": lambda channels, classes, stride: MMSegPSPHead(channels[3], classes),
+        "deeplabv3": lambda channels, classes, stride: MMSegDeepLabV3Head(
+            channels[3], classes, rates=aspp_rates(stride)
+        ),
+        "deeplabv3plus": lambda channels, classes, stride: MMSegDeepLabV3PlusHead(
+            channels[3], classes, low_channels=channels[0], rates=aspp_rates(stride)
+        ),
+    },
+}
+
+AUX_HEADS: dict[str, HeadBuilder] = {
+    "encoding": lambda channels, classes, stride: FCNHead(channels[2], classes, stage=-2),
+    "mmseg": lambda channels, classes, stride: MMSegAuxHead(channels[2], classes),
+}
+
+
+def encoder_for(model: ModelConfig, *, pretrained: bool = True) -> nn.Module:
+    """The encoder that a config describes, with the weights that it starts from.
+
+    Args:
+        model: The network.
+        pretrained: Load `model.encoder_weights`; False leaves fresh weights, for those of a checkpoint to come.
+
+    Returns:
+        Normalised images -> features, the last four being c1, c2, c3, c4, with their channels in `.channels`.
+
+    Raises:
+        ConfigError: Unknown name (the nearest is named), or an encoder that cannot be dilated.
+        DownloadError: The weights cannot be fetched.
+        CheckpointError: The weights do not fit.
+    """
+    if model.encoder.startswith(SMP):
+        from resnest_seg.smp import SMPEncoder
+
+        weights = model.encoder_weights if pretrained else None
+        if any((model.drop_block, model.drop_path, model.zero_gamma, model.checkpointing, model.rectify != "none")):
+            raise ConfigError(
+                f"encoder {model.encoder} is not ours: drop_block, drop_path, zero_gamma, rectify and checkpointing do "
+                "not go with it."
+            )
+        name = model.encoder.removeprefix(SMP)
+        return SMPEncoder(name, output_stride=model.output_stride, in_channels=model.in_channels, weights=weights)
+    options = EncoderOptions(
+        drop_block=model.drop_block,
+        drop_path=model.drop_path,
+        zero_gamma=model.zero_gamma,
+        rectify=model.rectify,
+        checkpointing=model.checkpointing,
+    )
+    if model.head.startswith(SMP):
+        from resnest_seg.smp import ResNeStSMPEncoder
+
+        encoder: ResNeSt = ResNeStSMPEncoder(
+            model.encoder,
+            output_stride=model.output_stride,
+            dilation=model.dilation,
+            in_channels=model.in_channels,
+            options=options,
+        )
+    else:
+        encoder = build_encoder(
+            model.encoder,
+            output_stride=model.output_stride,
+            dilation=model.dilation,
+            in_channels=model.in_channels,
+            options=options,
+        )
+    if pretrained and model.encoder_weights is not None:
+        load_encoder(encoder, pretrained_file(model.encoder, model.encoder_weights), in_channels=model.in_channels)
+    return encoder
+
+
+def head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Module:
+    """The main head that a config describes, for what an encoder returns.
+
+    Raises:
+        ConfigError: Unknown name or family, or a head that does not exist in this family or at this output stride.
+    """
+    if model.head.startswith(SMP):
+        from resnest_seg.smp import build_smp_head
+
+        assert isinstance(encoder.out_channels, list)
+        name = model.head.removeprefix(SMP)
+        return build_smp_head(name, encoder.out_channels, num_classes, output_stride=model.output_stride)
+    if model.family not in HEADS:
+        raise unknown_name("family", model.family, HEADS)
+    if model.head not in HEADS[model.family]:
+        elsewhere = [family for family in HEADS if model.head in HEADS[family]]
+        if elsewhere:
+            raise ConfigError(f"head {model.head!r} exists in family {elsewhere[0]!r} only: set family to it.")
+        known = dict.fromkeys(name for heads in HEADS.values() for name in heads)
+        raise unknown_name("head", model.head, [*known, f"{SMP}NAME"])
+    return HEADS[model.family][model.head](_channels(encoder), num_classes, model.output_stride)
+
+
+def aux_head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Module | None:
+    """The auxiliary head on c3 that a config describes; None without one, and for image classifiers.
+
+    Raises:
+        ConfigError: Unknown family.
+    """
+    if not model.aux_head or model.head == "classifier":
+        return None
+    if model.family not in AUX_HEADS:
+        raise unknown_name("family", model.family, AUX_HEADS)
+    return AUX_HEADS[model.family](_channels(encoder), num_classes, model.output_stride)
+
+
+def pretrained_file(encoder: str, weights: str) -> Path:
+    """The file that `encoder_weights` means: "imagenet", the name of a published checkpoint, or a path.
+
+    Raises:
+        ConfigError: No ImageNet weights were published for the encoder, or it is neither a name nor a file.
+        DownloadError: It cannot be fetched.
+    """
+    if weights == "imagenet":
+        return imagenet_checkpoint(encoder).fetch()
+    if Path(weights).is_file():
+        return Path(weights)
+    entry = published(weights)
+    if entry is None:
+        raise unknown_name("encoder_weights: no such file or name", weights, ["imagenet", *published_names()])
+    return entry.fetch()
+
+
+def load_encoder(encoder: ResNeSt, path: Path, *, in_channels: int) -> None:
+    """Copy the encoder's part of anybody's weight file into an encoder; the first convolution is adapted to the images.
+
+    Raises:
+        CheckpointError: The file cannot be read, or its encoder is another one; names the first keys.
+    """
+    weights, own = encoder_weights(read_weights(path).tensors), encoder.state_dict()
+    stem = next(key for key in own if key.startswith("conv1."))
+    if stem in weights and weights[stem].shape[1] == 3:
+        weights[stem] = adapt_first_convolution(weights[stem], in_channels)
+    counters = "num_batches_tracked"  # old files lack them, and they decide nothing
+    problems = [
+        *(f"missing {key}" for key in own if key not in weights and not key.endswith(counters)),
+        *(f"unexpected {key}" for key in weights if key not in own),
+        *misfits(weights, own),
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{path} does not hold the weights of this encoder: {problems[0]} ({len(problems)} problems)."
+        )
+    encoder.load_state_dict(weights, strict=False)
+
+
+def misfits(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """The keys that both have with different shapes, and these shapes."""
+    return [
+        f"{key} {list(weights[key].shape)} instead of {list(value.shape)}"
+        for key, value in own.items()
+        if key in weights and weights[key].shape != value.shape
+    ]
+
+
+def _channels(encoder: nn.Module) -> tuple[int, ...]:
+    assert isinstance(encoder.channels, tuple)
+    return encoder.channels

@@ -1,0 +1,132 @@
+"""Read the tensors of a weight file from anywhere, without running code that it may carry."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from resnest_seg.errors import CheckpointError
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module")
+"""Keys under which training scripts put the state dict, in the order in which they are looked for."""
+
+WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".params", ".ckpt")
+"""Endings of weight files inside a zip."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightFile:
+    """What a weight file holds.
+
+    Attributes:
+        tensors: Name -> tensor, on the CPU.
+        metadata: What lies beside them: a safetensors file's strings, an mmsegmentation file's `meta`.
+        skipped: Names of entries that are no tensors, and of what lies beside the state dict.
+    """
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, Any]
+    skipped: tuple[str, ...] = ()
+
+
+def read_weights(path: Path) -> WeightFile:
+    """Read a safetensors file, a torch file, or a zip with one of them inside.
+
+    Torch files are pickles: they are read with `weights_only=True`, which builds tensors and plain values and refuses
+    everything else.
+
+    Raises:
+        CheckpointError: There is no such file, it is damaged, it holds no tensors, or it wants to run code.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no weight file {path}.")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                inside = [name for name in archive.namelist() if name.endswith(WEIGHT_SUFFIXES)]
+                if not any(name.endswith("data.pkl") for name in archive.namelist()):  # else torch's own format
+                    return _read_member(path, archive, inside)
+        with open(path, "rb") as file:
+            return _read(path, file)
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise CheckpointError(f"{path} is no checkpoint, or a damaged one ({error}).") from None
+
+
+def _read_member(path: Path, archive: zipfile.ZipFile, inside: list[str]) -> WeightFile:
+    if len(inside) != 1:
+        found = ", ".join(inside[:4]) or "none"
+        raise CheckpointError(f"{path} should hold one weight file, but holds {len(inside)} ({found}).")
+    return _read(path, io.BytesIO(archive.read(inside[0])))
+
+
+def _read(path: Path, file: BinaryIO) -> WeightFile:
+    start = file.read(9)
+    file.seek(0)
+    if start[8:] == b"{":  # a safetensors file: eight bytes of length, then JSON
+        return _read_safetensors(path, file)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about unusual pickle protocols
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if start[:1] not in (b"\x80", b"P"):  # neither a pickle nor a zip
+            raise CheckpointError(f"{path} is no checkpoint, or a damaged one: it is no torch file.") from None
+        reason = str(error).partition("WeightsUnpickler error: ")[2].split("\n")[0] or "not only tensors"
+        raise CheckpointError(
+            f"{path} was not loaded: besides tensors it holds objects that would run code when they are read "
+            f"({reason}). If you made it yourself, save its state dict alone: torch.save(model.state_dict(), path)."
+        ) from None
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"{path} is no checkpoint, or a damaged one ({_first_line(error)}).") from None
+    return _unwrap(path, content)
+
+
+def _read_safetensors(path: Path, file: BinaryIO) -> WeightFile:
+    try:
+        if isinstance(file, io.BytesIO):
+            from safetensors.torch import load
+
+            return WeightFile(load(file.getvalue()), {})
+        with safe_open(path, framework="pt") as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  # not a mapping
+            return WeightFile(tensors, opened.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is no checkpoint, or a damaged one ({_first_line(error)}).") from None
+
+
+def _unwrap(path: Path, content: Any) -> WeightFile:
+    """Find the state dict in what a torch file held."""
+    metadata: Mapping[str, Any] = {}
+    skipped: list[str] = []
+    while isinstance(content, Mapping) and not any(isinstance(value, Tensor) for value in content.values()):
+        name = next((name for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
+        if name is None:
+            break
+        meta = content.get("meta")
+        metadata = meta if isinstance(meta, Mapping) else metadata
+        skipped += [str(key) for key in content if key not in (name, "meta")]
+        content = content[name]
+    tensors = (
+        {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
+    if not tensors:
+        kind = type(content).__name__
+        raise CheckpointError(f"{path} is no checkpoint: it holds no tensors under the names of a model, but a {kind}.")
+    skipped += [str(key) for key in content if str(key) not in tensors]
+    return WeightFile(tensors, metadata, tuple(skipped))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0]

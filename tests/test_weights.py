@@ -1,0 +1,118 @@
+"""Reading weight files: every container there is, and nothing that runs code."""
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save, save_file
+
+from resnest_seg.errors import CheckpointError
+from resnest_seg.weights import read_weights
+
+STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.num_batches_tracked": torch.tensor(7)}
+
+
+def torch_bytes(content, **options):
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def zipped(**members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name.replace("__", "."), data)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("plain.pth", torch_bytes(STATE)),
+        ("ordered.pth", torch_bytes(OrderedDict(STATE))),
+        ("old.pth", torch_bytes(STATE, _use_new_zipfile_serialization=False)),
+        ("mmseg.pth", torch_bytes({"meta": {"CLASSES": ("x", "y"), "iter": 3}, "state_dict": STATE, "optimizer": {}})),
+        ("training.pth", torch_bytes({"epoch": 3, "model": {"state_dict": STATE}, "best": 0.5})),
+        ("plain.safetensors", save(STATE)),
+        ("named_wrong.pth", save(STATE)),
+        ("published.zip", zipped(weights__pth=torch_bytes(STATE), README__txt=b"hello")),
+        ("safe.zip", zipped(weights__safetensors=save(STATE))),
+    ],
+)
+def test_every_container_gives_its_tensors(name, data, tmp_path):
+    (tmp_path / name).write_bytes(data)
+    file = read_weights(tmp_path / name)
+    assert set(file.tensors) == set(STATE)
+    for key, value in STATE.items():
+        assert torch.equal(file.tensors[key], value)
+
+
+def test_what_lies_beside_the_tensors(tmp_path):
+    content = {"meta": {"CLASSES": ("x", "y")}, "state_dict": STATE | {"note": "text"}, "optimizer": {}, "epoch": 3}
+    torch.save(content, tmp_path / "mmseg.pth")
+    file = read_weights(tmp_path / "mmseg.pth")
+    assert file.metadata == {"CLASSES": ("x", "y")}
+    assert file.skipped == ("optimizer", "epoch", "note")
+    save_file(STATE, tmp_path / "own.safetensors", {"format": "x"})
+    assert read_weights(tmp_path / "own.safetensors").metadata == {"format": "x"}
+
+
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("container", ["torch", "old torch", "pickle", "zip"])
+def test_a_malicious_pickle_does_not_run(container, tmp_path):
+    mark, path = tmp_path / "executed", tmp_path / "bomb.pth"
+    content = {"state_dict": STATE, "extra": Bomb(mark)}
+    data = {
+        "torch": lambda: torch_bytes(content),
+        "old torch": lambda: torch_bytes(content, _use_new_zipfile_serialization=False),
+        "pickle": lambda: pickle.dumps(content),
+        "zip": lambda: zipped(weights__pth=torch_bytes(content)),
+    }[container]()
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError) as error:
+        read_weights(path)
+    assert not mark.exists()
+    assert "bomb.pth was not loaded: besides tensors it holds objects that would run code" in str(error.value)
+    if container == "torch":  # the same file, read without care, does run: the test is no dud
+        torch.load(path, weights_only=False)["extra"].close()
+        assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "is no checkpoint, or a damaged one"),
+        (b"I am text", "no torch file"),
+        (torch_bytes(STATE)[:-200], "damaged"),
+        (save(STATE)[:40], "damaged"),
+        (torch_bytes([1, 2, 3]), "it holds no tensors under the names of a model, but a list"),
+        (torch_bytes({"epoch": 3}), "it holds no tensors under the names of a model, but a dict"),
+        (zipped(README__txt=b"no weights"), "should hold one weight file, but holds 0 .none."),
+        (zipped(a__pth=b"1", b__pth=b"2"), "should hold one weight file, but holds 2 .a.pth, b.pth."),
+        (np.arange(3).tobytes(), "no torch file"),
+    ],
+)
+def test_what_is_no_weight_file_is_one_clear_error(data, says, tmp_path):
+    (tmp_path / "file.pth").write_bytes(data)
+    with pytest.raises(CheckpointError, match=says) as error:
+        read_weights(tmp_path / "file.pth")
+    assert str(tmp_path / "file.pth") in str(error.value)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(CheckpointError, match="no weight file"):
+        read_weights(tmp_path / "nothing.pth")
