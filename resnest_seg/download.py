@@ -136,7 +136,7 @@ def _attempt(
         grown = part.exists() and part.stat().st_size > had
         failures = 0 if grown else failures + 1
         if failures < TRIES:
-            pause(2.0**failures)
+            pause(2.0 ** max(failures - 1, 0))
     return problem
 
 

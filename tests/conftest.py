@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,13 @@ def real_data() -> Path:
 
 
 @pytest.fixture
-def tool():
+def tool(monkeypatch):
     """Load a tool by name; its exit code is that of the real command line."""
 
     def load(name):
         spec = importlib.util.spec_from_file_location(name, PROJECT / "tools" / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)  # dataclasses look their module up
         spec.loader.exec_module(module)
         from resnest_seg.errors import run_tool
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import plain_protocols
 import pytest
 import timm
 import torch
@@ -51,6 +52,45 @@ def test_parity_with_the_originals(entry):
         assert np.abs(values - expected).max() / np.abs(expected).max() < 1e-4, name
         assert abs(float(output.mean()) - golden[f"{name}_mean"]) < 1e-4 * golden[f"{name}_std"], name
         assert abs(float(output.std()) / golden[f"{name}_std"] - 1) < 1e-4, name
+
+
+def reference_network(entry):
+    """The model of an entry by the fill rule, and its logits for normalised images."""
+    known = recognise(filled_state(original_keys()[entry]))
+    segmenter = segmenter_for(RunConfig(model=known.model), None, num_classes=known.num_classes).eval()
+    load_weights(segmenter, known.weights)
+    return lambda x: segmenter(x * segmenter.pixel_std + segmenter.pixel_mean).logits
+
+
+def assert_scores(scores, golden):
+    values = scores.contiguous().flatten().numpy()[golden["idx"]]
+    assert np.abs(values - golden["val"]).max() / np.abs(golden["val"]).max() < 1e-4
+    assert (scores.argmax(dim=1)[0].numpy() == golden["pred"]).mean() > 0.999
+
+
+@torch.inference_mode()
+def test_our_network_in_the_authors_evaluator_gives_their_scores():
+    golden = np.load(GOLDEN / "ms_a.npz")
+    size = (1, 3, int(golden["h"]), int(golden["w"]))
+    image = np.random.RandomState(int(golden["seed"])).standard_normal(size).astype(np.float32)
+    scores = plain_protocols.encoding(
+        reference_network("deeplab_resnest50"),
+        torch.from_numpy(image),
+        base_size=int(golden["base_size"]),
+        crop_size=int(golden["crop_size"]),
+        scales=golden["scales"],
+        flip=bool(golden["flip"]),
+    )
+    assert_scores(scores, golden)
+
+
+@torch.inference_mode()
+def test_our_network_in_mmsegmentations_evaluator_gives_their_scores():
+    golden = np.load(GOLDEN / "mmseg_ms_fcn_city.npz")
+    height, width = int(golden["h"]), int(golden["w"])
+    blocks = np.random.RandomState(int(golden["seed"])).randint(0, 256, (height // 8 + 2, width // 8 + 2, 3))
+    image = np.kron(blocks.astype(np.uint8), np.ones((8, 8, 1), np.uint8))[:height, :width]
+    assert_scores(plain_protocols.mmseg(reference_network("mmseg_fcn_city"), image, scales=golden["scales"]), golden)
 
 
 ENTRIES = {

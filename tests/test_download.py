@@ -89,7 +89,7 @@ def test_a_file_put_by_hand_asks_no_network(tmp_path):
 def test_temporary_errors_are_waited_out_and_final_ones_are_not(site, tmp_path):
     site.status, pauses = [503, 429], []
     assert fetch(site, tmp_path / "file.bin", pauses=pauses).read_bytes() == DATA
-    assert pauses == [2.0, 4.0]
+    assert pauses == [1.0, 2.0]
     with pytest.raises(DownloadError, match="HTTP 404"):
         download(f"{site.url}/nothing", tmp_path / "nothing", pause=pauses.append)
     assert len(pauses) == 2

@@ -11,7 +11,10 @@ from resnest_seg.labels import IGNORE_LABEL, LabelSpace
 CITYSCAPES_TRAIN_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
 
-@pytest.mark.parametrize(("name", "classes"), [("ade20k", 150), ("camvid", 11), ("cityscapes", 19), ("synthetic", 10)])
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [("ade20k", 150), ("camvid", 11), ("cityscapes", 19), ("pascal_context", 59), ("synthetic", 10)],
+)
 def test_shipped_tables(name, classes):
     space = LabelSpace.of(name)
     assert len(space) == classes
@@ -62,3 +65,24 @@ def test_an_unknown_label_space_names_the_nearest():
 def test_palette(tiny_space):
     assert tiny_space.palette[1].tolist() == [90, 90, 90]
     assert tiny_space.palette[IGNORE_LABEL].tolist() == [0, 0, 0]
+
+
+def test_pascal_contexts_classes_are_alphabetical_with_vocs_colours():
+    space = LabelSpace.of("pascal_context")
+    assert list(space.names) == sorted(space.names)
+    assert (space.names[0], space.names[58], space.raw_ids) == ("aeroplane", "wood", tuple(range(1, 60)))
+    assert space.colors[:3] == ((128, 0, 0), (0, 128, 0), (128, 128, 0))
+    assert space.colors == LabelSpace.numbered(59).colors
+
+
+def test_numbered_label_spaces():
+    space = LabelSpace.numbered(22)
+    assert space.names[21] == "class 21"
+    assert space.colors[14] == (192, 128, 128)  # Pascal VOC's person
+    assert len(set(LabelSpace.numbered(253).colors)) == 253
+    assert space.encode(np.array([[3, IGNORE_LABEL]], np.uint8)).tolist() == [[3, IGNORE_LABEL]]
+    named = LabelSpace.numbered(2, names=["a", "b"], colors=[[1, 2, 3], [4, 5, 6]])
+    assert (named.names, named.colors) == (("a", "b"), ((1, 2, 3), (4, 5, 6)))
+    for count in (0, 254):
+        with pytest.raises(ConfigError, match=f"1..253 classes, not {count}"):
+            LabelSpace.numbered(count)

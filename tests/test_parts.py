@@ -66,7 +66,7 @@ def test_imagenet_means_the_published_file(imagenet, monkeypatch, tmp_path):
     """Downloaded once into the folder of torch.hub, checked against the hash in its name."""
     path, state = imagenet
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    entry = PublishedCheckpoint(f"resnest14-{digest}", "resnest", "resnest14")
+    entry = PublishedCheckpoint(f"resnest14-{digest}", "resnest", 10.6, "resnest14")
     monkeypatch.setattr("resnest_seg.published.PUBLISHED", (entry,))
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     with serve({f"/{entry.name}.pth": path.read_bytes()}) as site:
@@ -111,7 +111,7 @@ def test_weights_of_another_encoder_are_refused(imagenet, tmp_path):
         ({"encoder_weights": "imagenet"}, "no published ImageNet weights for encoder 'resnest14_tiny'"),
         (
             {"encoder_weights": "resnest50-528c19cb"},
-            "no such file or name 'resnest50-528c19cb'. Did you mean 'resnest50-5",
+            "no such file or name 'resnest50-528c19cb'. Did you mean 'resnest50",
         ),
     ],
 )

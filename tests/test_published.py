@@ -15,6 +15,7 @@ from resnest_seg.blueprints import SPECS
 from resnest_seg.errors import ConfigError, DownloadError
 from resnest_seg.labels import LabelSpace
 from resnest_seg.published import PUBLISHED, imagenet_checkpoint, published
+from resnest_seg.segmenter import build_segmenter
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +36,19 @@ def test_names_are_unique_and_known_under_their_short_form():
     assert published("deeplab_resnest50_ade").name == "deeplab_resnest50_ade-2225f09d"
     assert published("fcn_s101-d8_512x512_160k_ade20k").digest.prefix == "d3160329"
     assert published("nothing") is None
+
+
+def test_parameters_are_counted():
+    counted = {}
+    for entry in PUBLISHED:
+        classes = 1000 if entry.dataset == "imagenet" else len(LabelSpace.of(entry.dataset))
+        network = (entry.encoder, entry.head, "mmseg" if entry.source == "mmseg" else "encoding", classes)
+        if network not in counted:
+            encoder, head, family, classes = network
+            with torch.device("meta"):
+                segmenter = build_segmenter(encoder, head=head, family=family, num_classes=classes)
+            counted[network] = sum(parameter.numel() for parameter in segmenter.parameters()) / 1e6
+        assert entry.millions == pytest.approx(counted[network], abs=0.006), entry.name
 
 
 def test_every_family_is_complete():

@@ -15,9 +15,11 @@ import torch
 from accelerate.state import AcceleratorState
 from conftest import PROJECT, TINY
 from PIL import Image
+from reference import filled_state, original_keys
 
 from resnest_seg.checkpoint import BEST, LAST, Checkpoint
 from resnest_seg.datasets import Synthetic
+from resnest_seg.published import published_names
 from resnest_seg.samples import read_image
 from resnest_seg.visualize import write_png
 
@@ -112,7 +114,57 @@ def test_an_existing_run_folder_is_not_touched(run, tool, capsys):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-TRAIN, EVAL, PREDICT = "train_seg", "eval_seg", "predict_seg"
+def test_the_zoo_lists_every_checkpoint_and_whether_it_is_here(tool, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "resnest50-528c19ca.pth").write_bytes(bytes(3_000_000))
+    assert tool("zoo_seg")() == 0
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert set(published_names()) <= set(rows)
+    assert rows["resnest50"] == ["81.03", "27.5", "3", "yes"]
+    assert rows["deeplab_resnest50_ade"] == ["-", "45.12", "81.17", "44.0", "176", "-"]
+    assert tool("zoo_seg")("--dataset", "cityscapes", "--json") == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [entry["single_scale"] for entry in entries] == [77.56, 78.57, 79.67, 79.62]
+    assert entries[0]["digest"] == "SHA256 f8d155b3..."
+    assert entries[0]["cached"] is False
+    assert entries[0]["path"].startswith(str(tmp_path))
+
+
+def test_a_published_checkpoint_is_evaluated_and_predicts(tool, tmp_path, monkeypatch, capsys):
+    """From a file in somebody else's format, through the tools: the report says what was loaded and assumed."""
+    root = fake_data.make("cityscapes", tmp_path / "data", count=1)
+    path = tmp_path / "fcn.pth"
+    shapes = dict(original_keys()["fcn_resnet50s"])
+    shapes |= {key: [19, *shape[1:]] for key, shape in shapes.items() if ".conv5.4." in key}
+    torch.save(filled_state(shapes), path)
+    monkeypatch.chdir(tmp_path)
+    assert tool("eval_seg")("--checkpoint", path, "--data.root", root, "--workers", 0) == 0
+    printed = capsys.readouterr()
+    assert "PyTorch-Encoding, resnet50s fcn, output stride 8, dilation encoding, 19 classes (cityscapes)" in printed.err
+    assert "assumed output stride 8" in printed.err
+    assert json.loads((tmp_path / "eval_cityscapes_val.json").read_text())["model"].startswith("resnet50s fcn")
+    photo = next(root.rglob("*_leftImg8bit.png"))
+    assert tool("predict_seg")("--checkpoint", path, photo) == 0
+    assert len(list((tmp_path / "predictions").iterdir())) == 2
+
+
+def test_the_benchmark_counts_the_same_network_twice(tool, tmp_path, capsys):
+    """Not the times: those are for people. The same network has the same parameters and operations."""
+    words = ["infer", "--encoder", "resnest14", "--size", 64, 64, "--rounds", 2, "--json", tmp_path / "infer.json"]
+    assert tool("benchmark_seg")(*words) == 0
+    rows = json.loads((tmp_path / "infer.json").read_text())["measurements"]
+    ours, timm, whole, smp = rows
+    assert (ours["parameters"], ours["gflops"]) == (timm["parameters"], timm["gflops"])
+    assert ours["parameters"] == pytest.approx(8.56, abs=0.01)
+    assert whole["gflops"] == pytest.approx(smp["gflops"], rel=0.01)
+    assert all(row["seconds"] > 0 for row in rows)
+    assert "interleaved" in capsys.readouterr().out
+    assert tool("benchmark_seg")("infer", "--encoder", "resnet50") == 2
+    assert "unknown encoder of timm 'resnet50'" in capsys.readouterr().err
+
+
+TRAIN, EVAL, PREDICT, ZOO = "train_seg", "eval_seg", "predict_seg", "zoo_seg"
 
 
 @pytest.mark.parametrize(
@@ -131,6 +183,21 @@ TRAIN, EVAL, PREDICT = "train_seg", "eval_seg", "predict_seg"
         (EVAL, ["--checkpoint", "{tmp}/no"], "no checkpoint {tmp}/no"),
         (EVAL, ["--checkpoint", "{tmp}"], "is no run folder"),
         (EVAL, ["--checkpoint", "{tmp}/junk.pth"], "{tmp}/junk.pth is no checkpoint, or a damaged one"),
+        (TRAIN, ["--dataset", "synthetic", "--model.head", "classifier"], "gives one answer for a whole image"),
+        (
+            TRAIN,
+            ["--dataset", "synthetic", "--model.in_channels", "4"],
+            "model.in_channels is 4, and the images of data",
+        ),
+        (TRAIN, ["--dataset", "synthetic", "--model.head", "pspnet"], "head 'pspnet' exists in family 'mmseg' only"),
+        (TRAIN, ["--dataset", "synthetic", "--model.encoder_weights", "imagenet"], "no published ImageNet weights for"),
+        (
+            TRAIN,
+            ["--dataset", "synthetic", "--model.encoder_weights", "{tmp}/junk.pth"],
+            "{tmp}/junk.pth is no checkpoint",
+        ),
+        (ZOO, ["--dataset", "ade"], "unknown data set 'ade'. Did you mean 'ade20k'?"),
+        (ZOO, ["--fetch", "resnest51"], "unknown published checkpoint 'resnest51'. Did you mean 'resnest50'?"),
         (EVAL, ["--checkpoint", "{run}", "--limit", "0"], "--limit must be at least 1, not 0"),
         (EVAL, ["--checkpoint", "{run}", "--protocols", "hole"], "unknown protocol 'hole'"),
         (EVAL, ["--checkpoint", "{run}", "--device", "cuda:77"], "device 'cuda:77' cannot be used"),

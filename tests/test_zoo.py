@@ -60,7 +60,7 @@ def test_a_published_name_is_fetched_recognised_and_loaded(authors, tmp_path, mo
 
     content = authors.read_bytes()
     entry = PublishedCheckpoint(
-        f"fcn_resnest50_ade-{hashlib.sha1(content).hexdigest()[:8]}", "encoding", "resnest50", "fcn", "ade20k"
+        f"fcn_resnest50_ade-{hashlib.sha1(content).hexdigest()[:8]}", "encoding", 37.3, "resnest50", "fcn", "ade20k"
     )
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
