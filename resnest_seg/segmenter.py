@@ -131,11 +131,12 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
 
     @property
     def description(self) -> str:
-        """Encoder, head, output stride and dilation variant in one line."""
+        """Encoder, head, output stride, dilation variant and rectification in one line: what decides the numbers."""
         model = self.config.model
         head = f"mmseg {model.head}" if model.family == "mmseg" else model.head
         dilation = "" if model.encoder.startswith(SMP) else f", dilation {model.dilation}"
-        return f"{model.encoder} {head}, output stride {model.output_stride}{dilation}"
+        rectify = "" if model.rectify == "none" else f", {model.rectify}"
+        return f"{model.encoder} {head}, output stride {model.output_stride}{dilation}{rectify}"
 
     def forward(self, images: Tensor) -> SegmenterOutput:
         height, width = images.shape[2:]
