@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from resnest_seg.datasets import CamVid as CamVid
     from resnest_seg.datasets import Cityscapes as Cityscapes
     from resnest_seg.datasets import Synthetic as Synthetic
+    from resnest_seg.doctor import Diagnosis as Diagnosis
+    from resnest_seg.doctor import diagnose as diagnose
     from resnest_seg.errors import CheckpointError as CheckpointError
     from resnest_seg.errors import ConfigError as ConfigError
     from resnest_seg.errors import DatasetError as DatasetError
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from resnest_seg.errors import ResNeStSegError as ResNeStSegError
     from resnest_seg.evaluation import EvalReport as EvalReport
     from resnest_seg.evaluation import evaluate as evaluate
+    from resnest_seg.folder import FolderDataset as FolderDataset
     from resnest_seg.inference import whole as whole
     from resnest_seg.labels import IGNORE_LABEL as IGNORE_LABEL
     from resnest_seg.labels import LabelSpace as LabelSpace
@@ -50,9 +53,11 @@ _HOMES = {
     "ConfigError": "errors",
     "ConfusionMatrix": "metrics",
     "DatasetError": "errors",
+    "Diagnosis": "doctor",
     "DownloadError": "errors",
     "EvalReport": "evaluation",
     "ExportError": "errors",
+    "FolderDataset": "folder",
     "IGNORE_LABEL": "labels",
     "LabelSpace": "labels",
     "LoadReport": "segmenter",
@@ -67,6 +72,7 @@ _HOMES = {
     "Trainer": "training",
     "build_loader": "loader",
     "build_segmenter": "segmenter",
+    "diagnose": "doctor",
     "evaluate": "evaluation",
     "load_checkpoint": "zoo",
     "load_run_config": "config",

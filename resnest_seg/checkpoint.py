@@ -28,6 +28,9 @@ from resnest_seg.labels import LabelSpace
 FORMAT = "resnest_seg/1"
 """Value of the metadata key `format`."""
 
+HUB_FILE = "model.safetensors"
+"""Name of the checkpoint in a folder of `save_pretrained`, and in a repository of the hub."""
+
 BEST, LAST, CONFIG = "best.safetensors", "last.safetensors", "config.yaml"
 """Names of the files in a run folder: the best weights, the newest state, the whole resolved config."""
 
@@ -117,7 +120,7 @@ class Checkpoint:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint file that `path` means: itself, or the best (else the last) one of a run folder.
+    """The checkpoint file that `path` means: itself, the best (else the last) one of a run folder, or a saved model's.
 
     Raises:
         CheckpointError: There is no such file or folder, or the folder holds no checkpoint.
@@ -127,7 +130,7 @@ def find_checkpoint(path: str | Path) -> Path:
         return path
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint {path}: there is no such file or run folder.")
-    for name in (BEST, LAST):
+    for name in (BEST, LAST, HUB_FILE):
         if (path / name).is_file():
             return path / name
     raise CheckpointError(f"{path} is no run folder, or a run that has not saved yet: it has no {BEST} and no {LAST}.")

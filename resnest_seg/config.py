@@ -64,19 +64,45 @@ class DataConfig:
     """The data set and how training samples are cut from it."""
 
     dataset: str = "ade20k"
-    """Data set: synthetic, camvid, ade20k or cityscapes."""
+    """Data set: synthetic, camvid, ade20k, cityscapes, or folder (your own photos and masks)."""
     root: str | None = None
-    """Folder of the data set; null looks in $RESNEST_SEG_DATA/<dataset>, then in datasets/<dataset>."""
+    """Its folder or zip file; null looks in $RESNEST_SEG_DATA/<dataset>, then in datasets/<dataset>."""
+    classes: str | None = None
+    """For folder: a CSV or YAML file of names, ids and colours; null takes classes.csv in the folder, or what the
+    masks hold."""
+    recipe: str = "encoding"
+    """How samples are cut: encoding (the authors': long edge random, padded with black) or mmseg (mmsegmentation's:
+    canvas of long_edge x base_size times a ratio, one class below 75 % of the crop, photometric distortion)."""
     base_size: int = 520
-    """Length in pixels to which scale 1 resizes the long edge of a training image."""
+    """Length in pixels of the edge that scale 1 gives a training image: the long one in recipe encoding, the short
+    one in recipe mmseg."""
+    long_edge: int = 2048
+    """For recipe mmseg: length in pixels of the canvas's long edge at scale 1."""
     crop_size: int = 480
-    """Side in pixels of the square training crop."""
+    """Height in pixels of the training crop, and its width where crop_width is null."""
+    crop_width: int | None = None
+    """Width in pixels of the training crop; null makes it square."""
     scale_min: float = 0.5
-    """Smallest random scale, times base_size."""
+    """Smallest random scale."""
     scale_max: float = 2.0
-    """Largest random scale, times base_size."""
+    """Largest random scale."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
+    rotate: float = 0.0
+    """Rotate by up to this many degrees."""
+    color_jitter: float = 0.0
+    """Change brightness, contrast and saturation by up to this share, and hue by a quarter of it."""
+    blur: float = 0.0
+    """Probability of a slight Gaussian blur."""
+    coarse_dropout: float = 0.0
+    """Probability of covering one to four rectangles, whose labels are ignored."""
+    class_mix: float = 0.0
+    """Probability of pasting half of the classes of another sample onto a sample (ClassMix)."""
+    rare_class: float | None = None
+    """Temperature at which photos with rare classes are drawn more often (0.01 strongly, 1 hardly; needs a pass over
+    all masks); null draws every photo once an epoch."""
+    check: int = 64
+    """Samples, spread over the training split, that are read and checked before the first step; 0 checks none."""
     workers: int = 4
     """Loader processes for each training process; 0 loads in the training process. Results do not depend on it."""
 
@@ -154,10 +180,19 @@ class RunConfig:
 def _check_values(config: RunConfig) -> None:
     """Refuse values that have the right type and make no sense; names are checked where they are looked up."""
     positive = ["model.in_channels"]
-    positive += [f"data.{name}" for name in ("base_size", "crop_size", "scale_min")]
+    positive += [f"data.{name}" for name in ("base_size", "long_edge", "crop_size", "scale_min")]
     positive += [f"optim.{name}" for name in ("lr", "head_lr_factor", "power")]
     positive += [f"train.{name}" for name in ("epochs", "batch_size", "accumulation", "validate_every", "log_every")]
-    not_negative = ("data.workers", "optim.weight_decay", "train.aux_weight", "eval.sheet", "seed")
+    not_negative = (
+        "data.workers",
+        "data.check",
+        "data.rotate",
+        "data.color_jitter",
+        "optim.weight_decay",
+        "train.aux_weight",
+        "eval.sheet",
+        "seed",
+    )
     flat = flatten(config)
     for key, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -170,13 +205,18 @@ def _check_values(config: RunConfig) -> None:
     for key in not_negative:
         if not flat[key] >= 0:
             raise ConfigError(f"{key} must not be negative, it is {flat[key]}.")
-    for key in ("data.flip", "optim.momentum", "model.drop_block", "model.drop_path"):
+    shares = [f"data.{name}" for name in ("flip", "blur", "coarse_dropout", "class_mix")]
+    for key in (*shares, "optim.momentum", "model.drop_block", "model.drop_path"):
         if not 0 <= flat[key] <= 1:
             raise ConfigError(f"{key} must lie in 0..1, not {flat[key]}.")
     if config.data.scale_max < config.data.scale_min:
         raise ConfigError(
             f"data.scale_max ({config.data.scale_max}) is below data.scale_min ({config.data.scale_min})."
         )
+    if config.data.crop_width is not None and config.data.crop_width < 1:
+        raise ConfigError(f"data.crop_width must be at least 1 or null, not {config.data.crop_width}.")
+    if config.data.rare_class is not None and not config.data.rare_class > 0:
+        raise ConfigError(f"data.rare_class must be greater than 0 or null, not {config.data.rare_class}.")
     if config.eval.limit is not None and config.eval.limit < 1:
         raise ConfigError(f"eval.limit must be at least 1 or null, not {config.eval.limit}.")
     if config.model.output_stride not in (8, 16, 32):

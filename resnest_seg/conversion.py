@@ -97,7 +97,8 @@ def recognise(
 
     Args:
         tensors: Their name -> tensor; a leading "module." (DataParallel) does not matter.
-        hint: The file's name: it decides between encoders that have the same keys and shapes.
+        hint: The file's name, or our name of the encoder where it is known: it decides between encoders that have the
+            same keys and shapes.
         output_stride: Of the network that it was trained in; None assumes 8, and 32 for an ImageNet classifier.
         dilation: Variant of that network; None takes that of the format.
 
@@ -116,23 +117,35 @@ def recognise(
         raise CheckpointError(f"none of our encoders has these shapes: {spec}.")
     encoder, assumed = names[0], []
     if len(names) > 1:
-        encoder = next((name for name in reversed(names) if name.removeprefix("resnest50_") in hint), names[0])
+        encoder = encoder_of_name(hint) or names[0]
         others = ", ".join(name for name in names if name != encoder)
-        assumed.append(f"encoder {encoder}: {others} has the same keys and shapes, and the file's name does not say so")
+        if encoder_of_name(hint) is None:
+            assumed.append(
+                f"encoder {encoder}: {others} has the same keys and shapes, and the file's name is of neither"
+            )
     head, family, num_classes = _head(weights)
     if output_stride is None:
         output_stride = 32 if head == "classifier" else 8
-        assumed.append(f"output stride {output_stride}: no key tells it")
+        if head != "classifier":
+            assumed.append(f"output stride {output_stride}: no key tells it")
+    if dilation is None:
+        dilation = "mmseg" if family == "mmseg" else "encoding"
+        if output_stride < 32:
+            assumed.append(f"dilation {dilation}: no key tells it")
+    if form == "resnest_seg":
+        assumed.append("rectify none: no key tells it, nor what else the config of the run said")
+    dataset = None if head == "classifier" else DATASETS_BY_CLASSES.get(num_classes)
+    if dataset is not None:
+        assumed.append(f"data set {dataset}: it has {num_classes} classes, too")
     model = ModelConfig(
         encoder=encoder,
         head=head,
         family=family,
         output_stride=output_stride,
-        dilation=dilation or ("mmseg" if family == "mmseg" else "encoding"),
+        dilation=dilation,
         aux_head=any(key.startswith("aux_head.") for key in weights),
         in_channels=weights[_stem_key(weights)].shape[1],
     )
-    dataset = None if head == "classifier" else DATASETS_BY_CLASSES.get(num_classes)
     return Recognised(form, model, num_classes, dataset, weights, tuple(skipped), tuple(assumed))
 
 
@@ -152,7 +165,7 @@ def rename(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor], list[
     Raises:
         CheckpointError: The keys are nobody's that we know, or one of them is not.
     """
-    plain = {key.removeprefix("module."): value for key, value in tensors.items()}
+    plain = {_unwrapped(key): value for key, value in tensors.items()}
     form = next((form for sign, form in SIGNS if any(key.startswith(sign) for key in plain)), None)
     if form is None:
         raise CheckpointError(
@@ -213,25 +226,61 @@ def encoder_spec(weights: Mapping[str, Tensor]) -> EncoderSpec:
         ) from None
 
 
+def encoder_of_name(hint: str) -> str | None:
+    """Which of the encoders with the same keys and shapes a file's name means; None where it does not say."""
+    if "fast_2s1x64d" in hint:
+        return "resnest50_fast_2s1x64d"
+    return "resnest50" if "resnest50" in hint or "s50" in hint else None
+
+
 def label_space(recognised: Recognised, metadata: Mapping[str, Any]) -> LabelSpace | None:
-    """The classes of a recognised file: those of its data set, else what its `meta` lists, else numbers.
+    """The classes of a recognised file: those that it lists, else those of the data set with as many, else numbers.
 
     None for a classifier, whose classes are no segmentation classes.
+
+    Args:
+        recognised: The network.
+        metadata: What lies beside the weights: mmsegmentation's CLASSES and PALETTE, or its dataset_meta.
     """
     if recognised.model.head == "classifier":
         return None
-    if recognised.dataset is not None:
-        return LabelSpace.of(recognised.dataset)
-    names, colors = metadata.get("CLASSES"), metadata.get("PALETTE")
-    fitting = isinstance(names, list | tuple) and len(names) == recognised.num_classes
-    return LabelSpace.numbered(
-        recognised.num_classes, names=names if fitting else None, colors=colors if fitting else None
-    )
+    count = recognised.num_classes
+    inner = metadata.get("dataset_meta")
+    listed = inner if isinstance(inner, Mapping) else metadata
+    names = listed.get("CLASSES", listed.get("classes"))
+    colors = listed.get("PALETTE", listed.get("palette"))
+    known = None if recognised.dataset is None else LabelSpace.of(recognised.dataset)
+    if not isinstance(names, list | tuple) or len(names) != count:
+        return known or LabelSpace.numbered(count)
+    names = tuple(str(name) for name in names)
+    if known is not None and [_plain(name) for name in names] == [_plain(name) for name in known.names]:
+        return known
+    return LabelSpace.numbered(count, names=names, colors=colors if _is_palette(colors, count) else None)
+
+
+def _plain(name: str) -> str:
+    """A class name without what toolkits spell differently."""
+    return "".join(letter for letter in name.lower().partition(";")[0] if letter.isalnum())
+
+
+def _is_palette(colors: object, count: int) -> bool:
+    """Whether it is a list of `count` colours."""
+    if not isinstance(colors, list | tuple) or len(colors) != count:
+        return False
+    triples = all(isinstance(color, list | tuple) and len(color) == 3 for color in colors)
+    return triples and all(isinstance(value, int) and 0 <= value <= 255 for color in colors for value in color)
 
 
 def _stem_key(weights: Mapping[str, Tensor]) -> str:
     deep = "encoder.conv1.0.weight"
     return deep if deep in weights else "encoder.conv1.weight"
+
+
+def _unwrapped(key: str) -> str:
+    """A key without what DataParallel and torch.compile put before it."""
+    for prefix in ("module.", "_orig_mod."):
+        key = key.removeprefix(prefix)
+    return key
 
 
 def _depths(weights: Mapping[str, Tensor]) -> tuple[int, int, int, int]:

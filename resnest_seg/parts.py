@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from resnest_seg.blueprints import SMP, EncoderOptions
+from resnest_seg.blueprints import DILATIONS, SMP, EncoderOptions
+from resnest_seg.checkpoint import FORMAT, Checkpoint
 from resnest_seg.config import ModelConfig
-from resnest_seg.conversion import encoder_weights
+from resnest_seg.conversion import encoder_of_name, encoder_weights
 from resnest_seg.errors import CheckpointError, ConfigError, unknown_name
 from resnest_seg.heads import ClassifierHead, DeepLabV3Head, FCNHead, aspp_rates
 from resnest_seg.heads_mmseg import (
@@ -21,7 +22,7 @@ from resnest_seg.heads_mmseg import (
 )
 from resnest_seg.published import imagenet_checkpoint, published, published_names
 from resnest_seg.resnest import ResNeSt, adapt_first_convolution, build_encoder
-from resnest_seg.weights import read_weights
+from resnest_seg.weights import WeightFile, read_weights
 
 HeadBuilder = Callable[[tuple[int, ...], int, int], nn.Module]
 """(channels of c1..c4, K, output stride) -> head."""
@@ -52,11 +53,11 @@ AUX_HEADS: dict[str, HeadBuilder] = {
 
 
 def encoder_for(model: ModelConfig, *, pretrained: bool = True) -> nn.Module:
-    """The encoder that a config describes, with the weights that it starts from.
+    """The encoder that a config describes; ours has fresh weights, see `load_encoder`.
 
     Args:
         model: The network.
-        pretrained: Load `model.encoder_weights`; False leaves fresh weights, for those of a checkpoint to come.
+        pretrained: Let an encoder of SMP load `model.encoder_weights`.
 
     Returns:
         Normalised images -> features, the last four being c1, c2, c3, c4, with their channels in `.channels`.
@@ -102,16 +103,30 @@ def encoder_for(model: ModelConfig, *, pretrained: bool = True) -> nn.Module:
             in_channels=model.in_channels,
             options=options,
         )
-    if pretrained and model.encoder_weights is not None:
-        load_encoder(encoder, pretrained_file(model.encoder, model.encoder_weights), in_channels=model.in_channels)
     return encoder
+
+
+def check_names(model: ModelConfig) -> None:
+    """Refuse names that nothing would look up, and options that do not go together.
+
+    Raises:
+        ConfigError: Says which.
+    """
+    if model.family not in HEADS:
+        raise unknown_name("family", model.family, HEADS)
+    if model.dilation not in DILATIONS:
+        raise unknown_name("dilation", model.dilation, DILATIONS)
+    if model.zero_gamma and model.encoder_weights is not None:
+        raise ConfigError(
+            "zero_gamma is a way to start from fresh weights, and encoder_weights brings its own: set one of the two."
+        )
 
 
 def head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Module:
     """The main head that a config describes, for what an encoder returns.
 
     Raises:
-        ConfigError: Unknown name or family, or a head that does not exist in this family or at this output stride.
+        ConfigError: Unknown name, or a head that does not exist in this family or at this output stride.
     """
     if model.head.startswith(SMP):
         from resnest_seg.smp import build_smp_head
@@ -119,8 +134,6 @@ def head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Mod
         assert isinstance(encoder.out_channels, list)
         name = model.head.removeprefix(SMP)
         return build_smp_head(name, encoder.out_channels, num_classes, output_stride=model.output_stride)
-    if model.family not in HEADS:
-        raise unknown_name("family", model.family, HEADS)
     if model.head not in HEADS[model.family]:
         elsewhere = [family for family in HEADS if model.head in HEADS[family]]
         if elsewhere:
@@ -131,15 +144,9 @@ def head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Mod
 
 
 def aux_head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Module | None:
-    """The auxiliary head on c3 that a config describes; None without one, and for image classifiers.
-
-    Raises:
-        ConfigError: Unknown family.
-    """
+    """The auxiliary head on c3 that a config describes; None without one, and for image classifiers."""
     if not model.aux_head or model.head == "classifier":
         return None
-    if model.family not in AUX_HEADS:
-        raise unknown_name("family", model.family, AUX_HEADS)
     return AUX_HEADS[model.family](_channels(encoder), num_classes, model.output_stride)
 
 
@@ -147,7 +154,8 @@ def pretrained_file(encoder: str, weights: str) -> Path:
     """The file that `encoder_weights` means: "imagenet", the name of a published checkpoint, or a path.
 
     Raises:
-        ConfigError: No ImageNet weights were published for the encoder, or it is neither a name nor a file.
+        ConfigError: No ImageNet weights were published for the encoder, it is neither a name nor a file, or the name of
+            another encoder's.
         DownloadError: It cannot be fetched.
     """
     if weights == "imagenet":
@@ -157,19 +165,29 @@ def pretrained_file(encoder: str, weights: str) -> Path:
     entry = published(weights)
     if entry is None:
         raise unknown_name("encoder_weights: no such file or name", weights, ["imagenet", *published_names()])
+    if entry.encoder != encoder:
+        raise ConfigError(
+            f"encoder_weights {weights!r} is for encoder {entry.encoder!r}, and the encoder is {encoder!r}."
+        )
     return entry.fetch()
 
 
-def load_encoder(encoder: ResNeSt, path: Path, *, in_channels: int) -> None:
-    """Copy the encoder's part of anybody's weight file into an encoder; the first convolution is adapted to the images.
+def load_encoder(encoder: ResNeSt, model: ModelConfig) -> None:
+    """Load what `model.encoder_weights` means into an encoder; the first convolution is adapted to the images.
 
     Raises:
-        CheckpointError: The file cannot be read, or its encoder is another one; names the first keys.
+        ConfigError: See `pretrained_file`.
+        DownloadError: The file cannot be fetched.
+        CheckpointError: It cannot be read, or its encoder is another one; names the first keys.
     """
-    weights, own = encoder_weights(read_weights(path).tensors), encoder.state_dict()
+    assert model.encoder_weights is not None
+    path = pretrained_file(model.encoder, model.encoder_weights)
+    file = read_weights(path)
+    _refuse_another_network(path, file, model)
+    weights, own = encoder_weights(file.tensors), encoder.state_dict()
     stem = next(key for key in own if key.startswith("conv1."))
     if stem in weights and weights[stem].shape[1] == 3:
-        weights[stem] = adapt_first_convolution(weights[stem], in_channels)
+        weights[stem] = adapt_first_convolution(weights[stem], model.in_channels)
     counters = "num_batches_tracked"  # old files lack them, and they decide nothing
     problems = [
         *(f"missing {key}" for key in own if key not in weights and not key.endswith(counters)),
@@ -181,6 +199,22 @@ def load_encoder(encoder: ResNeSt, path: Path, *, in_channels: int) -> None:
             f"{path} does not hold the weights of this encoder: {problems[0]} ({len(problems)} problems)."
         )
     encoder.load_state_dict(weights, strict=False)
+
+
+def _refuse_another_network(path: Path, file: WeightFile, model: ModelConfig) -> None:
+    """Weights that fit by their keys and shapes, of a network that computes something else.
+
+    Raises:
+        CheckpointError: The file says, or its name does, that it is of another encoder or rectification.
+    """
+    theirs = ModelConfig(encoder=encoder_of_name(path.name) or model.encoder, rectify=model.rectify)
+    if file.metadata.get("format") == FORMAT:
+        theirs = Checkpoint.load(path).config.model
+    elif model.encoder not in ("resnest50", "resnest50_fast_2s1x64d"):
+        return
+    for key, ours, other in (("encoder", model.encoder, theirs.encoder), ("rectify", model.rectify, theirs.rectify)):
+        if ours != other:
+            raise CheckpointError(f"{path} holds weights of {key} {other!r}, and this model has {key} {ours!r}.")
 
 
 def misfits(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:

@@ -68,6 +68,10 @@ class Predictor:
                 f"{segmenter.description}: this is an image classifier, it cannot segment. Train a segmentation model "
                 "from it: --model.encoder_weights takes its file."
             )
+        if segmenter.config.model.in_channels != 3:
+            raise CheckpointError(
+                f"the model is for images of {segmenter.config.model.in_channels} channels, and photos have 3."
+            )
         if segmenter.label_space is None:
             raise CheckpointError("the model has no label space: set segmenter.label_space, or load a checkpoint.")
         self.label_space = segmenter.label_space

@@ -105,9 +105,11 @@ class PublishedCheckpoint:
             DownloadError: It cannot be fetched, or is not what was published; says where to put it by hand.
         """
         digest, path = self.digest, self.local_path or self.path
+        if self.source == "timm" and path.is_file():
+            return path  # the hub's client has checked it, or a person has put it there
         if digest is not None and path.suffix != ".zip":
             digest = dataclasses.replace(digest, in_zip=False)
-        if self.source != "timm" or self.local_path:
+        if self.source != "timm":
             return download(self.url, path, digest=digest)
         try:
             return Path(hf_hub_download(self.name, "model.safetensors"))

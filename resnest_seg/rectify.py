@@ -37,7 +37,8 @@ class RectifiedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = (self._taps_inside(x, dim) for dim in (0, 1))  # [H'], [W']
         taps = 1 if self.average else math.prod(self.kernel_size)
-        return super().forward(x) * (taps / (rows[:, None] * columns)).to(x.dtype)
+        out = super().forward(x)
+        return out * (taps / (rows[:, None] * columns)).to(out.dtype)
 
     def _taps_inside(self, x: Tensor, dim: int) -> Tensor:
         """How many taps of each output row (dim 0) or column (dim 1) lie inside the image."""

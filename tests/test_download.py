@@ -138,3 +138,21 @@ def test_digests_are_those_of_hashlib(algorithm, tmp_path):
     whole = hashlib.new(algorithm, DATA).hexdigest()
     assert Digest(algorithm, whole[:8]).matches(tmp_path / "file")
     assert not Digest(algorithm, "x" + whole[1:8]).matches(tmp_path / "file")
+
+
+def test_a_download_that_was_stopped_before_it_got_its_name_is_not_fetched_again(site, tmp_path):
+    (tmp_path / "file.bin.part").write_bytes(DATA)
+    assert fetch(site, tmp_path / "file.bin").read_bytes() == DATA
+    assert site.asked == []
+
+
+def test_a_file_in_a_folder_of_others_needs_no_lock(site, tmp_path, monkeypatch):
+    (tmp_path / "file.bin").write_bytes(DATA)
+    monkeypatch.setattr("resnest_seg.download.FileLock", lambda path: pytest.fail("wrote a lock"))
+    assert fetch(site, tmp_path / "file.bin").read_bytes() == DATA
+
+
+def test_a_folder_that_cannot_be_made_is_one_error(site, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DownloadError, match=r"cannot write .*Not a directory"):
+        fetch(site, tmp_path / "file" / "below" / "file.bin")

@@ -77,3 +77,26 @@ def test_a_bad_sample_arrives_as_one_clear_message(small_dataset, workers):
     with pytest.raises(DatasetError) as error:
         next(loader)
     assert str(error.value) == "cannot read photo_4.png: damaged."
+
+
+def test_probabilities_decide_how_often_a_sample_comes():
+    probabilities = np.array([0.1, 0.0, 0.6, 0.3])
+    batches = list(training_batches(4, seed=1, batch_size=4, steps=range(500), probabilities=probabilities))
+    counts = np.bincount([index for batch in batches for _, index in batch], minlength=4) / 2000
+    assert np.abs(counts - probabilities).max() < 0.04
+    assert counts[1] == 0
+    late = list(training_batches(4, seed=1, batch_size=4, steps=range(300, 302), probabilities=probabilities))
+    assert late == batches[300:302]  # a resumed run continues in the same row
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_class_mix_depends_on_the_place_alone(small_dataset, workers):
+    plain = TrainTransform.from_config(DataConfig(base_size=56, crop_size=32))
+    mixing = TrainTransform.from_config(DataConfig(base_size=56, crop_size=32, class_mix=1.0))
+    batches = [[(3, index)] for index in range(6)]
+    once, twice, without = (
+        [batch.images for batch in build_loader(small_dataset, batches, transform=transform, seed=5, workers=count)]
+        for transform, count in ((mixing, workers), (mixing, 0), (plain, 0))
+    )
+    assert all((a == b).all() for a, b in zip(once, twice, strict=True))
+    assert not all((a == b).all() for a, b in zip(once, without, strict=True))

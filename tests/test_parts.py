@@ -102,6 +102,13 @@ def test_weights_of_another_encoder_are_refused(imagenet, tmp_path):
         ({"head": "deeplab"}, "unknown head 'deeplab'. Did you mean 'deeplabv3'?"),
         ({"head": "pspnet"}, "head 'pspnet' exists in family 'mmseg' only"),
         ({"head": "classifier", "family": "mmseg"}, "head 'classifier' exists in family 'encoding' only"),
+        ({"head": "smp:unet", "family": "mmsegm", "aux_head": False}, "unknown family 'mmsegm'. Did you mean 'mmseg'?"),
+        ({"encoder": "smp:resnet18", "dilation": "foo"}, "unknown dilation 'foo'"),
+        ({"zero_gamma": True, "encoder_weights": "imagenet"}, "zero_gamma is a way to start from fresh weights"),
+        (
+            {"encoder_weights": "resnest269"},
+            "'resnest269' is for encoder 'resnest269', and the encoder is 'resnest14_tiny'",
+        ),
         ({"family": "mmsegm"}, "unknown family 'mmsegm'. Did you mean 'mmseg'?"),
         ({"dilation": "encodings"}, "unknown dilation 'encodings'. Did you mean 'encoding'?"),
         ({"output_stride": 4}, "output_stride must be 8, 16 or 32, not 4"),
@@ -120,3 +127,30 @@ def test_wrong_choices_name_the_right_ones(change, message):
     with pytest.raises(ConfigError) as error:
         build_segmenter(values.pop("encoder"), **values)
     assert message in str(error.value)
+
+
+def test_nothing_is_fetched_for_a_model_that_cannot_be_built(monkeypatch):
+    monkeypatch.setattr("resnest_seg.parts.pretrained_file", lambda *names: pytest.fail("fetched"))
+    with pytest.raises(ConfigError, match="unknown head 'deeplab'"):
+        build_segmenter("resnest50", head="deeplab", encoder_weights="imagenet")
+
+
+def test_the_twin_of_resnest50_is_told_by_its_file(tmp_path):
+    """resnest50_fast_2s1x64d has the same keys and shapes: our metadata, or a file's name, tell them apart."""
+    with torch.device("meta"):
+        fast = build_encoder("resnest50_fast_2s1x64d", output_stride=32, dilation="encoding").state_dict()
+    state = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in fast.items()}
+    torch.save(state, tmp_path / "resnest50_fast_2s1x64d-44938639.pth")
+    named = str(tmp_path / "resnest50_fast_2s1x64d-44938639.pth")
+    with pytest.raises(
+        CheckpointError, match=r"weights of encoder 'resnest50_fast_2s1x64d', and this model has encoder 'res"
+    ):
+        build_segmenter("resnest50", head="fcn", encoder_weights=named)
+    build_segmenter("resnest50_fast_2s1x64d", head="fcn", encoder_weights=named)
+
+
+def test_weights_of_a_rectified_network_are_no_weights_of_another(tmp_path):
+    segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=3, rectify="rectify")
+    segmenter.to_checkpoint().save(tmp_path / "own.safetensors")
+    with pytest.raises(CheckpointError, match="weights of rectify 'rectify', and this model has rectify 'none'"):
+        build_segmenter("resnest14_tiny", encoder_weights=str(tmp_path / "own.safetensors"))

@@ -47,3 +47,9 @@ def test_parameters_are_those_of_a_plain_convolution():
     plain, rectified = padded_conv(3, 8, rectify="none"), padded_conv(3, 8, rectify="rectify")
     assert type(plain) is torch.nn.Conv2d
     rectified.load_state_dict(plain.state_dict())
+
+
+def test_autocast_is_not_undone():
+    conv = padded_conv(2, 3, rectify="rectify")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(torch.randn(1, 2, 5, 5)).dtype == torch.bfloat16

@@ -195,6 +195,21 @@ def test_drop_block_clears_its_share_in_the_last_two_stages():
                          options=EncoderOptions(drop_block=0.1)).layer4[0].drop_block2.p == 0.1  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_drop_block_keeps_the_mean_in_half_precision(dtype):
+    """More pixels than float16 can count: torchvision's own would clear everything."""
+    dropped = training_pair(drop_block=0.1)[1].layer4[0].drop_block1(torch.ones(2, 256, 60, 60, dtype=dtype))
+    assert dropped.dtype == dtype
+    assert abs(float(dropped.float().mean()) - 1) < 0.02
+
+
+def test_fresh_weights_have_the_authors_variance():
+    encoder = build_encoder("resnest50", output_stride=32, dilation="encoding")
+    for conv in (encoder.conv1[0], encoder.layer3[1].conv1, encoder.layer4[2].conv2.conv):
+        area = conv.kernel_size[0] * conv.kernel_size[1]
+        assert float(conv.weight.detach().std()) == pytest.approx((2 / (area * conv.out_channels)) ** 0.5, rel=0.06)
+
+
 def test_stochastic_depth_grows_with_depth_and_can_skip_a_block():
     encoder = build_encoder("resnest26", output_stride=32, dilation="encoding", options=EncoderOptions(drop_path=0.7))
     blocks = [block for stage in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4) for block in stage]

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from resnest_seg.blueprints import DILATIONS
+from resnest_seg.checkpoint import HUB_FILE
 from resnest_seg.errors import DownloadError
 from resnest_seg.labels import LabelSpace
-from resnest_seg.segmenter import HUB_FILE, Segmenter, build_segmenter
+from resnest_seg.segmenter import Segmenter, build_segmenter
 from resnest_seg.zoo import load_checkpoint
 
 
@@ -130,6 +131,25 @@ def test_pretrained_round_trip_is_exact(network, tmp_path):
             assert torch.equal(loaded.state_dict()[key], value), key
         with torch.inference_mode():
             assert torch.equal(loaded(images).logits, segmenter(images).logits)
+
+
+def test_half_precision_survives_the_round_trip(tmp_path):
+    segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=3).half()
+    segmenter.save_pretrained(tmp_path)
+    for loaded in (Segmenter.from_pretrained(tmp_path), Segmenter.from_pretrained(tmp_path / HUB_FILE)):
+        for key, value in segmenter.state_dict().items():
+            assert loaded.state_dict()[key].dtype == value.dtype
+            assert torch.equal(loaded.state_dict()[key], value)
+
+
+def test_batch_height_and_width_can_all_be_dynamic_in_an_export():
+    segmenter = build_segmenter("resnest14_tiny", num_classes=3).eval()
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    auto = torch.export.Dim.AUTO
+    program = torch.export.export(segmenter, (images,), dynamic_shapes={"images": {0: auto, 2: auto, 3: auto}})
+    other = torch.randint(0, 256, (3, 3, 80, 72), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.allclose(program.module()(other).logits, segmenter(other).logits, atol=1e-4)
 
 
 def test_a_thousand_classes_without_a_label_space_survive(tmp_path):

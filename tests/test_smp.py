@@ -62,7 +62,6 @@ def test_every_decoder_segments_on_our_encoder(head, output_stride):
     assert [name for name, p in segmenter.named_parameters() if p.grad is None] == []
 
 
-@torch.inference_mode()
 @pytest.mark.parametrize(
     ("name", "output_stride"),
     [("resnet18", 8), ("se_resnet50", 16), ("timm-skresnet18", 16), ("efficientnet-b0", 8), ("mit_b0", 32),
@@ -74,6 +73,44 @@ def test_smps_encoders_segment_under_our_heads(name, output_stride):
     features = segmenter.encoder(torch.zeros(1, 3, 64, 96))
     assert [feature.shape[1] for feature in features[-4:]] == list(segmenter.encoder.channels)
     assert features[-1].shape[2:] == (64 // output_stride, 96 // output_stride)
+    output = segmenter.train()(torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8))
+    (output.logits.square().mean() + output.aux_logits.square().mean()).backward()
+    trained = [(key, parameter) for key, parameter in segmenter.named_parameters() if parameter.requires_grad]
+    assert [key for key, parameter in trained if parameter.grad is None] == []  # or DistributedDataParallel stops
+
+
+ARCHITECTURES = {
+    "unet": smp.Unet,
+    "unetplusplus": smp.UnetPlusPlus,
+    "manet": smp.MAnet,
+    "linknet": smp.Linknet,
+    "fpn": smp.FPN,
+    "deeplabv3": smp.DeepLabV3,
+    "pan": smp.PAN,
+    "upernet": smp.UPerNet,
+    "segformer": smp.Segformer,
+}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("head", ARCHITECTURES)
+def test_heads_are_those_of_smps_own_models(head):
+    """The same weights in SMP's model and in ours, on a size that needs no padding: the same logits."""
+    stride = 8 if head == "deeplabv3" else 32
+    options = (
+        {"encoder_output_stride": 8} if head == "deeplabv3" else {"encoder_output_stride": 32} if head == "pan" else {}
+    )
+    theirs = ARCHITECTURES[head]("resnet18", encoder_weights=None, classes=3, **options).eval()
+    ours = build_segmenter(
+        "smp:resnet18", head=f"smp:{head}", num_classes=3, output_stride=stride, aux_head=False
+    ).eval()
+    state = {key.replace("encoder.", "encoder.encoder.", 1) if key.startswith("encoder.") else f"head.{key}": value
+             for key, value in theirs.state_dict().items()}  # fmt: skip
+    missing, unexpected = ours.load_state_dict(state, strict=False)
+    assert (sorted(missing), unexpected) == (["pixel_mean", "pixel_std"], [])
+    images = torch.randint(0, 256, (1, 3, 256, 256), dtype=torch.uint8)
+    expected = theirs(ours.normalise(images))
+    assert torch.allclose(ours(images).logits, expected, atol=1e-4 * expected.abs().max())
 
 
 @torch.inference_mode()

@@ -26,7 +26,7 @@ def zipped(**members):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, data in members.items():
-            archive.writestr(name.replace("__", "."), data)
+            archive.writestr(name.replace("__p", ".p").replace("__s", ".s").replace("__t", ".t"), data)
     return buffer.getvalue()
 
 
@@ -116,3 +116,26 @@ def test_what_is_no_weight_file_is_one_clear_error(data, says, tmp_path):
 def test_a_missing_file(tmp_path):
     with pytest.raises(CheckpointError, match="no weight file"):
         read_weights(tmp_path / "nothing.pth")
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_files_that_end_too_early_are_damaged_and_not_malicious(old, tmp_path):
+    """Cut anywhere, a torch file of either format is one clear error."""
+    path = tmp_path / "cut.pth"
+    state = {f"layer{place}.weight": torch.randn(3, 4) for place in range(40)}
+    data = torch_bytes(OrderedDict(state), _use_new_zipfile_serialization=not old)
+    for end in np.random.default_rng(0).integers(1, len(data) - 30, 120):
+        path.write_bytes(data[:end])
+        with pytest.raises(CheckpointError, match=r"is no checkpoint, or a damaged one(:| \(.+\))"):
+            read_weights(path)
+
+
+def test_numbers_of_numpy_are_plain_values(tmp_path):
+    """The best score of a training script."""
+    torch.save({"epoch": 3, "state_dict": STATE, "best_pred": np.float64(0.5)}, tmp_path / "training.pth")
+    assert read_weights(tmp_path / "training.pth").skipped == ("epoch", "best_pred")
+
+
+def test_what_lies_beside_the_weights_in_a_zip(tmp_path):
+    (tmp_path / "w.zip").write_bytes(zipped(w__pth=torch_bytes(STATE), **{"__MACOSX/_w__pth": b"x"}))
+    assert set(read_weights(tmp_path / "w.zip").tensors) == set(STATE)

@@ -172,3 +172,40 @@ def test_unknown_names_and_needless_options(tmp_path):
     torch.save(build_segmenter("resnest14_tiny", head="fcn", num_classes=3).state_dict(), tmp_path / "bare.pth")
     with pytest.raises(ConfigError, match="output_stride must be 8, 16 or 32, not 7"):
         load_checkpoint(tmp_path / "bare.pth", output_stride=7)
+
+
+def test_a_published_timm_file_is_of_timms_variant(monkeypatch, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file(fill(timm.create_model("resnest14d")).state_dict(), tmp_path / "m.safetensors")
+    monkeypatch.setattr("resnest_seg.published.hf_hub_download", lambda repository, file: tmp_path / "m.safetensors")
+    monkeypatch.setattr("resnest_seg.published.try_to_load_from_cache", lambda repository, file: None)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    segmenter = load_checkpoint("timm/resnest14d.gluon_in1k", output_stride=8)
+    assert segmenter.encoder.dilation == "timm"
+    assert segmenter.config.data.dataset == "imagenet"
+    assert "assumed dilation encoding" in str(load_checkpoint(tmp_path / "m.safetensors", output_stride=8).load_report)
+
+
+def test_a_saved_model_is_a_checkpoint(tmp_path):
+    segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=3)
+    segmenter.save_pretrained(tmp_path / "saved")
+    assert load_checkpoint(tmp_path / "saved").num_classes == 3
+
+
+def test_a_model_for_other_channels_cannot_read_photos(tmp_path):
+    segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=3, in_channels=1)
+    segmenter.label_space = LabelSpace.numbered(3)
+    segmenter.to_checkpoint().save(tmp_path / "grey.safetensors")
+    with pytest.raises(CheckpointError, match="for images of 1 channels, and photos have 3"):
+        Predictor.from_checkpoint(tmp_path / "grey.safetensors", device="cpu")
+
+
+def test_a_checkpoint_of_ours_needs_its_pixel_statistics(tmp_path):
+    import dataclasses
+
+    whole = build_segmenter("resnest14_tiny", head="fcn", num_classes=3).to_checkpoint()
+    weights = {key: value for key, value in whole.weights.items() if not key.startswith("pixel_")}
+    dataclasses.replace(whole, weights=weights).save(tmp_path / "lost.safetensors")
+    with pytest.raises(CheckpointError, match="lacks pixel_mean and pixel_std"):
+        load_checkpoint(tmp_path / "lost.safetensors")

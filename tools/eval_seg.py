@@ -7,13 +7,20 @@ python tools/eval_seg.py --checkpoint runs/my_run --dataset camvid --data.root /
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resnest_seg.errors import CheckpointError, ConfigError, run_tool
+
+if TYPE_CHECKING:
+    from resnest_seg.evaluation import EvalReport, EvaluatedImage
+    from resnest_seg.samples import SegmentationDataset
+    from resnest_seg.segmenter import Segmenter
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -21,7 +28,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="eval_seg.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, or "
                         "the name of a published checkpoint (tools/zoo_seg.py lists them)")  # fmt: skip
-    parser.add_argument("--dataset", help="synthetic, camvid, ade20k or cityscapes (default: the one trained on)")
+    parser.add_argument(
+        "--dataset", help="synthetic, camvid, ade20k, cityscapes or folder (default: the one trained on)"
+    )
     parser.add_argument("--data.root", dest="root", help="folder of the data set (default: as in training)")
     parser.add_argument("--split", help="train, val or test (default: the one validated on in training)")
     parser.add_argument("--protocols", default="whole", help="inference protocols, by comma (default: whole)")
@@ -30,12 +39,64 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument("--output", help="the JSON report (default: eval_DATASET_SPLIT.json beside the checkpoint)")
     parser.add_argument("--overwrite", action="store_true", help="replace the report if it exists")
+    parser.add_argument("--submission", metavar="ZIP", help="write the predictions of the first protocol as the server "
+                        "of Cityscapes or ADE20K wants them; the split may be without labels")  # fmt: skip
     return parser.parse_args(argv)
 
 
 def existing_parent(path: Path) -> Path:
     """The nearest folder above `path` that exists."""
     return next(folder for folder in path.absolute().parents if folder.exists())
+
+
+def report_path(options: argparse.Namespace, source: Path, name: str, split: str) -> Path:
+    """Where the report goes, before anything is computed for it.
+
+    Raises:
+        CheckpointError: It exists already, or cannot be written.
+    """
+    folder = source.parent if Path(options.checkpoint).exists() else Path()  # a published one lies in a shared folder
+    first = f"_first{options.limit}" if options.limit else ""
+    output = Path(options.output) if options.output else folder / f"eval_{name}_{split}{first}.json"
+    if output.exists() and not options.overwrite:
+        raise CheckpointError(f"report {output} already exists. Choose another --output, or pass --overwrite.")
+    if output.is_dir() or not os.access(existing_parent(output), os.W_OK):
+        raise CheckpointError(f"cannot write the report to {output}. Choose another file with --output.")
+    return output
+
+
+def run(segmenter: Segmenter, dataset: SegmentationDataset, options: argparse.Namespace) -> EvalReport:
+    """Evaluate with a progress bar, and write the submission if one is asked for."""
+    from rich.progress import Progress
+
+    from resnest_seg.evaluation import evaluate
+    from resnest_seg.submission import Submission
+
+    count = min(len(dataset), options.limit or len(dataset))
+    with contextlib.ExitStack() as opened:
+        submission = None
+        if options.submission:
+            submission = opened.enter_context(Submission(options.submission, dataset.label_space))
+        progress = opened.enter_context(Progress(transient=True))
+        bar = progress.add_task("evaluating", total=count)
+
+        def on_image(image: EvaluatedImage) -> None:
+            progress.update(bar, advance=1, description=f"mIoU {image.mean_iou:.3f}")
+            if submission is not None:
+                submission.add(image.name, image.predictions)
+
+        report = evaluate(
+            segmenter,
+            dataset,
+            protocols=options.protocols.split(","),
+            indices=range(count),
+            workers=options.workers,
+            on_image=on_image,
+            require_labels=submission is None,
+        )
+    if submission is not None:
+        print(f"submission: {options.submission}, {count} predictions, validated", file=sys.stderr)
+    return report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,45 +108,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"--workers must not be negative, it is {options.workers}.")
 
     from rich.console import Console
-    from rich.progress import Progress
 
-    from resnest_seg.datasets import build_dataset
-    from resnest_seg.evaluation import evaluate
+    from resnest_seg.catalog import build_dataset
     from resnest_seg.inference import protocol
     from resnest_seg.predictor import choose_device
     from resnest_seg.zoo import load_checkpoint
 
     segmenter = load_checkpoint(options.checkpoint)
+    assert segmenter.load_report is not None
     data, split = segmenter.config.data, options.split or segmenter.config.eval.split
     name = options.dataset or data.dataset
-    root = options.root or (data.root if name == data.dataset else None)
-    dataset = build_dataset(name, root=root, split=split)
-    first = f"_first{options.limit}" if options.limit else ""
-    assert segmenter.load_report is not None
-    source = segmenter.load_report.path
-    folder = source.parent if Path(options.checkpoint).exists() else Path()  # a published one lies in a shared folder
-    beside = folder / f"eval_{name}_{split}{first}.json"
-    output = Path(options.output) if options.output else beside
-    if output.exists() and not options.overwrite:
-        raise CheckpointError(f"report {output} already exists. Choose another --output, or pass --overwrite.")
-    if output.is_dir() or not os.access(existing_parent(output), os.W_OK):
-        raise CheckpointError(f"cannot write the report to {output}. Choose another file with --output.")
+    trained = name == data.dataset
+    root, classes = options.root or (data.root if trained else None), data.classes if trained else None
+    dataset = build_dataset(name, root=root, split=split, classes=classes)
+    output = report_path(options, segmenter.load_report.path, name, split)
     for protocol_name in options.protocols.split(","):
         protocol(protocol_name)
     segmenter.to(choose_device(options.device))
     print(segmenter.load_report, file=sys.stderr)
-    count = min(len(dataset), options.limit or len(dataset))
-    with Progress(transient=True) as progress:
-        bar = progress.add_task("evaluating", total=count)
-        report = evaluate(
-            segmenter,
-            dataset,
-            protocols=options.protocols.split(","),
-            indices=range(count),
-            workers=options.workers,
-            on_image=lambda image: progress.update(bar, advance=1, description=f"mIoU {image.mean_iou:.3f}"),
-        )
-    report = dataclasses.replace(report, checkpoint=str(source))
+    report = run(segmenter, dataset, options)
+    if not any(sum(scores.class_share) for scores in report.scores.values()):
+        print(f"the {split} split of {name} has no labels: nothing to measure", file=sys.stderr)
+        return 0
+    report = dataclasses.replace(report, checkpoint=str(segmenter.load_report.path))
     Console().print(report.table())
     report.save(output)
     print(f"report: {output}", file=sys.stderr)

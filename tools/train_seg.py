@@ -24,6 +24,7 @@ DEFAULT_CONFIGS = {
     "camvid": CONFIGS / "camvid_deeplabv3_resnest50.yaml",
     "ade20k": CONFIGS / "ade20k_deeplabv3_resnest50.yaml",
     "cityscapes": CONFIGS / "cityscapes_deeplabv3_resnest50.yaml",
+    "folder": CONFIGS / "folder_deeplabv3_resnest50.yaml",
 }
 
 
@@ -76,15 +77,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import torch
 
-    from resnest_seg.datasets import build_dataset
+    from resnest_seg.catalog import dataset_for
+    from resnest_seg.doctor import check_samples, sampling_probabilities
     from resnest_seg.segmenter import segmenter_for
     from resnest_seg.training import Trainer
 
-    train = build_dataset(config.data.dataset, root=config.data.root, split="train")
-    validation = build_dataset(config.data.dataset, root=config.data.root, split=config.eval.split)
+    train = dataset_for(config.data, "train")
+    validation = dataset_for(config.data, config.eval.split)
+    if config.data.check and not resume:
+        check_samples(train, count=config.data.check, workers=config.data.workers)
     torch.manual_seed(config.seed)
     segmenter = segmenter_for(config, train.label_space, pretrained=not resume)
-    trainer = Trainer(config, segmenter=segmenter, train=train, validation=validation, output=output, resume=resume)
+    trainer = Trainer(
+        config,
+        segmenter=segmenter,
+        train=train,
+        validation=validation,
+        output=output,
+        resume=resume,
+        probabilities=sampling_probabilities(train, config.data),
+    )
     try:
         finished = trainer.fit()
     except KeyboardInterrupt:

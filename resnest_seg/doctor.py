@@ -1,0 +1,302 @@
+"""Say whether a data set can be trained on: scan every pair, name the offenders and the cause."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from resnest_seg.class_balance import (
+    class_shares,
+    effective_number_weights,
+    median_frequency_weights,
+    rare_class_probabilities,
+)
+from resnest_seg.config import DataConfig
+from resnest_seg.datasets import PairedFiles
+from resnest_seg.errors import DatasetError
+from resnest_seg.files import atomic_write
+from resnest_seg.inspection import SampleFacts, near_duplicates, scan
+from resnest_seg.labels import IGNORE_LABEL, LabelSpace
+from resnest_seg.samples import SegmentationDataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something that was noticed.
+
+    Attributes:
+        severity: "error" where training would go wrong, "warning" where a person should look.
+        kind: What sort of thing, in a few words.
+        message: What is wrong and what to do.
+        files: The files concerned.
+    """
+
+    severity: str
+    kind: str
+    message: str
+    files: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What a scan of a data set found.
+
+    Attributes:
+        dataset: Name of the data set.
+        classes: Class names.
+        samples: Split -> number of samples that were scanned.
+        findings: Errors first.
+        shares: Split -> share of each class in its labelled pixels.
+        ignored: Split -> share of ignored pixels.
+        histogram: Split -> raw id -> pixels, of masks that hold ids.
+        sizes: Split -> smallest, median and largest (H, W) by area.
+        median_frequency: Class weights for a loss, of the first split.
+        effective_number: Class weights for a loss, of the first split.
+        suggested_crop: Side of a training crop that most photos fill, a multiple of 32.
+    """
+
+    dataset: str
+    classes: tuple[str, ...]
+    samples: dict[str, int]
+    findings: tuple[Finding, ...]
+    shares: dict[str, list[float]]
+    ignored: dict[str, float]
+    histogram: dict[str, dict[int, int]]
+    sizes: dict[str, list[tuple[int, int]]]
+    median_frequency: list[float]
+    effective_number: list[float]
+    suggested_crop: int
+
+    @property
+    def errors(self) -> list[Finding]:
+        """The findings with which training would go wrong."""
+        return [finding for finding in self.findings if finding.severity == "error"]
+
+    def to_json(self) -> str:
+        """Everything as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def save(self, path: str | Path) -> None:
+        """Write the JSON file atomically."""
+        with atomic_write(path) as temporary:
+            temporary.write_text(self.to_json() + "\n", encoding="utf-8")
+
+    def table(self) -> Table:
+        """Classes with their shares by split, and weights."""
+        counted = ", ".join(f"{count} {split}" for split, count in self.samples.items())
+        table = Table(title=f"{self.dataset}: {counted}", show_footer=True)
+        table.add_column("class", footer="ignored")
+        for split in self.shares:
+            table.add_column(f"{split} %", footer=f"{100 * self.ignored[split]:.2f}", justify="right")
+        table.add_column("median freq.", justify="right")
+        table.add_column("effective no.", justify="right")
+        for label, name in enumerate(self.classes):
+            shares = (f"{100 * shares[label]:.2f}" for shares in self.shares.values())
+            table.add_row(name, *shares, f"{self.median_frequency[label]:.2f}", f"{self.effective_number[label]:.2f}")
+        return table
+
+
+def diagnose(
+    splits: Sequence[SegmentationDataset],
+    *,
+    limit: int | None = None,
+    workers: int = 0,
+    on_sample: Callable[[SampleFacts], None] | None = None,
+) -> Diagnosis:
+    """Scan the splits of a data set.
+
+    Args:
+        splits: The training split first; opened with `allow_missing`, or missing masks cannot be listed.
+        limit: Scan so many samples of each split, spread over it; None scans all.
+        workers: Processes.
+        on_sample: Called with every sample, for progress bars.
+
+    Raises:
+        DatasetError: There is no split.
+    """
+    if not splits:
+        raise DatasetError("there is nothing to scan: no split of the data set was found.")
+    findings: list[Finding] = []
+    facts: dict[str, list[SampleFacts]] = {}
+    for dataset in splits:
+        seen = facts.setdefault(dataset.split, [])
+        for fact in scan(dataset, spread(len(dataset), limit), workers=workers):
+            seen.append(fact)
+            if on_sample is not None:
+                on_sample(fact)
+        findings += _findings_of_split(dataset, seen)
+    findings += _duplicates(facts)
+    space = splits[0].label_space
+    labels = {split: np.stack([fact.labels for fact in seen]) for split, seen in facts.items()}
+    first = labels[splits[0].split][:, :-1]
+    return Diagnosis(
+        dataset=space.name,
+        classes=space.names,
+        samples={split: len(seen) for split, seen in facts.items()},
+        findings=tuple(sorted(findings, key=lambda finding: finding.severity)),
+        shares={split: class_shares(counts[:, :-1]).tolist() for split, counts in labels.items()},
+        ignored={split: float(counts[:, -1].sum() / max(counts.sum(), 1)) for split, counts in labels.items()},
+        histogram={split: _histogram(seen) for split, seen in facts.items()},
+        sizes={split: _sizes(seen) for split, seen in facts.items()},
+        median_frequency=[round(float(value), 6) for value in median_frequency_weights(first)],
+        effective_number=[round(float(value), 6) for value in effective_number_weights(first)],
+        suggested_crop=_suggested_crop(facts[splits[0].split]),
+    )
+
+
+def check_samples(dataset: SegmentationDataset, *, count: int, workers: int = 0) -> None:
+    """The fast part: read some samples, spread over a split, before a training run begins.
+
+    Raises:
+        DatasetError: Training would go wrong; names the causes and the first files.
+    """
+    seen = list(scan(dataset, spread(len(dataset), count), workers=workers))
+    errors = [finding for finding in _findings_of_split(dataset, seen) if finding.severity == "error"]
+    if errors:
+        rest = f" ({len(errors) - 1} more causes)" if len(errors) > 1 else ""
+        files = (
+            f" First: {errors[0].files[0]}" if errors[0].files and errors[0].files[0] not in errors[0].message else ""
+        )
+        raise DatasetError(
+            f"{errors[0].message}{files}{rest} To look at every file: python tools/check_dataset.py --dataset "
+            f"{dataset.label_space.name}. To train without this look: --data.check 0."
+        )
+
+
+def sampling_probabilities(dataset: SegmentationDataset, data: DataConfig) -> NDArray[np.float64] | None:
+    """How often to draw each sample by `data.rare_class`, [S]; None where every one is drawn once an epoch.
+
+    Raises:
+        DatasetError: A mask cannot be read.
+    """
+    if data.rare_class is None:
+        return None
+    facts = list(scan(dataset, range(len(dataset)), workers=data.workers))
+    problem = next((fact.problem for fact in facts if fact.problem is not None), None)
+    if problem is not None:
+        raise DatasetError(problem)
+    return rare_class_probabilities(np.stack([fact.labels[:-1] for fact in facts]), temperature=data.rare_class)
+
+
+def spread(size: int, count: int | None) -> list[int]:
+    """`count` of 0..size - 1, evenly spread and ascending; all of them where None or more."""
+    if count is None or count >= size:
+        return list(range(size))
+    return sorted({place * size // count for place in range(count)})
+
+
+def _findings_of_split(dataset: SegmentationDataset, seen: Sequence[SampleFacts]) -> list[Finding]:
+    raw = np.sum([fact.raw_ids for fact in seen], axis=0) if seen else np.zeros(256, np.int64)
+    findings = _suspicions(dataset, raw)  # first, because they are the cause of what follows
+    for kind in dict.fromkeys(fact.kind for fact in seen if fact.kind is not None):
+        broken = [fact for fact in seen if fact.kind == kind]
+        files = tuple(fact.name if kind in ("unreadable photo", "missing mask") else fact.mask for fact in broken)
+        more = f" ({len(broken)} such files in {dataset.split})" if len(broken) > 1 else ""
+        findings.append(Finding("error", kind, f"{broken[0].problem}{more}", files))
+    good = [fact for fact in seen if fact.problem is None]
+    if good and not any(fact.labels[:-1].any() for fact in good):
+        severity = "warning" if dataset.split == "test" else "error"
+        message = f"no pixel of the {dataset.split} split has a label: everything is ignored."
+        findings.append(Finding(severity, "nothing labelled", message, tuple(fact.mask for fact in good[:8])))
+    else:
+        empty = tuple(fact.mask for fact in good if not fact.labels[:-1].any())
+        if empty:
+            message = f"{len(empty)} masks of {dataset.split} have no labelled pixel. The first: {empty[0]}."
+            findings.append(Finding("warning", "mask without labels", message, empty))
+    if isinstance(dataset, PairedFiles) and dataset.orphans:
+        files = tuple(dataset.source.locate(name) for name in dataset.orphans)
+        message = f"{len(files)} masks of {dataset.split} have no photo. The first: {files[0]}."
+        findings.append(Finding("warning", "mask without photo", message, files))
+    small = tuple(fact.name for fact in good if 0 < min(fact.size) < 32)
+    if small:
+        message = f"{len(small)} photos of {dataset.split} are less than 32 pixels wide or high. The first: {small[0]}."
+        findings.append(Finding("warning", "tiny photo", message, small))
+    counts = np.sum([fact.labels[:-1] for fact in good], axis=0) if good else np.zeros(0)
+    absent = [name for name, count in zip(dataset.label_space.names, counts, strict=False) if not count]
+    if good and absent and dataset.split == "train":
+        shown = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
+        message = (
+            f"{len(absent)} of {len(dataset.label_space)} classes have no pixel in the scanned train masks: {shown}."
+        )
+        findings.append(Finding("warning", "class without pixels", message))
+    return findings
+
+
+def _suspicions(dataset: SegmentationDataset, raw: NDArray[np.int64]) -> list[Finding]:
+    """Masks whose ids are all known, or nearly, and mean something else."""
+    if not isinstance(dataset, PairedFiles) or not raw.any():
+        return []
+    space: LabelSpace = dataset.encoding
+    present = np.flatnonzero(raw)
+    inner = present[present != IGNORE_LABEL]
+    top = int(inner.max()) if len(inner) else 0
+    if space.name == "ade20k" and raw[IGNORE_LABEL]:
+        message = (
+            "the masks hold the id 255, which raw ADE20K masks never do: they are shifted by one already (0..149, "
+            "255). Use the original annotations, with 0 for ignored and 1..150 for classes."
+        )
+        return [Finding("error", "off by one", message)]
+    if space.name == "ade20k" and len(inner) and not raw[0] and top < 150:
+        message = "no pixel has the id 0 (ignored): are the masks shifted by one already (0..149 instead of 1..150)?"
+        return [Finding("warning", "off by one", message)]
+    if space.name == "cityscapes" and space.raw_ids[0] == 7 and len(inner) and top <= 18:
+        message = (
+            f"files named labelIds hold only ids up to {top}: they are train ids (0..18, 255), where label ids (0..33) "
+            "are expected. Name them *_gtFine_labelTrainIds.png, or make them anew from the polygons."
+        )
+        return [Finding("error", "train ids", message)]
+    if (
+        space.name == "folder"
+        and len(inner)
+        and int(inner.min()) == 1
+        and 0 not in space.raw_ids + space.ignored_raw_ids
+    ):
+        message = "the ids begin with 1, and 0 never occurs: is 0 the background, and missing from the list of classes?"
+        return [Finding("warning", "off by one", message)]
+    ignorable = [value for value in space.ignored_raw_ids if raw[value]]
+    if space.ignored_raw_ids and not ignorable and dataset.split == "train":
+        ids = ", ".join(str(value) for value in space.ignored_raw_ids[:4])
+        message = f"no pixel of the train split is ignored (ids {ids}): are unlabelled pixels labelled as some class?"
+        return [Finding("warning", "nothing ignored", message)]
+    return []
+
+
+def _duplicates(facts: dict[str, list[SampleFacts]]) -> list[Finding]:
+    """Photos of other splits that are nearly those of the first."""
+    findings = []
+    splits = list(facts)
+    prints = {split: np.stack([fact.fingerprint for fact in seen]) for split, seen in facts.items() if seen}
+    for other in splits[1:]:
+        pairs = near_duplicates(prints[splits[0]], prints[other])
+        if pairs:
+            files = tuple(f"{facts[splits[0]][a].name} = {facts[other][b].name}" for a, b, _ in pairs)
+            copies = len({b for _, b, _ in pairs})
+            message = (
+                f"{copies} of {len(facts[other])} photos of {other} are nearly the same as photos of {splits[0]}: the "
+                f"score on {other} will be too good. The first: {files[0]}."
+            )
+            findings.append(Finding("warning", "near duplicates", message, files[:100]))
+    return findings
+
+
+def _histogram(seen: Sequence[SampleFacts]) -> dict[int, int]:
+    total = np.sum([fact.raw_ids for fact in seen], axis=0)
+    return {int(value): int(total[value]) for value in np.flatnonzero(total)}
+
+
+def _sizes(seen: Sequence[SampleFacts]) -> list[tuple[int, int]]:
+    sizes = sorted((fact.size for fact in seen if fact.size != (0, 0)), key=lambda size: size[0] * size[1])
+    return [sizes[0], sizes[len(sizes) // 2], sizes[-1]] if sizes else []
+
+
+def _suggested_crop(seen: Sequence[SampleFacts]) -> int:
+    """The short side that three photos in four have, down to a multiple of 32, at most 768."""
+    short: list[Any] = [min(fact.size) for fact in seen if fact.size != (0, 0)]
+    return int(np.clip(np.quantile(short, 0.25) // 32 * 32, 32, 768)) if short else 32

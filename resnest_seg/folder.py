@@ -1,0 +1,141 @@
+"""Somebody's own data: a folder of photos and a folder of masks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnest_seg.classes_file import infer_classes, parse_classes, read_classes
+from resnest_seg.datasets import IMAGE_SUFFIXES, PairedFiles
+from resnest_seg.errors import DatasetError, unknown_name
+from resnest_seg.labels import LabelSpace
+from resnest_seg.samples import decode_mask
+from resnest_seg.sources import Source, open_source
+
+SPLITS = ("train", "val", "test")
+
+CLASS_FILES = ("classes.csv", "classes.yaml", "classes.yml")
+"""Names under which the list of classes is looked for."""
+
+VAL_SHARE = 0.1
+"""Share of the photos that become the val split where nothing else says which do."""
+
+
+class FolderDataset(PairedFiles):
+    """Your own photos and masks, paired by their names without ending.
+
+    Files below `root` (a folder, or one zip file of it):
+
+        images/...   photos: JPEG, PNG, WebP, TIFF, BMP; subfolders are part of the name
+        masks/...    masks with the same names: ids (8-bit greyscale or palette indices), or the classes' colours (RGB)
+        classes.csv (or .yaml)   names, ids and colours, see `resnest_seg.classes_file`; without it, every id or colour
+                                 that the masks hold is a class
+
+    The splits are, whichever is there first: folders images/train, images/val (and test) with the same below masks;
+    lists train.txt, val.txt of names; or one photo in ten, chosen by a hash of its name, so that adding photos moves
+    none from one split to the other.
+
+    Args:
+        root: The folder, or a zip file.
+        split: "train", "val" or "test".
+        classes: The list of classes, where it lies elsewhere.
+
+    Raises:
+        DatasetError: A folder, a mask or the split is missing, two photos have the same name, or the classes cannot be
+            read or inferred.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        *,
+        classes: str | Path | None = None,
+        allow_missing: bool = False,
+    ) -> None:
+        if split not in SPLITS:
+            raise DatasetError(str(unknown_name("split", split, SPLITS)))
+        source = open_source(root, zips=())
+        photos, masks = _by_name(source, "images"), _by_name(source, "masks")
+        for folder, files in (("images", photos), ("masks", masks)):
+            if not files:
+                raise DatasetError(
+                    f"no {folder} found: {source.locate(folder)} is missing or holds no image "
+                    f"({', '.join(IMAGE_SUFFIXES)}). A data set of your own needs the folders images and masks."
+                )
+        space = _label_space(source, masks, classes)
+        chosen = _split(source, sorted(photos), split)
+        pairs = [(photos[name], masks.get(name, f"masks/{name}.png")) for name in chosen]
+        orphans = [masks[name] for name in masks if name not in photos]
+        super().__init__(
+            space,
+            split,
+            source,
+            pairs,
+            colors=True,
+            masks=[mask for _, mask in pairs] + orphans,
+            allow_missing=allow_missing,
+        )
+
+
+def _by_name(source: Source, folder: str) -> dict[str, str]:
+    """Name below the folder, without ending -> file."""
+    found: dict[str, str] = {}
+    for name in source.names(folder):
+        path = PurePosixPath(name).relative_to(folder)
+        if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith((".", "__")) for part in path.parts):
+            continue
+        stem = str(path.with_suffix(""))
+        if stem in found:
+            raise DatasetError(
+                f"{source.locate(found[stem])} and {source.locate(name)} have the same name but for the ending."
+            )
+        found[stem] = name
+    return found
+
+
+def _split(source: Source, names: list[str], split: str) -> list[str]:
+    """The names of a split; an empty one is the caller's to refuse."""
+    tops = {name.partition("/")[0] for name in names if "/" in name}
+    if "train" in tops:
+        return [name for name in names if name.startswith(f"{split}/")]
+    if source.has("train.txt"):
+        if not source.has(f"{split}.txt"):
+            raise DatasetError(f"there is a train.txt but no {source.locate(f'{split}.txt')}: list the split there.")
+        listed = source.read(f"{split}.txt").decode("utf-8-sig").splitlines()
+        wanted = [str(PurePosixPath(line.strip())) for line in listed if line.strip()]
+        known, chosen = set(names), []
+        for line in wanted:
+            stem = str(PurePosixPath(line).with_suffix("")) if line.lower().endswith(IMAGE_SUFFIXES) else line
+            if stem not in known:
+                raise DatasetError(
+                    f"{source.locate(f'{split}.txt')} lists {line!r}, and there is no such photo in images."
+                )
+            chosen.append(stem)
+        return chosen
+    if split == "test":
+        raise DatasetError("there is no test split: make folders images/test and masks/test, or a test.txt.")
+    return [name for name in names if (_hash_share(name) < VAL_SHARE) == (split == "val")]
+
+
+def _hash_share(name: str) -> float:
+    """A number in 0..1 that depends on the name alone."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+
+
+def _label_space(source: Source, masks: Mapping[str, str], classes: str | Path | None) -> LabelSpace:
+    if classes is not None:
+        return read_classes(classes, name="folder")
+    inside = next((name for name in CLASS_FILES if source.has(name)), None)
+    if inside is not None:
+        return parse_classes(source.read(inside), source.locate(inside), name="folder")
+
+    def contents() -> Iterator[NDArray[np.uint8]]:
+        for name in masks.values():
+            yield decode_mask(source.read(name), source.locate(name))
+
+    return infer_classes(contents(), name="folder")

@@ -1,0 +1,118 @@
+"""Unpack the official zip files of a data set, safely and only whole."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import stat
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from rich.progress import track
+
+from resnest_seg.errors import DatasetError
+
+
+def unpack(archive: Path, root: Path, *, inside: str = "", wanted: Sequence[str] = ()) -> int:
+    """Unpack a zip file below `root`: all of it, or nothing.
+
+    Every name is checked before anything is written, and every file's CRC while it is. Files go to a folder of their
+    own first and into place at the end, so that an interruption, a damaged zip or a full disk leaves nothing half-done.
+
+    Args:
+        archive: The zip file.
+        root: Where its content goes; what is there already is replaced file by file.
+        inside: Only what lies below this folder of the zip, without the folder.
+        wanted: Only names that begin with one of these, after `inside` was taken off; none means all.
+
+    Returns:
+        The number of files.
+
+    Raises:
+        DatasetError: No zip, a damaged one, one with links or with names that lead out of `root`, or a full disk.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    staging = root / f".{archive.name}.unpacking"
+    try:
+        with zipfile.ZipFile(archive) as content:
+            members = _members(archive, content, inside, tuple(wanted))
+            shutil.rmtree(staging, ignore_errors=True)
+            for name, member in track(members.items(), description=f"unpacking {archive.name}", transient=True):
+                target = staging / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with content.open(member) as source, open(target, "wb") as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+        for name in members:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (staging / name).replace(root / name)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise DatasetError(
+            f"{archive} is no zip file, or a truncated or damaged one ({error}). Delete it and fetch it again; nothing "
+            "was unpacked."
+        ) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DatasetError(
+            f"the disk of {root} is full: free some space and run this again. Nothing was unpacked."
+        ) from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return len(members)
+
+
+def _members(
+    archive: Path, content: zipfile.ZipFile, inside: str, wanted: tuple[str, ...]
+) -> dict[str, zipfile.ZipInfo]:
+    """Name below the root -> member of the zip; directories are left out.
+
+    Raises:
+        DatasetError: A name that leads out of the root, a link, or nothing to unpack.
+    """
+    members = {}
+    prefix = f"{inside}/" if inside else ""
+    for member in content.infolist():
+        path = PurePosixPath(member.filename.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in path.parts[0:1]:
+            raise DatasetError(
+                f"{archive} holds the name {member.filename!r}, which leads out of its folder: not unpacked."
+            )
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise DatasetError(f"{archive} holds a link, {member.filename!r}: not unpacked.")
+        name = str(path)
+        if member.is_dir() or not name.startswith(prefix):
+            continue
+        name = name.removeprefix(prefix)
+        if not wanted or name.startswith(wanted):
+            members[name] = member
+    if not members:
+        raise DatasetError(f"{archive} holds nothing of {inside or 'the data set'}: is it another file?")
+    return members
+
+
+def missing(root: Path, expected: Mapping[str, int]) -> list[str]:
+    """What a data set lacks, one sentence each.
+
+    Args:
+        root: Its folder.
+        expected: Pattern below it, such as "images/training/*.jpg" -> how many files match.
+    """
+    found = {pattern: sum(1 for _ in root.glob(pattern)) for pattern in expected}
+    return [
+        f"{root / pattern}: {found[pattern]} files instead of {count}"
+        for pattern, count in expected.items()
+        if found[pattern] != count
+    ]
+
+
+def require_complete(root: Path, expected: Mapping[str, int]) -> None:
+    """Refuse a data set that lacks files.
+
+    Raises:
+        DatasetError: Names what is missing.
+    """
+    lacking = missing(root, expected)
+    if lacking:
+        raise DatasetError(f"the data set is not complete: {'; '.join(lacking)}.")

@@ -1,0 +1,119 @@
+"""Predictions as the evaluation servers want them: one zip file of PNGs, checked before it gets its name."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from resnest_seg.errors import ConfigError, DatasetError, unknown_name
+from resnest_seg.files import atomic_write
+from resnest_seg.labels import LabelSpace
+
+
+def cityscapes_name(photo: str) -> str:
+    """The server's name of a prediction: the photo's city, sequence and frame, then _pred_labelIds.png."""
+    return f"{PurePosixPath(photo).name.removesuffix('_leftImg8bit.png')}_pred_labelIds.png"
+
+
+def ade20k_name(photo: str) -> str:
+    """The photo's name with the ending .png."""
+    return f"{PurePosixPath(photo).stem}.png"
+
+
+NAMES: dict[str, Callable[[str], str]] = {"cityscapes": cityscapes_name, "ade20k": ade20k_name}
+"""Data set -> photo's name -> name in the zip. Values are raw ids: 34 label ids of Cityscapes, 1..150 of ADE20K."""
+
+
+class Submission:
+    """Collects predictions in a zip file, which gets its name at the end of a `with` block, after it was validated.
+
+    Args:
+        path: The zip file.
+        label_space: The classes; its name says whose rules hold.
+
+    Raises:
+        ConfigError: There is no server for this data set, or the file exists already.
+    """
+
+    def __init__(self, path: str | Path, label_space: LabelSpace) -> None:
+        if label_space.name not in NAMES:
+            raise unknown_name("submission format: data set", label_space.name, NAMES)
+        self.path, self.label_space = Path(path), label_space
+        if self.path.exists():
+            raise ConfigError(f"submission {self.path} already exists. Choose another file.")
+        self.sizes: dict[str, tuple[int, int]] = {}
+
+    def __enter__(self) -> Submission:
+        self._writing = atomic_write(self.path)
+        self._temporary = self._writing.__enter__()
+        self._zip = zipfile.ZipFile(self._temporary, "w", zipfile.ZIP_STORED)  # PNGs are compressed already
+        return self
+
+    def add(self, photo: str, labels: NDArray[np.uint8]) -> None:
+        """Add the prediction of a photo.
+
+        Args:
+            photo: The photo's path or name.
+            labels: Train ids 0..K-1 at the photo's own size, [H, W].
+        """
+        name = NAMES[self.label_space.name](photo)
+        if name in self.sizes:
+            raise DatasetError(f"two photos would both be submitted as {name}, the second is {photo}.")
+        buffer = io.BytesIO()
+        Image.fromarray(self.label_space.decode(labels)).save(buffer, "PNG")
+        self._zip.writestr(name, buffer.getvalue())
+        self.sizes[name] = (labels.shape[0], labels.shape[1])
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._zip.close()
+            if kind is None:
+                validate(self._temporary, self.label_space, self.sizes)
+        except BaseException as problem:
+            self._writing.__exit__(type(problem), problem, problem.__traceback__)
+            raise
+        self._writing.__exit__(kind, error, trace)
+
+
+def validate(path: Path, label_space: LabelSpace, sizes: dict[str, tuple[int, int]]) -> None:
+    """Read a submission as a server would.
+
+    Args:
+        path: The zip file.
+        label_space: The classes.
+        sizes: Expected names and their (H, W).
+
+    Raises:
+        DatasetError: A file is missing or too many, has another size or type, or holds an id that is no class.
+    """
+    allowed = np.zeros(256, bool)
+    allowed[list(label_space.raw_ids)] = True
+    with zipfile.ZipFile(path) as content:
+        names = content.namelist()
+        _require(sorted(names) == sorted(sizes), "it does not hold one file for each photo")
+        _require(bool(names), "it is empty")
+        for name in names:
+            with Image.open(io.BytesIO(content.read(name))) as picture:
+                ids = np.array(picture)
+                _require(picture.mode == "L" and picture.format == "PNG", f"{name} is no 8-bit greyscale PNG")
+            _require(ids.shape == sizes[name], f"{name} is {ids.shape}, its photo {sizes[name]} (height, width)")
+            strangers = np.unique(ids[~allowed[ids]])
+            _require(not len(strangers), f"{name} holds ids that are no class: {_listed(strangers)}")
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise DatasetError(f"the submission is not valid: {otherwise}.")
+
+
+def _listed(values: Iterable[int]) -> str:
+    return ", ".join(str(value) for value in list(values)[:8])

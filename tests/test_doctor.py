@@ -1,0 +1,173 @@
+"""The doctor: healthy data passes, and every kind of deliberate damage is named with its file and cause."""
+
+import json
+import shutil
+
+import fake_data
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnest_seg.catalog import build_dataset
+from resnest_seg.config import DataConfig
+from resnest_seg.doctor import check_samples, diagnose, sampling_probabilities, spread
+from resnest_seg.errors import DatasetError
+from resnest_seg.labels import LabelSpace
+
+
+def look(name, root):
+    return diagnose([build_dataset(name, root=root, split=split, allow_missing=True) for split in ("train", "val")])
+
+
+@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "camvid"])
+def test_healthy_data_passes(name, tmp_path):
+    diagnosis = look(name, fake_data.make(name, tmp_path))
+    assert diagnosis.errors == []
+    assert diagnosis.samples == {"train": 4, "val": 4}
+    assert diagnosis.sizes["train"] == [fake_data.SIZE] * 3
+    assert diagnosis.ignored["train"] == pytest.approx(4 / 72, abs=1e-6)
+    assert sum(diagnosis.shares["train"]) == pytest.approx(1)
+    assert json.loads(diagnosis.to_json())["dataset"] == name
+
+
+@pytest.mark.parametrize(("name", "folder"), [("ade20k", "ade20k_sample"), ("cityscapes", "cityscapes_sample")])
+def test_real_data_passes(name, folder, real_data):
+    assert look(name, real_data / folder).errors == []
+
+
+def mask_of(root, name, place=1):
+    return root / fake_data.LAYOUTS[name]("train", place)[1]
+
+
+def photo_of(root, name, place=1):
+    return root / fake_data.LAYOUTS[name]("train", place)[0]
+
+
+def every_mask(root, change):
+    for path in sorted(root.rglob("*.png")):
+        if "annot" in str(path) or "gtFine" in str(path):
+            fake_data.write(path, change(np.array(Image.open(path))))
+
+
+def shifted(raw):
+    return (raw.astype(int) - 1).astype(np.uint8)  # 0 becomes 255
+
+
+def train_ids(raw):
+    return LabelSpace.of("cityscapes").encode(raw)
+
+
+def overwrite(value, *, size=fake_data.SIZE):
+    """Damage: one mask becomes an image of one value."""
+    return lambda root: fake_data.write(mask_of(root, "camvid"), np.full(size, value, np.uint8))
+
+
+def every_pixel(change):
+    """Damage: every mask is changed."""
+    return lambda root: every_mask(root, lambda raw: change(raw).astype(np.uint8))
+
+
+def deep_ids(root):
+    Image.fromarray(np.full((72, 96), 400, np.uint16)).save(mask_of(root, "camvid"))
+
+
+def copied(root):
+    shutil.copy(photo_of(root, "camvid"), root / "val" / "0001TP_000002.png")
+
+
+def colours(root):
+    fake_data.write(mask_of(root, "camvid"), np.zeros((72, 96, 3), np.uint8))
+
+
+def write(which, data):
+    return lambda root: which(root, "camvid").write_bytes(data)
+
+
+def remove(which):
+    return lambda root: which(root, "camvid").unlink()
+
+
+P, M = "train/0001TP_000001.png", "trainannot/0001TP_000001.png"
+DAMAGES = {
+    # name -> data set, what is done to it, severity, kind, the file that must be named, words of the message
+    "photo gone bad": ("camvid", write(photo_of, b"x" * 50), "error", "unreadable photo", P, "cannot read"),
+    "photo cut off": ("camvid", write(photo_of, b""), "error", "unreadable photo", P, "0 bytes"),
+    "mask gone bad": ("camvid", write(mask_of, b"x"), "error", "unreadable mask", M, "cannot read"),
+    "mask missing": ("camvid", remove(mask_of), "error", "missing mask", P, "has no mask"),
+    "photo missing": ("camvid", remove(photo_of), "warning", "mask without photo", M, "have no photo"),
+    "other size": ("camvid", overwrite(0, size=(9, 9)), "error", "sizes differ", M, "9 x 9 pixels"),
+    "unknown id": ("camvid", overwrite(99), "error", "ids outside the label space", M, "raw id 99"),
+    "ids too deep": ("camvid", deep_ids, "error", "unreadable mask", M, "ids up to 400"),
+    "colours": ("camvid", colours, "error", "mask of colours", M, "mask of colours (RGB)"),
+    "shifted by one": ("ade20k", every_pixel(shifted), "error", "off by one", "", "shifted by one already"),
+    "train ids": ("cityscapes", every_pixel(train_ids), "error", "train ids", "", "only ids up to 18"),
+    "nothing labelled": ("camvid", every_pixel(lambda raw: raw * 0 + 11), "error", "nothing labelled",
+                         "trainannot/0001TP_000000.png", "no pixel of the train split has a label"),
+    "one without labels": ("camvid", overwrite(11), "warning", "mask without labels", M, "no labelled pixel"),
+    "copies": ("camvid", copied, "warning", "near duplicates", "val/0001TP_000002.png", "1 of 4 photos of val are"),
+    "unlabelled as a class": ("camvid", every_pixel(lambda raw: np.where(raw == 11, 0, raw)), "warning",
+                              "nothing ignored", "", "no pixel of the train split is ignored"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named_with_its_file_and_cause(damage, tmp_path):
+    name, inflict, severity, kind, file, word = DAMAGES[damage]
+    root = fake_data.make(name, tmp_path)
+    inflict(root)
+    found = {finding.kind: finding for finding in reversed(look(name, root).findings)}
+    assert kind in found, found
+    assert found[kind].severity == severity
+    assert word in found[kind].message
+    if file:
+        assert any(file in offender for offender in found[kind].files)
+
+
+@pytest.mark.parametrize("damage", [name for name, values in DAMAGES.items() if values[2] == "error"])
+def test_the_tool_exits_with_1_and_the_trainers_look_stops_the_run(damage, tool, tmp_path, capsys, monkeypatch):
+    name, inflict, _, kind, file, word = DAMAGES[damage]
+    root = fake_data.make(name, tmp_path / "data")
+    inflict(root)
+    monkeypatch.chdir(tmp_path)
+    assert tool("check_dataset")("--dataset", name, "--data.root", root, "--workers", 0) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"error: {kind}: " in printed
+    assert file in printed
+    assert "training would go wrong" in printed
+    assert json.loads((tmp_path / f"check_{name}.json").read_text())["findings"][0]["severity"] == "error"
+    with pytest.raises(DatasetError) as error:
+        check_samples(build_dataset(name, root=root, allow_missing=True), count=4)
+    assert word in str(error.value)
+    assert "--data.check 0" in str(error.value)
+
+
+def test_the_tool_on_healthy_data(tool, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = fake_data.make("camvid", tmp_path / "data")
+    assert tool("check_dataset")("--dataset", "camvid", "--data.root", root, "--workers", 2, "--limit", 3) == 0
+    printed = capsys.readouterr().out
+    for part in (
+        "camvid: 3 train, 3 val",
+        "pavement",
+        "median freq.",
+        "96 x 72",
+        "suggested crop: 64",
+        "ready for training",
+    ):
+        assert part in printed
+    assert tool("check_dataset")("--dataset", "camvid", "--data.root", tmp_path / "no") == 2
+    assert tool("check_dataset")("--dataset", "synthetic", "--limit", 2, "--workers", 0) == 0
+
+
+def test_rare_class_sampling_reads_the_masks(tmp_path):
+    dataset = build_dataset("camvid", root=fake_data.make("camvid", tmp_path))
+    assert sampling_probabilities(dataset, DataConfig()) is None
+    probabilities = sampling_probabilities(dataset, DataConfig(rare_class=0.01, workers=0))
+    assert probabilities.shape == (4,)
+    assert probabilities.sum() == pytest.approx(1)
+
+
+def test_spread():
+    assert spread(10, 3) == [0, 3, 6]
+    assert spread(3, 10) == spread(3, None) == [0, 1, 2]
+    assert spread(5, 5) == list(range(5))

@@ -1,0 +1,138 @@
+"""Somebody's own data: every layout, every kind of mask, splits that stay."""
+
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnest_seg.errors import DatasetError
+from resnest_seg.folder import FolderDataset
+from resnest_seg.labels import IGNORE_LABEL
+
+COLORS = ((10, 20, 30), (40, 50, 60), (70, 80, 90))
+CLASSES = "name,id,red,green,blue\nsky,0,10,20,30\nroad,1,40,50,60\ncar,2,70,80,90\n"
+
+
+def labels_of(number):
+    return np.random.default_rng(number).integers(0, 3, (12, 16), dtype=np.uint8)
+
+
+def make(root, names, *, kind="ids", images=".jpg", masks=".png"):
+    for number, name in enumerate(names):
+        photo, mask = root / "images" / f"{name}{images}", root / "masks" / f"{name}{masks}"
+        for path in (photo, mask):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        labels = labels_of(number)
+        Image.fromarray(np.array(COLORS, np.uint8)[labels]).save(photo)
+        picture = Image.fromarray(np.array(COLORS, np.uint8)[labels] if kind == "colours" else labels)
+        if kind == "palette":
+            picture = picture.convert("P")
+            picture.putpalette([channel for color in COLORS for channel in color])
+        picture.save(mask)
+    return root
+
+
+NAMES = [f"photo{number:02d}" for number in range(40)]
+
+
+@pytest.mark.parametrize("kind", ["ids", "palette", "colours"])
+@pytest.mark.parametrize("classes", ["file", "given", "inferred"])
+def test_kinds_of_masks(kind, classes, tmp_path):
+    root = make(tmp_path / "data", NAMES, kind=kind)
+    path = (root if classes == "file" else tmp_path) / "classes.csv"
+    if classes != "inferred":
+        path.write_text(CLASSES)
+    dataset = FolderDataset(root, "train", classes=path if classes == "given" else None)
+    assert len(dataset.label_space) == 3
+    for index, (photo, _) in enumerate(dataset.pairs):
+        assert np.array_equal(dataset[index].labels, labels_of(NAMES.index(photo[7:-4])))
+    if classes != "inferred":
+        assert dataset.label_space.names == ("sky", "road", "car")
+
+
+@pytest.mark.parametrize("images", [".png", ".jpeg", ".webp", ".tif", ".bmp", ".JPG"])
+@pytest.mark.parametrize("masks", [".png", ".tiff", ".bmp"])
+def test_endings(images, masks, tmp_path):
+    make(tmp_path, NAMES, images=images, masks=masks)
+    dataset = FolderDataset(tmp_path, "train")
+    assert dataset[0].image.shape == (12, 16, 3)
+
+
+def test_a_hash_decides_and_does_not_change(tmp_path):
+    names = [f"street/{number}" for number in range(400)]
+    make(tmp_path / "small", names[:200])
+    make(tmp_path / "large", names)
+
+    def photos(size):
+        return {
+            split: {photo for photo, _ in FolderDataset(tmp_path / size, split).pairs} for split in ("train", "val")
+        }
+
+    small, large = photos("small"), photos("large")
+    assert not small["train"] & small["val"]
+    assert len(small["train"] | small["val"]) == 200
+    assert small["val"] <= large["val"]
+    assert 25 <= len(large["val"]) <= 55  # one in ten
+    with pytest.raises(DatasetError, match="there is no test split"):
+        FolderDataset(tmp_path / "small", "test")
+
+
+def test_splits_by_folder(tmp_path):
+    make(tmp_path, ["train/a", "train/deep/b", "val/c", "test/d"])
+    assert [photo for photo, _ in FolderDataset(tmp_path, "train").pairs] == [
+        "images/train/a.jpg",
+        "images/train/deep/b.jpg",
+    ]
+    assert [photo for photo, _ in FolderDataset(tmp_path, "test").pairs] == ["images/test/d.jpg"]
+
+
+def test_splits_by_list(tmp_path):
+    make(tmp_path, ["a", "b", "c.d"])
+    (tmp_path / "train.txt").write_text("c.d\n\na.jpg\n")
+    assert [photo for photo, _ in FolderDataset(tmp_path, "train").pairs] == ["images/c.d.jpg", "images/a.jpg"]
+    with pytest.raises(DatasetError, match=r"there is a train.txt but no .*val.txt"):
+        FolderDataset(tmp_path, "val")
+    (tmp_path / "val.txt").write_text("zebra")
+    with pytest.raises(DatasetError, match=r"val.txt lists 'zebra', and there is no such photo"):
+        FolderDataset(tmp_path, "val")
+
+
+def test_a_zip_file_of_it(tmp_path):
+    root = make(tmp_path / "data", NAMES)
+    (root / "classes.csv").write_text(CLASSES)
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        for path in root.rglob("*.*"):
+            archive.write(path, path.relative_to(root).as_posix())
+    packed, plain = FolderDataset(tmp_path / "data.zip", "val"), FolderDataset(root, "val")
+    assert packed.label_space == plain.label_space
+    assert np.array_equal(packed[0].labels, plain[0].labels)
+    assert f"{tmp_path}/data.zip!images/" in packed[0].name
+
+
+def test_255_is_ignored_and_other_ids_are_not(tmp_path):
+    root = make(tmp_path, NAMES)
+    (root / "classes.csv").write_text(CLASSES)
+    Image.fromarray(np.full((12, 16), 255, np.uint8)).save(root / "masks" / "photo00.png")
+    Image.fromarray(np.full((12, 16), 7, np.uint8)).save(root / "masks" / "photo01.png")
+    dataset = FolderDataset(root, "train")
+    by_name = {photo: index for index, (photo, _) in enumerate(dataset.pairs)}
+    assert (dataset[by_name["images/photo00.jpg"]].labels == IGNORE_LABEL).all()
+    with pytest.raises(
+        DatasetError, match=r"photo01.png: label out of range: raw id 7 is no id of label space 'folder'"
+    ):
+        dataset[by_name["images/photo01.jpg"]]
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(DatasetError, match=r"no images found: .*/images is missing or holds no image"):
+        FolderDataset(tmp_path)
+    make(tmp_path, NAMES)
+    (tmp_path / "masks" / "photo05.png").unlink()
+    with pytest.raises(DatasetError, match=r"1 of .* images of the (train|val) split have no mask.*photo05"):
+        [FolderDataset(tmp_path, split) for split in ("train", "val")]
+    Image.new("RGB", (4, 4)).save(tmp_path / "images" / "photo06.png")
+    with pytest.raises(DatasetError, match=r"photo06.jpg and .*photo06.png have the same name but for the ending"):
+        FolderDataset(tmp_path)
+    with pytest.raises(DatasetError, match="unknown split 'dev'"):
+        FolderDataset(tmp_path, "dev")
