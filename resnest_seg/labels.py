@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -147,7 +148,7 @@ class LabelSpace:
         table = np.full(256, _UNKNOWN, np.uint8)
         table[list(self.raw_ids)] = np.arange(len(self), dtype=np.uint8)
         table[list(self.ignored_raw_ids)] = IGNORE_LABEL
-        labels = table[raw]
+        labels = cv2.LUT(raw, table).astype(np.uint8, copy=False)
         if (labels == _UNKNOWN).any():
             strangers = np.unique(raw[labels == _UNKNOWN])
             shown = ", ".join(str(value) for value in strangers[:8]) + (", ..." if len(strangers) > 8 else "")

@@ -113,7 +113,8 @@ def _read(path: Path, file: BinaryIO) -> WeightFile:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = _forbidden(str(error))
-        broken_off = wanted is not None and _tail(file).endswith(wanted.rpartition(".")[2].encode())  # within the name
+        # A file that ends within a name: the reader takes the last letter for the end of the line.
+        broken_off = wanted is not None and _tail(file)[:-1].endswith(wanted.rpartition(".")[2].encode())
         if wanted is None or broken_off or start[:1] not in (b"\x80", b"P"):  # neither a pickle nor a zip
             raise CheckpointError(
                 f"{path} is no checkpoint, or a damaged one: no torch file can be read from it."

@@ -41,6 +41,24 @@ def run(tmp_path_factory):
     return folder
 
 
+def test_a_folder_of_ones_own_trains_and_evaluates(tool, tmp_path):
+    """With every data option on, the mmseg recipe and rare-class sampling; masks hold colours."""
+    root, output = tmp_path / "mine", tmp_path / "run"
+    space = fake_data.LabelSpace.of("camvid")
+    for index in range(24):
+        photo, mask = fake_data.picture_and_mask(space, index)
+        fake_data.write(root / "images" / f"{index}.png", photo)
+        fake_data.write(root / "masks" / f"{index}.png", space.palette[space.encode(mask)])
+    colors = [f"{name},{r},{g},{b}," for name, (r, g, b) in zip(space.names, space.colors, strict=True)]
+    (root / "classes.csv").write_text("\n".join(["name,red,green,blue,ignore", *colors, "void,0,0,0,true"]))
+    words = ["--dataset", "folder", "--data.root", root, "--output", output, *TINY, "--model.encoder=resnest14_tiny"]
+    options = {"recipe": "mmseg", "base_size": 72, "long_edge": 300, "crop_width": 80, "rotate": 10,
+               "color_jitter": 0.2, "blur": 0.5, "coarse_dropout": 0.5, "class_mix": 0.5, "rare_class": 0.1}  # fmt: skip
+    assert tool("train_seg")(*words, *(f"--data.{key}={value}" for key, value in options.items())) == 0
+    assert tool("eval_seg")("--checkpoint", output, "--limit", 2, "--workers", 0) == 0
+    assert json.loads((output / "eval_folder_val_first2.json").read_text())["classes"] == list(space.names)
+
+
 @pytest.mark.parametrize("name", ["ade20k", "camvid", "cityscapes"])
 def test_shipped_configs_train_and_evaluate_on_the_real_layout(name, tool, tmp_path):
     """With the full network; only sizes and lengths are smaller."""
@@ -159,7 +177,11 @@ def test_the_benchmark_counts_the_same_network_twice(tool, tmp_path, capsys):
     assert ours["parameters"] == pytest.approx(8.56, abs=0.01)
     assert whole["gflops"] == pytest.approx(smp["gflops"], rel=0.01)
     assert all(row["seconds"] > 0 for row in rows)
-    assert "interleaved" in capsys.readouterr().out
+    assert "interleaved" in " ".join(capsys.readouterr().out.split())
+    words = ["data", "--photos", 2, "--rounds", 2, "--json", tmp_path / "data.json"]
+    assert tool("benchmark_seg")(*words) == 0  # checks that our samples are PIL's
+    names = [row["name"] for row in json.loads((tmp_path / "data.json").read_text())["measurements"]]
+    assert names[:2] == ["ours", "PIL, as PyTorch-Encoding"]
     assert tool("benchmark_seg")("infer", "--encoder", "resnet50") == 2
     assert "unknown encoder of timm 'resnet50'" in capsys.readouterr().err
 

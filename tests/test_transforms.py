@@ -134,7 +134,7 @@ def test_the_encoding_recipe_is_the_authors_pil_code(seed, shape):
     if flip:
         image, mask = image[:, ::-1], mask[:, ::-1]
     difference = np.abs(out.astype(int) - image)
-    assert difference.max() <= 2  # rounding of two passes
+    assert difference.max() <= 2  # PIL rounds between its two passes
     assert difference.mean() < 0.05
     assert np.array_equal(cut, mask)
 
