@@ -11,7 +11,7 @@ from resnest_seg.blueprints import DILATIONS, SMP, EncoderOptions
 from resnest_seg.checkpoint import FORMAT, Checkpoint
 from resnest_seg.config import ModelConfig
 from resnest_seg.conversion import encoder_of_name, encoder_weights
-from resnest_seg.errors import CheckpointError, ConfigError, unknown_name
+from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, unknown_name
 from resnest_seg.heads import ClassifierHead, DeepLabV3Head, FCNHead, aspp_rates
 from resnest_seg.heads_mmseg import (
     MMSegAuxHead,
@@ -181,7 +181,10 @@ def load_encoder(encoder: ResNeSt, model: ModelConfig) -> None:
         CheckpointError: It cannot be read, or its encoder is another one; names the first keys.
     """
     assert model.encoder_weights is not None
-    path = pretrained_file(model.encoder, model.encoder_weights)
+    try:
+        path = pretrained_file(model.encoder, model.encoder_weights)
+    except DownloadError as error:
+        raise DownloadError(f"{error} Or start from fresh weights, with encoder_weights null.") from None
     file = read_weights(path)
     _refuse_another_network(path, file, model)
     weights, own = encoder_weights(file.tensors), encoder.state_dict()

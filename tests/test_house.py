@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -78,6 +79,16 @@ def test_a_file_imports_only_from_lower_layers(path):
     level = next(index for index, layer in enumerate(LAYERS) if path.stem in layer)
     allowed = set().union(*LAYERS[:level])
     assert imported(path) <= allowed, f"{path.name} imports {sorted(imported(path) - allowed)}"
+
+
+def test_the_readme_maps_every_file_in_reading_order():
+    """As it says: a file imports only from files above it."""
+    page = (PACKAGE.parent / "README.md").read_text(encoding="utf-8").partition("## Map")[2]
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `resnest_seg/")]
+    order = [name for row in rows for name in re.findall(r"`(?:resnest_seg/)?(\w+)\.py`", row)]
+    assert sorted(order) == sorted(path.stem for path in FILES if path.stem != "__init__")
+    for place, name in enumerate(order):
+        assert imported(PACKAGE / f"{name}.py") <= set(order[:place]), name
 
 
 @pytest.mark.parametrize("path", FILES + OTHERS, ids=lambda path: path.stem)

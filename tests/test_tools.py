@@ -51,9 +51,10 @@ def test_a_folder_of_ones_own_trains_and_evaluates(tool, tmp_path):
         fake_data.write(root / "masks" / f"{index}.png", space.palette[space.encode(mask)])
     colors = [f"{name},{r},{g},{b}," for name, (r, g, b) in zip(space.names, space.colors, strict=True)]
     (root / "classes.csv").write_text("\n".join(["name,red,green,blue,ignore", *colors, "void,0,0,0,true"]))
-    words = ["--dataset", "folder", "--data.root", root, "--output", output, *TINY, "--model.encoder=resnest14_tiny"]
-    options = {"recipe": "mmseg", "base_size": 72, "long_edge": 300, "crop_width": 80, "rotate": 10,
-               "color_jitter": 0.2, "blur": 0.5, "coarse_dropout": 0.5, "class_mix": 0.5, "rare_class": 0.1}  # fmt: skip
+    words = ["--dataset", "folder", "--data.root", root, "--output", output, *TINY]
+    words += ["--model.encoder=resnest14_tiny"]
+    options = {"recipe": "mmseg", "base_size": 72, "long_edge": 300, "crop_width": 80, "rotate": 10}
+    options |= {"color_jitter": 0.2, "blur": 0.5, "coarse_dropout": 0.5, "class_mix": 0.5, "rare_class": 0.1}
     assert tool("train_seg")(*words, *(f"--data.{key}={value}" for key, value in options.items())) == 0
     assert tool("eval_seg")("--checkpoint", output, "--limit", 2, "--workers", 0) == 0
     assert json.loads((output / "eval_folder_val_first2.json").read_text())["classes"] == list(space.names)
