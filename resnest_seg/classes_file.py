@@ -71,17 +71,33 @@ def infer_classes(masks: Iterable[NDArray[np.uint8]], *, name: str = "custom") -
                     "the masks hold more than 253 colours: these are no classes (JPEG masks blur colours). Give a list "
                     "of classes with data.classes."
                 )
+    _refuse_brightness(np.flatnonzero(ids))
     ids[IGNORE_LABEL] = False
     if colors and ids.any():
         raise DatasetError("some masks hold ids and some hold colours: give a list of classes with data.classes.")
     if colors:
         ordered = sorted(colors)
-        return LabelSpace.numbered(len(ordered), colors=ordered, name=name)
+        named = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in ordered]
+        return LabelSpace.numbered(len(ordered), names=named, colors=ordered, name=name)
     raw = np.flatnonzero(ids).tolist()
     if not raw:
         raise DatasetError("the masks hold no class: every pixel is 255, or there is no mask.")
     space = LabelSpace.numbered(len(raw), names=[f"class {value}" for value in raw], name=name)
     return LabelSpace(name, space.names, space.colors, tuple(raw), (IGNORE_LABEL,))
+
+
+def _refuse_brightness(ids: NDArray[np.intp]) -> None:
+    """Refuse masks of which 255 is a class: black and white, or evenly spread grey levels.
+
+    Raises:
+        DatasetError: Says what to do.
+    """
+    steps = np.diff(ids)
+    if len(ids) and ids[-1] == IGNORE_LABEL and len(ids) >= 2 and steps.min() >= 20 and np.ptp(steps) <= 1:
+        raise DatasetError(
+            f"the masks hold the values {', '.join(str(value) for value in ids)}, as if 255 were a class and not "
+            "ignored pixels. Give a list of classes with their ids (classes.csv, data.classes)."
+        )
 
 
 def _rows_of_csv(text: str) -> list[dict[str, Any]]:

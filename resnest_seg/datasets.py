@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resnest_seg.errors import DatasetError, unknown_name
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
-from resnest_seg.samples import Sample, SegmentationDataset, decode_image, decode_mask
+from resnest_seg.samples import Sample, SegmentationDataset, decode_image, decode_mask, mask_palette
 from resnest_seg.scenes import render_scene
-from resnest_seg.sources import Source, open_source
+from resnest_seg.sources import Source, base_of, open_source
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 """Endings of image files, in lower case."""
@@ -35,6 +37,7 @@ class PairedFiles(SegmentationDataset):
             a label.
         encoding: Maps the raw ids in the masks, where these are others than those of `label_space`.
         colors: Whether masks may hold colours instead of ids.
+        palettes: Whether a palette that holds the classes' colours tells what its indices mean.
         masks: All masks there are, to tell which have no photo.
         allow_missing: Leave missing masks to the reader of the samples, for a tool that lists them all.
 
@@ -54,11 +57,12 @@ class PairedFiles(SegmentationDataset):
         *,
         encoding: LabelSpace | None = None,
         colors: bool = False,
+        palettes: bool = False,
         masks: Collection[str] = (),
         allow_missing: bool = False,
     ) -> None:
         self.label_space, self.split, self.source, self.pairs = label_space, split, source, list(pairs)
-        self.encoding, self.colors = encoding or label_space, colors
+        self.encoding, self.colors, self.palettes = encoding or label_space, colors, palettes
         self.orphans = sorted(set(masks) - {mask for _, mask in self.pairs if mask is not None})
         if not self.pairs:
             raise DatasetError(f"the {split} split of {label_space.name} is empty.")
@@ -82,22 +86,54 @@ class PairedFiles(SegmentationDataset):
         image = decode_image(self.source.read(image_name), where)
         if mask_name is None:
             return Sample(image, np.full(image.shape[:2], IGNORE_LABEL, np.uint8), where)
-        mask_where = self.source.locate(mask_name)
-        raw = decode_mask(self.source.read(mask_name), mask_where)
+        raw = self.read_mask(mask_name)
         if image.shape[:2] != raw.shape[:2]:
-            raise DatasetError(
-                f"mask of another size: {mask_where} is {raw.shape[1]} x {raw.shape[0]} pixels (width x height), "
-                f"its photo {where} is {image.shape[1]} x {image.shape[0]}."
-            )
+            raise DatasetError(self.size_problem(index, image, raw))
+        return Sample(image, self.encode(mask_name, raw), where)
+
+    def read_mask(self, name: str) -> NDArray[np.uint8]:
+        """A mask: ids [H, W], or colours [H, W, 3] also where a palette holds the classes' colours under other indices.
+
+        Raises:
+            DatasetError: It is missing, damaged or no mask.
+        """
+        data = self.source.read(name)
+        raw = decode_mask(data, self.source.locate(name))
+        palette = mask_palette(data) if self.palettes and raw.ndim == 2 else None
+        if palette is None:
+            return raw
+        used = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
+        by_id = dict(zip(self.encoding.raw_ids, self.encoding.colors, strict=True))
+        known = {*self.encoding.colors, *self.encoding.ignored_colors}
+        painted = [tuple(int(channel) for channel in palette[index]) for index in used]
+        meant = any(by_id.get(int(index)) != color for index, color in zip(used, painted, strict=True))
+        return palette[raw] if meant and all(color in known for color in painted) else raw
+
+    def encode(self, name: str, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The labels [H, W] of a mask of ids or colours.
+
+        Raises:
+            DatasetError: An id or colour that is no class's, or colours where ids belong; names the mask.
+        """
+        where = self.source.locate(name)
         if raw.ndim == 3 and not self.colors:
-            raise DatasetError(
-                f"{mask_where} is a mask of colours (RGB), and {self.label_space.name} has masks of ids."
-            )
+            raise DatasetError(f"{where} is a mask of colours (RGB), and {self.label_space.name} has masks of ids.")
         try:
-            labels = self.encoding.encode_colors(raw) if raw.ndim == 3 else self.encoding.encode(raw)
+            return self.encoding.encode_colors(raw) if raw.ndim == 3 else self.encoding.encode(raw)
         except DatasetError as error:
-            raise DatasetError(f"{mask_where}: {error}.") from None
-        return Sample(image, labels, where)
+            raise DatasetError(f"{where}: {error}.") from None
+
+    def size_problem(self, index: int, image: NDArray[np.uint8], raw: NDArray[np.uint8]) -> str:
+        """What to say where a mask has another size than its photo."""
+        image_name, mask_name = self.pairs[index]
+        photo, mask = self.source.locate(image_name), self.source.locate(str(mask_name))
+        sizes = [f"{pixels.shape[1]} x {pixels.shape[0]}" for pixels in (raw, image)]
+        return f"mask of another size: {mask} is {sizes[0]} pixels (width x height), its photo {photo} is {sizes[1]}."
+
+    def identity(self) -> str:
+        """A hash of the label space and of the names of all photos and masks, in order."""
+        names = "\n".join(f"{image} {mask}" for image, mask in self.pairs)
+        return hashlib.sha256(f"{super().identity()} {names}".encode()).hexdigest()
 
 
 class ADE20K(PairedFiles):
@@ -168,7 +204,8 @@ class Cityscapes(PairedFiles):
 class CamVid(PairedFiles):
     """CamVid in SegNet's form: 367 train, 101 val, 233 test photos of 480 x 360, 11 classes.
 
-    Files: {train,val,test}/* and {train,val,test}annot/*.png with the same stem below `root`; 200 MB. Raw ids 0..10, 11
+    Files: {train,val,test}/* and {train,val,test}annot/*.png with the same stem below `root`, or in a zip file of
+    them; 200 MB. Raw ids 0..10, 11
     is ignored. The val split is one short stretch of a sequence whose other frames are in train: report on test.
     Terms: CC BY-NC 4.0. Cite: Brostow et al., "Semantic Object Classes in Video", Pattern Recognition Letters 2009;
     Badrinarayanan et al., "SegNet", PAMI 2017.
@@ -180,10 +217,11 @@ class CamVid(PairedFiles):
     def __init__(self, root: str | Path, split: str = "train", *, allow_missing: bool = False) -> None:
         folder = _choose("split", split, {"train": "train", "val": "val", "test": "test"})
         source = open_source(root, zips=())
-        images = _images(source, folder)
+        base = base_of(source, folder)
+        images = _images(source, f"{base}{folder}")
         _require(images, root, folder, "camvid", "python datasets/prepare_camvid.py downloads it")
-        pairs = [(name, f"{folder}annot/{PurePosixPath(name).stem}.png") for name in images]
-        masks, space = _images(source, f"{folder}annot"), LabelSpace.of("camvid")
+        pairs = [(name, f"{base}{folder}annot/{PurePosixPath(name).stem}.png") for name in images]
+        masks, space = _images(source, f"{base}{folder}annot"), LabelSpace.of("camvid")
         super().__init__(space, split, source, pairs, masks=masks, allow_missing=allow_missing)
 
 

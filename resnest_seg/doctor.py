@@ -165,8 +165,8 @@ def check_samples(dataset: SegmentationDataset, *, count: int, workers: int = 0)
             f" First: {errors[0].files[0]}" if errors[0].files and errors[0].files[0] not in errors[0].message else ""
         )
         raise DatasetError(
-            f"{errors[0].message}{files}{rest} To look at every file: python tools/check_dataset.py --dataset "
-            f"{dataset.label_space.name}. To train without this look: --data.check 0."
+            f"{errors[0].message}{files}{rest} To look at every file: python tools/check_dataset.py with the same "
+            "--dataset and --data options. To train without this look: --data.check 0."
         )
 
 
@@ -210,6 +210,7 @@ def _findings_of_split(dataset: SegmentationDataset, seen: Sequence[SampleFacts]
         if empty:
             message = f"{len(empty)} masks of {dataset.split} have no labelled pixel. The first: {empty[0]}."
             findings.append(Finding("warning", "mask without labels", message, empty))
+    findings += _train_ids(dataset, good)
     if isinstance(dataset, PairedFiles) and dataset.orphans:
         files = tuple(dataset.source.locate(name) for name in dataset.orphans)
         message = f"{len(files)} masks of {dataset.split} have no photo. The first: {files[0]}."
@@ -266,6 +267,21 @@ def _suspicions(dataset: SegmentationDataset, raw: NDArray[np.int64]) -> list[Fi
         message = f"no pixel of the train split is ignored (ids {ids}): are unlabelled pixels labelled as some class?"
         return [Finding("warning", "nothing ignored", message)]
     return []
+
+
+def _train_ids(dataset: SegmentationDataset, good: Sequence[SampleFacts]) -> list[Finding]:
+    """Single masks of Cityscapes that hold train ids, among others that do not."""
+    if (
+        not isinstance(dataset, PairedFiles)
+        or dataset.encoding.name != "cityscapes"
+        or dataset.encoding.raw_ids[0] != 7
+    ):
+        return []
+    low = tuple(fact.mask for fact in good if fact.raw_ids.any() and not fact.raw_ids[19:].any())
+    if not low or len(low) == len(good):
+        return []
+    message = f"{len(low)} masks of {dataset.split} hold only ids up to 18: are these train ids? The first: {low[0]}."
+    return [Finding("warning", "train ids", message, low)]
 
 
 def _duplicates(facts: dict[str, list[SampleFacts]]) -> list[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -13,8 +14,8 @@ from resnest_seg.classes_file import infer_classes, parse_classes, read_classes
 from resnest_seg.datasets import IMAGE_SUFFIXES, PairedFiles
 from resnest_seg.errors import DatasetError, unknown_name
 from resnest_seg.labels import LabelSpace
-from resnest_seg.samples import decode_mask
-from resnest_seg.sources import Source, open_source
+from resnest_seg.samples import decode_mask, mask_palette
+from resnest_seg.sources import Source, base_of, open_source
 
 SPLITS = ("train", "val", "test")
 
@@ -60,16 +61,17 @@ class FolderDataset(PairedFiles):
         if split not in SPLITS:
             raise DatasetError(str(unknown_name("split", split, SPLITS)))
         source = open_source(root, zips=())
-        photos, masks = _by_name(source, "images"), _by_name(source, "masks")
+        base = base_of(source, "images")
+        photos, masks = _by_name(source, f"{base}images"), _by_name(source, f"{base}masks")
         for folder, files in (("images", photos), ("masks", masks)):
             if not files:
                 raise DatasetError(
                     f"no {folder} found: {source.locate(folder)} is missing or holds no image "
                     f"({', '.join(IMAGE_SUFFIXES)}). A data set of your own needs the folders images and masks."
                 )
-        space = _label_space(source, masks, classes)
-        chosen = _split(source, sorted(photos), split)
-        pairs = [(photos[name], masks.get(name, f"masks/{name}.png")) for name in chosen]
+        space = _label_space(source, base, masks, classes, lenient=allow_missing)
+        chosen = _split(source, base, sorted(photos), split)
+        pairs = [(photos[name], masks.get(name, f"{base}masks/{name}.png")) for name in chosen]
         orphans = [masks[name] for name in masks if name not in photos]
         super().__init__(
             space,
@@ -77,6 +79,7 @@ class FolderDataset(PairedFiles):
             source,
             pairs,
             colors=True,
+            palettes=space.colors != LabelSpace.numbered(len(space)).colors,
             masks=[mask for _, mask in pairs] + orphans,
             allow_missing=allow_missing,
         )
@@ -89,7 +92,7 @@ def _by_name(source: Source, folder: str) -> dict[str, str]:
         path = PurePosixPath(name).relative_to(folder)
         if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith((".", "__")) for part in path.parts):
             continue
-        stem = str(path.with_suffix(""))
+        stem = unicodedata.normalize("NFC", str(path.with_suffix("")))  # macOS writes accents in another way
         if stem in found:
             raise DatasetError(
                 f"{source.locate(found[stem])} and {source.locate(name)} have the same name but for the ending."
@@ -98,23 +101,28 @@ def _by_name(source: Source, folder: str) -> dict[str, str]:
     return found
 
 
-def _split(source: Source, names: list[str], split: str) -> list[str]:
+def _split(source: Source, base: str, names: list[str], split: str) -> list[str]:
     """The names of a split; an empty one is the caller's to refuse."""
     tops = {name.partition("/")[0] for name in names if "/" in name}
     if "train" in tops:
+        outside = [name for name in names if name.partition("/")[0] not in SPLITS]
+        if outside:
+            raise DatasetError(
+                f"{len(outside)} photos lie beside the folders train, val and test and would not be used, the first is "
+                f"{source.locate(f'{base}images/{outside[0]}')}. Move them into one of these folders, or away."
+            )
         return [name for name in names if name.startswith(f"{split}/")]
-    if source.has("train.txt"):
-        if not source.has(f"{split}.txt"):
-            raise DatasetError(f"there is a train.txt but no {source.locate(f'{split}.txt')}: list the split there.")
-        listed = source.read(f"{split}.txt").decode("utf-8-sig").splitlines()
+    if source.has(f"{base}train.txt"):
+        listing = f"{base}{split}.txt"
+        if not source.has(listing):
+            raise DatasetError(f"there is a train.txt but no {source.locate(listing)}: list the split there.")
+        listed = unicodedata.normalize("NFC", source.read(listing).decode("utf-8-sig")).splitlines()
         wanted = [str(PurePosixPath(line.strip())) for line in listed if line.strip()]
         known, chosen = set(names), []
         for line in wanted:
             stem = str(PurePosixPath(line).with_suffix("")) if line.lower().endswith(IMAGE_SUFFIXES) else line
             if stem not in known:
-                raise DatasetError(
-                    f"{source.locate(f'{split}.txt')} lists {line!r}, and there is no such photo in images."
-                )
+                raise DatasetError(f"{source.locate(listing)} lists {line!r}, and there is no such photo in images.")
             chosen.append(stem)
         return chosen
     if split == "test":
@@ -127,15 +135,34 @@ def _hash_share(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
 
 
-def _label_space(source: Source, masks: Mapping[str, str], classes: str | Path | None) -> LabelSpace:
+def _label_space(
+    source: Source, base: str, masks: Mapping[str, str], classes: str | Path | None, *, lenient: bool
+) -> LabelSpace:
     if classes is not None:
         return read_classes(classes, name="folder")
-    inside = next((name for name in CLASS_FILES if source.has(name)), None)
+    inside = next((f"{base}{name}" for name in CLASS_FILES if source.has(f"{base}{name}")), None)
     if inside is not None:
         return parse_classes(source.read(inside), source.locate(inside), name="folder")
 
     def contents() -> Iterator[NDArray[np.uint8]]:
+        painted: dict[int, tuple[str, list[int]]] = {}
         for name in masks.values():
-            yield decode_mask(source.read(name), source.locate(name))
+            try:
+                data = source.read(name)
+                mask = decode_mask(data, source.locate(name))
+            except DatasetError:
+                if lenient:  # whoever scans the data set names it
+                    continue
+                raise
+            palette = mask_palette(data) if mask.ndim == 2 else None
+            for index in np.unique(mask).tolist() if palette is not None else ():
+                assert palette is not None
+                first, color = painted.setdefault(index, (name, palette[index].tolist()))
+                if color != palette[index].tolist():
+                    raise DatasetError(
+                        f"the palettes of {source.locate(first)} and {source.locate(name)} differ: the same index has "
+                        "another colour. Give a list of classes with their colours (classes.csv, data.classes)."
+                    )
+            yield mask
 
     return infer_classes(contents(), name="folder")

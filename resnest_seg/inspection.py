@@ -14,7 +14,7 @@ from resnest_seg.datasets import PairedFiles
 from resnest_seg.errors import DatasetError
 from resnest_seg.labels import IGNORE_LABEL
 from resnest_seg.loader import loader_processes, start_worker
-from resnest_seg.samples import SegmentationDataset, decode_image, decode_mask
+from resnest_seg.samples import SegmentationDataset, decode_image
 
 HASH_SIDE = 16
 """A photo's fingerprint compares this many rows of as many neighbouring pixels."""
@@ -86,22 +86,23 @@ def _inspect_files(dataset: PairedFiles, index: int, facts: SampleFacts) -> Samp
     except DatasetError as error:
         return dataclasses.replace(facts, problem=str(error), kind="unreadable photo")
     facts = dataclasses.replace(facts, size=(image.shape[0], image.shape[1]), fingerprint=fingerprint(image))
-    if mask_name is not None:
-        if not dataset.source.has(mask_name):
-            return dataclasses.replace(facts, problem=f"{where} has no mask {facts.mask}.", kind="missing mask")
-        try:
-            raw = decode_mask(dataset.source.read(mask_name), facts.mask)
-        except DatasetError as error:
-            return dataclasses.replace(facts, problem=str(error), kind="unreadable mask")
-        if raw.ndim == 2:
-            facts = dataclasses.replace(facts, raw_ids=np.bincount(raw.ravel(), minlength=256).astype(np.int64))
-        elif not dataset.colors:
-            problem = f"{facts.mask} is a mask of colours (RGB), and {dataset.label_space.name} has masks of ids."
-            return dataclasses.replace(facts, problem=problem, kind="mask of colours")
+    if mask_name is None:
+        ignored = np.full(image.shape[:2], IGNORE_LABEL, np.uint8)
+        return dataclasses.replace(facts, labels=_label_counts(ignored, len(dataset.label_space)))
+    if not dataset.source.has(mask_name):
+        return dataclasses.replace(facts, problem=f"{where} has no mask {facts.mask}.", kind="missing mask")
     try:
-        labels = dataset[index].labels
+        raw = dataset.read_mask(mask_name)
     except DatasetError as error:
-        kind = "sizes differ" if "another size" in str(error) else "ids outside the label space"
+        return dataclasses.replace(facts, problem=str(error), kind="unreadable mask")
+    if raw.ndim == 2:
+        facts = dataclasses.replace(facts, raw_ids=np.bincount(raw.ravel(), minlength=256).astype(np.int64))
+    if raw.shape[:2] != image.shape[:2]:
+        return dataclasses.replace(facts, problem=dataset.size_problem(index, image, raw), kind="sizes differ")
+    try:
+        labels = dataset.encode(mask_name, raw)
+    except DatasetError as error:
+        kind = "mask of colours" if raw.ndim == 3 and not dataset.colors else "ids outside the label space"
         return dataclasses.replace(facts, problem=str(error), kind=kind)
     return dataclasses.replace(facts, labels=_label_counts(labels, len(dataset.label_space)))
 

@@ -80,7 +80,8 @@ def training_batches(
                         if probabilities is None
                         else random.choice(size, size, p=probabilities)
                     )
-                batch.append((epoch, int(order[within])))
+                # Drawn with replacement, a photo may come twice in an epoch: its place makes each another sample.
+                batch.append((epoch if probabilities is None else place, int(order[within])))
             yield batch
 
 

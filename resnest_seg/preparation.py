@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from filelock import FileLock
 from rich.progress import track
 
 from resnest_seg.errors import DatasetError
@@ -34,10 +35,15 @@ def unpack(archive: Path, root: Path, *, inside: str = "", wanted: Sequence[str]
         DatasetError: No zip, a damaged one, one with links or with names that lead out of `root`, or a full disk.
     """
     root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{archive.name}.lock"):  # two at once would share the staging folder
+        return _unpack(archive, root, inside, tuple(wanted))
+
+
+def _unpack(archive: Path, root: Path, inside: str, wanted: tuple[str, ...]) -> int:
     staging = root / f".{archive.name}.unpacking"
     try:
         with zipfile.ZipFile(archive) as content:
-            members = _members(archive, content, inside, tuple(wanted))
+            members = _members(archive, content, inside, wanted)
             shutil.rmtree(staging, ignore_errors=True)
             for name, member in track(members.items(), description=f"unpacking {archive.name}", transient=True):
                 target = staging / name
@@ -47,7 +53,7 @@ def unpack(archive: Path, root: Path, *, inside: str = "", wanted: Sequence[str]
         for name in members:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (staging / name).replace(root / name)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise DatasetError(
             f"{archive} is no zip file, or a truncated or damaged one ({error}). Delete it and fetch it again; nothing "
             "was unpacked."
@@ -99,11 +105,11 @@ def missing(root: Path, expected: Mapping[str, int]) -> list[str]:
         root: Its folder.
         expected: Pattern below it, such as "images/training/*.jpg" -> how many files match.
     """
-    found = {pattern: sum(1 for _ in root.glob(pattern)) for pattern in expected}
+    found = {pattern: sum(1 for path in root.glob(pattern) if not path.name.startswith(".")) for pattern in expected}
     return [
         f"{root / pattern}: {found[pattern]} files instead of {count}"
         for pattern, count in expected.items()
-        if found[pattern] != count
+        if found[pattern] < count
     ]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +20,17 @@ from resnest_seg.labels import LabelSpace
 JPEG = b"\xff\xd8"
 """How a JPEG file begins; it cannot be transparent."""
 
+
+BROKEN = (
+    OSError,
+    UnidentifiedImageError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+    cv2.error,
+    MemoryError,
+)
+"""What Pillow and OpenCV raise on images that are damaged (SyntaxError: a broken PNG chunk) or too large."""
 
 PNG = b"\x89PNG\r\n\x1a\n"
 """How a PNG file begins; bytes 24 and 25 say how deep it is and whether it has colours."""
@@ -50,6 +63,11 @@ class SegmentationDataset(ABC):
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    def identity(self) -> str:
+        """What tells, without reading a sample, whether these are the same samples in the same order: a hash."""
+        space = json.dumps(self.label_space.to_dict())
+        return hashlib.sha256(f"{len(self)} {self.split} {space}".encode()).hexdigest()
 
     @abstractmethod
     def __getitem__(self, index: int) -> Sample:
@@ -86,12 +104,15 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
     Raises:
         DatasetError: No image, or a damaged one.
     """
-    if data[:2] != JPEG and _is_transparent(data):
-        with Image.open(io.BytesIO(data)) as picture:
-            upright = ImageOps.exif_transpose(picture).convert("RGBA")
+    try:
+        if data[:2] != JPEG and _is_transparent(data):
+            with Image.open(io.BytesIO(data)) as picture:
+                upright = ImageOps.exif_transpose(picture).convert("RGBA")
             white = Image.new("RGBA", upright.size, "white")
             return np.array(Image.alpha_composite(white, upright).convert("RGB"))
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+    except BROKEN as error:
+        raise DatasetError(f"cannot read {name}: {_reason(error)}.") from None
     if image is None:
         raise DatasetError(f"cannot read {name}: {len(data)} bytes that are no image, or a damaged one.")
     return image.astype(np.uint8, copy=False)
@@ -109,16 +130,19 @@ def decode_mask(data: bytes, name: str) -> NDArray[np.uint8]:
     Raises:
         DatasetError: No image, a damaged one, or one that can hold no labels.
     """
-    if data[:8] == PNG and data[24:26] == b"\x08\x00":  # 8-bit greyscale: nothing to interpret, and OpenCV is faster
-        ids = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if ids is not None and ids.ndim == 2:
-            return ids.astype(np.uint8, copy=False)
+    if data[:2] == JPEG or (data[:4] == b"RIFF" and data[12:16] == b"VP8 "):
+        raise DatasetError(
+            f"{name} is no mask: lossy compression (JPEG, WebP) blurs ids and colours. Save masks as PNG."
+        )
     try:
+        if data[:8] == PNG and data[24:26] == b"\x08\x00":  # 8-bit greyscale, which OpenCV reads faster
+            ids = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+            if ids is not None and ids.ndim == 2:
+                return ids.astype(np.uint8, copy=False)
         with Image.open(io.BytesIO(data)) as picture:
             picture.load()
-    # Pillow raises SyntaxError on broken PNG chunks
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError):
-        raise DatasetError(f"cannot read {name}: no image, or a damaged one.") from None
+    except BROKEN as error:
+        raise DatasetError(f"cannot read {name}: {_reason(error)}.") from None
     if picture.mode == "1":
         return np.array(picture).astype(np.uint8)
     if picture.mode in ("L", "P"):
@@ -133,9 +157,32 @@ def decode_mask(data: bytes, name: str) -> NDArray[np.uint8]:
     raise DatasetError(f"{name} is no mask: it has mode {picture.mode}, not greyscale, palette or RGB.")
 
 
+def mask_palette(data: bytes) -> NDArray[np.uint8] | None:
+    """The colours of a palette mask by index, uint8 [256, 3]; None for other masks and for what cannot be read."""
+    if data[:8] == PNG and data[25:26] != b"\x03":
+        return None
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            colors = picture.getpalette("RGB") if picture.mode == "P" else None
+    except BROKEN:
+        return None
+    if colors is None:
+        return None
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(colors) // 3] = np.array(colors, np.uint8).reshape(-1, 3)
+    return palette
+
+
 def _is_transparent(data: bytes) -> bool:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             return picture.has_transparency_data
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
+    except BROKEN:
         return False  # OpenCV says what is wrong with it
+
+
+def _reason(error: Exception) -> str:
+    """Why an image cannot be read, in a few words."""
+    if isinstance(error, Image.DecompressionBombError | cv2.error | MemoryError):
+        return "it has too many pixels"
+    return "no image, or a damaged one"

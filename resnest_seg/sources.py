@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,8 +53,13 @@ class FolderSource(Source):
     def names(self, folder: str) -> list[str]:
         """Names of all files below a folder, sorted."""
         found: list[str] = []
-        base = self.root / folder
-        for place, _, files in os.walk(base, followlinks=True):
+        visited = set[tuple[int, int]]()
+        for place, folders, files in os.walk(self.root / folder, followlinks=True):
+            status = Path(place).stat()
+            if (status.st_dev, status.st_ino) in visited:  # a link back
+                folders.clear()
+                continue
+            visited.add((status.st_dev, status.st_ino))
             within = Path(place).relative_to(self.root).as_posix()
             found += [name if within == "." else f"{within}/{name}" for name in files]
         return sorted(found)
@@ -105,7 +111,7 @@ class ZipSource(Source):
             raise DatasetError(f"cannot read {self.locate(name)}: there is no such file.")
         try:
             return self._archive(self.owners[name]).read(name)  # zipfile checks its CRC
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
             raise DatasetError(f"cannot read {self.locate(name)}: {error}.") from None
 
     def locate(self, name: str) -> str:
@@ -127,6 +133,15 @@ class ZipSource(Source):
 
     def __getstate__(self) -> dict[str, object]:
         return {"paths": self.paths, "owners": self.owners}
+
+
+def base_of(source: Source, folder: str) -> str:
+    """What stands before `folder` in a zip file that holds the whole in a folder of its own: "" or "that/"."""
+    if not isinstance(source, ZipSource) or source.names(folder):
+        return ""
+    inside = (name.partition(f"/{folder}/")[0] for name in source.names("") if f"/{folder}/" in name)
+    shortest = min(inside, key=len, default=None)
+    return "" if shortest is None else f"{shortest}/"
 
 
 def open_source(root: str | Path, *, zips: Sequence[str]) -> Source:

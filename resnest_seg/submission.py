@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 
@@ -18,7 +18,13 @@ from resnest_seg.labels import LabelSpace
 
 
 def cityscapes_name(photo: str) -> str:
-    """The server's name of a prediction: the photo's city, sequence and frame, then _pred_labelIds.png."""
+    """The server's name of a prediction: the photo's city, sequence and frame, then _pred_labelIds.png.
+
+    Raises:
+        DatasetError: It is no photo of Cityscapes.
+    """
+    if not photo.endswith("_leftImg8bit.png"):
+        raise DatasetError(f"{photo} cannot be submitted to Cityscapes: its name does not end with _leftImg8bit.png.")
     return f"{PurePosixPath(photo).name.removesuffix('_leftImg8bit.png')}_pred_labelIds.png"
 
 
@@ -37,17 +43,19 @@ class Submission:
     Args:
         path: The zip file.
         label_space: The classes; its name says whose rules hold.
+        photos: All photos of the split, none of which may be missing at the end.
 
     Raises:
         ConfigError: There is no server for this data set, or the file exists already.
     """
 
-    def __init__(self, path: str | Path, label_space: LabelSpace) -> None:
+    def __init__(self, path: str | Path, label_space: LabelSpace, photos: Sequence[str]) -> None:
         if label_space.name not in NAMES:
             raise unknown_name("submission format: data set", label_space.name, NAMES)
         self.path, self.label_space = Path(path), label_space
         if self.path.exists():
             raise ConfigError(f"submission {self.path} already exists. Choose another file.")
+        self.expected = {NAMES[label_space.name](photo) for photo in photos}
         self.sizes: dict[str, tuple[int, int]] = {}
 
     def __enter__(self) -> Submission:
@@ -56,12 +64,13 @@ class Submission:
         self._zip = zipfile.ZipFile(self._temporary, "w", zipfile.ZIP_STORED)  # PNGs are compressed already
         return self
 
-    def add(self, photo: str, labels: NDArray[np.uint8]) -> None:
+    def add(self, photo: str, labels: NDArray[np.uint8], *, size: tuple[int, int]) -> None:
         """Add the prediction of a photo.
 
         Args:
             photo: The photo's path or name.
             labels: Train ids 0..K-1 at the photo's own size, [H, W].
+            size: The photo's (H, W).
         """
         name = NAMES[self.label_space.name](photo)
         if name in self.sizes:
@@ -69,7 +78,7 @@ class Submission:
         buffer = io.BytesIO()
         Image.fromarray(self.label_space.decode(labels)).save(buffer, "PNG")
         self._zip.writestr(name, buffer.getvalue())
-        self.sizes[name] = (labels.shape[0], labels.shape[1])
+        self.sizes[name] = size
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -77,6 +86,8 @@ class Submission:
         try:
             self._zip.close()
             if kind is None:
+                lacking = sorted(self.expected - set(self.sizes))
+                _require(not lacking, f"{len(lacking)} of {len(self.expected)} photos are missing, first {lacking[:1]}")
                 validate(self._temporary, self.label_space, self.sizes)
         except BaseException as problem:
             self._writing.__exit__(type(problem), problem, problem.__traceback__)

@@ -307,6 +307,7 @@ class Trainer:
             "step": self.step,
             "best_mean_iou": self.best_mean_iou,
             "validated_step": self.validated_step,
+            "data": self.train.identity(),
         }
         if self.engine.scaler is not None:
             values["scaler"] = self.engine.scaler.state_dict()
@@ -325,8 +326,13 @@ class Trainer:
             raise CheckpointError(
                 f"{self.output / CONFIG} is not the config of this run any more: {', '.join(changed)}."
             )
-        load_weights(self.segmenter, saved.weights)
         values = saved.training.values
+        if values.get("data", self.train.identity()) != self.train.identity():
+            raise CheckpointError(
+                f"the training split is not that of {self.output / LAST} any more: photos, masks or classes were "
+                "added, removed or renamed. A resumed run would be another one. Put them back, or begin a new run."
+            )
+        load_weights(self.segmenter, saved.weights)
         try:
             restore_optimizer(self.optimizer, saved.training.tensors)
             if self.engine.scaler is not None:

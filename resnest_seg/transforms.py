@@ -3,7 +3,8 @@
 Every sample's random stream starts from its own number, not from what a worker process drew before. So the samples do
 not depend on the number of workers or processes, and a resumed run needs no replay.
 
-The two published recipes are pure functions, exact to the pixel; options beyond them are albumentations transforms.
+The two published recipes are pure functions with the geometry and the resampling of the originals; options beyond them
+are albumentations transforms.
 """
 
 from __future__ import annotations
@@ -120,27 +121,27 @@ def photometric_distortion(image: Pixels, random: Generator) -> Pixels:
     contrast_first = random.integers(2) == 1
     if contrast_first:
         image = contrast(image)
-    saturate, turn = random.integers(2), random.integers(2)
-    if saturate or turn:
+    if random.integers(2):
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(np.uint8, copy=False)
-        if saturate:
-            hsv[..., 1] = scaled(hsv[..., 1], random.uniform(0.5, 1.5))
-        if turn:
-            hsv[..., 0] = (hsv[..., 0].astype(int) + int(random.integers(-18, 18))) % 180
+        hsv[..., 1] = scaled(hsv[..., 1], random.uniform(0.5, 1.5))
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB).astype(np.uint8, copy=False)
+    if random.integers(2):
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(np.uint8, copy=False)
+        hsv[..., 0] = (hsv[..., 0].astype(int) + int(random.integers(-18, 18))) % 180
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB).astype(np.uint8, copy=False)
     return image if contrast_first else contrast(image)
 
 
 def encoding_recipe(image: Pixels, labels: Pixels, data: DataConfig, random: Generator) -> Pair:
-    """PyTorch-Encoding's: uniform long edge, padded with black, crop, flip."""
+    """PyTorch-Encoding's: flip, uniform long edge, padded with black right and below, crop."""
     low, high = int(data.base_size * data.scale_min), int(data.base_size * data.scale_max)
-    flip = random.random() < data.flip
+    if random.random() < data.flip:  # first, so that the padding stays right and below
+        image, labels = flipped(image, labels)
     long = int(random.integers(max(low, 1), max(high, low, 1) + 1))
     size = long_edge_size(labels.shape[0], labels.shape[1], long)
     crop = (data.crop_size, data.crop_width or data.crop_size)
     image, labels = pad_to(*resize_like_pil(image, labels, size), crop, color=(0, 0, 0))
-    image, labels = random_crop(image, labels, crop, random)
-    return flipped(image, labels) if flip else (image, labels)
+    return random_crop(image, labels, crop, random)
 
 
 def mmseg_recipe(image: Pixels, labels: Pixels, data: DataConfig, random: Generator) -> Pair:

@@ -171,3 +171,36 @@ def test_spread():
     assert spread(10, 3) == [0, 3, 6]
     assert spread(3, 10) == spread(3, None) == [0, 1, 2]
     assert spread(5, 5) == list(range(5))
+
+
+def test_a_split_that_cannot_be_opened_is_an_error(tool, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root = fake_data.make("camvid", tmp_path / "data")
+    shutil.rmtree(root / "val")
+    assert tool("check_dataset")("--dataset", "camvid", "--data.root", root, "--workers", 0) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "error: the val split cannot be opened: data set camvid not found" in printed
+    assert "the test split" not in printed
+
+
+def test_one_mask_of_train_ids_among_others_is_noticed(tmp_path):
+    root = fake_data.make("cityscapes", tmp_path)
+    path = mask_of(root, "cityscapes")
+    fake_data.write(path, np.minimum(train_ids(np.array(Image.open(path))), 18))
+    kinds = {finding.kind: finding for finding in look("cityscapes", root).findings}
+    assert str(path) in kinds["train ids"].files
+    assert kinds["train ids"].severity == "warning"
+
+
+def test_damaged_masks_do_not_hide_behind_inferred_classes(tool, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for index in range(24):
+        photo, _ = fake_data.picture_and_mask(LabelSpace.of("camvid"), index)
+        fake_data.write(tmp_path / "mine" / "images" / f"{index}.png", photo)
+        fake_data.write(tmp_path / "mine" / "masks" / f"{index}.png", np.full(fake_data.SIZE, index % 3, np.uint8))
+    for index in (3, 4, 5):
+        (tmp_path / "mine" / "masks" / f"{index}.png").write_bytes(b"garbage")
+    assert tool("check_dataset")("--dataset", "folder", "--data.root", tmp_path / "mine", "--workers", 0) == 1
+    findings = json.loads((tmp_path / "check_folder.json").read_text())["findings"]
+    named = [file for finding in findings if finding["kind"] == "unreadable mask" for file in finding["files"]]
+    assert len(named) == 3

@@ -136,3 +136,74 @@ def test_what_is_missing_is_named(tmp_path):
         FolderDataset(tmp_path)
     with pytest.raises(DatasetError, match="unknown split 'dev'"):
         FolderDataset(tmp_path, "dev")
+
+
+def test_a_palette_of_the_classes_colours_tells_what_its_indices_mean(tmp_path):
+    """Image tools turn masks of colours into palettes, with indices of their own."""
+    root = make(tmp_path, NAMES, kind="colours")
+    (root / "classes.csv").write_text(CLASSES)
+    for path in (root / "masks").iterdir():
+        Image.open(path).convert("RGB").quantize(8).save(path)
+    dataset = FolderDataset(root, "train")
+    for index, (photo, _) in enumerate(dataset.pairs):
+        assert np.array_equal(dataset[index].labels, labels_of(NAMES.index(photo[7:-4])))
+
+
+def test_palettes_that_differ_are_no_classes(tmp_path):
+    make(tmp_path, NAMES, kind="palette")
+    mask = Image.fromarray(labels_of(0)).convert("P")
+    mask.putpalette([channel for color in reversed(COLORS) for channel in color])
+    mask.save(tmp_path / "masks" / "photo07.png")
+    with pytest.raises(DatasetError, match=r"the palettes of .* differ: the same index has another colour"):
+        FolderDataset(tmp_path)
+
+
+@pytest.mark.parametrize("values", [(0, 255), (0, 128, 255), (0, 85, 170, 255)])
+def test_brightness_is_no_class(values, tmp_path):
+    """Black and white masks: 255 is the foreground and not ignored."""
+    make(tmp_path, NAMES)
+    for path in (tmp_path / "masks").iterdir():
+        Image.fromarray(np.array(values, np.uint8)[np.arange(192).reshape(12, 16) % len(values)]).save(path)
+    with pytest.raises(DatasetError, match="as if 255 were a class"):
+        FolderDataset(tmp_path)
+    (tmp_path / "classes.csv").write_text("name,id\n" + "\n".join(f"c{value},{value}" for value in values))
+    assert len(FolderDataset(tmp_path).label_space) == len(values)
+
+
+def test_lossy_masks_are_refused(tmp_path):
+    make(tmp_path, NAMES, masks=".jpg", images=".png")
+    with pytest.raises(DatasetError, match="lossy compression"):
+        FolderDataset(tmp_path)
+
+
+def test_inferred_colours_are_their_own_names(tmp_path):
+    make(tmp_path, NAMES, kind="colours")
+    assert FolderDataset(tmp_path).label_space.names == ("#0a141e", "#28323c", "#46505a")
+
+
+def test_photos_beside_the_splits_are_not_dropped_silently(tmp_path):
+    make(tmp_path, ["train/a", "val/b", "stray"])
+    with pytest.raises(DatasetError, match=r"1 photos lie beside the folders train, val and test .*images/stray"):
+        FolderDataset(tmp_path)
+
+
+def test_accents_pair_however_they_are_written(tmp_path):
+    make(tmp_path, ["caf\u00e9"])
+    (tmp_path / "masks" / "caf\u00e9.png").rename(tmp_path / "masks" / "cafe\u0301.png")
+    assert len(FolderDataset(tmp_path, "train" if _in_train(tmp_path) else "val")) == 1
+
+
+def _in_train(root):
+    try:
+        return bool(FolderDataset(root, "train"))
+    except DatasetError:
+        return False
+
+
+def test_a_zip_with_a_folder_of_its_own(tmp_path):
+    root = make(tmp_path / "mine", NAMES)
+    (root / "classes.csv").write_text(CLASSES)
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        for path in root.rglob("*.*"):
+            archive.write(path, path.relative_to(tmp_path).as_posix())
+    assert FolderDataset(tmp_path / "data.zip").label_space.names == ("sky", "road", "car")

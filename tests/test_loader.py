@@ -85,6 +85,8 @@ def test_probabilities_decide_how_often_a_sample_comes():
     counts = np.bincount([index for batch in batches for _, index in batch], minlength=4) / 2000
     assert np.abs(counts - probabilities).max() < 0.04
     assert counts[1] == 0
+    places = [place for batch in batches for place in batch]
+    assert len(set(places)) == len(places)  # drawn again, a photo is cut in another way
     late = list(training_batches(4, seed=1, batch_size=4, steps=range(300, 302), probabilities=probabilities))
     assert late == batches[300:302]  # a resumed run continues in the same row
 

@@ -104,3 +104,16 @@ def test_other_masks():
         decode_mask(encoded(Image.fromarray(np.full((3, 3), 300, np.uint16)), "PNG"), "mask")
     with pytest.raises(DatasetError, match="mask is no mask: it has mode CMYK"):
         decode_mask(encoded(Image.fromarray(picture()).convert("CMYK"), "TIFF"), "mask")
+
+
+def test_a_transparent_png_that_is_cut_off():
+    data = encoded(Image.fromarray(np.dstack([picture(), picture()[..., 0]])), "PNG")
+    with pytest.raises(DatasetError, match="cannot read photo"):
+        decode_image(data[: len(data) // 2], "photo")
+
+
+def test_too_many_pixels_are_an_error_and_not_a_crash(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    data = encoded(Image.fromarray(picture()).convert("P"), "PNG")
+    with pytest.raises(DatasetError, match="cannot read mask: it has too many pixels"):
+        decode_mask(data, "mask")

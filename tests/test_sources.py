@@ -64,3 +64,19 @@ def test_damaged_zips_are_named(archives):
     archives[0].write_bytes(data.replace(b"22", b"23", 1))
     with pytest.raises(DatasetError, match=r"first.zip!a/b/two.txt: Bad CRC"):
         ZipSource(archives).read("a/b/two.txt")
+
+
+def test_a_link_back_does_not_multiply_files(folder):
+    (folder / "a" / "again").symlink_to(folder, target_is_directory=True)
+    assert [name for name in FolderSource(folder).names("") if "again" not in name] == sorted(FILES)
+    assert len(FolderSource(folder).names("")) == len(FILES)
+
+
+def test_damage_within_a_compressed_file_is_named(tmp_path):
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.bin", bytes(range(256)) * 50)
+    data = path.read_bytes()
+    path.write_bytes(data[:45] + b"\xff\xff\xff\xff" + data[49:])
+    with pytest.raises(DatasetError, match=r"cannot read .*data.zip!a.bin"):
+        ZipSource([path]).read("a.bin")

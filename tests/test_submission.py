@@ -34,16 +34,16 @@ def read(path, name):
 )
 def test_packs_hold_raw_ids_under_the_servers_names(space, photo, name, tmp_path):
     labels = np.random.default_rng(0).integers(0, len(space), (30, 40), dtype=np.uint8)
-    with Submission(tmp_path / "out.zip", space) as submission:
-        submission.add(photo, labels)
+    with Submission(tmp_path / "out.zip", space, [photo]) as submission:
+        submission.add(photo, labels, size=(30, 40))
     assert np.array_equal(read(tmp_path / "out.zip", name), np.array(space.raw_ids)[labels])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.zip"]
 
 
-def pack(path, *predictions):
-    with Submission(path, CITY) as submission:
+def pack(path, *predictions, photos=None):
+    with Submission(path, CITY, [PHOTO] if photos is None else photos) as submission:
         for labels in predictions:
-            submission.add(PHOTO, labels)
+            submission.add(PHOTO, labels, size=(3, 3))
 
 
 def test_what_is_not_valid_gets_no_name(tmp_path):
@@ -52,19 +52,25 @@ def test_what_is_not_valid_gets_no_name(tmp_path):
         pack(tmp_path / "a.zip", good, good)
     with pytest.raises(DatasetError, match=r"not valid: .* holds ids that are no class: 0"):
         pack(tmp_path / "b.zip", undecided)
-    with pytest.raises(DatasetError, match="it is empty"):
+    with pytest.raises(DatasetError, match=r"1 of 1 photos are missing, first \['berlin"):
         pack(tmp_path / "c.zip")
+    with pytest.raises(DatasetError, match="it is empty"):
+        pack(tmp_path / "c.zip", photos=[])
+    with pytest.raises(DatasetError, match=r"is \(4, 3\), its photo \(3, 3\)"):
+        pack(tmp_path / "c.zip", np.zeros((4, 3), np.uint8))
+    with pytest.raises(DatasetError, match="its name does not end with"):
+        pack(tmp_path / "c.zip", good, photos=["any/thing.jpg"])
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match="submission format: data set 'camvid'"):
-        Submission(tmp_path / "d.zip", LabelSpace.of("camvid"))
+        Submission(tmp_path / "d.zip", LabelSpace.of("camvid"), [])
     (tmp_path / "e.zip").write_bytes(b"")
     with pytest.raises(ConfigError, match="already exists"):
-        Submission(tmp_path / "e.zip", CITY)
+        Submission(tmp_path / "e.zip", CITY, [])
 
 
 def test_validation_reads_the_file_itself(tmp_path):
-    with Submission(tmp_path / "out.zip", CITY) as submission:
-        submission.add(PHOTO, np.zeros((3, 4), np.uint8))
+    with Submission(tmp_path / "out.zip", CITY, [PHOTO]) as submission:
+        submission.add(PHOTO, np.zeros((3, 4), np.uint8), size=(3, 4))
     name = "berlin_000000_000019_pred_labelIds.png"
     validate(tmp_path / "out.zip", CITY, {name: (3, 4)})
     with pytest.raises(DatasetError, match=r"is \(3, 4\), its photo \(4, 3\)"):
@@ -102,6 +108,8 @@ def test_a_pack_from_the_evaluation_tool(tool, tmp_path, capsys, monkeypatch):
     assert "mean of classes" in capsys.readouterr().out
     with zipfile.ZipFile(tmp_path / "val.zip") as archive:
         assert len(archive.namelist()) == 4
+    assert tool("eval_seg")(*words, "--limit", 1, "--submission", tmp_path / "part.zip") == 2
+    assert "a submission needs every photo" in capsys.readouterr().err
     assert tool("eval_seg")(*words, "--split", "test") == 2
     assert "nothing to measure" in capsys.readouterr().err
 

@@ -21,7 +21,7 @@ from resnest_seg.config import (
 )
 from resnest_seg.errors import CheckpointError, ConfigError, ResNeStSegError
 from resnest_seg.evaluation import evaluate
-from resnest_seg.samples import Sample
+from resnest_seg.samples import Sample, SegmentationDataset
 from resnest_seg.segmenter import build_segmenter
 from resnest_seg.training import METRICS, SHEET, Trainer
 from resnest_seg.zoo import load_checkpoint
@@ -74,7 +74,7 @@ def finished(tmp_path_factory, tiny_space):
     return output
 
 
-class Stripes:
+class Stripes(SegmentationDataset):
     """Six small pictures that can be learnt: the class is the colour."""
 
     split = "train"
@@ -195,6 +195,17 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tiny_space, tmp_path)
         one.fit()
     assert all(torch.equal(p, q) for p, q in zip(one.segmenter.encoder.parameters(), before, strict=True))
     assert state(tmp_path / "run").training.values["step"] == 0
+
+
+def test_a_training_split_that_changed_is_not_resumed(tiny_space, tmp_path):
+    trainer(Stripes(tiny_space), tmp_path / "run").fit()
+
+    class Longer(Stripes):
+        def __len__(self):
+            return super().__len__() + 8
+
+    with pytest.raises(CheckpointError, match="photos, masks or classes were added, removed or renamed"):
+        trainer(Longer(tiny_space), tmp_path / "run", resume=True)
 
 
 def test_a_config_that_was_edited_is_not_resumed(tiny_space, tmp_path):

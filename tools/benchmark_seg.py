@@ -151,6 +151,8 @@ def pil_sample(image_path: str, mask_path: str, seed: int) -> tuple[Tensor, Tens
     mask: Image.Image = Image.open(mask_path)
     random = np.random.default_rng(seed)
     flip, long = random.random() < 0.5, int(random.integers(base_size // 2, 2 * base_size + 1))
+    if flip:
+        image, mask = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (image, mask))
     w, h = image.size
     ow, oh = (int(1.0 * w * long / h + 0.5), long) if h > w else (long, int(1.0 * h * long / w + 0.5))
     image = image.resize((ow, oh), Image.Resampling.BILINEAR)
@@ -160,8 +162,6 @@ def pil_sample(image_path: str, mask_path: str, seed: int) -> tuple[Tensor, Tens
         image, mask = ImageOps.expand(image, border=border, fill=0), ImageOps.expand(mask, border=border, fill=0)
     top, left = int(random.integers(image.size[1] - crop + 1)), int(random.integers(image.size[0] - crop + 1))
     image, mask = (part.crop((left, top, left + crop, top + crop)) for part in (image, mask))
-    if flip:
-        image, mask = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (image, mask))
     pixels = normalize(to_tensor(image), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     return pixels, torch.from_numpy(np.array(mask).astype("int64") - 1)
 

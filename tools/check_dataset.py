@@ -35,24 +35,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def open_splits(options: argparse.Namespace) -> list[SegmentationDataset]:
-    """The splits that were asked for; without --splits, train and what else is there."""
+def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset], list[str]]:
+    """The splits that were asked for, without --splits train, val and a test split where there is one; and problems."""
     from resnest_seg.catalog import build_dataset
 
-    def opened(split: str) -> SegmentationDataset:
-        return build_dataset(
-            options.dataset, root=options.root, split=split, classes=options.classes, allow_missing=True
-        )
-
-    if options.splits:
-        return [opened(split) for split in options.splits.split(",")]
-    found = [opened("train")]
-    for split in SPLITS[1:]:
+    splits = options.splits.split(",") if options.splits else list(SPLITS)
+    found, problems = [], []
+    for split in splits:
         try:
-            found.append(opened(split))
-        except DatasetError:  # not every data set has every split
-            continue
-    return found
+            found.append(
+                build_dataset(
+                    options.dataset, root=options.root, split=split, classes=options.classes, allow_missing=True
+                )
+            )
+        except DatasetError as error:
+            if not found:
+                raise
+            if options.splits or split != "test":  # not every data set has a test split
+                problems.append(f"the {split} split cannot be opened: {error}")
+    return found, problems
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from resnest_seg.doctor import diagnose, spread
 
-    splits = open_splits(options)
+    splits, problems = open_splits(options)
     total = sum(len(spread(len(dataset), options.limit)) for dataset in splits)
     with Progress(transient=True) as progress:
         bar = progress.add_task("checking", total=total)
@@ -88,11 +89,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 console.print(f"  {file}", markup=False, highlight=False)
             if len(finding.files) > 20:
                 console.print(f"  and {len(finding.files) - 20} more, in the report", markup=False)
+    for problem in problems:
+        console.print(f"error: {problem}", markup=False, highlight=False)
     output = options.output or f"check_{options.dataset}.json"
     diagnosis.save(output)
-    verdict = f"{len(diagnosis.errors)} errors: training would go wrong" if diagnosis.errors else "ready for training"
+    count = len(diagnosis.errors) + len(problems)
+    verdict = f"{count} errors: training would go wrong" if count else "ready for training"
     console.print(f"{verdict}. Report: {output}", markup=False, highlight=False)
-    return 1 if diagnosis.errors else 0
+    return 1 if count else 0
 
 
 if __name__ == "__main__":

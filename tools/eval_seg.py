@@ -69,6 +69,7 @@ def run(segmenter: Segmenter, dataset: SegmentationDataset, options: argparse.Na
     """Evaluate with a progress bar, and write the submission if one is asked for."""
     from rich.progress import Progress
 
+    from resnest_seg.datasets import PairedFiles
     from resnest_seg.evaluation import evaluate
     from resnest_seg.submission import Submission
 
@@ -76,14 +77,16 @@ def run(segmenter: Segmenter, dataset: SegmentationDataset, options: argparse.Na
     with contextlib.ExitStack() as opened:
         submission = None
         if options.submission:
-            submission = opened.enter_context(Submission(options.submission, dataset.label_space))
+            photos = [image for image, _ in dataset.pairs] if isinstance(dataset, PairedFiles) else []
+            submission = opened.enter_context(Submission(options.submission, dataset.label_space, photos))
         progress = opened.enter_context(Progress(transient=True))
         bar = progress.add_task("evaluating", total=count)
 
         def on_image(image: EvaluatedImage) -> None:
             progress.update(bar, advance=1, description=f"mIoU {image.mean_iou:.3f}")
             if submission is not None:
-                submission.add(image.name, image.predictions)
+                height, width = image.image.shape[:2]
+                submission.add(image.name, image.predictions, size=(height, width))
 
         report = evaluate(
             segmenter,
@@ -104,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit must be at least 1, not {options.limit}.")
+    if options.submission and options.limit is not None:
+        raise ConfigError("a submission needs every photo of the split: leave --limit out.")
     if options.workers < 0:
         raise ConfigError(f"--workers must not be negative, it is {options.workers}.")
 

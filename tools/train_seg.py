@@ -85,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     train = dataset_for(config.data, "train")
     validation = dataset_for(config.data, config.eval.split)
     if config.data.check and not resume:
-        check_samples(train, count=config.data.check, workers=config.data.workers)
+        for dataset in (train, validation):
+            check_samples(dataset, count=config.data.check, workers=config.data.workers)
     torch.manual_seed(config.seed)
     segmenter = segmenter_for(config, train.label_space, pretrained=not resume)
     trainer = Trainer(
