@@ -105,7 +105,9 @@ def test_the_run_folder_is_complete(finished, tiny_space):
     assert list((finished / "tensorboard").rglob("events.*"))
     assert load_checkpoint(finished).label_space == tiny_space
     best = max(line["mean_iou"] for line in lines if line["kind"] == "validation")
-    assert state(finished).training.values == {"step": 18, "best_mean_iou": best, "validated_step": 18}
+    data = Stripes(tiny_space).identity()
+    expected = {"step": 18, "best_mean_iou": best, "validated_step": 18, "data": data}
+    assert state(finished).training.values == expected
 
 
 def test_the_rate_follows_the_schedule(finished):
@@ -157,7 +159,9 @@ def test_a_run_that_dies_in_its_validation_loses_nothing(finished, tiny_space, t
     output = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         trainer(Stripes(tiny_space), output, validation=Deadly(tiny_space)).fit()
-    assert state(output).training.values == {"step": 6, "best_mean_iou": -1.0, "validated_step": 0}
+    data = Stripes(tiny_space).identity()
+    expected = {"step": 6, "best_mean_iou": -1.0, "validated_step": 0, "data": data}
+    assert state(output).training.values == expected
     assert trainer(Stripes(tiny_space), output, resume=True).fit()
     same_bits(state(output), state(finished))
     assert metrics(output) == metrics(finished)
