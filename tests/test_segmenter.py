@@ -5,7 +5,7 @@ import torch
 
 from resnest_seg.blueprints import DILATIONS
 from resnest_seg.checkpoint import HUB_FILE
-from resnest_seg.errors import DownloadError
+from resnest_seg.errors import ConfigError, DownloadError
 from resnest_seg.labels import LabelSpace
 from resnest_seg.segmenter import Segmenter, build_segmenter
 from resnest_seg.zoo import load_checkpoint
@@ -107,6 +107,12 @@ def test_half_precision_and_contiguous_memory_agree_with_float32(network):
     half = segmenter.bfloat16()(images).logits
     assert half.dtype == torch.bfloat16
     assert (half.float() - expected).abs().mean() < 0.03 * expected.abs().mean()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8, 8), (1, 4, 8, 8), (3, 8, 8)])
+def test_images_of_another_shape_are_refused(segmenter, shape):
+    with pytest.raises(ConfigError, match=r"images must have the shape \[N, 3, H, W\], not"):
+        segmenter(torch.zeros(*shape))
 
 
 def test_pixel_statistics_of_other_channels():

@@ -209,3 +209,10 @@ def test_a_checkpoint_of_ours_needs_its_pixel_statistics(tmp_path):
     dataclasses.replace(whole, weights=weights).save(tmp_path / "lost.safetensors")
     with pytest.raises(CheckpointError, match="lacks pixel_mean and pixel_std"):
         load_checkpoint(tmp_path / "lost.safetensors")
+
+
+def test_a_checkpoint_of_a_data_set_without_loader_says_so(tool, tmp_path, capsys):
+    segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=59)
+    torch.save(segmenter.state_dict(), tmp_path / "context.pth")
+    assert tool("eval_seg")("--checkpoint", tmp_path / "context.pth") == 2
+    assert "is for data set 'pascal_context', for which there is no loader here" in capsys.readouterr().err

@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from rich.console import Console
 
-    from resnest_seg.catalog import build_dataset
+    from resnest_seg.catalog import DATASETS, build_dataset
     from resnest_seg.inference import protocol
     from resnest_seg.predictor import choose_device
     from resnest_seg.zoo import load_checkpoint
@@ -123,6 +123,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     assert segmenter.load_report is not None
     data, split = segmenter.config.data, options.split or segmenter.config.eval.split
     name = options.dataset or data.dataset
+    if options.dataset is None and name not in DATASETS:
+        raise ConfigError(
+            f"the checkpoint is for data set {name!r}, for which there is no loader here. Name the data to evaluate on "
+            "with --dataset; folder takes your own photos and masks."
+        )
     trained = name == data.dataset
     root, classes = options.root or (data.root if trained else None), data.classes if trained else None
     dataset = build_dataset(name, root=root, split=split, classes=classes)
