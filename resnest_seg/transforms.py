@@ -56,11 +56,15 @@ def resize_like_pil(image: Pixels, labels: Pixels, size: tuple[int, int]) -> Pai
     """To (H, W) as PIL does: antialiased bilinear, within a grey level or two, and the nearest pixel of labels."""
     if image.shape[:2] == size:
         return image, labels
-    # OpenCV would be faster where the image grows, and an eighth of a grey level darker.
-    channels_last = torch.from_numpy(image).permute(2, 0, 1)[None]
-    resized = F.interpolate(channels_last, size=size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    if size[0] >= image.shape[0] and size[1] >= image.shape[1]:
+        # Nothing to antialias, and OpenCV is twice as fast; its plain INTER_LINEAR is an eighth of a grey level darker.
+        resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR_EXACT).astype(np.uint8, copy=False)
+    else:
+        channels_last = torch.from_numpy(image).permute(2, 0, 1)[None]
+        smaller = F.interpolate(channels_last, size=size, mode="bilinear", antialias=True)[0]
+        resized = smaller.permute(1, 2, 0).contiguous().numpy()
     nearest = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    return resized.contiguous().numpy(), nearest.astype(np.uint8, copy=False)
+    return resized, nearest.astype(np.uint8, copy=False)
 
 
 def resize_like_opencv(image: Pixels, labels: Pixels, size: tuple[int, int]) -> Pair:
