@@ -34,7 +34,7 @@ class SegmenterOutput(NamedTuple):
     """What a `Segmenter` returns.
 
     Attributes:
-        logits: Class scores before softmax at the input's size, [N, K, H, W].
+        logits: Class scores before softmax at the input's size, [N, K, H, W]; of a `coarse` call at feature size.
         aux_logits: The auxiliary head's, likewise; None in eval mode or without an auxiliary head.
     """
 
@@ -76,6 +76,10 @@ class LoadReport:
 
 class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["semantic-segmentation"]):
     """Images [N, 3, H, W], RGB 0..255 (uint8 or float) -> `SegmenterOutput`.
+
+    With `coarse=True` the logits stay at feature size, about 64 times smaller, for a caller that resizes them to the
+    images' size itself, bilinearly by `align_corners`. Where the model had to pad the images, they have full size all
+    the same, because the padding is cut off there.
 
     The model normalises by itself, with its own buffers, so that loaders, predictors and exports cannot disagree.
     Any H, W >= 1; runs in channels-last memory, which the layers of this network prefer on CPU and GPU.
@@ -136,18 +140,22 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         rectify = "" if model.rectify == "none" else f", {model.rectify}"
         return f"{model.encoder} {head}, output stride {model.output_stride}{dilation}{rectify}"
 
-    def forward(self, images: Tensor) -> SegmenterOutput:
+    def forward(self, images: Tensor, *, coarse: bool = False) -> SegmenterOutput:
         x = self.normalise(images)
         height, width = images.shape[2:]
         right, below = (self._padding(size) for size in (width, height))
         if right or below:  # with zeros, the mean pixel
             x = F.pad(x, (0, right, 0, below))
         features = self.encoder(x)
+        logits = self.head(features)
+        aux_logits = self.aux_head(features) if self.training and self.aux_head is not None else None
+        if coarse and not (right or below):
+            return SegmenterOutput(logits, aux_logits)
         padded = (x.shape[2], x.shape[3])
-        logits = self._resize(self.head(features), padded)[..., :height, :width]
-        if self.training and self.aux_head is not None:
-            return SegmenterOutput(logits, self._resize(self.aux_head(features), padded)[..., :height, :width])
-        return SegmenterOutput(logits, None)
+        logits = self._resize(logits, padded)[..., :height, :width]
+        if aux_logits is not None:
+            aux_logits = self._resize(aux_logits, padded)[..., :height, :width]
+        return SegmenterOutput(logits, aux_logits)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Pixels 0..255 to zero mean and unit variance over ImageNet, in channels-last memory.

@@ -14,7 +14,7 @@ from resnest_seg.config import config_keys
 
 PACKAGE = Path(resnest_seg.__file__).parent
 FILES = sorted(PACKAGE.glob("*.py"))
-OTHERS = sorted((PACKAGE.parent / "tools").glob("*.py")) + sorted((PACKAGE.parent / "datasets").glob("*.py"))
+OTHERS = sorted((PACKAGE.parent / "tools").rglob("*.py")) + sorted((PACKAGE.parent / "datasets").glob("*.py"))
 
 LAYERS = [
     {"errors", "files"},
