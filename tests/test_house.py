@@ -18,7 +18,8 @@ OTHERS = sorted((PACKAGE.parent / "tools").rglob("*.py")) + sorted((PACKAGE.pare
 
 LAYERS = [
     {"errors", "files"},
-    {"blueprints", "canvas", "class_balance", "config", "labels", "preparation", "rectify", "sources"} | {"weights"},
+    {"blueprints", "canvas", "class_balance", "config", "labels", "preparation", "protocols", "rectify"}
+    | {"sources", "weights"},
     {"checkpoint", "classes_file", "conversion", "download", "heads", "heads_mmseg", "inference", "losses", "metrics"}
     | {"resnest", "samples", "scenes", "submission", "transforms", "visualize"},
     {"datasets", "engine", "loader", "optim", "published", "smp"},
