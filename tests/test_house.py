@@ -19,7 +19,8 @@ OTHERS = sorted((PACKAGE.parent / "tools").glob("*.py")) + sorted((PACKAGE.paren
 LAYERS = [
     {"errors", "files"},
     {"blueprints", "canvas", "class_balance", "config", "labels", "preparation", "rectify", "sources"} | {"weights"},
-    {"checkpoint", "classes_file", "conversion", "download", "heads", "heads_mmseg", "inference", "losses", "metrics"}
+    {"boundaries", "calibration"}
+    | {"checkpoint", "classes_file", "conversion", "download", "heads", "heads_mmseg", "inference", "losses", "metrics"}
     | {"resnest", "samples", "scenes", "submission", "transforms", "visualize"},
     {"datasets", "engine", "loader", "optim", "published", "smp"},
     {"folder", "inspection", "parts"},
