@@ -182,11 +182,12 @@ def test_a_shifted_square_by_hand():
 
 
 def test_a_distance_of_exactly_the_tolerance_matches_despite_rounding():
-    """A diagonal of 1000 pixels times 0.003, whose square is a little less than 9 or more."""
-    truth, found = np.zeros((2, 600, 800), np.uint8)
-    truth[100, 100] = found[103, 100] = 1
-    assert scores([(truth, found)], tolerance=0.003).report().class_boundary_f[1] == 1.0
-    assert scores([(truth, found)], tolerance=0.00299).report().class_boundary_f[1] == 0.0
+    diagonal = math.hypot(61, 68)
+    assert 3 / diagonal * diagonal < 3  # in floats
+    truth, found = np.zeros((2, 61, 68), np.uint8)
+    truth[20, 30] = found[23, 30] = 1
+    assert scores([(truth, found)], tolerance=3 / diagonal).report().class_boundary_f[1] == 1.0
+    assert scores([(truth, found)], tolerance=2.99 / diagonal).report().class_boundary_f[1] == 0.0
 
 
 def test_a_class_on_one_side_only_is_zero_in_its_image():
