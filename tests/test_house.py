@@ -20,7 +20,7 @@ LAYERS = [
     {"errors", "files"},
     {"blueprints", "canvas", "class_balance", "config", "labels", "preparation", "rectify", "sources"} | {"weights"},
     {"checkpoint", "classes_file", "conversion", "download", "heads", "heads_mmseg", "inference", "losses", "metrics"}
-    | {"resnest", "samples", "scenes", "submission", "transforms", "visualize"},
+    | {"polygons", "resnest", "samples", "scenes", "submission", "transforms", "visualize"},
     {"datasets", "engine", "loader", "optim", "published", "smp"},
     {"folder", "inspection", "parts"},
     {"catalog", "segmenter"},
