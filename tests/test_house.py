@@ -18,7 +18,8 @@ OTHERS = sorted((PACKAGE.parent / "tools").glob("*.py")) + sorted((PACKAGE.paren
 
 LAYERS = [
     {"errors", "files"},
-    {"blueprints", "canvas", "class_balance", "config", "labels", "preparation", "rectify", "sources"} | {"weights"},
+    {"blueprints", "canvas", "class_balance", "config", "inputs", "labels", "preparation", "rectify", "sources"}
+    | {"video", "weights"},
     {"checkpoint", "classes_file", "conversion", "download", "heads", "heads_mmseg", "inference", "losses", "metrics"}
     | {"polygons", "resnest", "samples", "scenes", "submission", "transforms", "visualize"},
     {"datasets", "engine", "loader", "optim", "published", "smp"},
