@@ -18,11 +18,16 @@ OTHERS = sorted((PACKAGE.parent / "tools").rglob("*.py")) + sorted((PACKAGE.pare
 
 LAYERS = [
     set("errors files".split()),
-    set("blueprints canvas class_balance config labels preparation protocols rectify sources weights".split()),
+    set(
+        (
+            "blueprints canvas class_balance config inputs labels preparation protocols rectify sources video "
+            "weights "
+        ).split()
+    ),
     set(
         (
             "boundaries calibration checkpoint classes_file conversion download heads heads_mmseg inference "
-            "losses metrics resnest samples scenes submission transforms visualize "
+            "losses metrics polygons resnest samples scenes submission transforms visualize "
         ).split()
     ),
     set("datasets engine loader optim published smp".split()),
