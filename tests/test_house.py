@@ -19,7 +19,18 @@ OTHERS = sorted((PACKAGE.parent / "tools").rglob("*.py")) + sorted((PACKAGE.pare
 LAYERS = [
     {"errors", "files"},
     {"blueprints", "canvas", "class_balance", "config", "labels", "preparation", "rectify", "sources"} | {"weights"},
-    {"checkpoint", "classes_file", "conversion", "download", "heads", "heads_mmseg", "inference", "losses", "metrics"}
+    {
+        "checkpoint",
+        "classes_file",
+        "conversion",
+        "download",
+        "fusion",
+        "heads",
+        "heads_mmseg",
+        "inference",
+        "losses",
+        "metrics",
+    }
     | {"resnest", "samples", "scenes", "submission", "transforms", "visualize"},
     {"datasets", "engine", "loader", "optim", "published", "smp"},
     {"folder", "inspection", "parts"},
