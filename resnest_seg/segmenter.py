@@ -126,8 +126,7 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         self.aux_head = aux_head
         self.size_divisor = max(getattr(part, "size_divisor", 1) for part in (encoder, head))
         self.min_size: int = getattr(head, "min_size", 1)
-        self.align_corners = config.model.family != "mmseg"
-        self.fused = False
+        self.align_corners, self.fused = config.model.family != "mmseg", False
 
     @property
     def output_stride(self) -> int:
@@ -141,9 +140,8 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         head = f"mmseg {model.head}" if model.family == "mmseg" else model.head
         dilation = "" if model.encoder.startswith(SMP) else f", dilation {model.dilation}"
         rectify = "" if model.rectify == "none" else f", {model.rectify}"
-        return (
-            f"{model.encoder} {head}, output stride {model.output_stride}{dilation}{rectify}" + ", fused" * self.fused
-        )
+        name = f"{model.encoder} {head}, output stride {model.output_stride}{dilation}{rectify}"
+        return name + ", fused" * self.fused
 
     def forward(self, images: Tensor, *, coarse: bool = False) -> SegmenterOutput:
         x = self.normalise(images)
@@ -190,7 +188,7 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         if not self.fused:
             self.aux_head = None
             fuse_model(self, lambda images: self(images, coarse=True).logits, self.pixel_mean.shape[1])
-            self.fused = True
+        self.fused = True
         return self
 
     def train(self, mode: bool = True) -> Segmenter:
