@@ -18,6 +18,7 @@ from resnest_seg.blueprints import SMP
 from resnest_seg.checkpoint import HUB_FILE, Checkpoint
 from resnest_seg.config import ModelConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError
+from resnest_seg.fusion import fuse_model
 from resnest_seg.heads import resize_logits
 from resnest_seg.labels import LabelSpace
 from resnest_seg.parts import aux_head_for, check_names, encoder_for, head_for, load_encoder, misfits
@@ -97,6 +98,7 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
 
     Attributes:
         load_report: What was loaded into the model, where `load_checkpoint` made it.
+        fused: `fuse` was called.
     """
 
     pixel_mean: Tensor
@@ -124,7 +126,7 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         self.aux_head = aux_head
         self.size_divisor = max(getattr(part, "size_divisor", 1) for part in (encoder, head))
         self.min_size: int = getattr(head, "min_size", 1)
-        self.align_corners = config.model.family != "mmseg"
+        self.align_corners, self.fused = config.model.family != "mmseg", False
 
     @property
     def output_stride(self) -> int:
@@ -138,7 +140,8 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         head = f"mmseg {model.head}" if model.family == "mmseg" else model.head
         dilation = "" if model.encoder.startswith(SMP) else f", dilation {model.dilation}"
         rectify = "" if model.rectify == "none" else f", {model.rectify}"
-        return f"{model.encoder} {head}, output stride {model.output_stride}{dilation}{rectify}"
+        name = f"{model.encoder} {head}, output stride {model.output_stride}{dilation}{rectify}"
+        return name + ", fused" * self.fused
 
     def forward(self, images: Tensor, *, coarse: bool = False) -> SegmenterOutput:
         x = self.normalise(images)
@@ -176,8 +179,28 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
     def _resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         return resize_logits(logits, size, align_corners=self.align_corners)
 
+    def fuse(self) -> Segmenter:
+        """Make this a faster model for inference alone, in place, with the same numbers but for rounding; returns it.
+
+        Batch norms go into convolutions, the auxiliary head and gradients go; an `ExportError` if the numbers differ.
+        Fuse a `copy.deepcopy` of a model that is still to be trained or saved: a fused one refuses, by `ConfigError`.
+        """
+        if not self.fused:
+            self.aux_head = None
+            fuse_model(self, lambda images: self(images, coarse=True).logits, self.pixel_mean.shape[1])
+        self.fused = True
+        return self
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """As of every module, but that a fused model refuses training mode with a `ConfigError`."""
+        if mode and self.fused:
+            raise ConfigError("a fused model cannot be trained: it has no batch norms. Load it again, without fuse().")
+        return super().train(mode)
+
     def to_checkpoint(self) -> Checkpoint:
-        """What a checkpoint file of this model holds, without training state."""
+        """What a checkpoint file of this model holds, without training state; a `ConfigError` if it is fused."""
+        if self.fused:
+            raise ConfigError("a fused model cannot be saved: it has no batch norms. Save it before fuse().")
         return Checkpoint(self.config, self.label_space, self.state_dict(), num_classes=self.num_classes)
 
     @classmethod

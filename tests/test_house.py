@@ -26,8 +26,8 @@ LAYERS = [
     ),
     set(
         (
-            "boundaries calibration checkpoint classes_file conversion download heads heads_mmseg inference "
-            "losses metrics polygons resnest samples scenes submission transforms visualize "
+            "boundaries calibration checkpoint classes_file conversion download fusion heads heads_mmseg "
+            "inference losses metrics polygons resnest samples scenes submission transforms visualize "
         ).split()
     ),
     set("datasets engine loader optim published smp".split()),
