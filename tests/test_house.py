@@ -30,10 +30,11 @@ LAYERS = [
             "inference losses metrics polygons resnest samples scenes submission transforms visualize "
         ).split()
     ),
-    set("datasets engine loader optim published smp".split()),
+    set("datasets engine loader optim published report smp".split()),
     set("folder inspection parts".split()),
     set("catalog segmenter".split()),
-    set("doctor evaluation zoo".split()),
+    set("doctor running zoo".split()),
+    set("evaluation".split()),
     set("predictor training".split()),
     set("__init__".split()),
 ]
