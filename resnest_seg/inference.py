@@ -218,7 +218,8 @@ def _load(bands: Sequence[tuple[View, int]]) -> None:
 
 def views_of(run: Runner, image: Any, protocol: Protocol) -> list[View]:
     """The views of an image [3, H, W], one a scale."""
-    return [View(run, image, protocol.size(*image.shape[1:], scale), protocol) for scale in protocol.scales]
+    _, height, width = image.shape
+    return [View(run, image, protocol.size(height, width, scale), protocol) for scale in protocol.scales]
 
 
 def score_rows(

@@ -16,28 +16,29 @@ PACKAGE = Path(resnest_seg.__file__).parent
 FILES = sorted(PACKAGE.glob("*.py"))
 OTHERS = sorted((PACKAGE.parent / "tools").rglob("*.py")) + sorted((PACKAGE.parent / "datasets").glob("*.py"))
 
-LAYERS = [
-    set("errors files".split()),
-    set(
-        (
-            "blueprints canvas class_balance config inputs labels preparation protocols rectify sources video "
-            "weights "
-        ).split()
-    ),
-    set(
-        (
-            "boundaries calibration checkpoint classes_file conversion download fusion heads heads_mmseg "
-            "inference losses metrics polygons resnest samples scenes submission transforms visualize "
-        ).split()
-    ),
-    set("datasets engine loader optim published report smp".split()),
-    set("folder inspection parts".split()),
-    set("catalog segmenter".split()),
-    set("doctor running zoo".split()),
-    set("evaluation".split()),
-    set("predictor training".split()),
-    set("__init__".split()),
-]
+LAYER_NAMES = """
+errors files
+/
+blueprints canvas class_balance config inputs labels preparation protocols rectify sources video weights
+/
+boundaries calibration checkpoint classes_file conversion download fusion heads heads_mmseg inference losses metrics
+polygons resnest samples scenes submission transforms visualize
+/
+datasets engine loader optim published report smp
+/
+folder inspection parts
+/
+catalog segmenter
+/
+doctor running zoo
+/
+evaluation
+/
+predictor training
+/
+__init__
+"""
+LAYERS = [set(layer.split()) for layer in LAYER_NAMES.split("/")]
 
 CONFIG_KEYS = """
 model.encoder model.head model.family model.output_stride model.dilation model.aux_head model.in_channels
@@ -46,14 +47,14 @@ data.root data.classes data.recipe data.base_size data.long_edge data.crop_size 
 data.scale_max data.flip data.rotate data.color_jitter data.blur data.coarse_dropout data.class_mix data.rare_class
 data.check data.workers optim.lr optim.head_lr_factor optim.momentum optim.weight_decay optim.power train.epochs
 train.batch_size train.accumulation train.aux_weight train.precision train.sync_bn train.validate_every
-train.log_every eval.split eval.protocol eval.limit eval.sheet seed output
+train.log_every eval.split eval.protocol eval.limit eval.sheet eval.memory seed output
 """
 
 PUBLIC = """
 ADE20K CamVid CheckpointError Cityscapes ConfigError ConfusionMatrix DatasetError Diagnosis DownloadError EvalReport
-ExportError FolderDataset IGNORE_LABEL LabelSpace LoadReport Prediction Predictor ResNeStSegError RunConfig Scores
-Segmenter SegmenterOutput Synthetic Trainer build_loader build_segmenter diagnose evaluate load_checkpoint
-load_run_config whole
+ExportError FolderDataset IGNORE_LABEL LabelSpace LoadReport Prediction Predictor Protocol ResNeStSegError RunConfig
+Scores Segmenter SegmenterOutput Synthetic Trainer build_loader build_segmenter diagnose evaluate load_checkpoint
+load_run_config multiscale protocol sliding_window whole
 """
 
 
