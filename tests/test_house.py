@@ -20,9 +20,9 @@ LAYERS = [
     {"errors", "files"},
     {"blueprints", "canvas", "class_balance", "config", "inputs", "labels", "preparation", "rectify", "sources"}
     | {"video", "weights"},
-    {"checkpoint", "classes_file", "conversion", "download", "heads", "heads_mmseg", "inference", "losses", "metrics"}
-    | {"polygons", "resnest", "samples", "scenes", "submission", "transforms", "visualize"},
-    {"datasets", "engine", "loader", "optim", "published", "smp"},
+    {"checkpoint", "classes_file", "conversion", "download", "heads", "heads_mmseg", "inference", "large", "losses"}
+    | {"metrics", "polygons", "resnest", "samples", "scenes", "submission", "transforms", "visualize"},
+    {"datasets", "engine", "large_labels", "loader", "optim", "published", "smp"},
     {"folder", "inspection", "parts"},
     {"catalog", "segmenter"},
     {"doctor", "evaluation", "zoo"},
