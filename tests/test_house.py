@@ -21,10 +21,10 @@ errors files
 /
 blueprints canvas class_balance config inputs labels preparation protocols rectify sources video weights
 /
-boundaries calibration checkpoint classes_file conversion download fusion heads heads_mmseg inference losses metrics
-polygons resnest samples scenes submission transforms visualize
+boundaries calibration checkpoint classes_file conversion download fusion heads heads_mmseg inference large losses
+metrics polygons resnest samples scenes submission transforms visualize
 /
-datasets engine loader optim published report smp
+datasets engine large_labels loader optim published report smp
 /
 folder inspection parts
 /
