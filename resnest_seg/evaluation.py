@@ -14,7 +14,7 @@ from torch import Tensor
 from resnest_seg.boundaries import BoundaryScores
 from resnest_seg.calibration import Calibration
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
-from resnest_seg.inference import MEMORY, Runner, probabilities, score_rows
+from resnest_seg.inference import MEMORY, probabilities, score_rows
 from resnest_seg.loader import Batch, build_loader
 from resnest_seg.metrics import ConfusionMatrix
 from resnest_seg.protocols import Protocol
@@ -22,6 +22,7 @@ from resnest_seg.report import EvalReport, Method
 from resnest_seg.running import protocol_of, runner_for
 from resnest_seg.samples import SegmentationDataset
 from resnest_seg.segmenter import Segmenter
+from resnest_seg.views import Runner
 
 
 class EvaluatedImage(NamedTuple):
@@ -88,10 +89,10 @@ class _Meter:
             self.boundaries.update(labels, predictions)
         return predictions
 
-    def reduce(self, reduce: Callable[[Tensor], Tensor], device: torch.device) -> None:
-        """Sum the counts over all processes, which can be done on the model's device only."""
+    def reduce(self, reduce: Callable[[Tensor], Tensor] | None, device: torch.device) -> None:
+        """Sum the counts over all processes, which can be done on the model's device only; None is a single one."""
         for counts in (self.matrix, self.boundaries, self.calibration):
-            if counts is not None:
+            if counts is not None and reduce is not None:
                 counts.state = [reduce(state.to(device)).to(state.device) for state in counts.state]
 
 
@@ -133,10 +134,7 @@ def evaluate(
         DatasetError: A sample cannot be read, or no pixel is labelled.
     """
     check_fits(segmenter, dataset)
-    methods = [protocol_of(segmenter, name) for name in protocols]
-    names = [method.name for method in methods]
-    if not names or len(set(names)) < len(names):
-        raise ConfigError(f"name one or more protocols, each once, not {', '.join(names) or 'none'}.")
+    methods = _distinct([protocol_of(segmenter, name) for name in protocols])
     device = segmenter.pixel_mean.device
     meters = [_Meter(method, len(dataset.label_space), measures, device) for method in methods]
     indices = range(len(dataset)) if indices is None else indices
@@ -151,13 +149,22 @@ def evaluate(
             if on_image is not None:
                 mean_iou = meters[0].matrix.scores().mean_iou_by(methods[0].absent)
                 on_image(_shown(batch, predictions[0], mean_iou))
-    images = len(indices)
-    if reduce is not None:
-        images = int(reduce(torch.tensor(images, device=device)))
-        for meter in meters:
-            meter.reduce(reduce, device)
+    images = len(indices) if reduce is None else int(reduce(torch.tensor(len(indices), device=device)))
+    for meter in meters:
+        meter.reduce(reduce, device)
     if require_labels:
         _check_labelled(dataset, [meter.matrix for meter in meters])
+    return _report(segmenter, dataset, meters, images)
+
+
+def _distinct(methods: list[Protocol]) -> list[Protocol]:
+    names = [method.name for method in methods]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"name one or more protocols, each once, not {', '.join(names) or 'none'}.")
+    return methods
+
+
+def _report(segmenter: Segmenter, dataset: SegmentationDataset, meters: list[_Meter], images: int) -> EvalReport:
     return EvalReport(
         model=segmenter.description,
         dataset=dataset.label_space.name,
@@ -165,7 +172,7 @@ def evaluate(
         images=images,
         classes=dataset.label_space.names,
         scores={meter.method.name: meter.matrix.scores() for meter in meters},
-        methods={method.name: Method(method.absent, method.description) for method in methods},
+        methods={m.method.name: Method(m.method.absent, m.method.description) for m in meters},
         confusions={meter.method.name: meter.matrix.pairs() for meter in meters},
         boundaries={m.method.name: m.boundaries.report() for m in meters if m.boundaries is not None},
         calibration={m.method.name: m.calibration.report() for m in meters if m.calibration is not None},

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.files import atomic_write
-from resnest_seg.inference import MEMORY, preload, probabilities, score_rows, scores, views_of
+from resnest_seg.inference import MEMORY, probabilities, score_rows, scores
 from resnest_seg.labels import LabelSpace
 from resnest_seg.large import LargeImage, preview
 from resnest_seg.large_labels import LargeLabels
@@ -25,6 +25,7 @@ from resnest_seg.protocols import Protocol, with_options
 from resnest_seg.running import protocol_of, runner_for
 from resnest_seg.samples import read_image
 from resnest_seg.segmenter import Segmenter
+from resnest_seg.views import preload, views_of
 from resnest_seg.visualize import overlay, with_legend, write_labels, write_png
 from resnest_seg.zoo import load_checkpoint
 

@@ -228,7 +228,7 @@ PROTOCOLS = {"whole": whole, "slide": slide, "encoding": encoding, "mmseg": mmse
 """Name -> the protocol for a setting."""
 
 
-def protocol(name: str, setting: Setting = Setting()) -> Protocol:  # noqa: B008  # a constant
+def protocol(name: str, *, setting: Setting = Setting()) -> Protocol:  # noqa: B008  # a constant
     """The protocol of a name.
 
     Raises:
@@ -273,17 +273,16 @@ def with_options(
         if window < 0:
             raise ConfigError(f"a window must be at least 1 pixel, or 0 for none, not {window}.")
         changes["window"] = (window, window) if window else None
-        overlap = window // 8 if overlap is None else overlap
-    size = changes.get("window", base.window)
-    if overlap is not None and (window or base.window):
-        assert isinstance(size, tuple)
+        overlap = window // 8 if overlap is None and window else overlap
+    size = base.window if window is None else (window, window) if window else None
+    if overlap is not None and size is None:
+        raise ConfigError(f"protocol {base.name} has no windows that could overlap: give a window size as well.")
+    if overlap is not None and size is not None:
         if not 0 <= overlap < min(size):
             raise ConfigError(
                 f"an overlap must lie in 0..{min(size) - 1}, below the window's {min(size)} pixels, not {overlap}."
             )
         changes["step"] = (size[0] - overlap, size[1] - overlap)
-    elif overlap:
-        raise ConfigError(f"protocol {base.name} has no windows that could overlap: give a window size as well.")
     changed = {key: value for key, value in changes.items() if value != getattr(base, key)}
     if not changed:
         return base

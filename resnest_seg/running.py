@@ -1,4 +1,4 @@
-"""A `Segmenter` behind the `logits_fn` of `resnest_seg.inference`: its device, its precision, compiled if asked for."""
+"""A `Segmenter` behind the `logits_fn` of `resnest_seg.views`: its device, its precision, compiled if asked for."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from resnest_seg.errors import ConfigError, unknown_name
-from resnest_seg.inference import Runner
 from resnest_seg.protocols import Protocol, Setting, protocol
 from resnest_seg.segmenter import Segmenter
+from resnest_seg.views import Runner
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Names of precisions -> torch's types."""
@@ -72,4 +72,4 @@ def protocol_of(segmenter: Segmenter, name: str | Protocol) -> Protocol:
     Raises:
         ConfigError: Unknown name.
     """
-    return name if isinstance(name, Protocol) else protocol(name, setting_of(segmenter))
+    return name if isinstance(name, Protocol) else protocol(name, setting=setting_of(segmenter))

@@ -21,10 +21,10 @@ errors files
 /
 blueprints canvas class_balance config inputs labels preparation protocols rectify sources video weights
 /
-boundaries calibration checkpoint classes_file conversion download fusion heads heads_mmseg inference large losses
-metrics polygons resnest samples scenes submission transforms visualize
+boundaries calibration checkpoint classes_file conversion download fusion heads heads_mmseg large losses metrics
+polygons resnest samples scenes submission transforms views visualize
 /
-datasets engine large_labels loader optim published report smp
+datasets engine inference large_labels loader optim published report smp
 /
 folder inspection parts
 /

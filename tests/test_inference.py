@@ -11,19 +11,9 @@ from hypothesis import strategies as st
 from reference import GOLDEN, reference_segmenter
 
 from resnest_seg.errors import ConfigError
-from resnest_seg.inference import (
-    Runner,
-    View,
-    labels,
-    multiscale,
-    probabilities,
-    resized_rows,
-    score_rows,
-    scores,
-    sliding_window,
-    whole,
-)
+from resnest_seg.inference import labels, multiscale, probabilities, score_rows, scores, sliding_window, whole
 from resnest_seg.protocols import SCALES, Protocol, Setting, protocol, with_options
+from resnest_seg.views import Runner, View, resized_rows
 
 MEAN, STD = (255 * torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
@@ -81,7 +71,7 @@ def test_encoding_gives_the_originals_scores():
     values = torch.from_numpy(np.random.RandomState(int(golden["seed"])).standard_normal(size).astype(np.float32))
     image = (values * model.pixel_std + model.pixel_mean)[0]
     crop = int(golden["crop_size"])
-    method = protocol("encoding", Setting(base_size=int(golden["base_size"]), crop=(crop, crop)))
+    method = protocol("encoding", setting=Setting(base_size=int(golden["base_size"]), crop=(crop, crop)))
     method = with_options(method, scales=[float(scale) for scale in golden["scales"]], flip=bool(golden["flip"]))
     run = Runner(lambda images: model(images, coarse=True).logits)
     assert_golden(scores(run, image, method), golden)
@@ -106,7 +96,7 @@ def test_mmseg_gives_the_originals_scores():
 @pytest.mark.parametrize("flip", [True, False])
 def test_encoding_equals_the_plain_loop(size, flip):
     image, fn = photo(*size), network()
-    method = protocol("encoding", Setting(base_size=64, crop=(48, 48)))
+    method = protocol("encoding", setting=Setting(base_size=64, crop=(48, 48)))
     ours = scores(Runner(fn), image, with_options(method, flip=flip))
     plain = plain_protocols.encoding(
         lambda x: full_size(fn, align_corners=True)(x * STD + MEAN),
@@ -131,7 +121,9 @@ def test_mmseg_equals_the_plain_loop(size):
 
 def test_mmseg0_is_mmseg_on_scales_of_a_canvas():
     image, fn = photo(60, 100), network()
-    method = with_options(protocol("mmseg0", Setting(recipe="mmseg", base_size=90, long_edge=200)), scales=(0.5, 1.0))
+    method = with_options(
+        protocol("mmseg0", setting=Setting(recipe="mmseg", base_size=90, long_edge=200)), scales=(0.5, 1.0)
+    )
     assert [method.size(60, 100, scale) for scale in method.scales] == [(45, 75), (90, 150)]
     views = []
     for height, width in ((45, 75), (90, 150)):
@@ -161,7 +153,7 @@ def slide_plainly(fn, image, window, step):
 @pytest.mark.parametrize("size", [(50, 70), (48, 48), (30, 100), (20, 20), (49, 111)])
 def test_slide_equals_the_plain_loop(size):
     image, fn = photo(*size), network()
-    ours = scores(Runner(fn), image, protocol("slide", Setting(crop=(48, 48))))
+    ours = scores(Runner(fn), image, protocol("slide", setting=Setting(crop=(48, 48))))
     assert_close(ours, slide_plainly(full_size(fn, align_corners=True), image, 48, 32))
 
 
@@ -220,7 +212,7 @@ def test_one_scale_without_flip_is_whole(merge):
 @pytest.mark.parametrize("name", ["mmseg", "mmseg0", "paddle"])
 def test_a_mirrored_image_gives_mirrored_labels(name):
     image, fn = photo(50, 70), network()
-    method = protocol(name, Setting(recipe="mmseg", base_size=64, long_edge=128))
+    method = protocol(name, setting=Setting(recipe="mmseg", base_size=64, long_edge=128))
     run = Runner(fn, align_corners=False)
     assert torch.equal(labels(run, image.flip(2), method), labels(run, image, method).flip(1))
 
@@ -247,9 +239,9 @@ def test_windows_over_the_identity_give_the_image_back(height, width, window, sh
 
 @pytest.mark.parametrize("name", ["whole", "slide", "mmseg", "mmseg0", "paddle", "encoding"])
 def test_a_constant_image_gives_constant_labels(name):
-    method = protocol(name, Setting(base_size=64, crop=(48, 48)))
+    method = protocol(name, setting=Setting(base_size=64, crop=(48, 48)))
     if name == "mmseg0":
-        method = protocol(name, Setting(recipe="mmseg", base_size=64, long_edge=128))
+        method = protocol(name, setting=Setting(recipe="mmseg", base_size=64, long_edge=128))
     for value in (3, 120, 250):
         found = labels(Runner(local), torch.full((3, 50, 70), value, dtype=torch.uint8), method)
         assert found.unique().tolist() == [1]
@@ -260,7 +252,7 @@ def test_a_constant_image_gives_constant_labels(name):
 def test_slabs_of_any_height_give_the_same_scores(name, coarse):
     image, fn = photo(50, 70), network()
     fn = fn if coarse else full_size(fn, align_corners=True)
-    method = protocol(name, Setting(base_size=64, crop=(48, 48)))
+    method = protocol(name, setting=Setting(base_size=64, crop=(48, 48)))
     at_once = list(score_rows(Runner(fn), image, method, slab_rows=50))
     assert [first for first, _ in at_once] == [0]
     for rows in (1, 7, 32):
@@ -300,7 +292,7 @@ def test_windows_are_forgotten_once_they_lie_above():
 @pytest.mark.parametrize("gain", [1, 100, 1000, 20000])
 def test_exponentials_neither_overflow_nor_vanish(gain):
     image, fn = photo(50, 70), network(gain=gain)
-    method = protocol("encoding", Setting(base_size=64, crop=(48, 48)))
+    method = protocol("encoding", setting=Setting(base_size=64, crop=(48, 48)))
     found = scores(Runner(fn), image, method)
     assert found.isfinite().all()
     peak = fn(image[None]).abs().max() * 2
@@ -317,7 +309,7 @@ def test_exponentials_neither_overflow_nor_vanish(gain):
 def test_half_precision_networks_are_accumulated_in_float32(dtype):
     image, fn = photo(50, 70), network(gain=20)
     for name in ("encoding", "mmseg", "paddle", "whole"):
-        method = protocol(name, Setting(base_size=64, crop=(48, 48)))
+        method = protocol(name, setting=Setting(base_size=64, crop=(48, 48)))
         found = scores(Runner(lambda images: fn(images).to(dtype)), image, method)
         rounded = scores(Runner(lambda images: fn(images).to(dtype).double()), image, method)
         assert found.dtype in (torch.float32, torch.float64)
@@ -328,7 +320,7 @@ def test_half_precision_networks_are_accumulated_in_float32(dtype):
 @pytest.mark.parametrize("batch", [1, 2, 3, None])
 def test_batches_change_nothing(batch):
     image, fn = photo(90, 120), network()
-    method = protocol("encoding", Setting(base_size=128, crop=(48, 48)))
+    method = protocol("encoding", setting=Setting(base_size=128, crop=(48, 48)))
     one = scores(Runner(fn, batch=1), image, method)
     assert_close(scores(Runner(fn, batch=batch), image, method), one, 1e-5)
 
@@ -342,7 +334,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_remembered():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return fn(images)
 
-    method = protocol("encoding", Setting(base_size=128, crop=(48, 48)))
+    method = protocol("encoding", setting=Setting(base_size=128, crop=(48, 48)))
     run = Runner(small_gpu, batch=16)
     assert_close(scores(run, image, method), scores(Runner(fn, batch=1), image, method), 1e-5)
     assert max(sizes) > 3

@@ -34,10 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def plain_logits(model: Segmenter) -> Callable[[Tensor], Tensor]:
     """The authors' forward pass on normalised images: NCHW, logits of both heads resized to the image's size."""
-    import torch
     import torch.nn.functional as F
 
-    model = model.eval().to(memory_format=torch.contiguous_format)
+    model = model.eval()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()
 
     def logits_fn(x: Tensor) -> Tensor:
         features = model.encoder(x)
@@ -128,7 +129,7 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
         return found.cpu()  # which waits for a GPU
 
     with torch.inference_mode():
-        calls = {
+        calls: dict[str, Callable[[], Tensor]] = {
             f"ours, fused, {options.precision}{', compiled' if options.compile else ''}": lambda: finish(
                 labels(fast, image, method)
             ),
@@ -163,7 +164,7 @@ def settle(model: Segmenter) -> None:
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None  # the mean over the passes
-    model.train()
+    model.train(True)
     with torch.no_grad():
         for seed in range(2):
             images = torch.stack([photo(256, 256, seed=2 * seed + place) for place in range(2)])
