@@ -20,12 +20,14 @@ LAYERS = [
     {"errors", "files"},
     {"blueprints", "canvas", "class_balance", "config", "labels", "preparation", "rectify", "sources"} | {"weights"},
     {"checkpoint", "classes_file", "conversion", "download", "heads", "heads_mmseg", "inference", "losses", "metrics"}
-    | {"resnest", "samples", "scenes", "submission", "transforms", "visualize"},
-    {"datasets", "engine", "loader", "optim", "published", "smp"},
+    | {"ema", "resnest", "samples", "scenes", "sharding", "submission", "transforms", "visualize", "watch"},
+    {"datasets", "engine", "loader", "optim", "published", "run_folder", "smp"},
     {"folder", "inspection", "parts"},
     {"catalog", "segmenter"},
     {"doctor", "evaluation", "zoo"},
+    {"validation"},
     {"predictor", "training"},
+    {"dry_run"},
     {"__init__"},
 ]
 
@@ -36,8 +38,9 @@ data.dataset data.root data.classes data.recipe data.base_size data.long_edge da
 data.scale_min data.scale_max data.flip data.rotate data.color_jitter data.blur data.coarse_dropout data.class_mix
 data.rare_class data.check data.workers
 optim.lr optim.head_lr_factor optim.momentum optim.weight_decay optim.power
-train.epochs train.batch_size train.accumulation train.aux_weight train.precision train.sync_bn train.validate_every
-train.log_every
+train.epochs train.batch_size train.accumulation train.aux_weight train.precision train.sync_bn train.freeze_bn
+train.parallel train.ema train.validate_every train.validate_every_steps train.patience train.save_every train.keep
+train.log_every train.trackers
 eval.split eval.protocol eval.limit eval.sheet
 seed output
 """

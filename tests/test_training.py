@@ -21,9 +21,10 @@ from resnest_seg.config import (
 )
 from resnest_seg.errors import CheckpointError, ConfigError, ResNeStSegError
 from resnest_seg.evaluation import evaluate
+from resnest_seg.run_folder import MACHINE, METRICS, SHEET
 from resnest_seg.samples import Sample, SegmentationDataset
 from resnest_seg.segmenter import build_segmenter
-from resnest_seg.training import METRICS, SHEET, Trainer
+from resnest_seg.training import Trainer
 from resnest_seg.zoo import load_checkpoint
 
 CONFIG_OF_TEST = RunConfig(
@@ -62,8 +63,7 @@ def same_bits(first, second):
 
 
 def metrics(folder):
-    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,10 @@ class Stripes(SegmentationDataset):
 
 
 def test_the_run_folder_is_complete(finished, tiny_space):
-    assert {path.name for path in finished.iterdir()} == {CONFIG, LAST, BEST, METRICS, SHEET, "tensorboard"}
+    assert {path.name for path in finished.iterdir()} == {
+        *(CONFIG, LAST, BEST, METRICS, MACHINE, SHEET, "tensorboard"),
+        "step_00000015.safetensors",
+    }
     assert load_run_config(finished / CONFIG) == CONFIG_OF_TEST
     lines = metrics(finished)
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 19))
@@ -106,7 +109,9 @@ def test_the_run_folder_is_complete(finished, tiny_space):
     assert load_checkpoint(finished).label_space == tiny_space
     best = max(line["mean_iou"] for line in lines if line["kind"] == "validation")
     data = Stripes(tiny_space).identity()
-    expected = {"step": 18, "best_mean_iou": best, "validated_step": 18, "data": data}
+    expected = {"step": 18, "best_mean_iou": best, "validated_step": 18, "stale_validations": 0, "data": data}
+    scores = [line["mean_iou"] for line in lines if line["kind"] == "validation"]
+    expected["stale_validations"] = 2 - scores.index(best)
     assert state(finished).training.values == expected
 
 
@@ -160,7 +165,7 @@ def test_a_run_that_dies_in_its_validation_loses_nothing(finished, tiny_space, t
     with pytest.raises(KeyboardInterrupt):
         trainer(Stripes(tiny_space), output, validation=Deadly(tiny_space)).fit()
     data = Stripes(tiny_space).identity()
-    expected = {"step": 6, "best_mean_iou": -1.0, "validated_step": 0, "data": data}
+    expected = {"step": 6, "best_mean_iou": -1.0, "validated_step": 0, "stale_validations": 0, "data": data}
     assert state(output).training.values == expected
     assert trainer(Stripes(tiny_space), output, resume=True).fit()
     same_bits(state(output), state(finished))
