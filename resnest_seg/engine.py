@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 import sys
 from pathlib import Path
@@ -44,6 +45,7 @@ def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
         raise ConfigError("train.precision fp16 needs a GPU. Use auto, fp32 or bf16.")
     if wanted == "fp16" and config.train.parallel == "fsdp":
         raise ConfigError("train.precision fp16 does not go with train.parallel fsdp. Use bf16 or fp32, or ddp.")
+    _join_again()
     try:
         engine = Accelerator(mixed_precision=PRECISIONS[wanted], log_with=log_with or None, project_dir=output)
     except ValueError as error:  # accelerate keeps one precision a process
@@ -61,6 +63,38 @@ def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
             f"micro-batches x {engine.num_processes} processes, and batch norm needs two. Lower train.accumulation."
         )
     return engine
+
+
+def _join_again() -> None:
+    """After a restart by torchrun's agent: let the processes meet under a name of their own.
+
+    The agent's store still holds the addresses of the processes that died, and new ones would call those
+    (github.com/pytorch/pytorch/issues/135712). Agents of several machines count restarts differently: there, they must
+    make a new store each time, which TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 tells them.
+    """
+    env = os.environ
+    restarts = int(env.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or env.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") == "1":
+        return
+    if int(env.get("GROUP_WORLD_SIZE", "1")) > 1:
+        if int(env.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and env.get("RANK") == "0":
+            print(
+                "warning: torchrun cannot restart workers on several machines unless "
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is exported on each before it starts.",
+                file=sys.stderr,
+            )
+        return
+    if restarts and not torch.distributed.is_initialized():
+        on_gpu = torch.cuda.is_available() and env.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1")
+        if on_gpu:
+            torch.cuda.set_device(int(env["LOCAL_RANK"]))
+        store = torch.distributed.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False)
+        torch.distributed.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=torch.distributed.PrefixStore(f"restart_{restarts}", store),
+            rank=int(env["RANK"]),
+            world_size=int(env["WORLD_SIZE"]),
+        )
 
 
 def shares_statistics(config: RunConfig, engine: Accelerator) -> bool:
