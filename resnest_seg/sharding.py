@@ -29,14 +29,10 @@ def shard(model: nn.Module, *, processes: int, device: str) -> None:
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
     for module in reversed(list(model.modules())[1:]):  # children before parents
         own = sum(p.numel() for p in module.parameters() if not hasattr(p, "full_tensor"))
-        if own >= UNIT and type(module).forward is not nn.Module.forward and not _is_container(module):
+        called = not isinstance(module, nn.ModuleList | nn.ModuleDict)  # or FSDP2 would never gather it
+        if own >= UNIT and called:
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
-
-
-def _is_container(module: nn.Module) -> bool:
-    """Lists are never called, so that FSDP2 would never gather them."""
-    return isinstance(module, nn.ModuleList | nn.ModuleDict)
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

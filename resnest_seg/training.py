@@ -370,7 +370,8 @@ class Trainer:
             own = {key: part_like(value, parameters[int(key.split(".")[1])]) for key, value in own.items()}
             restore_optimizer(self.optimizer, own)
             if self.average is not None:
-                self.average.load({key.removeprefix("average."): value for key, value in tensors.items()})
+                mean = self.average.values
+                self.average.load({key: part_like(tensors[f"average.{key}"], mean[key]) for key in mean})
             if self.engine.scaler is not None:
                 self.engine.scaler.load_state_dict(values["scaler"])
             self.step, self.validated_step = int(values["step"]), int(values["validated_step"])

@@ -47,9 +47,10 @@ class Server:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PROJECT,
         )  # fmt: skip
 
-    def run(self, words, *, after=None, crash=None):
-        """Exit code of the child, negative for a signal."""
+    def run(self, words, *, after=None, crash=None, ranks=1):
+        """Exit code of the child (of several: of rank 0), negative for a signal."""
         order = {"words": [str(word) for word in words], "log": str(self.log), "after": after, "crash": crash}
+        order["ranks"] = ranks
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())["status"]
@@ -99,13 +100,18 @@ def assert_same_run(ours, theirs):
     assert not list(ours.glob(".*.tmp*"))
 
 
+def shared_words(workers):
+    """A run for several processes: of fewer steps, and without --resume, which a restart implies."""
+    words = [word for word in WORDS if word not in ("--resume", "auto")]
+    return [*words, f"--train.batch_size={16 * workers}"]
+
+
 def elastic(folder, log, *, workers, kills, random):
     """One run under torchrun, whose agent restarts what is killed here; returns how often that was."""
-    words = [word for word in WORDS if word not in ("--resume", "auto")]  # the restart implies it
+    words = [*shared_words(workers), "--output", str(folder)]
     launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={workers}", "--standalone",
               f"--max-restarts={kills + 1}", "--monitor-interval=0.2"]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    words += [f"--train.batch_size={16 * workers}", "--output", str(folder)]
     killed = 0
     with open(log, "a") as file:
         agent = subprocess.Popen([*launch, str(TRAIN), *words], stdout=file, stderr=file, env=environment)
@@ -150,7 +156,10 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder, log = Path(name), Path(name) / "log"
         if options.workers:
-            elastic(folder / "whole", log, workers=options.workers, kills=0, random=rng)
+            server = Server(log)
+            words = [*shared_words(options.workers), "--output", folder / "whole"]
+            assert server.run(words, ranks=options.workers) == 0, log.read_text()[-3000:]
+            server.close()
             killed = elastic(folder / "killed", log, workers=options.workers, kills=options.kills, random=rng)
             assert_same_run(folder / "killed", folder / "whole")
             print(f"{killed} of {options.workers} workers' deaths: the same bits as the run that was left alone")

@@ -1,7 +1,7 @@
 """Trains in forked children of a process that has imported everything, so that killing a run costs no start-up.
 
 Reads one JSON object a line from standard input, {"words": [...], "log": file, "after": seconds or null,
-"crash": number or null, "environment": {...}}, runs tools/train_seg.py with these words in a child, kills it with
+"crash": number or null, "ranks": how many processes}, runs tools/train_seg.py with these words in a child, kills it with
 SIGKILL `after` seconds or in the `crash`-th of its calls that change a file, and answers a line {"status": ...}: the
 exit code, or minus the signal.
 The parent starts no thread and computes nothing, so a child is what a fresh process is.
@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -62,13 +63,16 @@ def crash_at(number):
     save_file, resnest_seg.checkpoint.save_file = resnest_seg.checkpoint.save_file, half
 
 
-def child(order):
+def child(order, rank, port):
     """What the forked process does; never returns."""
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
-    os.environ.update(order.get("environment") or {})
+    if order["ranks"] > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(order["ranks"])}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(order["ranks"]), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     import torch
 
     torch.set_num_threads(1)
@@ -92,9 +96,13 @@ def main():
     assert threading.active_count() == 1
     for line in sys.stdin:
         order = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            child(order)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        for rank in reversed(range(order["ranks"])):  # the last one, rank 0, is the one that is waited for first
+            pid = os.fork()
+            if pid == 0:
+                child(order, rank, port)
         end = None if order.get("after") is None else time.monotonic() + order["after"]
         while True:
             done, status = os.waitpid(pid, os.WNOHANG if end is not None else 0)
@@ -105,6 +113,8 @@ def main():
                 end = None
             else:
                 time.sleep(0.005)
+        for _ in range(order["ranks"] - 1):
+            os.wait()
         print(json.dumps({"status": os.waitstatus_to_exitcode(status)}), flush=True)
 
 
