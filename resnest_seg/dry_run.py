@@ -99,8 +99,9 @@ def dry_run(config: RunConfig) -> str:
             trainer = Trainer(
                 config, segmenter=segmenter, train=train, validation=validation, output=output, resume=resume
             )
-            if not trainer.fit(until=None if resume else 1) and resume:
-                raise KeyboardInterrupt  # somebody stopped it
+            trainer.fit(until=None if resume else 1)
+            if trainer.stopped_by is not None:
+                raise KeyboardInterrupt
         segmenter = load_checkpoint(output / BEST).to(trainer.engine.device)
         report = evaluate(segmenter, validation, protocols=(config.eval.protocol,))
         entries = [json.loads(line) for line in (output / MACHINE).read_text(encoding="utf-8").splitlines()]
@@ -114,7 +115,7 @@ def dry_run(config: RunConfig) -> str:
             f"{config.data.dataset}, {len(train.label_space)} classes",
             f"  step     {config.train.batch_size / speed['images_per_second']:.2f} s for {config.train.batch_size} "
             f"images, memory {memory}",
-            f"  scores   of {report.images} images by protocol {config.eval.protocol}; after two steps they mean nothing",
+            f"  scores   of {report.images} images, protocol {config.eval.protocol}; they mean nothing after two steps",
         )
     )
 

@@ -85,13 +85,15 @@ def _join_again() -> None:
             )
         return
     if restarts and not torch.distributed.is_initialized():
+        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch's own stubs lack them
+
         on_gpu = torch.cuda.is_available() and env.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1")
         if on_gpu:
             torch.cuda.set_device(int(env["LOCAL_RANK"]))
-        store = torch.distributed.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False)
+        store = TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False)
         torch.distributed.init_process_group(
             "nccl" if on_gpu else "gloo",
-            store=torch.distributed.PrefixStore(f"restart_{restarts}", store),
+            store=PrefixStore(f"restart_{restarts}", store),
             rank=int(env["RANK"]),
             world_size=int(env["WORLD_SIZE"]),
         )

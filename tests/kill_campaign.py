@@ -137,7 +137,11 @@ def workers_of(parent):
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             after_name = (folder / "stat").read_text().rpartition(")")[2].split()
-            if int(after_name[1]) == parent and after_name[0] != "Z" and b"train_seg" in (folder / "cmdline").read_bytes():
+            if (
+                int(after_name[1]) == parent
+                and after_name[0] != "Z"
+                and b"train_seg" in (folder / "cmdline").read_bytes()
+            ):
                 found.append(int(folder.name))
         except (OSError, ValueError):
             continue
@@ -165,10 +169,12 @@ def main():
             print(f"{killed} of {options.workers} workers' deaths: the same bits as the run that was left alone")
             return
         server = None if options.processes else Server(log)
-        start = (lambda words, **given: run_process(words, log, after=given.get("after"))) if server is None else server.run
+        start = (
+            (lambda words, **given: run_process(words, log, after=given.get("after"))) if server is None else server.run
+        )
         begin = time.monotonic()
         assert start([*WORDS, "--output", folder / "whole"]) == 0, log.read_text()[-3000:]
-        seconds = options.seconds or (time.monotonic() - begin) * (1 if server is None else 0.5)
+        seconds = options.seconds or (time.monotonic() - begin) * (1 if server is None else 0.3)
         while killed < options.kills:
             runs += 1
             at_most = min(options.kills - killed, 12)

@@ -1,7 +1,7 @@
 """Trains in forked children of a process that has imported everything, so that killing a run costs no start-up.
 
 Reads one JSON object a line from standard input, {"words": [...], "log": file, "after": seconds or null,
-"crash": number or null, "ranks": how many processes}, runs tools/train_seg.py with these words in a child, kills it with
+"crash": number or null, "ranks": how many processes}, runs tools/train_seg.py with these words in a child, kills it by
 SIGKILL `after` seconds or in the `crash`-th of its calls that change a file, and answers a line {"status": ...}: the
 exit code, or minus the signal.
 The parent starts no thread and computes nothing, so a child is what a fresh process is.
@@ -57,7 +57,7 @@ def crash_at(number):
         left[0] -= 1
         save_file(tensors, path, metadata)
         if left[0] < 0:
-            os.truncate(path, os.path.getsize(path) // 2)
+            os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
     save_file, resnest_seg.checkpoint.save_file = resnest_seg.checkpoint.save_file, half

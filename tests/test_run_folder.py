@@ -161,11 +161,13 @@ def test_opening_cuts_the_lines_back_and_removes_leftovers(tmp_path):
 def test_changes_are_refused_or_allowed_by_key(tmp_path):
     before = RunConfig()
     after = dataclasses.replace(before, seed=4, output="elsewhere", optim=OptimConfig(lr=0.5))
-    with pytest.raises(CheckpointError, match=r"optim.lr \(0.01 -> 0.5\), seed \(0 -> 4\).*--allow-changes optim.lr,seed"):
+    with pytest.raises(
+        CheckpointError, match=r"optim.lr \(0.01 -> 0.5\), seed \(0 -> 4\).*--allow-changes optim.lr,seed"
+    ):
         config_changes(before, after, allowed=(), file=tmp_path)
     with pytest.raises(CheckpointError, match=r"any more: seed \(0 -> 4\)\."):
         config_changes(before, after, allowed=("optim.lr",), file=tmp_path)
     shown = config_changes(before, after, allowed=("optim.lr", "seed"), file=tmp_path)
     assert shown == ["optim.lr (0.01 -> 0.5)", "seed (0 -> 4)", "output (None -> elsewhere)"]
-    with pytest.raises(ConfigError, match="unknown key to change: 'optim.rl'. Did you mean 'optim.lr'"):
+    with pytest.raises(ConfigError, match=r"unknown key to change: 'optim.rl'\. Did you mean 'optim.lr'"):
         config_changes(before, before, allowed=("optim.rl",), file=tmp_path)

@@ -313,6 +313,27 @@ def wait_for(path, process, seconds=120):
     raise AssertionError(f"{path} did not appear")
 
 
+def test_sigterm_saves_and_resume_auto_continues(tmp_path):
+    """What a scheduler does: the same command, ended by SIGTERM and started again until it is done."""
+    folder = tmp_path / "run"
+    words = ["--dataset", "synthetic", *TINY, "--train.batch_size=8", "--output", folder, "--resume", "auto"]
+    command = [sys.executable, PROJECT / "tools/train_seg.py", *words, "--train.log_every=1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
+    wait_for(folder / "metrics.jsonl", process)
+    process.terminate()
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 143, message
+    assert "stopped and saved" in message
+    stopped_at = Checkpoint.load(folder / LAST).training.values["step"]
+    assert 0 < stopped_at < 64
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 65))
+    starts = [json.loads(line) for line in (folder / "machine.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in starts if line["kind"] == "start"] == [0, stopped_at]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path, workers):
     """A real process group gets a real SIGINT, as from a terminal: the loader's workers get it too."""
