@@ -2,14 +2,16 @@
 
     tensors    model.<key>              the weights and buffers of the `Segmenter`
                optimizer.<i>.<name>     optional training state: the optimiser's, per parameter
-    metadata   format, num_classes, and as JSON config, label_space, training
+               average.<key>            optional training state: the moving average of the weights
+    metadata   format, num_classes, sha256, and as JSON config, label_space, training
 
-Nothing in it can execute code. Files are written atomically.
+Nothing in it can execute code. Files are written atomically, and one that was damaged since is told by its hash.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,6 +86,7 @@ class Checkpoint:
             tensors |= self.training.tensors
             metadata["training"] = json.dumps(self.training.values)
         plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        metadata["sha256"] = content_hash(plain, metadata)
         with atomic_write(path) as temporary:
             save_file(plain, temporary, metadata)
 
@@ -104,6 +107,8 @@ class Checkpoint:
                         f"format={metadata.get('format')!r} instead of {FORMAT!r}."
                     )
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
+            if metadata.get("sha256", "") not in ("", content_hash(tensors, metadata)):
+                raise CheckpointError(f"{path} is damaged: its content is not what was written (another SHA-256).")
             config = run_config_from_dict(json.loads(metadata["config"]))
             classes = json.loads(metadata["label_space"])
             label_space = None if classes is None else LabelSpace.from_dict(classes)
@@ -117,6 +122,18 @@ class Checkpoint:
         rest = {key: value for key, value in tensors.items() if not key.startswith("model.")}
         state = None if values is None else TrainingState(values, rest)
         return cls(config, label_space, weights, state, num_classes)
+
+
+def content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 over names, shapes, types and bytes of the tensors, on the CPU, and the metadata but the hash itself."""
+    digest = hashlib.sha256()
+    for key in sorted(metadata.keys() - {"sha256"}):
+        digest.update(f"{key}={len(metadata[key])}:{metadata[key]}".encode())
+    for key in sorted(tensors):
+        value = tensors[key]
+        digest.update(f"{key} {value.dtype} {list(value.shape)} ".encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -137,7 +154,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The tensors of an optimiser's state, named optimizer.<parameter>.<name>."""
+    """The tensors of an optimiser's state, named optimizer.<parameter>.<name>, numbered over all groups."""
     state = optimizer.state_dict()["state"]
     return {f"optimizer.{index}.{name}": value for index, slots in state.items() for name, value in slots.items()}
 

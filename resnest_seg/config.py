@@ -139,10 +139,26 @@ class TrainConfig:
     """Arithmetic: fp32, bf16, fp16, or auto (bf16 or fp16 on a GPU that has it, fp32 elsewhere)."""
     sync_bn: bool = True
     """Share batch statistics between processes (several GPU processes only)."""
+    freeze_bn: bool = False
+    """Keep batch norm's statistics as they are, those of the weights the run starts from; its weights still learn."""
+    parallel: str = "ddp"
+    """How several processes share a model: ddp (each holds all of it) or fsdp (each holds a part: less memory)."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is then validated and kept as best (0.999, say); 0 keeps none."""
     validate_every: int = 1
-    """Epochs between validations; the last epoch is always validated. The state is saved after every epoch."""
+    """Epochs between validations; the end of the run is always validated."""
+    validate_every_steps: int = 0
+    """Optimiser steps between validations, instead of validate_every; 0 counts epochs."""
+    patience: int = 0
+    """End the run after this many validations in a row without a better mIoU; 0 never does."""
+    save_every: int = 0
+    """Optimiser steps between saves of the state; 0 saves after every epoch. It is also saved before a validation."""
+    keep: int = 2
+    """States to keep: the newest and those before it, in case it is damaged."""
     log_every: int = 10
-    """Optimiser steps between lines in metrics.jsonl and TensorBoard."""
+    """Optimiser steps between lines in metrics.jsonl, machine.jsonl and the trackers."""
+    trackers: str = "tensorboard"
+    """Where curves are drawn: tensorboard, wandb (if installed), both with a comma between them, or none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +202,11 @@ def _check_values(config: RunConfig) -> None:
     positive += [f"data.{name}" for name in ("base_size", "long_edge", "crop_size", "scale_min")]
     positive += [f"optim.{name}" for name in ("lr", "head_lr_factor", "power")]
     positive += [f"train.{name}" for name in ("epochs", "batch_size", "accumulation", "validate_every", "log_every")]
+    positive += ["train.keep"]
     not_negative = (
+        "train.validate_every_steps",
+        "train.patience",
+        "train.save_every",
         "data.workers",
         "data.check",
         "data.rotate",
@@ -222,6 +242,8 @@ def _check_values(config: RunConfig) -> None:
         raise ConfigError(f"data.rare_class must be greater than 0 or null, not {config.data.rare_class}.")
     if config.eval.limit is not None and config.eval.limit < 1:
         raise ConfigError(f"eval.limit must be at least 1 or null, not {config.eval.limit}.")
+    if not 0 <= config.train.ema < 1:
+        raise ConfigError(f"train.ema must be at least 0 and below 1, not {config.train.ema}.")
     if config.model.output_stride not in (8, 16, 32):
         raise ConfigError(f"model.output_stride must be 8, 16 or 32, not {config.model.output_stride}.")
 

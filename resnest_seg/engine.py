@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import signal
 import sys
 from pathlib import Path
@@ -16,13 +18,23 @@ from resnest_seg.errors import ConfigError, unknown_name
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Our names of precisions -> accelerate's."""
 
+PARALLEL = ("ddp", "fsdp")
+"""How several processes share a model."""
+
+TRACKERS = ("tensorboard", "wandb")
+"""Where curves can be drawn."""
+
 
 def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
     """The engine for the devices and processes at hand, with the config's precision.
 
     Raises:
-        ConfigError: Unknown precision, one that the device lacks, or a batch that the processes cannot share.
+        ConfigError: Unknown precision, one that the device lacks, a batch that the processes cannot share, an unknown
+            tracker or one that is not installed.
     """
+    log_with = trackers(config.train.trackers)
+    if config.train.parallel not in PARALLEL:
+        raise unknown_name("train.parallel", config.train.parallel, PARALLEL)
     wanted = config.train.precision
     if wanted not in ("auto", *PRECISIONS):
         raise unknown_name("train.precision", wanted, ("auto", *PRECISIONS))
@@ -31,8 +43,11 @@ def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
         wanted = "fp32" if not gpu else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if wanted == "fp16" and not gpu:
         raise ConfigError("train.precision fp16 needs a GPU. Use auto, fp32 or bf16.")
+    if wanted == "fp16" and config.train.parallel == "fsdp":
+        raise ConfigError("train.precision fp16 does not go with train.parallel fsdp. Use bf16 or fp32, or ddp.")
+    _join_again()
     try:
-        engine = Accelerator(mixed_precision=PRECISIONS[wanted], log_with="tensorboard", project_dir=output)
+        engine = Accelerator(mixed_precision=PRECISIONS[wanted], log_with=log_with or None, project_dir=output)
     except ValueError as error:  # accelerate keeps one precision a process
         raise ConfigError(f"train.precision {wanted} cannot be set up in this process: {error}") from None
     shares = config.train.accumulation * engine.num_processes
@@ -41,7 +56,8 @@ def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
             f"train.batch_size ({config.train.batch_size}) must be a multiple of train.accumulation x processes "
             f"({config.train.accumulation} x {engine.num_processes})."
         )
-    if config.train.batch_size // shares == 1 and not shares_statistics(config, engine):
+    lonely = config.train.batch_size // shares == 1 and not config.train.freeze_bn
+    if lonely and not shares_statistics(config, engine):
         raise ConfigError(
             f"train.batch_size ({config.train.batch_size}) leaves one image for each of {config.train.accumulation} "
             f"micro-batches x {engine.num_processes} processes, and batch norm needs two. Lower train.accumulation."
@@ -49,16 +65,70 @@ def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
     return engine
 
 
+def _join_again() -> None:
+    """After a restart by torchrun's agent: let the processes meet under a name of their own.
+
+    The agent's store still holds the addresses of the processes that died, and new ones would call those
+    (github.com/pytorch/pytorch/issues/135712). Agents of several machines count restarts differently: there, they must
+    make a new store each time, which TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 tells them.
+    """
+    env = os.environ
+    restarts = int(env.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or env.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") == "1":
+        return
+    if int(env.get("GROUP_WORLD_SIZE", "1")) > 1:
+        if int(env.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and env.get("RANK") == "0":
+            print(
+                "warning: torchrun cannot restart workers on several machines unless "
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is exported on each before it starts.",
+                file=sys.stderr,
+            )
+        return
+    if restarts and not torch.distributed.is_initialized():
+        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch's own stubs lack them
+
+        on_gpu = torch.cuda.is_available() and env.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1")
+        if on_gpu:
+            torch.cuda.set_device(int(env["LOCAL_RANK"]))
+        store = TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False)
+        torch.distributed.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=PrefixStore(f"restart_{restarts}", store),
+            rank=int(env["RANK"]),
+            world_size=int(env["WORLD_SIZE"]),
+        )
+
+
 def shares_statistics(config: RunConfig, engine: Accelerator) -> bool:
     """Whether batch norm sees the images of all processes; torch has this for GPUs only."""
     return config.train.sync_bn and engine.num_processes > 1 and bool(engine.device.type == "cuda")
 
 
+def trackers(names: str) -> list[str]:
+    """The trackers that `train.trackers` names, in the order of `TRACKERS`.
+
+    Raises:
+        ConfigError: Unknown, or not installed.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip() not in ("", "none")]
+    for name in wanted:
+        if name not in TRACKERS:
+            raise unknown_name("train.trackers", name, (*TRACKERS, "none"))
+    if "wandb" in wanted and importlib.util.find_spec("wandb") is None:
+        raise ConfigError("train.trackers wandb needs its client: pip install wandb. Or use tensorboard.")
+    return [name for name in TRACKERS if name in wanted]
+
+
+def splits_model(config: RunConfig, engine: Accelerator) -> bool:
+    """Whether each process holds a part of the model only (FSDP2)."""
+    return config.train.parallel == "fsdp" and engine.num_processes > 1
+
+
 class StopSignal:
-    """Within this context, the first Ctrl-C or SIGTERM only sets `requested`; a second Ctrl-C raises as usual."""
+    """Within this context, the first Ctrl-C or SIGTERM only sets `number`; a second Ctrl-C raises as usual."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.number: int | None = None
 
     def __enter__(self) -> StopSignal:
         self._before = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -69,6 +139,14 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.number = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
         print("\nstopping after this step (press Ctrl-C again to stop at once) ...", file=sys.stderr)
+
+    def anywhere(self, engine: Accelerator) -> int | None:
+        """The signal that any process got, SIGTERM first: all must leave the loop at the same step, so all ask."""
+        if engine.num_processes == 1:
+            return self.number
+        got = [self.number == number for number in (signal.SIGTERM, signal.SIGINT)]
+        counts = engine.reduce(torch.tensor(got, dtype=torch.int64, device=engine.device), reduction="sum").tolist()
+        return signal.SIGTERM if counts[0] else signal.SIGINT if counts[1] else None

@@ -22,6 +22,9 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 """Exit code of a tool that was stopped by Ctrl-C (128 + SIGINT), as shells expect."""
 
+EXIT_TERMINATED = 143
+"""Exit code of training that SIGTERM stopped, after saving (128 + SIGTERM): start it again with --resume auto."""
+
 
 class ResNeStSegError(ValueError):
     """Base of every error that is the input's fault and not the library's."""

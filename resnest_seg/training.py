@@ -1,71 +1,50 @@
 """The training loop: one function a screen long, the same for one process and for many.
 
 A step's work depends on the config, the step and the saved state alone: the samples on (seed, epoch, index), the
-learning rate on the step, dropout on (seed, step, process). So an interrupted run continues as if nothing had happened.
+learning rate on the step, dropout on (seed, step, process): the random state needs no saving. So a run that was killed
+continues as if nothing had happened, to the same bits on a CPU.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
-import json
-import math
-import time
-from collections.abc import Iterator
+import platform
+import sys
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from resnest_seg.checkpoint import (
-    BEST,
-    CONFIG,
-    LAST,
-    Checkpoint,
-    TrainingState,
-    optimizer_tensors,
-    restore_optimizer,
-)
-from resnest_seg.config import RunConfig, flatten, to_yaml
-from resnest_seg.engine import PRECISIONS, StopSignal, accelerator_for, shares_statistics
-from resnest_seg.errors import CheckpointError, ResNeStSegError
-from resnest_seg.evaluation import EvaluatedImage, check_fits, evaluate
-from resnest_seg.files import atomic_write
+from resnest_seg.checkpoint import BEST, CONFIG, LAST, Checkpoint, TrainingState, optimizer_tensors, restore_optimizer
+from resnest_seg.config import RunConfig, flatten
+from resnest_seg.ema import WeightAverage
+from resnest_seg.engine import PRECISIONS, StopSignal, accelerator_for, shares_statistics, splits_model, trackers
+from resnest_seg.errors import CheckpointError
+from resnest_seg.evaluation import check_fits
 from resnest_seg.loader import Batch, build_loader, training_batches
 from resnest_seg.losses import SegmentationLoss, labelled_pixels
 from resnest_seg.optim import build_optimizer, poly_lr, set_lr
 from resnest_seg.protocols import protocol
-from resnest_seg.report import EvalReport
+from resnest_seg.run_folder import MACHINE, METRICS, RunFolder, config_changes
 from resnest_seg.samples import SegmentationDataset
 from resnest_seg.segmenter import Segmenter, load_weights
+from resnest_seg.sharding import gradients_stay, part_like, shard, whole
 from resnest_seg.transforms import TrainTransform, sample_seed
-from resnest_seg.visualize import contact_sheet, write_png
-
-METRICS, SHEET = "metrics.jsonl", "contact_sheet.png"
-"""Names in a run folder: one JSON object a line, and the picture of validation images."""
-
-MAY_CHANGE = (
-    "output",
-    "data.root",
-    "data.workers",
-    "data.check",
-    "train.log_every",
-    "eval.sheet",
-    "eval.memory",
-    "model.checkpointing",
-)
-"""Config keys that a resumed run may change, because they change no number."""
+from resnest_seg.validation import Validator, share_buffers
+from resnest_seg.watch import Gauge, check_finite, gradient_norm, progress_bars
 
 
 class Trainer:
-    """Trains a model into a run folder.
-
-    The folder gets config.yaml (whole and resolved), last.safetensors and best.safetensors, metrics.jsonl,
-    contact_sheet.png and tensorboard/.
+    """Trains a model into a run folder, see `resnest_seg.run_folder`.
 
     Args:
         config: The run.
@@ -73,11 +52,17 @@ class Trainer:
         train: The training split.
         validation: The split that `config.eval` names.
         output: The run folder. It must not exist, unless the run is resumed.
-        resume: Continue from the folder's last checkpoint.
+        resume: Continue from the folder's newest whole state.
+        adopt: Begin in a folder that exists if a run has saved nothing into it yet.
+        allow_changes: Config keys that a resumed run may change, beyond `MAY_CHANGE`.
         probabilities: Draw the samples of an epoch with these, [len(train)]; None takes each once.
 
+    Attributes:
+        step: Optimiser steps done.
+        stopped_by: The signal that ended `fit`, or None.
+
     Raises:
-        ConfigError: Unknown protocol or precision; a batch that cannot be divided.
+        ConfigError: Unknown protocol, precision or tracker; a batch that cannot be divided.
         CheckpointError: The folder exists already, or cannot be resumed.
     """
 
@@ -90,6 +75,8 @@ class Trainer:
         validation: SegmentationDataset,
         output: str | Path,
         resume: bool = False,
+        adopt: bool = False,
+        allow_changes: Collection[str] = (),
         probabilities: NDArray[np.float64] | None = None,
     ) -> None:
         self.config, self.train, self.validation, self.output = config, train, validation, Path(output)
@@ -97,66 +84,103 @@ class Trainer:
         protocol(config.eval.protocol)
         for dataset in (train, validation):
             check_fits(segmenter, dataset)
-        saved = Checkpoint.load(self.output / LAST) if resume else None
-        if not resume and self.output.exists():
-            way_out = f", or continue that run with --resume {self.output}" if (self.output / LAST).exists() else ""
-            raise CheckpointError(f"run folder {self.output} already exists. Choose another with --output{way_out}.")
-        self.engine = accelerator_for(config, self.output)
-        self.console = Console(quiet=not self.engine.is_main_process)
-        self.segmenter = segmenter
-        if shares_statistics(config, self.engine):
-            self.segmenter = torch.nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)
-        optimizer = build_optimizer(self.segmenter, config.optim)
-        # The engine patches half precision into the module it is given: the segmenter itself stays as it is, so that
-        # validation computes what an evaluation of the saved file computes.
-        self.model, self.optimizer = self.engine.prepare(torch.nn.Sequential(self.segmenter), optimizer)
-        self.loss = SegmentationLoss(config.train.aux_weight)
+        self.folder = RunFolder(output, keep=config.train.keep)
         self.steps_per_epoch = max(len(train) // config.train.batch_size, 1)
         self.steps = config.train.epochs * self.steps_per_epoch
-        self.step, self.best_mean_iou, self.validated_step = 0, -1.0, 0
+        self.step, self.best_mean_iou, self.validated_step, self.stale_validations = 0, -1.0, 0, 0
+        self.stopped_by: int | None = None
+        self.changes: list[str] = []
+        saved = self._open_state(allow_changes) if resume else None
+        if saved is None:
+            self.folder.check_new(adopt=adopt)
+        self.engine = accelerator_for(config, self.output / "tensorboard")
+        self.console = Console(quiet=not self.engine.is_main_process)
+        self.loss = SegmentationLoss(config.train.aux_weight)
+        self._build(segmenter, saved)
+        self.validator = Validator(config, validation, self.engine)
+        self.gauge = Gauge()
+
+    def _build(self, segmenter: Segmenter, saved: Checkpoint | None) -> None:
+        """Put model, average and optimiser on their devices, with the values of a saved state."""
+        if saved is not None:
+            load_weights(segmenter, saved.weights)
+        if shares_statistics(self.config, self.engine):
+            segmenter = torch.nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)
+        self.segmenter = segmenter.to(self.engine.device)
+        self.splits = splits_model(self.config, self.engine)
+        # What is validated and kept as best: whole on every process.
+        apart = self.splits or self.config.train.ema > 0
+        self.judged: Segmenter = copy.deepcopy(self.segmenter).eval() if apart else self.segmenter
+        if self.splits:
+            shard(self.segmenter, processes=self.engine.num_processes, device=self.engine.device.type)
+        optimizer = build_optimizer(self.segmenter, self.config.optim)
+        # The engine patches half precision into the module it is given: the segmenter itself stays as it is, so that
+        # validation computes what an evaluation of the saved file computes.
+        model = torch.nn.Sequential(self.segmenter)
+        if self.splits:
+            self.model, self.optimizer = model, self.engine.prepare(optimizer)
+        else:
+            self.model, self.optimizer = self.engine.prepare(model, optimizer)
+        decay = self.config.train.ema
+        self.average = WeightAverage(self.segmenter, decay=decay) if decay else None
         if saved is not None:
             self._restore(saved)
 
-    def fit(self) -> bool:
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do: all steps done and validated, or patience ran out."""
+        patience = self.config.train.patience
+        validated = self.step == self.validated_step
+        return validated and (self.step >= self.steps or 0 < patience <= self.stale_validations)
+
+    def fit(self, *, until: int | None = None) -> bool:
         """Train to the end, or until Ctrl-C or SIGTERM, which end the step, save, and stop.
+
+        Args:
+            until: Stop after this step as if a signal had come; None trains to the end.
 
         Returns:
             Whether the run is complete.
 
         Raises:
             DatasetError: A sample cannot be loaded.
-            ResNeStSegError: The loss is not finite; the weights are those before the bad step.
+            ResNeStSegError: The loss or the gradient is not finite; the weights are those before the bad step.
         """
         self._open_run()
         batches = self._batches()
-        with StopSignal() as stop, self._progress() as progress:
+        with StopSignal() as stop, progress_bars(self.console) as progress:
             bar = progress.add_task("training", total=self.steps, completed=self.step, shown="")
-            clock, since = time.perf_counter(), self.step
-            if self._validation_due():  # the run was killed between the last step of an epoch and its validation
-                self._validate(progress)
-            while self.step < self.steps:
+            if self._validation_due():  # the run was killed between a step and its validation
+                self._validate(stop, progress)
+            self.gauge.restart()
+            while not self.finished and self.stopped_by is None and self.step != until:
                 lr = poly_lr(self.step, steps=self.steps, lr=self.config.optim.lr, power=self.config.optim.power)
                 set_lr(self.optimizer, lr)
-                loss = self._optimise(list(itertools.islice(batches, self.config.train.accumulation)))
+                with self.gauge.waiting():
+                    parts = list(itertools.islice(batches, self.config.train.accumulation))
+                loss, norm = self._optimise(parts)
                 self.step += 1
-                speed = (self.step - since) * self.config.train.batch_size / (time.perf_counter() - clock)
+                speed = self.gauge.count(self.config.train.batch_size)
                 progress.update(bar, advance=1, shown=f"loss {loss:.3f}  lr {lr:.2g}  {speed:.1f} images/s")
                 if self.step % self.config.train.log_every == 0 or self.step == 1:
-                    self._log("train", {"loss": loss, "lr": lr, "images_per_second": speed})
-                stopping = self._any_process(stop.requested)
-                if stopping or self.step % self.steps_per_epoch == 0 or self.step == self.steps:
-                    self._save(LAST, training=True)
-                if stopping:
-                    break
-                if self._validation_due():
-                    self._validate(progress)
-                    clock, since = time.perf_counter(), self.step
+                    self._log(METRICS, "train", {"loss": loss, "grad_norm": norm, "lr": lr, **self._rates()})
+                    self._log(MACHINE, "speed", self.gauge.read())
+                self.stopped_by = stop.anywhere(self.engine)
+                if self.stopped_by or self.step == until or self._save_due() or self._validation_due():
+                    self._save_state()
+                if self._validation_due() and self.stopped_by is None and self.step != until:
+                    self._validate(stop, progress)
+                    self.gauge.restart()
         self.engine.end_training()
-        return self.step == self.validated_step == self.steps
+        return self.finished
 
-    def _optimise(self, parts: list[Batch]) -> float:
-        """One optimiser step over the micro-batches of the effective batch; returns its loss."""
+    def _optimise(self, parts: list[Batch]) -> tuple[float, float]:
+        """One optimiser step over the micro-batches of the effective batch; returns its loss and gradient norm."""
         self.model.train()
+        if self.config.train.freeze_bn:
+            for module in self.model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
         torch.manual_seed(sample_seed(self.config.seed, self.step, self.engine.process_index))  # dropout's
         device, processes = self.engine.device, self.engine.num_processes
         pixels = sum((labelled_pixels(part.labels) for part in parts), torch.zeros((), dtype=torch.int64)).to(device)
@@ -164,23 +188,40 @@ class Trainer:
         total = torch.zeros((), device=device)
         for number, part in enumerate(parts):
             images, labels = part.images.to(device, non_blocking=True), part.labels.to(device, non_blocking=True)
-            last = number == len(parts) - 1
-            with contextlib.nullcontext() if last else self.engine.no_sync(self.model):
+            with self._micro_batch(is_last=number == len(parts) - 1):
                 output = self.model(images)
                 loss = self.loss(output.logits, output.aux_logits, labels.long(), pixels=pixels)
                 # Gradients are averaged over processes, and the loss is already divided by all processes' pixels.
                 self.engine.backward(loss * processes)
             total += loss.detach()
-        loss_value = float(self.engine.reduce(total, reduction="sum"))
-        if not math.isfinite(loss_value):
-            raise ResNeStSegError(
-                f"the loss is {loss_value} at step {self.step} (epoch {self.epoch}, lr "
-                f"{self.optimizer.param_groups[0]['lr']:.3g}); the weights were not updated. Files of the batch: "
-                f"{', '.join(name for part in parts for name in part.names)}. Lower optim.lr, or look at these files."
-            )
+        scaler = self.engine.scaler
+        if scaler is not None:
+            self.engine.unscale_gradients(self.optimizer)
+        total = self.engine.reduce(total, reduction="sum")
+        loss_value, norm = torch.stack([total, gradient_norm(self.segmenter.parameters()).to(device)]).tolist()
+        check_finite(
+            loss_value,
+            norm,
+            self.segmenter,
+            where=f"step {self.step} (epoch {self.epoch}, lr {self.optimizer.param_groups[0]['lr']:.3g})",
+            files=lambda: gather_object([name for part in parts for name in part.names]),
+            allow_inf=scaler is not None and scaler.get_scale() > 1,
+        )
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss_value
+        if self.average is not None:
+            self.average.update()
+        return loss_value, norm
+
+    @contextlib.contextmanager
+    def _micro_batch(self, *, is_last: bool) -> Iterator[None]:
+        """Precision and communication of one forward and backward pass: gradients travel after the last one only."""
+        if self.splits:
+            with self.engine.autocast(), contextlib.nullcontext() if is_last else gradients_stay(self.segmenter):
+                yield
+        else:
+            with contextlib.nullcontext() if is_last else self.engine.no_sync(self.model):
+                yield
 
     @property
     def epoch(self) -> int:
@@ -208,87 +249,71 @@ class Trainer:
             pin_memory=self.engine.device.type == "cuda",
         )
 
+    def _save_due(self) -> bool:
+        return self.step % (self.config.train.save_every or self.steps_per_epoch) == 0 or self.step == self.steps
+
     def _validation_due(self) -> bool:
-        every = self.config.train.validate_every * self.steps_per_epoch
+        train = self.config.train
+        every = train.validate_every_steps or train.validate_every * self.steps_per_epoch
         due = self.step % every == 0 or self.step == self.steps
         return due and self.step > self.validated_step
 
-    def _validate(self, progress: Progress) -> None:
-        """Evaluate the validation split, each process its share, and keep the best weights."""
-        count = min(len(self.validation), self.config.eval.limit or len(self.validation))
-        mine = range(self.engine.process_index, count, self.engine.num_processes)
-        bar = progress.add_task("validating", total=len(mine), shown="")
-        # Spread over the split, because neighbours are often frames of one video.
-        apart = max(len(mine) // max(self.config.eval.sheet, 1), 1)
-        sheet: list[EvaluatedImage] = []
-        places = itertools.count()
-
-        def on_image(image: EvaluatedImage) -> None:
-            progress.update(bar, advance=1, shown=f"mIoU {image.mean_iou:.3f}")
-            if next(places) % apart == 0 and len(sheet) < self.config.eval.sheet:
-                sheet.append(image)
-
-        report = evaluate(
-            self.segmenter,
-            self.validation,
-            protocols=(self.config.eval.protocol,),
-            indices=mine,
-            workers=min(self.config.data.workers, len(mine)),
-            on_image=on_image,
-            reduce=lambda counts: self.engine.reduce(counts, reduction="sum"),
-            memory=self.config.eval.memory << 20,
-        )
-        progress.remove_task(bar)
+    def _validate(self, stop: StopSignal, progress: Progress) -> None:
+        """Evaluate the validation split and keep the best weights; nothing happens if the run is told to stop."""
+        if self.judged is not self.segmenter:
+            values = self.segmenter.state_dict() if self.average is None else self.average.values
+            load_weights(self.judged, whole(values))
+        share_buffers(self.judged, self.engine)
+        result = self.validator.run(self.judged, stop=stop, progress=progress)
+        if result is None:
+            self.stopped_by = stop.anywhere(self.engine)
+            return
+        report, sheet = result
         scores = report.scores[self.config.eval.protocol]
-        self._log("validation", {"mean_iou": scores.mean_iou, "pixel_accuracy": scores.pixel_accuracy})
+        self._log(METRICS, "validation", {"mean_iou": scores.mean_iou, "pixel_accuracy": scores.pixel_accuracy})
         self.console.print(
             f"epoch {self.epoch:>3}/{self.config.train.epochs}  step {self.step}  {report.split} mIoU "
             f"{100 * scores.mean_iou:.2f}  pixel accuracy {100 * scores.pixel_accuracy:.2f}"
         )
-        self._draw(sheet, report)
+        self.validator.draw(sheet, report, folder=self.output, epoch=self.epoch, step=self.step)
+        self.stale_validations += 1
         if scores.mean_iou > self.best_mean_iou:
-            self.best_mean_iou = scores.mean_iou
-            self._save(BEST, training=False)
+            self.best_mean_iou, self.stale_validations = scores.mean_iou, 0
+            if self.engine.is_main_process:
+                weights = self.judged.state_dict()
+                Checkpoint(self.config, self.validation.label_space, weights).save(self.output / BEST)
         self.validated_step = self.step
-        self._save(LAST, training=True)
+        self._save_state()
+        if self.finished and self.step < self.steps:
+            self.console.print(f"ended early: {self.stale_validations} validations in a row without a better mIoU")
 
-    def _draw(self, sheet: list[EvaluatedImage], report: EvalReport) -> None:
-        if not sheet or not self.engine.is_main_process:
-            return
-        rows = [(image.image, image.labels, image.predictions) for image in sheet]
-        mean_iou = report.scores[self.config.eval.protocol].mean_iou
-        title = f"{report.dataset} {report.split}, epoch {self.epoch}, mIoU {100 * mean_iou:.2f}"
-        page = contact_sheet(rows, self.validation.label_space, title=title)
-        write_png(self.output / SHEET, page)
-        self.engine.get_tracker("tensorboard").log_images(
-            {"validation": page[None]}, step=self.step, dataformats="NHWC"
-        )
+    def _rates(self) -> dict[str, float]:
+        """The learning rate of every parameter group."""
+        groups = enumerate(self.optimizer.param_groups)
+        return {f"lr/{group.get('name', number)}": group["lr"] for number, group in groups}
 
-    def _log(self, kind: str, values: dict[str, float]) -> None:
-        """Append a line to metrics.jsonl and points to TensorBoard's curves."""
-        self.engine.log({f"{kind}/{name}": value for name, value in values.items()}, step=self.step)
+    def _log(self, file: str, kind: str, values: dict[str, Any]) -> None:
+        """Append a line to a file of the run folder and points to the trackers' curves."""
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        self.engine.log({f"{kind}/{name}": value for name, value in numbers.items()}, step=self.step)
         if self.engine.is_main_process:
-            line = {"kind": kind, "step": self.step, "epoch": round(self.step / self.steps_per_epoch, 4), **values}
-            with open(self.output / METRICS, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            epoch = round(self.step / self.steps_per_epoch, 4)
+            self.folder.append(file, {"kind": kind, "step": self.step, "epoch": epoch, **values})
 
     def _open_run(self) -> None:
         """Create the run folder, or cut a resumed run's metrics back to the step it continues from."""
         if self.engine.is_main_process:
-            self.output.mkdir(parents=True, exist_ok=True)
-            with atomic_write(self.output / CONFIG) as temporary:
-                temporary.write_text(to_yaml(self.config), encoding="utf-8")
-            metrics = self.output / METRICS
-            lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-            reached = {"train": self.step, "validation": self.validated_step}
-            kept = [line for line in lines if _is_reached(line, reached)]
-            with atomic_write(metrics) as temporary:
-                temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            self.folder.open(self.config, {"train": self.step, "validation": self.validated_step})
         self.engine.wait_for_everyone()
         values = {key: str(value) for key, value in flatten(self.config).items()}
-        self.engine.init_trackers("tensorboard", values, init_kwargs={"tensorboard": {"purge_step": self.step + 1}})
+        drawn = {"tensorboard": {"purge_step": self.step + 1}, "wandb": {"dir": str(self.output), "resume": "allow"}}
+        used = trackers(self.config.train.trackers)
+        self.engine.init_trackers("resnest_seg", values, init_kwargs={name: drawn[name] for name in used})
+        versions = {"torch": torch.__version__, "python": platform.python_version(), "host": platform.node()}
+        started = {"processes": self.engine.num_processes, "device": str(self.engine.device), **versions}
+        self._log(MACHINE, "start", {**started, "changes": self.changes})
         if self.step == 0:
-            self._save(LAST, training=True)  # from here on the folder can be resumed, whatever happens
+            self._save_state()  # from here on the folder can be resumed, whatever happens
         precision = next(name for name, theirs in PRECISIONS.items() if theirs == self.engine.mixed_precision)
         self.console.print(
             f"{self.segmenter.description}, {len(self.validation.label_space)} classes; "
@@ -298,78 +323,67 @@ class Trainer:
             soft_wrap=True,
         )
 
-    def _save(self, name: str, *, training: bool) -> None:
+    def _save_state(self) -> None:
+        """Save everything that the run needs to continue; all processes take part."""
+        tensors = whole(optimizer_tensors(self.optimizer))
+        if self.average is not None:
+            tensors |= {f"average.{key}": value for key, value in whole(self.average.values).items()}
+        weights = whole(self.segmenter.state_dict())
         if self.engine.is_main_process:
-            state = self._training_state() if training else None
-            weights = self.segmenter.state_dict()
-            Checkpoint(self.config, self.validation.label_space, weights, state).save(self.output / name)
+            state = TrainingState(self._values(), tensors)
+            checkpoint = Checkpoint(self.config, self.validation.label_space, weights, state)
+            self.folder.save_state(checkpoint, self.step)
         self.engine.wait_for_everyone()
 
-    def _training_state(self) -> TrainingState:
+    def _values(self) -> dict[str, Any]:
+        """The part of the state that is plain values."""
         values: dict[str, Any] = {
             "step": self.step,
             "best_mean_iou": self.best_mean_iou,
             "validated_step": self.validated_step,
+            "stale_validations": self.stale_validations,
             "data": self.train.identity(),
         }
         if self.engine.scaler is not None:
             values["scaler"] = self.engine.scaler.state_dict()
-        return TrainingState(values, optimizer_tensors(self.optimizer))
+        return values
 
-    def _restore(self, saved: Checkpoint) -> None:
-        """Take over weights, optimiser and step of a checkpoint."""
-        if saved.training is None:
-            raise CheckpointError(
-                f"{self.output / LAST} holds weights only and no training state: it cannot be resumed."
-            )
-        before, now = flatten(saved.config), flatten(self.config)
-        changed = [f"{key} ({before[key]} -> {now[key]})" for key in now if now[key] != before[key]]
-        changed = [change for change in changed if change.split(" ")[0] not in MAY_CHANGE]
-        if changed:
-            raise CheckpointError(
-                f"{self.output / CONFIG} is not the config of this run any more: {', '.join(changed)}."
-            )
-        values = saved.training.values
-        if values.get("data", self.train.identity()) != self.train.identity():
+    def _open_state(self, allow_changes: Collection[str]) -> Checkpoint:
+        """The state to continue from, if it is one of this run."""
+        saved = self.folder.load_state(say=lambda text: print(text, file=sys.stderr))
+        self.changes = config_changes(saved.config, self.config, allowed=allow_changes, file=self.output / CONFIG)
+        assert saved.training is not None
+        if saved.training.values.get("data", self.train.identity()) != self.train.identity():
             raise CheckpointError(
                 f"the training split is not that of {self.output / LAST} any more: photos, masks or classes were "
                 "added, removed or renamed. A resumed run would be another one. Put them back, or begin a new run."
             )
-        load_weights(self.segmenter, saved.weights)
+        return saved
+
+    def _restore(self, saved: Checkpoint) -> None:
+        """Take over optimiser, average and counters of a state."""
+        assert saved.training is not None
+        values, tensors = saved.training.values, saved.training.tensors
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         try:
-            restore_optimizer(self.optimizer, saved.training.tensors)
+            own = {key: value for key, value in tensors.items() if key.startswith("optimizer.")}
+            own = {key: part_like(value, parameters[int(key.split(".")[1])]) for key, value in own.items()}
+            restore_optimizer(self.optimizer, own)
+            if self.average is not None:
+                mean = self.average.values
+                self.average.load({key: part_like(tensors[f"average.{key}"], mean[key]) for key in mean})
             if self.engine.scaler is not None:
                 self.engine.scaler.load_state_dict(values["scaler"])
             self.step, self.validated_step = int(values["step"]), int(values["validated_step"])
             self.best_mean_iou = float(values["best_mean_iou"])
-        except (KeyError, ValueError) as error:
+            self.stale_validations = int(values.get("stale_validations", 0))
+        except (KeyError, ValueError, IndexError) as error:
             raise CheckpointError(
                 f"{self.output / LAST} cannot be resumed here: no or another state of {error}."
             ) from None
-
-    def _any_process(self, requested: bool) -> bool:
-        """Whether a stop was requested anywhere: all processes must leave the loop at the same step."""
-        if self.engine.num_processes == 1:
-            return requested
-        flags = self.engine.reduce(torch.tensor(int(requested), device=self.engine.device), reduction="sum")
-        return bool(flags > 0)
-
-    def _progress(self) -> Progress:
-        return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[shown]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-        )
-
-
-def _is_reached(line: str, reached: dict[str, int]) -> bool:
-    """Whether a line of metrics.jsonl is whole, and not after the step that a resumed run continues from."""
-    try:
-        entry = json.loads(line)
-        return int(entry["step"]) <= reached[entry["kind"]]
-    except (ValueError, KeyError, TypeError):
-        return False  # the run died while writing it
+        steps = gather_object([self.step])
+        if len(set(steps)) > 1:
+            raise CheckpointError(
+                f"the processes found different states in {self.output} (steps {steps}): the run folder must lie "
+                "where all machines see the same files."
+            )

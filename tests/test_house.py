@@ -17,14 +17,14 @@ FILES = sorted(PACKAGE.glob("*.py"))
 OTHERS = sorted((PACKAGE.parent / "tools").rglob("*.py")) + sorted((PACKAGE.parent / "datasets").glob("*.py"))
 
 LAYER_NAMES = """
-errors files
+dry_run errors files validation
 /
 blueprints canvas class_balance config inputs labels preparation protocols rectify sources video weights
 /
-boundaries calibration checkpoint classes_file conversion download fusion heads heads_mmseg large losses metrics
-polygons resnest samples scenes submission transforms views visualize
+boundaries calibration checkpoint classes_file conversion download ema fusion heads heads_mmseg large losses metrics
+polygons resnest samples scenes sharding submission transforms views visualize watch
 /
-datasets engine inference large_labels loader optim published report smp
+datasets engine inference large_labels loader optim published report run_folder smp
 /
 folder inspection parts
 /
@@ -46,8 +46,9 @@ model.encoder_weights model.drop_block model.drop_path model.zero_gamma model.re
 data.root data.classes data.recipe data.base_size data.long_edge data.crop_size data.crop_width data.scale_min
 data.scale_max data.flip data.rotate data.color_jitter data.blur data.coarse_dropout data.class_mix data.rare_class
 data.check data.workers optim.lr optim.head_lr_factor optim.momentum optim.weight_decay optim.power train.epochs
-train.batch_size train.accumulation train.aux_weight train.precision train.sync_bn train.validate_every
-train.log_every eval.split eval.protocol eval.limit eval.sheet eval.memory seed output
+train.batch_size train.accumulation train.aux_weight train.precision train.sync_bn train.freeze_bn train.parallel
+train.ema train.validate_every train.validate_every_steps train.patience train.save_every train.keep train.log_every
+train.trackers eval.split eval.protocol eval.limit eval.sheet eval.memory seed output
 """
 
 PUBLIC = """

@@ -204,7 +204,16 @@ TRAIN, EVAL, PREDICT, ZOO = "train_seg", "eval_seg", "predict_seg", "zoo_seg"
         (TRAIN, ["--dataset", "synthetic", "--eval.split", "vali"], "unknown split 'vali'. Did you mean 'val'?"),
         (TRAIN, ["--config", "{tmp}/no.yaml"], "no config file {tmp}/no.yaml"),
         (TRAIN, ["--resume", "{tmp}/no"], "{tmp}/no is no run folder that can be resumed"),
-        (TRAIN, ["--resume", "{tmp}/no", "--seed", "1"], "--resume takes the config in the run folder"),
+        (TRAIN, ["--resume", "{tmp}/no", "--dataset", "camvid"], "--resume FOLDER takes the config in the run folder"),
+        (TRAIN, ["--resume", "{run}", "--seed", "1"], "not the config of this run any more: seed (0 -> 1)"),
+        (TRAIN, ["--resume", "{run}", "--allow-changes", "sed"], "unknown key to change: 'sed'. Did you mean 'seed'?"),
+        (TRAIN, ["--resume", "{run}", "--dry-run"], "it does not go with --resume FOLDER"),
+        (
+            TRAIN,
+            ["--dataset", "synthetic", "--train.parallel", "dp"],
+            "unknown train.parallel 'dp'. Did you mean 'ddp'",
+        ),
+        (TRAIN, ["--dataset", "synthetic", "--train.trackers", "wandb,x"], "unknown train.trackers 'x'"),
         (EVAL, ["--checkpoint", "{tmp}/no"], "no checkpoint {tmp}/no"),
         (EVAL, ["--checkpoint", "{tmp}"], "is no run folder"),
         (EVAL, ["--checkpoint", "{tmp}/junk.pth"], "{tmp}/junk.pth is no checkpoint, or a damaged one"),
@@ -304,6 +313,27 @@ def wait_for(path, process, seconds=120):
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     raise AssertionError(f"{path} did not appear")
+
+
+def test_sigterm_saves_and_resume_auto_continues(tmp_path):
+    """What a scheduler does: the same command, ended by SIGTERM and started again until it is done."""
+    folder = tmp_path / "run"
+    words = ["--dataset", "synthetic", *TINY, "--train.batch_size=8", "--output", folder, "--resume", "auto"]
+    command = [sys.executable, PROJECT / "tools/train_seg.py", *words, "--train.log_every=1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
+    wait_for(folder / "metrics.jsonl", process)
+    process.terminate()
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 143, message
+    assert "stopped and saved" in message
+    stopped_at = Checkpoint.load(folder / LAST).training.values["step"]
+    assert 0 < stopped_at < 64
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 65))
+    starts = [json.loads(line) for line in (folder / "machine.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in starts if line["kind"] == "start"] == [0, stopped_at]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

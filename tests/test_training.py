@@ -21,9 +21,10 @@ from resnest_seg.config import (
 )
 from resnest_seg.errors import CheckpointError, ConfigError, ResNeStSegError
 from resnest_seg.evaluation import evaluate
+from resnest_seg.run_folder import MACHINE, METRICS, SHEET
 from resnest_seg.samples import Sample, SegmentationDataset
 from resnest_seg.segmenter import build_segmenter
-from resnest_seg.training import METRICS, SHEET, Trainer
+from resnest_seg.training import Trainer
 from resnest_seg.zoo import load_checkpoint
 
 CONFIG_OF_TEST = RunConfig(
@@ -62,8 +63,7 @@ def same_bits(first, second):
 
 
 def metrics(folder):
-    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,10 @@ class Stripes(SegmentationDataset):
 
 
 def test_the_run_folder_is_complete(finished, tiny_space):
-    assert {path.name for path in finished.iterdir()} == {CONFIG, LAST, BEST, METRICS, SHEET, "tensorboard"}
+    assert {path.name for path in finished.iterdir()} == {
+        *(CONFIG, LAST, BEST, METRICS, MACHINE, SHEET, "tensorboard"),
+        "step_00000015.safetensors",
+    }
     assert load_run_config(finished / CONFIG) == CONFIG_OF_TEST
     lines = metrics(finished)
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 19))
@@ -106,7 +109,9 @@ def test_the_run_folder_is_complete(finished, tiny_space):
     assert load_checkpoint(finished).label_space == tiny_space
     best = max(line["mean_iou"] for line in lines if line["kind"] == "validation")
     data = Stripes(tiny_space).identity()
-    expected = {"step": 18, "best_mean_iou": best, "validated_step": 18, "data": data}
+    expected = {"step": 18, "best_mean_iou": best, "validated_step": 18, "stale_validations": 0, "data": data}
+    scores = [line["mean_iou"] for line in lines if line["kind"] == "validation"]
+    expected["stale_validations"] = 2 - scores.index(best)
     assert state(finished).training.values == expected
 
 
@@ -160,7 +165,7 @@ def test_a_run_that_dies_in_its_validation_loses_nothing(finished, tiny_space, t
     with pytest.raises(KeyboardInterrupt):
         trainer(Stripes(tiny_space), output, validation=Deadly(tiny_space)).fit()
     data = Stripes(tiny_space).identity()
-    expected = {"step": 6, "best_mean_iou": -1.0, "validated_step": 0, "data": data}
+    expected = {"step": 6, "best_mean_iou": -1.0, "validated_step": 0, "stale_validations": 0, "data": data}
     assert state(output).training.values == expected
     assert trainer(Stripes(tiny_space), output, resume=True).fit()
     same_bits(state(output), state(finished))
@@ -201,6 +206,99 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tiny_space, tmp_path)
     assert state(tmp_path / "run").training.values["step"] == 0
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_update(tiny_space, tmp_path):
+    """With a finite loss: the weights, the average and the saved state stay what they were."""
+    config = dataclasses.replace(CONFIG_OF_TEST, train=dataclasses.replace(CONFIG_OF_TEST.train, ema=0.5))
+    one = trainer(Stripes(tiny_space), tmp_path / "run", config)
+    one.segmenter.head.conv5[4].bias.register_hook(lambda gradient: gradient * float("inf"))
+    before = {key: value.clone() for key, value in one.average.values.items()}
+    says = r"gradient of head.conv5.4.bias and 0 more parameters is not finite \(norm (inf|nan), loss \d.*at step 0 "
+    with pytest.raises(ResNeStSegError, match=says + r"\(epoch 0, lr 0.02\).*stripes \d, stripes \d."):
+        one.fit()
+    for name, parameter in one.segmenter.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert torch.equal(one.average.values[name], before[name])
+    assert state(tmp_path / "run").training.values["step"] == 0
+
+
+def test_patience_ends_the_run_also_when_it_was_interrupted(tiny_space, tmp_path):
+    """With a learning rate too small to change a prediction, no validation beats the first."""
+    changed = {"patience": 2, "validate_every_steps": 2, "save_every": 1}
+    config = dataclasses.replace(
+        CONFIG_OF_TEST,
+        optim=OptimConfig(lr=1e-30),
+        train=dataclasses.replace(CONFIG_OF_TEST.train, freeze_bn=True, **changed),
+    )
+    assert trainer(Stripes(tiny_space), tmp_path / "run", config).fit()
+    assert [line["step"] for line in metrics(tmp_path / "run") if line["kind"] == "validation"] == [2, 4, 6]
+    values = state(tmp_path / "run").training.values
+    assert (values["step"], values["stale_validations"]) == (6, 2)
+    assert not trainer(Stripes(tiny_space), tmp_path / "again", config).fit(until=5)
+    assert trainer(Stripes(tiny_space), tmp_path / "again", config, resume=True).fit()
+    same_bits(state(tmp_path / "again"), state(tmp_path / "run"))
+    assert metrics(tmp_path / "again") == metrics(tmp_path / "run")
+    assert trainer(Stripes(tiny_space), tmp_path / "run", config, resume=True).fit()  # there is nothing left to do
+    assert state(tmp_path / "run").training.values["step"] == 6
+
+
+def test_the_average_is_validated_and_kept_as_best(tiny_space, tmp_path):
+    train = dataclasses.replace(CONFIG_OF_TEST.train, epochs=2, ema=0.9, validate_every_steps=3, keep=1)
+    config = dataclasses.replace(CONFIG_OF_TEST, train=train)
+    one = trainer(Stripes(tiny_space), tmp_path / "run", config)
+    one.fit()
+    last = state(tmp_path / "run")
+    average = {key.removeprefix("average."): v for key, v in last.training.tensors.items() if key.startswith("average")}
+    assert average.keys() == last.weights.keys()
+    assert not torch.equal(average["head.conv5.4.weight"], last.weights["head.conv5.4.weight"])
+    report = evaluate(load_checkpoint(tmp_path / "run" / BEST), Stripes(tiny_space))
+    assert report.scores["whole"].mean_iou == last.training.values["best_mean_iou"]
+    if last.training.values["stale_validations"] == 0:
+        best = Checkpoint.load(tmp_path / "run" / BEST).weights
+        assert all(torch.equal(value, best[key]) for key, value in average.items())
+
+
+def test_frozen_statistics_stay(tiny_space, tmp_path):
+    config = dataclasses.replace(
+        CONFIG_OF_TEST, train=dataclasses.replace(CONFIG_OF_TEST.train, epochs=1, batch_size=1, freeze_bn=True)
+    )
+    one = trainer(Stripes(tiny_space), tmp_path / "run", config)
+    before = {key: value.clone() for key, value in one.segmenter.state_dict().items()}
+    one.fit()
+    for key, value in one.segmenter.state_dict().items():
+        if key.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            assert torch.equal(value, before[key]), key
+    assert not torch.equal(one.segmenter.encoder.bn1.weight, before["encoder.bn1.weight"])
+
+
+def test_sigterm_within_a_validation_is_heard_at_once(tiny_space, tmp_path, finished):
+    """The state is saved before; the resumed run validates again."""
+
+    class Terminated(Stripes):
+        def __getitem__(self, index):
+            if index == 1:
+                signal.raise_signal(signal.SIGTERM)
+            assert index < 4, "the validation went on"
+            return super().__getitem__(index)
+
+    one = trainer(Stripes(tiny_space), tmp_path / "run", validation=Terminated(tiny_space))
+    assert not one.fit()
+    assert one.stopped_by == signal.SIGTERM
+    assert state(tmp_path / "run").training.values["validated_step"] == 0
+    assert trainer(Stripes(tiny_space), tmp_path / "run", resume=True).fit()
+    same_bits(state(tmp_path / "run"), state(finished))
+    assert (tmp_path / "run" / METRICS).read_bytes() == (finished / METRICS).read_bytes()
+
+
+def test_what_the_run_logs(finished):
+    lines = [line for line in metrics(finished) if line["kind"] == "train"]
+    assert all(line["lr/1"] == pytest.approx(3 * line["lr/0"]) and line["grad_norm"] > 0 for line in lines)
+    machine = [json.loads(line) for line in (finished / MACHINE).read_text().splitlines()]
+    assert machine[0]["kind"] == "start"
+    assert machine[0]["processes"] == 1
+    speed = [line for line in machine if line["kind"] == "speed"]
+    assert all(line["images_per_second"] > 0 and 0 <= line["data_wait"] <= 1 for line in speed)
+
+
 def test_a_training_split_that_changed_is_not_resumed(tiny_space, tmp_path):
     trainer(Stripes(tiny_space), tmp_path / "run").fit()
 
@@ -218,6 +316,12 @@ def test_a_config_that_was_edited_is_not_resumed(tiny_space, tmp_path):
     edited = dataclasses.replace(CONFIG_OF_TEST, optim=OptimConfig(lr=0.5, head_lr_factor=3))
     with pytest.raises(CheckpointError, match=r"not the config of this run any more: optim.lr \(0.02 -> 0.5\)"):
         trainer(Stripes(tiny_space), output, edited, resume=True)
+    torch.manual_seed(0)
+    segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=3)
+    data = Stripes(tiny_space)
+    options = {"segmenter": segmenter, "train": data, "validation": data, "output": output, "resume": True}
+    allowed = Trainer(edited, **options, allow_changes=["optim.lr"])
+    assert allowed.changes == ["optim.lr (0.02 -> 0.5)"]
     harmless = dataclasses.replace(CONFIG_OF_TEST, output="elsewhere")
     assert trainer(Stripes(tiny_space), output, harmless, resume=True).fit()
 

@@ -1,0 +1,103 @@
+"""Trains in two forked processes over gloo, so that a test pays for the imports once.
+
+python tests/many_processes.py FOLDER: runs FOLDER/ddp and FOLDER/fsdp, which are left alone, and FOLDER/fsdp_resumed,
+which is stopped after three steps and continued by other processes.
+"""
+
+import dataclasses
+import os
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import resnest_seg.sharding
+from resnest_seg.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from resnest_seg.labels import LabelSpace
+from resnest_seg.samples import Sample, SegmentationDataset
+from resnest_seg.segmenter import build_segmenter
+from resnest_seg.training import Trainer
+
+CONFIG = RunConfig(
+    model=ModelConfig(encoder="resnest14_tiny", head="fcn", output_stride=32),
+    data=DataConfig(base_size=56, crop_size=32, workers=0),
+    optim=OptimConfig(lr=0.02, head_lr_factor=3),
+    train=TrainConfig(epochs=3, batch_size=4, freeze_bn=True, ema=0.5, keep=9, log_every=1, trackers="none"),
+    eval=EvalConfig(sheet=0),
+)
+"""Six steps of four images, batch norm frozen, no dropout: then only the order of sums tells the ways apart."""
+
+
+class Uneven(SegmentationDataset):
+    """Eight pictures, of which most of some and nothing of others is ignored."""
+
+    label_space, split = LabelSpace.numbered(3, name="three"), "train"
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        random = np.random.default_rng(index)
+        image = random.integers(0, 256, (40, 56, 3), dtype=np.uint8)
+        labels = random.integers(0, 3, (40, 56), dtype=np.uint8)
+        labels[: 5 * index] = 255
+        return Sample(image, labels, f"picture {index}")
+
+
+def train(output, *, until=None, resume=False, **changes):
+    """One run; returns its trainer."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, **changes))
+    segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=3, output_stride=32)
+    for module in segmenter.modules():
+        if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
+            module.p = 0.0  # its masks depend on how the batch is divided
+    data = Uneven()
+    trainer = Trainer(config, segmenter=segmenter, train=data, validation=data, output=output, resume=resume)
+    trainer.fit(until=until)
+    return trainer
+
+
+def in_two(output, **options):
+    """Run `train` in two processes that share the batch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(2):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+            try:
+                train(output, **options)
+                status = 0
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        children.append(pid)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    if any(statuses):
+        raise SystemExit(f"{output}: exit codes {statuses}")
+
+
+def main():
+    folder = Path(sys.argv[1])
+    resnest_seg.sharding.UNIT = 5_000  # so that this small net is split into several units
+    in_two(folder / "ddp")
+    in_two(folder / "fsdp", parallel="fsdp")
+    in_two(folder / "fsdp_resumed", parallel="fsdp", until=3)
+    in_two(folder / "fsdp_resumed", parallel="fsdp", resume=True)
+
+
+if __name__ == "__main__":
+    main()

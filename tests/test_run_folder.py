@@ -1,0 +1,173 @@
+"""The states of a run: killed at any instant, it ends with the bits of a run that nobody killed."""
+
+import dataclasses
+import json
+import os
+import random
+
+import kill_campaign
+import pytest
+import torch
+
+from resnest_seg.checkpoint import LAST, Checkpoint, TrainingState
+from resnest_seg.config import OptimConfig, RunConfig
+from resnest_seg.errors import CheckpointError, ConfigError
+from resnest_seg.run_folder import MACHINE, METRICS, RunFolder, config_changes
+
+
+@pytest.fixture
+def checkpoint(tiny_space):
+    def make(step):
+        state = TrainingState({"step": step}, {"optimizer.0.momentum_buffer": torch.full((3,), float(step))})
+        return Checkpoint(RunConfig(), tiny_space, {"weight": torch.full((64,), float(step))}, state)
+
+    return make
+
+
+def test_twenty_kills_leave_no_trace(tmp_path):
+    """SIGKILL after random times and within random file operations of saves, until 20 runs' worth of harm is done."""
+    server, rng = kill_campaign.Server(tmp_path / "log"), random.Random(os.getpid())
+    try:
+        assert server.run([*kill_campaign.WORDS, "--output", tmp_path / "whole"]) == 0, (tmp_path / "log").read_text()
+        killed, runs = 0, 0
+        while killed < 20:
+            runs += 1
+            output = tmp_path / f"run{runs}"
+            killed += kill_campaign.killed_run(server.run, output, rng, kills=20 - killed, seconds=1.5)
+            kill_campaign.assert_same_run(output, tmp_path / "whole")
+    finally:
+        server.close()
+    steps = [entry["step"] for entry in lines(tmp_path / "run1" / MACHINE) if entry["kind"] == "start"]
+    assert any(step % 128 for step in steps)  # it did continue in the middle
+
+
+def test_a_worker_that_dies_is_restarted_by_torchrun(tmp_path):
+    """One of two gloo processes is killed; the agent starts both again, which resume by themselves."""
+    server, log = kill_campaign.Server(tmp_path / "log"), tmp_path / "log"
+    try:
+        words = [*kill_campaign.shared_words(2), "--output", tmp_path / "whole"]
+        assert server.run(words, ranks=2) == 0, log.read_text()
+    finally:
+        server.close()
+    rng = random.Random(os.getpid())
+    assert kill_campaign.elastic(tmp_path / "killed", log, workers=2, kills=1, random=rng) == 1
+    kill_campaign.assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    starts = [entry["step"] for entry in lines(tmp_path / "killed" / MACHINE) if entry["kind"] == "start"]
+    assert len(starts) == 2
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_newest_states_are_kept(checkpoint, tmp_path):
+    folder = RunFolder(tmp_path, keep=3)
+    for step in (0, 5, 5, 9, 12):
+        folder.save_state(checkpoint(step), step)
+    names = [path.name for path in folder.states()]
+    assert names == [LAST, "step_00000009.safetensors", "step_00000005.safetensors"]
+    assert [Checkpoint.load(path).training.values["step"] for path in folder.states()] == [12, 9, 5]
+    alone = RunFolder(tmp_path / "alone", keep=1)
+    alone.path.mkdir()
+    for step in (1, 2):
+        alone.save_state(checkpoint(step), step)
+    assert [path.name for path in alone.states()] == [LAST]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_states_survive_on_file_systems_without_links(checkpoint, tmp_path, monkeypatch, links):
+    def refuse(source, target):
+        raise OSError(95, "Operation not supported")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    folder = RunFolder(tmp_path)
+    for step in (1, 2):
+        folder.save_state(checkpoint(step), step)
+    assert [Checkpoint.load(path).training.values["step"] for path in folder.states()] == [2, 1]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "empty", "gone", "metadata"])
+def test_a_damaged_state_is_told_and_the_one_before_is_taken(checkpoint, tmp_path, damage):
+    folder = RunFolder(tmp_path)
+    for step in (3, 6):
+        folder.save_state(checkpoint(step), step)
+    last = tmp_path / LAST
+    data = bytearray(last.read_bytes())
+    match damage:
+        case "truncated":
+            last.write_bytes(data[:-10])
+        case "one bit":
+            data[-7] ^= 4
+            last.write_bytes(data)
+        case "metadata":
+            last.write_bytes(data.replace(b'\\"step\\": 6', b'\\"step\\": 7'))
+        case "empty":
+            last.write_bytes(b"")
+        case "gone":  # killed between two names, where there are no links
+            last.unlink()
+    said, again = [], RunFolder(tmp_path)
+    assert again.load_state(said.append).training.values["step"] == 3
+    if damage != "gone":
+        assert len(said) == 1
+        assert str(last) in said[0]
+        assert "damaged" in said[0]
+        assert "Resuming from the one before, step_00000003.safetensors, step 3" in said[0]
+    again.save_state(checkpoint(6), 6)  # the run goes on: the damaged one is not set aside
+    assert [Checkpoint.load(path).training.values["step"] for path in again.states()] == [6, 3]
+
+
+def test_nothing_but_damaged_states_is_an_error(checkpoint, tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in (3, 6):
+        folder.save_state(checkpoint(step), step)
+    for path in folder.states():
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"no state in .* can be resumed: .*last.* is no .*step_00000003.* Begin"):
+        RunFolder(tmp_path).load_state()
+    with pytest.raises(CheckpointError, match="died before the first save"):
+        RunFolder(tmp_path / "nothing").load_state()
+
+
+def test_a_new_run_adopts_only_what_a_run_left(checkpoint, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.check_new()
+    folder.open(RunConfig(), {})
+    with pytest.raises(CheckpointError, match=r"already exists. Choose another with --output\."):
+        folder.check_new()
+    folder.check_new(adopt=True)
+    (folder.path / "thesis.tex").write_text("")
+    with pytest.raises(CheckpointError, match=r"is no run folder: it holds thesis.tex"):
+        folder.check_new(adopt=True)
+    folder.save_state(checkpoint(1), 1)
+    with pytest.raises(CheckpointError, match="or continue that run with --resume"):
+        folder.check_new(adopt=True)
+
+
+def test_opening_cuts_the_lines_back_and_removes_leftovers(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.open(RunConfig(), {})
+    for kind, step in (("train", 1), ("train", 2), ("validation", 2), ("train", 3)):
+        folder.append(METRICS, {"kind": kind, "step": step})
+    with open(tmp_path / METRICS, "ab") as file:
+        file.write(b'{"kind": "train", "step": 1, \xff')
+    (tmp_path / ".last.4711.tmp.safetensors").write_bytes(b"half")
+    (tmp_path / ".notes").write_text("mine")
+    folder.open(RunConfig(), {"train": 2, "validation": 0})
+    assert [(line["kind"], line["step"]) for line in lines(tmp_path / METRICS)] == [("train", 1), ("train", 2)]
+    assert {path.name for path in tmp_path.glob(".*")} == {".notes"}
+
+
+def test_changes_are_refused_or_allowed_by_key(tmp_path):
+    before = RunConfig()
+    after = dataclasses.replace(before, seed=4, output="elsewhere", optim=OptimConfig(lr=0.5))
+    with pytest.raises(
+        CheckpointError, match=r"optim.lr \(0.01 -> 0.5\), seed \(0 -> 4\).*--allow-changes optim.lr,seed"
+    ):
+        config_changes(before, after, allowed=(), file=tmp_path)
+    with pytest.raises(CheckpointError, match=r"any more: seed \(0 -> 4\)\."):
+        config_changes(before, after, allowed=("optim.lr",), file=tmp_path)
+    shown = config_changes(before, after, allowed=("optim.lr", "seed"), file=tmp_path)
+    assert shown == ["optim.lr (0.01 -> 0.5)", "seed (0 -> 4)", "output (None -> elsewhere)"]
+    with pytest.raises(ConfigError, match=r"unknown key to change: 'optim.rl'\. Did you mean 'optim.lr'"):
+        config_changes(before, before, allowed=("optim.rl",), file=tmp_path)
