@@ -47,6 +47,9 @@ class ModelConfig:
     encoder_weights: str | None = None
     """What the encoder starts from: imagenet (published weights, downloaded once), a weight file of any published
     format, the name of a published checkpoint (tools/zoo_seg.py lists them), or null for fresh weights."""
+    weights: str | None = None
+    """What the whole model starts from, in place of encoder_weights: a run folder, a weight file of any known format or
+    the name of a published checkpoint. What does not fit, as the classifier of other classes, stays fresh."""
     drop_block: float = 0.0
     """Share of pixels that DropBlock clears in the last two stages while training."""
     drop_path: float = 0.0
@@ -109,26 +112,47 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """SGD and its schedule."""
+    """The optimiser, what it trains, and its schedule."""
 
+    optimizer: str = "sgd"
+    """Optimiser: sgd (with momentum) or adamw."""
     lr: float = 0.01
-    """Learning rate of the encoder at the first step, for the effective batch of train.batch_size."""
+    """Highest learning rate of the encoder, for an effective batch of reference_batch images."""
+    reference_batch: int | None = 16
+    """Effective batch that lr and min_lr are meant for: they are scaled by train.batch_size / reference_batch. null
+    takes them as they are, whatever the batch."""
     head_lr_factor: float = 10.0
-    """Learning rate of the heads, times lr."""
+    """Learning rate of the heads, times that of the encoder."""
+    layer_decay: float = 1.0
+    """Learning rate of each encoder stage, times that of the next: layer4 has lr * layer_decay, layer3 that times
+    layer_decay, and so on to the stem. 1 trains all stages alike."""
+    freeze: str | None = None
+    """What is not trained, comma-separated: stem, layer1, layer2, layer3, layer4, encoder (all of these); bn keeps the
+    statistics of the encoder's batch norms as they are, head_bn those of the heads'. null trains everything."""
     momentum: float = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD; the first beta of AdamW."""
     weight_decay: float = 1e-4
-    """L2 penalty on all parameters."""
+    """L2 penalty of SGD; decoupled decay of AdamW."""
+    decay: str = "all"
+    """What weight_decay applies to: all parameters, or weights only, which leaves out norms and biases."""
+    schedule: str = "poly"
+    """Course of the learning rate after the warm-up: poly, (1 - t) ** power, or cosine, (1 + cos(pi t)) / 2."""
     power: float = 0.9
-    """Exponent of the poly schedule: lr * (1 - step / steps) ** power."""
+    """Exponent of the poly schedule."""
+    min_lr: float = 0.0
+    """Learning rate that the schedule ends at, in the unit of lr."""
+    warmup: float = 0.0
+    """Length of the linear warm-up from lr / 1000: in epochs where train.epochs counts, else in iterations."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The training loop."""
 
-    epochs: int = 120
-    """Passes over the training split."""
+    epochs: int | None = 120
+    """Length of the run in passes over the training split; null where train.iterations counts."""
+    iterations: int | None = None
+    """Length of the run in optimiser steps, whatever the size of the training split; null where train.epochs counts."""
     batch_size: int = 16
     """Effective batch: images per optimiser step over all processes and accumulated micro-batches."""
     accumulation: int = 1
@@ -182,13 +206,15 @@ def _check_values(config: RunConfig) -> None:
     positive = ["model.in_channels"]
     positive += [f"data.{name}" for name in ("base_size", "long_edge", "crop_size", "scale_min")]
     positive += [f"optim.{name}" for name in ("lr", "head_lr_factor", "power")]
-    positive += [f"train.{name}" for name in ("epochs", "batch_size", "accumulation", "validate_every", "log_every")]
+    positive += [f"train.{name}" for name in ("batch_size", "accumulation", "validate_every", "log_every")]
     not_negative = (
         "data.workers",
         "data.check",
         "data.rotate",
         "data.color_jitter",
         "optim.weight_decay",
+        "optim.min_lr",
+        "optim.warmup",
         "train.aux_weight",
         "eval.sheet",
         "seed",
@@ -219,6 +245,18 @@ def _check_values(config: RunConfig) -> None:
         raise ConfigError(f"data.rare_class must be greater than 0 or null, not {config.data.rare_class}.")
     if config.eval.limit is not None and config.eval.limit < 1:
         raise ConfigError(f"eval.limit must be at least 1 or null, not {config.eval.limit}.")
+    for key in ("train.epochs", "train.iterations", "optim.reference_batch"):
+        if flat[key] is not None and flat[key] < 1:
+            raise ConfigError(f"{key} must be greater than 0 or null, not {flat[key]}.")
+    if (config.train.epochs is None) == (config.train.iterations is None):
+        raise ConfigError(
+            f"exactly one of train.epochs ({config.train.epochs}) and train.iterations ({config.train.iterations}) "
+            "must be given, and the other null."
+        )
+    if not 0 < config.optim.layer_decay <= 1:
+        raise ConfigError(f"optim.layer_decay must be above 0 and at most 1, not {config.optim.layer_decay}.")
+    if config.optim.min_lr > config.optim.lr:
+        raise ConfigError(f"optim.min_lr ({config.optim.min_lr}) is above optim.lr ({config.optim.lr}).")
     if config.model.output_stride not in (8, 16, 32):
         raise ConfigError(f"model.output_stride must be 8, 16 or 32, not {config.model.output_stride}.")
 

@@ -38,8 +38,9 @@ from resnest_seg.files import atomic_write
 from resnest_seg.inference import protocol
 from resnest_seg.loader import Batch, build_loader, training_batches
 from resnest_seg.losses import SegmentationLoss, labelled_pixels
-from resnest_seg.optim import build_optimizer, poly_lr, set_lr
+from resnest_seg.optim import build_optimizer, freeze, hold_frozen, set_lr
 from resnest_seg.samples import SegmentationDataset
+from resnest_seg.schedules import Schedule, describe_lr
 from resnest_seg.segmenter import Segmenter, load_weights
 from resnest_seg.transforms import TrainTransform, sample_seed
 from resnest_seg.visualize import contact_sheet, write_png
@@ -104,13 +105,15 @@ class Trainer:
         self.segmenter = segmenter
         if shares_statistics(config, self.engine):
             self.segmenter = torch.nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)
+        freeze(self.segmenter, config.optim)
         optimizer = build_optimizer(self.segmenter, config.optim)
         # The engine patches half precision into the module it is given: the segmenter itself stays as it is, so that
         # validation computes what an evaluation of the saved file computes.
         self.model, self.optimizer = self.engine.prepare(torch.nn.Sequential(self.segmenter), optimizer)
         self.loss = SegmentationLoss(config.train.aux_weight)
         self.steps_per_epoch = max(len(train) // config.train.batch_size, 1)
-        self.steps = config.train.epochs * self.steps_per_epoch
+        self.schedule = Schedule.from_config(config, steps_per_epoch=self.steps_per_epoch)
+        self.steps = self.schedule.steps
         self.step, self.best_mean_iou, self.validated_step = 0, -1.0, 0
         if saved is not None:
             self._restore(saved)
@@ -133,7 +136,7 @@ class Trainer:
             if self._validation_due():  # the run was killed between the last step of an epoch and its validation
                 self._validate(progress)
             while self.step < self.steps:
-                lr = poly_lr(self.step, steps=self.steps, lr=self.config.optim.lr, power=self.config.optim.power)
+                lr = self.schedule(self.step)
                 set_lr(self.optimizer, lr)
                 loss = self._optimise(list(itertools.islice(batches, self.config.train.accumulation)))
                 self.step += 1
@@ -155,6 +158,7 @@ class Trainer:
     def _optimise(self, parts: list[Batch]) -> float:
         """One optimiser step over the micro-batches of the effective batch; returns its loss."""
         self.model.train()
+        hold_frozen(self.segmenter, self.config.optim)
         torch.manual_seed(sample_seed(self.config.seed, self.step, self.engine.process_index))  # dropout's
         device, processes = self.engine.device, self.engine.num_processes
         pixels = sum((labelled_pixels(part.labels) for part in parts), torch.zeros((), dtype=torch.int64)).to(device)
@@ -239,8 +243,8 @@ class Trainer:
         scores = report.scores[self.config.eval.protocol]
         self._log("validation", {"mean_iou": scores.mean_iou, "pixel_accuracy": scores.pixel_accuracy})
         self.console.print(
-            f"epoch {self.epoch:>3}/{self.config.train.epochs}  step {self.step}  {report.split} mIoU "
-            f"{100 * scores.mean_iou:.2f}  pixel accuracy {100 * scores.pixel_accuracy:.2f}"
+            f"epoch {self.epoch:>3}/{math.ceil(self.steps / self.steps_per_epoch)}  step {self.step}  {report.split} "
+            f"mIoU {100 * scores.mean_iou:.2f}  pixel accuracy {100 * scores.pixel_accuracy:.2f}"
         )
         self._draw(sheet, report)
         if scores.mean_iou > self.best_mean_iou:
@@ -289,9 +293,10 @@ class Trainer:
         precision = next(name for name, theirs in PRECISIONS.items() if theirs == self.engine.mixed_precision)
         self.console.print(
             f"{self.segmenter.description}, {len(self.validation.label_space)} classes; "
-            f"{len(self.train)} training images, {self.config.train.epochs} epochs = {self.steps} steps of "
+            f"{len(self.train)} training images, {self.steps / self.steps_per_epoch:g} epochs = {self.steps} steps of "
             f"{self.config.train.batch_size} images ({self.config.train.accumulation} micro-batches x "
-            f"{self.engine.num_processes} processes) on {self.engine.device}, {precision}; run folder {self.output}",
+            f"{self.engine.num_processes} processes) on {self.engine.device}, {precision}, "
+            f"{describe_lr(self.config)}; run folder {self.output}",
             soft_wrap=True,
         )
 

@@ -20,7 +20,7 @@ LAYERS = [
     {"errors", "files"},
     {"blueprints", "canvas", "class_balance", "config", "labels", "preparation", "rectify", "sources"} | {"weights"},
     {"checkpoint", "classes_file", "conversion", "download", "heads", "heads_mmseg", "inference", "losses", "metrics"}
-    | {"resnest", "samples", "scenes", "submission", "transforms", "visualize"},
+    | {"resnest", "samples", "scenes", "schedules", "submission", "transforms", "visualize"},
     {"datasets", "engine", "loader", "optim", "published", "smp"},
     {"folder", "inspection", "parts"},
     {"catalog", "segmenter"},
@@ -31,13 +31,14 @@ LAYERS = [
 
 CONFIG_KEYS = """
 model.encoder model.head model.family model.output_stride model.dilation model.aux_head model.in_channels
-model.encoder_weights model.drop_block model.drop_path model.zero_gamma model.rectify model.checkpointing
+model.encoder_weights model.weights model.drop_block model.drop_path model.zero_gamma model.rectify model.checkpointing
 data.dataset data.root data.classes data.recipe data.base_size data.long_edge data.crop_size data.crop_width
 data.scale_min data.scale_max data.flip data.rotate data.color_jitter data.blur data.coarse_dropout data.class_mix
 data.rare_class data.check data.workers
-optim.lr optim.head_lr_factor optim.momentum optim.weight_decay optim.power
-train.epochs train.batch_size train.accumulation train.aux_weight train.precision train.sync_bn train.validate_every
-train.log_every
+optim.optimizer optim.lr optim.reference_batch optim.head_lr_factor optim.layer_decay optim.freeze optim.momentum
+optim.weight_decay optim.decay optim.schedule optim.power optim.min_lr optim.warmup
+train.epochs train.iterations train.batch_size train.accumulation train.aux_weight train.precision train.sync_bn
+train.validate_every train.log_every
 eval.split eval.protocol eval.limit eval.sheet
 seed output
 """

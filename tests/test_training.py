@@ -29,7 +29,7 @@ from resnest_seg.zoo import load_checkpoint
 CONFIG_OF_TEST = RunConfig(
     model=ModelConfig(encoder="resnest14_tiny", head="fcn"),
     data=DataConfig(base_size=56, crop_size=32, workers=0),
-    optim=OptimConfig(lr=0.02, head_lr_factor=3),
+    optim=OptimConfig(lr=0.02, reference_batch=None, head_lr_factor=3),
     train=TrainConfig(epochs=6, batch_size=2, validate_every=2, log_every=1),
     eval=EvalConfig(sheet=2),
 )
@@ -215,7 +215,7 @@ def test_a_training_split_that_changed_is_not_resumed(tiny_space, tmp_path):
 def test_a_config_that_was_edited_is_not_resumed(tiny_space, tmp_path):
     output = tmp_path / "run"
     assert not trainer(Stripes(tiny_space, interrupt_at=5), output, validation=Stripes(tiny_space)).fit()
-    edited = dataclasses.replace(CONFIG_OF_TEST, optim=OptimConfig(lr=0.5, head_lr_factor=3))
+    edited = dataclasses.replace(CONFIG_OF_TEST, optim=OptimConfig(lr=0.5, reference_batch=None, head_lr_factor=3))
     with pytest.raises(CheckpointError, match=r"not the config of this run any more: optim.lr \(0.02 -> 0.5\)"):
         trainer(Stripes(tiny_space), output, edited, resume=True)
     harmless = dataclasses.replace(CONFIG_OF_TEST, output="elsewhere")
