@@ -60,6 +60,19 @@ def test_a_folder_of_ones_own_trains_and_evaluates(tool, tmp_path):
     assert json.loads((output / "eval_folder_val_first2.json").read_text())["classes"] == list(space.names)
 
 
+def test_a_run_starts_from_another_runs_weights(run, tool, tmp_path, capsys):
+    """From ten classes of streets to eleven: the report says which layers stay fresh."""
+    root, output = fake_data.make("camvid", tmp_path / "data", count=2), tmp_path / "run"
+    words = ["--dataset", "camvid", "--data.root", root, "--output", output, *TINY]
+    words += ["--model.encoder=resnest14_tiny", "--model.head=fcn", "--model.weights", run, "--optim.freeze=stem,bn"]
+    assert tool("train_seg")(*words) == 0
+    assert " and 3 more (it decides between other classes" in capsys.readouterr().out
+    first, second = Checkpoint.load(run / BEST).weights, Checkpoint.load(output / LAST).weights
+    for key in ("encoder.conv1.0.weight", "encoder.layer4.0.bn3.running_var"):
+        assert torch.equal(first[key], second[key]), key
+    assert not torch.equal(first["encoder.layer4.0.conv1.weight"], second["encoder.layer4.0.conv1.weight"])
+
+
 @pytest.mark.parametrize("name", ["ade20k", "camvid", "cityscapes"])
 def test_shipped_configs_train_and_evaluate_on_the_real_layout(name, tool, tmp_path):
     """With the full network; only sizes and lengths are smaller."""

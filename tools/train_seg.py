@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from resnest_seg.catalog import dataset_for
     from resnest_seg.doctor import check_samples, sampling_probabilities
+    from resnest_seg.finetune import load_fitting
     from resnest_seg.segmenter import segmenter_for
     from resnest_seg.training import Trainer
 
@@ -88,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for dataset in (train, validation):
             check_samples(dataset, count=config.data.check, workers=config.data.workers)
     torch.manual_seed(config.seed)
-    segmenter = segmenter_for(config, train.label_space, pretrained=not resume)
+    segmenter = segmenter_for(config, train.label_space, pretrained=not resume and config.model.weights is None)
+    report = None if resume or config.model.weights is None else load_fitting(segmenter, config.model.weights)
     trainer = Trainer(
         config,
         segmenter=segmenter,
@@ -98,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         resume=resume,
         probabilities=sampling_probabilities(train, config.data),
     )
+    if report is not None and trainer.engine.is_main_process:
+        print(f"starting from {report}")
     try:
         finished = trainer.fit()
     except KeyboardInterrupt:
