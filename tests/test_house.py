@@ -24,7 +24,7 @@ LAYERS = [
     {"datasets", "engine", "loader", "optim", "published", "smp"},
     {"folder", "inspection", "parts"},
     {"catalog", "segmenter"},
-    {"doctor", "evaluation", "finetune", "zoo"},
+    {"budget", "doctor", "evaluation", "finetune", "zoo"},
     {"predictor", "training"},
     {"__init__"},
 ]

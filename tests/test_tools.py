@@ -18,6 +18,7 @@ from PIL import Image
 from reference import filled_state, original_keys
 
 from resnest_seg.checkpoint import BEST, LAST, Checkpoint
+from resnest_seg.config import load_run_config
 from resnest_seg.datasets import Synthetic
 from resnest_seg.published import published_names
 from resnest_seg.samples import read_image
@@ -200,6 +201,23 @@ def test_the_benchmark_counts_the_same_network_twice(tool, tmp_path, capsys):
     assert "unknown encoder of timm 'resnet50'" in capsys.readouterr().err
 
 
+def test_a_run_is_divided_to_fit_and_the_run_folder_says_how(tool, tmp_path, capsys):
+    """The same division as the planning tool's, written into the config that a resumed run takes."""
+    output, words = tmp_path / "run", [*TINY, "--train.batch_size=64", "--model.checkpointing=true"]
+    assert tool("train_seg")("--dataset", "synthetic", "--output", output, *words, "--budget", "1.1") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "The recipe holds: 64 images a step" in text
+    config = load_run_config(output / "config.yaml")
+    assert (config.train.batch_size, config.train.accumulation, config.model.checkpointing) == (64, 2, False)
+    planned = ["--dataset", "synthetic", *words, "--memory", "1.1", "--device", "cpu"]
+    assert tool("budget_seg")(*planned) == 0
+    assert (
+        "train_seg.py --dataset synthetic --train.accumulation=2 --model.checkpointing=false" in capsys.readouterr().out
+    )
+    assert tool("budget_seg")("--dataset", "synthetic", "--memory", "1.0", "--devices", "2") == 2
+    assert "does not fit into 2 x cuda with 1.0 GiB" in capsys.readouterr().err
+
+
 TRAIN, EVAL, PREDICT, ZOO = "train_seg", "eval_seg", "predict_seg", "zoo_seg"
 
 
@@ -216,6 +234,17 @@ TRAIN, EVAL, PREDICT, ZOO = "train_seg", "eval_seg", "predict_seg", "zoo_seg"
         (TRAIN, ["--config", "{tmp}/no.yaml"], "no config file {tmp}/no.yaml"),
         (TRAIN, ["--resume", "{tmp}/no"], "{tmp}/no is no run folder that can be resumed"),
         (TRAIN, ["--resume", "{tmp}/no", "--seed", "1"], "--resume takes the config in the run folder"),
+        (TRAIN, ["--resume", "{tmp}/no", "--budget", "auto"], "--resume takes the config in the run folder"),
+        (TRAIN, ["--dataset", "synthetic", "--budget", "much"], "--budget must be a number above 0, not 'much'"),
+        (TRAIN, ["--dataset", "synthetic", "--model.weights", "{tmp}/no"], "no such file, run folder or name"),
+        (
+            TRAIN,
+            ["--dataset", "synthetic", "--optim.freeze", "laier4"],
+            "unknown part in optim.freeze 'laier4'. Did you",
+        ),
+        (TRAIN, ["--dataset", "synthetic", "--train.iterations", "9"], "exactly one of train.epochs (12) and"),
+        ("budget_seg", [], "give one of --dataset NAME"),
+        ("budget_seg", ["--dataset", "ade20k", "--device", "tpu"], "--device must be cuda or cpu, not 'tpu'"),
         (EVAL, ["--checkpoint", "{tmp}/no"], "no checkpoint {tmp}/no"),
         (EVAL, ["--checkpoint", "{tmp}"], "is no run folder"),
         (EVAL, ["--checkpoint", "{tmp}/junk.pth"], "{tmp}/junk.pth is no checkpoint, or a damaged one"),

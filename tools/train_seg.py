@@ -2,12 +2,16 @@
 
 python tools/train_seg.py --dataset synthetic
 python tools/train_seg.py --dataset ade20k --data.root /data/ade20k --train.accumulation 4
+python tools/train_seg.py --dataset ade20k --budget auto
 python tools/train_seg.py --config my_run.yaml --optim.lr 0.02 --output runs/my_run
 python tools/train_seg.py --resume runs/my_run
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -28,35 +32,68 @@ DEFAULT_CONFIGS = {
 }
 
 
-def parse(argv: Sequence[str]) -> tuple[RunConfig, str, bool]:
-    """Split the command line into the run's config, its folder, and whether it is resumed."""
+def parse(argv: Sequence[str]) -> tuple[RunConfig, str, bool, str | None]:
+    """Split the command line into the run's config, its folder, whether it is resumed, and its memory budget."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     helper = ArgumentParser(prog="train_seg.py", description=__doc__.strip().splitlines()[0], exit_on_error=False)
     helper.add_argument("--dataset", help=f"train with the shipped config of a data set: {', '.join(DEFAULT_CONFIGS)}")
     helper.add_argument("--config", help="train with this YAML file; every key below can be set in it")
+    helper.add_argument("--budget", help="choose train.accumulation and model.checkpointing so that the batch fits: "
+                        "auto takes the memory of the devices here, a number is GiB for each")  # fmt: skip
     helper.add_argument("--resume", help="continue the run in this folder, with its own config")
     add_run_arguments(helper)
     if "-h" in argv or "--help" in argv:
         helper.print_help()
         raise SystemExit(0)
-    chosen, overrides = _take(argv, ("--dataset", "--config", "--resume"))
+    chosen, overrides = take(argv, ("--dataset", "--config", "--resume", "--budget"))
     dataset, config, resume = chosen["--dataset"], chosen["--config"], chosen["--resume"]
     if resume is not None:
-        if dataset or config or overrides:
+        if dataset or config or chosen["--budget"] or overrides:
             raise ConfigError("--resume takes the config in the run folder: no other option goes with it.")
         if not (Path(resume) / "config.yaml").is_file():
             raise CheckpointError(f"{resume} is no run folder that can be resumed: it has no config.yaml.")
-        return load_run_config(Path(resume) / "config.yaml"), resume, True
+        return load_run_config(Path(resume) / "config.yaml"), resume, True, None
+    path = config_path(dataset, config)
+    run = load_run_config(path, overrides=overrides)
+    return run, run.output or f"runs/{path.stem}", False, chosen["--budget"]
+
+
+def config_path(dataset: str | None, config: str | None) -> Path:
+    """The config file that --dataset or --config means, exactly one of which is given."""
     if dataset is not None and dataset not in DEFAULT_CONFIGS:
         raise unknown_name("data set", dataset, DEFAULT_CONFIGS)
     if (dataset is None) == (config is None):
         raise ConfigError("give one of --dataset NAME, --config FILE or --resume FOLDER; --help shows every key.")
-    path = Path(config) if config is not None else DEFAULT_CONFIGS[str(dataset)]
-    run = load_run_config(path, overrides=overrides)
-    return run, run.output or f"runs/{path.stem}", False
+    return Path(config) if config is not None else DEFAULT_CONFIGS[str(dataset)]
 
 
-def _take(argv: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
+def within_budget(config: RunConfig, budget: str, *, num_classes: int) -> RunConfig:
+    """The config with the batch divided so that it fits; prints the table, once for all processes."""
+    from rich.console import Console
+
+    from resnest_seg.budget import GIB, devices_here, plan
+
+    devices = devices_here()
+    if budget != "auto":
+        devices = dataclasses.replace(devices, memory=int(positive(budget, "--budget") * GIB))
+    chosen = plan(config, num_classes=num_classes, devices=devices)
+    if os.environ.get("RANK", "0") == "0":
+        Console().print(chosen.table())
+    return chosen.config
+
+
+def positive(word: str, option: str) -> float:
+    """A number above 0 from the command line."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{option} must be a number above 0, not {word!r}.")
+    return value
+
+
+def take(argv: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
     """Take `--name value` and `--name=value` out of the words; the rest are overrides of config keys."""
     taken: dict[str, str | None] = dict.fromkeys(names)
     rest, words = [], iter(argv)
@@ -73,7 +110,7 @@ def _take(argv: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str | No
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; returns the exit code."""
-    config, output, resume = parse(sys.argv[1:] if argv is None else argv)
+    config, output, resume, budget = parse(sys.argv[1:] if argv is None else argv)
 
     import torch
 
@@ -88,6 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.data.check and not resume:
         for dataset in (train, validation):
             check_samples(dataset, count=config.data.check, workers=config.data.workers)
+    if budget is not None:
+        config = within_budget(config, budget, num_classes=len(train.label_space))
     torch.manual_seed(config.seed)
     segmenter = segmenter_for(config, train.label_space, pretrained=not resume and config.model.weights is None)
     report = None if resume or config.model.weights is None else load_fitting(segmenter, config.model.weights)
