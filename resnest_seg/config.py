@@ -11,7 +11,7 @@ import math
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -201,6 +201,9 @@ class RunConfig:
         _check_values(self)
 
 
+C = TypeVar("C", bound=RunConfig)
+
+
 def _check_values(config: RunConfig) -> None:
     """Refuse values that have the right type and make no sense; names are checked where they are looked up."""
     positive = ["model.in_channels"]
@@ -290,16 +293,22 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
-def add_run_arguments(parser: ArgumentParser) -> None:
-    """Add every key of `RunConfig` to a jsonargparse parser, documented by the dataclasses' own text."""
-    parser.add_class_arguments(RunConfig)
+def add_run_arguments(parser: ArgumentParser, kind: type[RunConfig] = RunConfig) -> None:
+    """Add every key of a kind of config to a jsonargparse parser, documented by the dataclasses' own text."""
+    parser.add_class_arguments(kind)
 
 
 def load_run_config(path: str | Path, *, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run's YAML file and apply dotted overrides.
+    """Read a run's YAML file and apply dotted overrides; see `load_config`."""
+    return load_config(path, RunConfig, overrides=overrides)
+
+
+def load_config(path: str | Path, kind: type[C], *, overrides: Sequence[str] = ()) -> C:
+    """Read a YAML file of any kind of run and apply dotted overrides.
 
     Args:
         path: The YAML file; keys that it leaves out keep the dataclasses' defaults.
+        kind: `RunConfig`, or a dataclass that adds groups to it.
         overrides: Command-line words such as `["--optim.lr", "0.02"]` or `["--optim.lr=0.02"]`.
 
     Raises:
@@ -309,8 +318,8 @@ def load_run_config(path: str | Path, *, overrides: Sequence[str] = ()) -> RunCo
     from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
     path = Path(path)
-    _check_keys(_read_yaml(path), f"{path}")
-    keys = config_keys()
+    _check_keys(_read_yaml(path), f"{path}", kind)
+    keys = config_keys(kind)
     for word in overrides:
         name = word[2:].partition("=")[0]
         if word.startswith("--") and name not in keys:
@@ -318,13 +327,13 @@ def load_run_config(path: str | Path, *, overrides: Sequence[str] = ()) -> RunCo
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
-    add_run_arguments(parser)
+    add_run_arguments(parser, kind)
     try:
         namespace = parser.parse_args([f"--config={path}", *overrides])
     except ArgumentError as error:
         raise ConfigError(f"{path} with the given options: {' '.join(str(error).split())}") from None
     del namespace["config"]
-    return run_config_from_dict(namespace.as_dict())
+    return _from_dict(namespace.as_dict(), kind)
 
 
 def run_config_from_dict(values: Mapping[str, Any]) -> RunConfig:
@@ -333,11 +342,13 @@ def run_config_from_dict(values: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: A key does not exist, or a value makes no sense.
     """
-    _check_keys(values, "config")
-    hints = typing.get_type_hints(RunConfig)
-    return RunConfig(
-        **{key: hints[key](**value) if isinstance(value, Mapping) else value for key, value in values.items()}
-    )
+    return _from_dict(values, RunConfig)
+
+
+def _from_dict(values: Mapping[str, Any], kind: type[C]) -> C:
+    _check_keys(values, "config", kind)
+    hints = typing.get_type_hints(kind)
+    return kind(**{key: hints[key](**value) if isinstance(value, Mapping) else value for key, value in values.items()})
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
@@ -352,9 +363,9 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     return tree
 
 
-def _check_keys(tree: Mapping[str, Any], where: str) -> None:
+def _check_keys(tree: Mapping[str, Any], where: str, kind: type[RunConfig]) -> None:
     """Refuse a key that no dataclass has, naming where it stands and the nearest key that exists."""
-    keys = config_keys()
+    keys = config_keys(kind)
     groups = {key.partition(".")[0] for key in keys if "." in key}
     for group, values in tree.items():
         if group in groups and not isinstance(values, Mapping):

@@ -19,13 +19,24 @@ OTHERS = sorted((PACKAGE.parent / "tools").rglob("*.py")) + sorted((PACKAGE.pare
 LAYERS = [
     {"errors", "files"},
     {"blueprints", "canvas", "class_balance", "config", "labels", "preparation", "rectify", "sources"} | {"weights"},
-    {"checkpoint", "classes_file", "conversion", "download", "heads", "heads_mmseg", "inference", "losses", "metrics"}
+    {
+        "checkpoint",
+        "classes_file",
+        "conversion",
+        "download",
+        "heads",
+        "heads_mmseg",
+        "inference",
+        "losses",
+        "metrics",
+        "pretraining",
+    }
     | {"resnest", "samples", "scenes", "schedules", "submission", "transforms", "visualize"},
     {"datasets", "engine", "loader", "optim", "published", "smp"},
-    {"folder", "inspection", "parts"},
+    {"class_folder", "folder", "inspection", "parts"},
     {"catalog", "segmenter"},
     {"budget", "doctor", "evaluation", "finetune", "zoo"},
-    {"predictor", "training"},
+    {"classification", "predictor", "training"},
     {"__init__"},
 ]
 
