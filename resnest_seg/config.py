@@ -7,14 +7,14 @@ checkpoint are all derived from them. This module imports no torch, so that `--h
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
+from resnest_seg.config_checks import check_values
 from resnest_seg.errors import ConfigError, unknown_name
 
 if typing.TYPE_CHECKING:
@@ -47,6 +47,9 @@ class ModelConfig:
     encoder_weights: str | None = None
     """What the encoder starts from: imagenet (published weights, downloaded once), a weight file of any published
     format, the name of a published checkpoint (tools/zoo_seg.py lists them), or null for fresh weights."""
+    weights: str | None = None
+    """What the whole model starts from, in place of encoder_weights: a run folder, a weight file of any known format or
+    the name of a published checkpoint. What does not fit, as the classifier of other classes, stays fresh."""
     drop_block: float = 0.0
     """Share of pixels that DropBlock clears in the last two stages while training."""
     drop_path: float = 0.0
@@ -109,26 +112,47 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """SGD and its schedule."""
+    """The optimiser, what it trains, and its schedule."""
 
+    optimizer: str = "sgd"
+    """Optimiser: sgd (with momentum) or adamw."""
     lr: float = 0.01
-    """Learning rate of the encoder at the first step, for the effective batch of train.batch_size."""
+    """Highest learning rate of the encoder, for an effective batch of reference_batch images."""
+    reference_batch: int | None = 16
+    """Effective batch that lr and min_lr are meant for: they are scaled by train.batch_size / reference_batch. null
+    takes them as they are, whatever the batch."""
     head_lr_factor: float = 10.0
-    """Learning rate of the heads, times lr."""
+    """Learning rate of the heads, times that of the encoder."""
+    layer_decay: float = 1.0
+    """Learning rate of each encoder stage, times that of the next: layer4 has lr * layer_decay, layer3 that times
+    layer_decay, and so on to the stem. 1 trains all stages alike."""
+    freeze: str | None = None
+    """What is not trained, comma-separated: stem, layer1, layer2, layer3, layer4, encoder (all of these); bn keeps the
+    statistics of the encoder's batch norms as they are, head_bn those of the heads'. null trains everything."""
     momentum: float = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD; the first beta of AdamW."""
     weight_decay: float = 1e-4
-    """L2 penalty on all parameters."""
+    """L2 penalty of SGD; decoupled decay of AdamW."""
+    decay: str = "all"
+    """What weight_decay applies to: all parameters, or weights only, which leaves out norms and biases."""
+    schedule: str = "poly"
+    """Course of the learning rate after the warm-up: poly, (1 - t) ** power, or cosine, (1 + cos(pi t)) / 2."""
     power: float = 0.9
-    """Exponent of the poly schedule: lr * (1 - step / steps) ** power."""
+    """Exponent of the poly schedule."""
+    min_lr: float = 0.0
+    """Learning rate that the schedule ends at, in the unit of lr."""
+    warmup: float = 0.0
+    """Length of the linear warm-up from lr / 1000: in epochs where train.epochs counts, else in iterations."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The training loop."""
 
-    epochs: int = 120
-    """Passes over the training split."""
+    epochs: int | None = 120
+    """Length of the run in passes over the training split; null where train.iterations counts."""
+    iterations: int | None = None
+    """Length of the run in optimiser steps, whatever the size of the training split; null where train.epochs counts."""
     batch_size: int = 16
     """Effective batch: images per optimiser step over all processes and accumulated micro-batches."""
     accumulation: int = 1
@@ -139,8 +163,6 @@ class TrainConfig:
     """Arithmetic: fp32, bf16, fp16, or auto (bf16 or fp16 on a GPU that has it, fp32 elsewhere)."""
     sync_bn: bool = True
     """Share batch statistics between processes (several GPU processes only)."""
-    freeze_bn: bool = False
-    """Keep batch norm's statistics as they are, those of the weights the run starts from; its weights still learn."""
     parallel: str = "ddp"
     """How several processes share a model: ddp (each holds all of it) or fsdp (each holds a part: less memory)."""
     ema: float = 0.0
@@ -193,59 +215,10 @@ class RunConfig:
     """Run folder, must not exist yet; null makes runs/<name of the config file>."""
 
     def __post_init__(self) -> None:
-        _check_values(self)
+        check_values(flatten(self))
 
 
-def _check_values(config: RunConfig) -> None:
-    """Refuse values that have the right type and make no sense; names are checked where they are looked up."""
-    positive = ["model.in_channels", "eval.memory"]
-    positive += [f"data.{name}" for name in ("base_size", "long_edge", "crop_size", "scale_min")]
-    positive += [f"optim.{name}" for name in ("lr", "head_lr_factor", "power")]
-    positive += [f"train.{name}" for name in ("epochs", "batch_size", "accumulation", "validate_every", "log_every")]
-    positive += ["train.keep"]
-    not_negative = (
-        "train.validate_every_steps",
-        "train.patience",
-        "train.save_every",
-        "data.workers",
-        "data.check",
-        "data.rotate",
-        "data.color_jitter",
-        "optim.weight_decay",
-        "train.aux_weight",
-        "eval.sheet",
-        "seed",
-    )
-    flat = flatten(config)
-    for key, value in flat.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{key} must be a finite number, not {value}.")
-    if config.seed >= 2**63:
-        raise ConfigError(f"seed must be below 2 ** 63, not {config.seed}.")
-    for key in positive:
-        if not flat[key] > 0:
-            raise ConfigError(f"{key} must be greater than 0, not {flat[key]}.")
-    for key in not_negative:
-        if not flat[key] >= 0:
-            raise ConfigError(f"{key} must not be negative, it is {flat[key]}.")
-    shares = [f"data.{name}" for name in ("flip", "blur", "coarse_dropout", "class_mix")]
-    for key in (*shares, "optim.momentum", "model.drop_block", "model.drop_path"):
-        if not 0 <= flat[key] <= 1:
-            raise ConfigError(f"{key} must lie in 0..1, not {flat[key]}.")
-    if config.data.scale_max < config.data.scale_min:
-        raise ConfigError(
-            f"data.scale_max ({config.data.scale_max}) is below data.scale_min ({config.data.scale_min})."
-        )
-    if config.data.crop_width is not None and config.data.crop_width < 1:
-        raise ConfigError(f"data.crop_width must be at least 1 or null, not {config.data.crop_width}.")
-    if config.data.rare_class is not None and not config.data.rare_class > 0:
-        raise ConfigError(f"data.rare_class must be greater than 0 or null, not {config.data.rare_class}.")
-    if config.eval.limit is not None and config.eval.limit < 1:
-        raise ConfigError(f"eval.limit must be at least 1 or null, not {config.eval.limit}.")
-    if not 0 <= config.train.ema < 1:
-        raise ConfigError(f"train.ema must be at least 0 and below 1, not {config.train.ema}.")
-    if config.model.output_stride not in (8, 16, 32):
-        raise ConfigError(f"model.output_stride must be 8, 16 or 32, not {config.model.output_stride}.")
+C = TypeVar("C", bound=RunConfig)
 
 
 def config_keys(owner: type = RunConfig, prefix: str = "") -> list[str]:
@@ -277,16 +250,22 @@ def to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
-def add_run_arguments(parser: ArgumentParser) -> None:
-    """Add every key of `RunConfig` to a jsonargparse parser, documented by the dataclasses' own text."""
-    parser.add_class_arguments(RunConfig)
+def add_run_arguments(parser: ArgumentParser, kind: type[RunConfig] = RunConfig) -> None:
+    """Add every key of a kind of config to a jsonargparse parser, documented by the dataclasses' own text."""
+    parser.add_class_arguments(kind)
 
 
 def load_run_config(path: str | Path, *, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run's YAML file and apply dotted overrides.
+    """Read a run's YAML file and apply dotted overrides; see `load_config`."""
+    return load_config(path, RunConfig, overrides=overrides)
+
+
+def load_config(path: str | Path, kind: type[C], *, overrides: Sequence[str] = ()) -> C:
+    """Read a YAML file of any kind of run and apply dotted overrides.
 
     Args:
         path: The YAML file; keys that it leaves out keep the dataclasses' defaults.
+        kind: `RunConfig`, or a dataclass that adds groups to it.
         overrides: Command-line words such as `["--optim.lr", "0.02"]` or `["--optim.lr=0.02"]`.
 
     Raises:
@@ -296,8 +275,8 @@ def load_run_config(path: str | Path, *, overrides: Sequence[str] = ()) -> RunCo
     from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
     path = Path(path)
-    _check_keys(_read_yaml(path), f"{path}")
-    keys = config_keys()
+    _check_keys(_read_yaml(path), f"{path}", kind)
+    keys = config_keys(kind)
     for word in overrides:
         name = word[2:].partition("=")[0]
         if word.startswith("--") and name not in keys:
@@ -305,13 +284,13 @@ def load_run_config(path: str | Path, *, overrides: Sequence[str] = ()) -> RunCo
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
-    add_run_arguments(parser)
+    add_run_arguments(parser, kind)
     try:
         namespace = parser.parse_args([f"--config={path}", *overrides])
     except ArgumentError as error:
         raise ConfigError(f"{path} with the given options: {' '.join(str(error).split())}") from None
     del namespace["config"]
-    return run_config_from_dict(namespace.as_dict())
+    return _from_dict(namespace.as_dict(), kind)
 
 
 def run_config_from_dict(values: Mapping[str, Any]) -> RunConfig:
@@ -320,11 +299,13 @@ def run_config_from_dict(values: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: A key does not exist, or a value makes no sense.
     """
-    _check_keys(values, "config")
-    hints = typing.get_type_hints(RunConfig)
-    return RunConfig(
-        **{key: hints[key](**value) if isinstance(value, Mapping) else value for key, value in values.items()}
-    )
+    return _from_dict(values, RunConfig)
+
+
+def _from_dict(values: Mapping[str, Any], kind: type[C]) -> C:
+    _check_keys(values, "config", kind)
+    hints = typing.get_type_hints(kind)
+    return kind(**{key: hints[key](**value) if isinstance(value, Mapping) else value for key, value in values.items()})
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
@@ -339,9 +320,9 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     return tree
 
 
-def _check_keys(tree: Mapping[str, Any], where: str) -> None:
+def _check_keys(tree: Mapping[str, Any], where: str, kind: type[RunConfig]) -> None:
     """Refuse a key that no dataclass has, naming where it stands and the nearest key that exists."""
-    keys = config_keys()
+    keys = config_keys(kind)
     groups = {key.partition(".")[0] for key in keys if "." in key}
     for group, values in tree.items():
         if group in groups and not isinstance(values, Mapping):

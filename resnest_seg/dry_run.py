@@ -85,12 +85,13 @@ def dry_run(config: RunConfig) -> str:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a dry run takes one process: start it without torchrun.")
-    real = {split: _data(config, split) for split in ("train", config.eval.split)}
+    real = {split: data_or_stand_in(config, split) for split in ("train", config.eval.split)}
     train = FirstOf(real["train"], 2 * config.train.batch_size)
     validation = FirstOf(real[config.eval.split], IMAGES)
-    short = dataclasses.replace(config.train, epochs=1, validate_every=1, validate_every_steps=0, log_every=1)
-    short = dataclasses.replace(short, trackers="none")
-    config = dataclasses.replace(config, train=short)
+    short = dataclasses.replace(config.train, epochs=1, iterations=None, validate_every=1, log_every=1)
+    short = dataclasses.replace(short, validate_every_steps=0, trackers="none")
+    optim = dataclasses.replace(config.optim, warmup=0.0)  # it may be longer than two steps
+    config = dataclasses.replace(config, train=short, optim=optim)
     with tempfile.TemporaryDirectory(prefix="resnest_seg_dry_run_") as folder:
         output = Path(folder) / "run"
         for resume in (False, True):
@@ -120,8 +121,12 @@ def dry_run(config: RunConfig) -> str:
     )
 
 
-def _data(config: RunConfig, split: str) -> SegmentationDataset:
-    """A split of the run's data, or what stands in for it."""
+def data_or_stand_in(config: RunConfig, split: str) -> SegmentationDataset:
+    """A split of the run's data, or what stands in for it.
+
+    Raises:
+        ConfigError: Unknown data set, or a wrong file of classes.
+    """
     data = config.data
     if data.dataset not in DATASETS:
         raise unknown_name("data set", data.dataset, DATASETS)

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from resnest_seg.config import RunConfig
 from resnest_seg.errors import ConfigError, unknown_name
+from resnest_seg.optim import frozen_names
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Our names of precisions -> accelerate's."""
@@ -56,11 +57,13 @@ def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
             f"train.batch_size ({config.train.batch_size}) must be a multiple of train.accumulation x processes "
             f"({config.train.accumulation} x {engine.num_processes})."
         )
-    lonely = config.train.batch_size // shares == 1 and not config.train.freeze_bn
-    if lonely and not shares_statistics(config, engine):
+    names = set(frozen_names(config.optim))
+    frozen = "head_bn" in names and bool(names & {"bn", "encoder"})
+    if config.train.batch_size // shares == 1 and not frozen and not shares_statistics(config, engine):
         raise ConfigError(
             f"train.batch_size ({config.train.batch_size}) leaves one image for each of {config.train.accumulation} "
-            f"micro-batches x {engine.num_processes} processes, and batch norm needs two. Lower train.accumulation."
+            f"micro-batches x {engine.num_processes} processes, and batch norm needs two. Lower train.accumulation, or "
+            "keep the statistics of all batch norms with optim.freeze bn,head_bn."
         )
     return engine
 

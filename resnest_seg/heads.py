@@ -132,10 +132,11 @@ class ClassifierHead(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(0.0)  # training sets its probability
         self.fc = nn.Linear(in_channels, num_classes)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        logits: Tensor = self.fc(features[-1].mean(dim=(2, 3)))
+        logits: Tensor = self.fc(self.dropout(features[-1].mean(dim=(2, 3))))
         return logits[..., None, None]
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import DropBlock2d, StochasticDepth
+from torchvision.ops import DropBlock2d, StochasticDepth, drop_block2d
 
 from resnest_seg.blueprints import (
     DILATIONS,
@@ -43,7 +43,8 @@ class DropBlock(DropBlock2d):  # type: ignore[misc]  # torchvision has no types
         super().__init__(probability, block_size=3)
 
     def forward(self, x: Tensor) -> Tensor:
-        kept: Tensor = super().forward(x.float())
+        size = 1 if min(x.shape[2:]) == 2 else self.block_size  # torchvision cuts blocks to the features, not to even
+        kept: Tensor = drop_block2d(x.float(), self.p, size, training=self.training)
         return kept.to(x.dtype)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import math
 import platform
 import sys
 from collections.abc import Collection, Iterator
@@ -22,7 +23,6 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnest_seg.checkpoint import BEST, CONFIG, LAST, Checkpoint, TrainingState, optimizer_tensors, restore_optimizer
 from resnest_seg.config import RunConfig, flatten
@@ -32,10 +32,11 @@ from resnest_seg.errors import CheckpointError
 from resnest_seg.evaluation import check_fits
 from resnest_seg.loader import Batch, build_loader, training_batches
 from resnest_seg.losses import SegmentationLoss, labelled_pixels
-from resnest_seg.optim import build_optimizer, poly_lr, set_lr
+from resnest_seg.optim import build_optimizer, freeze, hold_frozen, set_lr
 from resnest_seg.protocols import protocol
 from resnest_seg.run_folder import MACHINE, METRICS, RunFolder, config_changes
 from resnest_seg.samples import SegmentationDataset
+from resnest_seg.schedules import Schedule, describe_lr
 from resnest_seg.segmenter import Segmenter, load_weights
 from resnest_seg.sharding import gradients_stay, part_like, shard, whole
 from resnest_seg.transforms import TrainTransform, sample_seed
@@ -86,7 +87,8 @@ class Trainer:
             check_fits(segmenter, dataset)
         self.folder = RunFolder(output, keep=config.train.keep)
         self.steps_per_epoch = max(len(train) // config.train.batch_size, 1)
-        self.steps = config.train.epochs * self.steps_per_epoch
+        self.schedule = Schedule.from_config(config, steps_per_epoch=self.steps_per_epoch)
+        self.steps = self.schedule.steps
         self.step, self.best_mean_iou, self.validated_step, self.stale_validations = 0, -1.0, 0, 0
         self.stopped_by: int | None = None
         self.changes: list[str] = []
@@ -107,6 +109,7 @@ class Trainer:
         if shares_statistics(self.config, self.engine):
             segmenter = torch.nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)
         self.segmenter = segmenter.to(self.engine.device)
+        freeze(self.segmenter, self.config.optim)
         self.splits = splits_model(self.config, self.engine)
         # What is validated and kept as best: whole on every process.
         apart = self.splits or self.config.train.ema > 0
@@ -154,7 +157,7 @@ class Trainer:
                 self._validate(stop, progress)
             self.gauge.restart()
             while not self.finished and self.stopped_by is None and self.step != until:
-                lr = poly_lr(self.step, steps=self.steps, lr=self.config.optim.lr, power=self.config.optim.power)
+                lr = self.schedule(self.step)
                 set_lr(self.optimizer, lr)
                 with self.gauge.waiting():
                     parts = list(itertools.islice(batches, self.config.train.accumulation))
@@ -177,10 +180,7 @@ class Trainer:
     def _optimise(self, parts: list[Batch]) -> tuple[float, float]:
         """One optimiser step over the micro-batches of the effective batch; returns its loss and gradient norm."""
         self.model.train()
-        if self.config.train.freeze_bn:
-            for module in self.model.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+        hold_frozen(self.segmenter, self.config.optim)
         torch.manual_seed(sample_seed(self.config.seed, self.step, self.engine.process_index))  # dropout's
         device, processes = self.engine.device, self.engine.num_processes
         pixels = sum((labelled_pixels(part.labels) for part in parts), torch.zeros((), dtype=torch.int64)).to(device)
@@ -272,8 +272,8 @@ class Trainer:
         scores = report.scores[self.config.eval.protocol]
         self._log(METRICS, "validation", {"mean_iou": scores.mean_iou, "pixel_accuracy": scores.pixel_accuracy})
         self.console.print(
-            f"epoch {self.epoch:>3}/{self.config.train.epochs}  step {self.step}  {report.split} mIoU "
-            f"{100 * scores.mean_iou:.2f}  pixel accuracy {100 * scores.pixel_accuracy:.2f}"
+            f"epoch {self.epoch:>3}/{math.ceil(self.steps / self.steps_per_epoch)}  step {self.step}  {report.split} "
+            f"mIoU {100 * scores.mean_iou:.2f}  pixel accuracy {100 * scores.pixel_accuracy:.2f}"
         )
         self.validator.draw(sheet, report, folder=self.output, epoch=self.epoch, step=self.step)
         self.stale_validations += 1
@@ -317,9 +317,10 @@ class Trainer:
         precision = next(name for name, theirs in PRECISIONS.items() if theirs == self.engine.mixed_precision)
         self.console.print(
             f"{self.segmenter.description}, {len(self.validation.label_space)} classes; "
-            f"{len(self.train)} training images, {self.config.train.epochs} epochs = {self.steps} steps of "
+            f"{len(self.train)} training images, {self.steps / self.steps_per_epoch:g} epochs = {self.steps} steps of "
             f"{self.config.train.batch_size} images ({self.config.train.accumulation} micro-batches x "
-            f"{self.engine.num_processes} processes) on {self.engine.device}, {precision}; run folder {self.output}",
+            f"{self.engine.num_processes} processes) on {self.engine.device}, {precision}, "
+            f"{describe_lr(self.config)}; run folder {self.output}",
             soft_wrap=True,
         )
 

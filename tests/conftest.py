@@ -47,6 +47,7 @@ TINY = [
     "--model.encoder_weights=null",
     "--train.epochs=1",
     "--train.batch_size=2",
+    "--optim.reference_batch=null",
     "--eval.limit=2",
     "--eval.sheet=2",
 ]

@@ -22,8 +22,8 @@ from resnest_seg.training import Trainer
 CONFIG = RunConfig(
     model=ModelConfig(encoder="resnest14_tiny", head="fcn", output_stride=32),
     data=DataConfig(base_size=56, crop_size=32, workers=0),
-    optim=OptimConfig(lr=0.02, head_lr_factor=3),
-    train=TrainConfig(epochs=3, batch_size=4, freeze_bn=True, ema=0.5, keep=9, log_every=1, trackers="none"),
+    optim=OptimConfig(lr=0.02, reference_batch=None, head_lr_factor=3, freeze="bn,head_bn"),
+    train=TrainConfig(epochs=3, batch_size=4, ema=0.5, keep=9, log_every=1, trackers="none"),
     eval=EvalConfig(sheet=0),
 )
 """Six steps of four images, batch norm frozen, no dropout: then only the order of sums tells the ways apart."""

@@ -18,6 +18,7 @@ from resnest_seg.config import (
 from resnest_seg.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = [path for path in CONFIGS if "_classifier_" not in path.stem]  # see test_pretraining.py
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -28,10 +29,110 @@ def test_a_shipped_config_is_whole_and_says_what_it_is(path):
              for group, values in tree.items() for key in (values if isinstance(values, dict) else [None])]  # fmt: skip
     assert given == config_keys()
     config = load_run_config(path)
-    assert path.stem == f"{config.data.dataset}_{config.model.head}_{config.model.encoder}"
+    suffix = "_mmseg" if config.model.family == "mmseg" else ""
+    assert path.stem == f"{config.data.dataset}_{config.model.head}_{config.model.encoder}{suffix}"
     header = [line for line in text.splitlines() if line.startswith("#")]
     for word in ("What for:", "Expect:", "Takes:", "Command:"):
         assert any(word in line for line in header), f"{path.name} has no line {word}"
+    assert header[0].startswith(f"# {TITLES[config.model.head]} on ")
+    commands = [line for line in header if f"tools/train_seg.py --config configs/{path.name}" in line]
+    assert commands or path.stem in SHORT, f"{path.name} does not say how to train it"
+
+
+TITLES = {"fcn": "FCN", "deeplabv3": "DeepLabV3", "pspnet": "PSPNet", "deeplabv3plus": "DeepLabV3+"}
+
+SHORT = ("ade20k_deeplabv3_resnest50", "cityscapes_deeplabv3_resnest50", "camvid_deeplabv3_resnest50",
+         "folder_deeplabv3_resnest50", "synthetic_fcn_resnest14_tiny")  # fmt: skip
+"""Trained with --dataset NAME alone."""
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_network_of_a_shipped_config_can_be_built(path):
+    """Without memory or weights; the names are those of the published file where there is one."""
+    import torch
+
+    from resnest_seg.published import PUBLISHED
+    from resnest_seg.segmenter import segmenter_for
+
+    config = load_run_config(path)
+    with torch.device("meta"):
+        segmenter = segmenter_for(config, None, num_classes=NUM_CLASSES[config.data.dataset], pretrained=False)
+    source = {"mmseg": "mmseg", "encoding": "encoding"}[config.model.family]
+    network = (source, config.model.encoder, config.model.head, config.data.dataset)
+    for entry in PUBLISHED:
+        if (entry.source, entry.encoder, entry.head, entry.dataset) == network:
+            millions = sum(parameter.numel() for parameter in segmenter.parameters()) / 1e6
+            assert millions == pytest.approx(entry.millions, abs=0.01)
+
+
+NUM_CLASSES = {"ade20k": 150, "cityscapes": 19, "camvid": 11, "synthetic": 10, "folder": 2}
+
+FIGURES = {
+    # The published figures, as the sources print them: name -> single scale and several, or several and pixel accuracy
+    "ade20k_fcn_resnest50": "42.94 mIoU and 80.18 pixel accuracy",
+    "ade20k_deeplabv3_resnest50": "45.12 mIoU and 81.17 pixel accuracy",
+    "ade20k_deeplabv3_resnest101": "46.91 mIoU and 82.07 pixel accuracy",
+    "ade20k_deeplabv3_resnest200": "48.36 mIoU and 82.45 pixel accuracy",
+    "ade20k_deeplabv3_resnest269": "47.60 mIoU and 82.62 pixel accuracy",
+    "ade20k_fcn_resnest101_mmseg": "45.62 mIoU (single scale) and 46.16",
+    "ade20k_pspnet_resnest101_mmseg": "45.44 mIoU (single scale) and 46.28",
+    "ade20k_deeplabv3_resnest101_mmseg": "45.71 mIoU (single scale) and 46.59",
+    "ade20k_deeplabv3plus_resnest101_mmseg": "46.47 mIoU (single scale) and 47.27",
+    "cityscapes_fcn_resnest101_mmseg": "77.56 mIoU (single scale) and 78.98",
+    "cityscapes_pspnet_resnest101_mmseg": "78.57 mIoU (single scale) and 79.19",
+    "cityscapes_deeplabv3_resnest101_mmseg": "79.67 mIoU (single scale) and 80.51",
+    "cityscapes_deeplabv3plus_resnest101_mmseg": "79.62 mIoU (single scale) and 80.27",
+}
+
+ENCODING = {"optim.optimizer": "sgd", "optim.momentum": 0.9, "optim.lr": 0.01, "optim.reference_batch": 16,
+            "train.batch_size": 16, "optim.weight_decay": 1e-4, "optim.decay": "all", "optim.head_lr_factor": 10,
+            "optim.schedule": "poly", "optim.power": 0.9, "optim.min_lr": 0, "optim.warmup": 0, "train.aux_weight": 0.2,
+            "data.base_size": 520, "data.crop_size": 480, "data.recipe": "encoding", "data.flip": 0.5,
+            "data.scale_min": 0.5, "data.scale_max": 2, "data.blur": 0, "train.sync_bn": True,
+            "model.dilation": "encoding", "model.output_stride": 8, "model.encoder_weights": "imagenet"}  # fmt: skip
+"""PyTorch-Encoding on ADE20K."""
+
+MMSEG = ENCODING | {"optim.weight_decay": 5e-4, "optim.head_lr_factor": 1, "optim.min_lr": 1e-4,
+                    "train.aux_weight": 0.4, "data.base_size": 512, "data.long_edge": 2048, "data.crop_size": 512,
+                    "data.recipe": "mmseg", "train.epochs": None, "train.iterations": 160_000,
+                    "model.dilation": "mmseg"}  # fmt: skip
+"""mmsegmentation on ADE20K."""
+
+CITYSCAPES = {"data.base_size": 1024, "data.crop_width": 1024, "train.iterations": 80_000, "train.batch_size": 8,
+              "optim.reference_batch": 8}  # fmt: skip
+"""What is different there on Cityscapes."""
+
+GLUON = {"data.base_size": 2048, "data.crop_size": 768, "train.batch_size": 16, "train.epochs": 240}
+"""GluonCV on Cityscapes."""
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_recipes_are_the_published_ones(path):
+    config, text = load_run_config(path), path.read_text(encoding="utf-8")
+    header, flat = " ".join(text.partition("model:")[0].split()), flatten(config)
+    if path.stem in FIGURES:
+        assert f"the recipe behind {'the' if path.stem[-6:] != '_mmseg' else 'mmsegmentation'}" in header
+        assert FIGURES[path.stem] in header
+    else:
+        assert "the recipe behind" not in header
+    if config.data.dataset not in ("ade20k", "cityscapes"):
+        return
+    expected = MMSEG if config.model.family == "mmseg" else ENCODING
+    if config.data.dataset == "cityscapes":
+        expected = expected | (CITYSCAPES if config.model.family == "mmseg" else GLUON)
+    elif config.model.family == "encoding":
+        expected = expected | {"train.epochs": 180 if config.model.encoder in ("resnest101", "resnest200") else 120}
+    assert {key: flat[key] for key in expected} == expected
+    photos = {"ade20k": 20_210, "cityscapes": 2_975}[config.data.dataset]
+    steps = config.train.iterations or config.train.epochs * (photos // config.train.batch_size)
+    assert f"{steps:,} steps of {config.train.batch_size} images" in header
+
+
+def test_there_is_a_recipe_for_every_published_pair():
+    stems = {path.stem for path in CONFIGS}
+    assert set(FIGURES) <= stems
+    assert {f"ade20k_{head}_resnest{depth}" for head in ("fcn", "deeplabv3") for depth in (50, 101, 200, 269)} <= stems
+    assert {f"cityscapes_deeplabv3_resnest{depth}" for depth in (50, 101)} <= stems
 
 
 def test_a_config_survives_the_way_through_its_file(tmp_path):
@@ -54,10 +155,15 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     ("text", "says"),
     [
         ("optim:\n  lrr: 1", "unknown key in {path}: 'optim.lrr'. Did you mean 'optim.lr'?"),
+        ("train:\n  iterations: 9", "exactly one of train.epochs (120) and train.iterations (9) must be given"),
+        ("train:\n  epochs: null", "exactly one of train.epochs (None) and train.iterations (None)"),
+        ("optim:\n  layer_decay: 0", "optim.layer_decay must be above 0 and at most 1, not 0"),
+        ("optim:\n  min_lr: 1", "optim.min_lr (1.0) is above optim.lr (0.01)"),
+        ("optim:\n  reference_batch: 0", "optim.reference_batch must be at least 1 or null"),
         ("optims:\n  lr: 1", "unknown key in {path}: 'optims'."),
         ("optim:\n  lr: fast", 'Parser key "optim.lr"'),
         ("train:\n  epochs: 2.5", 'Parser key "train.epochs"'),
-        ("train:\n  epochs: 0", "train.epochs must be greater than 0, not 0"),
+        ("train:\n  epochs: 0", "train.epochs must be at least 1 or null, not 0"),
         ("data:\n  flip: 1.5", "data.flip must lie in 0..1"),
         ("data:\n  scale_min: 3", "data.scale_max (2.0) is below data.scale_min (3.0)"),
         ("model:\n  output_stride: 7", "model.output_stride must be 8, 16 or 32, not 7"),

@@ -17,38 +17,42 @@ FILES = sorted(PACKAGE.glob("*.py"))
 OTHERS = sorted((PACKAGE.parent / "tools").rglob("*.py")) + sorted((PACKAGE.parent / "datasets").glob("*.py"))
 
 LAYER_NAMES = """
-dry_run errors files validation
+blueprints canvas class_balance ema errors files heads heads_mmseg rectify sharding
 /
-blueprints canvas class_balance config inputs labels preparation protocols rectify sources video weights
+config_checks fusion inputs labels large preparation protocols resnest scenes sources video watch weights
 /
-boundaries calibration checkpoint classes_file conversion download ema fusion heads heads_mmseg large losses metrics
-polygons resnest samples scenes sharding submission transforms views visualize watch
+boundaries calibration classes_file config download large_labels losses metrics polygons samples smp submission
+views visualize
 /
-datasets engine inference large_labels loader optim published report run_folder smp
+checkpoint conversion datasets inference optim pretraining published report schedules transforms
 /
-folder inspection parts
+engine folder loader parts run_folder
 /
-catalog segmenter
+catalog class_folder inspection segmenter
 /
-doctor running zoo
+budget classification doctor finetune running zoo
 /
-evaluation
+evaluation predictor
 /
-predictor training
+validation
 /
-__init__
+training
+/
+__init__ dry_run
 """
 LAYERS = [set(layer.split()) for layer in LAYER_NAMES.split("/")]
 
 CONFIG_KEYS = """
 model.encoder model.head model.family model.output_stride model.dilation model.aux_head model.in_channels
-model.encoder_weights model.drop_block model.drop_path model.zero_gamma model.rectify model.checkpointing data.dataset
-data.root data.classes data.recipe data.base_size data.long_edge data.crop_size data.crop_width data.scale_min
-data.scale_max data.flip data.rotate data.color_jitter data.blur data.coarse_dropout data.class_mix data.rare_class
-data.check data.workers optim.lr optim.head_lr_factor optim.momentum optim.weight_decay optim.power train.epochs
-train.batch_size train.accumulation train.aux_weight train.precision train.sync_bn train.freeze_bn train.parallel
-train.ema train.validate_every train.validate_every_steps train.patience train.save_every train.keep train.log_every
-train.trackers eval.split eval.protocol eval.limit eval.sheet eval.memory seed output
+model.encoder_weights model.weights model.drop_block model.drop_path model.zero_gamma model.rectify
+model.checkpointing data.dataset data.root data.classes data.recipe data.base_size data.long_edge data.crop_size
+data.crop_width data.scale_min data.scale_max data.flip data.rotate data.color_jitter data.blur data.coarse_dropout
+data.class_mix data.rare_class data.check data.workers optim.optimizer optim.lr optim.reference_batch
+optim.head_lr_factor optim.layer_decay optim.freeze optim.momentum optim.weight_decay optim.decay optim.schedule
+optim.power optim.min_lr optim.warmup train.epochs train.iterations train.batch_size train.accumulation
+train.aux_weight train.precision train.sync_bn train.parallel train.ema train.validate_every
+train.validate_every_steps train.patience train.save_every train.keep train.log_every train.trackers eval.split
+eval.protocol eval.limit eval.sheet eval.memory seed output
 """
 
 PUBLIC = """

@@ -303,3 +303,17 @@ def test_wrong_choices_name_the_right_ones(change, message):
     with pytest.raises(ConfigError) as error:
         build_encoder(values.pop("name"), **values)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 2), (2, 7), (3, 2), (4, 4)])
+def test_drop_block_takes_features_of_any_size(size):
+    """torchvision's own refuses a side of two pixels, where its 3x3 blocks become even."""
+    from resnest_seg.resnest import DropBlock
+
+    torch.manual_seed(0)
+    x = torch.ones(64, 8, *size)
+    out = DropBlock(0.3).train()(x)
+    assert out.shape == x.shape
+    assert (out == 0).any()
+    assert (out > 0).any()
+    assert torch.equal(DropBlock(0.3).eval()(x), x)

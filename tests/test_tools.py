@@ -18,6 +18,7 @@ from PIL import Image
 from reference import filled_state, original_keys
 
 from resnest_seg.checkpoint import BEST, LAST, Checkpoint
+from resnest_seg.config import load_run_config
 from resnest_seg.datasets import Synthetic
 from resnest_seg.published import published_names
 from resnest_seg.samples import read_image
@@ -58,6 +59,19 @@ def test_a_folder_of_ones_own_trains_and_evaluates(tool, tmp_path):
     assert tool("train_seg")(*words, *(f"--data.{key}={value}" for key, value in options.items())) == 0
     assert tool("eval_seg")("--checkpoint", output, "--limit", 2, "--workers", 0) == 0
     assert json.loads((output / "eval_folder_val_first2.json").read_text())["classes"] == list(space.names)
+
+
+def test_a_run_starts_from_another_runs_weights(run, tool, tmp_path, capsys):
+    """From ten classes of streets to eleven: the report says which layers stay fresh."""
+    root, output = fake_data.make("camvid", tmp_path / "data", count=2), tmp_path / "run"
+    words = ["--dataset", "camvid", "--data.root", root, "--output", output, *TINY]
+    words += ["--model.encoder=resnest14_tiny", "--model.head=fcn", "--model.weights", run, "--optim.freeze=stem,bn"]
+    assert tool("train_seg")(*words) == 0
+    assert " and 3 more (it decides between other classes" in capsys.readouterr().out
+    first, second = Checkpoint.load(run / BEST).weights, Checkpoint.load(output / LAST).weights
+    for key in ("encoder.conv1.0.weight", "encoder.layer4.0.bn3.running_var"):
+        assert torch.equal(first[key], second[key]), key
+    assert not torch.equal(first["encoder.layer4.0.conv1.weight"], second["encoder.layer4.0.conv1.weight"])
 
 
 @pytest.mark.parametrize("name", ["ade20k", "camvid", "cityscapes"])
@@ -189,6 +203,23 @@ def test_the_benchmark_counts_the_same_network_twice(tool, tmp_path, capsys):
     assert "unknown encoder of timm 'resnet50'" in capsys.readouterr().err
 
 
+def test_a_run_is_divided_to_fit_and_the_run_folder_says_how(tool, tmp_path, capsys):
+    """The same division as the planning tool's, written into the config that a resumed run takes."""
+    output, words = tmp_path / "run", [*TINY, "--train.batch_size=64", "--model.checkpointing=true"]
+    assert tool("train_seg")("--dataset", "synthetic", "--output", output, *words, "--budget", "1.1") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "The recipe holds: 64 images a step" in text
+    config = load_run_config(output / "config.yaml")
+    assert (config.train.batch_size, config.train.accumulation, config.model.checkpointing) == (64, 2, False)
+    planned = ["--dataset", "synthetic", *words, "--memory", "1.1", "--device", "cpu"]
+    assert tool("budget_seg")(*planned) == 0
+    assert (
+        "train_seg.py --dataset synthetic --train.accumulation=2 --model.checkpointing=false" in capsys.readouterr().out
+    )
+    assert tool("budget_seg")("--dataset", "synthetic", "--memory", "1.0", "--devices", "2") == 2
+    assert "does not fit into 2 x cuda with 1.0 GiB" in capsys.readouterr().err
+
+
 TRAIN, EVAL, PREDICT, ZOO = "train_seg", "eval_seg", "predict_seg", "zoo_seg"
 
 
@@ -214,6 +245,17 @@ TRAIN, EVAL, PREDICT, ZOO = "train_seg", "eval_seg", "predict_seg", "zoo_seg"
             "unknown train.parallel 'dp'. Did you mean 'ddp'",
         ),
         (TRAIN, ["--dataset", "synthetic", "--train.trackers", "wandb,x"], "unknown train.trackers 'x'"),
+        (TRAIN, ["--resume", "{run}", "--budget", "auto"], "the batch was divided when the run began"),
+        (TRAIN, ["--dataset", "synthetic", "--budget", "much"], "--budget must be a number above 0, not 'much'"),
+        (TRAIN, ["--dataset", "synthetic", "--model.weights", "{tmp}/no"], "no such file, run folder or name"),
+        (
+            TRAIN,
+            ["--dataset", "synthetic", "--optim.freeze", "laier4"],
+            "unknown part in optim.freeze 'laier4'. Did you",
+        ),
+        (TRAIN, ["--dataset", "synthetic", "--train.iterations", "9"], "exactly one of train.epochs (12) and"),
+        ("budget_seg", [], "give one of --dataset NAME"),
+        ("budget_seg", ["--dataset", "ade20k", "--device", "tpu"], "--device must be cuda or cpu, not 'tpu'"),
         (EVAL, ["--checkpoint", "{tmp}/no"], "no checkpoint {tmp}/no"),
         (EVAL, ["--checkpoint", "{tmp}"], "is no run folder"),
         (EVAL, ["--checkpoint", "{tmp}/junk.pth"], "{tmp}/junk.pth is no checkpoint, or a damaged one"),

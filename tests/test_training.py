@@ -30,7 +30,7 @@ from resnest_seg.zoo import load_checkpoint
 CONFIG_OF_TEST = RunConfig(
     model=ModelConfig(encoder="resnest14_tiny", head="fcn"),
     data=DataConfig(base_size=56, crop_size=32, workers=0),
-    optim=OptimConfig(lr=0.02, head_lr_factor=3),
+    optim=OptimConfig(lr=0.02, reference_batch=None, head_lr_factor=3),
     train=TrainConfig(epochs=6, batch_size=2, validate_every=2, log_every=1),
     eval=EvalConfig(sheet=2),
 )
@@ -226,8 +226,8 @@ def test_patience_ends_the_run_also_when_it_was_interrupted(tiny_space, tmp_path
     changed = {"patience": 2, "validate_every_steps": 2, "save_every": 1}
     config = dataclasses.replace(
         CONFIG_OF_TEST,
-        optim=OptimConfig(lr=1e-30),
-        train=dataclasses.replace(CONFIG_OF_TEST.train, freeze_bn=True, **changed),
+        optim=OptimConfig(lr=1e-30, freeze="bn,head_bn"),
+        train=dataclasses.replace(CONFIG_OF_TEST.train, **changed),
     )
     assert trainer(Stripes(tiny_space), tmp_path / "run", config).fit()
     assert [line["step"] for line in metrics(tmp_path / "run") if line["kind"] == "validation"] == [2, 4, 6]
@@ -259,7 +259,9 @@ def test_the_average_is_validated_and_kept_as_best(tiny_space, tmp_path):
 
 def test_frozen_statistics_stay(tiny_space, tmp_path):
     config = dataclasses.replace(
-        CONFIG_OF_TEST, train=dataclasses.replace(CONFIG_OF_TEST.train, epochs=1, batch_size=1, freeze_bn=True)
+        CONFIG_OF_TEST,
+        optim=dataclasses.replace(CONFIG_OF_TEST.optim, freeze="bn,head_bn"),
+        train=dataclasses.replace(CONFIG_OF_TEST.train, epochs=1, batch_size=1),
     )
     one = trainer(Stripes(tiny_space), tmp_path / "run", config)
     before = {key: value.clone() for key, value in one.segmenter.state_dict().items()}
@@ -313,7 +315,7 @@ def test_a_training_split_that_changed_is_not_resumed(tiny_space, tmp_path):
 def test_a_config_that_was_edited_is_not_resumed(tiny_space, tmp_path):
     output = tmp_path / "run"
     assert not trainer(Stripes(tiny_space, interrupt_at=5), output, validation=Stripes(tiny_space)).fit()
-    edited = dataclasses.replace(CONFIG_OF_TEST, optim=OptimConfig(lr=0.5, head_lr_factor=3))
+    edited = dataclasses.replace(CONFIG_OF_TEST, optim=OptimConfig(lr=0.5, reference_batch=None, head_lr_factor=3))
     with pytest.raises(CheckpointError, match=r"not the config of this run any more: optim.lr \(0.02 -> 0.5\)"):
         trainer(Stripes(tiny_space), output, edited, resume=True)
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 python tools/train_seg.py --dataset synthetic
 python tools/train_seg.py --dataset ade20k --data.root /data/ade20k --train.accumulation 4
+python tools/train_seg.py --dataset ade20k --budget auto
 python tools/train_seg.py --config my_run.yaml --optim.lr 0.02 --output runs/my_run
 python tools/train_seg.py --resume runs/my_run
 python tools/train_seg.py --dataset ade20k --output runs/my_run --resume auto     # for schedulers: begin or continue
@@ -13,12 +14,14 @@ Exit codes: 0 done, 2 a mistake in the input, 130 stopped by Ctrl-C, 143 by SIGT
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
@@ -31,6 +34,9 @@ from resnest_seg.errors import (
     run_tool,
     unknown_name,
 )
+
+if TYPE_CHECKING:
+    from resnest_seg.training import Trainer
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DEFAULT_CONFIGS = {
@@ -52,6 +58,7 @@ class Order:
         resume: "no", "yes", or "auto": if the folder holds a state.
         allow: Config keys that a resumed run may change.
         dry: Only try the run out.
+        budget: Memory that the batch is divided for: "auto", GiB a device, or None to leave it as it is.
     """
 
     config: RunConfig
@@ -59,6 +66,7 @@ class Order:
     resume: str = "no"
     allow: tuple[str, ...] = ()
     dry: bool = False
+    budget: str | None = None
 
 
 def parse(argv: Sequence[str]) -> Order:
@@ -67,6 +75,8 @@ def parse(argv: Sequence[str]) -> Order:
     helper = ArgumentParser(prog="train_seg.py", description=__doc__.strip().splitlines()[0], exit_on_error=False)
     helper.add_argument("--dataset", help=f"train with the shipped config of a data set: {', '.join(DEFAULT_CONFIGS)}")
     helper.add_argument("--config", help="train with this YAML file; every key below can be set in it")
+    helper.add_argument("--budget", help="choose train.accumulation and model.checkpointing so that the batch fits: "
+                        "auto takes the memory of the devices here, a number is GiB for each")  # fmt: skip
     helper.add_argument(
         "--resume",
         help="continue the run in this folder, with its own config; or auto, with --dataset or --config: continue the "
@@ -79,30 +89,63 @@ def parse(argv: Sequence[str]) -> Order:
         helper.print_help()
         raise SystemExit(0)
     dry = "--dry-run" in argv
-    names = ("--dataset", "--config", "--resume", "--allow-changes")
-    chosen, overrides = _take([word for word in argv if word != "--dry-run"], names)
-    dataset, config, resume, changes = (chosen[name] for name in names)
+    names = ("--dataset", "--config", "--resume", "--allow-changes", "--budget")
+    chosen, overrides = take([word for word in argv if word != "--dry-run"], names)
+    dataset, config, resume, changes, budget = (chosen[name] for name in names)
     allow = tuple(key.strip() for key in (changes or "").split(",") if key.strip())
     if resume is not None and resume != "auto":
         if dataset or config:
             raise ConfigError("--resume FOLDER takes the config in the run folder: neither --dataset nor --config.")
         if dry:
             raise ConfigError("--dry-run tries a run out from its start: it does not go with --resume FOLDER.")
+        if budget:
+            raise ConfigError("--budget does not go with --resume FOLDER: the batch was divided when the run began.")
         if not (Path(resume) / "config.yaml").is_file():
             raise CheckpointError(f"{resume} is no run folder that can be resumed: it has no config.yaml.")
         return Order(load_run_config(Path(resume) / "config.yaml", overrides=overrides), resume, "yes", allow)
+    path = config_path(dataset, config)
+    run = load_run_config(path, overrides=overrides)
+    # The elastic agent starts the same command again when a worker died.
+    again = resume == "auto" or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return Order(run, run.output or f"runs/{path.stem}", "auto" if again else "no", allow, dry, budget)
+
+
+def config_path(dataset: str | None, config: str | None) -> Path:
+    """The config file that --dataset or --config means, exactly one of which is given."""
     if dataset is not None and dataset not in DEFAULT_CONFIGS:
         raise unknown_name("data set", dataset, DEFAULT_CONFIGS)
     if (dataset is None) == (config is None):
         raise ConfigError("give one of --dataset NAME, --config FILE or --resume FOLDER; --help shows every key.")
-    path = Path(config) if config is not None else DEFAULT_CONFIGS[str(dataset)]
-    run = load_run_config(path, overrides=overrides)
-    # The elastic agent starts the same command again when a worker died.
-    again = resume == "auto" or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    return Order(run, run.output or f"runs/{path.stem}", "auto" if again else "no", allow, dry)
+    return Path(config) if config is not None else DEFAULT_CONFIGS[str(dataset)]
 
 
-def _take(argv: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
+def within_budget(config: RunConfig, budget: str, *, num_classes: int) -> RunConfig:
+    """The config with the batch divided so that it fits; prints the table, once for all processes."""
+    from rich.console import Console
+
+    from resnest_seg.budget import GIB, devices_here, plan
+
+    devices = devices_here()
+    if budget != "auto":
+        devices = dataclasses.replace(devices, memory=int(positive(budget, "--budget") * GIB))
+    chosen = plan(config, num_classes=num_classes, devices=devices)
+    if os.environ.get("RANK", "0") == "0":
+        Console().print(chosen.table())
+    return chosen.config
+
+
+def positive(word: str, option: str) -> float:
+    """A number above 0 from the command line."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{option} must be a number above 0, not {word!r}.")
+    return value
+
+
+def take(argv: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
     """Take `--name value` and `--name=value` out of the words; the rest are overrides of config keys."""
     taken: dict[str, str | None] = dict.fromkeys(names)
     rest, words = [], iter(argv)
@@ -117,19 +160,25 @@ def _take(argv: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str | No
     return taken, rest
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train; returns the exit code."""
-    order = parse(sys.argv[1:] if argv is None else argv)
-    if order.dry:
-        from resnest_seg.dry_run import dry_run
+def dry(order: Order) -> str:
+    """Try the run out; returns what was done."""
+    from resnest_seg.dry_run import data_or_stand_in, dry_run
 
-        print(dry_run(order.config))
-        return 0
+    config = order.config
+    if order.budget is not None:
+        classes = len(data_or_stand_in(config, "train").label_space)
+        config = within_budget(config, order.budget, num_classes=classes)
+    return dry_run(config)
 
+
+def trainer_for(order: Order) -> Trainer:
+    """Everything that a run needs, built and checked: data, model with what it starts from, state, folder."""
     import torch
 
+    from resnest_seg.budget import divided
     from resnest_seg.catalog import dataset_for
     from resnest_seg.doctor import check_samples, sampling_probabilities
+    from resnest_seg.finetune import load_fitting
     from resnest_seg.run_folder import RunFolder
     from resnest_seg.segmenter import segmenter_for
     from resnest_seg.training import Trainer
@@ -141,10 +190,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.data.check and not resume:
         for dataset in (train, validation):
             check_samples(dataset, count=config.data.check, workers=config.data.workers)
+    if order.budget is not None and resume:  # batch norm depends on the division: it stays, on whatever machine this is
+        begun = load_run_config(Path(order.output) / "config.yaml")
+        config = divided(config, begun.train.accumulation, checkpointing=begun.model.checkpointing)
+    elif order.budget is not None:
+        config = within_budget(config, order.budget, num_classes=len(train.label_space))
     torch.manual_seed(config.seed)
+    segmenter = segmenter_for(config, train.label_space, pretrained=not resume and config.model.weights is None)
+    report = None if resume or config.model.weights is None else load_fitting(segmenter, config.model.weights)
     trainer = Trainer(
         config,
-        segmenter=segmenter_for(config, train.label_space, pretrained=not resume),
+        segmenter=segmenter,
         train=train,
         validation=validation,
         output=order.output,
@@ -153,6 +209,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_changes=order.allow,
         probabilities=sampling_probabilities(train, config.data),
     )
+    if report is not None and trainer.engine.is_main_process:
+        print(f"starting from {report}")
+    return trainer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train; returns the exit code."""
+    order = parse(sys.argv[1:] if argv is None else argv)
+    if order.dry:
+        print(dry(order))
+        return 0
+    trainer = trainer_for(order)
     try:
         finished = trainer.fit()
     except KeyboardInterrupt:

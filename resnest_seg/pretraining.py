@@ -1,0 +1,69 @@
+"""The configuration of a run that trains an image classifier: that of any run, and one group more. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from resnest_seg.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from resnest_seg.errors import ConfigError, unknown_name
+
+AUGMENTS = ("none", "auto", "rand")
+"""Values of `classify.augment`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifyConfig:
+    """What training a classifier needs beyond training a segmenter."""
+
+    augment: str = "auto"
+    """Changes of colour and shape after the crop: none, auto (AutoAugment, ImageNet's policy) or rand (RandAugment)."""
+    area_min: float = 0.08
+    """Smallest share of the image that a training crop shows."""
+    mixup: float = 0.2
+    """Alpha of MixUp, which blends pairs of images and of their labels; 0 turns it off."""
+    cutmix: float = 0.0
+    """Alpha of CutMix, which pastes a rectangle of one image into another; with mixup, a batch gets either one."""
+    label_smoothing: float = 0.1
+    """Share of the truth that is spread over all classes."""
+    dropout: float = 0.2
+    """Probability of dropout before the last layer."""
+    eval_share: float = 0.875
+    """Side of the validation's centre crop, times the short edge of the resized image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig(RunConfig):
+    """Everything that decides what the training of a classifier computes.
+
+    Of the groups of `RunConfig`, these keys count: the whole of model and optim; root, crop_size, flip and workers of
+    data; epochs, iterations, batch_size, accumulation, precision, sync_bn, validate_every and log_every of train.
+    """
+
+    model: ModelConfig = dataclasses.field(
+        default_factory=lambda: ModelConfig(head="classifier", output_stride=32, aux_head=False)
+    )
+    data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(dataset="imagenet", crop_size=224))
+    train: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(epochs=270, batch_size=256))
+    classify: ClassifyConfig = dataclasses.field(default_factory=ClassifyConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        own = self.classify
+        if self.model.head != "classifier":
+            raise ConfigError(f"model.head must be classifier here, not {self.model.head!r}.")
+        if own.augment not in AUGMENTS:
+            raise unknown_name("classify.augment", own.augment, AUGMENTS)
+        for key in ("mixup", "cutmix"):
+            if not getattr(own, key) >= 0:
+                raise ConfigError(f"classify.{key} must not be negative, it is {getattr(own, key)}.")
+        for key in ("label_smoothing", "dropout"):
+            if not 0 <= getattr(own, key) < 1:
+                raise ConfigError(f"classify.{key} must lie in 0..1 and below 1, not {getattr(own, key)}.")
+        for key in ("area_min", "eval_share"):
+            if not 0 < getattr(own, key) <= 1:
+                raise ConfigError(f"classify.{key} must be above 0 and at most 1, not {getattr(own, key)}.")
+
+    @property
+    def run(self) -> RunConfig:
+        """The same without what only training needs: what a checkpoint of the classifier carries."""
+        return RunConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(RunConfig)})

@@ -1,0 +1,132 @@
+"""Start from any checkpoint: of other classes, another head, another format."""
+
+import re
+
+import pytest
+import torch
+from reference import fill, filled_state, original_keys
+
+from resnest_seg.config import ModelConfig, RunConfig
+from resnest_seg.errors import CheckpointError, ConfigError
+from resnest_seg.finetune import load_fitting
+from resnest_seg.labels import LabelSpace
+from resnest_seg.segmenter import build_segmenter, segmenter_for
+
+LAST = {
+    ("encoding", "fcn"): ("head.conv5.4.", "aux_head.conv5.4."),
+    ("encoding", "deeplabv3"): ("head.block.4.", "aux_head.conv5.4."),
+    ("mmseg", "fcn"): ("head.conv_seg.", "aux_head.conv_seg."),
+    ("mmseg", "deeplabv3plus"): ("head.conv_seg.", "aux_head.conv_seg."),
+}
+
+
+def model(space, **options):
+    config = RunConfig(model=ModelConfig(**({"encoder": "resnest14_tiny", "head": "fcn"} | options)))
+    return segmenter_for(config, space, pretrained=False)
+
+
+def saved(segmenter, path):
+    fill(segmenter).to_checkpoint().save(path)
+    return segmenter.state_dict()
+
+
+def moved(before, segmenter):
+    return {key for key, value in segmenter.state_dict().items() if not torch.equal(value, before[key])}
+
+
+def copy(segmenter):
+    return {key: value.clone() for key, value in segmenter.state_dict().items()}
+
+
+def assert_loaded_but(segmenter, theirs, before, prefixes):
+    for key, value in segmenter.state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        expected = before[key] if key.startswith(prefixes) else theirs[key]
+        assert torch.equal(value, expected), key
+
+
+@pytest.mark.parametrize(("family", "head"), LAST)
+@pytest.mark.parametrize("count", [3, 11])
+def test_other_classes_leave_the_last_layers_fresh(family, head, count, tiny_space, tmp_path):
+    """Also when there are as many of them: class 2 of one data set is not class 2 of another."""
+    theirs = saved(model(LabelSpace.of("camvid"), family=family, head=head), tmp_path / "a.safetensors")
+    space = tiny_space if count == 3 else LabelSpace.numbered(11)
+    segmenter = model(space, family=family, head=head)
+    before = copy(segmenter)
+    report = load_fitting(segmenter, tmp_path / "a.safetensors")
+    assert_loaded_but(segmenter, theirs, before, LAST[family, head])
+    assert {name for name, _ in report.skipped} == set(report.kept)
+    assert all(name.startswith(LAST[family, head]) for name in report.kept)
+    assert len(report.kept) == 4
+    assert "it decides between other classes: left fresh" in str(report)
+
+
+def test_the_same_classes_are_loaded_whole(tiny_space, tmp_path):
+    theirs = saved(model(tiny_space), tmp_path / "a.safetensors")
+    segmenter = model(tiny_space)
+    report = load_fitting(segmenter, tmp_path / "a.safetensors")
+    assert_loaded_but(segmenter, theirs, {}, ("nothing",))
+    assert (report.skipped, report.kept, report.assumed) == ((), (), ())
+
+
+def test_another_head_and_another_dilation_are_reported(tiny_space, tmp_path):
+    theirs = saved(model(tiny_space, head="deeplabv3", dilation="timm"), tmp_path / "a.safetensors")
+    segmenter = model(tiny_space, aux_head=False)
+    before = copy(segmenter)
+    report = load_fitting(segmenter, tmp_path / "a.safetensors")
+    assert_loaded_but(segmenter, theirs, before, ("head.",))
+    assert ("head.aspp.b0.0.weight", "this model has no such part") in report.skipped
+    assert "this model has no such part" in str(report)
+    assert "assumed dilation encoding is meant, where the file's network has timm" in str(report)
+
+
+def test_a_classifier_of_ours_and_another_number_of_channels(tmp_path):
+    theirs = saved(build_segmenter("resnest14_tiny", head="classifier", num_classes=7, output_stride=32),
+                   tmp_path / "a.safetensors")  # fmt: skip
+    segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=3, in_channels=1)
+    report = load_fitting(segmenter, tmp_path / "a.safetensors")
+    stem = "encoder.conv1.0.weight"
+    assert torch.equal(segmenter.state_dict()[stem], theirs[stem].sum(1, keepdim=True))
+    assert torch.equal(segmenter.encoder.layer4[0].conv3.weight, theirs["encoder.layer4.0.conv3.weight"])
+    assert {name for name, _ in report.skipped} >= {"head.fc.weight", "head.fc.bias"}
+
+
+def test_the_authors_file_for_eleven_classes(tmp_path):
+    path = tmp_path / "fcn_resnest50_ade.pth"
+    state = filled_state(original_keys()["fcn_resnest50"])
+    torch.save(state, path)
+    segmenter = model(LabelSpace.of("camvid"), encoder="resnest50")
+    report = load_fitting(segmenter, path)
+    assert torch.equal(segmenter.head.conv5[0].weight, state["head.conv5.0.weight"])
+    assert torch.equal(segmenter.encoder.layer1[0].conv1.weight, state["pretrained.layer1.0.conv1.weight"])
+    assert set(report.kept) == {f"{part}.conv5.4.{kind}" for part in ("head", "aux_head")
+                                            for kind in ("weight", "bias")}  # fmt: skip
+    whole = model(LabelSpace.of("ade20k"), encoder="resnest50")
+    assert load_fitting(whole, path).kept == ()
+    assert torch.equal(whole.head.conv5[4].weight, state["head.conv5.4.weight"])
+    fast = model(LabelSpace.of("camvid"), encoder="resnest50_fast_2s1x64d")
+    with pytest.raises(CheckpointError, match="holds weights of encoder 'resnest50', and this model has"):
+        load_fitting(fast, path)
+
+
+def test_another_encoder_is_refused_and_nothing_is_changed(tiny_space, tmp_path):
+    saved(model(tiny_space), tmp_path / "a.safetensors")
+    segmenter = model(tiny_space, encoder="resnest14")
+    before = copy(segmenter)
+    with pytest.raises(CheckpointError, match=r"weights of encoder 'resnest14': encoder.conv1.0.weight has the shape"):
+        load_fitting(segmenter, tmp_path / "a.safetensors")
+    assert not moved(before, segmenter)
+
+
+def test_mistakes(tiny_space, tmp_path):
+    segmenter = model(tiny_space)
+    with pytest.raises(
+        ConfigError, match=re.escape("no such file, run folder or name 'deeplab_resnest50_ad'. Did you")
+    ):
+        load_fitting(segmenter, "deeplab_resnest50_ad")
+    with pytest.raises(CheckpointError, match="is no run folder"):
+        load_fitting(segmenter, tmp_path)
+    torch.save({"a.b": torch.zeros(1)}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x.pth: the keys are those of no network"):
+        load_fitting(segmenter, tmp_path / "x.pth")
