@@ -20,6 +20,12 @@ from resnest_seg.errors import ConfigError, unknown_name
 if typing.TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+LOSSES = ("cross_entropy", "ohem", "dice", "focal", "lovasz", "tversky")
+"""Names that `train.loss` takes."""
+
+CLASS_WEIGHTS = ("none", "median_frequency", "effective_number")
+"""Names that `train.class_weights` takes."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
@@ -133,6 +139,18 @@ class TrainConfig:
     """Effective batch: images per optimiser step over all processes and accumulated micro-batches."""
     accumulation: int = 1
     """Micro-batches per optimiser step; raise it when the effective batch does not fit into memory."""
+    loss: str = "cross_entropy"
+    """Loss, or several joined by + and added up: cross_entropy; ohem (cross-entropy of hard pixels); and dice, focal,
+    lovasz, tversky, which need the memory of full-size logits."""
+    class_weights: str = "none"
+    """Weights of the classes in cross_entropy and ohem, from the training masks: none, median_frequency or
+    effective_number (both need a pass over all masks)."""
+    label_smoothing: float = 0.0
+    """Share of the target that cross_entropy and ohem spread over all classes."""
+    ohem_threshold: float = 0.7
+    """For ohem: a pixel counts whose own class has less than this probability."""
+    ohem_min_kept: int = 100_000
+    """For ohem: at least so many pixels an image count, the hardest."""
     aux_weight: float = 0.2
     """Weight of the auxiliary head's loss."""
     precision: str = "auto"
@@ -190,6 +208,7 @@ def _check_values(config: RunConfig) -> None:
         "data.color_jitter",
         "optim.weight_decay",
         "train.aux_weight",
+        "train.ohem_min_kept",
         "eval.sheet",
         "seed",
     )
@@ -206,6 +225,7 @@ def _check_values(config: RunConfig) -> None:
         if not flat[key] >= 0:
             raise ConfigError(f"{key} must not be negative, it is {flat[key]}.")
     shares = [f"data.{name}" for name in ("flip", "blur", "coarse_dropout", "class_mix")]
+    shares += ["train.label_smoothing", "train.ohem_threshold"]
     for key in (*shares, "optim.momentum", "model.drop_block", "model.drop_path"):
         if not 0 <= flat[key] <= 1:
             raise ConfigError(f"{key} must lie in 0..1, not {flat[key]}.")
@@ -221,6 +241,35 @@ def _check_values(config: RunConfig) -> None:
         raise ConfigError(f"eval.limit must be at least 1 or null, not {config.eval.limit}.")
     if config.model.output_stride not in (8, 16, 32):
         raise ConfigError(f"model.output_stride must be 8, 16 or 32, not {config.model.output_stride}.")
+    _check_loss(config.train)
+
+
+def _check_loss(train: TrainConfig) -> None:
+    names = loss_names(train.loss)
+    if train.class_weights not in CLASS_WEIGHTS:
+        raise unknown_name("train.class_weights", train.class_weights, CLASS_WEIGHTS)
+    if not {"cross_entropy", "ohem"} & set(names):
+        for key, value in (
+            ("class_weights", train.class_weights != "none"),
+            ("label_smoothing", train.label_smoothing),
+        ):
+            if value:
+                raise ConfigError(f"train.{key} belongs to cross_entropy and ohem, and train.loss is {train.loss}.")
+
+
+def loss_names(text: str) -> tuple[str, ...]:
+    """The losses that `train.loss` names, "cross_entropy+dice" -> ("cross_entropy", "dice").
+
+    Raises:
+        ConfigError: An unknown name (the nearest is named), or one that comes twice.
+    """
+    names = tuple(name.strip() for name in text.split("+"))
+    for name in names:
+        if name not in LOSSES:
+            raise unknown_name("loss in train.loss:", name, LOSSES)
+        if names.count(name) > 1:
+            raise ConfigError(f"train.loss names {name} twice: {text!r}.")
+    return names
 
 
 def config_keys(owner: type = RunConfig, prefix: str = "") -> list[str]:

@@ -19,9 +19,9 @@ OTHERS = sorted((PACKAGE.parent / "tools").rglob("*.py")) + sorted((PACKAGE.pare
 LAYERS = [
     {"errors", "files"},
     {"blueprints", "canvas", "class_balance", "config", "labels", "preparation", "rectify", "sources"} | {"weights"},
-    {"checkpoint", "classes_file", "conversion", "download", "heads", "heads_mmseg", "inference", "losses", "metrics"}
-    | {"resnest", "samples", "scenes", "submission", "transforms", "visualize"},
-    {"datasets", "engine", "loader", "optim", "published", "smp"},
+    {"checkpoint", "classes_file", "conversion", "download", "heads", "heads_mmseg", "inference", "lean_loss"}
+    | {"metrics", "resnest", "samples", "scenes", "submission", "transforms", "visualize"},
+    {"datasets", "engine", "loader", "losses", "optim", "published", "smp"},
     {"folder", "inspection", "parts"},
     {"catalog", "segmenter"},
     {"doctor", "evaluation", "zoo"},
@@ -36,7 +36,8 @@ data.dataset data.root data.classes data.recipe data.base_size data.long_edge da
 data.scale_min data.scale_max data.flip data.rotate data.color_jitter data.blur data.coarse_dropout data.class_mix
 data.rare_class data.check data.workers
 optim.lr optim.head_lr_factor optim.momentum optim.weight_decay optim.power
-train.epochs train.batch_size train.accumulation train.aux_weight train.precision train.sync_bn train.validate_every
+train.epochs train.batch_size train.accumulation train.loss train.class_weights train.label_smoothing
+train.ohem_threshold train.ohem_min_kept train.aux_weight train.precision train.sync_bn train.validate_every
 train.log_every
 eval.split eval.protocol eval.limit eval.sheet
 seed output
