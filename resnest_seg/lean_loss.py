@@ -59,9 +59,9 @@ def lean_cross_entropy(
     """
     _check(logits, labels, class_weights)
     needs_gradient = torch.is_grad_enabled() and logits.requires_grad
-    total, _ = _summed_loss(
-        logits, labels, class_weights, label_smoothing, align_corners, rows or 0, needs_gradient
-    )  # no keywords: an operator's autograd wants every argument in its place
+    # no keywords: an operator's autograd wants every argument in its place
+    out = _summed_loss(logits, labels, class_weights, label_smoothing, align_corners, rows or 0, needs_gradient)
+    total: Tensor = out[0]
     return total
 
 

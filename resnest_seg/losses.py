@@ -116,8 +116,7 @@ class SegmentationLoss(nn.Module):
         if self.class_weights is None:
             return labelled_pixels(labels)
         weights = self.class_weights.to(labels.device)
-        counts = torch.bincount(labels.flatten().long(), minlength=IGNORE_LABEL + 1)[: len(weights)]
-        return (counts[: min(len(weights), IGNORE_LABEL)] * weights[:IGNORE_LABEL]).sum()
+        return F.pad(weights, (0, IGNORE_LABEL + 1 - len(weights)))[labels.long()].sum()
 
     def forward(self, logits: Tensor, aux_logits: Tensor | None, labels: Tensor, *, pixels: Tensor) -> Tensor:
         """The loss, a float32 scalar.
