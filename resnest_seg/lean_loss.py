@@ -15,7 +15,9 @@ Shapes: N batch, K classes, h x w feature pixels, H x W label pixels, R rows at 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,8 +25,10 @@ from torch import Tensor
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.labels import IGNORE_LABEL
 
+T = TypeVar("T")
+
 CPU_CHUNK = 2**18
-"""Elements of [R, W, K] at a time on a CPU: 1 MiB, which stays in the cache."""
+"""Elements of [R, W, K] at a time on each core of a CPU: 1 MiB, which stays in its cache."""
 
 GPU_CHUNK, GPU_CHUNKS = 2**20, 32
 """On other devices at least so many elements at a time, and at least this fraction of all, to launch few kernels."""
@@ -80,13 +84,12 @@ def true_class_probabilities(logits: Tensor, labels: Tensor, *, align_corners: b
     """
     _check(logits, labels, None)
     plan = _Plan.of(logits, labels, align_corners, 0)
+
+    def losses(n: int, top: int) -> Tensor:
+        return _pixel_losses(_rows_of(logits, plan, n, top), plan.labels_of(labels, n, top))
+
     with torch.autocast(logits.device.type, enabled=False):
-        parts = [
-            _pixel_losses(_rows_of(logits, plan, n, top), labels[n, top : top + plan.rows].reshape(-1))
-            for n in range(len(labels))
-            for top in range(0, labels.shape[1], plan.rows)
-        ]
-    return torch.exp(-torch.cat(parts)).view(labels.shape)
+        return torch.exp(-torch.cat(list(_each(losses, plan.chunks, logits.device)))).view(labels.shape)
 
 
 class _Axis(NamedTuple):
@@ -97,17 +100,20 @@ class _Axis(NamedTuple):
     mix: Tensor
 
     @classmethod
-    def of(cls, coarse: int, fine: int, align_corners: bool, like: Tensor) -> _Axis | None:
-        """As `F.interpolate` places the pixels; None where nothing is resized."""
+    def of(cls, coarse: int, fine: int, align_corners: bool, dtype: torch.dtype) -> _Axis | None:
+        """As `F.interpolate` places the pixels, on the CPU; None where nothing is resized."""
         if coarse == fine:
             return None
-        place = torch.arange(fine, device=like.device, dtype=like.dtype)
+        place = torch.arange(fine, dtype=dtype)
         if align_corners:
             place = place * ((coarse - 1) / (fine - 1) if fine > 1 else 0.0)
         else:
             place = ((place + 0.5) * (coarse / fine) - 0.5).clamp(min=0)
         low = place.long().clamp(max=coarse - 1)
         return cls(low, (low + 1).clamp(max=coarse - 1), place - low)
+
+    def to(self, device: torch.device) -> _Axis:
+        return _Axis(*(values.to(device) for values in self))
 
     def part(self, start: int, count: int) -> _Axis:
         return _Axis(*(values[start : start + count] for values in self))
@@ -124,25 +130,63 @@ class _Axis(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What all chunks of a call share."""
+    """What all chunks of a call share; `spans` says for each chunk of rows which coarse rows it needs, by its top."""
 
     dtype: torch.dtype
     rows: int
     vertical: _Axis | None
     horizontal: _Axis | None
+    spans: dict[int, tuple[int, int]]
+    chunks: list[tuple[int, int]]
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, align_corners: bool, rows: int) -> _Plan:
-        like = torch.empty(0, device=logits.device, dtype=torch.promote_types(logits.dtype, torch.float32))
-        (height, width), row = labels.shape[1:], labels.shape[2] * logits.shape[1]
-        on_cpu = logits.device.type == "cpu"
-        size = CPU_CHUNK if on_cpu else max(GPU_CHUNK, labels.numel() * logits.shape[1] // GPU_CHUNKS)
+        """With `rows` rows at a time, or 0 to choose for the device."""
+        (images, classes, h, w), (height, width) = logits.shape, labels.shape[1:]
+        device, dtype = logits.device, torch.promote_types(logits.dtype, torch.float32)
+        size = CPU_CHUNK if device.type == "cpu" else max(GPU_CHUNK, labels.numel() * classes // GPU_CHUNKS)
+        rows = max(min(rows or size // max(width * classes, 1), height), 1)
+        vertical, horizontal = (_Axis.of(a, b, align_corners, dtype) for a, b in ((h, height), (w, width)))
+        spans = {}
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            inside = (vertical.low[top], vertical.high[bottom - 1] + 1) if vertical is not None else (top, bottom)
+            spans[top] = (int(inside[0]), int(inside[1]))
         return cls(
-            like.dtype,
-            min(rows or max(size // max(row, 1), 1), max(height, 1)),
-            _Axis.of(logits.shape[2], height, align_corners, like),
-            _Axis.of(logits.shape[3], width, align_corners, like),
+            dtype,
+            rows,
+            None if vertical is None else vertical.to(device),
+            None if horizontal is None else horizontal.to(device),
+            spans,
+            [(n, top) for n in range(images) for top in spans],
         )
+
+    def labels_of(self, labels: Tensor, n: int, top: int) -> Tensor:
+        """[P] labels of a chunk."""
+        return labels[n, top : top + self.rows].reshape(-1)
+
+
+def _each(work: Callable[[int, int], T], chunks: list[tuple[int, int]], device: torch.device) -> Iterator[T]:
+    """The results of `work` for all chunks, in their order.
+
+    On a CPU each core takes whole chunks: sharing every small operation among the cores, as torch does, makes them wait
+    for each other hundreds of times, which on a busy machine costs more than the work.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or min(threads, len(chunks)) < 2:
+        yield from (work(n, top) for n, top in chunks)
+        return
+
+    @torch.no_grad()  # which is a thread's own
+    def quietly(chunk: tuple[int, int]) -> T:
+        return work(*chunk)
+
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(threads, len(chunks))) as pool:
+            yield from pool.map(quietly, chunks)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _rows_of(logits: Tensor, plan: _Plan, n: int, top: int) -> Tensor:
@@ -214,7 +258,9 @@ def _summed_loss(
 ) -> tuple[Tensor, Tensor]:
     """Summed loss, and its gradient [N, K, h, w] in channels-last memory, empty where not needed."""
     with torch.autocast(logits.device.type, enabled=False):
-        return _summed_loss_and_gradient(logits, labels, weights, smoothing, align_corners, rows, needs_gradient)
+        return _summed_loss_and_gradient(
+            logits.detach(), labels, weights, smoothing, align_corners, rows, needs_gradient
+        )
 
 
 def _summed_loss_and_gradient(
@@ -228,31 +274,41 @@ def _summed_loss_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     plan = _Plan.of(logits, labels, align_corners, rows)
     weights = None if weights is None else weights.to(logits.device, plan.dtype)
-    (n_images, classes, h, w), (height, width) = logits.shape, labels.shape[1:]
-    gradient = logits.new_zeros((n_images, h, w, classes) if needs_gradient else 0, dtype=plan.dtype)
-    sums = [logits.new_zeros((), dtype=plan.dtype)]
-    for n in range(n_images):
-        for top in range(0, height, plan.rows):
-            part = labels[n, top : top + plan.rows].reshape(-1)
-            if part.device.type == "cpu" and bool((part == IGNORE_LABEL).all()):
-                continue  # padding; on other devices asking would cost more than computing
-            pixels = _rows_of(logits, plan, n, top)
-            sums.append(_pixel_losses(pixels, part, weights, smoothing, needs_gradient).sum())
-            if needs_gradient:
-                _add_back(gradient[n], pixels.view(-1, width, classes), plan, top)
+    images, classes, h, w = logits.shape
+    gradient = logits.new_zeros((images, h, w, classes) if needs_gradient else 0, dtype=plan.dtype)
+    nothing = logits.new_zeros((), dtype=plan.dtype)
+
+    def chunk(n: int, top: int) -> tuple[Tensor, Tensor | None]:
+        part = plan.labels_of(labels, n, top)
+        if part.device.type == "cpu" and bool((part == IGNORE_LABEL).all()):
+            return nothing, None  # padding; on other devices asking would cost more than computing
+        pixels = _rows_of(logits, plan, n, top)
+        loss = _pixel_losses(pixels, part, weights, smoothing, needs_gradient).sum()
+        return loss, _coarse_rows(pixels.view(-1, labels.shape[2], classes), plan, top, w) if needs_gradient else None
+
+    sums = [nothing]
+    for (n, top), (loss, rows_gradient) in zip(plan.chunks, _each(chunk, plan.chunks, logits.device), strict=True):
+        sums.append(loss)
+        if rows_gradient is not None:
+            first, last = plan.spans[top]
+            gradient[n, first:last] += rows_gradient
     return torch.stack(sums).sum(), gradient.permute(0, 3, 1, 2) if needs_gradient else gradient
 
 
-def _add_back(total: Tensor, gradient: Tensor, plan: _Plan, top: int) -> None:
-    """Add the gradient of a few rows [R, W, K] to that of the coarse image [h, w, K]."""
-    rows = gradient
+def _coarse_rows(gradient: Tensor, plan: _Plan, top: int, w: int) -> Tensor:
+    """The gradient of a chunk [R, W, K] carried back to the coarse rows of its span, [., w, K]."""
+    rows, classes = gradient.shape[0], gradient.shape[2]
     if plan.horizontal is not None:
-        rows = gradient.new_zeros(gradient.shape[0], *total.shape[1:])
-        plan.horizontal.add_back(rows, gradient, 1)
+        narrow = gradient.new_zeros(rows, w, classes)
+        plan.horizontal.add_back(narrow, gradient, 1)
+        gradient = narrow
     if plan.vertical is None:
-        total[top : top + plan.rows] += rows
-    else:
-        plan.vertical.part(top, plan.rows).add_back(total, rows, 0)
+        return gradient
+    first, last = plan.spans[top]
+    low, high, mix = plan.vertical.part(top, rows)
+    coarse = gradient.new_zeros(last - first, w, classes)
+    _Axis(low - first, high - first, mix).add_back(coarse, gradient, 0)
+    return coarse
 
 
 @_summed_loss.register_fake

@@ -142,6 +142,17 @@ def test_chunks_add_up():
         assert distance(gradient, results[0][1]) < 1e-6
 
 
+def test_threads_change_no_bit(one_thread):
+    logits, labels = batch(3, 2, 5, (7, 6), (50, 44), 0.3)
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        loss = lean_cross_entropy(logits, labels, align_corners=False, rows=4)
+        results.append((loss.detach(), torch.autograd.grad(loss, logits)[0]))
+        assert torch.get_num_threads() == threads
+    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
+
+
 def test_probabilities_are_those_of_softmax():
     logits, labels = batch(4, 2, 5, (4, 6), (19, 33), 0.3)
     full = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=True).softmax(1)
@@ -160,7 +171,16 @@ class LargestOutput(TorchDispatchMode):
         return out
 
 
-def test_nothing_of_full_size_is_made(monkeypatch):
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_nothing_of_full_size_is_made(monkeypatch, one_thread):
+    """In one thread, because other threads' operations go unseen."""
     monkeypatch.setattr(lean_loss, "CPU_CHUNK", 2**12)
     logits, labels = batch(5, 2, 20, (8, 8), (64, 64), 0.1)
     with LargestOutput() as lean:
@@ -184,7 +204,7 @@ def test_without_gradients_none_is_computed(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("a gradient was computed")
 
-    monkeypatch.setattr(lean_loss, "_add_back", refuse)
+    monkeypatch.setattr(lean_loss, "_coarse_rows", refuse)
     logits, labels = batch(7, 1, 3, (4, 4), (16, 16), 0.1)
     with torch.no_grad():
         loss = lean_cross_entropy(logits, labels, align_corners=True)
