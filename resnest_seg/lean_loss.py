@@ -15,8 +15,9 @@ Shapes: N batch, K classes, h x w feature pixels, H x W label pixels, R rows at 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -184,7 +185,13 @@ def _each(work: Callable[[int, int], T], chunks: list[tuple[int, int]], device: 
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(min(threads, len(chunks))) as pool:
-            yield from pool.map(quietly, chunks)
+            pending: deque[Future[T]] = deque()
+            for chunk in chunks:
+                pending.append(pool.submit(quietly, chunk))
+                if len(pending) > 2 * threads:  # no more, for they take memory
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
     finally:
         torch.set_num_threads(threads)
 
