@@ -22,8 +22,10 @@ from torch.utils._pytree import tree_leaves
 
 from resnest_seg.blueprints import SMP
 from resnest_seg.config import RunConfig
+from resnest_seg.config_checks import loss_names
 from resnest_seg.errors import ConfigError
-from resnest_seg.losses import SegmentationLoss
+from resnest_seg.lean_loss import GPU_CHUNKS
+from resnest_seg.losses import REGION_LOSSES, SegmentationLoss
 from resnest_seg.optim import freeze, hold_frozen
 from resnest_seg.schedules import describe_lr
 from resnest_seg.segmenter import segmenter_for
@@ -40,6 +42,10 @@ He, "Group Normalization", https://arxiv.org/abs/1803.08494, figure 1)."""
 
 OPTIMIZER_STATES = {"sgd": 1, "adamw": 2}
 """Tensors of a parameter's size that an optimiser keeps for it."""
+
+
+CHUNK_TENSORS = 4
+"""Float32 tensors of a chunk's size that the loss holds at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,19 +244,30 @@ def choose(options: Sequence[Option]) -> Option | None:
 def measure(config: RunConfig, *, num_classes: int, half: bool, processes: int = 1) -> MemoryModel:
     """Count the memory of a run's training step, from steps of two and four images on fake tensors.
 
-    Nothing is computed and no memory is used. The workspaces of convolutions are not counted.
+    Nothing is computed and no memory is used. The workspaces of convolutions are not counted; what the loss holds of
+    full-size logits at a time is counted as on a GPU.
 
     Args:
         config: The run.
         num_classes: K.
         half: Autocast to half precision.
         processes: With more than one, gradients have a second copy in the buckets that are sent.
+
+    Raises:
+        ConfigError: A loss on full-size logits, whose memory depends on what the labels hold.
     """
+    full_size = [name for name in loss_names(config.train.loss) if name in REGION_LOSSES]
+    if full_size:
+        raise ConfigError(
+            f"the memory of train.loss {full_size[0]} cannot be counted beforehand. Set train.accumulation and "
+            "model.checkpointing yourself, and try them with --dry-run."
+        )
     two, four = (_step(config, num_classes, images, half) for images in (2, 4))
 
     per_image = (four.peak - two.peak) // 2
     copies = OPTIMIZER_STATES.get(config.optim.optimizer, 2) + 1 + (processes > 1)  # of which one is the gradients
-    return MemoryModel(two.peak - 2 * per_image + two.weights + copies * two.trained, per_image)
+    fixed = two.peak - 2 * per_image + two.weights + copies * two.trained
+    return MemoryModel(fixed, per_image + CHUNK_TENSORS * 4 * num_classes * _pixels(config) // GPU_CHUNKS)
 
 
 def devices_here() -> Devices:
@@ -323,19 +340,23 @@ def _step(config: RunConfig, num_classes: int, images: int, half: bool) -> _Step
         freeze(segmenter, config.optim)
         segmenter.train()
         hold_frozen(segmenter, config.optim)
-        loss = SegmentationLoss(config.train.aux_weight)
+        loss = SegmentationLoss(config.train.aux_weight, align_corners=segmenter.align_corners)
         with LiveBytes() as bytes_:
             pixels = torch.empty(images, config.model.in_channels, height, width, dtype=torch.uint8)
             labels = torch.empty(images, height, width, dtype=torch.int64)
             # The CPU's list of half-precision operations is close enough to the GPU's.
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-                output = segmenter(pixels)
+                output = segmenter(pixels, coarse=True)
                 total = loss(output.logits, output.aux_logits, labels, pixels=torch.empty((), dtype=torch.int64))
             del output
             total.backward()
         weights = sum(value.nbytes for value in segmenter.state_dict().values())
         trained = sum(value.nbytes for value in segmenter.parameters() if value.requires_grad)
     return _Step(weights, trained, bytes_.peak)
+
+
+def _pixels(config: RunConfig) -> int:
+    return config.data.crop_size * (config.data.crop_width or config.data.crop_size)
 
 
 def divided(config: RunConfig, accumulation: int, *, checkpointing: bool) -> RunConfig:

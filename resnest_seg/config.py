@@ -157,6 +157,18 @@ class TrainConfig:
     """Effective batch: images per optimiser step over all processes and accumulated micro-batches."""
     accumulation: int = 1
     """Micro-batches per optimiser step; raise it when the effective batch does not fit into memory."""
+    loss: str = "cross_entropy"
+    """Loss, or several joined by + and added up: cross_entropy; ohem (cross-entropy of hard pixels); and dice, focal,
+    lovasz, tversky, which need the memory of full-size logits."""
+    class_weights: str = "none"
+    """Weights of the classes in cross_entropy and ohem, from the training masks: none, median_frequency or
+    effective_number (both need a pass over all masks)."""
+    label_smoothing: float = 0.0
+    """Share of the target that cross_entropy and ohem spread over all classes."""
+    ohem_threshold: float = 0.7
+    """For ohem: a pixel counts whose own class has less than this probability."""
+    ohem_min_kept: int = 100_000
+    """For ohem: at least so many pixels an image count, the hardest."""
     aux_weight: float = 0.2
     """Weight of the auxiliary head's loss."""
     precision: str = "auto"

@@ -6,7 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from resnest_seg.errors import ConfigError
+from resnest_seg.errors import ConfigError, unknown_name
+
+LOSSES = ("cross_entropy", "ohem", "dice", "focal", "lovasz", "tversky")
+"""Names that `train.loss` takes."""
+
+CLASS_WEIGHTS = ("none", "median_frequency", "effective_number")
+"""Names that `train.class_weights` takes."""
 
 POSITIVE = (
     *(f"data.{name}" for name in ("base_size", "long_edge", "crop_size", "scale_min")),
@@ -20,7 +26,7 @@ POSITIVE = (
 NOT_NEGATIVE = (
     *(f"data.{name}" for name in ("workers", "check", "rotate", "color_jitter")),
     *(f"optim.{name}" for name in ("weight_decay", "min_lr", "warmup")),
-    *(f"train.{name}" for name in ("aux_weight", "validate_every_steps", "patience", "save_every")),
+    *(f"train.{name}" for name in ("ohem_min_kept", "aux_weight", "validate_every_steps", "patience", "save_every")),
     "eval.sheet",
     "seed",
 )
@@ -28,7 +34,7 @@ NOT_NEGATIVE = (
 
 SHARES = (
     *(f"data.{name}" for name in ("flip", "blur", "coarse_dropout", "class_mix")),
-    *("optim.momentum", "model.drop_block", "model.drop_path"),
+    *("train.label_smoothing", "train.ohem_threshold", "optim.momentum", "model.drop_block", "model.drop_path"),
 )
 """Keys whose numbers lie in 0..1."""
 
@@ -70,6 +76,7 @@ def check_values(flat: Mapping[str, Any]) -> None:
     if rare is not None and not rare > 0:
         raise ConfigError(f"data.rare_class must be greater than 0 or null, not {rare}.")
     _check_course(flat)
+    _check_loss(flat)
 
 
 def _check_course(flat: Mapping[str, Any]) -> None:
@@ -87,3 +94,30 @@ def _check_course(flat: Mapping[str, Any]) -> None:
         raise ConfigError(f"optim.min_lr ({min_lr}) is above optim.lr ({lr}).")
     if not 0 <= ema < 1:
         raise ConfigError(f"train.ema must be at least 0 and below 1, not {ema}.")
+
+
+def _check_loss(flat: Mapping[str, Any]) -> None:
+    names, weights = loss_names(flat["train.loss"]), flat["train.class_weights"]
+    if weights not in CLASS_WEIGHTS:
+        raise unknown_name("train.class_weights", weights, CLASS_WEIGHTS)
+    if not {"cross_entropy", "ohem"} & set(names):
+        for key, given in (("class_weights", weights != "none"), ("label_smoothing", flat["train.label_smoothing"])):
+            if given:
+                raise ConfigError(
+                    f"train.{key} belongs to cross_entropy and ohem, and train.loss is {flat['train.loss']}."
+                )
+
+
+def loss_names(text: str) -> tuple[str, ...]:
+    """The losses that `train.loss` names, "cross_entropy+dice" -> ("cross_entropy", "dice").
+
+    Raises:
+        ConfigError: An unknown name (the nearest is named), or one that comes twice.
+    """
+    names = tuple(name.strip() for name in text.split("+"))
+    for name in names:
+        if name not in LOSSES:
+            raise unknown_name("loss in train.loss:", name, LOSSES)
+        if names.count(name) > 1:
+            raise ConfigError(f"train.loss names {name} twice: {text!r}.")
+    return names

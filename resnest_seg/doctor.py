@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
+from torch import Tensor
 
 from resnest_seg.class_balance import (
     class_shares,
@@ -18,7 +19,7 @@ from resnest_seg.class_balance import (
     median_frequency_weights,
     rare_class_probabilities,
 )
-from resnest_seg.config import DataConfig
+from resnest_seg.config import RunConfig
 from resnest_seg.datasets import PairedFiles
 from resnest_seg.errors import DatasetError
 from resnest_seg.files import atomic_write
@@ -170,19 +171,37 @@ def check_samples(dataset: SegmentationDataset, *, count: int, workers: int = 0)
         )
 
 
-def sampling_probabilities(dataset: SegmentationDataset, data: DataConfig) -> NDArray[np.float64] | None:
-    """How often to draw each sample by `data.rare_class`, [S]; None where every one is drawn once an epoch.
+@dataclasses.dataclass(frozen=True)
+class Balance:
+    """What a run makes of the shares of its classes.
+
+    Attributes:
+        probabilities: How often to draw each sample by `data.rare_class`, [S]; None: each once an epoch.
+        class_weights: Of each class in the loss by `train.class_weights`, [K] float32; None: all alike.
+    """
+
+    probabilities: NDArray[np.float64] | None = None
+    class_weights: Tensor | None = None
+
+
+def balance(dataset: SegmentationDataset, config: RunConfig) -> Balance:
+    """Read all masks of a training split, if the config has a key that needs it.
 
     Raises:
         DatasetError: A mask cannot be read.
     """
-    if data.rare_class is None:
-        return None
-    facts = list(scan(dataset, range(len(dataset)), workers=data.workers))
+    rare = config.data.rare_class
+    if rare is None and config.train.class_weights == "none":
+        return Balance()
+    from resnest_seg.losses import class_weights  # slow to import, and nothing else here needs it
+
+    facts = list(scan(dataset, range(len(dataset)), workers=config.data.workers))
     problem = next((fact.problem for fact in facts if fact.problem is not None), None)
     if problem is not None:
         raise DatasetError(problem)
-    return rare_class_probabilities(np.stack([fact.labels[:-1] for fact in facts]), temperature=data.rare_class)
+    counts = np.stack([fact.labels[:-1] for fact in facts])
+    probabilities = None if rare is None else rare_class_probabilities(counts, temperature=rare)
+    return Balance(probabilities, class_weights(config.train.class_weights, counts))
 
 
 def spread(size: int, count: int | None) -> list[int]:

@@ -15,6 +15,7 @@ from resnest_seg.checkpoint import BEST
 from resnest_seg.classes_file import read_classes
 from resnest_seg.config import DataConfig, RunConfig
 from resnest_seg.datasets import Synthetic
+from resnest_seg.doctor import balance
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.evaluation import evaluate
 from resnest_seg.labels import LabelSpace
@@ -92,13 +93,22 @@ def dry_run(config: RunConfig) -> str:
     short = dataclasses.replace(short, validate_every_steps=0, trackers="none")
     optim = dataclasses.replace(config.optim, warmup=0.0)  # it may be longer than two steps
     config = dataclasses.replace(config, train=short, optim=optim)
+    weights = balance(
+        train, dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0))
+    ).class_weights
     with tempfile.TemporaryDirectory(prefix="resnest_seg_dry_run_") as folder:
         output = Path(folder) / "run"
         for resume in (False, True):
             torch.manual_seed(config.seed)
             segmenter = segmenter_for(config, train.label_space, pretrained=False)
             trainer = Trainer(
-                config, segmenter=segmenter, train=train, validation=validation, output=output, resume=resume
+                config,
+                segmenter=segmenter,
+                train=train,
+                validation=validation,
+                output=output,
+                resume=resume,
+                class_weights=weights,
             )
             trainer.fit(until=None if resume else 1)
             if trainer.stopped_by is not None:

@@ -31,7 +31,7 @@ from resnest_seg.engine import PRECISIONS, StopSignal, accelerator_for, shares_s
 from resnest_seg.errors import CheckpointError
 from resnest_seg.evaluation import check_fits
 from resnest_seg.loader import Batch, build_loader, training_batches
-from resnest_seg.losses import SegmentationLoss, labelled_pixels
+from resnest_seg.losses import CoarseLogits, SegmentationLoss
 from resnest_seg.optim import build_optimizer, freeze, hold_frozen, set_lr
 from resnest_seg.protocols import protocol
 from resnest_seg.run_folder import MACHINE, METRICS, RunFolder, config_changes
@@ -57,13 +57,14 @@ class Trainer:
         adopt: Begin in a folder that exists if a run has saved nothing into it yet.
         allow_changes: Config keys that a resumed run may change, beyond `MAY_CHANGE`.
         probabilities: Draw the samples of an epoch with these, [len(train)]; None takes each once.
+        class_weights: Of each class in the loss, [K], as `train.class_weights` names them.
 
     Attributes:
         step: Optimiser steps done.
         stopped_by: The signal that ended `fit`, or None.
 
     Raises:
-        ConfigError: Unknown protocol, precision or tracker; a batch that cannot be divided.
+        ConfigError: Unknown protocol, precision or tracker; a batch that cannot be divided; class weights are missing.
         CheckpointError: The folder exists already, or cannot be resumed.
     """
 
@@ -79,6 +80,7 @@ class Trainer:
         adopt: bool = False,
         allow_changes: Collection[str] = (),
         probabilities: NDArray[np.float64] | None = None,
+        class_weights: torch.Tensor | None = None,
     ) -> None:
         self.config, self.train, self.validation, self.output = config, train, validation, Path(output)
         self.probabilities = probabilities
@@ -97,7 +99,9 @@ class Trainer:
             self.folder.check_new(adopt=adopt)
         self.engine = accelerator_for(config, self.output / "tensorboard")
         self.console = Console(quiet=not self.engine.is_main_process)
-        self.loss = SegmentationLoss(config.train.aux_weight)
+        self.loss = SegmentationLoss.from_config(
+            config.train, align_corners=segmenter.align_corners, class_weights=class_weights
+        ).to(self.engine.device)
         self._build(segmenter, saved)
         self.validator = Validator(config, validation, self.engine)
         self.gauge = Gauge()
@@ -117,9 +121,7 @@ class Trainer:
         if self.splits:
             shard(self.segmenter, processes=self.engine.num_processes, device=self.engine.device.type)
         optimizer = build_optimizer(self.segmenter, self.config.optim)
-        # The engine patches half precision into the module it is given: the segmenter itself stays as it is, so that
-        # validation computes what an evaluation of the saved file computes.
-        model = torch.nn.Sequential(self.segmenter)
+        model = CoarseLogits(self.segmenter)
         if self.splits:
             self.model, self.optimizer = model, self.engine.prepare(optimizer)
         else:
@@ -183,14 +185,15 @@ class Trainer:
         hold_frozen(self.segmenter, self.config.optim)
         torch.manual_seed(sample_seed(self.config.seed, self.step, self.engine.process_index))  # dropout's
         device, processes = self.engine.device, self.engine.num_processes
-        pixels = sum((labelled_pixels(part.labels) for part in parts), torch.zeros((), dtype=torch.int64)).to(device)
+        labels = [part.labels.to(device, non_blocking=True) for part in parts]  # uint8
+        pixels = torch.stack([self.loss.weight_of(own) for own in labels]).sum()
         pixels = self.engine.reduce(pixels, reduction="sum")
         total = torch.zeros((), device=device)
         for number, part in enumerate(parts):
-            images, labels = part.images.to(device, non_blocking=True), part.labels.to(device, non_blocking=True)
+            images = part.images.to(device, non_blocking=True)
             with self._micro_batch(is_last=number == len(parts) - 1):
                 output = self.model(images)
-                loss = self.loss(output.logits, output.aux_logits, labels.long(), pixels=pixels)
+                loss = self.loss(output.logits, output.aux_logits, labels[number], pixels=pixels)
                 # Gradients are averaged over processes, and the loss is already divided by all processes' pixels.
                 self.engine.backward(loss * processes)
             total += loss.detach()

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from resnest_seg.catalog import build_dataset
-from resnest_seg.config import DataConfig
-from resnest_seg.doctor import check_samples, diagnose, sampling_probabilities, spread
+from resnest_seg.config import DataConfig, RunConfig, TrainConfig
+from resnest_seg.doctor import Balance, balance, check_samples, diagnose, spread
 from resnest_seg.errors import DatasetError
 from resnest_seg.labels import LabelSpace
 
@@ -161,10 +161,23 @@ def test_the_tool_on_healthy_data(tool, tmp_path, capsys, monkeypatch):
 
 def test_rare_class_sampling_reads_the_masks(tmp_path):
     dataset = build_dataset("camvid", root=fake_data.make("camvid", tmp_path))
-    assert sampling_probabilities(dataset, DataConfig()) is None
-    probabilities = sampling_probabilities(dataset, DataConfig(rare_class=0.01, workers=0))
-    assert probabilities.shape == (4,)
-    assert probabilities.sum() == pytest.approx(1)
+    assert balance(dataset, RunConfig()) == Balance()
+    found = balance(dataset, RunConfig(data=DataConfig(rare_class=0.01, workers=0)))
+    assert found.probabilities.shape == (4,)
+    assert found.probabilities.sum() == pytest.approx(1)
+    assert found.class_weights is None
+
+
+def test_class_weights_are_those_of_the_masks(tmp_path):
+    dataset = build_dataset("camvid", root=fake_data.make("camvid", tmp_path))
+    train = TrainConfig(class_weights="median_frequency")
+    found = balance(dataset, RunConfig(data=DataConfig(workers=0), train=train))
+    counts = np.array([np.bincount(dataset[i].labels.ravel(), minlength=256)[: len(dataset.label_space)]
+                       for i in range(len(dataset))])  # fmt: skip
+    frequency = [counts[:, k].sum() / max(counts[counts[:, k] > 0].sum(), 1) for k in range(counts.shape[1])]
+    median = np.median([f for f in frequency if f])
+    assert found.class_weights.tolist() == pytest.approx([median / f if f else 0 for f in frequency])
+    assert found.probabilities is None
 
 
 def test_spread():

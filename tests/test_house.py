@@ -21,10 +21,10 @@ blueprints canvas class_balance ema errors files heads heads_mmseg rectify shard
 /
 config_checks fusion inputs labels large preparation protocols resnest scenes sources video watch weights
 /
-boundaries calibration classes_file config download large_labels losses metrics polygons samples smp submission
+boundaries calibration classes_file config download large_labels lean_loss metrics polygons samples smp submission
 views visualize
 /
-checkpoint conversion datasets inference optim pretraining published report schedules transforms
+checkpoint conversion datasets inference losses optim pretraining published report schedules transforms
 /
 engine folder loader parts run_folder
 /
@@ -49,10 +49,11 @@ model.checkpointing data.dataset data.root data.classes data.recipe data.base_si
 data.crop_width data.scale_min data.scale_max data.flip data.rotate data.color_jitter data.blur data.coarse_dropout
 data.class_mix data.rare_class data.check data.workers optim.optimizer optim.lr optim.reference_batch
 optim.head_lr_factor optim.layer_decay optim.freeze optim.momentum optim.weight_decay optim.decay optim.schedule
-optim.power optim.min_lr optim.warmup train.epochs train.iterations train.batch_size train.accumulation
-train.aux_weight train.precision train.sync_bn train.parallel train.ema train.validate_every
-train.validate_every_steps train.patience train.save_every train.keep train.log_every train.trackers eval.split
-eval.protocol eval.limit eval.sheet eval.memory seed output
+optim.power optim.min_lr optim.warmup train.epochs train.iterations train.batch_size train.accumulation train.loss
+train.class_weights train.label_smoothing train.ohem_threshold train.ohem_min_kept train.aux_weight train.precision
+train.sync_bn train.parallel train.ema train.validate_every train.validate_every_steps train.patience
+train.save_every train.keep train.log_every train.trackers eval.split eval.protocol eval.limit eval.sheet
+eval.memory seed output
 """
 
 PUBLIC = """

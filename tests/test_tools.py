@@ -220,6 +220,24 @@ def test_a_run_is_divided_to_fit_and_the_run_folder_says_how(tool, tmp_path, cap
     assert "does not fit into 2 x cuda with 1.0 GiB" in capsys.readouterr().err
 
 
+def test_the_benchmark_compares_losses_and_training_steps_that_are_equal(tool, tmp_path, capsys):
+    """It checks so before it measures; of what it measures, memory is no matter of chance at these sizes."""
+    words = ["loss", "--classes", 40, "--batch", 4, "--size", 160, 160, "--rounds", 2, "--json", tmp_path / "loss.json"]
+    assert tool("benchmark_seg")(*words) == 0
+    lean, plain = json.loads((tmp_path / "loss.json").read_text())["measurements"]
+    full = 4 * 40 * 160 * 160 * 4 / 2**20
+    assert lean["peak_mebibytes"] < full < plain["peak_mebibytes"]
+    words = ["train", "--encoder", "resnest14_tiny", "--size", 32, 48, "--rounds", 2, "--json", tmp_path / "train.json"]
+    assert tool("benchmark_seg")(*words) == 0
+    names = [row["name"] for row in json.loads((tmp_path / "train.json").read_text())["measurements"]]
+    assert names == ["resnest14_tiny DeepLabV3, ours", "resnest14_tiny DeepLabV3, plain"]
+    capsys.readouterr()
+    assert tool("benchmark_seg")("train", "--precision", "fp8") == 2
+    assert "unknown --precision 'fp8'" in capsys.readouterr().err
+    assert tool("benchmark_seg")("loss", "--size", 8, 8) == 2
+    assert "--size must be at least 16 16" in capsys.readouterr().err
+
+
 TRAIN, EVAL, PREDICT, ZOO = "train_seg", "eval_seg", "predict_seg", "zoo_seg"
 
 

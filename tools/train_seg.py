@@ -177,7 +177,7 @@ def trainer_for(order: Order) -> Trainer:
 
     from resnest_seg.budget import divided
     from resnest_seg.catalog import dataset_for
-    from resnest_seg.doctor import check_samples, sampling_probabilities
+    from resnest_seg.doctor import balance, check_samples
     from resnest_seg.finetune import load_fitting
     from resnest_seg.run_folder import RunFolder
     from resnest_seg.segmenter import segmenter_for
@@ -198,6 +198,7 @@ def trainer_for(order: Order) -> Trainer:
     torch.manual_seed(config.seed)
     segmenter = segmenter_for(config, train.label_space, pretrained=not resume and config.model.weights is None)
     report = None if resume or config.model.weights is None else load_fitting(segmenter, config.model.weights)
+    balanced = balance(train, config)
     trainer = Trainer(
         config,
         segmenter=segmenter,
@@ -207,7 +208,8 @@ def trainer_for(order: Order) -> Trainer:
         resume=resume,
         adopt=order.resume == "auto",
         allow_changes=order.allow,
-        probabilities=sampling_probabilities(train, config.data),
+        probabilities=balanced.probabilities,
+        class_weights=balanced.class_weights,
     )
     if report is not None and trainer.engine.is_main_process:
         print(f"starting from {report}")

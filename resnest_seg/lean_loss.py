@@ -1,0 +1,375 @@
+"""Cross-entropy of logits at feature size against labels at full size, without a tensor of full size and K channels.
+
+The plain form, `F.cross_entropy(F.interpolate(logits, (H, W), mode="bilinear"), labels)`, holds the resized logits,
+their log-softmax and two gradients at once: at 150 classes that is most of a training step's memory, and writing it is
+most of the loss's time. Here a few rows at a time are resized (two coarse rows mixed, then the columns), turned into
+losses and gradients while they are in the cache, and the gradients are carried back to feature size by the transposed
+mixing, all in the forward pass; the backward pass multiplies by one number.
+
+The whole is one operator, so that `torch.compile` takes it as it is. Arithmetic is float32 (float64 for float64
+logits), under autocast too. There is no second derivative. On a GPU, the gradient's last bits depend on the order of
+additions, as those of `F.interpolate` do, except under `torch.use_deterministic_algorithms(True)`.
+
+Shapes: N batch, K classes, h x w feature pixels, H x W label pixels, R rows at a time, P = R * W.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+
+from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.labels import IGNORE_LABEL
+
+T = TypeVar("T")
+
+CPU_CHUNK = 2**18
+"""Elements of [R, W, K] at a time on each core of a CPU: 1 MiB, which stays in its cache."""
+
+GPU_CHUNK, GPU_CHUNKS = 2**20, 32
+"""On other devices at least so many elements at a time, and at least this fraction of all, to launch few kernels."""
+
+
+def lean_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    align_corners: bool,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+    rows: int | None = None,
+) -> Tensor:
+    """Sum of the cross-entropy over labelled pixels, float32 scalar (float64 for float64 logits).
+
+    Value and gradient are those of `F.cross_entropy` with `reduction="sum"` on logits that `F.interpolate` resized.
+    Divide by the number of labelled pixels for the mean, or with class weights by the sum of the labels' weights, as
+    `reduction="mean"` does. Logits may be smaller, equal or larger than the labels, along each side.
+
+    Args:
+        logits: [N, K, h, w], any float type.
+        labels: [N, H, W] uint8 or int64, 0..K-1 or `IGNORE_LABEL`.
+        align_corners: As in `F.interpolate`.
+        label_smoothing: Share of the target that is spread over all classes, 0..1.
+        class_weights: Of each class, [K]; None weighs all equally.
+        rows: Label rows at a time, R; None chooses for the device. It decides memory and time, not the result.
+
+    Raises:
+        ConfigError: The shapes do not belong together.
+        DatasetError: A label is out of range (on a CPU; a GPU stops with an assertion of its own).
+    """
+    _check(logits, labels, class_weights)
+    needs_gradient = torch.is_grad_enabled() and logits.requires_grad
+    # no keywords: an operator's autograd wants every argument in its place
+    out = _summed_loss(logits, labels, class_weights, label_smoothing, align_corners, rows or 0, needs_gradient)
+    total: Tensor = out[0]
+    return total
+
+
+@torch.no_grad()
+def true_class_probabilities(logits: Tensor, labels: Tensor, *, align_corners: bool) -> Tensor:
+    """Probability of each pixel's own class, [N, H, W] float32 without gradient; 1 where ignored.
+
+    Args:
+        logits: [N, K, h, w].
+        labels: [N, H, W] uint8 or int64, 0..K-1 or `IGNORE_LABEL`.
+        align_corners: As in `F.interpolate`.
+
+    Raises:
+        ConfigError: The shapes do not belong together.
+        DatasetError: A label is out of range (on a CPU).
+    """
+    _check(logits, labels, None)
+    plan = _Plan.of(logits, labels, align_corners, 0)
+
+    def losses(n: int, top: int) -> Tensor:
+        return _pixel_losses(_rows_of(logits, plan, n, top), plan.labels_of(labels, n, top))
+
+    with torch.autocast(logits.device.type, enabled=False):
+        return torch.exp(-torch.cat(list(_each(losses, plan.chunks, logits.device)))).view(labels.shape)
+
+
+class _Axis(NamedTuple):
+    """How one side is resized: pixel i is low[i] mixed with high[i], which has the share `mix[i]`."""
+
+    low: Tensor
+    high: Tensor
+    mix: Tensor
+
+    @classmethod
+    def of(cls, coarse: int, fine: int, align_corners: bool, dtype: torch.dtype) -> _Axis | None:
+        """As `F.interpolate` places the pixels, on the CPU; None where nothing is resized."""
+        if coarse == fine:
+            return None
+        place = torch.arange(fine, dtype=dtype)
+        if align_corners:
+            place = place * ((coarse - 1) / (fine - 1) if fine > 1 else 0.0)
+        else:
+            place = ((place + 0.5) * (coarse / fine) - 0.5).clamp(min=0)
+        low = place.long().clamp(max=coarse - 1)
+        return cls(low, (low + 1).clamp(max=coarse - 1), place - low)
+
+    def to(self, device: torch.device) -> _Axis:
+        return _Axis(*(values.to(device) for values in self))
+
+    def part(self, start: int, count: int) -> _Axis:
+        return _Axis(*(values[start : start + count] for values in self))
+
+    def resize(self, values: Tensor, dim: int) -> Tensor:
+        mix = self.mix.view(-1, *[1] * (values.dim() - 1 - dim)).to(values.dtype)
+        return torch.lerp(values.index_select(dim, self.low), values.index_select(dim, self.high), mix)
+
+    def add_back(self, total: Tensor, gradient: Tensor, dim: int) -> None:
+        """Add what `resize` takes back to: [.., fine, ..] into `total` [.., coarse, ..]."""
+        far = gradient * self.mix.view(-1, *[1] * (gradient.dim() - 1 - dim))
+        total.index_add_(dim, self.high, far)
+        total.index_add_(dim, self.low, gradient.sub_(far))
+
+
+class _Plan(NamedTuple):
+    """What all chunks of a call share; `spans` says for each chunk of rows which coarse rows it needs, by its top."""
+
+    dtype: torch.dtype
+    rows: int
+    vertical: _Axis | None
+    horizontal: _Axis | None
+    spans: dict[int, tuple[int, int]]
+    chunks: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor, align_corners: bool, rows: int) -> _Plan:
+        """With `rows` rows at a time, or 0 to choose for the device."""
+        (images, classes, h, w), (height, width) = logits.shape, labels.shape[1:]
+        device, dtype = logits.device, torch.promote_types(logits.dtype, torch.float32)
+        size = CPU_CHUNK if device.type == "cpu" else max(GPU_CHUNK, labels.numel() * classes // GPU_CHUNKS)
+        rows = max(min(rows or size // max(width * classes, 1), height), 1)
+        vertical, horizontal = (_Axis.of(a, b, align_corners, dtype) for a, b in ((h, height), (w, width)))
+        spans = {}
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            inside = (vertical.low[top], vertical.high[bottom - 1] + 1) if vertical is not None else (top, bottom)
+            spans[top] = (int(inside[0]), int(inside[1]))
+        return cls(
+            dtype,
+            rows,
+            None if vertical is None else vertical.to(device),
+            None if horizontal is None else horizontal.to(device),
+            spans,
+            [(n, top) for n in range(images) for top in spans],
+        )
+
+    def labels_of(self, labels: Tensor, n: int, top: int) -> Tensor:
+        """[P] labels of a chunk."""
+        return labels[n, top : top + self.rows].reshape(-1)
+
+
+def _each(work: Callable[[int, int], T], chunks: list[tuple[int, int]], device: torch.device) -> Iterator[T]:
+    """The results of `work` for all chunks, in their order.
+
+    On a CPU each core takes whole chunks: sharing every small operation among the cores, as torch does, makes them wait
+    for each other hundreds of times, which on a busy machine costs more than the work.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or min(threads, len(chunks)) < 2:
+        yield from (work(n, top) for n, top in chunks)
+        return
+
+    @torch.no_grad()  # which is a thread's own
+    def quietly(chunk: tuple[int, int]) -> T:
+        return work(*chunk)
+
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(threads, len(chunks))) as pool:
+            pending: deque[Future[T]] = deque()
+            for chunk in chunks:
+                pending.append(pool.submit(quietly, chunk))
+                if len(pending) > 2 * threads:  # no more, for they take memory
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _rows_of(logits: Tensor, plan: _Plan, n: int, top: int) -> Tensor:
+    """Resized logits of image `n` from row `top` on, [P, K] in the type of the arithmetic, free to be overwritten."""
+    image = logits[n].permute(1, 2, 0)  # [h, w, K]
+    if plan.vertical is None:
+        rows = image[top : top + plan.rows].to(plan.dtype)
+    else:
+        axis = plan.vertical.part(top, plan.rows)
+        rows = torch.lerp(
+            image.index_select(0, axis.low).to(plan.dtype),
+            image.index_select(0, axis.high).to(plan.dtype),
+            axis.mix[:, None, None],
+        )
+    if plan.horizontal is None:
+        return rows.reshape(-1, rows.shape[2]).clone() if plan.vertical is None else rows.flatten(0, 1)
+    return plan.horizontal.resize(rows, 1).flatten(0, 1)
+
+
+def _pixel_losses(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    smoothing: float = 0.0,
+    gradient: bool = False,
+) -> Tensor:
+    """Losses of P pixels, [P], 0 where ignored; `logits` [P, K] become their gradients, if wanted, or scratch.
+
+    With w the class's weight and e the smoothing, a pixel's loss is (1 - e) w[y] (-log p[y]) + e / K sum_k w[k] (-log
+    p[k]), and its gradient a p - (1 - e) w[y] onehot(y) - e / K w, where a = (1 - e) w[y] + e / K sum w.
+    """
+    keep = labels != IGNORE_LABEL
+    target = labels.masked_fill(~keep, 0).long()
+    logits -= logits.amax(1, keepdim=True)
+    picked = logits.gather(1, target[:, None]).squeeze(1)
+    sharp = keep.to(logits.dtype) * (1 - smoothing)
+    if weights is not None:
+        sharp *= weights[target]
+    if smoothing:
+        spread = torch.full_like(logits[0], 1 / len(logits[0])) if weights is None else weights / len(weights)
+        spread = smoothing * spread
+        spread_logits = (logits * spread).sum(1)
+    odds = logits.exp_()
+    sums = odds.sum(1)
+    log_sums = sums.log()
+    losses = sharp * (log_sums - picked)
+    share = sharp
+    if smoothing:
+        smooth = keep.to(logits.dtype) * spread.sum()
+        losses += smooth * log_sums - spread_logits
+        share = sharp + smooth
+    if gradient:
+        odds *= (share / sums)[:, None]
+        odds.scatter_add_(1, target[:, None], -sharp[:, None])
+        if smoothing:
+            odds.addcmul_(keep.to(logits.dtype)[:, None], spread[None], value=-1)
+    return losses.masked_fill(~keep, 0)
+
+
+@torch.library.custom_op("resnest_seg::summed_cross_entropy", mutates_args=())
+def _summed_loss(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    smoothing: float,
+    align_corners: bool,
+    rows: int,
+    needs_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """Summed loss, and its gradient [N, K, h, w] in channels-last memory, empty where not needed."""
+    with torch.autocast(logits.device.type, enabled=False):
+        return _summed_loss_and_gradient(
+            logits.detach(), labels, weights, smoothing, align_corners, rows, needs_gradient
+        )
+
+
+def _summed_loss_and_gradient(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    smoothing: float,
+    align_corners: bool,
+    rows: int,
+    needs_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    plan = _Plan.of(logits, labels, align_corners, rows)
+    weights = None if weights is None else weights.to(logits.device, plan.dtype)
+    images, classes, h, w = logits.shape
+    gradient = logits.new_zeros((images, h, w, classes) if needs_gradient else 0, dtype=plan.dtype)
+    nothing = logits.new_zeros((), dtype=plan.dtype)
+
+    def chunk(n: int, top: int) -> tuple[Tensor, Tensor | None]:
+        part = plan.labels_of(labels, n, top)
+        if part.device.type == "cpu" and bool((part == IGNORE_LABEL).all()):
+            return nothing, None  # padding; on other devices asking would cost more than computing
+        pixels = _rows_of(logits, plan, n, top)
+        loss = _pixel_losses(pixels, part, weights, smoothing, needs_gradient).sum()
+        return loss, _coarse_rows(pixels.view(-1, labels.shape[2], classes), plan, top, w) if needs_gradient else None
+
+    sums = [nothing]
+    for (n, top), (loss, rows_gradient) in zip(plan.chunks, _each(chunk, plan.chunks, logits.device), strict=True):
+        sums.append(loss)
+        if rows_gradient is not None:
+            first, last = plan.spans[top]
+            gradient[n, first:last] += rows_gradient
+    return torch.stack(sums).sum(), gradient.permute(0, 3, 1, 2) if needs_gradient else gradient
+
+
+def _coarse_rows(gradient: Tensor, plan: _Plan, top: int, w: int) -> Tensor:
+    """The gradient of a chunk [R, W, K] carried back to the coarse rows of its span, [., w, K]."""
+    rows, classes = gradient.shape[0], gradient.shape[2]
+    if plan.horizontal is not None:
+        narrow = gradient.new_zeros(rows, w, classes)
+        plan.horizontal.add_back(narrow, gradient, 1)
+        gradient = narrow
+    if plan.vertical is None:
+        return gradient
+    first, last = plan.spans[top]
+    low, high, mix = plan.vertical.part(top, rows)
+    coarse = gradient.new_zeros(last - first, w, classes)
+    _Axis(low - first, high - first, mix).add_back(coarse, gradient, 0)
+    return coarse
+
+
+@_summed_loss.register_fake
+def _(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    smoothing: float,
+    align_corners: bool,
+    rows: int,
+    needs_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    n, classes, h, w = logits.shape
+    if not needs_gradient:
+        return logits.new_empty((), dtype=dtype), logits.new_empty(0, dtype=dtype)
+    return logits.new_empty((), dtype=dtype), logits.new_empty((n, h, w, classes), dtype=dtype).permute(0, 3, 1, 2)
+
+
+def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1])
+    ctx.dtype = inputs[0].dtype
+
+
+def _scale_gradient(ctx: Any, of_loss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    (gradient,) = ctx.saved_tensors
+    scaled = None if of_loss is None else (gradient * of_loss).to(ctx.dtype)
+    return scaled, None, None, None, None, None, None
+
+
+_summed_loss.register_autograd(_scale_gradient, setup_context=_keep_gradient)
+
+
+def _check(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> None:
+    if logits.dim() != 4 or labels.dim() != 3 or len(logits) != len(labels):
+        raise ConfigError(
+            f"logits [N, K, h, w] and labels [N, H, W] do not belong together: {list(logits.shape)} and "
+            f"{list(labels.shape)}."
+        )
+    classes = logits.shape[1]
+    if class_weights is not None and class_weights.shape != (classes,):
+        raise ConfigError(f"there are {classes} classes, but class weights of the shape {list(class_weights.shape)}.")
+    if labels.device.type == "cpu" and labels.numel() and not _has_no_values(labels):
+        outside = labels[(labels != IGNORE_LABEL) & ((labels < 0) | (labels >= classes))]
+        if len(outside):
+            raise DatasetError(
+                f"a label is {int(outside[0])}, but the model has {classes} classes (0..{classes - 1}, and "
+                f"{IGNORE_LABEL} for ignored pixels). tools/check_dataset.py finds the masks."
+            )
+
+
+def _has_no_values(labels: Tensor) -> bool:
+    """While a graph is traced, or memory is counted on fake tensors."""
+    return torch.compiler.is_compiling() or isinstance(labels, FakeTensor)
