@@ -206,12 +206,16 @@ def test_the_benchmark_counts_the_same_network_twice(tool, tmp_path, capsys):
 def test_a_run_is_divided_to_fit_and_the_run_folder_says_how(tool, tmp_path, capsys):
     """The same division as the planning tool's, written into the config that a resumed run takes."""
     output, words = tmp_path / "run", [*TINY, "--train.batch_size=64", "--model.checkpointing=true"]
-    assert tool("train_seg")("--dataset", "synthetic", "--output", output, *words, "--budget", "1.1") == 0
+    assert tool("train_seg")("--dataset", "synthetic", "--output", output, *words, "--budget", "1.07") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "The recipe holds: 64 images a step" in text
     config = load_run_config(output / "config.yaml")
     assert (config.train.batch_size, config.train.accumulation, config.model.checkpointing) == (64, 2, False)
-    planned = ["--dataset", "synthetic", *words, "--memory", "1.1", "--device", "cpu"]
+    again = ["--resume", "auto", "--budget", "100"]  # would not divide it, and the run was begun divided
+    assert tool("train_seg")("--dataset", "synthetic", "--output", output, *words, *again) == 0
+    assert load_run_config(output / "config.yaml") == config
+    capsys.readouterr()
+    planned = ["--dataset", "synthetic", *words, "--memory", "1.07", "--device", "cpu"]
     assert tool("budget_seg")(*planned) == 0
     assert (
         "train_seg.py --dataset synthetic --train.accumulation=2 --model.checkpointing=false" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 
 from resnest_seg.checkpoint import BEST, CONFIG, LAST, Checkpoint
@@ -21,6 +22,7 @@ from resnest_seg.config import (
 )
 from resnest_seg.errors import CheckpointError, ConfigError, ResNeStSegError
 from resnest_seg.evaluation import evaluate
+from resnest_seg.optim import hold_frozen
 from resnest_seg.run_folder import MACHINE, METRICS, SHEET
 from resnest_seg.samples import Sample, SegmentationDataset
 from resnest_seg.segmenter import build_segmenter
@@ -42,11 +44,17 @@ def _fresh_engine():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def trainer(dataset, output, config=CONFIG_OF_TEST, *, resume=False, validation=None):
+def trainer(dataset, output, config=CONFIG_OF_TEST, *, resume=False, validation=None, class_weights=None):
     torch.manual_seed(config.seed)
     segmenter = build_segmenter(config.model.encoder, head=config.model.head, num_classes=len(dataset.label_space))
     return Trainer(
-        config, segmenter=segmenter, train=dataset, validation=validation or dataset, output=output, resume=resume
+        config,
+        segmenter=segmenter,
+        train=dataset,
+        validation=validation or dataset,
+        output=output,
+        resume=resume,
+        class_weights=class_weights,
     )
 
 
@@ -186,6 +194,40 @@ def test_accumulation_sees_the_same_samples_and_labelled_pixels(tiny_space, tmp_
         one._optimise([next(batches) for _ in range(parts)])
     for whole, accumulated in zip(*updates, strict=True):
         assert torch.allclose(whole, accumulated, rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_of_a_step_is_torchs_mean_over_the_whole_batch(tiny_space, tmp_path):
+    """Class weights, smoothing and both heads, from micro-batches of unequally many labelled pixels."""
+    train = TrainConfig(epochs=2, batch_size=6, accumulation=3, aux_weight=0.4, class_weights="median_frequency",
+                        label_smoothing=0.1)  # fmt: skip
+    optim = dataclasses.replace(CONFIG_OF_TEST.optim, freeze="bn,head_bn")
+    weights, config = torch.tensor([0.5, 1.0, 3.0]), dataclasses.replace(CONFIG_OF_TEST, train=train, optim=optim)
+    with pytest.raises(ConfigError, match=r"train.class_weights is median_frequency, and none were given"):
+        trainer(Stripes(tiny_space), tmp_path / "run", config)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    one = trainer(Stripes(tiny_space), tmp_path / "run", config, class_weights=weights)
+    for module in one.segmenter.modules():
+        if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
+            module.p = 0.0  # its masks depend on how the batch is divided
+    batches = one._batches()
+    parts = [next(batches) for _ in range(3)]
+    assert len({int((part.labels == 255).sum()) for part in parts}) > 1
+    images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    one.segmenter.train()
+    hold_frozen(one.segmenter, config.optim)
+    output = one.segmenter(images)  # of full size
+    assert output.logits.shape[2:] == labels.shape[1:]
+    main, aux = (
+        F.cross_entropy(logits, labels.long(), weight=weights, label_smoothing=0.1, ignore_index=255)
+        for logits in (output.logits, output.aux_logits)
+    )
+    expected = torch.autograd.grad(main + 0.4 * aux, list(one.segmenter.parameters()))
+    found = []
+    one.optimizer.step = lambda: found.extend(p.grad.clone() for p in one.segmenter.parameters())
+    loss, _ = one._optimise(parts)
+    assert loss == pytest.approx(float((main + 0.4 * aux).detach()), rel=1e-5)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).norm() <= 1e-4 * theirs.norm() + 1e-6
 
 
 def test_a_run_folder_that_exists_is_not_touched(finished, tiny_space):
@@ -341,7 +383,7 @@ def test_a_run_that_dies_in_its_first_step_can_be_resumed(finished, tiny_space, 
     output = tmp_path / "run"
     broken = trainer(Stripes(tiny_space), output)
     broken.loss = None
-    with pytest.raises(TypeError):
+    with pytest.raises(AttributeError):
         broken.fit()
     assert trainer(Stripes(tiny_space), output, resume=True).fit()
     same_bits(state(output), state(finished))
