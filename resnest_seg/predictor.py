@@ -242,7 +242,7 @@ class Predictor:
                 for first, slab in score_rows(self.run, image, self.protocol, memory=self.memory):
                     labels = slab.argmax(dim=0).to("cpu", torch.uint8).numpy()
                     file.write(first, labels)
-                    small.append(labels[-first % step :: step, ::step])
+                    small.append(labels[-first % step :: step, ::step].copy())  # a view would keep all rows
         if overlay_path is not None:
             rough = np.vstack(small)
             picture = preview(photo, longest=max(rough.shape))

@@ -95,26 +95,32 @@ class EvalReport:
         return table
 
     def summary(self) -> Table:
-        """One row a protocol: its means, and what it did."""
-        table = Table(title=f"{self.dataset} {self.split}, {self.images} images, %", show_lines=True)
-        table.add_column("protocol", max_width=60)
-        for heading in ("mIoU", "absent classes", "mIoU, absent as 0", "pixel accuracy", "mean accuracy",
-                        "frequency weighted IoU", "mean Dice"):  # fmt: skip
-            table.add_column(heading, justify="right")
-        for heading in ("boundary IoU", "boundary F") if self.boundaries else ():
-            table.add_column(heading, justify="right")
+        """The means, a column a protocol; what each protocol did is below."""
+        names = list(self.scores)
+        methods = [self.methods.get(name, Method("skipped", name)) for name in names]
+        caption = "\n".join(method.description for method in methods)
+        table = Table(title=f"{self.dataset} {self.split}, {self.images} images, %", caption=caption)
+        table.add_column("")
+        for name in names:
+            table.add_column(name, justify="right")
+        table.add_row("mean IoU", *(_percent(self.mean_iou(name)) for name in names))
+        absent = ["count 0" if method.absent == "zero" else "are skipped" for method in methods]
+        table.add_row("  absent classes", *absent)
+        for title, key in (
+            ("mean IoU, absent classes skipped", "mean_iou"),
+            ("mean IoU, absent classes count 0", "mean_iou_absent_zero"),
+            ("pixel accuracy", "pixel_accuracy"),
+            ("mean accuracy", "mean_accuracy"),
+            ("frequency weighted IoU", "frequency_weighted_iou"),
+            ("mean Dice, absent classes skipped", "mean_dice"),
+        ):
+            table.add_row(title, *(_percent(getattr(self.scores[name], key)) for name in names))
+        for title, key in (("mean boundary IoU", "mean_boundary_iou"), ("mean boundary F", "mean_boundary_f")):
+            if self.boundaries:
+                table.add_row(title, *(_percent(getattr(self.boundaries.get(name), key, None)) for name in names))
         if self.calibration:
-            table.add_column("calibration error", justify="right")
-        for name, scores in self.scores.items():
-            method = self.methods.get(name, Method("skipped", name))
-            cells = [_percent(self.mean_iou(name)), "count 0" if method.absent == "zero" else method.absent]
-            values = [scores.mean_iou_absent_zero, scores.pixel_accuracy, scores.mean_accuracy]
-            values += [scores.frequency_weighted_iou, scores.mean_dice]
-            if name in self.boundaries:
-                values += [self.boundaries[name].mean_boundary_iou, self.boundaries[name].mean_boundary_f]
-            if name in self.calibration:
-                values.append(self.calibration[name].expected_calibration_error)
-            table.add_row(method.description, *cells, *(_percent(value) for value in values))
+            errors = [getattr(self.calibration.get(name), "expected_calibration_error", None) for name in names]
+            table.add_row("expected calibration error", *(_percent(error) for error in errors))
         return table
 
     def confusion_table(self) -> Table:

@@ -60,18 +60,24 @@ class Runner:
 
     def __call__(self, crops: Sequence[Callable[[], Tensor]]) -> Tensor:
         """Functions that give images [3, H, W] of one size -> float32 logits [N, K, h, w]."""
-        found: list[Tensor] = []
-        while len(found) < len(crops):
-            first = crops[len(found)]()
-            part = crops[len(found) + 1 : len(found) + self._batch_size(first)]
+        found: Tensor | None = None  # in one piece: small ones between the network's large ones would fragment memory
+        done = 0
+        while found is None or done < len(crops):
+            first = crops[done]()
+            part = crops[done + 1 : done + self._batch_size(first)]
             images = torch.stack([first, *(crop() for crop in part)])
             try:
-                found += self.logits_fn(images.to(self.device)).float().unbind()
+                logits = self.logits_fn(images.to(self.device))
             except torch.OutOfMemoryError:
                 if len(images) == 1:
                     raise
                 self._limit = len(images) // 2 * first[0].numel()
-        return torch.stack(found) if len(found) > 1 else found[0][None]
+                continue
+            if found is None:
+                found = logits.new_empty((len(crops), *logits.shape[1:]), dtype=torch.float32)
+            found[done : done + len(images)] = logits
+            done += len(images)
+        return found
 
     def _batch_size(self, image: Tensor) -> int:
         pixels = image.shape[1] * image.shape[2]

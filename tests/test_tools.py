@@ -306,11 +306,6 @@ TRAIN, EVAL, PREDICT, ZOO = "train_seg", "eval_seg", "predict_seg", "zoo_seg"
             "leaves one image for each of 4 micro-batches",
         ),
         (EVAL, ["--checkpoint", "{run}", "--output", "{tmp}/empty"], "{tmp}/empty already exists"),
-        (PREDICT, ["--checkpoint", "{run}", ""], "an input is empty"),
-        (PREDICT, ["--checkpoint", "{run}", "{tmp}/no.jpg"], "no file or folder {tmp}/no.jpg"),
-        (PREDICT, ["--checkpoint", "{run}", "{tmp}/empty"], "folder {tmp}/empty holds no image"),
-        (PREDICT, ["--checkpoint", "{run}", "{tmp}/junk.jpg"], "cannot read {tmp}/junk.jpg"),
-        (PREDICT, ["--checkpoint", "{run}", "{tmp}/junk.jpg", "{tmp}/junk.pth"], "would both be written to"),
         (PREDICT, ["--checkpoint", "{run}", "{tmp}/junk.jpg", "--alpha", "2"], "--alpha must lie in 0..1"),
     ],
 )
@@ -323,6 +318,32 @@ def test_bad_input_is_one_message_and_exit_code_2(name, words, says, tool, run, 
     assert tool(name)(*(word.format(tmp=tmp_path, run=run) for word in words)) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ")
+    assert says.format(tmp=tmp_path) in message
+    assert "Traceback" not in message
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--checkpoint", "{run}", ""], "an input is empty"),
+        (["--checkpoint", "{run}", "{tmp}/no.jpg"], "no file or folder {tmp}/no.jpg"),
+        (["--checkpoint", "{run}", "{tmp}/empty"], "folder {tmp}/empty holds no image"),
+        (["--checkpoint", "{run}", "{tmp}/junk.jpg"], "cannot read {tmp}/junk.jpg"),
+        (["--checkpoint", "{run}", "{tmp}/junk.jpg", "{tmp}/junk.pth"], "would both be written to"),
+    ],
+)
+def test_inputs_that_cannot_be_segmented_are_listed_with_exit_code_1(
+    words, says, tool, run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for junk in ("junk.pth", "junk.jpg"):
+        (tmp_path / junk).write_text("not what it says")
+    before = sorted(tmp_path.rglob("*"))
+    assert tool("predict_seg")(*(word.format(tmp=tmp_path, run=run) for word in words)) == 1
+    message = capsys.readouterr().err
+    assert " not segmented:\n" in message
     assert says.format(tmp=tmp_path) in message
     assert "Traceback" not in message
     assert sorted(tmp_path.rglob("*")) == before
