@@ -194,10 +194,14 @@ def multiscale(
 def _agree_on_exponents(views: list[View]) -> None:
     """Choose one shift and precision for all exponentials of an image, so that their sums neither overflow nor vanish.
 
-    Values are those of the plain formula wherever float32 can hold that; beyond, float64 holds logits that are up to
-    1400 apart, and only what is above is scaled down, by the same factor everywhere.
+    Values are those of the plain formula wherever float32 can hold the best class of every pixel; beyond, float64 holds
+    logits that are up to 1400 apart, and only what lies outside is scaled, by the same factor everywhere.
     """
-    top = max(float(view.band(start).max()) for view in views for start in view.bands)
+    bands = [view.band(start) for view in views for start in view.bands]  # [windows, 1, K, h, w]
+    top = max(float(band.max()) for band in bands)
+    weakest = min(float(band.amax(dim=2).min()) for band in bands)  # the pixel whose best class is the lowest
+    if top <= EXP_LIMIT and weakest >= -EXP_LIMIT:
+        return
+    shift = top - min(max(top, -EXP_LIMIT_64), EXP_LIMIT_64)
     for view in views:
-        if top > EXP_LIMIT:
-            view.dtype, view.shift = torch.float64, max(top - EXP_LIMIT_64, 0.0)
+        view.dtype, view.shift = torch.float64, shift

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resnest_seg.errors import ConfigError
+from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.protocols import Protocol, Window
 
 LogitsFn = Callable[[Tensor], Tensor]
@@ -42,6 +42,7 @@ class Runner:
 
     Raises:
         ConfigError: A batch below 1.
+        CheckpointError: From a call: logits that are no finite numbers, whose labels would be garbage.
     """
 
     def __init__(
@@ -77,6 +78,11 @@ class Runner:
                 found = logits.new_empty((len(crops), *logits.shape[1:]), dtype=torch.float32)
             found[done : done + len(images)] = logits
             done += len(images)
+        if not bool(found.isfinite().all()):
+            raise CheckpointError(
+                "the model's logits are not all finite numbers (NaN or infinity): its weights are damaged, or they "
+                "overflow in this precision. Try another checkpoint, or precision fp32."
+            )
         return found
 
     def _batch_size(self, image: Tensor) -> int:

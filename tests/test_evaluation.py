@@ -9,8 +9,11 @@ import torch
 from rich.console import Console
 from test_metrics import loop
 
+from resnest_seg.boundaries import BoundaryScores
+from resnest_seg.calibration import Calibration
 from resnest_seg.errors import CheckpointError, DatasetError
-from resnest_seg.evaluation import evaluate
+from resnest_seg.evaluation import Measures, evaluate
+from resnest_seg.predictor import Predictor
 from resnest_seg.segmenter import build_segmenter
 
 
@@ -99,3 +102,23 @@ def test_other_classes_are_refused(segmenter, small_dataset, tiny_space):
         evaluate(segmenter, Four())
     with pytest.raises(CheckpointError, match=r"class 2 = 'car' and the data set tiny has 'bus' there"):
         evaluate(segmenter, Renamed())
+
+
+@pytest.mark.parametrize("name", ["whole", "encoding", "mmseg"])
+def test_calibration_and_boundaries_are_those_of_the_whole_scores(name, segmenter, small_dataset):
+    """Fed at once with the predictor's probabilities, instead of a slab of rows at a time."""
+    predictor = Predictor(segmenter, device="cpu", protocol=name)
+    calibration, boundaries = Calibration(), BoundaryScores(3)
+    for index in range(6):
+        sample = small_dataset[index]
+        prediction = predictor(sample.image)
+        labels, found = torch.from_numpy(sample.labels), torch.from_numpy(prediction.labels)
+        calibration.update(labels, found, torch.from_numpy(prediction.scores().max(axis=0)))
+        boundaries.update(labels, found)
+    report = evaluate(
+        segmenter, small_dataset, protocols=(name,), measures=Measures(boundaries=True, calibration=True), memory=1
+    )
+    expected, ours = calibration.report(), report.calibration[name]
+    assert ours.expected_calibration_error == pytest.approx(expected.expected_calibration_error, abs=1e-6)
+    assert [part.count for part in ours.bins] == [part.count for part in expected.bins]
+    assert report.boundaries[name] == boundaries.report()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import GOLDEN, reference_segmenter
 
-from resnest_seg.errors import ConfigError
+from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.inference import labels, multiscale, probabilities, score_rows, scores, sliding_window, whole
 from resnest_seg.protocols import SCALES, Protocol, Setting, protocol, with_options
 from resnest_seg.views import Runner, View, resized_rows
@@ -303,6 +303,31 @@ def test_exponentials_neither_overflow_nor_vanish(gain):
             (image[None] - MEAN) / STD, base_size=64, crop_size=48, scales=SCALES, flip=True)  # fmt: skip
         assert (found.argmax(dim=0) == plain[0].argmax(dim=0)).float().mean() > 0.999
     assert torch.allclose(probabilities(found, "exp").sum(dim=0), torch.ones(50, 70), atol=1e-5) or peak > 1400
+
+
+@pytest.mark.parametrize("offset", [-70, -200, -5000, 5000])
+def test_what_is_added_to_all_logits_changes_no_label(offset):
+    """As for a softmax; in float32 the exponentials of all classes would vanish, or overflow, together."""
+    image, fn = photo(50, 70), network()
+    method = protocol("encoding", setting=Setting(base_size=64, crop=(48, 48)))
+    moved = scores(Runner(lambda images: fn(images).double() + offset), image, method)
+    assert moved.amax(dim=0).min() > 0
+    assert moved.isfinite().all()
+    assert (
+        moved.argmax(dim=0) == labels(Runner(fn), image, method)
+    ).float().mean() > 0.99  # float32 keeps 1e-4 of 5000
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["whole", "encoding"])
+def test_logits_that_are_no_numbers_are_refused(value, name):
+    def broken(images):
+        logits = network()(images)
+        logits[0, 1, 0, 0] = value
+        return logits
+
+    with pytest.raises(CheckpointError, match="not all finite numbers"):
+        labels(Runner(broken), photo(50, 70), protocol(name))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -9,6 +9,7 @@ from resnest_seg.checkpoint import Checkpoint
 from resnest_seg.config import ModelConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.predictor import Predictor
+from resnest_seg.samples import decode_mask, read_image
 from resnest_seg.segmenter import build_segmenter
 
 
@@ -84,3 +85,35 @@ def test_bad_input(predictor, tiny_space, tmp_path):
         Predictor(predictor.segmenter, device="cpu", protocol="holy")
     with pytest.raises(CheckpointError, match="no label space"):
         Predictor(build_segmenter("resnest14_tiny", num_classes=3), device="cpu")
+
+
+def test_a_list_gives_what_its_photos_give_one_by_one_in_fewer_calls(predictor, photo):
+    photos = [photo, photo[:, ::-1].copy(), photo[:20], photo[::-1].copy()]
+    calls = []
+
+    def strongest_channel(images):
+        calls.append(len(images))
+        return images.float()
+
+    own = Predictor(predictor.segmenter, device="cpu")
+    own.run.logits_fn = strongest_channel
+    together = own(photos)
+    assert sorted(calls) == [1, 3]
+    for one, prediction in zip(photos, together, strict=True):
+        assert np.array_equal(prediction.labels, one.argmax(axis=2))
+        assert np.array_equal(prediction.image, one)
+    assert own([]) == []
+
+
+def test_the_small_overlay_of_a_large_image_shows_every_second_pixel(predictor, tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 256, (30, 2100, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    tiled = Predictor(predictor.segmenter, device="cpu", tile=64, overlap=16, memory=6 * 7 * 4 * 3 * 2100)  # seven rows
+    tiled.run.logits_fn = lambda images: images.float()  # three classes: the strongest channel
+    tiled.segment_file(
+        tmp_path / "wide.png", tmp_path / "labels.png", ids="train", overlay_path=tmp_path / "small.png", alpha=1.0
+    )
+    labels = decode_mask((tmp_path / "labels.png").read_bytes(), "labels")
+    assert (labels == pixels.argmax(axis=2)).mean() > 0.99  # two channels may be alike but for the blending's rounding
+    shown = read_image(tmp_path / "small.png")[:15, :1050]
+    assert np.array_equal(shown, predictor.label_space.palette[labels[::2, ::2]])

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from resnest_seg.errors import CheckpointError, ConfigError, run_tool
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
     from torch import Tensor
 
     from resnest_seg.evaluation import EvaluatedImage
@@ -88,7 +89,6 @@ def report_path(options: argparse.Namespace, source: Path, name: str, split: str
 
 def run(segmenter: Segmenter, dataset: SegmentationDataset, options: argparse.Namespace) -> EvalReport:
     """Evaluate this process's share with a progress bar, and write the predictions that are asked for."""
-    from accelerate import PartialState
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from resnest_seg.datasets import PairedFiles
@@ -97,7 +97,7 @@ def run(segmenter: Segmenter, dataset: SegmentationDataset, options: argparse.Na
     from resnest_seg.submission import Submission
     from resnest_seg.visualize import write_labels
 
-    state = PartialState(cpu=options.device == "cpu")
+    state = process_state(options)
     count = min(len(dataset), options.limit or len(dataset))
     mine = range(state.process_index, count, state.num_processes)
     folder = Path(options.save_predictions) if options.save_predictions else None
@@ -144,6 +144,13 @@ def run(segmenter: Segmenter, dataset: SegmentationDataset, options: argparse.Na
     return report
 
 
+def process_state(options: argparse.Namespace) -> PartialState:
+    """Which of torchrun's processes this is, and the device that is its own; the first call joins the others."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=options.device == "cpu")
+
+
 def all_reduce(counts: Tensor) -> Tensor:
     """The sum over all processes, exact for integers."""
     from torch import distributed
@@ -183,7 +190,8 @@ def check(options: argparse.Namespace) -> None:
         raise ConfigError("a submission is written by one process: run it without torchrun.")
     if options.workers < 0:
         raise ConfigError(f"--workers must not be negative, it is {options.workers}.")
-    if options.save_predictions and not options.overwrite and Path(options.save_predictions).exists():
+    first = os.environ.get("RANK", "0") == "0"  # when the others look, it may have begun
+    if options.save_predictions and not options.overwrite and first and Path(options.save_predictions).exists():
         raise ConfigError(f"{options.save_predictions} exists. Choose another folder, or pass --overwrite.")
 
 
@@ -214,7 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = report_path(options, segmenter.load_report.path, name, split)
     for protocol_name in options.protocols.split(","):
         protocol_of(segmenter, protocol_name)
-    segmenter.to(choose_device(options.device))
+    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.device == "auto"
+    segmenter.to(process_state(options).device if shared else choose_device(options.device))
     if options.fuse:
         segmenter.fuse()
     print(segmenter.load_report, file=sys.stderr)

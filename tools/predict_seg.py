@@ -11,15 +11,16 @@ Bad inputs are listed at the end, when the others are done; the exit code is the
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnest_seg.errors import ConfigError, DatasetError, run_tool
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from resnest_seg.inputs import Input
     from resnest_seg.predictor import Prediction, Predictor
     from resnest_seg.protocols import Protocol
@@ -153,7 +154,7 @@ def segment_image(predictor: Predictor, item: Input, paths: Sequence[Path], opti
 
 
 def segment_video(
-    predictor: Predictor, item: Input, path: Path, options: argparse.Namespace, show: Callable[[str], None]
+    predictor: Predictor, item: Input, path: Path, options: argparse.Namespace, progress: Progress, bar: TaskID
 ) -> None:
     """Segment a video or what a camera sees, until it ends or Ctrl-C; the overlay becomes a video.
 
@@ -167,7 +168,8 @@ def segment_video(
         try:
             for number, frame in enumerate(frames, start=1):
                 writer.write(predictor(frame).overlay(options.alpha, legend=False))
-                show(f"{item.source}: frame {number}" + (f" of {frames.count}" if frames.count else ""))
+                shown = f"{item.source}: frame {number}" + (f" of {frames.count}" if frames.count else "")
+                progress.update(bar, description=shown)
                 if number == options.frames:
                     break
         except DatasetError as error:
@@ -203,17 +205,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Progress(transient=True) as progress:
         bar = progress.add_task("segmenting", total=len(items))
         for item, paths in zip(items, places, strict=True):
-            with contextlib.ExitStack() as failing:
-                failing.callback(progress.update, bar, advance=1)
-                try:
-                    if item.kind in ("image", "address"):
-                        segment_image(predictor, item, paths, options)
-                    else:
-                        show = lambda text: progress.update(bar, description=text)  # noqa: E731
-                        segment_video(predictor, item, paths[0], options, show)
-                    done += 1
-                except DatasetError as error:  # the others are done all the same
-                    problems.append(str(error))
+            try:
+                if item.kind in ("image", "address"):
+                    segment_image(predictor, item, paths, options)
+                else:
+                    segment_video(predictor, item, paths[0], options, progress, bar)
+                done += 1
+            except DatasetError as error:  # the others are done all the same
+                problems.append(str(error))
+            progress.update(bar, advance=1)
     if done:
         print(f"{done} of {len(items)} inputs segmented into {options.output}: {', '.join(options.write)}")
     if problems:
