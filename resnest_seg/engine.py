@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from resnest_seg.config import RunConfig
 from resnest_seg.errors import ConfigError, unknown_name
@@ -47,8 +47,16 @@ def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
     if wanted == "fp16" and config.train.parallel == "fsdp":
         raise ConfigError("train.precision fp16 does not go with train.parallel fsdp. Use bf16 or fp32, or ddp.")
     _join_again()
+    # DDP orders its sums anew after the first step of a process, so three or more would round otherwise after a resume.
+    # Where it looks for unused parameters it does not (it warns that there are none): on CPUs, which resume to the bit.
+    ddp = [] if gpu else [DistributedDataParallelKwargs(find_unused_parameters=True)]
     try:
-        engine = Accelerator(mixed_precision=PRECISIONS[wanted], log_with=log_with or None, project_dir=output)
+        engine = Accelerator(
+            mixed_precision=PRECISIONS[wanted],
+            log_with=log_with or None,
+            project_dir=output,
+            kwargs_handlers=ddp,
+        )
     except ValueError as error:  # accelerate keeps one precision a process
         raise ConfigError(f"train.precision {wanted} cannot be set up in this process: {error}") from None
     shares = config.train.accumulation * engine.num_processes

@@ -56,6 +56,22 @@ def test_a_worker_that_dies_is_restarted_by_torchrun(tmp_path):
     assert len(starts) == 2
 
 
+def test_three_processes_add_in_the_same_order_after_a_resume(tmp_path):
+    """Of three numbers, the order of a sum matters; DDP changes it after the first step unless it is told not to."""
+    server, words = kill_campaign.Server(tmp_path / "log"), kill_campaign.shared_words(3)
+    try:
+        assert server.run([*words, "--output", tmp_path / "whole"], ranks=3) == 0, (tmp_path / "log").read_text()
+        again = [*words, "--resume", "auto", "--output", tmp_path / "killed"]
+        assert server.run(again, ranks=3, crash=35) == -9  # in its fourth save or so
+        assert server.run(again, ranks=3) == 0, (tmp_path / "log").read_text()
+    finally:
+        server.close()
+    kill_campaign.assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    starts = [entry["step"] for entry in lines(tmp_path / "killed" / MACHINE) if entry["kind"] == "start"]
+    assert len(starts) == 2
+    assert starts[1] > 1
+
+
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -404,7 +404,8 @@ def test_sigterm_saves_and_resume_auto_continues(tmp_path):
     """What a scheduler does: the same command, ended by SIGTERM and started again until it is done."""
     folder = tmp_path / "run"
     words = ["--dataset", "synthetic", *TINY, "--train.batch_size=8", "--output", folder, "--resume", "auto"]
-    command = [sys.executable, PROJECT / "tools/train_seg.py", *words, "--train.log_every=1"]
+    words += ["--data.crop_size=32", "--data.base_size=64", "--model.output_stride=32", "--train.log_every=1"]
+    command = [sys.executable, PROJECT / "tools/train_seg.py", *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
     wait_for(folder / "metrics.jsonl", process)
     process.terminate()
