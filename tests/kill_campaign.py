@@ -64,7 +64,9 @@ class Server:
 def run_process(words, log, *, after=None):
     """Exit code of a fresh process, negative for a signal."""
     with open(log, "a") as file:
-        process = subprocess.Popen([sys.executable, TRAIN, *words], stdout=file, stderr=file)
+        # one thread, as in the forked children: two on a busy machine wait for each other most of the time
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen([sys.executable, TRAIN, *words], stdout=file, stderr=file, env=environment)
         try:
             return process.wait(timeout=after)
         except subprocess.TimeoutExpired:
