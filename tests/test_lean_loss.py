@@ -46,7 +46,7 @@ full_sides = st.tuples(st.integers(1, 40), st.integers(1, 40))
 @given(
     seed=st.integers(0, 2**31),
     images=st.integers(1, 3),
-    classes=st.integers(1, 20),
+    classes=st.integers(2, 20),
     coarse=sides,
     fine=full_sides,
     ignored=st.sampled_from([0.0, 0.5, 0.98, 1.0]),
@@ -121,6 +121,14 @@ def test_logits_far_apart_stay_finite():
     (gradient,) = torch.autograd.grad(loss, logits)
     assert float(loss.detach()) == pytest.approx(float(torch.tensor(2.0).log()) + 300)
     assert gradient.isfinite().all()
+
+
+def test_a_single_class_is_always_right():
+    logits, labels = batch(11, 2, 1, (4, 4), (16, 16), 0.2)
+    loss = lean_cross_entropy(logits, labels, align_corners=False, label_smoothing=0.1)
+    loss.backward()
+    assert loss == 0
+    assert logits.grad.abs().max() < 1e-6 * labels.numel()  # (1 - 0.1) + 0.1 - 1 in float32
 
 
 def test_all_ignored_is_zero():
