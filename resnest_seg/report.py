@@ -65,11 +65,14 @@ class EvalReport:
         absent = self.methods[name].absent if name in self.methods else "skipped"
         return self.scores[name].mean_iou_by(absent)
 
-    def table(self) -> Table:
-        """By class: IoU and accuracy of every protocol, Dice and boundary IoU of a single one, and the pixels."""
-        title = (
-            f"{self.model}\n{self.dataset} {self.split}, {self.images} images, % (protocol: {', '.join(self.scores)})"
-        )
+    def table(self, name: str | None = None) -> Table:
+        """By class, and the pixels: all numbers of one protocol, or the IoU of each, side by side.
+
+        Args:
+            name: The protocol; None takes all that there are.
+        """
+        names = list(self.scores) if name is None else [name]
+        title = f"{self.model}\n{self.dataset} {self.split}, {self.images} images, % (protocol: {', '.join(names)})"
         table = Table(title=title, show_footer=True)
         table.add_column("class", footer="mean of classes")
         columns: list[tuple[float | None, ...]] = []
@@ -78,20 +81,19 @@ class EvalReport:
             table.add_column(heading, footer=_percent(mean), justify="right")
             columns.append(values)
 
-        for name, scores in self.scores.items():
-            prefix = f"{name} " if len(self.scores) > 1 else ""
-            add(f"{prefix}IoU", scores.class_iou, self.mean_iou(name))
-            add(f"{prefix}accuracy", scores.class_accuracy, scores.mean_accuracy)
-            if len(self.scores) == 1:
-                add("Dice", scores.class_dice, scores.mean_dice)
-            if name in self.boundaries:
-                found = self.boundaries[name]
-                add(f"{prefix}boundary IoU", found.class_boundary_iou, found.mean_boundary_iou)
-                add(f"{prefix}boundary F", found.class_boundary_f, found.mean_boundary_f)
+        for each in names:
+            add("IoU" if len(names) == 1 else f"{each} IoU", self.scores[each].class_iou, self.mean_iou(each))
+        if len(names) == 1:  # more would fit no terminal
+            scores, found = self.scores[names[0]], self.boundaries.get(names[0])
+            add("accuracy", scores.class_accuracy, scores.mean_accuracy)
+            add("Dice", scores.class_dice, scores.mean_dice)
+            if found is not None:
+                add("boundary IoU", found.class_boundary_iou, found.mean_boundary_iou)
+                add("boundary F", found.class_boundary_f, found.mean_boundary_f)
         table.add_column("share of pixels", justify="right")
-        columns.append(next(iter(self.scores.values())).class_share)
-        for label, name in enumerate(self.classes):
-            table.add_row(name, *(_percent(values[label]) for values in columns))
+        columns.append(self.scores[names[0]].class_share)
+        for label, title in enumerate(self.classes):
+            table.add_row(title, *(_percent(values[label]) for values in columns))
         return table
 
     def summary(self) -> Table:

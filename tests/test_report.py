@@ -64,9 +64,13 @@ def test_the_mean_follows_the_protocols_policy_for_absent_classes():
 
 def test_tables_name_what_is_there():
     text = printed(report().table())
-    for part in ("whole IoU", "encoding accuracy", "whole boundary IoU", "moon", "7 images"):
+    for part in ("whole IoU", "encoding IoU", "moon", "7 images"):
         assert part in text
-    assert "Dice" in printed(report(scores={"whole": report().scores["whole"]}).table())
+    assert "accuracy" not in text
+    for single in (report().table("whole"), report(scores={"whole": report().scores["whole"]}).table()):
+        text = printed(single)
+        for part in ("protocol: whole)", "accuracy", "Dice", "boundary IoU", "boundary F"):
+            assert part in text
     first = report().confusions["whole"][0]
     assert f"{first.pixels:,}" in printed(report().confusion_table())
 

@@ -166,6 +166,9 @@ def show(report: EvalReport, other: EvalReport | None) -> None:
 
     console = Console()
     console.print(report.table())
+    if len(report.scores) > 1 and report.boundaries:  # asked for, and by class in these tables only
+        for name in report.scores:
+            console.print(report.table(name))
     console.print(report.summary())
     console.print(report.confusion_table())
     if other is not None:
