@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from types import FrameType
 from typing import NamedTuple
 
 import cv2
@@ -21,6 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from resnest_seg.errors import DatasetError
 from resnest_seg.samples import Sample, SegmentationDataset
 from resnest_seg.transforms import TrainTransform, class_mix, sample_seed
+
+GRACE = 600
+"""Seconds that a loader process lives on after SIGTERM: more than a training step and the saving after it."""
 
 
 class Batch(NamedTuple):
@@ -169,8 +173,16 @@ def loader_processes(workers: int) -> int:
 
 
 def start_worker(worker: int) -> None:
-    """Set a loader process up: one thread, and signals that leave stopping to the training process."""
+    """Set a loader process up: one thread, and signals that leave stopping to the training process.
+
+    Schedulers and `timeout` send SIGTERM to the whole process group, and the training process needs its workers to the
+    end of the step. So a worker lives on for `GRACE` seconds: it ends before that when the loader or its parent does.
+    """
     cv2.setNumThreads(0)  # one thread a worker: more would fight the others for the cores
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's to handle
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and a worker that is told to end must end
+    signal.signal(signal.SIGTERM, _die_later)
+
+
+def _die_later(number: int, frame: FrameType | None) -> None:
+    signal.alarm(GRACE)

@@ -401,17 +401,23 @@ def wait_for(path, process, seconds=120):
 
 
 def test_sigterm_saves_and_resume_auto_continues(tmp_path):
-    """What a scheduler does: the same command, ended by SIGTERM and started again until it is done."""
+    """What a scheduler does: the same command, ended by SIGTERM and started again until it is done.
+
+    The signal goes to the whole process group, workers included.
+    """
     folder = tmp_path / "run"
     words = ["--dataset", "synthetic", *TINY, "--train.batch_size=8", "--output", folder, "--resume", "auto"]
     words += ["--data.crop_size=32", "--data.base_size=64", "--model.output_stride=32", "--train.log_every=1"]
+    words += ["--data.workers=2"]
     command = [sys.executable, PROJECT / "tools/train_seg.py", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               stdout=subprocess.DEVNULL)  # fmt: skip
     wait_for(folder / "metrics.jsonl", process)
-    process.terminate()
+    os.killpg(process.pid, signal.SIGTERM)
     _, message = process.communicate(timeout=60)
     assert process.returncode == 143, message
     assert "stopped and saved" in message
+    assert "Traceback" not in message
     stopped_at = Checkpoint.load(folder / LAST).training.values["step"]
     assert 0 < stopped_at < 64
     done = subprocess.run(command, capture_output=True, text=True)
