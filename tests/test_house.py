@@ -17,22 +17,11 @@ FILES = sorted(PACKAGE.glob("*.py"))
 OTHERS = sorted((PACKAGE.parent / "tools").rglob("*.py")) + sorted((PACKAGE.parent / "datasets").glob("*.py"))
 
 LAYERS = [
-    {"errors", "files"},
+    {"errors", "files", "packing"},
     {"blueprints", "canvas", "class_balance", "config", "labels", "preparation", "rectify", "sources"} | {"weights"},
-    {
-        "checkpoint",
-        "classes_file",
-        "conversion",
-        "download",
-        "fusion",
-        "heads",
-        "heads_mmseg",
-        "inference",
-        "losses",
-        "metrics",
-    }
+    {"checkpoint", "classes_file", "conversion", "download", "heads", "heads_mmseg", "inference", "losses", "metrics"}
     | {"resnest", "samples", "scenes", "submission", "transforms", "visualize"},
-    {"datasets", "engine", "loader", "optim", "published", "smp"},
+    {"datasets", "engine", "fusion", "loader", "optim", "published", "smp"},
     {"folder", "inspection", "parts"},
     {"catalog", "segmenter"},
     {"doctor", "evaluation", "zoo"},
