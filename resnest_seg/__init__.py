@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from resnest_seg.errors import DownloadError as DownloadError
     from resnest_seg.errors import ExportError as ExportError
     from resnest_seg.errors import ResNeStSegError as ResNeStSegError
-    from resnest_seg.evaluation import EvalReport as EvalReport
     from resnest_seg.evaluation import evaluate as evaluate
     from resnest_seg.folder import FolderDataset as FolderDataset
+    from resnest_seg.inference import multiscale as multiscale
+    from resnest_seg.inference import sliding_window as sliding_window
     from resnest_seg.inference import whole as whole
     from resnest_seg.labels import IGNORE_LABEL as IGNORE_LABEL
     from resnest_seg.labels import LabelSpace as LabelSpace
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from resnest_seg.metrics import Scores as Scores
     from resnest_seg.predictor import Prediction as Prediction
     from resnest_seg.predictor import Predictor as Predictor
+    from resnest_seg.protocols import Protocol as Protocol
+    from resnest_seg.protocols import protocol as protocol
+    from resnest_seg.report import EvalReport as EvalReport
     from resnest_seg.segmenter import LoadReport as LoadReport
     from resnest_seg.segmenter import Segmenter as Segmenter
     from resnest_seg.segmenter import SegmenterOutput as SegmenterOutput
@@ -55,7 +59,7 @@ _HOMES = {
     "DatasetError": "errors",
     "Diagnosis": "doctor",
     "DownloadError": "errors",
-    "EvalReport": "evaluation",
+    "EvalReport": "report",
     "ExportError": "errors",
     "FolderDataset": "folder",
     "IGNORE_LABEL": "labels",
@@ -76,6 +80,10 @@ _HOMES = {
     "evaluate": "evaluation",
     "load_checkpoint": "zoo",
     "load_run_config": "config",
+    "multiscale": "inference",
+    "protocol": "protocols",
+    "Protocol": "protocols",
+    "sliding_window": "inference",
     "whole": "inference",
 }
 

@@ -152,11 +152,14 @@ class EvalConfig:
     split: str = "val"
     """Split to validate on: train, val or test, as the data set has them."""
     protocol: str = "whole"
-    """Inference protocol: whole (one pass over the whole image at its own size)."""
+    """Inference protocol: whole (one pass over the whole image at its own size), slide, or a slower multi-scale one:
+    encoding, mmseg, mmseg0, paddle."""
     limit: int | None = None
     """Validate on the first this many images only; null takes all."""
     sheet: int = 6
     """Validation images, spread over the split, on the contact sheet of the run folder; 0 draws none."""
+    memory: int = 1024
+    """MiB that class scores may take; an image with more is scored a few rows at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +182,7 @@ class RunConfig:
 
 def _check_values(config: RunConfig) -> None:
     """Refuse values that have the right type and make no sense; names are checked where they are looked up."""
-    positive = ["model.in_channels"]
+    positive = ["model.in_channels", "eval.memory"]
     positive += [f"data.{name}" for name in ("base_size", "long_edge", "crop_size", "scale_min")]
     positive += [f"optim.{name}" for name in ("lr", "head_lr_factor", "power")]
     positive += [f"train.{name}" for name in ("epochs", "batch_size", "accumulation", "validate_every", "log_every")]

@@ -1,26 +1,28 @@
-"""Evaluate a model on a data set by named protocols, one image at a time."""
+"""Evaluate a model on a data set by named protocols, one image at a time, in memory that does not grow with images."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.table import Table
 from torch import Tensor
 
+from resnest_seg.boundaries import BoundaryScores
+from resnest_seg.calibration import Calibration
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
-from resnest_seg.files import atomic_write
-from resnest_seg.inference import protocol
+from resnest_seg.inference import MEMORY, probabilities, score_rows
 from resnest_seg.loader import Batch, build_loader
-from resnest_seg.metrics import ConfusionMatrix, Scores
+from resnest_seg.metrics import ConfusionMatrix
+from resnest_seg.protocols import Protocol
+from resnest_seg.report import EvalReport, Method
+from resnest_seg.running import protocol_of, runner_for
 from resnest_seg.samples import SegmentationDataset
 from resnest_seg.segmenter import Segmenter
+from resnest_seg.views import Runner
 
 
 class EvaluatedImage(NamedTuple):
@@ -31,7 +33,7 @@ class EvaluatedImage(NamedTuple):
         labels: The truth, uint8 [H, W].
         predictions: By the first protocol, uint8 [H, W].
         name: The sample's name.
-        mean_iou: Of everything counted so far by the first protocol.
+        mean_iou: Of everything that this process has counted so far by the first protocol.
     """
 
     image: NDArray[np.uint8]
@@ -42,112 +44,138 @@ class EvaluatedImage(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalReport:
-    """Scores by protocol, with everything that a number needs to be compared.
+class Measures:
+    """What is measured beside the confusion matrix.
 
     Attributes:
-        model: Encoder, head, output stride and dilation variant in one line.
-        dataset: Name of the data set.
-        split: Its split.
-        images: Number of images evaluated.
-        classes: Class names.
-        scores: Protocol name -> scores.
-        checkpoint: The file that was evaluated, where one is known.
+        boundaries: Boundary IoU and F-score.
+        boundary_width: Width of the boundary region, as a share of an image's diagonal.
+        boundary_tolerance: Distance at which contours still match, as a share of an image's diagonal.
+        calibration: Whether confidences can be believed.
+        bins: Bins of the calibration.
     """
 
-    model: str
-    dataset: str
-    split: str
-    images: int
-    classes: tuple[str, ...]
-    scores: dict[str, Scores]
-    checkpoint: str = ""
+    boundaries: bool = False
+    boundary_width: float = 0.02
+    boundary_tolerance: float = 0.0075
+    calibration: bool = False
+    bins: int = 15
 
-    def table(self) -> Table:
-        """A table for people: per class IoU and accuracy by protocol and the share of pixels, then the means."""
-        title = (
-            f"{self.model}\n{self.dataset} {self.split}, {self.images} images, % (protocol: {', '.join(self.scores)})"
+
+class _Meter:
+    """Everything that is counted of one protocol."""
+
+    def __init__(self, method: Protocol, classes: int, measures: Measures, device: torch.device) -> None:
+        self.method, self.matrix = method, ConfusionMatrix(classes, device=device)
+        self.boundaries = (
+            BoundaryScores(classes, width=measures.boundary_width, tolerance=measures.boundary_tolerance)
+            if measures.boundaries
+            else None
         )
-        table = Table(title=title, show_footer=True)
-        table.add_column("class", footer="mean of classes\npixel accuracy")
-        for name, scores in self.scores.items():
-            prefix = f"{name} " if len(self.scores) > 1 else ""
-            means = f"{_percent(scores.mean_iou)}\n{_percent(scores.pixel_accuracy)}"
-            table.add_column(f"{prefix}IoU", footer=means, justify="right")
-            table.add_column(f"{prefix}accuracy", footer=_percent(scores.mean_accuracy), justify="right")
-        table.add_column("share of pixels", justify="right")
-        for label, name in enumerate(self.classes):
-            cells = [(scores.class_iou[label], scores.class_accuracy[label]) for scores in self.scores.values()]
-            share = next(iter(self.scores.values())).class_share[label]
-            table.add_row(name, *(_percent(value) for pair in cells for value in pair), _percent(share))
-        return table
+        self.calibration = Calibration(bins=measures.bins, device=device) if measures.calibration else None
 
-    def to_json(self) -> str:
-        """The report as JSON, shares 0..1."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+    def update(self, run: Runner, image: Tensor, labels: Tensor, memory: int) -> Tensor:
+        """Predict an image [3, H, W] a slab of rows at a time and count it; returns its train ids, uint8 [H, W]."""
+        slabs = []
+        for first, scores in score_rows(run, image, self.method, memory=memory):
+            predictions = scores.argmax(dim=0).to(torch.uint8)
+            if self.calibration is not None:
+                sure = probabilities(scores, self.method.merge).amax(dim=0)
+                self.calibration.update(labels[first : first + len(predictions)], predictions, sure)
+            slabs.append(predictions)
+        predictions = torch.cat(slabs)
+        self.matrix.update(labels, predictions)
+        if self.boundaries is not None:
+            self.boundaries.update(labels, predictions)
+        return predictions
 
-    def save(self, path: str | Path) -> None:
-        """Write the JSON file atomically."""
-        with atomic_write(path) as temporary:
-            temporary.write_text(self.to_json() + "\n", encoding="utf-8")
+    def reduce(self, reduce: Callable[[Tensor], Tensor] | None, device: torch.device) -> None:
+        """Sum the counts over all processes, which can be done on the model's device only; None is a single one."""
+        for counts in (self.matrix, self.boundaries, self.calibration):
+            if counts is not None and reduce is not None:
+                counts.state = [reduce(state.to(device)).to(state.device) for state in counts.state]
 
 
 def evaluate(
     segmenter: Segmenter,
     dataset: SegmentationDataset,
     *,
-    protocols: Sequence[str] = ("whole",),
+    protocols: Sequence[str | Protocol] = ("whole",),
     indices: Sequence[int] | None = None,
     workers: int = 0,
     on_image: Callable[[EvaluatedImage], None] | None = None,
     reduce: Callable[[Tensor], Tensor] | None = None,
     require_labels: bool = True,
+    measures: Measures = Measures(),  # a constant
+    memory: int = MEMORY,
+    runner: Runner | None = None,
 ) -> EvalReport:
     """Evaluate a model, which stays on its device and is put into eval mode.
+
+    Memory does not grow with the number of images, nor, beyond `memory`, with classes times pixels: scores are
+    computed, and forgotten, a slab of rows at a time.
 
     Args:
         segmenter: The model.
         dataset: Its label space must have the model's classes.
-        protocols: Names of inference protocols; the first is the one that `on_image` sees.
+        protocols: Inference protocols, or their names; the first is the one that `on_image` sees.
         indices: The samples to evaluate; None takes all.
-        workers: Loader processes.
+        workers: Loader processes, which decode the next images while the model is at work.
         on_image: Called with every image, for progress bars and pictures.
         reduce: Sums a tensor over processes, when each evaluates its share of the indices.
         require_labels: Refuse a split in which no pixel is labelled; False is for its predictions alone.
+        measures: What else is measured.
+        memory: Bytes that scores may take.
+        runner: How the model is run; None runs it as it is, in its own precision.
 
     Raises:
-        CheckpointError: The model has other classes than the data set.
-        ConfigError: Unknown protocol.
+        CheckpointError: The model has other classes than the data set, or its scores are no numbers.
+        ConfigError: Unknown protocol, or the same one twice.
         DatasetError: A sample cannot be read, or no pixel is labelled.
     """
     check_fits(segmenter, dataset)
-    methods = {name: protocol(name) for name in protocols}
+    methods = _distinct([protocol_of(segmenter, name) for name in protocols])
     device = segmenter.pixel_mean.device
-    matrices = {name: ConfusionMatrix(len(dataset.label_space), device=device) for name in methods}
+    meters = [_Meter(method, len(dataset.label_space), measures, device) for method in methods]
     indices = range(len(dataset)) if indices is None else indices
     batches = build_loader(
         dataset, ([(0, index)] for index in indices), workers=workers, pin_memory=device.type == "cuda"
     )
-    segmenter.eval()
+    run = runner_for(segmenter) if runner is None else runner
     with torch.inference_mode():
         for batch in batches:
-            image, labels = batch.images[0].to(device, non_blocking=True), batch.labels[0]
-            predictions = {name: _predict(method, segmenter, image) for name, method in methods.items()}
-            for name, matrix in matrices.items():
-                matrix.update(labels, predictions[name])
+            image, labels = (part[0].to(device, non_blocking=True) for part in batch[:2])
+            predictions = [meter.update(run, image, labels, memory) for meter in meters]
             if on_image is not None:
-                mean_iou = matrices[protocols[0]].scores().mean_iou
-                on_image(_shown(batch, predictions[protocols[0]], mean_iou))
-    images = _over_processes(len(indices), matrices.values(), reduce)
+                mean_iou = meters[0].matrix.scores().mean_iou_by(methods[0].absent)
+                on_image(_shown(batch, predictions[0], mean_iou))
+    images = len(indices) if reduce is None else int(reduce(torch.tensor(len(indices), device=device)))
+    for meter in meters:
+        meter.reduce(reduce, device)
     if require_labels:
-        _check_labelled(dataset, matrices.values())
+        _check_labelled(dataset, [meter.matrix for meter in meters])
+    return _report(segmenter, dataset, meters, images)
+
+
+def _distinct(methods: list[Protocol]) -> list[Protocol]:
+    names = [method.name for method in methods]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"name one or more protocols, each once, not {', '.join(names) or 'none'}.")
+    return methods
+
+
+def _report(segmenter: Segmenter, dataset: SegmentationDataset, meters: list[_Meter], images: int) -> EvalReport:
     return EvalReport(
         model=segmenter.description,
         dataset=dataset.label_space.name,
         split=dataset.split,
         images=images,
         classes=dataset.label_space.names,
-        scores={name: matrix.scores() for name, matrix in matrices.items()},
+        scores={meter.method.name: meter.matrix.scores() for meter in meters},
+        methods={m.method.name: Method(m.method.absent, m.method.description) for m in meters},
+        confusions={meter.method.name: meter.matrix.pairs() for meter in meters},
+        boundaries={m.method.name: m.boundaries.report() for m in meters if m.boundaries is not None},
+        calibration={m.method.name: m.calibration.report() for m in meters if m.calibration is not None},
     )
 
 
@@ -186,27 +214,6 @@ def _check_labelled(dataset: SegmentationDataset, matrices: Iterable[ConfusionMa
         )
 
 
-def _over_processes(images: int, matrices: Iterable[ConfusionMatrix], reduce: Callable[[Tensor], Tensor] | None) -> int:
-    """Sum the counts of all processes; returns how many images they evaluated."""
-    if reduce is None:
-        return images
-    device = torch.device("cpu")
-    for matrix in matrices:
-        matrix.counts, device = reduce(matrix.counts), matrix.counts.device
-    return int(reduce(torch.tensor(images, device=device)))
-
-
 def _shown(batch: Batch, predictions: Tensor, mean_iou: float) -> EvaluatedImage:
     photo = batch.images[0].permute(1, 2, 0).numpy()
-    labels = predictions.to("cpu", torch.uint8).numpy()
-    return EvaluatedImage(photo, batch.labels[0].numpy(), labels, batch.names[0], mean_iou)
-
-
-def _predict(method: Callable[..., Tensor], segmenter: Segmenter, image: Tensor) -> Tensor:
-    """[3, H, W] -> train ids [H, W]."""
-    logits = method(lambda images: segmenter(images).logits, image, stride=segmenter.output_stride)
-    return logits.argmax(dim=0)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.2f}"
+    return EvaluatedImage(photo, batch.labels[0].numpy(), predictions.cpu().numpy(), batch.names[0], mean_iou)

@@ -43,7 +43,7 @@ def fuse_model(model: nn.Module, forward: Callable[[Tensor], Tensor], channels: 
     dtype, device = parameter.dtype, parameter.device
     model.eval().requires_grad_(False).float()
     images = 255 * torch.rand(2, channels, 72, 88, generator=torch.Generator().manual_seed(0)).to(device)
-    exact = contextlib.nullcontext()
+    exact: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if device.type == "cuda":  # whose convolutions drop 13 bits of float32 by default
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     with torch.no_grad(), torch.autocast(device.type, enabled=False), exact, _unchanged(lambda: forward(images)):

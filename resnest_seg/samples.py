@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import NamedTuple
@@ -116,6 +117,19 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
     if image is None:
         raise DatasetError(f"cannot read {name}: {len(data)} bytes that are no image, or a damaged one.")
     return image.astype(np.uint8, copy=False)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of an image file by its header, (0, 0) where that says none: reading it then says why."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is large is what is asked
+            with open(path, "rb") as file, Image.open(file) as picture:
+                return picture.height, picture.width
+    except Image.DecompressionBombError:
+        return 1 << 20, 1 << 20
+    except (OSError, SyntaxError, ValueError):
+        return 0, 0
 
 
 def decode_mask(data: bytes, name: str) -> NDArray[np.uint8]:

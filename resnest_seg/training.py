@@ -33,12 +33,13 @@ from resnest_seg.checkpoint import (
 from resnest_seg.config import RunConfig, flatten, to_yaml
 from resnest_seg.engine import PRECISIONS, StopSignal, accelerator_for, shares_statistics
 from resnest_seg.errors import CheckpointError, ResNeStSegError
-from resnest_seg.evaluation import EvalReport, EvaluatedImage, check_fits, evaluate
+from resnest_seg.evaluation import EvaluatedImage, check_fits, evaluate
 from resnest_seg.files import atomic_write
-from resnest_seg.inference import protocol
 from resnest_seg.loader import Batch, build_loader, training_batches
 from resnest_seg.losses import SegmentationLoss, labelled_pixels
 from resnest_seg.optim import build_optimizer, poly_lr, set_lr
+from resnest_seg.protocols import protocol
+from resnest_seg.report import EvalReport
 from resnest_seg.samples import SegmentationDataset
 from resnest_seg.segmenter import Segmenter, load_weights
 from resnest_seg.transforms import TrainTransform, sample_seed
@@ -54,6 +55,7 @@ MAY_CHANGE = (
     "data.check",
     "train.log_every",
     "eval.sheet",
+    "eval.memory",
     "model.checkpointing",
 )
 """Config keys that a resumed run may change, because they change no number."""
@@ -234,6 +236,7 @@ class Trainer:
             workers=min(self.config.data.workers, len(mine)),
             on_image=on_image,
             reduce=lambda counts: self.engine.reduce(counts, reduction="sum"),
+            memory=self.config.eval.memory << 20,
         )
         progress.remove_task(bar)
         scores = report.scores[self.config.eval.protocol]

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from resnest_seg.config import DataConfig
 from resnest_seg.errors import unknown_name
 from resnest_seg.labels import IGNORE_LABEL
+from resnest_seg.protocols import canvas_size, long_edge_size
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or importing it asks the network for a newer release
 import albumentations as A
@@ -37,19 +38,6 @@ MEAN_COLOR = (124, 116, 104)
 def sample_seed(seed: int, epoch: int, index: int) -> int:
     """The seed of one sample's augmentation (or of whatever three numbers identify), 32 bits, well mixed."""
     return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1)[0])
-
-
-def long_edge_size(height: int, width: int, long: int) -> tuple[int, int]:
-    """(H, W) with a long edge of `long` pixels, rounded as PyTorch-Encoding rounds."""
-    if height > width:
-        return long, max(int(1.0 * width * long / height + 0.5), 1)
-    return max(int(1.0 * height * long / width + 0.5), 1), long
-
-
-def canvas_size(height: int, width: int, canvas: tuple[int, int]) -> tuple[int, int]:
-    """The largest (H, W) of the same shape within a canvas of (long, short) edges, rounded as mmsegmentation rounds."""
-    scale = min(max(canvas) / max(height, width), min(canvas) / min(height, width))
-    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
 def resize_like_pil(image: Pixels, labels: Pixels, size: tuple[int, int]) -> Pair:

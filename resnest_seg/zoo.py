@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from resnest_seg.checkpoint import FORMAT, Checkpoint, find_checkpoint
@@ -71,6 +72,8 @@ def _foreign(
     known = recognise(file.tensors, hint=hint, output_stride=output_stride, dilation=dilation)
     unknown = "imagenet" if known.model.head == "classifier" else "custom"
     data = DataConfig(dataset=known.dataset or unknown)
+    if data.dataset == "cityscapes":  # PyTorch-Encoding's sizes, which its evaluator takes
+        data = dataclasses.replace(data, base_size=2048, crop_size=768)
     config = RunConfig(model=known.model, data=data)
     segmenter = segmenter_for(config, label_space(known, file.metadata), num_classes=known.num_classes)
     kept = load_weights(segmenter, known.weights)

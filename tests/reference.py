@@ -55,3 +55,15 @@ def golden_images(segmenter, golden):
     random = np.random.RandomState(int(golden["input_seed"]))
     values = random.standard_normal((1, 3, int(golden["h"]), int(golden["w"]))).astype(np.float32)
     return torch.from_numpy(values) * segmenter.pixel_std + segmenter.pixel_mean
+
+
+def reference_segmenter(entry):
+    """The model of an entry of the golden files, by the rule."""
+    from resnest_seg.config import RunConfig
+    from resnest_seg.conversion import recognise
+    from resnest_seg.segmenter import load_weights, segmenter_for
+
+    known = recognise(filled_state(original_keys()[entry]))
+    segmenter = segmenter_for(RunConfig(model=known.model), None, num_classes=known.num_classes).eval()
+    load_weights(segmenter, known.weights)
+    return segmenter

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from reference import GOLDEN, filled_state, golden_images, original_keys
+from reference import GOLDEN, filled_state, golden_images, original_keys, reference_segmenter
 
 from resnest_seg.blueprints import SPECS
 from resnest_seg.config import RunConfig
@@ -55,10 +55,8 @@ def test_parity_with_the_originals(entry):
 
 
 def reference_network(entry):
-    """The model of an entry by the fill rule, and its logits for normalised images."""
-    known = recognise(filled_state(original_keys()[entry]))
-    segmenter = segmenter_for(RunConfig(model=known.model), None, num_classes=known.num_classes).eval()
-    load_weights(segmenter, known.weights)
+    """The logits of an entry's model for normalised images."""
+    segmenter = reference_segmenter(entry)
     return lambda x: segmenter(x * segmenter.pixel_std + segmenter.pixel_mean).logits
 
 

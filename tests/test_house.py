@@ -16,37 +16,45 @@ PACKAGE = Path(resnest_seg.__file__).parent
 FILES = sorted(PACKAGE.glob("*.py"))
 OTHERS = sorted((PACKAGE.parent / "tools").rglob("*.py")) + sorted((PACKAGE.parent / "datasets").glob("*.py"))
 
-LAYERS = [
-    {"errors", "files", "packing"},
-    {"blueprints", "canvas", "class_balance", "config", "labels", "preparation", "rectify", "sources"} | {"weights"},
-    {"checkpoint", "classes_file", "conversion", "download", "heads", "heads_mmseg", "inference", "losses", "metrics"}
-    | {"resnest", "samples", "scenes", "submission", "transforms", "visualize"},
-    {"datasets", "engine", "fusion", "loader", "optim", "published", "smp"},
-    {"folder", "inspection", "parts"},
-    {"catalog", "segmenter"},
-    {"doctor", "evaluation", "zoo"},
-    {"predictor", "training"},
-    {"__init__"},
-]
+LAYER_NAMES = """
+errors files
+/
+blueprints canvas class_balance config inputs labels preparation protocols rectify sources video weights
+/
+boundaries calibration checkpoint classes_file conversion download heads heads_mmseg large losses metrics packing
+polygons resnest samples scenes submission transforms views visualize
+/
+datasets engine fusion inference large_labels loader optim published report smp
+/
+folder inspection parts
+/
+catalog segmenter
+/
+doctor running zoo
+/
+evaluation
+/
+predictor training
+/
+__init__
+"""
+LAYERS = [set(layer.split()) for layer in LAYER_NAMES.split("/")]
 
 CONFIG_KEYS = """
 model.encoder model.head model.family model.output_stride model.dilation model.aux_head model.in_channels
-model.encoder_weights model.drop_block model.drop_path model.zero_gamma model.rectify model.checkpointing
-data.dataset data.root data.classes data.recipe data.base_size data.long_edge data.crop_size data.crop_width
-data.scale_min data.scale_max data.flip data.rotate data.color_jitter data.blur data.coarse_dropout data.class_mix
-data.rare_class data.check data.workers
-optim.lr optim.head_lr_factor optim.momentum optim.weight_decay optim.power
-train.epochs train.batch_size train.accumulation train.aux_weight train.precision train.sync_bn train.validate_every
-train.log_every
-eval.split eval.protocol eval.limit eval.sheet
-seed output
+model.encoder_weights model.drop_block model.drop_path model.zero_gamma model.rectify model.checkpointing data.dataset
+data.root data.classes data.recipe data.base_size data.long_edge data.crop_size data.crop_width data.scale_min
+data.scale_max data.flip data.rotate data.color_jitter data.blur data.coarse_dropout data.class_mix data.rare_class
+data.check data.workers optim.lr optim.head_lr_factor optim.momentum optim.weight_decay optim.power train.epochs
+train.batch_size train.accumulation train.aux_weight train.precision train.sync_bn train.validate_every
+train.log_every eval.split eval.protocol eval.limit eval.sheet eval.memory seed output
 """
 
 PUBLIC = """
 ADE20K CamVid CheckpointError Cityscapes ConfigError ConfusionMatrix DatasetError Diagnosis DownloadError EvalReport
-ExportError FolderDataset IGNORE_LABEL LabelSpace LoadReport Prediction Predictor ResNeStSegError RunConfig Scores
-Segmenter SegmenterOutput Synthetic Trainer build_loader build_segmenter diagnose evaluate load_checkpoint
-load_run_config whole
+ExportError FolderDataset IGNORE_LABEL LabelSpace LoadReport Prediction Predictor Protocol ResNeStSegError RunConfig
+Scores Segmenter SegmenterOutput Synthetic Trainer build_loader build_segmenter diagnose evaluate load_checkpoint
+load_run_config multiscale protocol sliding_window whole
 """
 
 

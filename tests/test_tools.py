@@ -115,8 +115,10 @@ def test_a_bad_photo_does_not_stop_the_others(run, tool, tmp_path, monkeypatch, 
         write_png(tmp_path / f"photo{index}.png", Synthetic("test", size=(40, 60))[index].image)
     (tmp_path / "broken.jpg").write_bytes(b"no photo")
     for extra in ([], ["--overwrite"]):
-        assert tool("predict_seg")("--checkpoint", run, ".", *extra) == 2
-        assert "2 photos segmented, 1 not:\n  cannot read broken.jpg" in capsys.readouterr().err
+        assert tool("predict_seg")("--checkpoint", run, ".", *extra) == 1
+        printed = capsys.readouterr()
+        assert "error: 1 not segmented:\n  cannot read broken.jpg" in printed.err
+        assert "2 of 3 inputs segmented" in printed.out
     assert len(list((tmp_path / "predictions").iterdir())) == 4
 
 

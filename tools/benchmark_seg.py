@@ -6,6 +6,8 @@ python tools/benchmark_seg.py data --data.root /data/ade20k
 
 infer    forward passes of one image: the encoder beside the same network of timm, with equal outputs checked first,
          and the whole model beside DeepLabV3 of segmentation-models-pytorch on timm's encoder.
+eval     the authors' multi-scale protocol on one image, beside their loop written plainly: one window at a time, a flip
+         as a second call, NCHW, no folding. Equal labels are checked first.
 data     training samples of the ADE20K recipe (decode, random long edge, pad, crop 480, flip, to tensor), on one core,
          beside the same recipe written with PIL as PyTorch-Encoding does. Equal samples are checked first.
 """
@@ -17,12 +19,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import data, infer
+from benchmarks import data, eval, infer
 
 from resnest_seg.errors import ConfigError, run_tool
 
 COMMANDS = {
     "infer": (infer, "forward passes of one image, output stride 8, float32, eager, CPU"),
+    "eval": (eval, "the authors' multi-scale protocol on one image, beside their loop"),
     "data": (data, "training samples of the ADE20K recipe on one core, beside PIL"),
 }
 """Name -> the file that measures it, and its line of help."""

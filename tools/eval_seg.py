@@ -2,6 +2,8 @@
 
 python tools/eval_seg.py --checkpoint runs/my_run
 python tools/eval_seg.py --checkpoint runs/my_run --dataset camvid --data.root /data/camvid --split test
+python tools/eval_seg.py --checkpoint X --dataset ade20k --protocols whole,encoding,mmseg --boundaries --calibration
+torchrun --nproc-per-node 4 tools/eval_seg.py --checkpoint X --protocols encoding
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ from typing import TYPE_CHECKING
 from resnest_seg.errors import CheckpointError, ConfigError, run_tool
 
 if TYPE_CHECKING:
-    from resnest_seg.evaluation import EvalReport, EvaluatedImage
+    from torch import Tensor
+
+    from resnest_seg.evaluation import EvaluatedImage
+    from resnest_seg.report import EvalReport
     from resnest_seg.samples import SegmentationDataset
     from resnest_seg.segmenter import Segmenter
 
@@ -33,10 +38,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data.root", dest="root", help="folder of the data set (default: as in training)")
     parser.add_argument("--split", help="train, val or test (default: the one validated on in training)")
-    parser.add_argument("--protocols", default="whole", help="inference protocols, by comma (default: whole)")
+    parser.add_argument("--protocols", default="whole", help="whole, slide, encoding, mmseg, mmseg0 or paddle, several "
+                        "by comma (default: whole)")  # fmt: skip
+    parser.add_argument("--boundaries", action="store_true", help="boundary IoU and F-score as well")
+    parser.add_argument("--boundary-width", type=float, default=0.02, help="of the region of boundary IoU, as a share "
+                        "of an image's diagonal (default: 0.02)")  # fmt: skip
+    parser.add_argument("--boundary-tolerance", type=float, default=0.0075, help="distance at which contours match for "
+                        "the boundary F-score, likewise (default: 0.0075)")  # fmt: skip
+    parser.add_argument("--calibration", action="store_true", help="expected calibration error and reliability as well")
+    parser.add_argument("--compare", metavar="JSON", help="show what changed by class from another report to this one")
     parser.add_argument("--limit", type=int, help="evaluate the first LIMIT images only")
+    parser.add_argument("--save-predictions", metavar="DIR", help="write the predictions of the first protocol as PNGs")
+    parser.add_argument("--ids", choices=("raw", "train"), default="raw", help="values in these (default: raw)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes (default: 2)")
+    parser.add_argument("--eval.memory", dest="memory", type=int, metavar="MIB", help="MiB that scores may take "
+                        "(default: eval.memory of the run, 1024)")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
+    parser.add_argument("--fuse", action="store_true", help="fold batch norms into convolutions: faster")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: slow at first, then faster")
+    parser.add_argument("--batch", type=int, help="images or windows a call of the model (default: what fits)")
     parser.add_argument("--output", help="the JSON report (default: eval_DATASET_SPLIT.json beside the checkpoint)")
     parser.add_argument("--overwrite", action="store_true", help="replace the report if it exists")
     parser.add_argument("--submission", metavar="ZIP", help="write the predictions of the first protocol as the server "
@@ -66,59 +87,118 @@ def report_path(options: argparse.Namespace, source: Path, name: str, split: str
 
 
 def run(segmenter: Segmenter, dataset: SegmentationDataset, options: argparse.Namespace) -> EvalReport:
-    """Evaluate with a progress bar, and write the submission if one is asked for."""
-    from rich.progress import Progress
+    """Evaluate this process's share with a progress bar, and write the predictions that are asked for."""
+    from accelerate import PartialState
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from resnest_seg.datasets import PairedFiles
-    from resnest_seg.evaluation import evaluate
+    from resnest_seg.evaluation import Measures, evaluate
+    from resnest_seg.running import runner_for
     from resnest_seg.submission import Submission
+    from resnest_seg.visualize import write_labels
 
+    state = PartialState(cpu=options.device == "cpu")
     count = min(len(dataset), options.limit or len(dataset))
+    mine = range(state.process_index, count, state.num_processes)
+    folder = Path(options.save_predictions) if options.save_predictions else None
     with contextlib.ExitStack() as opened:
         submission = None
         if options.submission:
             photos = [image for image, _ in dataset.pairs] if isinstance(dataset, PairedFiles) else []
             submission = opened.enter_context(Submission(options.submission, dataset.label_space, photos))
-        progress = opened.enter_context(Progress(transient=True))
-        bar = progress.add_task("evaluating", total=count)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        progress = opened.enter_context(Progress(*columns, transient=True, disable=not state.is_main_process))
+        bar = progress.add_task("evaluating", total=len(mine))
 
         def on_image(image: EvaluatedImage) -> None:
-            progress.update(bar, advance=1, description=f"mIoU {image.mean_iou:.3f}")
+            progress.update(bar, advance=1, description=f"mIoU {100 * image.mean_iou:.2f}")
             if submission is not None:
                 height, width = image.image.shape[:2]
                 submission.add(image.name, image.predictions, size=(height, width))
+            if folder is not None:
+                path = folder / Path(image.name).with_suffix(".png")
+                write_labels(path, image.predictions, dataset.label_space, ids=options.ids)
 
         report = evaluate(
             segmenter,
             dataset,
             protocols=options.protocols.split(","),
-            indices=range(count),
+            indices=mine,
             workers=options.workers,
             on_image=on_image,
-            require_labels=submission is None,
+            reduce=all_reduce if state.num_processes > 1 else None,
+            require_labels=submission is None and folder is None,
+            measures=Measures(
+                boundaries=options.boundaries,
+                boundary_width=options.boundary_width,
+                boundary_tolerance=options.boundary_tolerance,
+                calibration=options.calibration,
+            ),
+            memory=(options.memory or segmenter.config.eval.memory) << 20,
+            runner=runner_for(segmenter, precision=options.precision, compiled=options.compile, batch=options.batch),
         )
     if submission is not None:
         print(f"submission: {options.submission}, {count} predictions, validated", file=sys.stderr)
+    if folder is not None and state.is_main_process:
+        print(f"predictions: {count} PNGs of {options.ids} ids in {folder}", file=sys.stderr)
     return report
+
+
+def all_reduce(counts: Tensor) -> Tensor:
+    """The sum over all processes, exact for integers."""
+    from torch import distributed
+
+    total = counts.clone()
+    distributed.all_reduce(total)
+    return total
+
+
+def show(report: EvalReport, other: EvalReport | None) -> None:
+    """Print the tables."""
+    from rich.console import Console
+
+    console = Console()
+    console.print(report.table())
+    console.print(report.summary())
+    console.print(report.confusion_table())
+    if other is not None:
+        console.print(report.comparison(other))
+        for caveat in report.caveats(other):
+            print(f"careful: {caveat}", file=sys.stderr)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that make no sense, before anything is loaded.
+
+    Raises:
+        ConfigError: Says which.
+    """
+    for name in ("limit", "memory", "batch"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{'eval.memory' if name == 'memory' else name} must be at least 1, not {value}.")
+    if options.submission and options.limit is not None:
+        raise ConfigError("a submission needs every photo of the split: leave --limit out.")
+    if options.submission and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a submission is written by one process: run it without torchrun.")
+    if options.workers < 0:
+        raise ConfigError(f"--workers must not be negative, it is {options.workers}.")
+    if options.save_predictions and not options.overwrite and Path(options.save_predictions).exists():
+        raise ConfigError(f"{options.save_predictions} exists. Choose another folder, or pass --overwrite.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate; returns the exit code."""
     options = parse(argv)
-    if options.limit is not None and options.limit < 1:
-        raise ConfigError(f"--limit must be at least 1, not {options.limit}.")
-    if options.submission and options.limit is not None:
-        raise ConfigError("a submission needs every photo of the split: leave --limit out.")
-    if options.workers < 0:
-        raise ConfigError(f"--workers must not be negative, it is {options.workers}.")
-
-    from rich.console import Console
+    check(options)
 
     from resnest_seg.catalog import DATASETS, build_dataset
-    from resnest_seg.inference import protocol
     from resnest_seg.predictor import choose_device
+    from resnest_seg.report import EvalReport
+    from resnest_seg.running import protocol_of
     from resnest_seg.zoo import load_checkpoint
 
+    other = EvalReport.load(options.compare) if options.compare else None
     segmenter = load_checkpoint(options.checkpoint)
     assert segmenter.load_report is not None
     data, split = segmenter.config.data, options.split or segmenter.config.eval.split
@@ -133,15 +213,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset = build_dataset(name, root=root, split=split, classes=classes)
     output = report_path(options, segmenter.load_report.path, name, split)
     for protocol_name in options.protocols.split(","):
-        protocol(protocol_name)
+        protocol_of(segmenter, protocol_name)
     segmenter.to(choose_device(options.device))
+    if options.fuse:
+        segmenter.fuse()
     print(segmenter.load_report, file=sys.stderr)
     report = run(segmenter, dataset, options)
+    if int(os.environ.get("RANK", "0")):
+        return 0
     if not any(sum(scores.class_share) for scores in report.scores.values()):
         print(f"the {split} split of {name} has no labels: nothing to measure", file=sys.stderr)
         return 0
-    report = dataclasses.replace(report, checkpoint=str(segmenter.load_report.path))
-    Console().print(report.table())
+    report = dataclasses.replace(report, checkpoint=str(segmenter.load_report.path), precision=options.precision)
+    show(report, other)
     report.save(output)
     print(f"report: {output}", file=sys.stderr)
     return 0

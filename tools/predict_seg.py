@@ -1,95 +1,224 @@
-"""Segment photos: label PNGs, and overlays with a legend.
+"""Segment photos, videos and whatever a camera sees: label PNGs, overlays with a legend, scores, polygons.
 
-python tools/predict_seg.py --checkpoint runs/my_run photo.jpg folder/ --output predictions
+python tools/predict_seg.py --checkpoint runs/my_run photo.jpg folder/ "more/**/*.png" --output predictions
+python tools/predict_seg.py --checkpoint runs/my_run --protocol encoding --write labels polygons photo.jpg
+python tools/predict_seg.py --checkpoint runs/my_run drive.mp4
+python tools/predict_seg.py --checkpoint runs/my_run --tile 1024 --overlap 128 satellite.tif
+
+Bad inputs are listed at the end, when the others are done; the exit code is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resnest_seg.errors import ConfigError, DatasetError, run_tool
+
+if TYPE_CHECKING:
+    from resnest_seg.inputs import Input
+    from resnest_seg.predictor import Prediction, Predictor
+    from resnest_seg.protocols import Protocol
+    from resnest_seg.segmenter import Segmenter
+
+EXIT_SOME_FAILED = 1
+"""Exit code where some inputs could not be segmented, and all others were."""
+
+ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png", "scores": "_scores.npz", "polygons": ".geojson"}
+"""What can be written of an image -> the end of its file name."""
+
+LARGE = 64_000_000
+"""Pixels from which on an image is read, and its labels are written, by windows."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="predict_seg.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a photo, or a folder of photos with its subfolders")
+    parser = argparse.ArgumentParser(prog="predict_seg.py", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a photo, a folder with its subfolders, a pattern "
+                        "in quotes, a video, a camera (0), or an http(s) address")  # fmt: skip
     parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, or "
                         "the name of a published checkpoint (tools/zoo_seg.py lists them)")  # fmt: skip
     parser.add_argument("--output", default="predictions", help="folder to write to (default: predictions)")
-    parser.add_argument("--protocol", default="whole", help="inference protocol (default: whole)")
+    parser.add_argument("--write", nargs="+", choices=tuple(ENDINGS), default=["labels", "overlay"], help="what to "
+                        "write of an image: labels as PNG, overlay with legend, scores (class probabilities, npz, half "
+                        "precision), polygons (GeoJSON in pixels) (default: labels overlay)")  # fmt: skip
     parser.add_argument("--ids", choices=("raw", "train"), default="raw", help="values in the label PNGs: the data "
                         "set's own ids, or positions in the list of classes (default: raw)")  # fmt: skip
     parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the overlay, 0..1 (default: 0.5)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument("--simplify", type=float, default=0.0, help="pixels by which polygons may be off (default: 0)")
+    parser.add_argument("--frames", type=int, help="frames to take of a video or camera (default: all)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    how = parser.add_argument_group("how the model is shown an image")
+    how.add_argument("--protocol", default="whole", help="whole, slide, encoding, mmseg, mmseg0 or paddle, see the "
+                     "README (default: whole)")  # fmt: skip
+    how.add_argument("--scales", type=float, nargs="+", help="sizes of the image, instead of the protocol's")
+    how.add_argument("--flip", action=argparse.BooleanOptionalAction, help="mirrored as well, or not")
+    how.add_argument("--merge", choices=("logits", "softmax", "exp"), help="what of the views is averaged")
+    how.add_argument("--tile", type=int, help="edge of square tiles in pixels: images of any size in bounded memory")
+    how.add_argument("--overlap", type=int, help="pixels that tiles share (default: an eighth of the tile)")
+    how.add_argument("--blend", choices=("none", "hann", "distance"), help="weights in a tile (default: hann)")
+    run = parser.add_argument_group("what it runs on")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    run.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
+    run.add_argument("--compile", action="store_true", help="torch.compile: slow at first, then faster")
+    run.add_argument("--batch", type=int, help="images or tiles a call of the model (default: what fits)")
     return parser.parse_args(argv)
 
 
-def plan(inputs: Sequence[str], output: Path, suffixes: Sequence[str]) -> dict[Path, Path]:
-    """Photo -> where its results go, without ending; a folder's photos keep their subfolders.
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that make no sense, before anything is loaded.
 
     Raises:
-        DatasetError: An input does not exist, a folder holds no photo, or two photos would write the same file.
+        ConfigError: Says which.
     """
-    places: dict[Path, Path] = {}
-    for word in inputs:
-        if not word:
-            raise ConfigError("an input is empty: is a shell variable not set?")
-        path = Path(word)
-        if path.is_dir():
-            photos = (photo for photo in path.rglob("*") if photo.suffix.lower() in suffixes and photo.is_file())
-            found = sorted(photo for photo in photos if output.resolve() not in photo.resolve().parents)
-            if not found:
-                raise DatasetError(f"folder {path} holds no image ({', '.join(suffixes)}).")
-            places |= {photo: output / photo.relative_to(path).with_suffix("") for photo in found}
-        elif path.is_file():
-            places[path] = output / path.stem
+    if not 0 <= options.alpha <= 1:
+        raise ConfigError(f"--alpha must lie in 0..1, not {options.alpha}.")
+    if not options.simplify >= 0:
+        raise ConfigError(f"--simplify must not be negative, it is {options.simplify}.")
+    for name in ("frames", "tile", "batch"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} must be at least 1, not {value}.")
+    if options.blend is not None and options.tile is None:
+        raise ConfigError("--blend is about tiles: give --tile as well.")
+
+
+def protocol_for(options: argparse.Namespace, segmenter: Segmenter) -> Protocol:
+    """The protocol that the options describe."""
+    from resnest_seg.protocols import with_options
+    from resnest_seg.running import protocol_of
+
+    base = protocol_of(segmenter, options.protocol)
+    blend = options.blend or ("hann" if options.tile else None)
+    return with_options(base, scales=options.scales, flip=options.flip, merge=options.merge,
+                        window=options.tile, overlap=options.overlap, blend=blend)  # fmt: skip
+
+
+def results(item: Input, options: argparse.Namespace) -> list[Path]:
+    """The files that an input is written to.
+
+    Raises:
+        ConfigError: One exists already.
+    """
+    place = Path(options.output) / item.place
+    endings = [ENDINGS[kind] for kind in options.write] if item.kind in ("image", "address") else ["_overlay.mp4"]
+    paths = [place.with_name(place.name + ending) for ending in endings]
+    for path in paths:
+        if path.exists() and not options.overwrite:
+            raise ConfigError(f"{path} already exists. Choose another --output, or pass --overwrite.")
+    return paths
+
+
+def write_image(prediction: Prediction, paths: Sequence[Path], options: argparse.Namespace) -> None:
+    """Write what is asked for of one image."""
+    from resnest_seg.polygons import write_polygons
+    from resnest_seg.visualize import write_png
+
+    for kind, path in zip(options.write, paths, strict=True):
+        if kind == "labels":
+            prediction.save(path, ids=options.ids)
+        elif kind == "overlay":
+            write_png(path, prediction.overlay(options.alpha))
+        elif kind == "scores":
+            prediction.save_scores(path)
         else:
-            raise DatasetError(f"no file or folder {path}.")
-    writers: dict[Path, Path] = {}
-    for photo, place in places.items():
-        if place in writers:
-            raise DatasetError(
-                f"{writers[place]} and {photo} would both be written to {place}_labels.png. Do one at a time."
-            )
-        writers[place] = photo
-    return places
+            write_polygons(path, prediction.labels, prediction.label_space, simplify=options.simplify)
+
+
+def segment_image(predictor: Predictor, item: Input, paths: Sequence[Path], options: argparse.Namespace) -> None:
+    """Segment a photo; with tiles, one that is too large for memory is read and written by windows."""
+    from resnest_seg.inputs import fetch_image
+    from resnest_seg.samples import decode_image, image_size
+
+    if item.kind == "address":
+        write_image(predictor(decode_image(fetch_image(item.source), item.source)), paths, options)
+        return
+    height, width = image_size(item.source)
+    if height * width < LARGE:
+        write_image(predictor(item.source), paths, options)
+        return
+    wanted = dict(zip(options.write, paths, strict=True))
+    if options.tile is None or set(wanted) - {"labels", "overlay"} or "labels" not in wanted:
+        raise DatasetError(
+            f"{item.source} has {height} x {width} pixels: give --tile 1024, and of --write labels and overlay only."
+        )
+    predictor.segment_file(
+        item.source, wanted["labels"], ids=options.ids, overlay_path=wanted.get("overlay"), alpha=options.alpha
+    )
+
+
+def segment_video(
+    predictor: Predictor, item: Input, path: Path, options: argparse.Namespace, show: Callable[[str], None]
+) -> None:
+    """Segment a video or what a camera sees, until it ends or Ctrl-C; the overlay becomes a video.
+
+    Raises:
+        DatasetError: It cannot be read, or breaks off; what could be read is written before.
+    """
+    from resnest_seg.video import VideoReader, write_video
+
+    problem: DatasetError | None = None
+    with VideoReader(item.source) as frames, write_video(path, fps=frames.fps) as writer:
+        try:
+            for number, frame in enumerate(frames, start=1):
+                writer.write(predictor(frame).overlay(options.alpha, legend=False))
+                show(f"{item.source}: frame {number}" + (f" of {frames.count}" if frames.count else ""))
+                if number == options.frames:
+                    break
+        except DatasetError as error:
+            problem = error
+        except KeyboardInterrupt:
+            if item.kind != "camera" or not writer.frames:
+                raise
+    if problem is not None:
+        raise DatasetError(f"{problem} {writer.frames} frames are in {path}.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Segment every input; returns the exit code."""
     options = parse(argv)
-    if not 0 <= options.alpha <= 1:
-        raise ConfigError(f"--alpha must lie in 0..1, not {options.alpha}.")
+    check(options)
 
-    from rich.progress import track
+    from rich.progress import Progress
 
     from resnest_seg.datasets import IMAGE_SUFFIXES
+    from resnest_seg.inputs import plan
     from resnest_seg.predictor import Predictor
-    from resnest_seg.visualize import write_png
+    from resnest_seg.zoo import load_checkpoint
 
-    places = plan(options.inputs, Path(options.output), IMAGE_SUFFIXES)
-    for place in places.values():
-        for ending in ("labels", "overlay"):
-            path = place.with_name(f"{place.name}_{ending}.png")
-            if path.exists() and not options.overwrite:
-                raise ConfigError(f"{path} already exists. Choose another --output, or pass --overwrite.")
-    predictor = Predictor.from_checkpoint(options.checkpoint, device=options.device, protocol=options.protocol)
-    bad: list[str] = []
-    for photo, place in track(places.items(), description="segmenting", transient=True):
-        try:
-            prediction = predictor(photo)
-        except DatasetError as error:  # the others are done all the same
-            bad.append(str(error))
-            continue
-        prediction.save(place.with_name(f"{place.name}_labels.png"), ids=options.ids)
-        write_png(place.with_name(f"{place.name}_overlay.png"), prediction.overlay(options.alpha))
-    if bad:
-        raise DatasetError(f"{len(places) - len(bad)} photos segmented, {len(bad)} not:\n  " + "\n  ".join(bad))
-    print(f"{len(places)} photos segmented into {options.output}/*_labels.png and *_overlay.png")
+    items, problems = plan(options.inputs, options.output, suffixes=IMAGE_SUFFIXES)
+    places = [results(item, options) for item in items]
+    if items:
+        segmenter = load_checkpoint(options.checkpoint)
+        predictor = Predictor(segmenter, device=options.device, protocol=protocol_for(options, segmenter),
+                              precision=options.precision, compiled=options.compile, batch=options.batch,
+                              fuse=True)  # fmt: skip
+        print(f"protocol {predictor.protocol.description}", file=sys.stderr)
+    done = 0
+    with Progress(transient=True) as progress:
+        bar = progress.add_task("segmenting", total=len(items))
+        for item, paths in zip(items, places, strict=True):
+            with contextlib.ExitStack() as failing:
+                failing.callback(progress.update, bar, advance=1)
+                try:
+                    if item.kind in ("image", "address"):
+                        segment_image(predictor, item, paths, options)
+                    else:
+                        show = lambda text: progress.update(bar, description=text)  # noqa: E731
+                        segment_video(predictor, item, paths[0], options, show)
+                    done += 1
+                except DatasetError as error:  # the others are done all the same
+                    problems.append(str(error))
+    if done:
+        print(f"{done} of {len(items)} inputs segmented into {options.output}: {', '.join(options.write)}")
+    if problems:
+        print("\n  ".join([f"error: {len(problems)} not segmented:", *problems]), file=sys.stderr)
+        return EXIT_SOME_FAILED
     return 0
 
 

@@ -1,0 +1,276 @@
+"""Images that do not fit into memory, read by windows. GDAL does it, through rasterio.
+
+JPEG, and most PNG and TIFF files, can be decoded from the top down only. So an image is held as one band of whole rows
+that moves down with the windows asked for: memory is that of a band, whatever the height of the picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import warnings
+from pathlib import Path
+from typing import Any, Self
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+
+from resnest_seg.errors import ConfigError, DatasetError
+
+CACHE = 16 << 20
+"""Bytes of decoded blocks that GDAL keeps, where two rows of tiles or strips do not need more."""
+
+LIMIT = 512 << 20
+"""Bytes that a row of tiles or strips may have; an image with more cannot be read in bands."""
+
+_READ = 1 << 20  # pixels that are decoded at once
+_PARSERS: dict[str, Any] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "GTiff": TiffImagePlugin.TiffImageFile,
+}
+_BEGINNINGS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff",
+               b"MM\0+": "GTiff"}  # fmt: skip
+_ORIENTATION = 0x0112
+
+
+class LargeImage:
+    """The pixels of a JPEG, PNG or TIFF file by windows; a context manager.
+
+    Pixels are what `resnest_seg.samples.decode_image` makes of them: grey becomes RGB, a palette its colours, CMYK is
+    converted, 16 bits become 8, and transparent pixels lie on white (masks inside TIFF files and nodata values of
+    maps are not looked at). A file with more than four channels and no names for them gives its first three. Two
+    things differ: GDAL enlarges a JPEG's colours, where they have half the resolution, in a plainer way (on a smooth
+    picture by 0.8 of 255 on average, 12 at most); and a photo that its EXIF data turns is refused, because its upright
+    rows would be stored columns.
+
+    Windows should be asked for from the top down. The rows of the last one are kept at their whole width, so that the
+    others beside it, and the overlap with those below, are not decoded again; going up again is possible, and decodes
+    from the top. Memory: 3 W h bytes for windows of h rows, two rows of the file's tiles, and some 50 MB.
+
+    Attributes:
+        path: The file.
+        shape: (3, H, W).
+
+    Raises:
+        DatasetError: No JPEG, PNG or TIFF file, a damaged one, or one that cannot be read in bands.
+        ConfigError: rasterio is not installed.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._stack = contextlib.ExitStack()
+        self._top = 0
+        with contextlib.ExitStack() as opened:
+            self._open(opened)
+            self._band = np.empty((3, 0, self.shape[2]), np.uint8)
+            self._stack = opened.pop_all()
+
+    def _open(self, opened: contextlib.ExitStack) -> None:
+        rasterio = load_rasterio()
+        try:
+            with open(self.path, "rb") as file:
+                start = file.read(4)
+        except OSError as error:
+            raise DatasetError(f"cannot read {self.path}: {error.strerror}.") from None
+        # GDAL reads much more than photos, such as texts that name other files: it is told what this is.
+        driver = next((driver for beginning, driver in _BEGINNINGS.items() if start.startswith(beginning)), None)
+        opened.enter_context(gdal(CACHE))
+        try:
+            if driver is None:
+                raise rasterio.errors.RasterioIOError("no beginning of an image")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that a photo is not where on earth
+                source = opened.enter_context(rasterio.open(self.path.absolute(), driver=driver))
+        except rasterio.errors.RasterioError:
+            raise DatasetError(f"cannot read {self.path}: no JPEG, PNG or TIFF image, or a damaged one.") from None
+        self._source = source
+        self.shape = (3, int(source.height), int(source.width))
+        tall = source.block_shapes[0][0]
+        row = tall * source.width * source.count * np.dtype(source.dtypes[0]).itemsize
+        if row > LIMIT or (
+            source.driver == "PNG" and _is_interlaced(self.path) and row // tall * source.height > LIMIT
+        ):
+            raise DatasetError(
+                f"cannot read {self.path} in bands: its parts are {source.height if tall == 1 else tall} rows tall. "
+                f"Save it as a tiled TIFF: rio convert {self.path.name} tiled.tif --co TILED=YES --co BIGTIFF=IF_SAFER"
+            )
+        # The next read finds the rest of the tiles it needs in the cache, and the next channel what the first decoded.
+        opened.enter_context(gdal(max(CACHE, 2 * row)))
+        turned = _orientation(self.path, source.driver)
+        if turned != 1:
+            raise DatasetError(
+                f"cannot read {self.path} in bands: its EXIF orientation is {turned}, not 1. Turn its pixels, for "
+                f"instance with ImageMagick: convert {self.path.name} -auto-orient upright{self.path.suffix}"
+            )
+        self._choose_channels()
+
+    def _choose_channels(self) -> None:
+        """Which channels are colours and which is opacity, and how their values become 8 bits."""
+        source = self._source
+        kinds = [kind.name for kind in source.colorinterp]
+        if set(source.dtypes) not in ({"uint8"}, {"uint16"}):
+            raise DatasetError(f"{self.path} is no photo: its pixels are {source.dtypes[0]}, not 8 or 16 bits.")
+        if {"red", "green", "blue"} <= set(kinds):
+            self._channels = [kinds.index(name) + 1 for name in ("red", "green", "blue")]
+        else:
+            self._channels = [1, 2, 3] if source.count >= 3 else [1]
+        self._opacity = kinds.index("alpha") + 1 if "alpha" in kinds else None
+        # A PNG may name one colour that is transparent; a TIFF's nodata value is a convention of maps.
+        self._clear = source.nodatavals if source.driver == "PNG" and source.nodatavals[0] is not None else None
+        self._bits = int(source.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8 * np.dtype(source.dtypes[0]).itemsize))
+        self._colors: NDArray[np.uint8] | None = None
+        if source.count == 1 and source.dtypes[0] == "uint8":
+            with contextlib.suppress(ValueError):  # it has none
+                table = source.colormap(1)
+                self._colors = np.array([table.get(index, (0, 0, 0, 255)) for index in range(256)], np.uint8)
+
+    def read(self, top: int, left: int, height: int, width: int) -> torch.Tensor:
+        """The window of `height` rows from `top` and `width` columns from `left`: RGB, uint8 [3, height, width].
+
+        Raises:
+            DatasetError: The file is damaged or ends too early.
+        """
+        assert 0 <= top <= top + height <= self.shape[1], (top, height, self.shape)
+        assert 0 <= left <= left + width <= self.shape[2], (left, width, self.shape)
+        self._hold(top, top + height)
+        return torch.from_numpy(self._band[:, top - self._top :][:, :height, left : left + width].copy())
+
+    def __getitem__(self, window: tuple[slice, slice, slice]) -> torch.Tensor:
+        """`image[:, top:bottom, left:right]`, as of a tensor; steps are 1."""
+        (_, channels, _), (top, bottom, one), (left, right, step) = (
+            part.indices(size) for part, size in zip(window, self.shape, strict=True)
+        )
+        assert channels == 3, "all three channels are read"
+        assert one == step == 1, "a window has no gaps"
+        return self.read(top, left, max(bottom - top, 0), max(right - left, 0))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _hold(self, top: int, bottom: int) -> None:
+        """Make the band hold these rows; of what it held, the overlap is kept and not read again."""
+        old, held = self._top, self._band.shape[1]
+        if old <= top and bottom <= old + held:
+            return
+        kept = self._band[:, top - old :].copy() if old <= top < old + held else self._band[:, :0]
+        self._band = self._band[:, :0].copy()  # a new one while the old is there would be twice the memory
+        band = np.empty((3, bottom - top, self.shape[2]), np.uint8)
+        band[:, : kept.shape[1]] = kept
+        first = top + kept.shape[1]
+        while first < bottom:
+            last = min(bottom, first + max(_READ // self.shape[2], 1))
+            band[:, first - top : last - top] = self._decode(first, last)
+            first = last
+        self._top, self._band = top, band
+
+    def _decode(self, first: int, last: int) -> NDArray[np.uint8]:
+        """Rows from the file: RGB, uint8 [3, last - first, W]."""
+        errors = load_rasterio().errors
+        raw: NDArray[Any]
+        try:
+            raw = self._source.read(window=((first, last), (0, self.shape[2])))
+        except (errors.RasterioError, MemoryError) as error:
+            raise DatasetError(
+                f"cannot read rows {first} to {last - 1} of {self.path}: damaged, or not complete "
+                f"({str(error.__cause__ or error).rstrip('.')})."
+            ) from None
+        if self._colors is not None:
+            color, opacity = np.split(self._colors[raw[0]].transpose(2, 0, 1), [3])
+            return _on_white(color, opacity[0])
+        color = self._eight_bits(raw[[channel - 1 for channel in self._channels]])
+        if len(color) == 1:
+            color = color.repeat(3, axis=0)
+        if self._opacity is not None:
+            return _on_white(color, self._eight_bits(raw[self._opacity - 1]))
+        if self._clear is not None:
+            color[:, (raw == np.array(self._clear)[:, None, None]).all(axis=0)] = 255
+        return color
+
+    def _eight_bits(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        if self._bits == 8:
+            return values
+        narrow = self._bits < 8
+        eight: NDArray[Any] = values * (255 // (2**self._bits - 1)) if narrow else values >> (self._bits - 8)
+        return eight.astype(np.uint8)
+
+
+def preview(path: str | Path, *, longest: int = 2048) -> NDArray[np.uint8]:
+    """A JPEG, PNG or TIFF file in small, RGB, uint8 [h, w, 3]: its longer side has at most `longest` pixels.
+
+    Pixels are averages. The file is read once, in bands; see `LargeImage` for what is read and for the errors.
+    """
+    with LargeImage(path) as image:
+        _, height, width = image.shape
+        scale = min(longest / max(height, width), 1.0)
+        size = [max(round(side * scale), 1) for side in (height, width)]
+        small = np.empty((*size, 3), np.uint8)
+        borders = np.linspace(0, height, size[0] + 1).round().astype(int)
+        rows = max(int(128 * scale), 1)
+        for first in range(0, size[0], rows):
+            last = min(first + rows, size[0])
+            band = image.read(borders[first], 0, borders[last] - borders[first], width).permute(1, 2, 0).numpy()
+            small[first:last] = cv2.resize(band, (size[1], last - first), interpolation=cv2.INTER_AREA)
+    return small
+
+
+def load_rasterio() -> Any:
+    """The library, imported when it is needed, because it is an extra.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        import rasterio
+        import rasterio.errors
+    except ImportError:
+        raise ConfigError("large images need rasterio: pip install 'resnest-seg[large]'.") from None
+    return rasterio
+
+
+def gdal(cache: int) -> Any:
+    """GDAL's settings: a small cache, no files beside images read or written, JPEGs that end early are errors."""
+    return load_rasterio().Env(
+        GDAL_CACHEMAX=cache,
+        GDAL_PAM_ENABLED="NO",
+        GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR",
+        GDAL_ERROR_ON_LIBJPEG_WARNING="YES",
+        GDAL_PNG_WHOLE_IMAGE_OPTIM="NO",  # which takes a small PNG that ends early for a black one
+    )
+
+
+def _on_white(color: NDArray[np.uint8], opacity: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Colours [3, h, w] of an opacity [h, w] of 0..255 over white."""
+    clear = 255 - opacity.astype(np.uint16)
+    return ((color * opacity.astype(np.uint16) + 255 * clear + 127) // 255).astype(np.uint8)
+
+
+def _is_interlaced(path: Path) -> bool:
+    """Whether a PNG comes in passes from coarse to fine, which GDAL keeps in memory whole."""
+    with open(path, "rb") as file:
+        return file.read(29)[28:] == b"\x01"
+
+
+def _orientation(path: Path, driver: str) -> int:
+    """The EXIF orientation in an image's header, 1 if there is none; no pixel is decoded."""
+    try:
+        with warnings.catch_warnings(), open(path, "rb") as file:
+            warnings.simplefilter("ignore")
+            image = _PARSERS[driver](file)
+            exif = Image.Exif() if driver == "PNG" else image.getexif()  # a PNG's getexif() may decode it
+            if data := driver == "PNG" and image.info.get("exif"):
+                exif.load(data)
+            turned = exif.get(_ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        return 1  # kinds of TIFF that Pillow does not know
+    return turned if turned in range(2, 9) else 1

@@ -1,0 +1,283 @@
+"""Views: resized copies of an image that a network sees in windows, and the rows of logits that these make.
+
+Coarse logits are resized bilinearly, a few rows at a time, and windows are run when their rows are asked for.
+
+Shapes: K classes, H x W image pixels, h x w pixels of a resized view or of coarse logits, r rows, F flips (1 or 2).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resnest_seg.errors import ConfigError
+from resnest_seg.protocols import Protocol, Window
+
+LogitsFn = Callable[[Tensor], Tensor]
+"""Images [N, 3, H, W] -> logits [N, K, h, w], at the images' size or coarser."""
+
+CPU_PIXELS, GPU_PIXELS = 2 * 512 * 512, 16 * 512 * 512
+"""Pixels of the images that one call of the network gets, where no batch size is given."""
+
+
+class Runner:
+    """A `logits_fn` with what must be known to use it, called on batches that fit into memory.
+
+    When CUDA runs out of memory, the batch is halved and the images are run again; what fitted is remembered.
+
+    Args:
+        logits_fn: Images [N, 3, H, W] -> logits [N, K, h, w].
+        stride: Input pixels per step of the network's last features.
+        align_corners: How coarse logits are resized: PyTorch-Encoding aligns corners, mmsegmentation does not.
+        batch: Images a call; None takes as many as have a fixed number of pixels, more on a GPU.
+        device: Where the network is; images are moved there. None leaves them where they are.
+
+    Raises:
+        ConfigError: A batch below 1.
+    """
+
+    def __init__(
+        self,
+        logits_fn: LogitsFn,
+        *,
+        stride: int = 8,
+        align_corners: bool = True,
+        batch: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if batch is not None and batch < 1:
+            raise ConfigError(f"a batch must have at least 1 image, not {batch}.")
+        self.logits_fn, self.stride, self.align_corners = logits_fn, stride, align_corners
+        self.batch, self.device, self._limit = batch, device, math.inf
+
+    def __call__(self, crops: Sequence[Callable[[], Tensor]]) -> Tensor:
+        """Functions that give images [3, H, W] of one size -> float32 logits [N, K, h, w]."""
+        found: Tensor | None = None  # in one piece: small ones between the network's large ones would fragment memory
+        done = 0
+        while found is None or done < len(crops):
+            first = crops[done]()
+            part = crops[done + 1 : done + self._batch_size(first)]
+            images = torch.stack([first, *(crop() for crop in part)])
+            try:
+                logits = self.logits_fn(images.to(self.device))
+            except torch.OutOfMemoryError:
+                if len(images) == 1:
+                    raise
+                self._limit = len(images) // 2 * first[0].numel()
+                continue
+            if found is None:
+                found = logits.new_empty((len(crops), *logits.shape[1:]), dtype=torch.float32)
+            found[done : done + len(images)] = logits
+            done += len(images)
+        return found
+
+    def _batch_size(self, image: Tensor) -> int:
+        pixels = image.shape[1] * image.shape[2]
+        gpu = image.is_cuda if self.device is None else torch.device(self.device).type == "cuda"
+        usual = self.batch if self.batch is not None else (GPU_PIXELS if gpu else CPU_PIXELS) // pixels
+        return max(int(min(usual, self._limit / pixels)), 1)
+
+
+class View:
+    """One resized copy of an image, whose windows go through the network as rows of its logits are asked for.
+
+    Args:
+        run: The network.
+        image: [3, H, W], RGB 0..255; anything with `shape` and slices of tensors will do if no resizing is needed.
+        size: Height and width of the view.
+        protocol: What decides the windows, flips and merging.
+    """
+
+    def __init__(self, run: Runner, image: Any, size: tuple[int, int], protocol: Protocol) -> None:
+        self.run, self.protocol = run, protocol
+        self.size = size
+        self.image = resized_image(image, size, protocol)
+        self.flips = (False, True) if protocol.flip else (False,)
+        self.bands: dict[int, list[Window]] = {}
+        for window in protocol.windows(*self.size, stride=run.stride):
+            self.bands.setdefault(window.top, []).append(window)
+        self._logits: dict[int, Tensor] = {}  # top of a band -> [windows, F, K, h, w]
+        self._weights: Tensor | None = None  # of a window's pixels, where windows are blended
+        self.shift, self.dtype = 0.0, torch.float32
+
+    def band(self, top: int) -> Tensor:
+        """Coarse logits of the windows that begin at this row, [windows, F, K, h, w]; computed once."""
+        if top not in self._logits:
+            _load([(self, top)])
+        return self._logits[top]
+
+    def take(self, top: int, logits: Tensor) -> None:
+        """Take over the logits of a band, [windows * F, K, h, w]."""
+        logits = logits.unflatten(0, (-1, len(self.flips)))
+        if len(self.flips) > 1 and self.protocol.merge == "exp":  # resizing is linear: flips can be summed before it
+            logits = logits[:, :1] + logits[:, 1:].flip(-1)
+        self._logits[top] = logits
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the logits of all windows are there."""
+        return len(self._logits) == len(self.bands)
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Logits, or exponentials of them, in the view's own pixels: [F, K, last - first, w], all turned one way.
+
+        Rows must be asked for from the top down: windows that end above `first` are forgotten.
+        """
+        for top in [top for top in self._logits if top + self.bands[top][0].height <= first]:
+            if self.protocol.merge != "exp":  # whose logits are all needed first, and kept
+                del self._logits[top]
+        tops = [top for top in self.bands if top < last and top + self.bands[top][0].height > first]
+        if len(self.bands) == 1 and len(self.bands[tops[0]]) == 1:
+            return self._turned_back(self._part(self.band(tops[0])[0], self.bands[tops[0]][0], first, last))
+        sums: Tensor | None = None
+        for top in tops:
+            for window, logits in zip(self.bands[top], self.band(top), strict=True):
+                a, b = max(first, top), min(last, top + window.height)
+                part = self._part(logits, window, a, b)
+                if sums is None:
+                    sums = part.new_zeros((*part.shape[:2], last - first, self.size[1]))
+                    weights = part.new_zeros((last - first, self.size[1]))
+                place = (slice(a - first, b - first), slice(window.left, window.left + part.shape[3]))
+                if self.protocol.blend == "none":
+                    weights[place] += 1
+                else:
+                    if self._weights is None:
+                        self._weights = _pixel_weights(window, self.protocol.blend, part)
+                    weight = self._weights[a - top : b - top, : part.shape[3]]
+                    weights[place] += weight
+                    part = part * weight
+                sums[:, :, place[0], place[1]] += part
+        assert sums is not None
+        return self._turned_back(sums.div_(weights))
+
+    def _part(self, logits: Tensor, window: Window, first: int, last: int) -> Tensor:
+        """Rows first..last of the view within one window: [F, K, last - first, columns of the view]."""
+        rows = range(first - window.top, last - window.top)
+        part = resized_rows(logits, (window.height, window.width), rows, align_corners=self.run.align_corners)
+        part = part[..., : self.size[1] - window.left]
+        if self.protocol.merge != "exp":
+            return part
+        part = part.to(self.dtype)
+        return (part - self.shift).exp_() if self.shift else part.exp()
+
+    def _turned_back(self, rows: Tensor) -> Tensor:
+        return rows if len(rows) == 1 else torch.stack([rows[0], rows[1].flip(-1)])
+
+    def _crop(self, window: Window, mirrored: bool) -> Tensor:
+        """A window of the view, [3, height, width]; of the mirrored view, or, for `exp`, the mirrored window."""
+        left = window.left
+        if mirrored and self.protocol.merge != "exp":
+            left = self.size[1] - window.left - window.width
+        rows = slice(window.top, min(window.top + window.height, self.size[0]))
+        columns = slice(max(left, 0), min(left + window.width, self.size[1]))
+        crop: Tensor = self.image[:, rows, columns]
+        missing = (columns.start - left, left + window.width - columns.stop)
+        below = window.height - crop.shape[1]
+        if below or any(missing):
+            crop = F.pad(crop, (*missing, 0, below))
+        return crop.flip(-1) if mirrored else crop
+
+
+def preload(views: Sequence[View]) -> None:
+    """Run all windows of views, be they of one image or of several, in as few calls of the network as possible."""
+    _load([(view, top) for view in views for top in view.bands])
+
+
+def _load(bands: Sequence[tuple[View, int]]) -> None:
+    """Run the windows of (view, top) bands; those of one size go together."""
+    sizes: dict[tuple[int, int], list[tuple[View, int]]] = {}
+    for view, top in bands:
+        sizes.setdefault(view.bands[top][0][2:], []).append((view, top))
+    for group in sizes.values():
+        crops = [
+            functools.partial(view._crop, window, mirrored)
+            for view, top in group
+            for window in view.bands[top]
+            for mirrored in view.flips
+        ]
+        found = group[0][0].run(crops)
+        counts = [len(view.bands[top]) * len(view.flips) for view, top in group]
+        for (view, top), logits in zip(group, found.split(counts), strict=True):
+            view.take(top, logits)
+
+
+def views_of(run: Runner, image: Any, protocol: Protocol) -> list[View]:
+    """The views of an image [3, H, W], one a scale."""
+    _, height, width = image.shape
+    return [View(run, image, protocol.size(height, width, scale), protocol) for scale in protocol.scales]
+
+
+def resized_image(image: Any, size: tuple[int, int], protocol: Protocol) -> Any:
+    """The image [3, H, W] at the size of a view, as the protocol resizes; the image itself where it has that size."""
+    if tuple(image.shape[1:]) == size:
+        return image
+    assert isinstance(image, Tensor), "an image that is read by windows cannot be resized"
+    if protocol.resize in ("long_edge", "tensor"):
+        corners = protocol.resize == "long_edge"
+        return F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=corners)[0]
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
+    resized = cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    return torch.from_numpy(resized.reshape(*size, -1)).permute(2, 0, 1).to(image.device)
+
+
+def resized_rows(
+    x: Tensor, size: tuple[int, int], rows: range, *, align_corners: bool, source: tuple[int, int] | None = None
+) -> Tensor:
+    """Some rows of a bilinearly resized map: `F.interpolate(x, size)[:, :, rows]` without the other rows.
+
+    Args:
+        x: [F, K, h, w].
+        size: (H, W) of the whole resized map.
+        rows: Consecutive rows of it.
+        align_corners: As in `F.interpolate`.
+        source: Where x holds only some rows of the map to be resized: the height of that map, and x's first row in it.
+
+    Returns:
+        [F, K, len(rows), W].
+    """
+    height, offset = source or (x.shape[2], 0)
+    if height == size[0]:
+        x = x[:, :, rows.start - offset : rows.stop - offset]
+    else:
+        above, share = taps(rows, height, size[0], align_corners)
+        above = above.to(x.device) - offset
+        share = share.to(x.device, x.dtype)[:, None]
+        below = (above + 1).clamp(max=x.shape[2] - 1)
+        x = torch.lerp(x[:, :, above], x[:, :, below], share)
+    if x.shape[3] == size[1]:
+        return x
+    # Rows first and then columns, of few rows at a time: each value has two taps, and stays in the cache.
+    return F.interpolate(x.flatten(0, 2)[None], size=size[1], mode="linear", align_corners=align_corners)[0].view(
+        *x.shape[:3], size[1]
+    )
+
+
+def taps(rows: range, source: int, target: int, align_corners: bool) -> tuple[Tensor, Tensor]:
+    """For rows of a resized map: the upper of the two rows they lie between, int64, and the share of the lower."""
+    places = torch.arange(rows.start, rows.stop, dtype=torch.float32)  # torch's own arithmetic, to the same bits
+    if align_corners:
+        places = places * torch.tensor((source - 1) / max(target - 1, 1), dtype=torch.float32)
+    else:
+        places = ((places + 0.5) * torch.tensor(source / target, dtype=torch.float32) - 0.5).clamp(min=0)
+    above = places.floor().clamp(max=source - 1)
+    return above.long(), places - above
+
+
+def _pixel_weights(window: Window, blend: str, like: Tensor) -> Tensor:
+    """Weights of a window's pixels, [height, width], above 0."""
+    lengths = (window.height, window.width)
+    profiles = []
+    for length in lengths:
+        middle = (torch.arange(length, device=like.device, dtype=like.dtype) + 0.5) / length
+        profiles.append(torch.sin(math.pi * middle) ** 2 if blend == "hann" else 1 - (2 * middle - 1).abs())
+    if blend == "hann":
+        return profiles[0][:, None] * profiles[1]
+    return torch.minimum(profiles[0][:, None] * lengths[0], profiles[1] * lengths[1])
