@@ -62,10 +62,6 @@ class PackedConv2d(nn.Conv2d):
             )
         return result
 
-    def unpack(self) -> None:
-        """Forget the packed weight; the next call makes it anew, for images of its size."""
-        self._pack = None
-
     def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in self.__dict__.items() if key != "_pack"}
 

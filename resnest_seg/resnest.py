@@ -43,6 +43,8 @@ class DropBlock(DropBlock2d):  # type: ignore[misc]  # torchvision has no types
         super().__init__(probability, block_size=3)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
         kept: Tensor = super().forward(x.float())
         return kept.to(x.dtype)
 

@@ -110,7 +110,7 @@ def test_half_precision_stays_and_is_rounded_once():
     plain = network()
     images = 255 * torch.rand(1, 3, 65, 80)
     half = copy.deepcopy(plain).bfloat16()
-    exact = copy.deepcopy(half).float()
+    exact = copy.deepcopy(half).double()
     fused = copy.deepcopy(half).fuse()
     assert {value.dtype for value in fused.state_dict().values()} == {torch.bfloat16}
     conv = exact.fuse().encoder.layer1[0].conv1
