@@ -43,8 +43,10 @@ class DropBlock(DropBlock2d):  # type: ignore[misc]  # torchvision has no types
         super().__init__(probability, block_size=3)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
         size = 1 if min(x.shape[2:]) == 2 else self.block_size  # torchvision cuts blocks to the features, not to even
-        kept: Tensor = drop_block2d(x.float(), self.p, size, training=self.training)
+        kept: Tensor = drop_block2d(x.float(), self.p, size, training=True)
         return kept.to(x.dtype)
 
 
@@ -84,18 +86,21 @@ class SplitAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.relu(self.drop_block(self.bn0(self.conv(x))))
-        batch, channels, height, width = features.shape
-        splits = features.view(batch, self.radix, channels // self.radix, height, width)  # [N, R, C, H, W]
         # The mean over pixels comes before the sum over splits: the same number, and one pass less over H x W.
-        pooled = splits.mean(dim=(3, 4)).sum(dim=1)[..., None, None]  # [N, C, 1, 1]
+        pooled = features.mean(dim=(2, 3)).unflatten(1, (self.radix, -1)).sum(dim=1)[..., None, None]  # [N, C, 1, 1]
         scores = self.fc2(self.relu(self.bn1(self.fc1(pooled))))  # [N, C * R, 1, 1], cardinality-major
-        weights = self._over_splits(scores)  # [N, R, C, 1, 1]
-        return (splits * weights).sum(dim=1)
+        weights = self._over_splits(scores)  # [N, R * C, 1, 1]
+        # Split by split: a sum over a dimension [N, R, C, H, W] costs twenty times as much in channels-last memory.
+        first, *others = zip(features.chunk(self.radix, dim=1), weights.chunk(self.radix, dim=1), strict=True)
+        out = first[0] * first[1]
+        for split, weight in others:
+            out = out.addcmul_(split, weight)
+        return out
 
     def _over_splits(self, scores: Tensor) -> Tensor:
         by_group = scores.reshape(scores.shape[0], self.cardinality, self.radix, -1).transpose(1, 2)  # [N, R, K, C / K]
         weights = by_group.softmax(dim=1) if self.radix > 1 else by_group.sigmoid()
-        return weights.flatten(2)[..., None, None]
+        return weights.flatten(1)[..., None, None]
 
 
 class Bottleneck(nn.Module):
@@ -142,7 +147,8 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.avd_first(self.relu(self.drop_block1(self.bn1(self.conv1(x)))))
         out = self.avd_last(self.act2(self.drop_block2(self.bn2(self.conv2(out)))))
-        out = self.drop_path(self.drop_block3(self.bn3(self.conv3(out)))) + self.downsample(x)
+        out = self.drop_path(self.drop_block3(self.bn3(self.conv3(out))))
+        out += self.downsample(x)
         activated: Tensor = self.relu(out)
         return activated
 

@@ -19,9 +19,9 @@ OTHERS = sorted((PACKAGE.parent / "tools").rglob("*.py")) + sorted((PACKAGE.pare
 LAYER_NAMES = """
 blueprints canvas class_balance ema errors files heads heads_mmseg rectify sharding
 /
-config_checks fusion inputs labels large preparation protocols resnest scenes sources video watch weights
+config_checks inputs labels large packing preparation protocols resnest scenes sources video watch weights
 /
-boundaries calibration classes_file config download large_labels lean_loss metrics polygons samples smp submission
+boundaries calibration classes_file config download fusion large_labels lean_loss metrics polygons samples smp submission
 views visualize
 /
 checkpoint conversion datasets inference losses optim pretraining published report schedules transforms
