@@ -21,8 +21,8 @@ blueprints canvas class_balance ema errors files heads heads_mmseg rectify shard
 /
 config_checks inputs labels large packing preparation protocols resnest scenes sources video watch weights
 /
-boundaries calibration classes_file config download fusion large_labels lean_loss metrics polygons samples smp submission
-views visualize
+boundaries calibration classes_file config download fusion large_labels lean_loss metrics polygons samples smp
+submission views visualize
 /
 checkpoint conversion datasets inference losses optim pretraining published report schedules transforms
 /

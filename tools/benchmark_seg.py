@@ -6,14 +6,16 @@ python tools/benchmark_seg.py data --data.root /data/ade20k
 python tools/benchmark_seg.py loss --classes 19 --batch 4 --size 512 1024
 python tools/benchmark_seg.py train --encoder resnest50 --size 240 240 --batch 2
 
-infer    forward passes of one image: the encoder beside the same network of timm, with equal outputs checked first,
-         and the whole model beside DeepLabV3 of segmentation-models-pytorch on timm's encoder.
+infer    from pixels to labels: ours plain, fused and compiled, beside the authors' form of the same network, DeepLabV3
+         of segmentation-models-pytorch on timm's encoder, torchvision's; and the encoder alone beside timm's. Equal
+         labels are checked first; operations a second stand beside what this machine can do at most.
 eval     the authors' multi-scale protocol on one image, beside their loop written plainly: one window at a time, a flip
          as a second call, NCHW, no folding. Equal labels are checked first.
 data     training samples of the ADE20K recipe (decode, random long edge, pad, crop 480, flip, to tensor), on one core,
          beside the same recipe written with PIL as PyTorch-Encoding does. Equal samples are checked first.
 loss     forward and backward of the cross-entropy of small logits: peak memory, each form in a fresh process, and time,
          beside F.interpolate and F.cross_entropy. Equal values and gradients are checked first.
+scale    how cost grows with pixels, images a batch, images of an evaluation, and processes of a training: the exponent.
 train    whole training steps: forward, loss, backward, SGD; beside a plain step as PyTorch-Encoding's, of the same
          network. Equal losses are checked first.
 """
@@ -25,15 +27,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import data, eval, infer, loss, train
+from benchmarks import data, eval, infer, loss, scale, train
 
 from resnest_seg.errors import ConfigError, run_tool
 
 COMMANDS = {
-    "infer": (infer, "forward passes of one image, output stride 8, float32, eager, CPU"),
+    "infer": (infer, "from pixels to labels, beside other toolkits"),
     "eval": (eval, "the authors' multi-scale protocol on one image, beside their loop"),
     "data": (data, "training samples of the ADE20K recipe on one core, beside PIL"),
     "loss": (loss, "the training loss forward and backward, beside the plain form: memory and time"),
+    "scale": (scale, "how cost grows with work"),
     "train": (train, "whole training steps, beside a plain step of the same network"),
 }
 """Name -> the file that measures it, and its line of help."""

@@ -13,9 +13,7 @@ from benchmarks.timing import interleave, spread
 from resnest_seg.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from resnest_seg.segmenter import Segmenter
+    from torch import Tensor, nn
 
 CROP, BASE = 480, 520
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -30,26 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="default: cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="ours (default: fp32)")
     parser.add_argument("--compile", action="store_true", help="ours compiled")
-
-
-def plain_logits(model: Segmenter) -> Callable[[Tensor], Tensor]:
-    """The authors' forward pass on normalised images: NCHW, logits of both heads resized to the image's size."""
-    import torch.nn.functional as F
-
-    model = model.eval()
-    for parameter in model.parameters():
-        parameter.data = parameter.data.contiguous()
-
-    def logits_fn(x: Tensor) -> Tensor:
-        features = model.encoder(x)
-        assert model.aux_head is not None
-        main, _ = (
-            F.interpolate(head(features), size=x.shape[2:], mode="bilinear", align_corners=True)
-            for head in (model.head, model.aux_head)
-        )
-        return main
-
-    return logits_fn
 
 
 def plain_evaluator(
@@ -104,6 +82,7 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     import copy
 
     import torch
+    from benchmarks.plain import PlainSegmenter
 
     from resnest_seg.inference import labels
     from resnest_seg.predictor import choose_device
@@ -117,7 +96,7 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     torch.manual_seed(0)
     model = build_segmenter(options.encoder, head=options.head).to(device).eval()
     settle(model)
-    plain = plain_logits(copy.deepcopy(model))
+    plain = PlainSegmenter(model).eval()
     fused = copy.deepcopy(model).fuse()
     method = with_options(protocol("encoding"), scales=scales)
     image = photo(*options.size).to(device)
@@ -135,7 +114,7 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
             ),
             "ours, not fused": lambda: finish(labels(runner_for(model), image, method)),
             "the authors' loop, plain": lambda: finish(
-                plain_evaluator(plain, normal, black, scales).argmax(dim=1)[0].to(torch.uint8)
+                plain_evaluator(lambda x: plain.logits(x)[0], normal, black, scales).argmax(dim=1)[0].to(torch.uint8)
             ),
         }
         expected = calls["the authors' loop, plain"]()
@@ -157,7 +136,7 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     ]
 
 
-def settle(model: Segmenter) -> None:
+def settle(model: nn.Module) -> None:
     """Give a fresh model norms as those of a used one: branches that add little each, statistics that matter."""
     import torch
 

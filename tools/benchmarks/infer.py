@@ -1,113 +1,300 @@
-"""Forward passes of one image beside other toolkits."""
+"""From pixels to labels: ours beside the plain form, segmentation-models-pytorch and torchvision."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import multiprocessing
 import statistics
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING
 
+from benchmarks.eval import settle
+from benchmarks.limits import peak_gflops
+from benchmarks.memory import peak_during
 from benchmarks.timing import interleave, spread
 
 from resnest_seg.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from resnest_seg.segmenter import Segmenter
+
+    Labeller = Callable[[], list[NDArray[np.uint8]]]
 
 TIMM_NAMES = {"resnest14": "resnest14d", "resnest26": "resnest26d", "resnest50": "resnest50d"}
 TIMM_NAMES |= {"resnest101": "resnest101e", "resnest200": "resnest200e", "resnest269": "resnest269e"}
 """Our encoders that timm has as well -> timm's names."""
 
+CLASSES = 150
+PRECISIONS = ("fp32", "bf16")
+PEERS = ("plain", "smp", "torchvision", "encoders")
+"""What can stand beside ours, see `contestants`; the last is our encoder alone beside timm's."""
+
 
 @dataclasses.dataclass(frozen=True)
-class Measurement:
-    """One contestant of a benchmark.
+class Contestant:
+    """One way from photos to labels.
 
     Attributes:
-        name: What was measured.
-        parameters: In millions, without an auxiliary head.
-        gflops: Of one forward pass; a multiplication and an addition count as two.
-        seconds: Median time of one call.
-        spread: Half the distance between the quartiles, as a share of the median.
+        model: The network whose parameters and operations are counted.
+        label: Labels the photos.
+        same: The network is ours, with the weights of ours: the labels must be the same.
     """
 
-    name: str
-    parameters: float
-    gflops: float
-    seconds: float
-    spread: float
+    model: nn.Module
+    label: Labeller
+    same: bool = True
 
 
-def measure(models: dict[str, nn.Module], images: Tensor, rounds: int) -> list[Measurement]:
-    """Count and time one forward pass of each model in eval mode."""
+def photos(options: argparse.Namespace) -> list[NDArray[np.uint8]]:
+    """Drawn street scenes, RGB [H, W, 3]."""
+    from resnest_seg.datasets import Synthetic
+
+    drawn = Synthetic("train", size=tuple(options.size))
+    return [drawn[index].image for index in range(options.batch)]
+
+
+def ours(options: argparse.Namespace) -> Segmenter:
+    """The network, always with the same weights and norms like those of a trained one."""
+    import torch
+
+    from resnest_seg.segmenter import build_segmenter
+
+    torch.manual_seed(0)
+    dilation = "timm" if "smp" in options.peers or "encoders" in options.peers else "encoding"
+    model = build_segmenter(options.encoder, head=options.head, dilation=dilation, num_classes=CLASSES).eval()
+    settle(model)
+    return model
+
+
+def predicting(options: argparse.Namespace, *, fuse: bool, compiled: bool = False) -> Contestant:
+    """Ours, as a user calls it: a `Predictor`."""
+    from resnest_seg.labels import LabelSpace
+    from resnest_seg.predictor import Predictor
+
+    model = ours(options)
+    model.label_space = LabelSpace.of("ade20k")
+    counted = ours(options)  # packed convolutions are not counted
+    predictor = Predictor(
+        model,
+        device=options.device,
+        fuse=fuse,
+        compiled=compiled,
+        precision=options.precision,
+        batch=options.batch,
+    )
+    images = photos(options)
+    return Contestant(counted, lambda: [found.labels for found in predictor(list(images))])
+
+
+def labelling(
+    model: nn.Module, logits: Callable[[nn.Module, object], object], options: argparse.Namespace, *, same: bool
+) -> Contestant:
+    """A network as its own documentation calls it: normalise, run, argmax; NCHW memory."""
+    import contextlib
+
+    import numpy as np
+    import torch
+
+    model = model.to(options.device).eval()
+    images = photos(options)
+    mean, std = (torch.tensor(v, device=options.device).view(3, 1, 1) for v in ((124, 116, 104), (58.4, 57.1, 57.4)))
+
+    @torch.inference_mode()
+    def label() -> list[NDArray[np.uint8]]:
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().to(options.device).float()
+        half = torch.autocast(options.device, torch.bfloat16) if options.precision == "bf16" else None
+        with half or contextlib.nullcontext():
+            found: torch.Tensor = logits(model, pixels if same else (pixels - mean) / std)  # type: ignore[assignment]
+        return list(found.argmax(dim=1).to(torch.uint8).cpu().numpy())
+
+    return Contestant(model, label, same)
+
+
+def contestants(options: argparse.Namespace) -> dict[str, Callable[[], Contestant]]:
+    """Name -> what builds the contestant; the first is the one that the others are compared with."""
+    whole = f"{options.encoder} {options.head}"
+    found: dict[str, Callable[[], Contestant]] = {}
+    found[f"{whole}, ours, fused"] = lambda: predicting(options, fuse=True)
+    found[f"{whole}, ours, not fused"] = lambda: predicting(options, fuse=False)
+    if options.compile:
+        found[f"{whole}, ours, fused, compiled"] = lambda: predicting(options, fuse=True, compiled=True)
+    if "plain" in options.peers:
+        found[f"{whole}, the plain form"] = lambda: labelling(
+            plain(options), lambda model, images: model(images)[0], options, same=True
+        )
+    if "smp" in options.peers and options.head == "deeplabv3" and options.encoder in TIMM_NAMES:
+        found[f"{whole}, SMP and timm"] = lambda: labelling(
+            smp(options), lambda model, images: model(images), options, same=False
+        )
+    if "torchvision" in options.peers:
+        found["resnet50 deeplabv3, torchvision"] = lambda: labelling(
+            torchvision(), lambda model, images: model(images)["out"], options, same=False
+        )
+    return found
+
+
+def plain(options: argparse.Namespace) -> nn.Module:
+    """Our weights in the authors' form."""
+    from benchmarks.plain import PlainSegmenter
+
+    return PlainSegmenter(ours(options))
+
+
+def smp(options: argparse.Namespace) -> nn.Module:
+    """DeepLabV3 of segmentation-models-pytorch on timm's encoder, at output stride 8."""
+    import segmentation_models_pytorch
+
+    model: nn.Module = segmentation_models_pytorch.DeepLabV3(
+        f"tu-{TIMM_NAMES[options.encoder]}", encoder_weights=None, classes=CLASSES, encoder_output_stride=8
+    )
+    settle(model)
+    return model
+
+
+def torchvision() -> nn.Module:
+    """torchvision's DeepLabV3, on another and smaller encoder."""
+    from torchvision.models.segmentation import deeplabv3_resnet50
+
+    model: nn.Module = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=False)
+    settle(model)
+    return model
+
+
+def peak(name: str, options: argparse.Namespace) -> float:
+    """Mebibytes above the loaded model at the worst moment of the first call; for a process of its own."""
+    import torch
+
+    label = contestants(options)[name]().label
+    if options.device == "cpu":
+        return peak_during(label)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    label()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def count(model: nn.Module, options: argparse.Namespace) -> tuple[float, float]:
+    """Parameters in millions without an auxiliary head, and GFLOPs of one call; a multiply-add counts as two."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    gflops = []
-    with torch.inference_mode():
-        for model in models.values():
-            with FlopCounterMode(display=False) as counter:
-                model(images)
-            gflops.append(counter.get_total_flops() / 1e9)
-        calls = [lambda model=model: model(images) for model in models.values()]
-        times = interleave(calls, rounds)
-    rows = []
-    for name, flops, taken in zip(models, gflops, times, strict=True):
-        used = (p.numel() for key, p in models[name].named_parameters() if not key.startswith("aux_head."))
-        rows.append(Measurement(name, sum(used) / 1e6, flops, statistics.median(taken), spread(taken)))
-    return rows
+    device = next(model.parameters()).device
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(options.batch, 3, *options.size, device=device))
+    used = (p.numel() for key, p in model.named_parameters() if "aux_head." not in key)
+    return sum(used) / 1e6, counter.get_total_flops() / 1e9
 
 
-def contestants(encoder: str, size: tuple[int, int]) -> tuple[dict[str, nn.Module], Tensor]:
-    """The models, and images for them; ours and timm's encoder have the same weights, and the same outputs.
+def encoders(options: argparse.Namespace) -> dict[str, Contestant]:
+    """Our encoder and timm's with the same weights, in NCHW and channels-last memory as either is used.
 
     Raises:
-        ConfigError: timm has no such encoder.
         AssertionError: The outputs differ, so that comparing times would mean nothing.
     """
-    import segmentation_models_pytorch as smp
     import timm
     import torch
     from torch.nn.utils import convert_conv2d_weight_memory_format
 
     from resnest_seg.resnest import build_encoder
-    from resnest_seg.segmenter import build_segmenter
 
-    if encoder not in TIMM_NAMES:
-        raise unknown_name("encoder of timm", encoder, TIMM_NAMES)
-    name = TIMM_NAMES[encoder]
-    torch.manual_seed(0)
+    name = TIMM_NAMES[options.encoder]
     theirs = timm.create_model(name, features_only=True, output_stride=8, out_indices=(1, 2, 3, 4)).eval()
-    ours = build_encoder(encoder, output_stride=8, dilation="timm").eval()
-    convert_conv2d_weight_memory_format(ours, torch.channels_last)  # as a Segmenter does
-    ours.load_state_dict(theirs.state_dict())
-    images = torch.randn(1, 3, *size).contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        for a, b in zip(ours(images), theirs(images), strict=True):
-            assert (a - b).abs().max() < 1e-3 * b.abs().max(), "our encoder and timm's do not agree"
-    whole = build_segmenter(encoder, dilation="timm", num_classes=150).eval()
-    peer = smp.DeepLabV3(f"tu-{name}", encoder_weights=None, classes=150, encoder_output_stride=8).eval()
-    return {
-        f"{encoder} encoder, ours": ours,
-        f"{encoder} encoder, timm {timm.__version__} ({name})": theirs,
-        f"{encoder} DeepLabV3, ours": whole,
-        f"{encoder} DeepLabV3, SMP {smp.__version__} (tu-{name})": peer,
-    }, images
+    settle(theirs)
+    mine = build_encoder(options.encoder, output_stride=8, dilation="timm").eval()
+    mine.load_state_dict(theirs.state_dict())
+    convert_conv2d_weight_memory_format(mine, torch.channels_last)  # as a Segmenter does
+    models = {f"{options.encoder} alone, ours": mine, f"{options.encoder} alone, timm": theirs}
+    images = torch.randn(options.batch, 3, *options.size).to(options.device)
+    laid = images.contiguous(memory_format=torch.channels_last)
+    found = {}
+    for (title, model), pixels in zip(models.items(), (laid, images), strict=True):
+        model.to(options.device)
+        run = torch.inference_mode()(lambda model=model, pixels=pixels: list(model(pixels)))
+        found[title] = Contestant(model, run)
+    for a, b in zip(*(contestant.label() for contestant in found.values()), strict=True):
+        assert (a - b).abs().max() < 1e-3 * b.abs().max(), "our encoder and timm's do not agree"
+    return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--encoder", default="resnest50", help=f"one of {', '.join(TIMM_NAMES)} (default: resnest50)")
-    parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("H", "W"), help="default: 512 512")
+    parser.add_argument("--encoder", default="resnest50", help="default: resnest50")
+    parser.add_argument("--head", default="deeplabv3", help="fcn or deeplabv3 (default: deeplabv3)")
+    parser.add_argument("--size", type=int, nargs=2, default=(480, 480), metavar=("H", "W"), help="default: 480 480")
+    parser.add_argument("--batch", type=int, default=1, help="images a call (default: 1)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--precision", default="fp32", help="fp32 or bf16, by autocast (default: fp32)")
+    parser.add_argument("--compile", action="store_true", help="ours compiled as well")
+    parser.add_argument("--peers", nargs="*", default=PEERS, help=f"of {', '.join(PEERS)} (default: all)")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        ConfigError: A size, a device, a precision or a name that there is not.
+    """
+    import torch
+
+    for what, value, known in (
+        ("--device", options.device, ("cpu", "cuda")),
+        ("--precision", options.precision, PRECISIONS),
+        ("--head", options.head, ("fcn", "deeplabv3")),
+        *(("--peers", peer, PEERS) for peer in options.peers),
+    ):
+        if value not in known:
+            raise unknown_name(what, value, known)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: this machine has no GPU that torch can use.")
+    if min(options.size) < 32 or max(side % 8 for side in options.size) or options.batch < 1:
+        raise ConfigError("--size must be multiples of 8, at least 32 32, and --batch at least 1.")
+    if {"smp", "encoders"} & set(options.peers) and options.encoder not in TIMM_NAMES:
+        raise unknown_name("encoder of timm", options.encoder, TIMM_NAMES)
 
 
 def run(options: argparse.Namespace) -> list[dict[str, object]]:
-    """One row a contestant, ours first in each pair."""
-    if min(options.size) < 32:
-        raise ConfigError("--size must be at least 32 32.")
-    models, images = contestants(options.encoder, tuple(options.size))
-    rows = measure(models, images, options.rounds)
-    return [
-        dataclasses.asdict(row) | {"times_ours": row.seconds / rows[place - place % 2].seconds}
-        for place, row in enumerate(rows)
-    ]
+    """One row a contestant, ours first; networks with our weights must give our labels."""
+    import torch
+
+    check(options)
+    dtype = torch.float32 if options.precision == "fp32" else torch.bfloat16
+    built = {name: build() for name, build in contestants(options).items()}
+    first = next(iter(built.values())).label()
+    for name, contestant in built.items():
+        pairs = zip(contestant.label(), first, strict=True)
+        equal = statistics.mean(float((mine == theirs).mean()) for mine, theirs in pairs)
+        bound = 0.999 if options.precision == "fp32" else 0.97
+        assert equal > bound or not contestant.same, f"{name}: only {equal:.4%} of the labels agree"
+    peaks = dict.fromkeys(built, 0.0)
+    for name in built:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+            peaks[name] = fresh.submit(peak, name, options).result()
+    if "encoders" in options.peers:
+        built |= encoders(options)
+    limit = peak_gflops(options.device, dtype)
+    times = interleave([contestant.label for contestant in built.values()], options.rounds)
+    medians = [statistics.median(taken) for taken in times]
+    rows: list[dict[str, object]] = []
+    for (name, contestant), taken, median in zip(built.items(), times, medians, strict=True):
+        parameters, gflops = count(contestant.model, options)
+        reference = medians[len(peaks)] if name not in peaks else medians[0]
+        rows.append(
+            {
+                "name": name,
+                "parameters_m": parameters,
+                "gflops": gflops,
+                "seconds": median,
+                "spread": spread(taken),
+                "gflops_per_second": gflops / median,
+                "share_of_peak": gflops / median / limit,
+                "peak_mebibytes": peaks.get(name, "-"),
+                "times_ours": median / reference,
+            }
+        )
+    return rows

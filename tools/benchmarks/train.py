@@ -62,24 +62,20 @@ def ours(model: nn.Module, images: Tensor, labels: Tensor, options: argparse.Nam
 
 
 def plain(model: Segmenter, images: Tensor, labels: Tensor, options: argparse.Namespace) -> Step:
-    """As PyTorch-Encoding trains: NCHW memory, logits and aux logits resized to full size, two cross-entropies."""
+    """As PyTorch-Encoding trains: its network and memory, logits and aux logits of full size, two cross-entropies."""
     import torch
     import torch.nn.functional as F
+    from benchmarks.plain import PlainSegmenter
 
-    for parameter in model.parameters():
-        parameter.data = parameter.data.contiguous()
-    mean, std, aux_head = model.pixel_mean, model.pixel_std, model.aux_head
-    assert aux_head is not None
+    form = PlainSegmenter(model)
+    forward = torch.compile(form) if options.compile else form
 
     def compute() -> Tensor:
-        features = model.encoder((images - mean) / std)
-        size = images.shape[2:]
-        logits = F.interpolate(model.head(features), size, mode="bilinear", align_corners=True)
-        aux_logits = F.interpolate(aux_head(features), size, mode="bilinear", align_corners=True)
+        logits, aux_logits = forward(images)
         main = F.cross_entropy(logits, labels, ignore_index=255)
         return main + AUX_WEIGHT * F.cross_entropy(aux_logits, labels, ignore_index=255)
 
-    return stepper(model, torch.compile(compute) if options.compile else compute, options)
+    return stepper(form, compute, options)
 
 
 def smp_step(images: Tensor, labels: Tensor, options: argparse.Namespace) -> Step:

@@ -1,0 +1,158 @@
+"""How cost grows with work: pixels, images a batch, images of an evaluation, processes of a training."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.eval import settle
+from benchmarks.memory import peak_during
+from benchmarks.timing import interleave
+
+from resnest_seg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from resnest_seg.segmenter import Segmenter
+
+SIDES, BATCHES, IMAGES, PROCESSES = (256, 512, 1024, 2048), (1, 2, 4, 8), (10, 40, 160), (1, 2)
+TILE, STEPS = 512, 24
+SERIES = ("pixels", "batch", "images", "processes")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark."""
+    parser.add_argument("--encoder", default="resnest14", help="default: resnest14")
+    parser.add_argument("--head", default="fcn", help="fcn or deeplabv3 (default: fcn)")
+    parser.add_argument("--device", default="cpu", help="default: cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
+    parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="of square photos (default: 256 to 2048)")
+    parser.add_argument("--series", nargs="+", choices=SERIES, default=SERIES, help="what grows (default: all)")
+
+
+def network(options: argparse.Namespace) -> Segmenter:
+    """A model of the synthetic classes."""
+    import torch
+
+    from resnest_seg.labels import LabelSpace
+    from resnest_seg.segmenter import build_segmenter
+
+    torch.manual_seed(0)
+    space = LabelSpace.of("synthetic")
+    model = build_segmenter(options.encoder, head=options.head, num_classes=len(space)).eval()
+    settle(model)
+    model.label_space = space
+    return model
+
+
+def exponent(work: Sequence[float], cost: Sequence[float]) -> float:
+    """The slope of log cost over log work by least squares: 1 is proportional, 0 is constant."""
+    return statistics.linear_regression([math.log(x) for x in work], [math.log(y) for y in cost]).slope
+
+
+def series(name: str, work: Sequence[int], cost: Sequence[float], what: str) -> list[dict[str, object]]:
+    """Rows of one series."""
+    slope = exponent(work, cost) if len(work) > 1 else float("nan")
+    return [
+        {"name": name, "work": units, what: value, "per_unit": value / units, "exponent": slope}
+        for units, value in zip(work, cost, strict=True)
+    ]
+
+
+def growing_pixels(options: argparse.Namespace) -> list[dict[str, object]]:
+    """Seconds of photos of growing size, in tiles and whole; the tiles overlap by an eighth."""
+    from resnest_seg.datasets import Synthetic
+    from resnest_seg.predictor import Predictor
+
+    rows, model = [], network(options)
+    photos = [Synthetic("train", size=(side, side))[0].image for side in options.sides]
+    for name, tile in ((f"seconds by pixels, tiles of {TILE}", TILE), ("seconds by pixels, whole", None)):
+        predictor = Predictor(model, tile=tile, device=options.device, precision=options.precision, fuse=True)
+        times = interleave([functools.partial(predictor, photo) for photo in photos], options.rounds)
+        medians = [statistics.median(taken) for taken in times]
+        rows += series(name, [side**2 for side in options.sides], medians, "cost")
+    return rows
+
+
+def growing_batch(options: argparse.Namespace) -> list[dict[str, object]]:
+    """Seconds of lists of photos of 256 x 256 that go through the network together."""
+    from resnest_seg.datasets import Synthetic
+    from resnest_seg.predictor import Predictor
+
+    drawn = Synthetic("train", size=(256, 256))
+    photos = [drawn[index].image for index in range(max(BATCHES))]
+    calls = []
+    for batch in BATCHES:
+        predictor = Predictor(
+            network(options), device=options.device, precision=options.precision, fuse=True, batch=batch
+        )
+        calls.append(functools.partial(predictor, photos[:batch]))
+    medians = [statistics.median(taken) for taken in interleave(calls, options.rounds)]
+    return series("seconds by images a batch, 256 x 256", BATCHES, medians, "cost")
+
+
+def evaluation_peak(options: argparse.Namespace, images: int) -> float:
+    """Mebibytes that an evaluation adds to the loaded model; for a process of its own."""
+    from resnest_seg.datasets import Synthetic
+    from resnest_seg.evaluation import evaluate
+
+    model, dataset = network(options), Synthetic("train", size=(120, 160))
+    evaluate(model, dataset, indices=range(2))  # whatever the first images load
+    return peak_during(lambda: evaluate(model, dataset, indices=range(images)))
+
+
+def growing_evaluation(options: argparse.Namespace) -> list[dict[str, object]]:
+    """Memory of evaluations of more and more images: it must not grow."""
+    peaks = []
+    for images in IMAGES:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+            peaks.append(max(fresh.submit(evaluation_peak, options, images).result(), 1.0))
+    return series("MiB by images evaluated", IMAGES, peaks, "cost")
+
+
+def training_speed(processes: int, options: argparse.Namespace) -> float:
+    """Seconds an image of a short training under torchrun, by its own log, without the first steps."""
+    tool = Path(__file__).parents[1] / "train_seg.py"
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "run"
+        words = ["--dataset", "synthetic", "--output", str(output), "--train.batch_size", "8", "--train.epochs", "null"]
+        words += ["--train.iterations", str(STEPS), "--train.log_every", str(STEPS // 2), "--eval.limit", "2"]
+        words += ["--train.trackers", "none", "--model.encoder", options.encoder, "--model.head", options.head]
+        launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+        threads = str(max((os.cpu_count() or 1) // processes, 1))
+        environment = os.environ | {"OMP_NUM_THREADS": threads}
+        if options.device == "cpu":
+            environment["ACCELERATE_USE_CPU"] = "true"
+        done = subprocess.run([*launch, str(tool), *words], env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise ConfigError(f"the training of {processes} processes failed: {done.stderr.strip()[-500:]}")
+        lines = [json.loads(line) for line in (output / "machine.jsonl").read_text(encoding="utf-8").splitlines()]
+    return 1 / float([line["images_per_second"] for line in lines if line["kind"] == "speed"][-1])
+
+
+def run(options: argparse.Namespace) -> list[dict[str, object]]:
+    """Rows of every series; `exponent` is that of the whole series."""
+    if min(options.sides) < 64:
+        raise ConfigError("--sides must be at least 64.")
+    rows: list[dict[str, object]] = []
+    if "pixels" in options.series:
+        rows += growing_pixels(options)
+    if "batch" in options.series:
+        rows += growing_batch(options)
+    if "images" in options.series:
+        rows += growing_evaluation(options)
+    if "processes" in options.series:
+        speeds = [training_speed(processes, options) for processes in PROCESSES]
+        rows += series("seconds an image of training, by processes", PROCESSES, speeds, "cost")
+    return rows
