@@ -186,15 +186,27 @@ def test_a_published_checkpoint_is_evaluated_and_predicts(tool, tmp_path, monkey
 
 def test_the_benchmark_counts_the_same_network_twice(tool, tmp_path, capsys):
     """Not the times: those are for people. The same network has the same parameters and operations."""
-    words = ["infer", "--encoder", "resnest14", "--size", 64, 64, "--rounds", 2, "--json", tmp_path / "infer.json"]
-    assert tool("benchmark_seg")(*words) == 0
-    rows = json.loads((tmp_path / "infer.json").read_text())["measurements"]
-    ours, timm, whole, smp = rows
-    assert (ours["parameters"], ours["gflops"]) == (timm["parameters"], timm["gflops"])
-    assert ours["parameters"] == pytest.approx(8.56, abs=0.01)
-    assert whole["gflops"] == pytest.approx(smp["gflops"], rel=0.01)
-    assert all(row["seconds"] > 0 for row in rows)
+    words = ["infer", "--encoder", "resnest14", "--size", 64, 64, "--rounds", 2, "--json", tmp_path / "infer.json",
+             "--peers", "plain", "smp", "encoders"]  # fmt: skip
+    assert tool("benchmark_seg")(*words) == 0  # checks that all that are ours give the same labels
+    rows = {row["name"]: row for row in json.loads((tmp_path / "infer.json").read_text())["measurements"]}
+    fused, smp, ours, timm = (rows[f"{name}"] for name in ("ours, fused", "SMP and timm", "encoder alone, ours",
+                                                           "encoder alone, timm"))  # fmt: skip
+    assert (ours["parameters_m"], ours["gflops"]) == (timm["parameters_m"], timm["gflops"])
+    assert ours["parameters_m"] == pytest.approx(8.56, abs=0.01)
+    assert fused["gflops"] == pytest.approx(smp["gflops"], rel=0.01)
+    assert (
+        fused["parameters_m"] == pytest.approx(smp["parameters_m"]) == pytest.approx(rows["plain form"]["parameters_m"])
+    )
+    assert all(row["seconds"] > 0 and 0 < row["share_of_peak"] < 2 for row in rows.values())
     assert "interleaved" in " ".join(capsys.readouterr().out.split())
+    words = ["scale", "--encoder", "resnest14_tiny", "--sides", 64, 128, "--images", 2, 20, "--rounds", 2,
+             "--series", "pixels", "images",
+             "--json", tmp_path / "scale.json"]  # fmt: skip
+    assert tool("benchmark_seg")(*words) == 0
+    rows = json.loads((tmp_path / "scale.json").read_text())["measurements"]
+    assert [row["work"] for row in rows] == [64**2, 128**2, 64**2, 128**2, 2, 20]
+    assert abs(rows[-1]["exponent"]) < 0.05  # memory does not grow with the images
     words = ["data", "--photos", 2, "--rounds", 2, "--json", tmp_path / "data.json"]
     assert tool("benchmark_seg")(*words) == 0  # checks that our samples are PIL's
     names = [row["name"] for row in json.loads((tmp_path / "data.json").read_text())["measurements"]]

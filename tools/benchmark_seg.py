@@ -42,6 +42,19 @@ COMMANDS = {
 """Name -> the file that measures it, and its line of help."""
 
 
+HEADINGS = {
+    "parameters_m": "M params",
+    "gflops": "GFLOP",
+    "gflops_per_second": "GFLOP/s",
+    "share_of_peak": "of peak",
+    "peak_mebibytes": "MiB",
+    "times_ours": "x ours",
+    "times_ours_in_memory": "x ours MiB",
+    "images_per_second": "images/s",
+}
+"""Names of figures in the JSON file -> short ones for the table, which has to fit a terminal."""
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="benchmark_seg.py", description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -65,14 +78,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.table import Table
 
     rows = COMMANDS[options.command][0].run(options)
+    given = {key: getattr(options, key, None) for key in ("encoder", "head", "size", "batch", "device", "precision")}
+    subject = ", ".join(f"{key} {value}" for key, value in given.items() if value is not None)
     table = Table(
-        title=f"{options.command}: torch {torch.__version__}, {torch.get_num_threads()} threads, medians of "
-        f"{options.rounds} interleaved rounds"
+        title=f"{options.command}{': ' if subject else ''}{subject}\ntorch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads, medians of {options.rounds} interleaved rounds"
     )
-    for heading in rows[0]:
-        table.add_column(heading.replace("_", " "), justify="left" if heading == "name" else "right")
+    for key in rows[0]:
+        heading = HEADINGS.get(key, key.replace("_", " "))
+        table.add_column(heading, justify="left" if key == "name" else "right", no_wrap=key != "name")
     for row in rows:
-        table.add_row(*(value if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
+        table.add_row(
+            *(
+                value if isinstance(value, str) else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+                for value in row.values()
+            )
+        )
     Console().print(table)
     if options.json:
         report = {"options": vars(options), "torch": torch.__version__, "threads": torch.get_num_threads()}

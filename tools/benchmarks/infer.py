@@ -118,22 +118,21 @@ def labelling(
 
 def contestants(options: argparse.Namespace) -> dict[str, Callable[[], Contestant]]:
     """Name -> what builds the contestant; the first is the one that the others are compared with."""
-    whole = f"{options.encoder} {options.head}"
     found: dict[str, Callable[[], Contestant]] = {}
-    found[f"{whole}, ours, fused"] = lambda: predicting(options, fuse=True)
-    found[f"{whole}, ours, not fused"] = lambda: predicting(options, fuse=False)
+    found["ours, fused"] = lambda: predicting(options, fuse=True)
+    found["ours, not fused"] = lambda: predicting(options, fuse=False)
     if options.compile:
-        found[f"{whole}, ours, fused, compiled"] = lambda: predicting(options, fuse=True, compiled=True)
+        found["ours, fused, compiled"] = lambda: predicting(options, fuse=True, compiled=True)
     if "plain" in options.peers:
-        found[f"{whole}, the plain form"] = lambda: labelling(
+        found["plain form"] = lambda: labelling(
             plain(options), lambda model, images: model(images)[0], options, same=True
         )
     if "smp" in options.peers and options.head == "deeplabv3" and options.encoder in TIMM_NAMES:
-        found[f"{whole}, SMP and timm"] = lambda: labelling(
+        found["SMP and timm"] = lambda: labelling(
             smp(options), lambda model, images: model(images), options, same=False
         )
     if "torchvision" in options.peers:
-        found["resnet50 deeplabv3, torchvision"] = lambda: labelling(
+        found["torchvision resnet50"] = lambda: labelling(
             torchvision(), lambda model, images: model(images)["out"], options, same=False
         )
     return found
@@ -209,7 +208,7 @@ def encoders(options: argparse.Namespace) -> dict[str, Contestant]:
     mine = build_encoder(options.encoder, output_stride=8, dilation="timm").eval()
     mine.load_state_dict(theirs.state_dict())
     convert_conv2d_weight_memory_format(mine, torch.channels_last)  # as a Segmenter does
-    models = {f"{options.encoder} alone, ours": mine, f"{options.encoder} alone, timm": theirs}
+    models = {"encoder alone, ours": mine, "encoder alone, timm": theirs}
     images = torch.randn(options.batch, 3, *options.size).to(options.device)
     laid = images.contiguous(memory_format=torch.channels_last)
     found = {}

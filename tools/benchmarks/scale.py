@@ -26,7 +26,7 @@ from resnest_seg.errors import ConfigError
 if TYPE_CHECKING:
     from resnest_seg.segmenter import Segmenter
 
-SIDES, BATCHES, IMAGES, PROCESSES = (256, 512, 1024, 2048), (1, 2, 4, 8), (10, 40, 160), (1, 2)
+SIDES, BATCHES, IMAGES, PROCESSES = (256, 512, 1024, 2048), (1, 2, 4, 8), (10, 100), (1, 2)
 TILE, STEPS = 512, 24
 SERIES = ("pixels", "batch", "images", "processes")
 
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="default: cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
     parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="of square photos (default: 256 to 2048)")
+    parser.add_argument("--images", type=int, nargs="+", default=IMAGES, help="of an evaluation (default: 10 100)")
     parser.add_argument("--series", nargs="+", choices=SERIES, default=SERIES, help="what grows (default: all)")
 
 
@@ -103,22 +104,25 @@ def growing_batch(options: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def evaluation_peak(options: argparse.Namespace, images: int) -> float:
-    """Mebibytes that an evaluation adds to the loaded model; for a process of its own."""
+    """Mebibytes of a whole process at the worst moment of an evaluation; for a process of its own."""
+    import psutil
+
     from resnest_seg.datasets import Synthetic
     from resnest_seg.evaluation import evaluate
 
     model, dataset = network(options), Synthetic("train", size=(120, 160))
     evaluate(model, dataset, indices=range(2))  # whatever the first images load
-    return peak_during(lambda: evaluate(model, dataset, indices=range(images)))
+    before = float(psutil.Process().memory_info().rss) / 2**20
+    return before + peak_during(lambda: evaluate(model, dataset, indices=range(images)))
 
 
 def growing_evaluation(options: argparse.Namespace) -> list[dict[str, object]]:
     """Memory of evaluations of more and more images: it must not grow."""
     peaks = []
-    for images in IMAGES:
+    for images in options.images:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-            peaks.append(max(fresh.submit(evaluation_peak, options, images).result(), 1.0))
-    return series("MiB by images evaluated", IMAGES, peaks, "cost")
+            peaks.append(fresh.submit(evaluation_peak, options, images).result())
+    return series("MiB by images evaluated", options.images, peaks, "cost")
 
 
 def training_speed(processes: int, options: argparse.Namespace) -> float:
