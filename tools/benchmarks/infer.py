@@ -230,6 +230,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--precision", default="fp32", help="fp32 or bf16, by autocast (default: fp32)")
     parser.add_argument("--compile", action="store_true", help="ours compiled as well")
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="peaks, in own processes")
     parser.add_argument("--peers", nargs="*", default=PEERS, help=f"of {', '.join(PEERS)} (default: all)")
 
 
@@ -270,8 +271,8 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
         equal = statistics.mean(float((mine == theirs).mean()) for mine, theirs in pairs)
         bound = 0.999 if options.precision == "fp32" else 0.97
         assert equal > bound or not contestant.same, f"{name}: only {equal:.4%} of the labels agree"
-    peaks = dict.fromkeys(built, 0.0)
-    for name in built:
+    peaks: dict[str, object] = dict.fromkeys(built, "-")
+    for name in built if options.memory else ():
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
             peaks[name] = fresh.submit(peak, name, options).result()
     if "encoders" in options.peers:
