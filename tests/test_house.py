@@ -21,8 +21,8 @@ errors files
 /
 blueprints canvas class_balance config inputs labels preparation protocols rectify sources video weights
 /
-boundaries calibration checkpoint classes_file conversion download fusion heads heads_mmseg large losses metrics
-polygons resnest samples scenes submission transforms views visualize
+boundaries calibration checkpoint classes_file conversion download exported fusion heads heads_mmseg large losses
+metrics polygons resnest samples scenes submission transforms views visualize
 /
 datasets engine inference large_labels loader optim published report smp
 /
