@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from resnest_seg.loader import build_loader as build_loader
     from resnest_seg.metrics import ConfusionMatrix as ConfusionMatrix
     from resnest_seg.metrics import Scores as Scores
-    from resnest_seg.predictor import Prediction as Prediction
+    from resnest_seg.prediction import Prediction as Prediction
     from resnest_seg.predictor import Predictor as Predictor
     from resnest_seg.protocols import Protocol as Protocol
     from resnest_seg.protocols import protocol as protocol
@@ -65,7 +65,7 @@ _HOMES = {
     "IGNORE_LABEL": "labels",
     "LabelSpace": "labels",
     "LoadReport": "segmenter",
-    "Prediction": "predictor",
+    "Prediction": "prediction",
     "Predictor": "predictor",
     "ResNeStSegError": "errors",
     "RunConfig": "config",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, overload
 
@@ -11,67 +10,24 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from resnest_seg.errors import CheckpointError, ConfigError
-from resnest_seg.files import atomic_write
 from resnest_seg.inference import MEMORY, probabilities, score_rows, scores
-from resnest_seg.labels import LabelSpace
 from resnest_seg.large import LargeImage, preview
 from resnest_seg.large_labels import LargeLabels
-from resnest_seg.polygons import polygons
+from resnest_seg.photos import as_pixels
+from resnest_seg.prediction import Prediction
 from resnest_seg.protocols import Protocol, with_options
 from resnest_seg.running import protocol_of, runner_for
-from resnest_seg.samples import read_image
 from resnest_seg.segmenter import Segmenter
 from resnest_seg.views import preload, views_of
-from resnest_seg.visualize import overlay, with_legend, write_labels, write_png
+from resnest_seg.visualize import overlay, with_legend, write_png
 from resnest_seg.zoo import load_checkpoint
 
 Photo = str | Path | NDArray[np.uint8] | Image.Image
 """What can be labelled: a file, an RGB array uint8 [H, W, 3], or a PIL image."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What a `Predictor` found in one image.
-
-    Attributes:
-        image: The photo, RGB, uint8 [H, W, 3].
-        labels: Train ids, uint8 [H, W]; positions in `label_space.names`.
-        label_space: The classes.
-        compute_scores: Runs the model again for class probabilities, float32 [K, H, W], which are 4 K times as large as
-            the labels and so are not kept.
-    """
-
-    image: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
-    label_space: LabelSpace
-    compute_scores: Callable[[], Tensor] = dataclasses.field(repr=False, compare=False)
-
-    def scores(self) -> NDArray[np.float32]:
-        """Class probabilities, float32 [K, H, W]; the model runs once more for them."""
-        return self.compute_scores().cpu().numpy()
-
-    def overlay(self, alpha: float = 0.5, *, legend: bool = True) -> NDArray[np.uint8]:
-        """The photo with `alpha` (0..1) of the class colours blended in, with a legend below it; RGB uint8."""
-        picture = overlay(self.image, self.labels, self.label_space, alpha=alpha)
-        return with_legend(picture, self.labels, self.label_space) if legend else picture
-
-    def polygons(self, *, simplify: float = 0.0, min_area: int = 0) -> dict[str, Any]:
-        """The regions as a GeoJSON FeatureCollection in pixels, see `resnest_seg.polygons.polygons`."""
-        return polygons(self.labels, self.label_space, simplify=simplify, min_area=min_area)
-
-    def save(self, path: str | Path, *, ids: str = "raw") -> None:
-        """Write the labels as a palette PNG of "raw" or "train" ids; see `resnest_seg.visualize.write_labels`."""
-        write_labels(path, self.labels, self.label_space, ids=ids)
-
-    def save_scores(self, path: str | Path) -> None:
-        """Write class probabilities in half precision as `scores` [K, H, W], and class `names`, into an .npz file."""
-        found = self.compute_scores().half().cpu().numpy()
-        with atomic_write(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, scores=found, names=np.array(self.label_space.names))
 
 
 class Predictor:
@@ -191,8 +147,8 @@ class Predictor:
             ConfigError: An array has another shape or type.
         """
         if not isinstance(image, list):
-            return self._label([_as_pixels(image)])[0]
-        return self._label([_as_pixels(photo) for photo in image])
+            return self._label([as_pixels(image)])[0]
+        return self._label([as_pixels(photo) for photo in image])
 
     def _label(self, photos: list[NDArray[np.uint8]]) -> list[Prediction]:
         tensors = [torch.from_numpy(pixels).permute(2, 0, 1).to(self.device) for pixels in photos]
@@ -265,8 +221,8 @@ class _Again:
     predictor: Predictor
     pixels: NDArray[np.uint8]
 
-    def __call__(self) -> Tensor:
-        return self.predictor.scores(self.pixels)
+    def __call__(self) -> NDArray[np.float32]:
+        return self.predictor.scores(self.pixels).cpu().numpy()
 
 
 def choose_device(name: str) -> torch.device:
@@ -283,17 +239,3 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
     return device
-
-
-def _as_pixels(image: Photo) -> NDArray[np.uint8]:
-    if isinstance(image, str | Path):
-        return read_image(image)
-    if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = np.array(image.convert("RGB"))
-    pixels = image
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
-        raise ConfigError(f"an image array must be RGB, uint8 [H, W, 3], not {pixels.dtype} {list(pixels.shape)}.")
-    return np.ascontiguousarray(pixels)

@@ -8,8 +8,9 @@ from PIL import Image
 from resnest_seg.checkpoint import Checkpoint
 from resnest_seg.config import ModelConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
+from resnest_seg.photos import read_image
 from resnest_seg.predictor import Predictor
-from resnest_seg.samples import decode_mask, read_image
+from resnest_seg.samples import decode_mask
 from resnest_seg.segmenter import build_segmenter
 
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from resnest_seg.inputs import Input
-    from resnest_seg.predictor import Prediction, Predictor
+    from resnest_seg.prediction import Prediction
+    from resnest_seg.predictor import Predictor
     from resnest_seg.protocols import Protocol
     from resnest_seg.segmenter import Segmenter
 
@@ -134,7 +135,8 @@ def write_image(prediction: Prediction, paths: Sequence[Path], options: argparse
 def segment_image(predictor: Predictor, item: Input, paths: Sequence[Path], options: argparse.Namespace) -> None:
     """Segment a photo; with tiles, one that is too large for memory is read and written by windows."""
     from resnest_seg.inputs import fetch_image
-    from resnest_seg.samples import decode_image, image_size
+    from resnest_seg.photos import decode_image
+    from resnest_seg.samples import image_size
 
     if item.kind == "address":
         write_image(predictor(decode_image(fetch_image(item.source), item.source)), paths, options)
