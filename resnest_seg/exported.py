@@ -55,8 +55,9 @@ class ExportInfo:
         dilation: The dilation variant.
         output_stride: Input pixels per step of the last features.
         align_corners: How the logits are resized.
-        size_divisor: What the graph pads images to multiples of; 1 pads nothing.
+        size_divisor: What the graph pads images to multiples of, inside; 1 pads nothing.
         min_size: And at least to this size.
+        smallest: Height and width that images must have at least.
         setting: The sizes that the model was trained with, for the named protocols.
         pixels: Type of the images, one of `PIXELS`.
         layout: Their shape, [N, C, H, W] or [N, H, W, C], one of `LAYOUTS`.
@@ -79,6 +80,7 @@ class ExportInfo:
     align_corners: bool
     size_divisor: int
     min_size: int
+    smallest: int
     setting: Setting
     pixels: str
     layout: str
@@ -176,11 +178,14 @@ class ExportedModel:
         Raises:
             ConfigError: Images of another shape, or floats for a file that takes uint8.
         """
-        axis = 1 if self.info.layout == "nchw" else 3
-        shape = "[N, {c}, H, W]" if axis == 1 else "[N, H, W, {c}]"
-        if images.ndim != 4 or images.shape[axis] != self.info.channels or not images.size:
+        count, last = self.info.channels, self.info.layout == "nhwc"
+        if images.ndim != 4 or images.shape[3 if last else 1] != count or not images.size:
+            shape = f"[N, H, W, {count}]" if last else f"[N, {count}, H, W]"
+            raise ConfigError(f"{self.path} takes images of the shape {shape}, not {list(images.shape)}.")
+        if min(images.shape[1:3] if last else images.shape[2:]) < self.info.smallest:
             raise ConfigError(
-                f"{self.path} takes images of the shape {shape.format(c=self.info.channels)}, not {list(images.shape)}."
+                f"{self.path} takes images of at least {self.info.smallest} x {self.info.smallest} pixels, not "
+                f"{list(images.shape)}. Enlarge them, or take the .onnx form of the model."
             )
         if images.dtype != np.uint8 and (self.info.pixels == "uint8" or images.dtype.kind != "f"):
             raise ConfigError(f"{self.path} takes {self.info.pixels} pixels 0..255, not {images.dtype}.")

@@ -32,6 +32,7 @@ INFO = ExportInfo(
     align_corners=True,
     size_divisor=1,
     min_size=1,
+    smallest=1,
     setting=Setting("camvid", "mmseg", 512, (480, 640), 1024),
     pixels="uint8",
     layout="nchw",
@@ -154,7 +155,14 @@ def test_images_that_do_not_fit_are_refused(write):
     for kind in (np.float32, np.int64, bool):
         with pytest.raises(ConfigError, match="takes uint8 pixels"):
             model(np.zeros((1, 3, 8, 8), kind))
-    nhwc = open_exported(write(dataclasses.replace(INFO, layout="nhwc").to_json()))
+    small = open_exported(write(dataclasses.replace(INFO, smallest=9).to_json()))
+    assert small(np.zeros((1, 3, 9, 9), np.uint8)).shape == (1, 3, 9, 9)
+    for size in ((8, 9), (9, 8)):
+        with pytest.raises(ConfigError, match="at least 9 x 9 pixels, not"):
+            small(np.zeros((1, 3, *size), np.uint8))
+    nhwc = open_exported(write(dataclasses.replace(INFO, layout="nhwc", smallest=4).to_json()))
+    with pytest.raises(ConfigError, match="at least 4 x 4 pixels, not"):
+        nhwc(np.ones((1, 3, 4, 3), np.uint8))
     with pytest.raises(ConfigError, match=r"shape \[N, H, W, 3\], not \[1, 3, 4, 5\]"):
         nhwc(np.ones((1, 3, 4, 5), np.uint8))
 
