@@ -19,7 +19,7 @@ from resnest_seg.large import LargeImage, preview
 from resnest_seg.large_labels import LargeLabels
 from resnest_seg.photos import as_pixels
 from resnest_seg.prediction import Prediction
-from resnest_seg.protocols import Protocol, with_options
+from resnest_seg.protocols import Protocol, with_tiles
 from resnest_seg.running import protocol_of, runner_for
 from resnest_seg.segmenter import Segmenter
 from resnest_seg.views import preload, views_of
@@ -77,11 +77,7 @@ class Predictor:
         if segmenter.label_space is None:
             raise CheckpointError("the model has no label space: set segmenter.label_space, or load a checkpoint.")
         self.label_space = segmenter.label_space
-        self.protocol = protocol_of(segmenter, protocol)
-        if tile is not None and tile < 1:
-            raise ConfigError(f"a tile must be at least 1 pixel, not {tile}.")
-        if tile is not None or overlap is not None:
-            self.protocol = with_options(self.protocol, window=tile, overlap=overlap, blend="hann")
+        self.protocol = with_tiles(protocol_of(segmenter, protocol), tile, overlap)
         self.device = choose_device(device)
         self.segmenter = segmenter.to(self.device).eval()
         if fuse:

@@ -19,15 +19,15 @@ OTHERS = sorted((PACKAGE.parent / "tools").rglob("*.py")) + sorted((PACKAGE.pare
 LAYER_NAMES = """
 errors files
 /
-blueprints canvas class_balance config inputs labels palette_png photos preparation protocols rectify sources video
-weights
+blueprints canvas class_balance config inputs labels palette_png photos preparation protocols rectify
+resampling sources video weights
 /
 boundaries calibration checkpoint classes_file conversion download exported fusion heads heads_mmseg large losses
 metrics polygons resnest samples scenes submission transforms views visualize
 /
-datasets engine inference large_labels loader optim prediction published report smp
+composition datasets engine inference large_labels loader optim prediction published report smp
 /
-folder inspection parts
+folder inspection parts runtime
 /
 catalog segmenter
 /
