@@ -33,6 +33,8 @@ catalog segmenter
 /
 doctor running zoo
 /
+model
+/
 evaluation
 /
 predictor training
