@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper, save
 
-from resnest_seg.exported import KEY, ExportInfo
+from resnest_seg.exported import EXTRA_FILE, KEY, ExportInfo
 from resnest_seg.labels import LabelSpace
 from resnest_seg.protocols import Setting
 
@@ -83,4 +83,35 @@ def write(path, *, weights=WEIGHTS, **changes):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     helper.set_model_props(model, {KEY: info.to_json()})
     save(model, path)
+    return path
+
+
+class _Convolution(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 3, 5, padding=2, bias=False)
+        self.conv.weight.data = torch.from_numpy(WEIGHTS)
+
+    def forward(self, images):
+        return self.conv(images.float())
+
+
+def write_torch(path):
+    """The same logits of the same pixels as a .pt2 archive."""
+    from torch.export import Dim, export
+    from torch.export import save as save_program
+
+    sizes = ({0: Dim("n", min=1), 2: Dim("h", min=1), 3: Dim("w", min=1)},)
+    program = export(_Convolution(), (torch.zeros(2, 3, 8, 9),), dynamic_shapes=sizes)
+    save_program(program, path, extra_files={EXTRA_FILE: INFO.to_json()})
+    return path
+
+
+def write_openvino(path):
+    """And as an OpenVINO model."""
+    import openvino
+
+    model = openvino.convert_model(write(path.with_suffix(".onnx")))
+    model.set_rt_info(INFO.to_json(), KEY)
+    openvino.save_model(model, path, compress_to_fp16=False)
     return path
