@@ -27,7 +27,7 @@ metrics polygons resnest samples scenes submission transforms views visualize
 /
 composition datasets engine inference large_labels loader optim prediction published report smp
 /
-folder inspection parts runtime
+folder inspection parts runtime serving
 /
 catalog segmenter
 /
