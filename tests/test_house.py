@@ -22,7 +22,7 @@ errors files
 blueprints canvas class_balance config inputs labels preparation protocols rectify sources video weights
 /
 boundaries calibration checkpoint classes_file conversion download exported fusion heads heads_mmseg large losses
-metrics polygons resnest samples scenes submission transforms views visualize
+metrics polygons quantization resnest samples scenes submission transforms views visualize
 /
 datasets engine inference large_labels loader optim published report smp
 /
@@ -32,9 +32,11 @@ catalog segmenter
 /
 doctor running zoo
 /
-evaluation
+evaluation exportable
 /
-predictor training
+proof
+/
+export predictor training
 /
 __init__
 """
