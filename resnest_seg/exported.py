@@ -80,7 +80,7 @@ class ExportInfo:
     align_corners: bool
     size_divisor: int
     min_size: int
-    smallest: int
+    smallest: int = 1
     setting: Setting
     pixels: str
     layout: str

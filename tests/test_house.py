@@ -23,7 +23,7 @@ blueprints canvas class_balance config inputs labels palette_png photos preparat
 resampling sources video weights
 /
 boundaries calibration checkpoint classes_file conversion download exported fusion heads heads_mmseg large losses
-metrics polygons resnest samples scenes submission transforms views visualize
+metrics polygons quantization resnest samples scenes submission transforms views visualize
 /
 composition datasets engine inference large_labels loader optim prediction published report smp
 /
@@ -35,9 +35,11 @@ doctor running zoo
 /
 model
 /
-evaluation
+evaluation exportable
 /
-predictor training
+proof
+/
+export predictor training
 /
 __init__
 """
