@@ -1,5 +1,6 @@
 """The light runtime against the predictor's own functions in torch, on files whose logits are known."""
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -11,11 +12,17 @@ import torch
 from PIL import Image
 from test_inference import photo
 
+from resnest_seg.config import DataConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
+from resnest_seg.export import export_onnx
 from resnest_seg.inference import probabilities, scores
+from resnest_seg.labels import LabelSpace
+from resnest_seg.predictor import Predictor
+from resnest_seg.proof import Evidence
 from resnest_seg.protocols import protocol, with_tiles
 from resnest_seg.runtime import OnnxPredictor
 from resnest_seg.samples import decode_mask
+from resnest_seg.segmenter import build_segmenter
 from resnest_seg.views import Runner
 
 SETTING = small_onnx.INFO.setting
@@ -161,6 +168,42 @@ def test_threads_share_a_predictor(tmp_path):
         thread.join()
     for number, pixels in enumerate(photos):
         assert np.array_equal(found[number], pixels.argmax(axis=2)), number
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A small ResNeSt whose classes are all about as frequent, and its export."""
+    torch.manual_seed(0)
+    segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=5).eval()
+    segmenter.label_space = LabelSpace.numbered(5)
+    segmenter.config = dataclasses.replace(segmenter.config, data=DataConfig(base_size=80, crop_size=64))
+    images = torch.stack([photo(64, 64, seed=seed) for seed in range(4)])
+    with torch.inference_mode():
+        logits = segmenter(images).logits
+    last = segmenter.head.conv5[-1]
+    last.bias.data -= logits.mean(dim=(0, 2, 3))
+    last.weight.data /= (scale := logits.std(dim=(0, 2, 3)))[:, None, None, None]
+    last.bias.data /= scale
+    path = tmp_path_factory.mktemp("export") / "a.onnx"
+    few = Evidence(photos=[photo(40 + seed, 50, seed=seed).permute(1, 2, 0).numpy() for seed in range(5)])
+    export_onnx(segmenter, path, pixels="float32", evidence=few)
+    return segmenter, path
+
+
+@pytest.mark.parametrize(
+    ("name", "tile"), [("whole", None), ("whole", 64), ("encoding", None), ("mmseg", None), ("paddle", 48)]
+)
+def test_an_export_predicts_what_its_checkpoint_predicts(exported, name, tile):
+    segmenter, path = exported
+    ours = OnnxPredictor(path, protocol=name, tile=tile, threads=1)
+    theirs = Predictor(segmenter, device="cpu", protocol=name, tile=tile)
+    assert ours.protocol == theirs.protocol
+    for seed, size in enumerate(((97, 130), (33, 47))):
+        pixels = photo(*size, seed=seed).permute(1, 2, 0).numpy()
+        found, expected = ours(pixels), theirs(pixels)
+        assert len(np.unique(expected.labels)) >= 3
+        assert (found.labels == expected.labels).mean() >= 0.9999
+        assert np.abs(found.scores() - expected.scores()).max() < 1e-4
 
 
 ALONE = """
