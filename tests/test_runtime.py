@@ -26,6 +26,7 @@ from resnest_seg.segmenter import build_segmenter
 from resnest_seg.views import Runner
 
 SETTING = small_onnx.INFO.setting
+SMALL_CANVAS = SETTING._replace(recipe="mmseg", base_size=64)
 PROTOCOLS = ["whole", "slide", "encoding", "mmseg", "mmseg0", "paddle"]
 
 
@@ -54,9 +55,13 @@ def expected(pixels, method):
 )  # fmt: skip
 def test_every_protocol_is_that_of_the_predictor(files, name, tile, layout):
     pixels = photo(50, 70).permute(1, 2, 0).numpy()
-    predictor = OnnxPredictor(files["logits", layout, "float32"], protocol=name, tile=tile, threads=1)
+    named = protocol(name, setting=SMALL_CANVAS if name == "mmseg0" else SETTING)
+    predictor = OnnxPredictor(
+        files["logits", layout, "float32"], protocol=named if name == "mmseg0" else name, tile=tile, threads=1
+    )
     prediction = predictor(pixels)
-    theirs = expected(pixels, with_tiles(protocol(name, setting=SETTING), tile, None))
+    assert predictor.protocol == with_tiles(named, tile, None)
+    theirs = expected(pixels, predictor.protocol)
     assert prediction.labels.dtype == np.uint8
     assert (prediction.labels == theirs.argmax(axis=0)).mean() >= 0.9999
     assert np.abs(prediction.scores() - theirs).max() < 1e-4
