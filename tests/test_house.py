@@ -34,7 +34,7 @@ doctor running zoo
 /
 evaluation exportable
 /
-proof
+onnx_file proof
 /
 export predictor training
 /
