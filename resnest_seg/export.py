@@ -7,14 +7,11 @@ agrees does it take its place, with `NAME.report.json` beside it. A file that wa
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import json
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,15 +25,9 @@ from resnest_seg.errors import ConfigError, ExportError
 from resnest_seg.exportable import exportable, first_line, info_of, smallest_for_torch, trace
 from resnest_seg.exported import EXTRA_FILE, KEY, ExportInfo, open_exported
 from resnest_seg.files import atomic_write
+from resnest_seg.onnx_file import quiet, write_onnx
 from resnest_seg.proof import Evidence, Proof, prove
-from resnest_seg.quantization import quantize
 from resnest_seg.segmenter import Segmenter
-
-OPSET = 20
-"""Of ONNX: what torch's exporter writes by itself, and runtimes have read for years."""
-
-LARGEST = 2_000_000_000
-"""Bytes that one ONNX file can have."""
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 """Format -> the end of its files' names."""
@@ -76,7 +67,7 @@ def export_onnx(
     target = _target(path, "onnx", info, calibration)
 
     def write(draft: Path) -> None:
-        _write_onnx(segmenter, info, draft, calibration)
+        write_onnx(segmenter, info, draft, calibration)
 
     return _publish(target, write, segmenter, evidence, on_image)
 
@@ -170,7 +161,7 @@ def export_openvino(
     def write(draft: Path) -> None:
         plain = info if precision == "int8" else dataclasses.replace(info, precision="float32")
         between = draft.with_name("between.onnx")
-        _write_onnx(segmenter, plain, between, calibration)
+        write_onnx(segmenter, plain, between, calibration)
         try:
             model = openvino.Core().read_model(between)
             model.set_rt_info(info.to_json(), KEY)
@@ -219,97 +210,6 @@ def _target(path: str | Path, kind: str, info: ExportInfo, calibration: Sequence
     return path
 
 
-def _write_onnx(segmenter: Segmenter, info: ExportInfo, path: Path, calibration: Sequence[NDArray[np.uint8]]) -> None:
-    """Write an ONNX file of the model, checked, in 8 bits if that is its precision."""
-    import onnx
-
-    # Beyond tracing, nothing asks how many pixels a feature map has, so the file takes images of every size.
-    program = trace(exportable(segmenter, info), smallest=smallest_for_torch(info))
-    try:
-        with _silence():
-            converted = torch.onnx.export(
-                program, dynamo=True, opset_version=OPSET, input_names=["images"], output_names=[info.output]
-            )
-        assert converted is not None
-        model = converted.model_proto
-    except Exception as error:  # it raises whatever comes up in it
-        raise ExportError(
-            f"torch.onnx cannot convert this network ({type(error).__name__}: {first_line(error)})."
-        ) from error
-    if model.ByteSize() > LARGEST:
-        raise ExportError(
-            f"the model has {model.ByteSize() / 1e9:.1f} GB, and one ONNX file holds 2. Try half precision, or format "
-            "torch."
-        )
-    _tidy(model, info)
-    if info.precision != "int8":
-        _save_onnx(model, path)
-        return
-    plain = path.with_name("plain.onnx")
-    _save_onnx(model, plain)
-    quantize(plain, path, [_calibration_image(photo, info) for photo in calibration])
-    quantized = onnx.load(path)
-    _describe(quantized, info)
-    _save_onnx(quantized, path)
-
-
-def _tidy(model: Any, info: ExportInfo) -> None:
-    """Name the free dimensions, describe the model, and drop what the exporter notes of this machine's files."""
-    height, width = (("height", 1), ("width", 2)) if info.layout == "nhwc" else (("height", 2), ("width", 3))
-    graph = model.graph
-    dims = graph.input[0].type.tensor_type.shape.dim
-    names = {dims[0].dim_param: "batch", dims[height[1]].dim_param: height[0], dims[width[1]].dim_param: width[0]}
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param:
-                dim.dim_param = names.get(dim.dim_param, dim.dim_param)
-        value.ClearField("metadata_props")
-    size = graph.output[0].type.tensor_type.shape.dim  # written out as what it is: the input's
-    for dim, name in zip((size[0], size[-2], size[-1]), ("batch", "height", "width"), strict=True):
-        dim.Clear()
-        dim.dim_param = name
-    for part in (*graph.node, *graph.initializer, graph, model):
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-    _describe(model, info)
-
-
-def _describe(model: Any, info: ExportInfo) -> None:
-    """Put the description into a model, as one JSON and, for people who look into it, by the parts most asked for."""
-    from onnx import helper
-
-    model.producer_name, model.producer_version = "resnest_seg", info.version
-    helper.set_model_props(
-        model,
-        {
-            KEY: info.to_json(),
-            "names": json.dumps(info.label_space.names),
-            "colors": json.dumps(info.label_space.colors),
-            "raw_ids": json.dumps(info.label_space.raw_ids),
-            "description": info.description,
-            "dataset": info.label_space.name,
-        },
-    )
-
-
-def _save_onnx(model: Any, path: Path) -> None:
-    import onnx
-
-    onnx.save(model, path)
-    try:
-        onnx.checker.check_model(path, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"the ONNX file is not valid ({first_line(error)}).") from error
-
-
-def _calibration_image(photo: NDArray[np.uint8], info: ExportInfo) -> NDArray[Any]:
-    """The middle of a photo, of the training crop's size, as the graph takes it."""
-    (tall, wide), (height, width) = info.setting.crop, photo.shape[:2]
-    top, left = max(height - tall, 0) // 2, max(width - wide, 0) // 2
-    middle = photo[None, top : top + tall, left : left + wide]
-    return (middle if info.layout == "nhwc" else middle.transpose(0, 3, 1, 2)).astype(info.pixels)
-
-
 def _need_compiler() -> None:
     from torch._inductor.cpp_builder import get_cpp_compiler
 
@@ -321,8 +221,8 @@ def _need_compiler() -> None:
         problem = f" ({compiler!r} is not found)"
     if not compiler or shutil.which(compiler) is None:
         raise ExportError(
-            f"AOTInductor needs a C++ compiler, and there is none here{problem}. Install g++ or clang, name it in $CXX, "
-            "or leave aoti (--aoti) out."
+            f"AOTInductor needs a C++ compiler, and there is none here{problem}. Install g++ or clang, name it in "
+            "$CXX, or leave aoti (--aoti) out."
         )
 
 
@@ -332,9 +232,9 @@ def _compile(program: ExportedProgram, info: ExportInfo, path: Path) -> None:
     from torch.export.pt2_archive._package import package_pt2
 
     try:
-        with _silence(), torch.no_grad():
+        with quiet(), torch.no_grad():
             files = torch._inductor.aot_compile(
-                program.module(check_guards=False),  # type: ignore[arg-type]  # it is a graph module
+                program.module(check_guards=False),
                 *program.example_inputs,
                 options={"aot_inductor.package": True},
             )
@@ -343,14 +243,6 @@ def _compile(program: ExportedProgram, info: ExportInfo, path: Path) -> None:
         raise ExportError(
             f"AOTInductor cannot compile this network ({type(error).__name__}: {first_line(error)})."
         ) from error
-
-
-@contextlib.contextmanager
-def _silence() -> Any:
-    """Within this context, torch's exporters keep their progress and their deprecations to themselves."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _publish(

@@ -99,6 +99,9 @@ class ExportGraph(nn.Module):
         info: The options.
     """
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, segmenter: Segmenter, info: ExportInfo) -> None:
         super().__init__()
         self.register_buffer("mean", segmenter.pixel_mean.float())
@@ -110,7 +113,7 @@ class ExportGraph(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if self.info.layout == "nhwc":
-            images = images.permute(0, 3, 1, 2)
+            images = images.permute(0, 3, 1, 2).contiguous()
         height, width = images.shape[2:]
         x = (images.float() - self.mean) * self.scale
         tall, wide = self._padded(height), self._padded(width)

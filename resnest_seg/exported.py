@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -277,7 +278,9 @@ def _open_torch(path: Path, device: str, threads: int | None) -> ExportedModel:
     except ImportError:
         raise _missing(path, "torch") from None
     compiled = any("/data/aotinductor/" in name for name in names)
-    place_of = _torch_device(torch, device)
+    if compiled and device not in ("cpu", "auto"):
+        raise ConfigError(f"{path} is compiled for the CPU: export it without --aoti to run it on device {device!r}.")
+    place_of = _torch_device(torch, "cpu" if compiled else device)
     if threads is not None:
         torch.set_num_threads(threads)
     try:
@@ -286,7 +289,9 @@ def _open_torch(path: Path, device: str, threads: int | None) -> ExportedModel:
 
             module: Any = aoti_load_package(str(path))
         else:
-            program = torch.export.load(path)
+            with warnings.catch_warnings():  # it reads weights without copying them, and warns about that
+                warnings.simplefilter("ignore")
+                program = torch.export.load(path)
             if place_of.type != "cpu":
                 from torch.export.passes import move_to_device_pass
 

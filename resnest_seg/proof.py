@@ -200,12 +200,12 @@ def prove(
     info, precision = model.info, model.info.precision
     if evidence.dataset is not None:
         check_fits(segmenter, evidence.dataset)
-    photos, images = _photos(evidence, info.channels)
+    photos, images, own = _photos(evidence, info.channels)
     matrices = ConfusionMatrix(segmenter.num_classes), ConfusionMatrix(segmenter.num_classes)
     rows: list[Comparison] = []
     same = 0.0
     with _in_eval_mode(segmenter):
-        for batch in _batches(photos, smallest=info.smallest):
+        for batch in _batches(photos, own, smallest=info.smallest):
             expected, found = _outputs(segmenter, model, batch)
             row = _compare(expected, found, batch)
             rows.append(row)
@@ -267,8 +267,8 @@ def _in_eval_mode(segmenter: Segmenter) -> Iterator[None]:
             segmenter.train()
 
 
-def _photos(evidence: Evidence, channels: int) -> tuple[list[NDArray[np.uint8]], str]:
-    """What is compared, and what it is in words; models of other channels than RGB get their photos' channels again."""
+def _photos(evidence: Evidence, channels: int) -> tuple[list[NDArray[np.uint8]], str, int]:
+    """What is compared, what it is in words, and how many are at their own size; channels beyond RGB repeat it."""
     dataset = evidence.dataset
     if len(evidence.photos):
         photos, name = list(evidence.photos), f"{len(evidence.photos)} given photos"
@@ -278,12 +278,12 @@ def _photos(evidence: Evidence, channels: int) -> tuple[list[NDArray[np.uint8]],
     else:
         scenes = Synthetic("val", size=SIZES[-1][0])
         photos, name = [scenes[index].image for index in range(3)], "drawn street scenes"
-        return [photo[..., np.arange(channels) % 3] for photo in photos], name
-    return photos, name
+        return [photo[..., np.arange(channels) % 3] for photo in photos], name, 0
+    return photos, name, OWN_SIZE
 
 
-def _batches(photos: Sequence[NDArray[np.uint8]], *, smallest: int) -> Iterator[NDArray[np.uint8]]:
-    """Images uint8 [N, H, W, C]: the photos resized to `SIZES`, then some at their own size."""
+def _batches(photos: Sequence[NDArray[np.uint8]], own: int, *, smallest: int) -> Iterator[NDArray[np.uint8]]:
+    """Images uint8 [N, H, W, C]: the photos resized to `SIZES`, then `own` of them at their own size."""
     place = 0
     for (height, width), count in SIZES:
         height, width = max(height, smallest), max(width, smallest)
@@ -291,7 +291,7 @@ def _batches(photos: Sequence[NDArray[np.uint8]], *, smallest: int) -> Iterator[
         place += count
         resized = [cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA) for photo in chosen]
         yield np.stack([image.reshape(height, width, -1) for image in resized]).astype(np.uint8, copy=False)
-    for photo in photos[:OWN_SIZE]:
+    for photo in photos[:own]:
         if smallest <= min(photo.shape[:2]) and photo.shape[0] * photo.shape[1] <= LARGEST:
             yield photo[None]
 

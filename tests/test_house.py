@@ -37,7 +37,7 @@ model
 /
 evaluation exportable
 /
-proof
+onnx_file proof
 /
 export predictor training
 /
