@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from resnest_seg.protocols import Protocol as Protocol
     from resnest_seg.protocols import protocol as protocol
     from resnest_seg.report import EvalReport as EvalReport
+    from resnest_seg.runtime import OnnxPredictor as OnnxPredictor
     from resnest_seg.segmenter import LoadReport as LoadReport
     from resnest_seg.segmenter import Segmenter as Segmenter
     from resnest_seg.segmenter import SegmenterOutput as SegmenterOutput
@@ -65,6 +66,7 @@ _HOMES = {
     "IGNORE_LABEL": "labels",
     "LabelSpace": "labels",
     "LoadReport": "segmenter",
+    "OnnxPredictor": "runtime",
     "Prediction": "prediction",
     "Predictor": "predictor",
     "ResNeStSegError": "errors",

@@ -152,23 +152,25 @@ def check_protocol(model: ExportedModel, protocol: Protocol) -> None:
     if info.output == "labels" and not plain:
         raise ConfigError(
             f"{model.path} gives labels only, and protocol {protocol.name} has scores to merge. Use protocol whole "
-            "without tiles, scales and flip, or export the model again with logits."
+            "without tiles, scales and flip, or export the model again with logits (--result logits)."
         )
     if info.output == "softmax" and protocol.merge == "exp":
         raise ConfigError(
             f"{model.path} gives probabilities, and protocol {protocol.name} merges exponentials of logits. "
-            "Export the model again with logits."
+            "Export the model again with logits (--result logits)."
         )
     if info.pixels == "uint8" and protocol.resize in ("tensor", "long_edge"):
         raise ConfigError(
             f"{model.path} takes pixels that are whole numbers (uint8), and protocol {protocol.name} resizes images to "
-            "fractions of grey levels. Export the model again with float32 pixels."
+            "fractions of grey levels. Export the model again with float32 pixels (--pixels float32)."
         )
 
 
 def no_scores(model: ExportedModel) -> ConfigError:
     """The error of who asks a file that gives labels for scores."""
-    return ConfigError(f"{model.path} gives labels only, no scores. Export the model again with logits.")
+    return ConfigError(
+        f"{model.path} gives labels only, no scores. Export the model again with logits (--result logits)."
+    )
 
 
 def logits_fn_of(model: ExportedModel) -> Callable[[NDArray[Any]], NDArray[np.float32]]:

@@ -40,7 +40,6 @@ def in_torch(fn=small_onnx.convolution, **changes):
     return TorchModel(**(values | changes))
 
 
-@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # torch's own, once, where it loads a .pt2 file
 @pytest.mark.parametrize("ending", [".onnx", ".pt2", ".xml"])
 @pytest.mark.parametrize(("name", "tile"), [("whole", None), ("whole", 24), ("encoding", None), ("mmseg", None)])
 def test_every_runtime_predicts_what_torch_predicts(files, ending, name, tile):
