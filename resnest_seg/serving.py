@@ -295,4 +295,4 @@ def server(
 
 
 def _missing() -> ConfigError:
-    return ConfigError("serving needs starlette and uvicorn: pip install 'resnest-seg[serve]'.")
+    return ConfigError("serving needs starlette and uvicorn: pip install starlette uvicorn")

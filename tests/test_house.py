@@ -57,9 +57,9 @@ train.log_every eval.split eval.protocol eval.limit eval.sheet eval.memory seed 
 
 PUBLIC = """
 ADE20K CamVid CheckpointError Cityscapes ConfigError ConfusionMatrix DatasetError Diagnosis DownloadError EvalReport
-ExportError FolderDataset IGNORE_LABEL LabelSpace LoadReport OnnxPredictor Prediction Predictor Protocol
-ResNeStSegError RunConfig Scores Segmenter SegmenterOutput Synthetic Trainer build_loader build_segmenter diagnose evaluate load_checkpoint
-load_run_config multiscale protocol sliding_window whole
+ExportError FolderDataset IGNORE_LABEL LabelSpace LoadReport OnnxPredictor Prediction Predictor Protocol ResNeStSegError
+RunConfig Scores Segmenter SegmenterOutput Synthetic Trainer build_loader build_segmenter diagnose evaluate
+load_checkpoint load_run_config multiscale protocol sliding_window whole
 """
 
 
