@@ -37,11 +37,12 @@ if TYPE_CHECKING:
     from resnest_seg.loader import build_loader as build_loader
     from resnest_seg.metrics import ConfusionMatrix as ConfusionMatrix
     from resnest_seg.metrics import Scores as Scores
-    from resnest_seg.predictor import Prediction as Prediction
+    from resnest_seg.prediction import Prediction as Prediction
     from resnest_seg.predictor import Predictor as Predictor
     from resnest_seg.protocols import Protocol as Protocol
     from resnest_seg.protocols import protocol as protocol
     from resnest_seg.report import EvalReport as EvalReport
+    from resnest_seg.runtime import OnnxPredictor as OnnxPredictor
     from resnest_seg.segmenter import LoadReport as LoadReport
     from resnest_seg.segmenter import Segmenter as Segmenter
     from resnest_seg.segmenter import SegmenterOutput as SegmenterOutput
@@ -65,7 +66,8 @@ _HOMES = {
     "IGNORE_LABEL": "labels",
     "LabelSpace": "labels",
     "LoadReport": "segmenter",
-    "Prediction": "predictor",
+    "OnnxPredictor": "runtime",
+    "Prediction": "prediction",
     "Predictor": "predictor",
     "ResNeStSegError": "errors",
     "RunConfig": "config",

@@ -17,8 +17,8 @@ from torchvision.transforms import v2
 from resnest_seg.datasets import IMAGE_SUFFIXES
 from resnest_seg.errors import DatasetError
 from resnest_seg.loader import loader_processes, start_worker
+from resnest_seg.photos import read_image
 from resnest_seg.pretraining import PretrainConfig
-from resnest_seg.samples import read_image
 from resnest_seg.transforms import sample_seed
 
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from resnest_seg.errors import DatasetError, unknown_name
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
-from resnest_seg.samples import Sample, SegmentationDataset, decode_image, decode_mask, mask_palette
+from resnest_seg.photos import decode_image
+from resnest_seg.samples import Sample, SegmentationDataset, decode_mask, mask_palette
 from resnest_seg.scenes import render_scene
 from resnest_seg.sources import Source, base_of, open_source
 

@@ -14,15 +14,14 @@ from torch import Tensor
 from resnest_seg.boundaries import BoundaryScores
 from resnest_seg.calibration import Calibration
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
-from resnest_seg.inference import MEMORY, probabilities, score_rows
+from resnest_seg.inference import probabilities
 from resnest_seg.loader import Batch, build_loader
 from resnest_seg.metrics import ConfusionMatrix
+from resnest_seg.model import Model, model_of
 from resnest_seg.protocols import Protocol
 from resnest_seg.report import EvalReport, Method
-from resnest_seg.running import protocol_of, runner_for
 from resnest_seg.samples import SegmentationDataset
 from resnest_seg.segmenter import Segmenter
-from resnest_seg.views import Runner
 
 
 class EvaluatedImage(NamedTuple):
@@ -74,16 +73,14 @@ class _Meter:
         )
         self.calibration = Calibration(bins=measures.bins, device=device) if measures.calibration else None
 
-    def update(self, run: Runner, image: Tensor, labels: Tensor, memory: int) -> Tensor:
-        """Predict an image [3, H, W] a slab of rows at a time and count it; returns its train ids, uint8 [H, W]."""
-        slabs = []
-        for first, scores in score_rows(run, image, self.method, memory=memory):
-            predictions = scores.argmax(dim=0).to(torch.uint8)
+    def update(self, model: Model, image: Tensor, labels: Tensor, memory: int | None) -> Tensor:
+        """Predict an image [3, H, W] a block at a time and count it; returns its train ids, uint8 [H, W]."""
+        predictions = torch.empty(labels.shape, dtype=torch.uint8, device=labels.device)
+        for rows, columns, scores in model.blocks(image, self.method, memory=memory):
+            found = predictions[rows, columns] = scores.argmax(dim=0).to(torch.uint8)
             if self.calibration is not None:
                 sure = probabilities(scores, self.method.merge).amax(dim=0)
-                self.calibration.update(labels[first : first + len(predictions)], predictions, sure)
-            slabs.append(predictions)
-        predictions = torch.cat(slabs)
+                self.calibration.update(labels[rows, columns], found, sure)
         self.matrix.update(labels, predictions)
         if self.boundaries is not None:
             self.boundaries.update(labels, predictions)
@@ -97,7 +94,7 @@ class _Meter:
 
 
 def evaluate(
-    segmenter: Segmenter,
+    model: Segmenter | Model,
     dataset: SegmentationDataset,
     *,
     protocols: Sequence[str | Protocol] = ("whole",),
@@ -107,8 +104,7 @@ def evaluate(
     reduce: Callable[[Tensor], Tensor] | None = None,
     require_labels: bool = True,
     measures: Measures = Measures(),  # a constant
-    memory: int = MEMORY,
-    runner: Runner | None = None,
+    memory: int | None = None,
 ) -> EvalReport:
     """Evaluate a model, which stays on its device and is put into eval mode.
 
@@ -116,7 +112,7 @@ def evaluate(
     computed, and forgotten, a slab of rows at a time.
 
     Args:
-        segmenter: The model.
+        model: The model; a `Model`, as of `resnest_seg.model.open_model`, runs as it was opened.
         dataset: Its label space must have the model's classes.
         protocols: Inference protocols, or their names; the first is the one that `on_image` sees.
         indices: The samples to evaluate; None takes all.
@@ -125,27 +121,28 @@ def evaluate(
         reduce: Sums a tensor over processes, when each evaluates its share of the indices.
         require_labels: Refuse a split in which no pixel is labelled; False is for its predictions alone.
         measures: What else is measured.
-        memory: Bytes that scores may take.
-        runner: How the model is run; None runs it as it is, in its own precision.
+        memory: Bytes that scores may take; None is 1 GiB, or 4 for an exported file, whose logits are large.
 
     Raises:
         CheckpointError: The model has other classes than the data set, or its scores are no numbers.
-        ConfigError: Unknown protocol, or the same one twice.
+        ConfigError: Unknown protocol, the same one twice, or what an exported file cannot do.
         DatasetError: A sample cannot be read, or no pixel is labelled.
     """
-    check_fits(segmenter, dataset)
-    methods = _distinct([protocol_of(segmenter, name) for name in protocols])
-    device = segmenter.pixel_mean.device
+    model = model_of(model) if isinstance(model, Segmenter) else model
+    check_fits(model, dataset)
+    methods = _distinct([model.protocol(name) for name in protocols])
+    if measures.calibration and not model.scored:
+        raise ConfigError("calibration needs scores, and the model gives labels only: export it again with logits.")
+    device = model.device
     meters = [_Meter(method, len(dataset.label_space), measures, device) for method in methods]
     indices = range(len(dataset)) if indices is None else indices
     batches = build_loader(
         dataset, ([(0, index)] for index in indices), workers=workers, pin_memory=device.type == "cuda"
     )
-    run = runner_for(segmenter) if runner is None else runner
     with torch.inference_mode():
         for batch in batches:
             image, labels = (part[0].to(device, non_blocking=True) for part in batch[:2])
-            predictions = [meter.update(run, image, labels, memory) for meter in meters]
+            predictions = [meter.update(model, image, labels, memory) for meter in meters]
             if on_image is not None:
                 mean_iou = meters[0].matrix.scores().mean_iou_by(methods[0].absent)
                 on_image(_shown(batch, predictions[0], mean_iou))
@@ -154,7 +151,7 @@ def evaluate(
         meter.reduce(reduce, device)
     if require_labels:
         _check_labelled(dataset, [meter.matrix for meter in meters])
-    return _report(segmenter, dataset, meters, images)
+    return _report(model, dataset, meters, images)
 
 
 def _distinct(methods: list[Protocol]) -> list[Protocol]:
@@ -164,9 +161,9 @@ def _distinct(methods: list[Protocol]) -> list[Protocol]:
     return methods
 
 
-def _report(segmenter: Segmenter, dataset: SegmentationDataset, meters: list[_Meter], images: int) -> EvalReport:
+def _report(model: Model, dataset: SegmentationDataset, meters: list[_Meter], images: int) -> EvalReport:
     return EvalReport(
-        model=segmenter.description,
+        model=model.description,
         dataset=dataset.label_space.name,
         split=dataset.split,
         images=images,
@@ -179,21 +176,24 @@ def _report(segmenter: Segmenter, dataset: SegmentationDataset, meters: list[_Me
     )
 
 
-def check_fits(segmenter: Segmenter, dataset: SegmentationDataset) -> None:
+def check_fits(model: Segmenter | Model, dataset: SegmentationDataset) -> None:
     """Refuse a model that cannot segment the images of a data set into its classes.
 
     Raises:
         ConfigError: An image classifier, or a model for images of other channels.
         CheckpointError: Other classes: says how many each has, or which name differs first.
     """
-    model = segmenter.config.model
-    if model.head == "classifier":
+    if isinstance(model, Segmenter):
+        head, channels = model.config.model.head, model.config.model.in_channels
+    else:
+        head, channels = model.head, model.channels
+    if head == "classifier":
         raise ConfigError("head 'classifier' gives one answer for a whole image: choose another head to segment.")
-    if model.in_channels != 3:
+    if channels != 3:
         raise ConfigError(
-            f"model.in_channels is {model.in_channels}, and the images of data set {dataset.label_space.name} have 3."
+            f"model.in_channels is {channels}, and the images of data set {dataset.label_space.name} have 3."
         )
-    own, needed = segmenter.label_space, dataset.label_space
+    own, needed = model.label_space, dataset.label_space
     if own is None or own.names == needed.names:
         return
     if len(own) != len(needed):

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from resnest_seg.protocols import Protocol, with_options
-from resnest_seg.views import LogitsFn, Runner, View, preload, resized_rows, taps, views_of
+from resnest_seg.resampling import taps
+from resnest_seg.views import LogitsFn, Runner, View, preload, resized_rows, views_of
 
 MEMORY = 1 << 30
 """Default budget of a slab of scores, in bytes."""

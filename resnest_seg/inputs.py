@@ -205,7 +205,7 @@ def _at_address(word: str, scheme: str, problems: list[str]) -> list[Input]:
 
 
 def fetch_image(url: str, *, limit_bytes: int = LIMIT, timeout: float = 30.0) -> bytes:
-    """Fetch what is at an address, in memory; whether it is an image is `resnest_seg.samples.decode_image`'s to say.
+    """Fetch what is at an address, in memory; whether it is an image is `resnest_seg.photos.decode_image`'s to say.
 
     Redirections are followed, to http and https addresses only. Proxies are those of the environment.
 

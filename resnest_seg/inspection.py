@@ -14,7 +14,8 @@ from resnest_seg.datasets import PairedFiles
 from resnest_seg.errors import DatasetError
 from resnest_seg.labels import IGNORE_LABEL
 from resnest_seg.loader import loader_processes, start_worker
-from resnest_seg.samples import SegmentationDataset, decode_image
+from resnest_seg.photos import decode_image
+from resnest_seg.samples import SegmentationDataset
 
 HASH_SIDE = 16
 """A photo's fingerprint compares this many rows of as many neighbouring pixels."""

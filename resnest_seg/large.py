@@ -40,7 +40,7 @@ _ORIENTATION = 0x0112
 class LargeImage:
     """The pixels of a JPEG, PNG or TIFF file by windows; a context manager.
 
-    Pixels are what `resnest_seg.samples.decode_image` makes of them: grey becomes RGB, a palette its colours, CMYK is
+    Pixels are what `resnest_seg.photos.decode_image` makes of them: grey becomes RGB, a palette its colours, CMYK is
     converted, 16 bits become 8, and transparent pixels lie on white (masks inside TIFF files and nodata values of
     maps are not looked at). A file with more than four channels and no names for them gives its first three. Two
     things differ: GDAL enlarges a JPEG's colours, where they have half the resolution, in a plainer way (on a smooth

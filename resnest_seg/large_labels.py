@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +16,7 @@ from resnest_seg.errors import ConfigError
 from resnest_seg.files import atomic_write
 from resnest_seg.labels import LabelSpace
 from resnest_seg.large import CACHE, gdal, load_rasterio
+from resnest_seg.palette_png import PalettePng
 
 TILE = 512
 """Height and width of a TIFF's tiles."""
@@ -77,47 +76,17 @@ class LargeLabels:
 
     @contextlib.contextmanager
     def _whole_file(self) -> Iterator[None]:
-        sink = _Png if self.path.suffix.lower() == ".png" else _Tiff
-        with (
-            atomic_write(self.path) as temporary,
-            sink(temporary, self.height, self.width, self._palette) as self._sink,
-        ):
+        size = (self.height, self.width)
+        with contextlib.ExitStack() as opened:
+            temporary = opened.enter_context(atomic_write(self.path))
+            self._sink: PalettePng | _Tiff
+            if self.path.suffix.lower() == ".png":  # GDAL would need the picture before it writes one
+                file = opened.enter_context(open(temporary, "wb"))
+                self._sink = opened.enter_context(PalettePng(file, *size, self._palette))
+            else:
+                self._sink = opened.enter_context(_Tiff(temporary, *size, self._palette))
             yield
             assert self._rows == self.height, f"{self._rows} of {self.height} rows were written"
-
-
-class _Png:
-    """A palette PNG by rows (https://www.w3.org/TR/png-3/): GDAL would need the picture before it writes one."""
-
-    def __init__(self, path: Path, height: int, width: int, palette: NDArray[np.uint8]) -> None:
-        self._file: IO[bytes] = open(path, "wb")  # noqa: SIM115, closed by __exit__
-        self._above = np.zeros((1, width), np.uint8)
-        self._packer = zlib.compressobj()
-        self._file.write(b"\x89PNG\r\n\x1a\n")
-        self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0))
-        self._chunk(b"PLTE", palette.tobytes())
-
-    def _chunk(self, kind: bytes, data: bytes) -> None:
-        self._file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
-
-    def write(self, rows: NDArray[np.uint8]) -> None:
-        """Add rows, as differences from the row above (filter 2), which in labels are nearly all zero."""
-        if not len(rows):
-            return
-        filtered = np.full((len(rows), 1 + rows.shape[1]), 2, np.uint8)
-        np.subtract(rows, np.concatenate([self._above, rows[:-1]]), out=filtered[:, 1:])
-        self._above = rows[-1:].copy()
-        if packed := self._packer.compress(filtered.tobytes()):
-            self._chunk(b"IDAT", packed)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, *error: object) -> None:
-        with self._file:
-            if kind is None:
-                self._chunk(b"IDAT", self._packer.flush())
-                self._chunk(b"IEND", b"")
 
 
 class _Tiff:

@@ -1,9 +1,9 @@
-"""One call from a checkpoint to the labels of a photo."""
+"""One call from a checkpoint, or an exported file, to the labels of a photo."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, overload
 
@@ -11,74 +11,33 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from resnest_seg.errors import CheckpointError, ConfigError
-from resnest_seg.files import atomic_write
-from resnest_seg.inference import MEMORY, probabilities, score_rows, scores
+from resnest_seg.inference import probabilities
 from resnest_seg.labels import LabelSpace
 from resnest_seg.large import LargeImage, preview
 from resnest_seg.large_labels import LargeLabels
-from resnest_seg.polygons import polygons
-from resnest_seg.protocols import Protocol, with_options
-from resnest_seg.running import protocol_of, runner_for
-from resnest_seg.samples import read_image
+from resnest_seg.model import Block, FileModel, Model, model_of, open_model
+from resnest_seg.photos import as_pixels
+from resnest_seg.prediction import Prediction
+from resnest_seg.protocols import Protocol, with_tiles
+from resnest_seg.running import choose_device
+from resnest_seg.runtime import no_scores
 from resnest_seg.segmenter import Segmenter
-from resnest_seg.views import preload, views_of
-from resnest_seg.visualize import overlay, with_legend, write_labels, write_png
-from resnest_seg.zoo import load_checkpoint
+from resnest_seg.visualize import overlay, with_legend, write_png
 
 Photo = str | Path | NDArray[np.uint8] | Image.Image
 """What can be labelled: a file, an RGB array uint8 [H, W, 3], or a PIL image."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What a `Predictor` found in one image.
-
-    Attributes:
-        image: The photo, RGB, uint8 [H, W, 3].
-        labels: Train ids, uint8 [H, W]; positions in `label_space.names`.
-        label_space: The classes.
-        compute_scores: Runs the model again for class probabilities, float32 [K, H, W], which are 4 K times as large as
-            the labels and so are not kept.
-    """
-
-    image: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
-    label_space: LabelSpace
-    compute_scores: Callable[[], Tensor] = dataclasses.field(repr=False, compare=False)
-
-    def scores(self) -> NDArray[np.float32]:
-        """Class probabilities, float32 [K, H, W]; the model runs once more for them."""
-        return self.compute_scores().cpu().numpy()
-
-    def overlay(self, alpha: float = 0.5, *, legend: bool = True) -> NDArray[np.uint8]:
-        """The photo with `alpha` (0..1) of the class colours blended in, with a legend below it; RGB uint8."""
-        picture = overlay(self.image, self.labels, self.label_space, alpha=alpha)
-        return with_legend(picture, self.labels, self.label_space) if legend else picture
-
-    def polygons(self, *, simplify: float = 0.0, min_area: int = 0) -> dict[str, Any]:
-        """The regions as a GeoJSON FeatureCollection in pixels, see `resnest_seg.polygons.polygons`."""
-        return polygons(self.labels, self.label_space, simplify=simplify, min_area=min_area)
-
-    def save(self, path: str | Path, *, ids: str = "raw") -> None:
-        """Write the labels as a palette PNG of "raw" or "train" ids; see `resnest_seg.visualize.write_labels`."""
-        write_labels(path, self.labels, self.label_space, ids=ids)
-
-    def save_scores(self, path: str | Path) -> None:
-        """Write class probabilities in half precision as `scores` [K, H, W], and class `names`, into an .npz file."""
-        found = self.compute_scores().half().cpu().numpy()
-        with atomic_write(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, scores=found, names=np.array(self.label_space.names))
 
 
 class Predictor:
     """Labels photos with a model, in memory that is bounded for photos of any size.
 
     Args:
-        segmenter: A model with a label space, as `load_checkpoint` returns it; it is moved to the device.
+        model: A model with a label space, as `load_checkpoint` returns it, which is moved to the device; or a `Model`
+            of `resnest_seg.model.open_model`, which runs as it was opened.
         device: "auto" (a GPU if there is one), or a torch device such as "cpu" or "cuda:1".
         protocol: An inference protocol or its name, see `resnest_seg.protocols`.
         tile: Edge in pixels of square windows that go through the model one after the other, blended where they
@@ -87,17 +46,18 @@ class Predictor:
         precision: "fp32", "bf16" or "fp16".
         compiled: Use `torch.compile`: slow at first, for every new size of images, and then faster.
         batch: Images or tiles a call of the model; None chooses.
-        memory: Bytes that scores may take.
+        memory: Bytes that scores may take; None is 1 GiB, or 4 for an exported file, whose logits are large.
         fuse: Fold batch norms into convolutions, in the given model: faster, and the same numbers but for rounding.
 
     Raises:
-        ConfigError: Unknown protocol or precision, a tile that makes no sense, or a device that is not there.
+        ConfigError: Unknown protocol or precision, a tile that makes no sense, a device that is not there, or what an
+            exported file cannot do.
         CheckpointError: The model does not know its classes, or cannot segment photos.
     """
 
     def __init__(
         self,
-        segmenter: Segmenter,
+        model: Segmenter | Model,
         *,
         device: str = "auto",
         protocol: str | Protocol = "whole",
@@ -106,32 +66,23 @@ class Predictor:
         precision: str = "fp32",
         compiled: bool = False,
         batch: int | None = None,
-        memory: int = MEMORY,
+        memory: int | None = None,
         fuse: bool = False,
     ) -> None:
-        if segmenter.config.model.head == "classifier":
-            raise CheckpointError(
-                f"{segmenter.description}: this is an image classifier, it cannot segment. Train a segmentation model "
-                "from it: --model.encoder_weights takes its file."
-            )
-        if segmenter.config.model.in_channels != 3:
-            raise CheckpointError(
-                f"the model is for images of {segmenter.config.model.in_channels} channels, and photos have 3."
-            )
-        if segmenter.label_space is None:
-            raise CheckpointError("the model has no label space: set segmenter.label_space, or load a checkpoint.")
-        self.label_space = segmenter.label_space
-        self.protocol = protocol_of(segmenter, protocol)
-        if tile is not None and tile < 1:
-            raise ConfigError(f"a tile must be at least 1 pixel, not {tile}.")
-        if tile is not None or overlap is not None:
-            self.protocol = with_options(self.protocol, window=tile, overlap=overlap, blend="hann")
-        self.device = choose_device(device)
-        self.segmenter = segmenter.to(self.device).eval()
-        if fuse:
-            self.segmenter.fuse()
-        self.run = runner_for(self.segmenter, precision=precision, compiled=compiled, batch=batch)
-        self.memory = memory
+        if isinstance(model, Segmenter):
+            config = model.config.model
+            _check_photos(model.description, config.head, config.in_channels, model.label_space)
+            model = model.to(choose_device(device)).eval()
+            if fuse:
+                model.fuse()
+            model = model_of(model, precision=precision, compiled=compiled, batch=batch)
+        elif (device, precision, compiled, batch) != ("auto", "fp32", False, None):
+            raise ConfigError("device, precision, compiled and batch are for open_model, which opened this model.")
+        self.model = model
+        self.label_space = _check_photos(model.description, model.head, model.channels, model.label_space)
+        self.device, self.memory = model.device, memory
+        self.protocol = with_tiles(model.protocol(protocol), tile, overlap)
+        model.check(self.protocol)
 
     @classmethod
     def from_checkpoint(
@@ -145,13 +96,13 @@ class Predictor:
         precision: str = "fp32",
         compiled: bool = False,
         batch: int | None = None,
-        memory: int = MEMORY,
+        memory: int | None = None,
         fuse: bool = True,
     ) -> Predictor:
-        """Load a checkpoint file, a run folder or a published checkpoint; see the class and `load_checkpoint`.
+        """Open a checkpoint file, a run folder, a published checkpoint or an exported file; see the class.
 
         Args:
-            path: The checkpoint.
+            path: See `resnest_seg.model.open_model`.
             device: See the class, as for the others.
             protocol: See the class.
             tile: See the class.
@@ -162,18 +113,8 @@ class Predictor:
             memory: See the class.
             fuse: See the class.
         """
-        return cls(
-            load_checkpoint(path),
-            device=device,
-            protocol=protocol,
-            tile=tile,
-            overlap=overlap,
-            precision=precision,
-            compiled=compiled,
-            batch=batch,
-            memory=memory,
-            fuse=fuse,
-        )
+        model = open_model(path, device=device, precision=precision, compiled=compiled, batch=batch, fuse=fuse)
+        return cls(model, protocol=protocol, tile=tile, overlap=overlap, memory=memory)
 
     @overload
     def __call__(self, image: Photo) -> Prediction: ...
@@ -191,19 +132,18 @@ class Predictor:
             ConfigError: An array has another shape or type.
         """
         if not isinstance(image, list):
-            return self._label([_as_pixels(image)])[0]
-        return self._label([_as_pixels(photo) for photo in image])
+            return self._label([as_pixels(image)])[0]
+        return self._label([as_pixels(photo) for photo in image])
 
     def _label(self, photos: list[NDArray[np.uint8]]) -> list[Prediction]:
         tensors = [torch.from_numpy(pixels).permute(2, 0, 1).to(self.device) for pixels in photos]
-        views = [views_of(self.run, tensor, self.protocol) for tensor in tensors]
-        if len(photos) > 1:
-            preload([view for group in views for view in group])
         found = []
-        for pixels, tensor, group in zip(photos, tensors, views, strict=True):
-            slabs = score_rows(self.run, tensor, self.protocol, memory=self.memory, views=group)
-            labels = torch.cat([slab.argmax(dim=0).to(torch.uint8) for _, slab in slabs]).cpu().numpy()
-            found.append(Prediction(pixels, labels, self.label_space, _Again(self, pixels)))
+        images = self.model.batch_blocks(tensors, self.protocol, memory=self.memory)
+        for pixels, blocks in zip(photos, images, strict=True):
+            labels = torch.empty(pixels.shape[:2], dtype=torch.uint8, device=self.device)
+            for rows, columns, scores in blocks:
+                labels[rows, columns] = scores.argmax(dim=0).to(torch.uint8)
+            found.append(Prediction(pixels, labels.cpu().numpy(), self.label_space, _Again(self, pixels)))
         return found
 
     @torch.inference_mode()
@@ -239,8 +179,7 @@ class Predictor:
             step = max(-(-max(height, width) // 2048), 1)
             small = []
             with LargeLabels(path, height, width, self.label_space, ids=ids) as file:
-                for first, slab in score_rows(self.run, image, self.protocol, memory=self.memory):
-                    labels = slab.argmax(dim=0).to("cpu", torch.uint8).numpy()
+                for first, labels in _whole_rows(self.model.blocks(image, self.protocol, memory=self.memory), width):
                     file.write(first, labels)
                     small.append(labels[-first % step :: step, ::step].copy())  # a view would keep all rows
         if overlay_path is not None:
@@ -253,9 +192,18 @@ class Predictor:
 
     @torch.inference_mode()
     def scores(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """Class probabilities of an RGB image uint8 [H, W, 3]: float32 [K, H, W], on the predictor's device."""
+        """Class probabilities of an RGB image uint8 [H, W, 3]: float32 [K, H, W], on the predictor's device.
+
+        Raises:
+            ConfigError: The model is an exported file that gives labels only.
+        """
+        if isinstance(self.model, FileModel) and not self.model.scored:
+            raise no_scores(self.model.file)
         tensor = torch.from_numpy(pixels).permute(2, 0, 1).to(self.device)
-        return probabilities(scores(self.run, tensor, self.protocol, memory=self.memory), self.protocol.merge)
+        found = torch.empty((len(self.label_space), *pixels.shape[:2]), device=self.device)
+        for rows, columns, scores in self.model.blocks(tensor, self.protocol, memory=self.memory):
+            found[:, rows, columns] = probabilities(scores, self.protocol.merge)
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,35 +213,38 @@ class _Again:
     predictor: Predictor
     pixels: NDArray[np.uint8]
 
-    def __call__(self) -> Tensor:
-        return self.predictor.scores(self.pixels)
+    def __call__(self) -> NDArray[np.float32]:
+        return self.predictor.scores(self.pixels).cpu().numpy()
 
 
-def choose_device(name: str) -> torch.device:
-    """The torch device of a name; "auto" is a GPU if there is one.
-
-    Raises:
-        ConfigError: No such device, here or anywhere.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
-    return device
+def _check_photos(description: str, head: str, channels: int, label_space: LabelSpace | None) -> LabelSpace:
+    """The label space of a model that can segment photos."""
+    if head == "classifier":
+        raise CheckpointError(
+            f"{description}: this is an image classifier, it cannot segment. Train a segmentation model "
+            "from it: --model.encoder_weights takes its file."
+        )
+    if channels != 3:
+        raise CheckpointError(f"the model is for images of {channels} channels, and photos have 3.")
+    if label_space is None:
+        raise CheckpointError("the model has no label space: set segmenter.label_space, or load a checkpoint.")
+    return label_space
 
 
-def _as_pixels(image: Photo) -> NDArray[np.uint8]:
-    if isinstance(image, str | Path):
-        return read_image(image)
-    if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = np.array(image.convert("RGB"))
-    pixels = image
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
-        raise ConfigError(f"an image array must be RGB, uint8 [H, W, 3], not {pixels.dtype} {list(pixels.shape)}.")
-    return np.ascontiguousarray(pixels)
+def _whole_rows(blocks: Iterable[Block], width: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Blocks as (first row, labels of whole rows [r, W]), from the top down."""
+    waiting: dict[int, NDArray[np.uint8]] = {}
+    lacking: dict[int, int] = {}
+    following = 0
+    for rows, columns, scores in blocks:
+        labels = scores.argmax(dim=0).to("cpu", torch.uint8).numpy()
+        if rows.start not in waiting:
+            waiting[rows.start] = np.empty((len(labels), width), np.uint8)
+            lacking[rows.start] = width
+        waiting[rows.start][:, columns] = labels
+        lacking[rows.start] -= labels.shape[1]
+        while lacking.get(following) == 0:
+            whole = waiting.pop(following)
+            del lacking[following]
+            yield following, whole
+            following += len(whole)

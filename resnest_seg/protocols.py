@@ -290,6 +290,19 @@ def with_options(
     return dataclasses.replace(base, name=f"{base.name} ({', '.join(names)} changed)", **changed)  # type: ignore[arg-type]
 
 
+def with_tiles(base: Protocol, tile: int | None, overlap: int | None) -> Protocol:
+    """A protocol in square tiles of `tile` pixels that fade where they overlap; None leaves it as it is.
+
+    Raises:
+        ConfigError: A tile or an overlap that makes no sense.
+    """
+    if tile is not None and tile < 1:
+        raise ConfigError(f"a tile must be at least 1 pixel, not {tile}.")
+    if tile is None and overlap is None:
+        return base
+    return with_options(base, window=tile, overlap=overlap, blend="hann")
+
+
 def _two_thirds(window: tuple[int, int]) -> tuple[int, int]:
     return max(int(window[0] * 2 / 3), 1), max(int(window[1] * 2 / 3), 1)
 

@@ -73,3 +73,19 @@ def protocol_of(segmenter: Segmenter, name: str | Protocol) -> Protocol:
         ConfigError: Unknown name.
     """
     return name if isinstance(name, Protocol) else protocol(name, setting=setting_of(segmenter))
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of a name; "auto" is a GPU if there is one.
+
+    Raises:
+        ConfigError: No such device, here or anywhere.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device

@@ -1,4 +1,4 @@
-"""What a data set is made of: photos with labels, and how their files are read."""
+"""What a data set is made of: photos with labels; and how files of masks are read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from resnest_seg.errors import DatasetError
 from resnest_seg.labels import LabelSpace
-
-JPEG = b"\xff\xd8"
-"""How a JPEG file begins; it cannot be transparent."""
-
+from resnest_seg.photos import JPEG, PNG
 
 BROKEN = (
     OSError,
@@ -32,9 +29,6 @@ BROKEN = (
     MemoryError,
 )
 """What Pillow and OpenCV raise on images that are damaged (SyntaxError: a broken PNG chunk) or too large."""
-
-PNG = b"\x89PNG\r\n\x1a\n"
-"""How a PNG file begins; bytes 24 and 25 say how deep it is and whether it has colours."""
 
 
 class Sample(NamedTuple):
@@ -77,46 +71,6 @@ class SegmentationDataset(ABC):
         Raises:
             DatasetError: A file cannot be read, sizes differ, or a label is out of range; names the file.
         """
-
-
-def read_image(path: str | Path) -> NDArray[np.uint8]:
-    """Read a photo as RGB, uint8 [H, W, 3]; see `decode_image`.
-
-    Raises:
-        DatasetError: The file is missing, or is no image that can be decoded.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise DatasetError(f"cannot read {path}: {error.strerror}.") from None
-    return decode_image(data, str(path))
-
-
-def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
-    """Decode a photo as RGB, uint8 [H, W, 3], as an image viewer shows it.
-
-    It is turned upright as its EXIF data says, grey becomes RGB, CMYK is converted, 16 bits become 8, and transparent
-    pixels lie on white.
-
-    Args:
-        data: The file's content: JPEG, PNG, WebP, TIFF, BMP or whatever else OpenCV reads.
-        name: What errors call it.
-
-    Raises:
-        DatasetError: No image, or a damaged one.
-    """
-    try:
-        if data[:2] != JPEG and _is_transparent(data):
-            with Image.open(io.BytesIO(data)) as picture:
-                upright = ImageOps.exif_transpose(picture).convert("RGBA")
-            white = Image.new("RGBA", upright.size, "white")
-            return np.array(Image.alpha_composite(white, upright).convert("RGB"))
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
-    except BROKEN as error:
-        raise DatasetError(f"cannot read {name}: {_reason(error)}.") from None
-    if image is None:
-        raise DatasetError(f"cannot read {name}: {len(data)} bytes that are no image, or a damaged one.")
-    return image.astype(np.uint8, copy=False)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -185,14 +139,6 @@ def mask_palette(data: bytes) -> NDArray[np.uint8] | None:
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(colors) // 3] = np.array(colors, np.uint8).reshape(-1, 3)
     return palette
-
-
-def _is_transparent(data: bytes) -> bool:
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return picture.has_transparency_data
-    except BROKEN:
-        return False  # OpenCV says what is wrong with it
 
 
 def _reason(error: Exception) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.protocols import Protocol, Window
+from resnest_seg.resampling import pixel_weights, taps
 
 LogitsFn = Callable[[Tensor], Tensor]
 """Images [N, 3, H, W] -> logits [N, K, h, w], at the images' size or coarser."""
@@ -156,7 +157,8 @@ class View:
                     weights[place] += 1
                 else:
                     if self._weights is None:
-                        self._weights = _pixel_weights(window, self.protocol.blend, part)
+                        weights_of = pixel_weights(window.height, window.width, self.protocol.blend)
+                        self._weights = torch.from_numpy(weights_of).to(part)
                     weight = self._weights[a - top : b - top, : part.shape[3]]
                     weights[place] += weight
                     part = part * weight
@@ -253,9 +255,9 @@ def resized_rows(
     if height == size[0]:
         x = x[:, :, rows.start - offset : rows.stop - offset]
     else:
-        above, share = taps(rows, height, size[0], align_corners)
-        above = above.to(x.device) - offset
-        share = share.to(x.device, x.dtype)[:, None]
+        upper, shares = taps(rows, height, size[0], align_corners)
+        above = torch.from_numpy(upper).to(x.device) - offset
+        share = torch.from_numpy(shares).to(x.device, x.dtype)[:, None]
         below = (above + 1).clamp(max=x.shape[2] - 1)
         x = torch.lerp(x[:, :, above], x[:, :, below], share)
     if x.shape[3] == size[1]:
@@ -264,26 +266,3 @@ def resized_rows(
     return F.interpolate(x.flatten(0, 2)[None], size=size[1], mode="linear", align_corners=align_corners)[0].view(
         *x.shape[:3], size[1]
     )
-
-
-def taps(rows: range, source: int, target: int, align_corners: bool) -> tuple[Tensor, Tensor]:
-    """For rows of a resized map: the upper of the two rows they lie between, int64, and the share of the lower."""
-    places = torch.arange(rows.start, rows.stop, dtype=torch.float32)  # torch's own arithmetic, to the same bits
-    if align_corners:
-        places = places * torch.tensor((source - 1) / max(target - 1, 1), dtype=torch.float32)
-    else:
-        places = ((places + 0.5) * torch.tensor(source / target, dtype=torch.float32) - 0.5).clamp(min=0)
-    above = places.floor().clamp(max=source - 1)
-    return above.long(), places - above
-
-
-def _pixel_weights(window: Window, blend: str, like: Tensor) -> Tensor:
-    """Weights of a window's pixels, [height, width], above 0."""
-    lengths = (window.height, window.width)
-    profiles = []
-    for length in lengths:
-        middle = (torch.arange(length, device=like.device, dtype=like.dtype) + 0.5) / length
-        profiles.append(torch.sin(math.pi * middle) ** 2 if blend == "hann" else 1 - (2 * middle - 1).abs())
-    if blend == "hann":
-        return profiles[0][:, None] * profiles[1]
-    return torch.minimum(profiles[0][:, None] * lengths[0], profiles[1] * lengths[1])

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
 from resnest_seg.errors import ConfigError
 from resnest_seg.files import atomic_write
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
+from resnest_seg.palette_png import PalettePng
 
 Image = NDArray[np.uint8]
 """RGB, uint8 [H, W, 3]."""
@@ -35,10 +36,38 @@ def overlay(image: Image, labels: Labels, space: LabelSpace, *, alpha: float = 0
     return np.where((labels == IGNORE_LABEL)[..., None], image, blended.round().astype(np.uint8))
 
 
+def png_bytes(picture: Image) -> bytes:
+    """An RGB picture [H, W, 3] as the content of a PNG file."""
+    done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    assert done, picture.shape
+    return data.tobytes()
+
+
 def write_png(path: str | Path, picture: Image) -> None:
-    """Write an RGB picture [H, W, 3] as PNG, atomically."""
+    """Write an RGB picture [H, W, 3] as PNG, atomically.
+
+    Raises:
+        ConfigError: Another ending.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise ConfigError(f"pictures are saved as .png, not as {path}.")
     with atomic_write(path) as temporary:
-        PIL.Image.fromarray(picture).save(temporary)
+        temporary.write_bytes(png_bytes(picture))
+
+
+def labels_png(labels: Labels, space: LabelSpace, *, ids: str) -> bytes:
+    """Labels as the content of a palette PNG file; see `write_labels` for the options and errors."""
+    if ids not in ("raw", "train"):
+        raise ConfigError(f"ids must be 'raw' or 'train', not {ids!r}.")
+    palette = space.palette
+    if ids == "raw":
+        labels, palette = space.decode(labels), np.zeros_like(palette)
+        palette[list(space.raw_ids)] = space.colors
+    file = io.BytesIO()
+    height, width = labels.shape
+    with PalettePng(file, height, width, palette) as picture:
+        picture.write(labels)
+    return file.getvalue()
 
 
 def write_labels(path: str | Path, labels: Labels, space: LabelSpace, *, ids: str) -> None:
@@ -55,16 +84,9 @@ def write_labels(path: str | Path, labels: Labels, space: LabelSpace, *, ids: st
     """
     if Path(path).suffix.lower() != ".png":
         raise ConfigError(f"labels are saved as .png, which keeps every id as it is; not as {path}.")
-    if ids not in ("raw", "train"):
-        raise ConfigError(f"ids must be 'raw' or 'train', not {ids!r}.")
-    palette = space.palette
-    if ids == "raw":
-        labels, palette = space.decode(labels), np.zeros_like(palette)
-        palette[list(space.raw_ids)] = space.colors
-    picture = PIL.Image.fromarray(labels).convert("P")
-    picture.putpalette(palette.tobytes())
+    data = labels_png(labels, space, ids=ids)
     with atomic_write(path) as temporary:
-        picture.save(temporary)
+        temporary.write_bytes(data)
 
 
 def error_map(labels: Labels, predictions: Labels) -> Image:

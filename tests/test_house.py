@@ -17,28 +17,32 @@ FILES = sorted(PACKAGE.glob("*.py"))
 OTHERS = sorted((PACKAGE.parent / "tools").rglob("*.py")) + sorted((PACKAGE.parent / "datasets").glob("*.py"))
 
 LAYER_NAMES = """
-blueprints canvas class_balance ema errors files heads heads_mmseg rectify sharding
+blueprints canvas class_balance ema errors files heads heads_mmseg packing palette_png rectify resampling sharding
 /
-config_checks inputs labels large packing preparation protocols resnest scenes sources video watch weights
+config_checks inputs labels large photos preparation protocols quantization resnest scenes sources video watch weights
 /
-boundaries calibration classes_file config download fusion large_labels lean_loss metrics polygons samples smp
-submission views visualize
+boundaries calibration classes_file composition config download exported fusion large_labels lean_loss metrics
+polygons samples smp submission views visualize
 /
-checkpoint conversion datasets inference losses optim pretraining published report schedules transforms
+checkpoint conversion datasets inference losses optim prediction pretraining published report schedules transforms
 /
-engine folder loader parts run_folder
+engine folder loader parts run_folder runtime serving
 /
 catalog class_folder inspection segmenter
 /
 budget classification doctor finetune running zoo
 /
-evaluation predictor
+exportable model
 /
-validation
+evaluation onnx_file predictor
 /
-training
+proof validation
 /
-__init__ dry_run
+export training
+/
+dry_run
+/
+__init__
 """
 LAYERS = [set(layer.split()) for layer in LAYER_NAMES.split("/")]
 
@@ -58,9 +62,9 @@ eval.memory seed output
 
 PUBLIC = """
 ADE20K CamVid CheckpointError Cityscapes ConfigError ConfusionMatrix DatasetError Diagnosis DownloadError EvalReport
-ExportError FolderDataset IGNORE_LABEL LabelSpace LoadReport Prediction Predictor Protocol ResNeStSegError RunConfig
-Scores Segmenter SegmenterOutput Synthetic Trainer build_loader build_segmenter diagnose evaluate load_checkpoint
-load_run_config multiscale protocol sliding_window whole
+ExportError FolderDataset IGNORE_LABEL LabelSpace LoadReport OnnxPredictor Prediction Predictor Protocol ResNeStSegError
+RunConfig Scores Segmenter SegmenterOutput Synthetic Trainer build_loader build_segmenter diagnose evaluate
+load_checkpoint load_run_config multiscale protocol sliding_window whole
 """
 
 

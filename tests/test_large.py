@@ -13,7 +13,7 @@ from PIL import Image
 from resnest_seg import large
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.large import LargeImage, preview
-from resnest_seg.samples import read_image
+from resnest_seg.photos import read_image
 
 HEIGHT, WIDTH = 70, 90
 

@@ -16,7 +16,8 @@ from PIL import Image
 from resnest_seg.checkpoint import Checkpoint
 from resnest_seg.config import DataConfig, ModelConfig, RunConfig
 from resnest_seg.datasets import Synthetic
-from resnest_seg.samples import decode_mask, read_image
+from resnest_seg.photos import read_image
+from resnest_seg.samples import decode_mask
 from resnest_seg.segmenter import build_segmenter
 from resnest_seg.video import write_video
 from resnest_seg.visualize import write_png

@@ -8,18 +8,30 @@ from PIL import Image
 from resnest_seg.checkpoint import Checkpoint
 from resnest_seg.config import ModelConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
+from resnest_seg.photos import read_image
 from resnest_seg.predictor import Predictor
-from resnest_seg.samples import decode_mask, read_image
+from resnest_seg.samples import decode_mask
 from resnest_seg.segmenter import build_segmenter
+from resnest_seg.zoo import load_checkpoint
 
 
 @pytest.fixture(scope="module")
-def predictor(tmp_path_factory, tiny_space):
+def run_folder(tmp_path_factory, tiny_space):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("run") / "best.safetensors"
     config = RunConfig(model=ModelConfig(encoder="resnest14_tiny"))
     Checkpoint(config, tiny_space, build_segmenter("resnest14_tiny", num_classes=3).state_dict()).save(path)
-    return Predictor.from_checkpoint(path.parent, device="cpu")
+    return path.parent
+
+
+@pytest.fixture(scope="module")
+def predictor(run_folder):
+    return Predictor.from_checkpoint(run_folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def segmenter(run_folder):
+    return load_checkpoint(run_folder)
 
 
 @pytest.fixture
@@ -70,7 +82,7 @@ def test_the_overlay_holds_photo_and_legend(predictor, photo):
     assert prediction.overlay().shape[0] > 37
 
 
-def test_bad_input(predictor, tiny_space, tmp_path):
+def test_bad_input(predictor, segmenter, tmp_path):
     with pytest.raises(ConfigError, match=r"uint8 \[H, W, 3\], not float64 \[3, 4\]"):
         predictor(np.zeros((3, 4)))
     with pytest.raises(DatasetError, match="cannot read"):
@@ -78,16 +90,16 @@ def test_bad_input(predictor, tiny_space, tmp_path):
     with pytest.raises(ConfigError, match=r"not uint8 \[0, 5, 3\]"):
         predictor(np.zeros((0, 5, 3), np.uint8))
     with pytest.raises(ConfigError, match="device 'meta' cannot be used"):
-        Predictor(predictor.segmenter, device="meta")
+        Predictor(segmenter, device="meta")
     with pytest.raises(ConfigError, match="device 'gpu' cannot be used"):
-        Predictor(predictor.segmenter, device="gpu")
+        Predictor(segmenter, device="gpu")
     with pytest.raises(ConfigError, match="unknown protocol"):
-        Predictor(predictor.segmenter, device="cpu", protocol="holy")
+        Predictor(segmenter, device="cpu", protocol="holy")
     with pytest.raises(CheckpointError, match="no label space"):
         Predictor(build_segmenter("resnest14_tiny", num_classes=3), device="cpu")
 
 
-def test_a_list_gives_what_its_photos_give_one_by_one_in_fewer_calls(predictor, photo):
+def test_a_list_gives_what_its_photos_give_one_by_one_in_fewer_calls(segmenter, photo):
     photos = [photo, photo[:, ::-1].copy(), photo[:20], photo[::-1].copy()]
     calls = []
 
@@ -95,8 +107,8 @@ def test_a_list_gives_what_its_photos_give_one_by_one_in_fewer_calls(predictor, 
         calls.append(len(images))
         return images.float()
 
-    own = Predictor(predictor.segmenter, device="cpu")
-    own.run.logits_fn = strongest_channel
+    own = Predictor(segmenter, device="cpu")
+    own.model.run.logits_fn = strongest_channel
     together = own(photos)
     assert sorted(calls) == [1, 3]
     for one, prediction in zip(photos, together, strict=True):
@@ -105,15 +117,15 @@ def test_a_list_gives_what_its_photos_give_one_by_one_in_fewer_calls(predictor, 
     assert own([]) == []
 
 
-def test_the_small_overlay_of_a_large_image_shows_every_second_pixel(predictor, tmp_path):
+def test_the_small_overlay_of_a_large_image_shows_every_second_pixel(segmenter, tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, (30, 2100, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    tiled = Predictor(predictor.segmenter, device="cpu", tile=64, overlap=16, memory=6 * 7 * 4 * 3 * 2100)  # seven rows
-    tiled.run.logits_fn = lambda images: images.float()  # three classes: the strongest channel
+    tiled = Predictor(segmenter, device="cpu", tile=64, overlap=16, memory=6 * 7 * 4 * 3 * 2100)  # seven rows
+    tiled.model.run.logits_fn = lambda images: images.float()  # three classes: the strongest channel
     tiled.segment_file(
         tmp_path / "wide.png", tmp_path / "labels.png", ids="train", overlay_path=tmp_path / "small.png", alpha=1.0
     )
     labels = decode_mask((tmp_path / "labels.png").read_bytes(), "labels")
     assert (labels == pixels.argmax(axis=2)).mean() > 0.99  # two channels may be alike but for the blending's rounding
     shown = read_image(tmp_path / "small.png")[:15, :1050]
-    assert np.array_equal(shown, predictor.label_space.palette[labels[::2, ::2]])
+    assert np.array_equal(shown, segmenter.label_space.palette[labels[::2, ::2]])

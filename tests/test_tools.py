@@ -20,8 +20,8 @@ from reference import filled_state, original_keys
 from resnest_seg.checkpoint import BEST, LAST, Checkpoint
 from resnest_seg.config import load_run_config
 from resnest_seg.datasets import Synthetic
+from resnest_seg.photos import read_image
 from resnest_seg.published import published_names
-from resnest_seg.samples import read_image
 from resnest_seg.visualize import write_png
 
 

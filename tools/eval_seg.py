@@ -3,6 +3,7 @@
 python tools/eval_seg.py --checkpoint runs/my_run
 python tools/eval_seg.py --checkpoint runs/my_run --dataset camvid --data.root /data/camvid --split test
 python tools/eval_seg.py --checkpoint X --dataset ade20k --protocols whole,encoding,mmseg --boundaries --calibration
+python tools/eval_seg.py --checkpoint model.onnx --data.root /data/camvid
 torchrun --nproc-per-node 4 tools/eval_seg.py --checkpoint X --protocols encoding
 """
 
@@ -18,22 +19,74 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnest_seg.errors import CheckpointError, ConfigError, run_tool
+from resnest_seg.exported import is_exported
 
 if TYPE_CHECKING:
     from accelerate import PartialState
     from torch import Tensor
 
     from resnest_seg.evaluation import EvaluatedImage
+    from resnest_seg.model import Model
     from resnest_seg.report import EvalReport
     from resnest_seg.samples import SegmentationDataset
-    from resnest_seg.segmenter import Segmenter
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What is evaluated, and what it says about its data.
+
+    Attributes:
+        model: Ready to run.
+        path: Its file.
+        summary: What was loaded, for people.
+        dataset: The data set that it was trained on.
+        root: That one's folder in training.
+        classes: That one's list of classes in training.
+        split: What it was validated on.
+        memory: Bytes that scores may take.
+        precision: That of the report.
+    """
+
+    model: Model
+    path: Path
+    summary: str
+    dataset: str
+    root: str | None
+    classes: str | None
+    split: str
+    memory: int
+    precision: str
+
+
+def open_source(options: argparse.Namespace) -> Source:
+    """Open the checkpoint or exported file."""
+    from resnest_seg.model import file_model, model_of
+    from resnest_seg.running import choose_device
+    from resnest_seg.zoo import load_checkpoint
+
+    how = {"precision": options.precision, "compiled": options.compile, "batch": options.batch}
+    if is_exported(options.checkpoint):
+        model = file_model(options.checkpoint, device=options.device, **how)
+        info = model.file.info
+        return Source(model, model.file.path, f"{model.file.path}: {model.description}", info.setting.dataset, None,
+                      None, "val", model.memory, info.precision)  # fmt: skip
+    segmenter = load_checkpoint(options.checkpoint)
+    assert segmenter.load_report is not None
+    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.device == "auto"
+    segmenter.to(process_state(options).device if shared else choose_device(options.device))
+    if options.fuse:
+        segmenter.fuse()
+    data, evaluation = segmenter.config.data, segmenter.config.eval
+    return Source(model_of(segmenter, **how), segmenter.load_report.path, str(segmenter.load_report), data.dataset,
+                  data.root, data.classes, evaluation.split, evaluation.memory << 20, options.precision)  # fmt: skip
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; the data set and its folder default to those of the checkpoint's own run."""
     parser = argparse.ArgumentParser(prog="eval_seg.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, or "
-                        "the name of a published checkpoint (tools/zoo_seg.py lists them)")  # fmt: skip
+    parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, "
+                        "the name of a published checkpoint (tools/zoo_seg.py lists them), or an exported file: .onnx, "
+                        ".pt2, .xml")  # fmt: skip
     parser.add_argument(
         "--dataset", help="synthetic, camvid, ade20k, cityscapes or folder (default: the one trained on)"
     )
@@ -53,7 +106,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ids", choices=("raw", "train"), default="raw", help="values in these (default: raw)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes (default: 2)")
     parser.add_argument("--eval.memory", dest="memory", type=int, metavar="MIB", help="MiB that scores may take "
-                        "(default: eval.memory of the run, 1024)")  # fmt: skip
+                        "(default: eval.memory of the run, 1024; 4096 for exported files)")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
     parser.add_argument("--fuse", action="store_true", help="fold batch norms into convolutions: faster")
@@ -87,13 +140,12 @@ def report_path(options: argparse.Namespace, source: Path, name: str, split: str
     return output
 
 
-def run(segmenter: Segmenter, dataset: SegmentationDataset, options: argparse.Namespace) -> EvalReport:
+def run(source: Source, dataset: SegmentationDataset, options: argparse.Namespace) -> EvalReport:
     """Evaluate this process's share with a progress bar, and write the predictions that are asked for."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from resnest_seg.datasets import PairedFiles
     from resnest_seg.evaluation import Measures, evaluate
-    from resnest_seg.running import runner_for
     from resnest_seg.submission import Submission
     from resnest_seg.visualize import write_labels
 
@@ -120,7 +172,7 @@ def run(segmenter: Segmenter, dataset: SegmentationDataset, options: argparse.Na
                 write_labels(path, image.predictions, dataset.label_space, ids=options.ids)
 
         report = evaluate(
-            segmenter,
+            source.model,
             dataset,
             protocols=options.protocols.split(","),
             indices=mine,
@@ -134,8 +186,7 @@ def run(segmenter: Segmenter, dataset: SegmentationDataset, options: argparse.Na
                 boundary_tolerance=options.boundary_tolerance,
                 calibration=options.calibration,
             ),
-            memory=(options.memory or segmenter.config.eval.memory) << 20,
-            runner=runner_for(segmenter, precision=options.precision, compiled=options.compile, batch=options.batch),
+            memory=source.memory if options.memory is None else options.memory << 20,
         )
     if submission is not None:
         print(f"submission: {options.submission}, {count} predictions, validated", file=sys.stderr)
@@ -148,7 +199,8 @@ def process_state(options: argparse.Namespace) -> PartialState:
     """Which of torchrun's processes this is, and the device that is its own; the first call joins the others."""
     from accelerate import PartialState
 
-    return PartialState(cpu=options.device == "cpu")
+    # exported files give their scores in the computer's own memory, which NCCL cannot sum up
+    return PartialState(cpu=options.device == "cpu" or is_exported(options.checkpoint))
 
 
 def all_reduce(counts: Tensor) -> Tensor:
@@ -204,39 +256,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     check(options)
 
     from resnest_seg.catalog import DATASETS, build_dataset
-    from resnest_seg.predictor import choose_device
     from resnest_seg.report import EvalReport
-    from resnest_seg.running import protocol_of
-    from resnest_seg.zoo import load_checkpoint
 
     other = EvalReport.load(options.compare) if options.compare else None
-    segmenter = load_checkpoint(options.checkpoint)
-    assert segmenter.load_report is not None
-    data, split = segmenter.config.data, options.split or segmenter.config.eval.split
-    name = options.dataset or data.dataset
+    source = open_source(options)
+    split = options.split or source.split
+    name = options.dataset or source.dataset
     if options.dataset is None and name not in DATASETS:
         raise ConfigError(
             f"the checkpoint is for data set {name!r}, for which there is no loader here. Name the data to evaluate on "
             "with --dataset; folder takes your own photos and masks."
         )
-    trained = name == data.dataset
-    root, classes = options.root or (data.root if trained else None), data.classes if trained else None
+    trained = name == source.dataset
+    root, classes = options.root or (source.root if trained else None), source.classes if trained else None
     dataset = build_dataset(name, root=root, split=split, classes=classes)
-    output = report_path(options, segmenter.load_report.path, name, split)
+    output = report_path(options, source.path, name, split)
     for protocol_name in options.protocols.split(","):
-        protocol_of(segmenter, protocol_name)
-    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.device == "auto"
-    segmenter.to(process_state(options).device if shared else choose_device(options.device))
-    if options.fuse:
-        segmenter.fuse()
-    print(segmenter.load_report, file=sys.stderr)
-    report = run(segmenter, dataset, options)
+        source.model.protocol(protocol_name)
+    print(source.summary, file=sys.stderr)
+    report = run(source, dataset, options)
     if int(os.environ.get("RANK", "0")):
         return 0
     if not any(sum(scores.class_share) for scores in report.scores.values()):
         print(f"the {split} split of {name} has no labels: nothing to measure", file=sys.stderr)
         return 0
-    report = dataclasses.replace(report, checkpoint=str(segmenter.load_report.path), precision=options.precision)
+    report = dataclasses.replace(report, checkpoint=str(source.path), precision=source.precision)
     show(report, other)
     report.save(output)
     print(f"report: {output}", file=sys.stderr)

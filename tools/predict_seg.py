@@ -4,6 +4,7 @@ python tools/predict_seg.py --checkpoint runs/my_run photo.jpg folder/ "more/**/
 python tools/predict_seg.py --checkpoint runs/my_run --protocol encoding --write labels polygons photo.jpg
 python tools/predict_seg.py --checkpoint runs/my_run drive.mp4
 python tools/predict_seg.py --checkpoint runs/my_run --tile 1024 --overlap 128 satellite.tif
+python tools/predict_seg.py --checkpoint model.onnx photo.jpg
 
 Bad inputs are listed at the end, when the others are done; the exit code is then 1.
 """
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from resnest_seg.inputs import Input
-    from resnest_seg.predictor import Prediction, Predictor
+    from resnest_seg.model import Model
+    from resnest_seg.prediction import Prediction
+    from resnest_seg.predictor import Predictor
     from resnest_seg.protocols import Protocol
-    from resnest_seg.segmenter import Segmenter
 
 EXIT_SOME_FAILED = 1
 """Exit code where some inputs could not be segmented, and all others were."""
@@ -42,8 +44,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a photo, a folder with its subfolders, a pattern "
                         "in quotes, a video, a camera (0), or an http(s) address")  # fmt: skip
-    parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, or "
-                        "the name of a published checkpoint (tools/zoo_seg.py lists them)")  # fmt: skip
+    parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, "
+                        "the name of a published checkpoint (tools/zoo_seg.py lists them), or an exported file: .onnx, "
+                        ".pt2, .xml")  # fmt: skip
     parser.add_argument("--output", default="predictions", help="folder to write to (default: predictions)")
     parser.add_argument("--write", nargs="+", choices=tuple(ENDINGS), default=["labels", "overlay"], help="what to "
                         "write of an image: labels as PNG, overlay with legend, scores (class probabilities, npz, half "
@@ -89,12 +92,11 @@ def check(options: argparse.Namespace) -> None:
         raise ConfigError("--blend is about tiles: give --tile as well.")
 
 
-def protocol_for(options: argparse.Namespace, segmenter: Segmenter) -> Protocol:
+def protocol_for(options: argparse.Namespace, model: Model) -> Protocol:
     """The protocol that the options describe."""
-    from resnest_seg.protocols import with_options
-    from resnest_seg.running import protocol_of
+    from resnest_seg.protocols import protocol, with_options
 
-    base = protocol_of(segmenter, options.protocol)
+    base = protocol(options.protocol, setting=model.setting)
     blend = options.blend or ("hann" if options.tile else None)
     return with_options(base, scales=options.scales, flip=options.flip, merge=options.merge,
                         window=options.tile, overlap=options.overlap, blend=blend)  # fmt: skip
@@ -134,7 +136,8 @@ def write_image(prediction: Prediction, paths: Sequence[Path], options: argparse
 def segment_image(predictor: Predictor, item: Input, paths: Sequence[Path], options: argparse.Namespace) -> None:
     """Segment a photo; with tiles, one that is too large for memory is read and written by windows."""
     from resnest_seg.inputs import fetch_image
-    from resnest_seg.samples import decode_image, image_size
+    from resnest_seg.photos import decode_image
+    from resnest_seg.samples import image_size
 
     if item.kind == "address":
         write_image(predictor(decode_image(fetch_image(item.source), item.source)), paths, options)
@@ -190,16 +193,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from resnest_seg.datasets import IMAGE_SUFFIXES
     from resnest_seg.inputs import plan
+    from resnest_seg.model import open_model
     from resnest_seg.predictor import Predictor
-    from resnest_seg.zoo import load_checkpoint
 
     items, problems = plan(options.inputs, options.output, suffixes=IMAGE_SUFFIXES)
     places = [results(item, options) for item in items]
     if items:
-        segmenter = load_checkpoint(options.checkpoint)
-        predictor = Predictor(segmenter, device=options.device, protocol=protocol_for(options, segmenter),
-                              precision=options.precision, compiled=options.compile, batch=options.batch,
-                              fuse=True)  # fmt: skip
+        model = open_model(options.checkpoint, device=options.device, precision=options.precision,
+                           compiled=options.compile, batch=options.batch)  # fmt: skip
+        predictor = Predictor(model, protocol=protocol_for(options, model))
         print(f"protocol {predictor.protocol.description}", file=sys.stderr)
     done = 0
     with Progress(transient=True) as progress:

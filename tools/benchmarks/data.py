@@ -74,7 +74,8 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
 
     from resnest_seg.config import DataConfig
     from resnest_seg.datasets import ADE20K
-    from resnest_seg.samples import decode_image, decode_mask
+    from resnest_seg.photos import decode_image
+    from resnest_seg.samples import decode_mask
     from resnest_seg.transforms import TrainTransform
 
     torch.set_num_threads(1)

@@ -85,9 +85,8 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     from benchmarks.plain import PlainSegmenter
 
     from resnest_seg.inference import labels
-    from resnest_seg.predictor import choose_device
     from resnest_seg.protocols import protocol, with_options
-    from resnest_seg.running import runner_for
+    from resnest_seg.running import choose_device, runner_for
     from resnest_seg.segmenter import build_segmenter
 
     if min(options.size) < 32:

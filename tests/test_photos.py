@@ -1,0 +1,168 @@
+"""Photos of every kind look as in an image viewer, which Pillow is here: it opens, turns and blends them."""
+
+import io
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.photos import as_pixels, decode_image, read_image, size_in_header
+
+
+def picture(height=40, width=60):
+    random = np.random.default_rng(0)
+    return cv2.resize(
+        random.integers(0, 256, (5, 6, 3), dtype=np.uint8), (width, height), interpolation=cv2.INTER_CUBIC
+    )
+
+
+def encoded(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [(kind, mode) for kind in ("PNG", "JPEG", "WEBP", "TIFF", "BMP") for mode in ("RGB", "L")]
+    + [("JPEG", "CMYK"), ("TIFF", "CMYK"), ("PNG", "P"), ("TIFF", "P"), ("BMP", "P")],
+)
+def test_modes_and_formats(kind, mode):
+    image = Image.fromarray(picture()).convert(mode)
+    data = encoded(image, kind, **({"quality": 97} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}))
+    expected = np.array(image.convert("RGB")).astype(int)
+    assert np.abs(decode_image(data, "x").astype(int) - expected).mean() < (2.5 if kind == "JPEG" else 0.01)
+
+
+@pytest.mark.parametrize("ending", [".png", ".tiff"])
+@pytest.mark.parametrize("grey", [False, True])
+def test_sixteen_bits_become_eight(ending, grey):
+    deep = picture().astype(np.uint16) * 257
+    data = cv2.imencode(ending, deep[..., 0] if grey else deep[..., ::-1])[1].tobytes()
+    expected = np.repeat(picture()[..., :1], 3, axis=2) if grey else picture()
+    assert np.array_equal(decode_image(data, "x"), expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_transparent_pixels_lie_on_white(kind):
+    alpha = np.full((40, 60), 255, np.uint8)
+    alpha[:10], alpha[10:20] = 0, 128
+    image = Image.fromarray(np.dstack([picture(), alpha]))
+    out = decode_image(encoded(image, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {})), "x")
+    assert (out[:10] == 255).all()
+    assert np.array_equal(out[20:], picture()[20:])
+    assert np.abs(out[10:20].astype(int) - (picture()[10:20] * (128 / 255) + 255 * (127 / 255))).max() <= 1
+
+
+def test_a_transparent_palette_colour():
+    image = Image.fromarray(picture()).convert("P")
+    out = decode_image(encoded(image, "PNG", transparency=int(np.array(image)[0, 0])), "x")
+    assert (out[0, 0] == 255).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_photos_stand_upright(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(picture()), kind, exif=exif)
+    expected = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    out = decode_image(data, "x")
+    assert out.shape == expected.shape
+    assert np.abs(out.astype(int) - expected).mean() < 2
+
+
+def test_a_transparent_png_that_is_cut_off():
+    data = encoded(Image.fromarray(np.dstack([picture(), picture()[..., 0]])), "PNG")
+    with pytest.raises(DatasetError, match="cannot read photo"):
+        decode_image(data[: len(data) // 2], "photo")
+
+
+def over_white(data):
+    """As Pillow shows a picture."""
+    with Image.open(io.BytesIO(data)) as opened:
+        upright = ImageOps.exif_transpose(opened).convert("RGBA")
+    return np.array(Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB"))
+
+
+TRANSPARENT = np.dstack([picture(), np.random.default_rng(1).integers(0, 256, (40, 60), dtype=np.uint8)])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_transparency_is_turned_with_its_picture(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    data = encoded(Image.fromarray(TRANSPARENT), kind, exif=exif, **options)
+    assert np.abs(decode_image(data, "x").astype(int) - over_white(data)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGB", "LA", "P"])
+def test_every_kind_of_transparent_png(mode):
+    image = Image.fromarray(picture()).convert(mode)
+    first = image.getpixel((0, 0))
+    data = encoded(image, "PNG", **({} if mode == "LA" else {"transparency": first}))
+    expected = over_white(data)
+    assert (expected == 255).any() or mode == "LA"
+    assert np.abs(decode_image(data, "x").astype(int) - expected).max() <= 1
+
+
+def test_sixteen_bits_of_opacity():
+    deep = cv2.cvtColor(TRANSPARENT, cv2.COLOR_RGBA2BGRA).astype(np.uint16) * 257
+    data = cv2.imencode(".png", deep)[1].tobytes()
+    shallow = encoded(Image.fromarray(TRANSPARENT), "PNG")
+    assert np.array_equal(decode_image(data, "x"), decode_image(shallow, "x"))
+
+
+@pytest.mark.parametrize("data", [b"", b"text named .jpg", encoded(Image.fromarray(picture()), "PNG")[:200],
+                                  encoded(Image.fromarray(picture()), "JPEG")[:-300]])  # fmt: skip
+def test_no_images(data, tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(data)
+    with pytest.raises(DatasetError, match=r"cannot read .*photo.jpg"):
+        read_image(tmp_path / "photo.jpg")
+    with pytest.raises(DatasetError, match=r"cannot read .*gone.jpg: No such file"):
+        read_image(tmp_path / "gone.jpg")
+
+
+def test_what_is_taken_for_a_photo(tmp_path):
+    image = Image.fromarray(picture())
+    image.save(tmp_path / "a.png")
+    for photo in (picture(), image, tmp_path / "a.png", str(tmp_path / "a.png"), picture()[:, ::-1][:, ::-1]):
+        assert np.array_equal(as_pixels(photo), picture())
+    assert np.array_equal(as_pixels(image.convert("L"))[..., 2], np.array(image.convert("L")))
+    with pytest.raises(ConfigError, match="a file, an RGB array or a PIL image, not NoneType"):
+        as_pixels(None)
+    with pytest.raises(ConfigError, match=r"uint8 \[H, W, 3\], not float64 \[2, 3\]"):
+        as_pixels(np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (40, 60), (255, 257), (17, 3000)])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True, "exif": b"Exif\0\0" + b"\xff\xc0" * 99}), ("WEBP", {}),
+     ("WEBP", {"lossless": True}), ("WEBP", {"exif": b"Exif\0\0II*\0"})],
+)  # fmt: skip
+def test_sizes_are_read_from_the_first_bytes(kind, options, size):
+    data = encoded(Image.fromarray(picture(*size)), kind, **options)
+    assert size_in_header(data) == size
+    assert size_in_header(data[:12]) is None
+
+
+def test_sizes_of_what_is_no_photo():
+    for data in (b"", b"\xff\xd8", b"\xff\xd8text", b"RIFF1234WEBPnone" + bytes(20), b"text of some length" * 9):
+        assert size_in_header(data) is None
+
+
+def test_reading_photos_imports_opencv_alone(tmp_path):
+    Image.fromarray(TRANSPARENT).save(tmp_path / "a.png")
+    code = (
+        "import sys; from resnest_seg.photos import as_pixels; as_pixels('a.png');"
+        "print([name for name in ('torch', 'PIL', 'yaml', 'rich') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == "[]"
