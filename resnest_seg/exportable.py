@@ -22,6 +22,7 @@ from resnest_seg.errors import CheckpointError, ExportError
 from resnest_seg.exported import ExportInfo
 from resnest_seg.fusion import fold_batch_norms
 from resnest_seg.labels import LabelSpace
+from resnest_seg.resnest import SplitAttention
 from resnest_seg.running import setting_of
 from resnest_seg.segmenter import Segmenter
 
@@ -250,6 +251,23 @@ class PartMeans(nn.Module):
         return _means(self.rows, x.shape[2], x) @ x @ _means(self.columns, x.shape[3], x).T
 
 
+class CopiedSplits(SplitAttention):
+    """`SplitAttention` on copies of the splits: of views, torch.export asks how their strides compare.
+
+    Other runtimes have no strides, so that nothing is copied there.
+    """
+
+    def __init__(self, module: SplitAttention) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(module.__dict__)
+
+    def weighted_sum(self, features: Tensor, weights: Tensor) -> Tensor:
+        """As of `SplitAttention`."""
+        splits = [split.contiguous() for split in features.chunk(self.radix, dim=1)]
+        products = [split * weight for split, weight in zip(splits, weights.chunk(self.radix, dim=1), strict=True)]
+        return sum(products[1:], start=products[0])
+
+
 def _means(parts: int, size: int, like: Tensor) -> Tensor:
     """[parts, size]: in each row the weights of the pixels of a part."""
     part = torch.arange(parts, device=like.device)[:, None]
@@ -261,7 +279,9 @@ def _means(parts: int, size: int, like: Tensor) -> Tensor:
 
 
 def _followable(module: nn.Module) -> nn.Module | None:
-    """What computes the same as a pool at every size; None for modules that can stay."""
+    """What computes the same as a module at every size; None for those that can stay."""
+    if isinstance(module, SplitAttention):
+        return CopiedSplits(module)
     if isinstance(module, nn.AdaptiveAvgPool2d):
         size = module.output_size
         rows, columns = (size, size) if not isinstance(size, tuple) else size

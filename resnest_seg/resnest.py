@@ -90,6 +90,10 @@ class SplitAttention(nn.Module):
         pooled = features.mean(dim=(2, 3)).unflatten(1, (self.radix, -1)).sum(dim=1)[..., None, None]  # [N, C, 1, 1]
         scores = self.fc2(self.relu(self.bn1(self.fc1(pooled))))  # [N, C * R, 1, 1], cardinality-major
         weights = self._over_splits(scores)  # [N, R * C, 1, 1]
+        return self.weighted_sum(features, weights)
+
+    def weighted_sum(self, features: Tensor, weights: Tensor) -> Tensor:
+        """The splits of features [N, R * C, H, W] times weights [N, R * C, 1, 1], added up: [N, C, H, W]."""
         # Split by split: a sum over a dimension [N, R, C, H, W] costs twenty times as much in channels-last memory.
         first, *others = zip(features.chunk(self.radix, dim=1), weights.chunk(self.radix, dim=1), strict=True)
         out = first[0] * first[1]
