@@ -26,6 +26,9 @@ from resnest_seg.segmenter import Segmenter
 SIZES = (((33, 47), 3), ((64, 64), 1), ((97, 130), 3), ((256, 256), 1), ((512, 683), 1))
 """Sizes (H, W) at which an export is compared with its source, and how many images at once."""
 
+PHOTOS = sum(count for _, count in SIZES)
+"""Photos that a comparison uses."""
+
 OWN_SIZE = 4
 """Photos that are compared at their own size as well."""
 
@@ -61,7 +64,8 @@ class Evidence:
     """What an export is compared on.
 
     Attributes:
-        photos: RGB, uint8 [H, W, 3]; empty takes some of the data set's, or drawn street scenes without one.
+        photos: RGB, uint8 [H, W, 3], of which the first `PHOTOS` are used; empty takes some of the data set's, or drawn
+            street scenes without one.
         dataset: Labelled images, of which both get a mean IoU.
         limit: The first this many of them; None takes all.
     """
@@ -200,12 +204,13 @@ def prove(
     info, precision = model.info, model.info.precision
     if evidence.dataset is not None:
         check_fits(segmenter, evidence.dataset)
-    photos, images, own = _photos(evidence, info.channels)
+    photos, images, own = _photos(evidence)
     matrices = ConfusionMatrix(segmenter.num_classes), ConfusionMatrix(segmenter.num_classes)
     rows: list[Comparison] = []
     same = 0.0
     with _in_eval_mode(segmenter):
-        for batch in _batches(photos, own, smallest=info.smallest):
+        for photo_batch in _batches(photos, own, smallest=info.smallest):
+            batch = photo_batch[..., np.arange(info.channels) % 3]  # channels beyond RGB repeat it
             expected, found = _outputs(segmenter, model, batch)
             row = _compare(expected, found, batch)
             rows.append(row)
@@ -222,7 +227,7 @@ def prove(
         scored = f"on {count} images of {evidence.dataset.label_space.name} ({evidence.dataset.split})"
     elif precision == "int8":
         scored = "against the source's own labels (no data set was given)"
-    source_iou, export_iou = (matrix.scores().mean_iou for matrix in matrices)
+    source_iou, export_iou = (_mean_iou(matrix, known=evidence.dataset is not None) for matrix in matrices)
     proof = Proof(
         file=model.path.name,
         sha256=sha256(model.path),
@@ -267,30 +272,31 @@ def _in_eval_mode(segmenter: Segmenter) -> Iterator[None]:
             segmenter.train()
 
 
-def _photos(evidence: Evidence, channels: int) -> tuple[list[NDArray[np.uint8]], str, int]:
-    """What is compared, what it is in words, and how many are at their own size; channels beyond RGB repeat it."""
+def _photos(evidence: Evidence) -> tuple[list[NDArray[np.uint8]], str, int]:
+    """What is compared, what it is in words, and how many of them at their own size as well."""
     dataset = evidence.dataset
     if len(evidence.photos):
-        photos, name = list(evidence.photos), f"{len(evidence.photos)} given photos"
+        photos = list(evidence.photos[:PHOTOS])
+        name = f"{len(photos)} given photos"
     elif dataset is not None:
         places = np.linspace(0, len(dataset) - 1, min(OWN_SIZE, len(dataset))).round().astype(int)
         photos, name = [dataset[int(place)].image for place in places], f"photos of {dataset.label_space.name}"
     else:
         scenes = Synthetic("val", size=SIZES[-1][0])
         photos, name = [scenes[index].image for index in range(3)], "drawn street scenes"
-        return [photo[..., np.arange(channels) % 3] for photo in photos], name, 0
+        return photos, name, 0
     return photos, name, OWN_SIZE
 
 
 def _batches(photos: Sequence[NDArray[np.uint8]], own: int, *, smallest: int) -> Iterator[NDArray[np.uint8]]:
-    """Images uint8 [N, H, W, C]: the photos resized to `SIZES`, then `own` of them at their own size."""
+    """Images uint8 [N, H, W, 3]: the photos resized to `SIZES`, then `own` of them at their own size."""
     place = 0
     for (height, width), count in SIZES:
         height, width = max(height, smallest), max(width, smallest)
         chosen = [photos[(place + offset) % len(photos)] for offset in range(count)]
         place += count
         resized = [cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA) for photo in chosen]
-        yield np.stack([image.reshape(height, width, -1) for image in resized]).astype(np.uint8, copy=False)
+        yield np.stack(resized).astype(np.uint8, copy=False)
     for photo in photos[:own]:
         if smallest <= min(photo.shape[:2]) and photo.shape[0] * photo.shape[1] <= LARGEST:
             yield photo[None]
@@ -321,6 +327,18 @@ def _compare(expected: Tensor, found: Tensor, images: NDArray[np.uint8]) -> Comp
     error = (found - expected).abs()
     largest, scale = float(error.max()), float(expected.abs().max())
     return Comparison(height, width, batch, largest, float(error.mean()), largest / max(scale, 1e-12), agreement)
+
+
+def _mean_iou(matrix: ConfusionMatrix, *, known: bool) -> float:
+    """The usual one where labels are known; of the source's own labels, that of the classes that it found.
+
+    A single pixel of a class that the source never names would otherwise count as a whole class missed.
+    """
+    scores = matrix.scores()
+    if known:
+        return scores.mean_iou
+    found = [iou for iou, share in zip(scores.class_iou, scores.class_share, strict=True) if share and iou is not None]
+    return float(np.mean(found)) if found else 0.0
 
 
 def _score(

@@ -54,7 +54,6 @@ def quantize(source: Path, target: Path, images: Sequence[NDArray[Any]]) -> None
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.MinMax,
-                extra_options={"CalibMovingAverage": True},
             )
         except Exception as error:  # it raises whatever comes up in it
             raise ExportError(f"onnxruntime cannot quantise this model ({type(error).__name__}: {error}).") from error
