@@ -112,7 +112,7 @@ def photos(words: Sequence[str], count: int) -> list[NDArray[np.uint8]]:
     """
     from resnest_seg.datasets import IMAGE_SUFFIXES
     from resnest_seg.inputs import plan
-    from resnest_seg.samples import read_image
+    from resnest_seg.photos import read_image
 
     items, problems = plan(words, "", suffixes=IMAGE_SUFFIXES)
     if problems:
