@@ -97,6 +97,11 @@ class Comparison:
     relative_error: float | None
     agreement: float
 
+    @property
+    def pixels(self) -> int:
+        """Of all images together."""
+        return self.height * self.width * self.batch
+
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
@@ -207,14 +212,12 @@ def prove(
     photos, images, own = _photos(evidence)
     matrices = ConfusionMatrix(segmenter.num_classes), ConfusionMatrix(segmenter.num_classes)
     rows: list[Comparison] = []
-    same = 0.0
     with _in_eval_mode(segmenter):
         for photo_batch in _batches(photos, own, smallest=info.smallest):
             batch = photo_batch[..., np.arange(info.channels) % 3]  # channels beyond RGB repeat it
             expected, found = _outputs(segmenter, model, batch)
             row = _compare(expected, found, batch)
             rows.append(row)
-            same += row.agreement * batch.shape[0] * batch.shape[1] * batch.shape[2]
             if evidence.dataset is None and precision == "int8":
                 truth = _labels(expected)
                 for matrix, output in zip(matrices, (expected, found), strict=True):
@@ -230,7 +233,7 @@ def prove(
         info=dataclasses.asdict(info) | {"setting": info.setting._asdict()},
         images=images,
         comparisons=tuple(rows),
-        agreement=same / sum(row.height * row.width * row.batch for row in rows),
+        agreement=float(np.average([row.agreement for row in rows], weights=[row.pixels for row in rows])),
         scored=scored,
         source_mean_iou=source_iou if scored else None,
         mean_iou=export_iou if scored else None,
