@@ -295,4 +295,4 @@ def server(
 
 
 def _missing() -> ConfigError:
-    return ConfigError("serving needs starlette and uvicorn: pip install starlette uvicorn")
+    return ConfigError("serving needs starlette and uvicorn: pip install starlette uvicorn.")
