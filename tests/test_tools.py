@@ -215,6 +215,15 @@ def test_the_benchmark_counts_the_same_network_twice(tool, tmp_path, capsys):
     assert "unknown encoder of timm 'resnet50'" in capsys.readouterr().err
 
 
+def test_the_benchmark_runs_a_network_in_every_runtime(tool, tmp_path):
+    pytest.importorskip("onnxruntime")
+    words = ["export", "--encoder", "resnest14_tiny", "--head", "fcn", "--size", 64, 64, "--rounds", 2, "--no-compile",
+             "--json", tmp_path / "export.json"]  # fmt: skip
+    assert tool("benchmark_seg")(*words) == 0  # checks that all but the 8-bit file give the same labels
+    rows = json.loads((tmp_path / "export.json").read_text())["measurements"]
+    assert [row["name"] for row in rows][:4] == ["torch, eager", "torch, fused", "onnxruntime", "onnxruntime, int8"]
+
+
 def test_a_run_is_divided_to_fit_and_the_run_folder_says_how(tool, tmp_path, capsys):
     """The same division as the planning tool's, written into the config that a resumed run takes."""
     output, words = tmp_path / "run", [*TINY, "--train.batch_size=64", "--model.checkpointing=true"]

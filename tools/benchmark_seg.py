@@ -13,6 +13,8 @@ eval     the authors' multi-scale protocol on one image, beside their loop writt
          as a second call, NCHW, no folding. Equal labels are checked first.
 data     training samples of the ADE20K recipe (decode, random long edge, pad, crop 480, flip, to tensor), on one core,
          beside the same recipe written with PIL as PyTorch-Encoding does. Equal samples are checked first.
+export   one network in torch (eager, fused, compiled), onnxruntime (32 and 8 bits) and OpenVINO: pixels to labels; the
+         files are proven, and equal labels checked, first. The 8-bit file is only timed: accuracy takes training.
 loss     forward and backward of the cross-entropy of small logits: peak memory, each form in a fresh process, and time,
          beside F.interpolate and F.cross_entropy. Equal values and gradients are checked first.
 scale    how cost grows with pixels, images a batch, images of an evaluation, and processes of a training: the exponent.
@@ -27,7 +29,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import data, eval, infer, loss, scale, train
+from benchmarks import data, eval, export, infer, loss, scale, train
 
 from resnest_seg.errors import ConfigError, run_tool
 
@@ -35,6 +37,7 @@ COMMANDS = {
     "infer": (infer, "from pixels to labels, beside other toolkits"),
     "eval": (eval, "the authors' multi-scale protocol on one image, beside their loop"),
     "data": (data, "training samples of the ADE20K recipe on one core, beside PIL"),
+    "export": (export, "one network through every runtime that is installed"),
     "loss": (loss, "the training loss forward and backward, beside the plain form: memory and time"),
     "scale": (scale, "how cost grows with work"),
     "train": (train, "whole training steps, beside a plain step of the same network"),

@@ -1,0 +1,106 @@
+"""One network through every runtime: torch eager, fused and compiled, onnxruntime in 32 and 8 bits, OpenVINO."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.infer import ours, photos
+from benchmarks.timing import interleave, spread
+
+from resnest_seg.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Run = Callable[[], NDArray[np.uint8]]
+
+CALIBRATION = 4
+"""Drawn scenes that the 8-bit ranges come from: enough to time it, not to judge it."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this benchmark."""
+    parser.add_argument("--encoder", default="resnest50", help="default: resnest50")
+    parser.add_argument("--head", default="deeplabv3", help="fcn or deeplabv3 (default: deeplabv3)")
+    parser.add_argument("--size", type=int, nargs=2, default=(480, 480), metavar=("H", "W"), help="default: 480 480")
+    parser.add_argument("--batch", type=int, default=1, help="images a call (default: 1)")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile as well")
+    parser.set_defaults(device="cpu", precision="fp32", peers=())
+
+
+def in_torch(options: argparse.Namespace) -> dict[str, Run]:
+    """Ours by a `Predictor`."""
+    import numpy as np
+
+    from resnest_seg.labels import LabelSpace
+    from resnest_seg.predictor import Predictor
+
+    found: dict[str, Run] = {}
+    images = photos(options)
+    ways = {"torch, eager": (False, False), "torch, fused": (True, False)}
+    if options.compile:
+        ways["torch, fused, compiled"] = (True, True)
+    for name, (fuse, compiled) in ways.items():
+        model = ours(options)
+        model.label_space = LabelSpace.of("ade20k")
+        predictor = Predictor(model, device="cpu", fuse=fuse, compiled=compiled, batch=options.batch)
+        found[name] = lambda run=predictor: np.stack([one.labels for one in run(list(images))])  # type: ignore[misc]
+    return found
+
+
+def exported(options: argparse.Namespace, folder: Path) -> dict[str, Run]:
+    """Files that give labels, in the runtimes that are installed; writing them proves them, but for 8 bits."""
+    import numpy as np
+
+    from resnest_seg.export import export_onnx, export_openvino
+    from resnest_seg.exportable import info_of
+    from resnest_seg.exported import open_exported
+    from resnest_seg.onnx_file import write_onnx
+
+    images = np.ascontiguousarray(np.stack(photos(options)).transpose(0, 3, 1, 2))
+    paths = {"onnxruntime": folder / "model.onnx", "onnxruntime, int8": folder / "int8.onnx"}
+    export_onnx(ours(options), paths["onnxruntime"], output="labels")
+    info = info_of(ours(options), pixels="uint8", layout="nchw", output="labels", precision="int8")
+    scenes = photos(argparse.Namespace(size=options.size, batch=CALIBRATION))
+    # not proven: a network that was never trained has no accuracy to lose
+    write_onnx(ours(options), info, paths["onnxruntime, int8"], scenes)
+    if importlib.util.find_spec("openvino") is not None:
+        paths["OpenVINO"] = folder / "model.xml"
+        export_openvino(ours(options), paths["OpenVINO"], output="labels")
+    models = {name: open_exported(path) for name, path in paths.items()}
+    return {name: lambda run=model: run(images) for name, model in models.items()}  # type: ignore[misc]
+
+
+def run(options: argparse.Namespace) -> list[dict[str, object]]:
+    """One row a runtime, torch eager first; `same_labels` is the share that agrees with it."""
+    if min(options.size) < 32 or options.batch < 1:
+        raise ConfigError("--size must be at least 32 32, and --batch at least 1.")
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"this benchmark needs {package}: pip install 'resnest-seg[export]'.")
+    with tempfile.TemporaryDirectory() as folder:
+        calls = in_torch(options) | exported(options, Path(folder))
+        expected = calls["torch, eager"]()
+        agreements = [float((call() == expected).mean()) for call in calls.values()]
+        for name, agreement in zip(calls, agreements, strict=True):
+            assert agreement > 0.999 or "int8" in name, f"{name}: only {agreement:.4%} of the labels agree"
+        times = interleave(list(calls.values()), options.rounds)
+    medians = [statistics.median(taken) for taken in times]
+    rows = zip(calls, medians, times, agreements, strict=True)
+    return [
+        {
+            "name": name,
+            "seconds": median,
+            "spread": spread(taken),
+            "speed_of_eager": medians[0] / median,
+            "same_labels": same,
+        }
+        for name, median, taken, same in rows
+    ]
