@@ -221,12 +221,7 @@ def prove(
                     matrix.update(truth, _labels(output))
         if evidence.dataset is not None:
             _score(segmenter, model, evidence, matrices, on_image)
-    scored = ""
-    if evidence.dataset is not None:
-        count = min(evidence.limit or len(evidence.dataset), len(evidence.dataset))
-        scored = f"on {count} images of {evidence.dataset.label_space.name} ({evidence.dataset.split})"
-    elif precision == "int8":
-        scored = "against the source's own labels (no data set was given)"
+    scored = _scored(evidence, precision)
     source_iou, export_iou = (_mean_iou(matrix, known=evidence.dataset is not None) for matrix in matrices)
     proof = Proof(
         file=model.path.name,
@@ -244,6 +239,15 @@ def prove(
     if proof.breaches:
         raise ExportError(_complaint(proof))
     return proof
+
+
+def _scored(evidence: Evidence, precision: str) -> str:
+    """What the mean IoU is measured on, in words; empty if there is none."""
+    dataset = evidence.dataset
+    if dataset is not None:
+        count = min(evidence.limit or len(dataset), len(dataset))
+        return f"on {count} images of {dataset.label_space.name} ({dataset.split})"
+    return "against the source's own labels (no data set was given)" if precision == "int8" else ""
 
 
 def _complaint(proof: Proof) -> str:
