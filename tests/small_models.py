@@ -22,11 +22,11 @@ class OneConvolution(nn.Module):
         return (self.pool(self.norm(self.conv(x)).relu()),) * 4
 
 
-def small_segmenter(space=None, *, classes=3, channels=3, **model):
+def small_segmenter(space=None, *, classes=3, channels=3, data="camvid"):
     """In eval mode, with norms and weights that matter."""
     config = RunConfig(
-        model=ModelConfig(encoder="resnest14_tiny", head="fcn", in_channels=channels, **model),
-        data=DataConfig(dataset="camvid", crop_size=48, base_size=64),
+        model=ModelConfig(encoder="resnest14_tiny", head="fcn", in_channels=channels),
+        data=DataConfig(dataset=data, crop_size=48, base_size=64),
     )
     heads = FCNHead(16, classes), FCNHead(16, classes, stage=-2)
     return used(Segmenter(OneConvolution(channels), *heads, config=config, num_classes=classes, label_space=space))
