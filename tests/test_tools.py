@@ -105,8 +105,9 @@ def test_evaluate_prints_a_table_and_keeps_what_exists(run, tool, tmp_path, caps
 
 def test_predict_writes_labels_and_overlays(run, tool, tmp_path, capsys):
     photos = tmp_path / "photos"
-    for index, place in enumerate(("a.png", "deep/a.png", "deep/b.jpg")):
+    for index, place in enumerate(("a.png", "deep/a.png")):
         write_png(photos / place, Synthetic("test", size=(50, 70))[index].image)
+    Image.fromarray(Synthetic("test", size=(50, 70))[2].image).save(photos / "deep" / "b.jpg")
     alone = tmp_path / "alone.png"
     write_png(alone, Synthetic("test")[5].image)
     words = ["--checkpoint", run, alone, photos, "--output", tmp_path / "out"]
