@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for key in rows[0]:
         heading = HEADINGS.get(key, key.replace("_", " "))
-        table.add_column(heading, justify="left" if key == "name" else "right", no_wrap=key != "name")
+        table.add_column(heading, justify="left" if key == "name" else "right", no_wrap=True)
     for row in rows:
         table.add_row(
             *(
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for value in row.values()
             )
         )
-    Console().print(table)
+    Console(width=max(Console().width, 110)).print(table)  # or the names would be cut
     if options.json:
         report = {"options": vars(options), "torch": torch.__version__, "threads": torch.get_num_threads()}
         Path(options.json).write_text(json.dumps(report | {"measurements": rows}, indent=2) + "\n", encoding="utf-8")

@@ -145,7 +145,7 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     if min(options.size) < 32 or options.batch < 2:
         raise ConfigError("--size must be at least 32 32, and --batch at least 2, which batch norm needs.")
     steps = contestants(options)
-    tolerance = 1e-4 if options.precision == "fp32" else 2e-2
+    tolerance = 5e-4 if options.precision == "fp32" else 2e-2  # rounding grows from step to step
     first = list(steps.values())[:2]
     for _ in range(2):  # the second tells whether the gradients agree, too
         mine, theirs = (float(step()) for step in first)
