@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 
 from resnest_seg.errors import ConfigError, ExportError
 from resnest_seg.exportable import exportable, first_line, info_of, smallest_for_torch, trace
-from resnest_seg.exported import EXTRA_FILE, KEY, ExportInfo, open_exported
+from resnest_seg.exported import EXTRA_FILE, KEY, ExportInfo, open_exported, openvino_core
 from resnest_seg.files import atomic_write
 from resnest_seg.onnx_file import quiet, write_onnx
 from resnest_seg.proof import Evidence, Proof, prove
@@ -163,7 +163,7 @@ def export_openvino(
         between = draft.with_name("between.onnx")
         write_onnx(segmenter, plain, between, calibration)
         try:
-            model = openvino.Core().read_model(between)
+            model = openvino_core().read_model(between)
             model.set_rt_info(info.to_json(), KEY)
             openvino.save_model(model, draft, compress_to_fp16=precision == "half")
         except RuntimeError as error:

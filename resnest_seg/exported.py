@@ -8,6 +8,7 @@ caller needs to know. Importing this module imports no runtime and no torch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import threading
 import warnings
@@ -324,7 +325,7 @@ def _open_openvino(path: Path, device: str, threads: int | None) -> ExportedMode
         import openvino
     except ImportError:
         raise _missing(path, "openvino") from None
-    core = openvino.Core()
+    core = openvino_core()
     name = {"cpu": "CPU", "auto": "CPU"}.get(device, device)
     if name.partition(".")[0] not in {known.partition(".")[0] for known in core.available_devices}:
         raise ConfigError(f"device {device!r} is none that OpenVINO has here: {', '.join(core.available_devices)}.")
@@ -348,6 +349,19 @@ def _open_openvino(path: Path, device: str, threads: int | None) -> ExportedMode
         return result
 
     return ExportedModel(info, run, path=path, runtime=f"openvino {openvino.__version__.split('-')[0]}")
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """The one `openvino.Core` of the process; it needs OpenVINO.
+
+    Each core sets a stack for signal handlers and puts the one before back when it ends. When a second core outlives
+    the first, that stack is gone by then, and the next signal that Python handles (Ctrl-C, a child's end) is a
+    segmentation fault: seen with OpenVINO 2026.4.1.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 RUNTIMES: Mapping[str, Callable[[Path, str, int | None], ExportedModel]] = {

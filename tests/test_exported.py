@@ -218,3 +218,14 @@ def test_running_a_file_imports_only_its_own_runtime(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == "[]"
+
+
+def test_signals_are_handled_after_openvino_models_have_come_and_gone(tmp_path):
+    write_openvino(tmp_path / "model.xml", INFO.to_json())
+    code = (
+        "import gc, signal, resnest_seg.exported as e; signal.signal(signal.SIGUSR1, lambda *_: print('handled'));"
+        "first, second = (e.open_exported('model.xml') for _ in range(2));"
+        "del first; gc.collect(); del second; gc.collect(); signal.raise_signal(signal.SIGUSR1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (0, "handled"), done.stderr
