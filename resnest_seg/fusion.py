@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from resnest_seg.errors import ExportError
 from resnest_seg.heads_mmseg import ConvModule
-from resnest_seg.packing import PackedConv2d, packable
+from resnest_seg.packing import PackedConv2d, is_convolution, packable
 from resnest_seg.resnest import Bottleneck, ResNeSt, SplitAttention
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
@@ -227,7 +227,7 @@ def _watched(model: nn.Module) -> Iterator[_Watch]:
     """Within this context, the forward passes of a model are watched."""
     with _Watch() as watch, contextlib.ExitStack() as hooks:
         for module in model.modules():
-            if type(module) is nn.Conv2d:
+            if is_convolution(module):
                 hooks.callback(module.register_forward_hook(watch.came_out).remove)
             elif type(module) is nn.BatchNorm2d and module.running_mean is not None:
                 hooks.callback(module.register_forward_pre_hook(watch.sees).remove)

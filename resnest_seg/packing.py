@@ -13,6 +13,8 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from resnest_seg.convolution import Conv2d
+
 
 @dataclasses.dataclass(frozen=True)
 class _Pack:
@@ -98,4 +100,9 @@ def _has_bfloat16() -> bool:
 
 def packable(module: nn.Module) -> bool:
     """Whether a module is a convolution that `PackedConv2d` can stand for."""
-    return type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return is_convolution(module) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether a module computes just what `nn.Conv2d` does."""
+    return type(module) in (nn.Conv2d, Conv2d)

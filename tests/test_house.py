@@ -17,14 +17,16 @@ FILES = sorted(PACKAGE.glob("*.py"))
 OTHERS = sorted((PACKAGE.parent / "tools").rglob("*.py")) + sorted((PACKAGE.parent / "datasets").glob("*.py"))
 
 LAYER_NAMES = """
-blueprints canvas class_balance ema errors files heads heads_mmseg packing palette_png rectify resampling sharding
+blueprints canvas class_balance convolution ema errors files palette_png resampling sharding
 /
-config_checks inputs labels large photos preparation protocols quantization resnest scenes sources video watch weights
+config_checks heads heads_mmseg inputs labels large packing photos preparation protocols quantization rectify scenes
+sources video watch weights
 /
-boundaries calibration classes_file composition config download exported fusion large_labels lean_loss metrics
-polygons samples smp submission views visualize
+boundaries calibration classes_file composition config download exported large_labels lean_loss metrics polygons
+resnest samples submission views visualize
 /
-checkpoint conversion datasets inference losses optim prediction pretraining published report schedules transforms
+checkpoint conversion datasets fusion inference losses optim prediction pretraining published report schedules smp
+transforms
 /
 engine folder loader parts run_folder runtime serving
 /

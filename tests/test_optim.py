@@ -73,6 +73,26 @@ def test_adamw_is_torchs():
     assert all(group["betas"] == (0.8, 0.999) and group["weight_decay"] == 0.05 for group in optimizer.param_groups)
 
 
+def test_sgd_is_its_definition():
+    """v <- m v + (g + decay p), p <- p - lr v, as the authors train; whatever the memory format of gradients."""
+    segmenter = build()
+    config = OptimConfig(lr=0.1, momentum=0.8, weight_decay=0.05)
+    optimizer = build_optimizer(segmenter, config)
+    expected = {name: p.detach().double() for name, p in segmenter.named_parameters()}
+    velocity = {name: torch.zeros_like(value) for name, value in expected.items()}
+    for seed in range(3):
+        random = torch.Generator().manual_seed(seed)
+        for name, parameter in segmenter.named_parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=random)
+            slope = parameter.grad.double() + 0.05 * expected[name]
+            velocity[name] = 0.8 * velocity[name] + slope
+            factor = 1 if name.startswith("encoder.") else config.head_lr_factor
+            expected[name] = expected[name] - 0.1 * factor * velocity[name]
+        set_lr(optimizer, 0.1)
+        optimizer.step()
+    assert all(torch.allclose(p.double(), expected[n], atol=1e-5) for n, p in segmenter.named_parameters())
+
+
 def step(segmenter, config):
     """One step of training on noise, with the statistics and parameters of before it."""
     freeze(segmenter, config)

@@ -1,0 +1,126 @@
+"""Convolutions that train faster on a CPU: the gradient of the weights as matrix products, without the padding.
+
+Everything else is torch's own. oneDNN, the library beneath it, computes the gradient of the weights in channels-last
+memory much slower than it convolves, and multiplies by the zeros of the padding: at rate 36, on features of 30 x 30
+pixels, these are eight ninths of all. `docs/performance.md` has the figures.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Pair = tuple[int, int]
+
+MIN_CHANNELS = 64
+"""Channels of a group, in and out, from which on the products are the faster way."""
+
+
+class Conv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` with the same parameters, output and gradients, up to rounding.
+
+    The faster way is taken for float32 in channels-last memory on a CPU, with stride 1 and zero padding, and only
+    while gradients are recorded; not under autocast, in a compiled graph or an export.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._multiplies(x):
+            return super().forward(x)
+        assert not isinstance(self.padding, str)
+        where = self.padding, self.dilation, self.groups
+        out: Tensor = _Convolution.apply(x, self.weight, self.bias, *where)  # type: ignore[no-untyped-call]
+        return out
+
+    def _multiplies(self, x: Tensor) -> bool:
+        """Whether the faster way is open for this input, and faster."""
+        return (
+            torch.is_grad_enabled()
+            and self.weight.requires_grad
+            and type(x) is Tensor
+            and x.ndim == 4
+            and x.device.type == self.weight.device.type == "cpu"
+            and x.dtype == self.weight.dtype == torch.float32
+            and x.is_contiguous(memory_format=torch.channels_last)
+            and self.stride == (1, 1)
+            and self.padding_mode == "zeros"
+            and not isinstance(self.padding, str)
+            and min(self.in_channels, self.out_channels) // self.groups >= MIN_CHANNELS
+            and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch._C._is_tracing())
+        )
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution of stride 1 whose weights get their gradient from `weight_gradient`."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Pair, dilation: Pair, groups: int) -> Tensor:
+        return F.conv2d(x, weight, bias, 1, padding, dilation, groups)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, bias, *ctx.where = inputs
+        ctx.bias_sizes = None if bias is None else list(bias.shape)
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        padding, dilation, groups = ctx.where
+        needs = list(ctx.needs_input_grad[:3])
+        own = needs[1] and not torch.is_grad_enabled()  # for a second derivative, torch's
+        where = [1, 1], padding, dilation, False, [0, 0], groups
+        wanted = [needs[0], needs[1] and not own, needs[2]]
+        found = torch.ops.aten.convolution_backward(gradient, x, weight, ctx.bias_sizes, *where, wanted)
+        inputs, weights, bias = (value if needed else None for value, needed in zip(found, wanted, strict=True))
+        if own:
+            weights = weight_gradient(gradient, x, weight.shape, padding=padding, dilation=dilation, groups=groups)
+        return inputs, weights, bias, None, None, None
+
+
+def weight_gradient(
+    gradient: Tensor, x: Tensor, shape: torch.Size, *, padding: Pair, dilation: Pair, groups: int
+) -> Tensor:
+    """The gradient of the weights of a convolution of stride 1, tap by tap.
+
+    A tap of the kernel meets a rectangle of the input; outside of it there is padding. Its gradient is one product of
+    matrices over the pixels of that rectangle: [C', pixels] x [pixels, C] for each group.
+
+    Args:
+        gradient: Of the output, [N, C', h, w].
+        x: The input, [N, C, H, W].
+        shape: Of the weights: C', C / groups, rows, columns.
+        padding: Rows and columns of zeros on each side.
+        dilation: Rows and columns from tap to tap.
+        groups: Of the channels.
+
+    Returns:
+        Of that shape, in channels-last memory.
+    """
+    channels, depth, rows, columns = shape
+    found = x.new_zeros(channels, rows, columns, depth)
+    for row in range(rows):
+        above, below = _meeting(row * dilation[0] - padding[0], gradient.shape[2], x.shape[2])
+        for column in range(columns):
+            left, right = _meeting(column * dilation[1] - padding[1], gradient.shape[3], x.shape[3])
+            if above.start >= above.stop or left.start >= left.stop:
+                continue
+            outputs, inputs = _pixels(gradient[:, :, above, left]), _pixels(x[:, :, below, right])
+            for target, ours, theirs in zip(
+                found[:, row, column].chunk(groups), outputs.chunk(groups, 1), inputs.chunk(groups, 1), strict=True
+            ):
+                torch.mm(ours.t(), theirs, out=target)
+    return found.permute(0, 3, 1, 2)
+
+
+def _meeting(shift: int, outputs: int, inputs: int) -> tuple[slice, slice]:
+    """Along one axis: the outputs that read an input at their own place + shift, and those inputs."""
+    start, stop = max(0, -shift), min(outputs, inputs - shift)
+    return slice(start, stop), slice(start + shift, stop + shift)
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N * H * W, C]; a view where x is whole and in channels-last memory."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
