@@ -1,7 +1,8 @@
 # Everything works on a machine that has Python >= 3.11 and make; the rest goes into .venv.
-# PYTHON=python3.12 make ... chooses another interpreter.
+# make PYTHON=python3.12 ... chooses another interpreter, make WORKERS=4 test runs tests in four processes.
 
 PYTHON ?= python3
+WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -16,13 +17,13 @@ demo: $(READY)  ## train on drawn street scenes, evaluate, draw; minutes on 2 CP
 	@echo "Look at runs/demo/contact_sheet.png and runs/demo/predictions/*_overlay.png"
 
 test: $(READY)  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(READY)  ## tests, lint, formatting, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 setup: $(READY)  ## only the environment
 

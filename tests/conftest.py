@@ -10,7 +10,8 @@ import torch
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-torch.set_num_threads(2)
+# Two threads in all: as many as there are, whether pytest runs alone or (make test) in two processes.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture
