@@ -100,12 +100,13 @@ def weight_gradient(
         Of that shape, in channels-last memory.
     """
     channels, depth, rows, columns = shape
-    found = x.new_zeros(channels, rows, columns, depth)
+    found = x.new_empty(channels, rows, columns, depth)
     for row in range(rows):
         above, below = _meeting(row * dilation[0] - padding[0], gradient.shape[2], x.shape[2])
         for column in range(columns):
             left, right = _meeting(column * dilation[1] - padding[1], gradient.shape[3], x.shape[3])
             if above.start >= above.stop or left.start >= left.stop:
+                found[:, row, column].zero_()
                 continue
             outputs, inputs = _pixels(gradient[:, :, above, left]), _pixels(x[:, :, below, right])
             for target, ours, theirs in zip(

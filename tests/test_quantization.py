@@ -55,14 +55,14 @@ def test_an_8_bit_model_is_near_its_source(model, tmp_path):
         assert 0 < error < 0.05
 
 
-def test_weights_are_8_bits_with_a_scale_a_channel(model, tmp_path):
+def test_weights_are_7_bits_with_a_scale_a_channel(model, tmp_path):
     quantize(model, tmp_path / "int8.onnx", images(2))
     tensors = {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "int8.onnx").graph.initializer}
     original = {t.name: numpy_helper.to_array(t) for t in onnx.load(model).graph.initializer}
     assert tensors["w1_quantized"].dtype == np.int8
-    assert np.abs(tensors["w1_quantized"].astype(int)).max(axis=(1, 2, 3)).tolist() == [127] * 4
+    assert np.abs(tensors["w1_quantized"].astype(int)).max(axis=(1, 2, 3)).tolist() == [64] * 4
     largest = np.abs(original["w1"]).max(axis=(1, 2, 3))
-    assert np.allclose(tensors["w1_scale"], largest / 127, rtol=1e-4)
+    assert np.allclose(tensors["w1_scale"], largest / 64, rtol=1e-4)
 
 
 def test_nothing_to_calibrate_with_is_an_error(model, tmp_path):

@@ -279,7 +279,9 @@ def test_services_that_cannot_be(predictor, monkeypatch):
 def test_the_tool_serves_without_torch_until_it_is_interrupted(tmp_path):
     small_onnx.write(tmp_path / "a.onnx", weights=None)
     code = (
-        "import sys\nfor name in ('torch', 'PIL', 'yaml', 'rich'): sys.modules[name] = None\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # it may be ignored where tests run
+        "for name in ('torch', 'PIL', 'yaml', 'rich'): sys.modules[name] = None\n"
         f"sys.path.insert(0, {str(PROJECT / 'tools')!r})\n"
         "import serve_seg\nfrom resnest_seg.errors import run_tool\nsys.exit(run_tool(serve_seg.main))"
     )
