@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -19,13 +18,15 @@ from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.labels import IGNORE_LABEL
 from resnest_seg.lean_loss import lean_cross_entropy, true_class_probabilities
 
-REGION_LOSSES: dict[str, Callable[[], nn.Module]] = {
-    "dice": lambda: smp.losses.DiceLoss("multiclass", ignore_index=IGNORE_LABEL),
-    "focal": lambda: smp.losses.FocalLoss("multiclass", ignore_index=IGNORE_LABEL),
-    "lovasz": lambda: smp.losses.LovaszLoss("multiclass", ignore_index=IGNORE_LABEL),
-    "tversky": lambda: smp.losses.TverskyLoss("multiclass", ignore_index=IGNORE_LABEL),
-}
-"""Losses of segmentation-models-pytorch, with its defaults; logits and labels of full size -> a mean."""
+REGION_LOSSES = {"dice": "DiceLoss", "focal": "FocalLoss", "lovasz": "LovaszLoss", "tversky": "TverskyLoss"}
+"""Names of segmentation-models-pytorch's; with its defaults, logits and labels of full size -> a mean."""
+
+
+def _region_loss(name: str) -> nn.Module:
+    from segmentation_models_pytorch import losses  # here, as it takes seconds to import and few need it
+
+    loss: nn.Module = getattr(losses, REGION_LOSSES[name])("multiclass", ignore_index=IGNORE_LABEL)
+    return loss
 
 
 def labelled_pixels(labels: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ class SegmentationLoss(nn.Module):
         self.aux_weight, self.names, self.align_corners = aux_weight, tuple(names), align_corners
         self.label_smoothing, self.ohem_threshold, self.ohem_min_kept = label_smoothing, ohem_threshold, ohem_min_kept
         self.register_buffer("class_weights", class_weights)
-        self.region = nn.ModuleDict({name: REGION_LOSSES[name]() for name in names if name in REGION_LOSSES})
+        self.region = nn.ModuleDict({name: _region_loss(name) for name in names if name in REGION_LOSSES})
 
     @classmethod
     def from_config(

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import DropBlock2d, StochasticDepth, drop_block2d
 
 from resnest_seg.blueprints import (
     DILATIONS,
@@ -37,22 +36,34 @@ from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.rectify import RECTIFICATIONS, padded_conv
 
 
-class DropBlock(DropBlock2d):  # type: ignore[misc]  # torchvision has no types
+class DropBlock(nn.Module):
     """torchvision's DropBlock with 3x3 blocks, in float32: it counts pixels, beyond what half precision can hold."""
 
     def __init__(self, probability: float) -> None:
-        super().__init__(probability, block_size=3)
+        super().__init__()
+        self.p = probability
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        size = 1 if min(x.shape[2:]) == 2 else self.block_size  # torchvision cuts blocks to the features, not to even
+        from torchvision.ops import drop_block2d  # here, as it takes seconds to import and few need it
+
+        size = 1 if min(x.shape[2:]) == 2 else 3  # torchvision cuts blocks to the features, not to even
         kept: Tensor = drop_block2d(x.float(), self.p, size, training=True)
         return kept.to(x.dtype)
 
 
 def _drop_block(probability: float) -> nn.Module:
     return DropBlock(probability) if probability else nn.Identity()
+
+
+def _drop_path(probability: float) -> nn.Module:
+    if not probability:
+        return nn.Identity()
+    from torchvision.ops import StochasticDepth
+
+    path: nn.Module = StochasticDepth(probability, "row")
+    return path
 
 
 class SplitAttention(nn.Module):
@@ -145,7 +156,7 @@ class Bottleneck(nn.Module):
         self.conv3 = Conv2d(width, channels, kernel_size=1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels)
         self.drop_block3 = _drop_block(plan.drop_block)
-        self.drop_path = StochasticDepth(plan.drop_path, "row") if plan.drop_path else nn.Identity()
+        self.drop_path = _drop_path(plan.drop_path)
         self.downsample = _shortcut(in_channels, channels, spec=spec, plan=plan)
         self.relu = nn.ReLU(inplace=True)
 

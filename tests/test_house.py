@@ -193,6 +193,21 @@ def test_import_is_light():
     assert done.stdout.split() == ["False", "False"]
 
 
+def test_a_prediction_waits_for_no_library_that_it_does_not_use():
+    """Each of them takes seconds to import; a network with DropBlock, SMP's parts or a training loads what it needs."""
+    import subprocess
+
+    code = (
+        "import sys, resnest_seg.predictor, resnest_seg.parts, resnest_seg.losses\n"
+        "from resnest_seg.segmenter import build_segmenter\n"
+        "build_segmenter('resnest14_tiny')\n"
+        "names = 'torchvision', 'timm', 'segmentation_models_pytorch', 'albumentations', 'accelerate', 'scipy'\n"
+        "print([name for name in names if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_importing_the_library_opens_no_connection():
     """albumentations asks for its newest release when it is imported, unless it is told not to before."""
     import subprocess

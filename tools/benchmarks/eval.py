@@ -8,26 +8,21 @@ import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from benchmarks.options import add_network, check_network
 from benchmarks.timing import interleave, spread
-
-from resnest_seg.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CROP, BASE = 480, 520
+PEERS = ("plain", "unfused")
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--encoder", default="resnest50", help="default: resnest50")
-    parser.add_argument("--head", default="deeplabv3", help="fcn or deeplabv3 (default: deeplabv3)")
-    parser.add_argument("--size", type=int, nargs=2, default=(512, 683), metavar=("H", "W"), help="default: 512 683")
+    add_network(parser, size=(512, 683), precisions=("fp32", "bf16", "fp16"), peers=PEERS)
     parser.add_argument("--scales", type=float, nargs="+", default=SCALES, help="default: 0.5 to 1.75 by 0.25")
-    parser.add_argument("--device", default="cpu", help="default: cpu")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="ours (default: fp32)")
-    parser.add_argument("--compile", action="store_true", help="ours compiled")
 
 
 def plain_evaluator(
@@ -89,8 +84,7 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     from resnest_seg.running import choose_device, runner_for
     from resnest_seg.segmenter import build_segmenter
 
-    if min(options.size) < 32:
-        raise ConfigError("--size must be at least 32 32.")
+    check_network(options)
     device, scales = choose_device(options.device), tuple(options.scales)
     torch.manual_seed(0)
     model = build_segmenter(options.encoder, head=options.head).to(device).eval()
@@ -111,12 +105,17 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
             f"ours, fused, {options.precision}{', compiled' if options.compile else ''}": lambda: finish(
                 labels(fast, image, method)
             ),
-            "ours, not fused": lambda: finish(labels(runner_for(model), image, method)),
-            "the authors' loop, plain": lambda: finish(
-                plain_evaluator(lambda x: plain.logits(x)[0], normal, black, scales).argmax(dim=1)[0].to(torch.uint8)
-            ),
         }
-        expected = calls["the authors' loop, plain"]()
+        if "unfused" in options.peers:
+            calls["ours, not fused"] = lambda: finish(labels(runner_for(model), image, method))
+
+        def authors() -> Tensor:
+            scores = plain_evaluator(lambda x: plain.logits(x)[0], normal, black, scales)
+            return finish(scores.argmax(dim=1)[0].to(torch.uint8))
+
+        if "plain" in options.peers:
+            calls["the authors' loop, plain"] = authors
+        expected = authors()
         agreements = [float((call() == expected).double().mean()) for call in calls.values()]
         for name, agreement in zip(calls, agreements, strict=True):
             bound = 0.999 if options.precision == "fp32" else 0.98

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.infer import ours, photos
+from benchmarks.options import add_network, check_network
 from benchmarks.timing import interleave, spread
 
 from resnest_seg.errors import ConfigError
@@ -21,18 +22,17 @@ if TYPE_CHECKING:
 
     Run = Callable[[], NDArray[np.uint8]]
 
+PEERS = ("onnxruntime", "int8", "openvino")
+"""Runtimes and forms beside torch's eager and fused."""
+
 CALIBRATION = 4
 """Drawn scenes that the 8-bit ranges come from: enough to time it, not to judge it."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--encoder", default="resnest50", help="default: resnest50")
-    parser.add_argument("--head", default="deeplabv3", help="fcn or deeplabv3 (default: deeplabv3)")
-    parser.add_argument("--size", type=int, nargs=2, default=(480, 480), metavar=("H", "W"), help="default: 480 480")
-    parser.add_argument("--batch", type=int, default=1, help="images a call (default: 1)")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile as well")
-    parser.set_defaults(device="cpu", precision="fp32", peers=())
+    add_network(parser, size=(480, 480), batch=1, precisions=(), peers=PEERS)
+    parser.set_defaults(precision="fp32")
 
 
 def in_torch(options: argparse.Namespace) -> dict[str, Run]:
@@ -50,7 +50,7 @@ def in_torch(options: argparse.Namespace) -> dict[str, Run]:
     for name, (fuse, compiled) in ways.items():
         model = ours(options)
         model.label_space = LabelSpace.of("ade20k")
-        predictor = Predictor(model, device="cpu", fuse=fuse, compiled=compiled, batch=options.batch)
+        predictor = Predictor(model, device=options.device, fuse=fuse, compiled=compiled, batch=options.batch)
         found[name] = lambda run=predictor: np.stack([one.labels for one in run(list(images))])  # type: ignore[misc]
     return found
 
@@ -65,23 +65,26 @@ def exported(options: argparse.Namespace, folder: Path) -> dict[str, Run]:
     from resnest_seg.onnx_file import write_onnx
 
     images = np.ascontiguousarray(np.stack(photos(options)).transpose(0, 3, 1, 2))
-    paths = {"onnxruntime": folder / "model.onnx", "onnxruntime, int8": folder / "int8.onnx"}
-    export_onnx(ours(options), paths["onnxruntime"], output="labels")
-    info = info_of(ours(options), pixels="uint8", layout="nchw", output="labels", precision="int8")
-    scenes = photos(argparse.Namespace(size=options.size, batch=CALIBRATION))
-    # not proven: a network that was never trained has no accuracy to lose
-    write_onnx(ours(options), info, paths["onnxruntime, int8"], scenes)
-    if importlib.util.find_spec("openvino") is not None:
+    paths = {}
+    if "onnxruntime" in options.peers:
+        paths["onnxruntime"] = folder / "model.onnx"
+        export_onnx(ours(options), paths["onnxruntime"], output="labels")
+    if "int8" in options.peers:
+        paths["onnxruntime, int8"] = folder / "int8.onnx"
+        info = info_of(ours(options), pixels="uint8", layout="nchw", output="labels", precision="int8")
+        scenes = photos(argparse.Namespace(size=options.size, batch=CALIBRATION))
+        # not proven: a network that was never trained has no accuracy to lose
+        write_onnx(ours(options), info, paths["onnxruntime, int8"], scenes)
+    if "openvino" in options.peers and importlib.util.find_spec("openvino") is not None and options.device == "cpu":
         paths["OpenVINO"] = folder / "model.xml"
         export_openvino(ours(options), paths["OpenVINO"], output="labels")
-    models = {name: open_exported(path) for name, path in paths.items()}
+    models = {name: open_exported(path, device=options.device) for name, path in paths.items()}
     return {name: lambda run=model: run(images) for name, model in models.items()}  # type: ignore[misc]
 
 
 def run(options: argparse.Namespace) -> list[dict[str, object]]:
     """One row a runtime, torch eager first; `same_labels` is the share that agrees with it."""
-    if min(options.size) < 32 or options.batch < 1:
-        raise ConfigError("--size must be at least 32 32, and --batch at least 1.")
+    check_network(options)
     for package in ("onnx", "onnxruntime", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"this benchmark needs {package}: pip install 'resnest-seg[export]'.")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from benchmarks.eval import settle
 from benchmarks.limits import peak_gflops
 from benchmarks.memory import peak_during
+from benchmarks.options import add_network, check_network
 from benchmarks.timing import interleave, spread
 
 from resnest_seg.errors import ConfigError, unknown_name
@@ -31,7 +32,6 @@ TIMM_NAMES |= {"resnest101": "resnest101e", "resnest200": "resnest200e", "resnes
 """Our encoders that timm has as well -> timm's names."""
 
 CLASSES = 150
-PRECISIONS = ("fp32", "bf16")
 PEERS = ("plain", "smp", "torchvision", "encoders")
 """What can stand beside ours, see `contestants`; the last is our encoder alone beside timm's."""
 
@@ -223,37 +223,19 @@ def encoders(options: argparse.Namespace) -> dict[str, Contestant]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--encoder", default="resnest50", help="default: resnest50")
-    parser.add_argument("--head", default="deeplabv3", help="fcn or deeplabv3 (default: deeplabv3)")
-    parser.add_argument("--size", type=int, nargs=2, default=(480, 480), metavar=("H", "W"), help="default: 480 480")
-    parser.add_argument("--batch", type=int, default=1, help="images a call (default: 1)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--precision", default="fp32", help="fp32 or bf16, by autocast (default: fp32)")
-    parser.add_argument("--compile", action="store_true", help="ours compiled as well")
+    add_network(parser, size=(480, 480), batch=1, peers=PEERS)
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="peaks, in own processes")
-    parser.add_argument("--peers", nargs="*", default=PEERS, help=f"of {', '.join(PEERS)} (default: all)")
 
 
 def check(options: argparse.Namespace) -> None:
     """Refuse what cannot be measured.
 
     Raises:
-        ConfigError: A size, a device, a precision or a name that there is not.
+        ConfigError: Says which.
     """
-    import torch
-
-    for what, value, known in (
-        ("--device", options.device, ("cpu", "cuda")),
-        ("--precision", options.precision, PRECISIONS),
-        ("--head", options.head, ("fcn", "deeplabv3")),
-        *(("--peers", peer, PEERS) for peer in options.peers),
-    ):
-        if value not in known:
-            raise unknown_name(what, value, known)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: this machine has no GPU that torch can use.")
-    if min(options.size) < 32 or max(side % 8 for side in options.size) or options.batch < 1:
-        raise ConfigError("--size must be multiples of 8, at least 32 32, and --batch at least 1.")
+    check_network(options)
+    if max(side % 8 for side in options.size):
+        raise ConfigError(f"--size must be multiples of 8, not {options.size[0]} {options.size[1]}.")
     if {"smp", "encoders"} & set(options.peers) and options.encoder not in TIMM_NAMES:
         raise unknown_name("encoder of timm", options.encoder, TIMM_NAMES)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.eval import settle
 from benchmarks.memory import peak_during
+from benchmarks.options import add_network, check_network
 from benchmarks.timing import interleave
 
 from resnest_seg.errors import ConfigError
@@ -33,10 +34,7 @@ SERIES = ("pixels", "batch", "images", "processes")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--encoder", default="resnest14", help="default: resnest14")
-    parser.add_argument("--head", default="fcn", help="fcn or deeplabv3 (default: fcn)")
-    parser.add_argument("--device", default="cpu", help="default: cpu")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
+    add_network(parser, encoder="resnest14", head="fcn", precisions=("fp32", "bf16", "fp16"))
     parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="of square photos (default: 256 to 2048)")
     parser.add_argument("--images", type=int, nargs="+", default=IMAGES, help="of an evaluation (default: 10 100)")
     parser.add_argument("--series", nargs="+", choices=SERIES, default=SERIES, help="what grows (default: all)")
@@ -79,7 +77,9 @@ def growing_pixels(options: argparse.Namespace) -> list[dict[str, object]]:
     rows, model = [], network(options)
     photos = [Synthetic("train", size=(side, side))[0].image for side in options.sides]
     for name, tile in ((f"seconds by pixels, tiles of {TILE}", TILE), ("seconds by pixels, whole", None)):
-        predictor = Predictor(model, tile=tile, device=options.device, precision=options.precision, fuse=True)
+        predictor = Predictor(
+            model, tile=tile, device=options.device, precision=options.precision, fuse=True, compiled=options.compile
+        )
         times = interleave([functools.partial(predictor, photo) for photo in photos], options.rounds)
         medians = [statistics.median(taken) for taken in times]
         rows += series(name, [side**2 for side in options.sides], medians, "cost")
@@ -147,6 +147,7 @@ def training_speed(processes: int, options: argparse.Namespace) -> float:
 
 def run(options: argparse.Namespace) -> list[dict[str, object]]:
     """Rows of every series; `exponent` is that of the whole series."""
+    check_network(options)
     if min(options.sides) < 64:
         raise ConfigError("--sides must be at least 64.")
     rows: list[dict[str, object]] = []

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from benchmarks.infer import TIMM_NAMES
+from benchmarks.options import add_network, check_network
 from benchmarks.timing import interleave, spread
-
-from resnest_seg.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Step = Callable[[], Tensor]
 
 CLASSES, AUX_WEIGHT = 150, 0.2
-PRECISIONS = ("fp32", "bf16")
+PEERS = ("plain", "smp")
 
 
 def stepper(model: nn.Module, compute: Callable[[], Tensor], options: argparse.Namespace) -> Step:
@@ -100,8 +100,7 @@ def still(model: Segmenter) -> Segmenter:
 
 
 def contestants(options: argparse.Namespace) -> dict[str, Step]:
-    """The steps; ours and the plain one start from the same weights."""
-    import segmentation_models_pytorch as smp
+    """The steps; ours and the plain one start from the same weights. SMP's needs an encoder that timm has."""
     import torch
 
     from resnest_seg.segmenter import build_segmenter
@@ -111,44 +110,28 @@ def contestants(options: argparse.Namespace) -> dict[str, Step]:
     labels = torch.randint(0, CLASSES, (options.batch, *options.size))
     labels[:, -options.size[0] // 10 :] = 255
     labels = labels.to(options.device)
-    models = [still(build_segmenter(options.encoder, num_classes=CLASSES)).to(options.device) for _ in range(2)]
-    models[1].load_state_dict(models[0].state_dict())
-    steps = {
-        f"{options.encoder} DeepLabV3, ours": ours(models[0], images, labels, options),
-        f"{options.encoder} DeepLabV3, plain": plain(models[1], images, labels, options),
-    }
-    if options.device == "cuda" and options.encoder in TIMM_NAMES:
-        steps[f"{options.encoder} DeepLabV3, SMP {smp.__version__}"] = smp_step(images, labels, options)
+    model = still(build_segmenter(options.encoder, head=options.head, num_classes=CLASSES)).to(options.device)
+    steps = {"ours": ours(copy.deepcopy(model), images, labels, options)}
+    if "plain" in options.peers:
+        steps["plain"] = plain(model, images, labels, options)
+    if "smp" in options.peers and options.head == "deeplabv3" and options.encoder in TIMM_NAMES:
+        steps["SMP and timm"] = smp_step(images, labels, options)
     return steps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--encoder", default="resnest50", help="default: resnest50")
-    parser.add_argument("--size", type=int, nargs=2, default=(240, 240), metavar=("H", "W"), help="default: 240 240")
-    parser.add_argument("--batch", type=int, default=2, help="images (default: 2)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--precision", default="fp32", help="fp32 or bf16, by autocast (default: fp32)")
-    parser.add_argument("--compile", action="store_true", help="run both through torch.compile")
+    add_network(parser, size=(240, 240), batch=2, peers=PEERS)
 
 
 def run(options: argparse.Namespace) -> list[dict[str, object]]:
-    """One row a step, ours first; equal losses of the first two steps are checked before."""
-    import torch
+    """One row a step, ours first; equal losses of ours and the plain form in two steps are checked before."""
 
-    if options.device not in ("cpu", "cuda"):
-        raise unknown_name("--device", options.device, ("cpu", "cuda"))
-    if options.precision not in PRECISIONS:
-        raise unknown_name("--precision", options.precision, PRECISIONS)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: this machine has no GPU that torch can use.")
-    if min(options.size) < 32 or options.batch < 2:
-        raise ConfigError("--size must be at least 32 32, and --batch at least 2, which batch norm needs.")
+    check_network(options, batch=2)  # which batch norm needs
     steps = contestants(options)
     tolerance = 5e-4 if options.precision == "fp32" else 2e-2  # rounding grows from step to step
-    first = list(steps.values())[:2]
-    for _ in range(2):  # the second tells whether the gradients agree, too
-        mine, theirs = (float(step()) for step in first)
+    for _ in range(2 if "plain" in steps else 0):  # the second tells whether the gradients agree, too
+        mine, theirs = float(steps["ours"]()), float(steps["plain"]())
         assert abs(mine - theirs) < tolerance * abs(theirs), f"the losses do not agree: {mine} and {theirs}"
     peaks = [_peak(step) if options.device == "cuda" else None for step in steps.values()]
     times = interleave(list(steps.values()), options.rounds)
