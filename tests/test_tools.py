@@ -422,6 +422,9 @@ def wait_for(path, process, seconds=120):
     raise AssertionError(f"{path} did not appear")
 
 
+SHORT = ["--train.epochs=null", "--train.iterations=20"]
+
+
 def test_sigterm_saves_and_resume_auto_continues(tmp_path):
     """What a scheduler does: the same command, ended by SIGTERM and started again until it is done.
 
@@ -430,7 +433,7 @@ def test_sigterm_saves_and_resume_auto_continues(tmp_path):
     folder = tmp_path / "run"
     words = ["--dataset", "synthetic", *TINY, "--train.batch_size=8", "--output", folder, "--resume", "auto"]
     words += ["--data.crop_size=32", "--data.base_size=64", "--model.output_stride=32", "--train.log_every=1"]
-    words += ["--data.workers=2"]
+    words += ["--data.workers=2", *SHORT]
     command = [sys.executable, PROJECT / "tools/train_seg.py", *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True,
                                stdout=subprocess.DEVNULL)  # fmt: skip
@@ -441,11 +444,11 @@ def test_sigterm_saves_and_resume_auto_continues(tmp_path):
     assert "stopped and saved" in message
     assert "Traceback" not in message
     stopped_at = Checkpoint.load(folder / LAST).training.values["step"]
-    assert 0 < stopped_at < 64
+    assert 0 < stopped_at < 20
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 65))
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 21))
     starts = [json.loads(line) for line in (folder / "machine.jsonl").read_text().splitlines()]
     assert [line["step"] for line in starts if line["kind"] == "start"] == [0, stopped_at]
 
@@ -455,7 +458,8 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path, workers):
     """A real process group gets a real SIGINT, as from a terminal: the loader's workers get it too."""
     folder = tmp_path / "run"
     command = [sys.executable, PROJECT / "tools/train_seg.py"]
-    words = ["--dataset", "synthetic", *TINY, "--train.batch_size=8", "--output", folder, f"--data.workers={workers}"]
+    words = ["--dataset", "synthetic", *TINY, "--train.batch_size=8", "--output", folder, *SHORT]
+    words += [f"--data.workers={workers}"]
     process = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True, start_new_session=True,
                                stdout=subprocess.DEVNULL)  # fmt: skip
     wait_for(folder / "metrics.jsonl", process)
@@ -465,10 +469,10 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path, workers):
     assert f"stopped and saved. Continue with: python tools/train_seg.py --resume {folder}" in message
     assert "Traceback" not in message
     stopped_at = Checkpoint.load(folder / LAST).training.values["step"]
-    assert 0 < stopped_at < 64
+    assert 0 < stopped_at < 20
     done = subprocess.run([*command, "--resume", folder], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert Checkpoint.load(folder / LAST).training.values["step"] == 64
+    assert Checkpoint.load(folder / LAST).training.values["step"] == 20
     assert (folder / BEST).exists()
 
 
