@@ -422,7 +422,7 @@ def wait_for(path, process, seconds=120):
     raise AssertionError(f"{path} did not appear")
 
 
-SHORT = ["--train.epochs=null", "--train.iterations=20"]
+SHORT = ["--train.epochs=null", "--train.iterations=20", "--data.check=0"]
 
 
 def test_sigterm_saves_and_resume_auto_continues(tmp_path):
@@ -479,7 +479,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path, workers):
 def test_two_processes_train_one_model(tmp_path):
     """Under torchrun, without a GPU: one run folder, metrics written once, the batch shared."""
     folder = tmp_path / "run"
-    words = ["--dataset", "synthetic", *TINY, "--train.batch_size=128", "--output", folder]
+    words = ["--dataset", "synthetic", *TINY, "--train.batch_size=128", "--data.check=0", "--output", folder]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run([*launch, PROJECT / "tools/train_seg.py", *words], capture_output=True, text=True,
