@@ -257,7 +257,9 @@ def test_the_benchmark_compares_losses_and_training_steps_that_are_equal(tool, t
     assert tool("benchmark_seg")(*words) == 0
     names = [row["name"] for row in json.loads((tmp_path / "train.json").read_text())["measurements"]]
     assert names == ["ours", "plain"]
-    capsys.readouterr()
+    assert tool("benchmark_seg")("metrics", "--classes", 9, "--size", 40, 50, "--rounds", 2) == 0
+    assert tool("benchmark_seg")("metrics", "--classes", 256) == 2
+    assert "--classes must be between 2 and 255" in capsys.readouterr().err
     assert tool("benchmark_seg")("train", "--precision", "fp8") == 2
     assert "unknown --precision 'fp8'" in capsys.readouterr().err
     assert tool("benchmark_seg")("loss", "--size", 8, 8) == 2

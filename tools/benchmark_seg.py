@@ -17,6 +17,8 @@ export   one network in torch (eager, fused, compiled), onnxruntime (32 and 8 bi
          files are proven, and equal labels checked, first. The 8-bit file is only timed: accuracy takes training.
 loss     forward and backward of the cross-entropy of small logits: peak memory, each form in a fresh process, and time,
          beside F.interpolate and F.cross_entropy. Equal values and gradients are checked first.
+metrics  counting the pairs of labels and predictions of an image, beside NumPy's histograms. Equal counts are checked
+         first.
 scale    how cost grows with pixels, images a batch, images of an evaluation, and processes of a training: the exponent.
 train    whole training steps: forward, loss, backward, SGD; beside a plain step as PyTorch-Encoding's, of the same
          network. Equal losses are checked first.
@@ -29,7 +31,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import data, eval, export, infer, loss, scale, train
+from benchmarks import data, eval, export, infer, loss, metrics, scale, train
 
 from resnest_seg.errors import ConfigError, run_tool
 
@@ -39,6 +41,7 @@ COMMANDS = {
     "data": (data, "training samples of the ADE20K recipe on one core, beside PIL"),
     "export": (export, "one network through every runtime that is installed"),
     "loss": (loss, "the training loss forward and backward, beside the plain form: memory and time"),
+    "metrics": (metrics, "counting pairs of labels and predictions, beside NumPy's histograms"),
     "scale": (scale, "how cost grows with work"),
     "train": (train, "whole training steps, beside a plain step of the same network"),
 }
