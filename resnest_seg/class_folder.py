@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from resnest_seg.datasets import IMAGE_SUFFIXES
 from resnest_seg.errors import DatasetError
-from resnest_seg.loader import loader_processes, start_worker
+from resnest_seg.loader import run_loader
 from resnest_seg.photos import read_image
 from resnest_seg.pretraining import PretrainConfig
 from resnest_seg.transforms import sample_seed
@@ -132,19 +132,7 @@ def class_batches(
     Raises:
         DatasetError: An image cannot be read; names the file.
     """
-    loader = DataLoader(
-        _View(dataset, transform, seed),
-        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do
-        collate_fn=_collate,
-        num_workers=loader_processes(workers),
-        pin_memory=pin_memory,
-        worker_init_fn=start_worker,
-        generator=torch.Generator(),  # its own: a loader must not draw from the generator that decides dropout
-    )
-    for batch in loader:
-        if isinstance(batch, DatasetError):
-            raise batch
-        yield batch
+    yield from run_loader(_View(dataset, transform, seed), batches, _collate, workers=workers, pin_memory=pin_memory)
 
 
 class _View(Dataset["tuple[Tensor, int, str] | DatasetError"]):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -22,6 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from resnest_seg.errors import DatasetError
 from resnest_seg.samples import Sample, SegmentationDataset
 from resnest_seg.transforms import TrainTransform, class_mix, sample_seed
+
+T = TypeVar("T")
 
 GRACE = 600
 """Seconds that a loader process lives on after SIGTERM: more than a training step and the saving after it."""
@@ -111,10 +113,33 @@ def build_loader(
     Raises:
         DatasetError: A sample cannot be loaded; the message names its file.
     """
+    yield from run_loader(_View(dataset, transform, seed), batches, _collate, workers=workers, pin_memory=pin_memory)
+
+
+def run_loader(
+    view: Dataset[Any],
+    batches: Iterable[Sequence[tuple[int, int]]],
+    collate: Callable[[Sequence[Any]], T | DatasetError],
+    *,
+    workers: int,
+    pin_memory: bool,
+) -> Iterator[T]:
+    """A `DataLoader` whose processes survive a signal to the group, and hand errors on as values.
+
+    Args:
+        view: Sample or error by (epoch, index).
+        batches: The samples of each batch.
+        collate: Samples and errors to a batch, or the first error.
+        workers: Loader processes, at most one a core.
+        pin_memory: Put batches into page-locked memory, for copies to a GPU.
+
+    Raises:
+        DatasetError: What a sample or the collation gave.
+    """
     loader = DataLoader(
-        _View(dataset, transform, seed),
+        view,
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do
-        collate_fn=_collate,
+        collate_fn=collate,
         num_workers=loader_processes(workers),
         pin_memory=pin_memory,
         worker_init_fn=start_worker,

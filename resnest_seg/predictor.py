@@ -40,8 +40,8 @@ class Predictor:
             of `resnest_seg.model.open_model`, which runs as it was opened.
         device: "auto" (a GPU if there is one), or a torch device such as "cpu" or "cuda:1".
         protocol: An inference protocol or its name, see `resnest_seg.protocols`.
-        tile: Edge in pixels of square windows that go through the model one after the other, blended where they
-            overlap; None shows views as the protocol does.
+        tile: Largest edge in pixels of windows of one size that go through the model one after the other, blended
+            where they overlap; None shows views as the protocol does.
         overlap: Pixels that neighbouring tiles share; None is an eighth of the tile.
         precision: "fp32", "bf16" or "fp16".
         compiled: Use `torch.compile`: slow at first, for every new size of images, and then faster.

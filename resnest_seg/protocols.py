@@ -23,7 +23,7 @@ CITYSCAPES_SCALES = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25)
 RESIZES = ("image", "tensor", "canvas", "long_edge")
 MERGES = ("logits", "softmax", "exp")
 BLENDS = ("none", "hann", "distance")
-PLACEMENTS = ("inward", "cut")
+PLACEMENTS = ("inward", "cut", "even")
 PADDINGS = ("none", "stride", "window")
 
 
@@ -53,7 +53,8 @@ class Protocol:
         window: Height and width of the windows that a view is cut into; None takes a view as a whole.
         step: Pixels down and right from one window to the next.
         placement: The last window of a row or column is shifted "inward" to end with the view, or "cut" at its edge and
-            filled up with black.
+            filled up with black. "even" makes all windows as small as their number and overlap allow, so that little of
+            a view is looked at twice.
         padding: A view is padded below and right with black to multiples of the network's "stride", to at least one
             "window", or not at all ("none").
         merge: What of a view is averaged: "logits", their "softmax", or the "exp" of the sum of a window's logits and
@@ -114,11 +115,12 @@ class Protocol:
         if self.window is None:
             unit = stride if self.padding == "stride" else 1
             return [Window(0, 0, height + -height % unit, width + -width % unit)]
-        rows, columns = (
-            self._places(length, window, step)
-            for length, window, step in zip((height, width), self.window, self.step, strict=True)
-        )
         tall, wide = self.window
+        axes = zip((height, width), self.window, self.step, strict=True)
+        if self.placement == "even":
+            (rows, tall), (columns, wide) = (_evenly(*axis, unit=stride) for axis in axes)
+        else:
+            rows, columns = (self._places(*axis) for axis in axes)
         if self.padding != "window":  # an image smaller than the window is its own window
             unit = stride if self.padding == "stride" else 1
             tall, wide = min(tall, height + -height % unit), min(wide, width + -width % unit)
@@ -139,6 +141,7 @@ class Protocol:
         sizes = {"long_edge": f"long edge {self.base_size}", "canvas": f"canvas {self.canvas[0]} x {self.canvas[1]}"}
         whole = (
             f", windows {self.window[0]} x {self.window[1]} every {self.step[0]} x {self.step[1]}"
+            f"{' or less' if self.placement == 'even' else ''}"
             if self.window
             else ""
         )
@@ -147,6 +150,17 @@ class Protocol:
             f"{self.name}: scales {views} of {sizes.get(self.resize, 'the image')}{whole}{blend}, merged by "
             f"{self.merge}, absent classes {'count 0' if self.absent == 'zero' else 'skipped'}"
         )
+
+
+def _evenly(length: int, window: int, step: int, *, unit: int) -> tuple[list[int], int]:
+    """Where windows begin along one edge, and their size: of multiples of `unit`, the least that keeps the overlap."""
+    overlap = window - step
+    count = max(math.ceil((length - overlap) / step), 1)
+    if count == 1:
+        return [0], window
+    size = math.ceil((length + (count - 1) * overlap) / count)
+    size = min(size + -size % unit, window)
+    return [number * (length - size) // (count - 1) for number in range(count)], size
 
 
 class Setting(NamedTuple):
@@ -291,7 +305,7 @@ def with_options(
 
 
 def with_tiles(base: Protocol, tile: int | None, overlap: int | None) -> Protocol:
-    """A protocol in square tiles of `tile` pixels that fade where they overlap; None leaves it as it is.
+    """A protocol in tiles of at most `tile` pixels that fade where they overlap; None leaves it as it is.
 
     Raises:
         ConfigError: A tile or an overlap that makes no sense.
@@ -300,7 +314,8 @@ def with_tiles(base: Protocol, tile: int | None, overlap: int | None) -> Protoco
         raise ConfigError(f"a tile must be at least 1 pixel, not {tile}.")
     if tile is None and overlap is None:
         return base
-    return with_options(base, window=tile, overlap=overlap, blend="hann")
+    tiled = with_options(base, window=tile, overlap=overlap, blend="hann")
+    return dataclasses.replace(tiled, placement="even") if tile is not None else tiled
 
 
 def _two_thirds(window: tuple[int, int]) -> tuple[int, int]:

@@ -35,8 +35,8 @@ class OnnxPredictor:
         path: A file of `tools/export_seg.py`: .onnx, or .xml, which needs OpenVINO (or .pt2, which needs torch).
         device: "auto", "cpu", or what `resnest_seg.exported.open_exported` knows beside.
         protocol: An inference protocol or its name, see `resnest_seg.protocols`.
-        tile: Edge in pixels of square windows that go through the model one after the other, blended where they
-            overlap; None shows views as the protocol does.
+        tile: Largest edge in pixels of windows of one size that go through the model one after the other, blended
+            where they overlap; None shows views as the protocol does.
         overlap: Pixels that neighbouring tiles share; None is an eighth of the tile.
         batch: Windows a call of the model; None chooses.
         memory: Bytes that scores and logits may take, see `resnest_seg.composition`; what needs more is refused.

@@ -1,9 +1,13 @@
 """What the named protocols are, by the facts of the field, and options that make no sense."""
 
+import itertools
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resnest_seg.errors import ConfigError
-from resnest_seg.protocols import PROTOCOLS, Protocol, Setting, Window, protocol, with_options
+from resnest_seg.protocols import PROTOCOLS, Protocol, Setting, Window, protocol, with_options, with_tiles
 
 SIX = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
@@ -63,6 +67,34 @@ def test_windows_are_cut_or_shifted():
     assert slide.windows(100, 683, stride=8) == [Window(0, left, 100, 480) for left in (0, 203)]
     assert protocol("whole").windows(33, 47, stride=8) == [Window(0, 0, 40, 48)]
     assert protocol("mmseg").windows(33, 47, stride=8) == [Window(0, 0, 33, 47)]
+
+
+@given(
+    length=st.integers(1, 3000), window=st.integers(16, 900), share=st.floats(0, 0.95), unit=st.sampled_from([1, 8, 32])
+)
+def test_tiles_are_as_small_as_their_number_and_overlap_allow(length, window, share, unit):
+    overlap = int(window * share)
+    tiles = with_tiles(protocol("whole"), window, overlap)
+    shifted = with_options(protocol("whole"), window=window, overlap=overlap)
+    found, others = tiles.windows(window, length, stride=unit), shifted.windows(window, length, stride=unit)
+    assert len(found) == len(others)
+    assert len({tile.width for tile in found}) == 1
+    width = found[0].width
+    assert width <= others[0].width
+    assert (found[0].left, found[-1].left) == (0, max(length - width, 0))
+    assert found[-1].left + width >= length
+    gaps = [after.left - before.left for before, after in itertools.pairwise(found)]
+    assert all(0 < gap <= width - overlap for gap in gaps)
+    if len(found) > 1 and width < window:  # one unit less would not do
+        assert (width - unit) * len(found) - overlap * (len(found) - 1) < length
+        assert width % unit == 0
+
+
+def test_two_tiles_and_a_bit_are_three_of_less():
+    tiles = with_tiles(protocol("whole"), 512, None).windows(1024, 600, stride=8)
+    assert {(tile.height, tile.width) for tile in tiles} == {(384, 336)}
+    assert sorted({tile.top for tile in tiles}) == [0, 320, 640]
+    assert sorted({tile.left for tile in tiles}) == [0, 264]
 
 
 def test_every_ingredient_is_an_option():

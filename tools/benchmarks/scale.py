@@ -28,13 +28,15 @@ if TYPE_CHECKING:
     from resnest_seg.segmenter import Segmenter
 
 SIDES, BATCHES, IMAGES, PROCESSES = (256, 512, 1024, 2048), (1, 2, 4, 8), (10, 100), (1, 2)
-TILE, STEPS = 512, 24
+STEPS = 24
 SERIES = ("pixels", "batch", "images", "processes")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
     add_network(parser, encoder="resnest14", head="fcn", precisions=("fp32", "bf16", "fp16"))
+    parser.add_argument("--tile", type=int, default=1024, help="edge of tiles, at most (default: 1024)")
+    parser.add_argument("--overlap", type=int, default=64, help="pixels that tiles share (default: 64)")
     parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="of square photos (default: 256 to 2048)")
     parser.add_argument("--images", type=int, nargs="+", default=IMAGES, help="of an evaluation (default: 10 100)")
     parser.add_argument("--series", nargs="+", choices=SERIES, default=SERIES, help="what grows (default: all)")
@@ -70,15 +72,22 @@ def series(name: str, work: Sequence[int], cost: Sequence[float], what: str) -> 
 
 
 def growing_pixels(options: argparse.Namespace) -> list[dict[str, object]]:
-    """Seconds of photos of growing size, in tiles and whole; the tiles overlap by an eighth."""
+    """Seconds of photos of growing size, in tiles and whole; what tiles share is computed twice."""
     from resnest_seg.datasets import Synthetic
     from resnest_seg.predictor import Predictor
 
     rows, model = [], network(options)
     photos = [Synthetic("train", size=(side, side))[0].image for side in options.sides]
-    for name, tile in ((f"seconds by pixels, tiles of {TILE}", TILE), ("seconds by pixels, whole", None)):
+    tiles = f"seconds by pixels, tiles of at most {options.tile} that share {options.overlap}"
+    for name, tile, overlap in ((tiles, options.tile, options.overlap), ("seconds by pixels, whole", None, None)):
         predictor = Predictor(
-            model, tile=tile, device=options.device, precision=options.precision, fuse=True, compiled=options.compile
+            model,
+            tile=tile,
+            overlap=overlap,
+            device=options.device,
+            precision=options.precision,
+            fuse=True,
+            compiled=options.compile,
         )
         times = interleave([functools.partial(predictor, photo) for photo in photos], options.rounds)
         medians = [statistics.median(taken) for taken in times]
