@@ -63,7 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument("--scales", type=float, nargs="+", help="sizes of the image, instead of the protocol's")
     how.add_argument("--flip", action=argparse.BooleanOptionalAction, help="mirrored as well, or not")
     how.add_argument("--merge", choices=("logits", "softmax", "exp"), help="what of the views is averaged")
-    how.add_argument("--tile", type=int, help="edge of square tiles in pixels: images of any size in bounded memory")
+    how.add_argument("--tile", type=int, help="largest edge of tiles in pixels: images of any size in bounded memory")
     how.add_argument("--overlap", type=int, help="pixels that tiles share (default: an eighth of the tile)")
     how.add_argument("--blend", choices=("none", "hann", "distance"), help="weights in a tile (default: hann)")
     run = parser.add_argument_group("what it runs on")

@@ -26,7 +26,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     how = parser.add_argument_group("how the model is shown a photo, and what it runs on")
     how.add_argument("--protocol", default="whole", help="as of predict_seg.py (default: whole)")
-    how.add_argument("--tile", type=int, help="edge of square tiles in pixels")
+    how.add_argument("--tile", type=int, help="largest edge of tiles in pixels")
     how.add_argument("--overlap", type=int, help="pixels that tiles share (default: an eighth of the tile)")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     how.add_argument("--threads", type=int, help="of the runtime, for one photo (default: all cores)")
