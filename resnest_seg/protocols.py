@@ -260,6 +260,7 @@ def with_options(
     flip: bool | None = None,
     window: int | None = None,
     overlap: int | None = None,
+    placement: str | None = None,
     merge: str | None = None,
     blend: str | None = None,
 ) -> Protocol:
@@ -271,6 +272,7 @@ def with_options(
         flip: Whether views are shown mirrored as well.
         window: Edge of square windows in pixels; 0 takes views as a whole.
         overlap: Pixels that neighbouring windows share; None with a new window is an eighth of it.
+        placement: See `Protocol`.
         merge: See `Protocol`.
         blend: See `Protocol`.
 
@@ -280,7 +282,7 @@ def with_options(
     changes: dict[str, object] = {}
     if scales is not None:
         changes["scales"] = tuple(scales)
-    for key, value in (("flip", flip), ("merge", merge), ("blend", blend)):
+    for key, value in (("flip", flip), ("placement", placement), ("merge", merge), ("blend", blend)):
         if value is not None:
             changes[key] = value
     if window is not None:
@@ -300,7 +302,7 @@ def with_options(
     changed = {key: value for key, value in changes.items() if value != getattr(base, key)}
     if not changed:
         return base
-    names = [key for key in changed if key != "step" or "window" not in changed]
+    names = [key for key in changed if key not in ("step", "placement") or "window" not in changed]
     return dataclasses.replace(base, name=f"{base.name} ({', '.join(names)} changed)", **changed)  # type: ignore[arg-type]
 
 
@@ -314,8 +316,7 @@ def with_tiles(base: Protocol, tile: int | None, overlap: int | None) -> Protoco
         raise ConfigError(f"a tile must be at least 1 pixel, not {tile}.")
     if tile is None and overlap is None:
         return base
-    tiled = with_options(base, window=tile, overlap=overlap, blend="hann")
-    return dataclasses.replace(tiled, placement="even") if tile is not None else tiled
+    return with_options(base, window=tile, overlap=overlap, placement="even" if tile else None, blend="hann")
 
 
 def _two_thirds(window: tuple[int, int]) -> tuple[int, int]:

@@ -33,7 +33,7 @@ def test_twenty_kills_leave_no_trace(tmp_path):
         while killed < 20:
             runs += 1
             output = tmp_path / f"run{runs}"
-            killed += kill_campaign.killed_run(server.run, output, rng, kills=20 - killed, seconds=1.5)
+            killed += kill_campaign.killed_run(server.run, output, rng, kills=20 - killed, seconds=0.8)
             kill_campaign.assert_same_run(output, tmp_path / "whole")
     finally:
         server.close()

@@ -97,9 +97,9 @@ def protocol_for(options: argparse.Namespace, model: Model) -> Protocol:
     from resnest_seg.protocols import protocol, with_options
 
     base = protocol(options.protocol, setting=model.setting)
-    blend = options.blend or ("hann" if options.tile else None)
-    return with_options(base, scales=options.scales, flip=options.flip, merge=options.merge,
-                        window=options.tile, overlap=options.overlap, blend=blend)  # fmt: skip
+    placement, blend = ("even", "hann") if options.tile else (None, None)
+    return with_options(base, scales=options.scales, flip=options.flip, merge=options.merge, placement=placement,
+                        window=options.tile, overlap=options.overlap, blend=options.blend or blend)  # fmt: skip
 
 
 def results(item: Input, options: argparse.Namespace) -> list[Path]:
