@@ -101,16 +101,18 @@ def weight_gradient(
     """
     channels, depth, rows, columns = shape
     found = x.new_empty(channels, rows, columns, depth)
-    for row in range(rows):
-        above, below = _meeting(row * dilation[0] - padding[0], gradient.shape[2], x.shape[2])
-        for column in range(columns):
-            left, right = _meeting(column * dilation[1] - padding[1], gradient.shape[3], x.shape[3])
-            if above.start >= above.stop or left.start >= left.stop:
-                found[:, row, column].zero_()
-                continue
-            outputs, inputs = _pixels(gradient[:, :, above, left]), _pixels(x[:, :, below, right])
+    if rows == 1 and padding[0] == 0:
+        gradient, x = _one_image(gradient), _one_image(x)  # whose rows need not be brought together
+    for column in range(columns):
+        left, right = _meeting(column * dilation[1] - padding[1], gradient.shape[3], x.shape[3])
+        outputs, inputs = _by_rows(gradient[..., left]), _by_rows(x[..., right])
+        for row in range(rows):
+            above, below = _meeting(row * dilation[0] - padding[0], gradient.shape[2], x.shape[2])
             for target, ours, theirs in zip(
-                found[:, row, column].chunk(groups), outputs.chunk(groups, 1), inputs.chunk(groups, 1), strict=True
+                found[:, row, column].chunk(groups),
+                outputs[above].flatten(0, 1).chunk(groups, 1),
+                inputs[below].flatten(0, 1).chunk(groups, 1),
+                strict=True,
             ):
                 torch.mm(ours.t(), theirs, out=target)
     return found.permute(0, 3, 1, 2)
@@ -118,10 +120,16 @@ def weight_gradient(
 
 def _meeting(shift: int, outputs: int, inputs: int) -> tuple[slice, slice]:
     """Along one axis: the outputs that read an input at their own place + shift, and those inputs."""
-    start, stop = max(0, -shift), min(outputs, inputs - shift)
+    start = max(0, -shift)
+    stop = max(start, min(outputs, inputs - shift))
     return slice(start, stop), slice(start + shift, stop + shift)
 
 
-def _pixels(x: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N * H * W, C]; a view where x is whole and in channels-last memory."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+def _one_image(x: Tensor) -> Tensor:
+    """[N, C, H, W] -> [1, C, N * H, W], the images below each other; a view of channels-last memory."""
+    return x.permute(0, 2, 3, 1).flatten(0, 1)[None].permute(0, 3, 1, 2)
+
+
+def _by_rows(x: Tensor) -> Tensor:
+    """[N, C, H, W] -> [H, N * W, C], of which any rows together are one matrix; a view for one image's whole rows."""
+    return x.permute(2, 0, 3, 1).flatten(1, 2)

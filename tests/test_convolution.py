@@ -17,6 +17,8 @@ GEOMETRIES = [
     {"kernel_size": 3, "padding": 4, "dilation": 4, "groups": 2},
     {"kernel_size": 3, "padding": 36, "dilation": 36},
     {"kernel_size": 3, "padding": 9, "dilation": 9, "bias": False},
+    {"kernel_size": 3, "padding": 15, "dilation": 15},
+    {"kernel_size": 3, "padding": (2, 4), "dilation": (2, 3)},
     {"kernel_size": 3},
     {"kernel_size": (1, 5), "padding": (3, 4), "dilation": (1, 2)},
     {"kernel_size": 2, "padding": 1},
