@@ -30,11 +30,18 @@ TRAIN = PROJECT / "tools" / "train_seg.py"
 WORDS = [
     *("--dataset", "synthetic", "--resume", "auto"),
     *("--data.crop_size=32", "--data.base_size=64", "--data.workers=0", "--data.check=0"),
-    *("--model.output_stride=32", "--train.batch_size=4", "--train.epochs=1", "--eval.limit=2", "--eval.sheet=1"),
+    *(
+        "--model.output_stride=32",
+        "--train.batch_size=4",
+        "--train.epochs=null",
+        "--train.iterations=64",
+        "--eval.limit=2",
+        "--eval.sheet=1",
+    ),
     *("--train.ema=0.9", "--train.save_every=3", "--train.validate_every_steps=16", "--train.log_every=1"),
     *("--train.trackers=none",),
 ]
-"""A run of 128 steps that takes seconds, saves often, and uses all that a state holds."""
+"""A run of 64 steps that takes seconds, saves often, and uses all that a state holds."""
 
 
 class Server:
@@ -105,7 +112,7 @@ def assert_same_run(ours, theirs):
 def shared_words(workers):
     """A run for several processes: of fewer steps, and without --resume, which a restart implies."""
     words = [word for word in WORDS if word not in ("--resume", "auto")]
-    return [*words, f"--train.batch_size={16 * workers}"]
+    return [*words, f"--train.batch_size={16 * workers}", "--train.epochs=1", "--train.iterations=null"]
 
 
 def elastic(folder, log, *, workers, kills, random):

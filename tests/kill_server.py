@@ -17,6 +17,8 @@ import threading
 import time
 from pathlib import Path
 
+import torch._dynamo  # noqa: F401  # torch imports it when an optimiser is built: seconds that each child would spend
+
 import resnest_seg.catalog
 import resnest_seg.doctor
 import resnest_seg.training  # noqa: F401

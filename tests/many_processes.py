@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch._dynamo  # which torch imports when an optimiser is built: seconds that each child would spend
+import torch.distributed.fsdp
+import torch.distributed.tensor
 
 import resnest_seg.sharding
 from resnest_seg.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
@@ -47,8 +50,6 @@ class Uneven(SegmentationDataset):
 
 def train(output, *, until=None, resume=False, **changes):
     """One run; returns its trainer."""
-    import torch
-
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, **changes))
