@@ -1,7 +1,7 @@
 """One file format: a safetensors file that carries everything needed to rebuild the model, and to resume.
 
     tensors    model.<key>              the weights and buffers of the `Segmenter`
-               optimizer.<i>.<name>     optional training state: the optimiser's, per parameter
+               optimizer.<key>.<name>   optional training state: the optimiser's, per parameter
                average.<key>            optional training state: the moving average of the weights
     metadata   format, num_classes, sha256, and as JSON config, label_space, training
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from resnest_seg.config import RunConfig, run_config_from_dict
 from resnest_seg.errors import CheckpointError
 from resnest_seg.files import atomic_write
 from resnest_seg.labels import LabelSpace
+from resnest_seg.sharding import part_like
 
 FORMAT = "resnest_seg/1"
 """Value of the metadata key `format`."""
@@ -153,18 +154,48 @@ def find_checkpoint(path: str | Path) -> Path:
     raise CheckpointError(f"{path} is no run folder, or a run that has not saved yet: it has no {BEST} and no {LAST}.")
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The tensors of an optimiser's state, named optimizer.<parameter>.<name>, numbered over all groups."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of an optimiser's state, as optimizer.<parameter>.<name>; `names` are in the optimiser's order."""
     state = optimizer.state_dict()["state"]
-    return {f"optimizer.{index}.{name}": value for index, slots in state.items() for name, value in slots.items()}
+    return {
+        f"optimizer.{names[index]}.{name}": value for index, slots in state.items() for name, value in slots.items()
+    }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put the tensors of `optimizer_tensors` back; parameter groups and their rates stay as they are."""
-    state: dict[int, dict[str, Tensor]] = {}
+def optimizer_state(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The reverse of `optimizer_tensors`: parameter -> name -> tensor; other tensors are passed over."""
+    state: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         owner, _, rest = key.partition(".")
         if owner == "optimizer":
-            index, _, name = rest.partition(".")
-            state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            parameter, _, name = rest.rpartition(".")
+            state.setdefault(parameter, {})[name] = value
+    return state
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    trained: Mapping[str, torch.nn.Parameter],
+    state: Mapping[str, Mapping[str, Tensor]],
+    *,
+    may_differ: bool,
+) -> None:
+    """Put the state of parameters that are still trained back; groups and rates stay, other parameters begin anew.
+
+    Args:
+        optimizer: It is changed.
+        trained: Its parameters by name, in its order.
+        state: As from `optimizer_state`; empty before the first step.
+        may_differ: It may be the state of other parameters.
+
+    Raises:
+        KeyError: It is, and may not be: one of them.
+    """
+    if state and state.keys() != trained.keys() and not may_differ:
+        raise KeyError(sorted(state.keys() ^ trained.keys())[0])
+    own = {
+        place: {slot: part_like(value, parameter) for slot, value in state[name].items()}
+        for place, (name, parameter) in enumerate(trained.items())
+        if name in state
+    }
+    optimizer.load_state_dict({"state": own, "param_groups": optimizer.state_dict()["param_groups"]})

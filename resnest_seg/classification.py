@@ -1,288 +1,147 @@
-"""Train an image classifier, whose encoder a segmenter then starts from: the loop of `resnest_seg.training` in small.
+"""Training for images as a whole, whose encoder a segmenter then starts from: augmented crops, top-1 accuracy.
 
-As there, a step's work depends on the config, the step and the saved state alone, so an interrupted run continues to
-the same bits. A classifier is a `Segmenter` with head "classifier"; its checkpoint is one like any other.
+A classifier is a `Segmenter` with head "classifier"; its checkpoint is one like any other.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import itertools
-import json
-import math
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
+from accelerate import Accelerator
+from rich.progress import Progress
 from torch import Tensor
 from torchvision.transforms import v2
 
-from resnest_seg.checkpoint import BEST, CONFIG, LAST, Checkpoint, TrainingState, optimizer_tensors, restore_optimizer
+from resnest_seg.checkpoint import TrainingState
 from resnest_seg.class_folder import ClassBatch, ClassFolder, class_batches, eval_transform, train_transform
-from resnest_seg.config import flatten, to_yaml
-from resnest_seg.engine import StopSignal, accelerator_for, shares_statistics
-from resnest_seg.errors import CheckpointError, DatasetError, ResNeStSegError
-from resnest_seg.files import atomic_write
-from resnest_seg.loader import training_batches
-from resnest_seg.optim import build_optimizer, freeze, hold_frozen, set_lr
-from resnest_seg.pretraining import PretrainConfig
-from resnest_seg.schedules import Schedule, describe_lr
-from resnest_seg.segmenter import Segmenter, load_weights
-from resnest_seg.transforms import sample_seed
-
-METRICS, CLASSES = "metrics.jsonl", "classes.txt"
-"""Names in a run folder: one JSON object a line, and the classes, one a line in the order of the outputs."""
-
-MAY_CHANGE = ("output", "data.root", "data.workers", "train.log_every", "model.checkpointing")
-"""Config keys that a resumed run may change, because they change no number."""
+from resnest_seg.config import RunConfig
+from resnest_seg.engine import StopSignal
+from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
+from resnest_seg.labels import LabelSpace
+from resnest_seg.pretraining import ClassifyConfig, PretrainConfig
+from resnest_seg.run_folder import CLASSES
+from resnest_seg.segmenter import Segmenter
 
 
-class ClassifierTrainer:
-    """Trains a classifier into a run folder: config.yaml, classes.txt, metrics.jsonl, last and best.safetensors.
+class ClassificationTask:
+    """A `resnest_seg.task.Task`.
 
     Args:
         config: The run.
-        segmenter: A model with head "classifier" and as many classes as the data.
         train: The training split.
         validation: The validation split, of the same classes.
-        output: The run folder. It must not exist, unless the run is resumed.
-        resume: Continue from the folder's last checkpoint.
 
     Raises:
-        ConfigError: Unknown names; a batch that cannot be divided.
         DatasetError: The splits have other classes.
-        CheckpointError: The folder exists already, or cannot be resumed.
     """
 
-    def __init__(
-        self,
-        config: PretrainConfig,
-        *,
-        segmenter: Segmenter,
-        train: ClassFolder,
-        validation: ClassFolder,
-        output: str | Path,
-        resume: bool = False,
-    ) -> None:
-        self.config, self.train, self.validation, self.output = config, train, validation, Path(output)
+    score = "top1"
+    probabilities = None
+    label_space: LabelSpace | None = None
+
+    def __init__(self, config: PretrainConfig, train: ClassFolder, validation: ClassFolder) -> None:
         if train.names != validation.names:
             differing = sorted(set(train.names) ^ set(validation.names))
             raise DatasetError(f"the splits have other classes: {', '.join(differing[:5])} is in one of them only.")
-        saved = Checkpoint.load(self.output / LAST) if resume else None
-        if not resume and self.output.exists():
-            raise CheckpointError(
-                f"run folder {self.output} already exists. Choose another with --output, or --resume."
-            )
-        self.engine = accelerator_for(config, self.output)
-        self.console = Console(quiet=not self.engine.is_main_process)
-        segmenter.head.dropout.p = config.classify.dropout  # type: ignore[union-attr]
-        shared = shares_statistics(config, self.engine)
-        self.segmenter = torch.nn.SyncBatchNorm.convert_sync_batchnorm(segmenter) if shared else segmenter
-        freeze(self.segmenter, config.optim)
-        optimizer = build_optimizer(self.segmenter, config.optim)
-        # The engine patches half precision into the module it is given: the segmenter itself stays as it is.
-        self.model, self.optimizer = self.engine.prepare(_Scores(self.segmenter), optimizer)
-        self.mix = batch_mix(config, len(train.names))
-        self.steps_per_epoch = max(len(train) // config.train.batch_size, 1)
-        self.schedule = Schedule.from_config(config, steps_per_epoch=self.steps_per_epoch)
-        self.step, self.validated_step, self.best_top1 = 0, 0, -1.0
-        if saved is not None:
-            self._restore(saved)
+        self.run, self.train, self.validation = config, train, validation
+        self.size, self.num_classes, self.config = len(train), len(train.names), config.run
+        self.files: Mapping[str, str] = {CLASSES: "".join(f"{name}\n" for name in train.names)}
+        self.mix = batch_mix(config, self.num_classes)
 
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        return self.schedule.steps
+    def identity(self) -> str:
+        """Of the training images."""
+        return self.train.identity()
 
-    def fit(self) -> bool:
-        """Train to the end, or until Ctrl-C or SIGTERM, which end the step, save, and stop.
+    def values(self) -> dict[str, Any]:
+        """The group of the config that a checkpoint does not carry."""
+        return {"classify": dataclasses.asdict(self.run.classify)}
 
-        Returns:
-            Whether the run is complete.
+    def whole_config(self, config: RunConfig, state: TrainingState) -> PretrainConfig:
+        """With that group.
 
         Raises:
-            DatasetError: An image cannot be read.
-            ResNeStSegError: The loss is not finite; the weights are those before the bad step.
+            CheckpointError: The state is not a classifier's.
         """
-        self._open_run()
-        batches = self._batches()
-        with StopSignal() as stop:
-            clock, since = time.perf_counter(), self.step
-            if self._validation_due():
-                self._validate()
-            while self.step < self.steps:
-                lr = self.schedule(self.step)
-                set_lr(self.optimizer, lr)
-                loss = self._optimise(list(itertools.islice(batches, self.config.train.accumulation)))
-                self.step += 1
-                if self.step % self.config.train.log_every == 0 or self.step == 1:
-                    speed = (self.step - since) * self.config.train.batch_size / (time.perf_counter() - clock)
-                    self._log("train", {"loss": loss, "lr": lr, "images_per_second": speed})
-                    self.console.print(f"step {self.step}/{self.steps}  loss {loss:.3f}  {speed:.1f} images/s")
-                stopping = stop.anywhere(self.engine) is not None
-                if stopping or self.step % self.steps_per_epoch == 0 or self.step == self.steps:
-                    self._save(LAST, training=True)
-                if stopping:
-                    break
-                if self._validation_due():
-                    self._validate()
-                    clock, since = time.perf_counter(), self.step
-        return self.step == self.validated_step == self.steps
+        if "classify" not in state.values:
+            raise CheckpointError("this is no state of a classifier's training: it cannot be resumed.")
+        groups = {field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)}
+        return PretrainConfig(**groups, classify=ClassifyConfig(**state.values["classify"]))
 
-    def _optimise(self, parts: list[ClassBatch]) -> float:
-        """One optimiser step over the micro-batches of the effective batch; returns its loss."""
-        self.model.train()
-        hold_frozen(self.segmenter, self.config.optim)
-        torch.manual_seed(sample_seed(self.config.seed, self.step, self.engine.process_index))  # dropout's and mixing's
-        total = torch.zeros((), device=self.engine.device)
-        for number, part in enumerate(parts):
-            images = part.images.to(self.engine.device, non_blocking=True)
-            labels = part.labels.to(self.engine.device, non_blocking=True)
-            if self.mix is not None:
-                images, labels = self.mix(images.float(), labels)  # labels [N] become shares [N, K]
-            last = number == len(parts) - 1
-            with contextlib.nullcontext() if last else self.engine.no_sync(self.model):
-                scores = self.model(images).float()
-                loss = F.cross_entropy(scores, labels, label_smoothing=self.config.classify.label_smoothing)
-                self.engine.backward(loss / len(parts))  # of equally many images each, over processes likewise
-            total += loss.detach() / len(parts)
-        value = float(self.engine.reduce(total, reduction="mean"))
-        if not math.isfinite(value):
-            raise ResNeStSegError(
-                f"the loss is {value} at step {self.step} (lr {self.optimizer.param_groups[0]['lr']:.3g}); the weights "
-                f"were not updated. Files of the batch: {', '.join(name for part in parts for name in part.names)}. "
-                "Lower optim.lr, or look at these files."
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return value
+    def begin(self, segmenter: Segmenter, device: torch.device) -> None:
+        """Set the dropout.
 
-    def _batches(self) -> Iterator[ClassBatch]:
-        """This process's micro-batches, from the current step to the last."""
-        order = training_batches(
-            len(self.train),
-            seed=self.config.seed,
-            batch_size=self.config.train.batch_size,
-            steps=range(self.step, self.steps),
-            parts=self.config.train.accumulation,
-            rank=self.engine.process_index,
-            processes=self.engine.num_processes,
-        )
+        Raises:
+            ConfigError: The model has another number of classes.
+        """
+        if segmenter.num_classes != self.num_classes:
+            raise ConfigError(f"the model has {segmenter.num_classes} classes, and the data {self.num_classes}.")
+        segmenter.head.dropout.p = self.run.classify.dropout  # type: ignore[union-attr]
+
+    def model(self, segmenter: Segmenter) -> torch.nn.Module:
+        """Gives class scores."""
+        return _Scores(segmenter)
+
+    def batches(self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool) -> Iterator[ClassBatch]:
+        """Augmented crops."""
         return class_batches(
             self.train,
             order,
-            transform=train_transform(self.config),
-            seed=self.config.seed,
-            workers=self.config.data.workers,
-            pin_memory=self.engine.device.type == "cuda",
+            transform=train_transform(self.run),
+            seed=self.run.seed,
+            workers=self.run.data.workers,
+            pin_memory=pin_memory,
         )
 
-    def _validation_due(self) -> bool:
-        every = self.config.train.validate_every * self.steps_per_epoch
-        return (self.step % every == 0 or self.step == self.steps) and self.step > self.validated_step
+    def weight_of(self, labels: Tensor) -> Tensor:
+        """Images."""
+        return torch.tensor(len(labels), device=labels.device)
 
-    def _validate(self) -> None:
-        """Top-1 and top-5 accuracy over the validation split, each process its share; keeps the best weights."""
-        mine = range(self.engine.process_index, len(self.validation), self.engine.num_processes)
-        size = max(self.config.train.batch_size // (self.config.train.accumulation * self.engine.num_processes), 1)
+    def inputs(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed, if the config says so: labels [N] become shares of classes [N, K]."""
+        mixed: tuple[Tensor, Tensor] = (images, labels) if self.mix is None else self.mix(images.float(), labels)
+        return mixed
+
+    def loss(self, output: Tensor, labels: Tensor, *, total: Tensor) -> Tensor:
+        """Cross-entropy with smoothed labels."""
+        smoothing = self.run.classify.label_smoothing
+        return F.cross_entropy(output.float(), labels, label_smoothing=smoothing, reduction="sum") / total
+
+    def validate(
+        self, segmenter: Segmenter, engine: Accelerator, *, stop: StopSignal, progress: Progress
+    ) -> Mapping[str, float] | None:
+        """Top-1 and top-5 accuracy, 0..1, each process its share."""
+        train, workers = self.run.train, self.run.data.workers
+        mine = range(engine.process_index, len(self.validation), engine.num_processes)
+        size = max(train.batch_size // (train.accumulation * engine.num_processes), 1)
         order = [[(0, index) for index in mine[first : first + size]] for first in range(0, len(mine), size)]
-        transform = eval_transform(self.config)
-        batches = class_batches(self.validation, order, transform=transform, workers=self.config.data.workers)
-        top1, top5 = accuracy(self.segmenter, batches, device=self.engine.device)
-        count = self._summed(len(mine))
-        scores = {"top1": self._summed(top1) / count, "top5": self._summed(top5) / count}
-        self._log("validation", scores)
-        self.console.print(f"step {self.step}  top-1 {100 * scores['top1']:.2f}  top-5 {100 * scores['top5']:.2f}")
-        if scores["top1"] > self.best_top1:
-            self.best_top1 = scores["top1"]
-            self._save(BEST, training=False)
-        self.validated_step = self.step
-        self._save(LAST, training=True)
+        batches = class_batches(self.validation, order, transform=eval_transform(self.run), workers=workers)
+        bar = progress.add_task("validating", total=len(order), shown="")
 
-    def _summed(self, value: int) -> int:
-        """The sum over processes."""
-        return int(self.engine.reduce(torch.tensor(value, device=self.engine.device), reduction="sum"))
+        def until_stopped() -> Iterator[ClassBatch]:
+            for batch in batches:
+                if stop.number is not None:
+                    return
+                progress.update(bar, advance=1)
+                yield batch
 
-    def _log(self, kind: str, values: dict[str, float]) -> None:
-        if self.engine.is_main_process:
-            line = {"kind": kind, "step": self.step, "epoch": round(self.step / self.steps_per_epoch, 4), **values}
-            with open(self.output / METRICS, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+        counts = [*accuracy(segmenter, until_stopped(), device=engine.device), len(mine)]
+        progress.remove_task(bar)
+        if stop.anywhere(engine) is not None:
+            return None
+        top1, top5, images = engine.reduce(torch.tensor(counts, device=engine.device), reduction="sum").tolist()
+        return {"top1": top1 / images, "top5": top5 / images}
 
-    def _open_run(self) -> None:
-        """Create the run folder, or cut a resumed run's metrics back to the step it continues from."""
-        if self.engine.is_main_process:
-            self.output.mkdir(parents=True, exist_ok=True)
-            metrics = self.output / METRICS
-            lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-            reached = {"train": self.step, "validation": self.validated_step}
-            files = {
-                CONFIG: to_yaml(self.config),
-                CLASSES: "".join(f"{name}\n" for name in self.train.names),
-                METRICS: "".join(f"{line}\n" for line in lines if _is_reached(line, reached)),
-            }
-            for name, text in files.items():
-                with atomic_write(self.output / name) as temporary:
-                    temporary.write_text(text, encoding="utf-8")
-        self.engine.wait_for_everyone()
-        if self.step == 0:
-            self._save(LAST, training=True)
-        self.console.print(
-            f"{self.segmenter.description}, {len(self.train.names)} classes; {len(self.train)} training images, "
-            f"{self.steps} steps of {self.config.train.batch_size} images on {self.engine.num_processes} x "
-            f"{self.engine.device}, {describe_lr(self.config)}; run folder {self.output}",
-            soft_wrap=True,
-        )
+    def show(self, scores: Mapping[str, float]) -> str:
+        """In percent."""
+        return f"val top-1 {100 * scores['top1']:.2f}  top-5 {100 * scores['top5']:.2f}"
 
-    def _save(self, name: str, *, training: bool) -> None:
-        if self.engine.is_main_process:
-            state = self._training_state() if training else None
-            weights = self.segmenter.state_dict()
-            file = Checkpoint(self.config.run, None, weights, state, num_classes=len(self.train.names))
-            file.save(self.output / name)
-        self.engine.wait_for_everyone()
-
-    def _training_state(self) -> TrainingState:
-        values: dict[str, Any] = {
-            "step": self.step,
-            "validated_step": self.validated_step,
-            "best_top1": self.best_top1,
-            "data": self.train.identity(),
-            "classify": dataclasses.asdict(self.config.classify),
-        }
-        if self.engine.scaler is not None:
-            values["scaler"] = self.engine.scaler.state_dict()
-        return TrainingState(values, optimizer_tensors(self.optimizer))
-
-    def _restore(self, saved: Checkpoint) -> None:
-        """Take over weights, optimiser and step of a checkpoint."""
-        place = self.output / LAST
-        if saved.training is None or "best_top1" not in saved.training.values:
-            raise CheckpointError(f"{place} is no state of a classifier's training: it cannot be resumed.")
-        values = saved.training.values
-        before = flatten(saved.config) | {f"classify.{key}": value for key, value in values["classify"].items()}
-        changed = [f"{key} ({before[key]} -> {value})" for key, value in flatten(self.config).items()
-                   if before.get(key) != value and key not in MAY_CHANGE]  # fmt: skip
-        if changed:
-            raise CheckpointError(
-                f"{self.output / CONFIG} is not the config of this run any more: {', '.join(changed)}."
-            )
-        if values["data"] != self.train.identity():
-            raise CheckpointError(f"the training images are not those of {place} any more. Begin a new run.")
-        load_weights(self.segmenter, saved.weights)
-        try:
-            restore_optimizer(self.optimizer, saved.training.tensors)
-            if self.engine.scaler is not None:
-                self.engine.scaler.load_state_dict(values["scaler"])
-            self.step, self.validated_step = int(values["step"]), int(values["validated_step"])
-            self.best_top1 = float(values["best_top1"])
-        except (KeyError, ValueError) as error:
-            raise CheckpointError(f"{place} cannot be resumed here: no or another state of {error}.") from None
+    def draw(self, engine: Accelerator, *, folder: Path, epoch: int, step: int) -> None:
+        """Nothing."""
 
 
 class _Scores(torch.nn.Module):
@@ -318,12 +177,3 @@ def accuracy(segmenter: Segmenter, batches: Iterator[ClassBatch], *, device: tor
             right = scores.topk(min(5, scores.shape[1])).indices.cpu() == batch.labels[:, None]  # [N, 5]
             first, among = first + int(right[:, 0].sum()), among + int(right.sum())
     return first, among
-
-
-def _is_reached(line: str, reached: dict[str, int]) -> bool:
-    """Whether a line of metrics.jsonl is whole, and not after the step that a resumed run continues from."""
-    try:
-        entry = json.loads(line)
-        return int(entry["step"]) <= reached[entry["kind"]]
-    except (ValueError, KeyError, TypeError):
-        return False  # the run died while writing it

@@ -34,9 +34,12 @@ NOT_NEGATIVE = (
 
 SHARES = (
     *(f"data.{name}" for name in ("flip", "blur", "coarse_dropout", "class_mix")),
-    *("train.label_smoothing", "train.ohem_threshold", "optim.momentum", "model.drop_block", "model.drop_path"),
+    *("train.ohem_threshold", "model.drop_block", "model.drop_path"),
 )
 """Keys whose numbers lie in 0..1."""
+
+BELOW_ONE = ("train.label_smoothing", "optim.momentum")
+"""Keys whose numbers are 0 or above and below 1, where nothing would be learnt, or nothing ever forgotten."""
 
 POSITIVE_OR_NULL = ("data.crop_width", "eval.limit", "train.epochs", "train.iterations", "optim.reference_batch")
 """Keys of counts that may be null."""
@@ -63,6 +66,9 @@ def check_values(flat: Mapping[str, Any]) -> None:
     for key in SHARES:
         if not 0 <= flat[key] <= 1:
             raise ConfigError(f"{key} must lie in 0..1, not {flat[key]}.")
+    for key in BELOW_ONE:
+        if not 0 <= flat[key] < 1:
+            raise ConfigError(f"{key} must lie in 0..1 and below 1, not {flat[key]}.")
     for key in POSITIVE_OR_NULL:
         if flat[key] is not None and flat[key] < 1:
             raise ConfigError(f"{key} must be at least 1 or null, not {flat[key]}.")

@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import json
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
 
 from resnest_seg.catalog import DATASETS, data_root, dataset_for
 from resnest_seg.checkpoint import BEST
+from resnest_seg.class_folder import ClassFolder
 from resnest_seg.classes_file import read_classes
+from resnest_seg.classification import ClassificationTask
 from resnest_seg.config import DataConfig, RunConfig
 from resnest_seg.datasets import Synthetic
 from resnest_seg.doctor import balance
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.evaluation import evaluate
+from resnest_seg.finetune import load_fitting
 from resnest_seg.labels import LabelSpace
+from resnest_seg.pretraining import PretrainConfig
+from resnest_seg.published import published
 from resnest_seg.run_folder import MACHINE
 from resnest_seg.samples import Sample, SegmentationDataset
-from resnest_seg.segmenter import segmenter_for
+from resnest_seg.schedules import Schedule
+from resnest_seg.segmentation import SegmentationTask
+from resnest_seg.segmenter import Segmenter, segmenter_for
+from resnest_seg.task import Task
 from resnest_seg.training import Trainer
+from resnest_seg.visualize import write_png
 from resnest_seg.zoo import load_checkpoint
+
+T = TypeVar("T", bound=RunConfig)
 
 IMAGES = 2
 """How many images a dry run validates on and evaluates."""
+
+IMAGENET_CLASSES = 1000
+"""Of the data set of that name, where it is not there."""
 
 
 class StandIn(SegmentationDataset):
@@ -73,8 +92,8 @@ class FirstOf(SegmentationDataset):
 def dry_run(config: RunConfig) -> str:
     """Build the run, take a step, save, resume, take another, validate, and evaluate what was saved as best.
 
-    The model, the sizes and the batch are the run's own, so memory and time are, too; its published weights are not
-    fetched. The data is the run's if it is there, else street scenes with its classes. All files lie in a temporary
+    The model, the sizes and the batch are the run's own, so memory and time are, too; weights are loaded from files and
+    not fetched. The data is the run's if it is there, else street scenes with its classes. All files lie in a temporary
     folder, which is removed.
 
     Returns:
@@ -84,51 +103,119 @@ def dry_run(config: RunConfig) -> str:
         ConfigError: The config cannot be run, or there are several processes.
         ResNeStSegError: Whatever else would stop the run.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("a dry run takes one process: start it without torchrun.")
     real = {split: data_or_stand_in(config, split) for split in ("train", config.eval.split)}
+    stand_in = isinstance(real["train"], StandIn)
+    if not stand_in:
+        Schedule.from_config(config, steps_per_epoch=max(len(real["train"]) // config.train.batch_size, 1))
     train = FirstOf(real["train"], 2 * config.train.batch_size)
     validation = FirstOf(real[config.eval.split], IMAGES)
-    short = dataclasses.replace(config.train, epochs=1, iterations=None, validate_every=1, log_every=1)
-    short = dataclasses.replace(short, validate_every_steps=0, trackers="none")
-    optim = dataclasses.replace(config.optim, warmup=0.0)  # it may be longer than two steps
-    config = dataclasses.replace(config, train=short, optim=optim)
-    weights = balance(
-        train, dataclasses.replace(config, data=dataclasses.replace(config.data, workers=0))
-    ).class_weights
-    with tempfile.TemporaryDirectory(prefix="resnest_seg_dry_run_") as folder:
-        output = Path(folder) / "run"
-        for resume in (False, True):
-            torch.manual_seed(config.seed)
-            segmenter = segmenter_for(config, train.label_space, pretrained=False)
-            trainer = Trainer(
-                config,
-                segmenter=segmenter,
-                train=train,
-                validation=validation,
-                output=output,
-                resume=resume,
-                class_weights=weights,
-            )
-            trainer.fit(until=None if resume else 1)
-            if trainer.stopped_by is not None:
-                raise KeyboardInterrupt
-        segmenter = load_checkpoint(output / BEST).to(trainer.engine.device)
+    short = _shortened(config)
+    alone = dataclasses.replace(short, data=dataclasses.replace(short.data, workers=0))
+    task = SegmentationTask(short, train, validation, class_weights=balance(train, alone).class_weights)
+
+    def build() -> Segmenter:
+        segmenter = segmenter_for(short, train.label_space, pretrained=_is_here(short.model.encoder_weights))
+        if short.model.weights is not None and published(short.model.weights) is None:
+            load_fitting(segmenter, short.model.weights)
+        return segmenter
+
+    with _two_steps(short, task, build) as (segmenter, step):
         report = evaluate(segmenter, validation, protocols=(config.eval.protocol,))
-        entries = [json.loads(line) for line in (output / MACHINE).read_text(encoding="utf-8").splitlines()]
-    speed = [entry for entry in entries if entry["kind"] == "speed"][-1]
-    memory = f"{speed['memory_mib']} MiB" + (f", {speed['cuda_peak_mib']} MiB GPU" if "cuda_peak_mib" in speed else "")
-    stand_in = isinstance(real["train"], StandIn)
     return "\n".join(
         (
             f"dry run of {segmenter.description} passed: trained, saved, resumed, validated, evaluated.",
             f"  data     {'not found, so street scenes with the classes of' if stand_in else 'read from'} "
             f"{config.data.dataset}, {len(train.label_space)} classes",
-            f"  step     {config.train.batch_size / speed['images_per_second']:.2f} s for {config.train.batch_size} "
-            f"images, memory {memory}",
+            step,
             f"  scores   of {report.images} images, protocol {config.eval.protocol}; they mean nothing after two steps",
         )
     )
+
+
+def dry_run_classifier(config: PretrainConfig) -> str:
+    """The same for a classifier; where its data is not there, noise stands in for the 1000 classes of ImageNet.
+
+    Raises:
+        ConfigError: The config cannot be run, or there are several processes.
+        ResNeStSegError: Whatever else would stop the run.
+    """
+    root = data_root(config.data.dataset, config.data.root)
+    short = _shortened(config)
+    with tempfile.TemporaryDirectory(prefix="resnest_seg_dry_run_") as folder:
+        if not root.exists():
+            _write_noise(Path(folder), short)
+        place = root if root.exists() else folder
+        train = _first(ClassFolder(place, "train"), 2 * short.train.batch_size)
+        task = ClassificationTask(short, train, _first(ClassFolder(place, "val"), IMAGES))
+
+        def build() -> Segmenter:
+            here = _is_here(short.model.encoder_weights)
+            return segmenter_for(short.run, None, num_classes=task.num_classes, pretrained=here)
+
+        with _two_steps(short, task, build) as (segmenter, step):
+            pass
+    return "\n".join(
+        (
+            f"dry run of {segmenter.description} passed: trained, saved, resumed, validated, loaded.",
+            f"  data     {f'read from {root}' if root.exists() else 'not found, so noise'}, {task.num_classes} classes",
+            step,
+        )
+    )
+
+
+def _shortened(config: T) -> T:
+    """Two steps of the run."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a dry run takes one process: start it without torchrun.")
+    short = dataclasses.replace(config.train, epochs=1, iterations=None, validate_every=1, log_every=1)
+    short = dataclasses.replace(short, validate_every_steps=0, trackers="none")
+    optim = dataclasses.replace(config.optim, warmup=0.0)  # it may be longer than two steps
+    return dataclasses.replace(config, train=short, optim=optim)
+
+
+@contextlib.contextmanager
+def _two_steps(config: RunConfig, task: Task, build: Callable[[], Segmenter]) -> Iterator[tuple[Segmenter, str]]:
+    """Train for a step, resume, train for another; the best model as loaded from its file, and what a step took."""
+    with tempfile.TemporaryDirectory(prefix="resnest_seg_dry_run_") as folder:
+        output = Path(folder) / "run"
+        for resume in (False, True):
+            torch.manual_seed(config.seed)
+            trainer = Trainer(config, segmenter=build(), task=task, output=output, resume=resume)
+            trainer.fit(until=None if resume else 1)
+            if trainer.stopped_by is not None:
+                raise KeyboardInterrupt
+        entries = [json.loads(line) for line in (output / MACHINE).read_text(encoding="utf-8").splitlines()]
+        speed = [entry for entry in entries if entry["kind"] == "speed"][-1]
+        gpu = f", {speed['cuda_peak_mib']} MiB GPU" if "cuda_peak_mib" in speed else ""
+        yield (
+            load_checkpoint(output / BEST).to(trainer.engine.device),
+            f"  step     {config.train.batch_size / speed['images_per_second']:.2f} s for {config.train.batch_size} "
+            f"images, memory {speed['memory_mib']} MiB{gpu}",
+        )
+
+
+def _is_here(weights: str | None) -> bool:
+    """Whether weights are a file, which costs nothing to load."""
+    return weights is not None and Path(weights).is_file()
+
+
+def _first(folder: ClassFolder, count: int) -> ClassFolder:
+    """The first `count` images, over again if there are fewer; of all classes all the same."""
+    short = copy.copy(folder)
+    places = [index % len(folder) for index in range(count)]
+    short.paths, short.labels = [folder.paths[place] for place in places], [folder.labels[place] for place in places]
+    return short
+
+
+def _write_noise(root: Path, config: PretrainConfig) -> None:
+    """Images of the size of a crop, one a class."""
+    size = (config.data.crop_size, config.data.crop_width or config.data.crop_size, 3)
+    noise = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    for split in ("train", "val"):
+        for name in range(IMAGENET_CLASSES):
+            place = root / split / f"{name:04}"
+            place.mkdir(parents=True)
+            write_png(place / "0.png", noise)
 
 
 def data_or_stand_in(config: RunConfig, split: str) -> SegmentationDataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from resnest_seg.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from resnest_seg.config import DataConfig, ModelConfig, RunConfig, TrainConfig, flatten
 from resnest_seg.errors import ConfigError, unknown_name
 
 AUGMENTS = ("none", "auto", "rand")
@@ -31,12 +31,19 @@ class ClassifyConfig:
     """Side of the validation's centre crop, times the short edge of the resized image."""
 
 
+WITHOUT_EFFECT = (
+    *(f"data.{name}" for name in ("rotate", "color_jitter", "blur", "coarse_dropout", "class_mix", "rare_class")),
+    *(f"train.{name}" for name in ("loss", "class_weights", "label_smoothing")),
+    *("data.classes", "model.weights", "eval.limit"),
+)
+"""Keys of `RunConfig` that change nothing about a classifier."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig(RunConfig):
     """Everything that decides what the training of a classifier computes.
 
-    Of the groups of `RunConfig`, these keys count: the whole of model and optim; root, crop_size, flip and workers of
-    data; epochs, iterations, batch_size, accumulation, precision, sync_bn, validate_every and log_every of train.
+    Of `RunConfig` all keys count that are not about pixels; those of `WITHOUT_EFFECT` must keep their defaults.
     """
 
     model: ModelConfig = dataclasses.field(
@@ -51,6 +58,10 @@ class PretrainConfig(RunConfig):
         own = self.classify
         if self.model.head != "classifier":
             raise ConfigError(f"model.head must be classifier here, not {self.model.head!r}.")
+        flat, usual = flatten(self), flatten(RunConfig())
+        for key in WITHOUT_EFFECT:
+            if flat[key] != usual[key]:
+                raise ConfigError(f"{key} has no effect on a classifier: leave it at {usual[key]}, not {flat[key]}.")
         if own.augment not in AUGMENTS:
             raise unknown_name("classify.augment", own.augment, AUGMENTS)
         for key in ("mixup", "cutmix"):

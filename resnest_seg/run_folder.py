@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from resnest_seg.checkpoint import BEST, CONFIG, LAST, Checkpoint
-from resnest_seg.config import RunConfig, config_keys, flatten, to_yaml
+from resnest_seg.config import RunConfig, flatten, to_yaml
 from resnest_seg.errors import CheckpointError, unknown_name
 from resnest_seg.files import atomic_write, remove_leftovers, sync_folder
 
-METRICS, MACHINE, SHEET = "metrics.jsonl", "machine.jsonl", "contact_sheet.png"
-"""Names in a run folder: one JSON object a line each, and the picture of validation images."""
+METRICS, MACHINE, SHEET, CLASSES = "metrics.jsonl", "machine.jsonl", "contact_sheet.png", "classes.txt"
+"""Names in a run folder: one JSON object a line each; a picture of validation images; an image classifier's classes."""
 
-OURS = {CONFIG, LAST, BEST, METRICS, MACHINE, SHEET, "tensorboard", "wandb"}
+OURS = {CONFIG, LAST, BEST, METRICS, MACHINE, SHEET, CLASSES, "tensorboard", "wandb"}
 """What a run that died before its first save can have left behind."""
 
 MAY_CHANGE = (
@@ -112,17 +112,19 @@ class RunFolder:
         way_out = f", or continue that run with --resume {self.path}" if self.states() else ""
         raise CheckpointError(f"run folder {self.path} already exists. Choose another with --output{way_out}.")
 
-    def open(self, config: RunConfig, reached: Mapping[str, int]) -> None:
+    def open(self, config: RunConfig, reached: Mapping[str, int], *, files: Mapping[str, str] | None = None) -> None:
         """Create the folder, or cut a resumed run's metrics back to where it continues.
 
         Args:
             config: What config.yaml shall say.
             reached: Kind of line -> the last step whose lines stay.
+            files: Name -> text of more files.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path)
-        with atomic_write(self.path / CONFIG) as temporary:
-            temporary.write_text(to_yaml(config), encoding="utf-8")
+        for name, text in {CONFIG: to_yaml(config), **(files or {})}.items():
+            with atomic_write(self.path / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
         metrics = self.path / METRICS
         lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.exists() else []
         with atomic_write(metrics) as temporary:
@@ -169,10 +171,10 @@ def config_changes(saved: RunConfig, config: RunConfig, *, allowed: Collection[s
         ConfigError: An allowed key does not exist.
         CheckpointError: Another key changed.
     """
-    for key in allowed:
-        if key not in config_keys():
-            raise unknown_name("key to change:", key, config_keys())
     before, now = flatten(saved), flatten(config)
+    for key in allowed:
+        if key not in now:
+            raise unknown_name("key to change:", key, now)
     changes = {key: f"{key} ({before[key]} -> {now[key]})" for key in now if now[key] != before[key]}
     refused = [key for key in changes if key not in (*MAY_CHANGE, *allowed)]
     if refused:

@@ -13,35 +13,39 @@ import itertools
 import math
 import platform
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
-from resnest_seg.checkpoint import BEST, CONFIG, LAST, Checkpoint, TrainingState, optimizer_tensors, restore_optimizer
+from resnest_seg.checkpoint import (
+    BEST,
+    CONFIG,
+    LAST,
+    Checkpoint,
+    TrainingState,
+    optimizer_state,
+    optimizer_tensors,
+    restore_optimizer,
+)
 from resnest_seg.config import RunConfig, flatten
 from resnest_seg.ema import WeightAverage
 from resnest_seg.engine import PRECISIONS, StopSignal, accelerator_for, shares_statistics, splits_model, trackers
 from resnest_seg.errors import CheckpointError
-from resnest_seg.evaluation import check_fits
-from resnest_seg.loader import Batch, build_loader, training_batches
-from resnest_seg.losses import CoarseLogits, SegmentationLoss
+from resnest_seg.loader import training_batches
 from resnest_seg.optim import build_optimizer, freeze, hold_frozen, set_lr
-from resnest_seg.protocols import protocol
 from resnest_seg.run_folder import MACHINE, METRICS, RunFolder, config_changes
-from resnest_seg.samples import SegmentationDataset
 from resnest_seg.schedules import Schedule, describe_lr
 from resnest_seg.segmenter import Segmenter, load_weights
 from resnest_seg.sharding import gradients_stay, part_like, shard, whole
-from resnest_seg.transforms import TrainTransform, sample_seed
-from resnest_seg.validation import Validator, share_buffers
-from resnest_seg.watch import Gauge, check_finite, gradient_norm, progress_bars
+from resnest_seg.task import LabelledBatch, Task
+from resnest_seg.transforms import sample_seed
+from resnest_seg.validation import share_buffers
+from resnest_seg.watch import Gauge, check_finite, enough_memory, gradient_norm, progress_bars
 
 
 class Trainer:
@@ -50,21 +54,18 @@ class Trainer:
     Args:
         config: The run.
         segmenter: The model, with fresh or loaded weights.
-        train: The training split.
-        validation: The split that `config.eval` names.
+        task: What it is trained for: samples, loss and score.
         output: The run folder. It must not exist, unless the run is resumed.
         resume: Continue from the folder's newest whole state.
         adopt: Begin in a folder that exists if a run has saved nothing into it yet.
         allow_changes: Config keys that a resumed run may change, beyond `MAY_CHANGE`.
-        probabilities: Draw the samples of an epoch with these, [len(train)]; None takes each once.
-        class_weights: Of each class in the loss, [K], as `train.class_weights` names them.
 
     Attributes:
         step: Optimiser steps done.
         stopped_by: The signal that ended `fit`, or None.
 
     Raises:
-        ConfigError: Unknown protocol, precision or tracker; a batch that cannot be divided; class weights are missing.
+        ConfigError: Unknown precision or tracker; a batch that cannot be divided; a model that does not fit the data.
         CheckpointError: The folder exists already, or cannot be resumed.
     """
 
@@ -73,37 +74,28 @@ class Trainer:
         config: RunConfig,
         *,
         segmenter: Segmenter,
-        train: SegmentationDataset,
-        validation: SegmentationDataset,
+        task: Task,
         output: str | Path,
         resume: bool = False,
         adopt: bool = False,
         allow_changes: Collection[str] = (),
-        probabilities: NDArray[np.float64] | None = None,
-        class_weights: torch.Tensor | None = None,
     ) -> None:
-        self.config, self.train, self.validation, self.output = config, train, validation, Path(output)
-        self.probabilities = probabilities
-        protocol(config.eval.protocol)
-        for dataset in (train, validation):
-            check_fits(segmenter, dataset)
+        self.config, self.task, self.output = config, task, Path(output)
         self.folder = RunFolder(output, keep=config.train.keep)
-        self.steps_per_epoch = max(len(train) // config.train.batch_size, 1)
+        self.steps_per_epoch = max(task.size // config.train.batch_size, 1)
         self.schedule = Schedule.from_config(config, steps_per_epoch=self.steps_per_epoch)
         self.steps = self.schedule.steps
-        self.step, self.best_mean_iou, self.validated_step, self.stale_validations = 0, -1.0, 0, 0
+        self.step, self.best_score, self.validated_step, self.stale_validations = 0, -1.0, 0, 0
         self.stopped_by: int | None = None
         self.changes: list[str] = []
         saved = self._open_state(allow_changes) if resume else None
         if saved is None:
             self.folder.check_new(adopt=adopt)
         self.engine = accelerator_for(config, self.output / "tensorboard")
+        self.engine.wait_for_everyone()  # the main process makes the folder that the others have to find missing
         self.console = Console(quiet=not self.engine.is_main_process)
-        self.loss = SegmentationLoss.from_config(
-            config.train, align_corners=segmenter.align_corners, class_weights=class_weights
-        ).to(self.engine.device)
+        task.begin(segmenter, self.engine.device)
         self._build(segmenter, saved)
-        self.validator = Validator(config, validation, self.engine)
         self.gauge = Gauge()
 
     def _build(self, segmenter: Segmenter, saved: Checkpoint | None) -> None:
@@ -121,7 +113,7 @@ class Trainer:
         if self.splits:
             shard(self.segmenter, processes=self.engine.num_processes, device=self.engine.device.type)
         optimizer = build_optimizer(self.segmenter, self.config.optim)
-        model = CoarseLogits(self.segmenter)
+        model = self.task.model(self.segmenter)
         if self.splits:
             self.model, self.optimizer = model, self.engine.prepare(optimizer)
         else:
@@ -163,7 +155,8 @@ class Trainer:
                 set_lr(self.optimizer, lr)
                 with self.gauge.waiting():
                     parts = list(itertools.islice(batches, self.config.train.accumulation))
-                loss, norm = self._optimise(parts)
+                with enough_memory(self.config.train, self.engine.num_processes, where=f"step {self.step}"):
+                    loss, norm = self._optimise(parts)
                 self.step += 1
                 speed = self.gauge.count(self.config.train.batch_size)
                 progress.update(bar, advance=1, shown=f"loss {loss:.3f}  lr {lr:.2g}  {speed:.1f} images/s")
@@ -179,22 +172,21 @@ class Trainer:
         self.engine.end_training()
         return self.finished
 
-    def _optimise(self, parts: list[Batch]) -> tuple[float, float]:
+    def _optimise(self, parts: Sequence[LabelledBatch]) -> tuple[float, float]:
         """One optimiser step over the micro-batches of the effective batch; returns its loss and gradient norm."""
         self.model.train()
         hold_frozen(self.segmenter, self.config.optim)
         torch.manual_seed(sample_seed(self.config.seed, self.step, self.engine.process_index))  # dropout's
         device, processes = self.engine.device, self.engine.num_processes
-        labels = [part.labels.to(device, non_blocking=True) for part in parts]  # uint8
-        pixels = torch.stack([self.loss.weight_of(own) for own in labels]).sum()
-        pixels = self.engine.reduce(pixels, reduction="sum")
+        labels = [part.labels.to(device, non_blocking=True) for part in parts]
+        weight = torch.stack([self.task.weight_of(own) for own in labels]).sum()
+        weight = self.engine.reduce(weight, reduction="sum")
         total = torch.zeros((), device=device)
         for number, part in enumerate(parts):
-            images = part.images.to(device, non_blocking=True)
+            images, targets = self.task.inputs(part.images.to(device, non_blocking=True), labels[number])
             with self._micro_batch(is_last=number == len(parts) - 1):
-                output = self.model(images)
-                loss = self.loss(output.logits, output.aux_logits, labels[number], pixels=pixels)
-                # Gradients are averaged over processes, and the loss is already divided by all processes' pixels.
+                loss = self.task.loss(self.model(images), targets, total=weight)
+                # Gradients are averaged over processes, and the loss is already divided by all processes' weight.
                 self.engine.backward(loss * processes)
             total += loss.detach()
         scaler = self.engine.scaler
@@ -231,26 +223,19 @@ class Trainer:
         """Epochs completed so far."""
         return self.step // self.steps_per_epoch
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[LabelledBatch]:
         """This process's micro-batches, from the current step to the last."""
         order = training_batches(
-            len(self.train),
+            self.task.size,
             seed=self.config.seed,
             batch_size=self.config.train.batch_size,
             steps=range(self.step, self.steps),
             parts=self.config.train.accumulation,
             rank=self.engine.process_index,
             processes=self.engine.num_processes,
-            probabilities=self.probabilities,
+            probabilities=self.task.probabilities,
         )
-        return build_loader(
-            self.train,
-            order,
-            transform=TrainTransform.from_config(self.config.data),
-            seed=self.config.seed,
-            workers=self.config.data.workers,
-            pin_memory=self.engine.device.type == "cuda",
-        )
+        return self.task.batches(order, pin_memory=self.engine.device.type == "cuda")
 
     def _save_due(self) -> bool:
         return self.step % (self.config.train.save_every or self.steps_per_epoch) == 0 or self.step == self.steps
@@ -267,28 +252,25 @@ class Trainer:
             values = self.segmenter.state_dict() if self.average is None else self.average.values
             load_weights(self.judged, whole(values))
         share_buffers(self.judged, self.engine)
-        result = self.validator.run(self.judged, stop=stop, progress=progress)
-        if result is None:
+        scores = self.task.validate(self.judged, self.engine, stop=stop, progress=progress)
+        if scores is None:
             self.stopped_by = stop.anywhere(self.engine)
             return
-        report, sheet = result
-        scores = report.scores[self.config.eval.protocol]
-        self._log(METRICS, "validation", {"mean_iou": scores.mean_iou, "pixel_accuracy": scores.pixel_accuracy})
-        self.console.print(
-            f"epoch {self.epoch:>3}/{math.ceil(self.steps / self.steps_per_epoch)}  step {self.step}  {report.split} "
-            f"mIoU {100 * scores.mean_iou:.2f}  pixel accuracy {100 * scores.pixel_accuracy:.2f}"
-        )
-        self.validator.draw(sheet, report, folder=self.output, epoch=self.epoch, step=self.step)
+        self._log(METRICS, "validation", dict(scores))
+        epochs = math.ceil(self.steps / self.steps_per_epoch)
+        self.console.print(f"epoch {self.epoch:>3}/{epochs}  step {self.step}  {self.task.show(scores)}")
+        self.task.draw(self.engine, folder=self.output, epoch=self.epoch, step=self.step)
         self.stale_validations += 1
-        if scores.mean_iou > self.best_mean_iou:
-            self.best_mean_iou, self.stale_validations = scores.mean_iou, 0
+        if scores[self.task.score] > self.best_score:
+            self.best_score, self.stale_validations = scores[self.task.score], 0
             if self.engine.is_main_process:
-                weights = self.judged.state_dict()
-                Checkpoint(self.config, self.validation.label_space, weights).save(self.output / BEST)
+                self._checkpoint(self.judged.state_dict()).save(self.output / BEST)
         self.validated_step = self.step
         self._save_state()
         if self.finished and self.step < self.steps:
-            self.console.print(f"ended early: {self.stale_validations} validations in a row without a better mIoU")
+            self.console.print(
+                f"ended early: {self.stale_validations} validations in a row without a better {self.task.score}"
+            )
 
     def _rates(self) -> dict[str, float]:
         """The learning rate of every parameter group."""
@@ -306,7 +288,8 @@ class Trainer:
     def _open_run(self) -> None:
         """Create the run folder, or cut a resumed run's metrics back to the step it continues from."""
         if self.engine.is_main_process:
-            self.folder.open(self.config, {"train": self.step, "validation": self.validated_step})
+            reached = {"train": self.step, "validation": self.validated_step}
+            self.folder.open(self.config, reached, files=self.task.files)
         self.engine.wait_for_everyone()
         values = {key: str(value) for key, value in flatten(self.config).items()}
         drawn = {"tensorboard": {"purge_step": self.step + 1}, "wandb": {"dir": str(self.output), "resume": "allow"}}
@@ -315,12 +298,14 @@ class Trainer:
         versions = {"torch": torch.__version__, "python": platform.python_version(), "host": platform.node()}
         started = {"processes": self.engine.num_processes, "device": str(self.engine.device), **versions}
         self._log(MACHINE, "start", {**started, "changes": self.changes})
+        if self.changes:
+            self.console.print(f"changed since the run began: {', '.join(self.changes)}", soft_wrap=True)
         if self.step == 0:
             self._save_state()  # from here on the folder can be resumed, whatever happens
         precision = next(name for name, theirs in PRECISIONS.items() if theirs == self.engine.mixed_precision)
         self.console.print(
-            f"{self.segmenter.description}, {len(self.validation.label_space)} classes; "
-            f"{len(self.train)} training images, {self.steps / self.steps_per_epoch:g} epochs = {self.steps} steps of "
+            f"{self.segmenter.description}, {self.task.num_classes} classes; "
+            f"{self.task.size} training images, {self.steps / self.steps_per_epoch:g} epochs = {self.steps} steps of "
             f"{self.config.train.batch_size} images ({self.config.train.accumulation} micro-batches x "
             f"{self.engine.num_processes} processes) on {self.engine.device}, {precision}, "
             f"{describe_lr(self.config)}; run folder {self.output}",
@@ -329,24 +314,27 @@ class Trainer:
 
     def _save_state(self) -> None:
         """Save everything that the run needs to continue; all processes take part."""
-        tensors = whole(optimizer_tensors(self.optimizer))
+        tensors = whole(optimizer_tensors(self.optimizer, list(self._trained())))
         if self.average is not None:
             tensors |= {f"average.{key}": value for key, value in whole(self.average.values).items()}
         weights = whole(self.segmenter.state_dict())
         if self.engine.is_main_process:
-            state = TrainingState(self._values(), tensors)
-            checkpoint = Checkpoint(self.config, self.validation.label_space, weights, state)
-            self.folder.save_state(checkpoint, self.step)
+            self.folder.save_state(self._checkpoint(weights, TrainingState(self._values(), tensors)), self.step)
         self.engine.wait_for_everyone()
+
+    def _checkpoint(self, weights: dict[str, torch.Tensor], state: TrainingState | None = None) -> Checkpoint:
+        task = self.task
+        return Checkpoint(task.config, task.label_space, weights, state, num_classes=task.num_classes)
 
     def _values(self) -> dict[str, Any]:
         """The part of the state that is plain values."""
         values: dict[str, Any] = {
             "step": self.step,
-            "best_mean_iou": self.best_mean_iou,
+            f"best_{self.task.score}": self.best_score,
             "validated_step": self.validated_step,
             "stale_validations": self.stale_validations,
-            "data": self.train.identity(),
+            "data": self.task.identity(),
+            **self.task.values(),
         }
         if self.engine.scaler is not None:
             values["scaler"] = self.engine.scaler.state_dict()
@@ -355,36 +343,51 @@ class Trainer:
     def _open_state(self, allow_changes: Collection[str]) -> Checkpoint:
         """The state to continue from, if it is one of this run."""
         saved = self.folder.load_state(say=lambda text: print(text, file=sys.stderr))
-        self.changes = config_changes(saved.config, self.config, allowed=allow_changes, file=self.output / CONFIG)
         assert saved.training is not None
-        if saved.training.values.get("data", self.train.identity()) != self.train.identity():
+        try:
+            before = self.task.whole_config(saved.config, saved.training)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.output / LAST}: {error}") from None
+        self.changes = config_changes(before, self.config, allowed=allow_changes, file=self.output / CONFIG)
+        identity = self.task.identity()
+        if saved.training.values.get("data", identity) != identity:
             raise CheckpointError(
                 f"the training split is not that of {self.output / LAST} any more: photos, masks or classes were "
                 "added, removed or renamed. A resumed run would be another one. Put them back, or begin a new run."
             )
         return saved
 
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters of the optimiser by their names, in its order."""
+        names = {parameter: name for name, parameter in self.segmenter.named_parameters()}
+        return {names[parameter]: parameter for group in self.optimizer.param_groups for parameter in group["params"]}
+
     def _restore(self, saved: Checkpoint) -> None:
         """Take over optimiser, average and counters of a state."""
         assert saved.training is not None
         values, tensors = saved.training.values, saved.training.tensors
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         try:
-            own = {key: value for key, value in tensors.items() if key.startswith("optimizer.")}
-            own = {key: part_like(value, parameters[int(key.split(".")[1])]) for key, value in own.items()}
-            restore_optimizer(self.optimizer, own)
+            same = saved.config.optim.optimizer == self.config.optim.optimizer
+            may_differ = any(change.startswith("optim.") for change in self.changes)
+            state = optimizer_state(tensors) if same else {}
+            restore_optimizer(self.optimizer, self._trained(), state, may_differ=may_differ)
             if self.average is not None:
                 mean = self.average.values
                 self.average.load({key: part_like(tensors[f"average.{key}"], mean[key]) for key in mean})
             if self.engine.scaler is not None:
                 self.engine.scaler.load_state_dict(values["scaler"])
             self.step, self.validated_step = int(values["step"]), int(values["validated_step"])
-            self.best_mean_iou = float(values["best_mean_iou"])
+            self.best_score = float(values[f"best_{self.task.score}"])
             self.stale_validations = int(values.get("stale_validations", 0))
         except (KeyError, ValueError, IndexError) as error:
             raise CheckpointError(
                 f"{self.output / LAST} cannot be resumed here: no or another state of {error}."
             ) from None
+        if self.step > self.steps:
+            raise CheckpointError(
+                f"{self.output / LAST} is at step {self.step}, and the run would have {self.steps} only: it cannot be "
+                f"shortened to less than it has done. Its best weights are {self.output / BEST}."
+            )
         steps = gather_object([self.step])
         if len(set(steps)) > 1:
             raise CheckpointError(

@@ -94,7 +94,7 @@ class Validator:
         if not sheet or not self.engine.is_main_process:
             return
         rows = [(image.image, image.labels, image.predictions) for image in sheet]
-        mean_iou = report.scores[self.config.eval.protocol].mean_iou
+        mean_iou = report.mean_iou(self.config.eval.protocol)
         title = f"{report.dataset} {report.split}, epoch {epoch}, mIoU {100 * mean_iou:.2f}"
         page = contact_sheet(rows, self.dataset.label_space, title=title)
         write_png(folder / SHEET, page)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from resnest_seg.config import TrainConfig
 from resnest_seg.errors import ResNeStSegError
 
 
@@ -103,3 +104,27 @@ def progress_bars(console: Console) -> Progress:
         console=console,
         transient=True,
     )
+
+
+@contextlib.contextmanager
+def enough_memory(train: TrainConfig, processes: int, *, where: str) -> Iterator[None]:
+    """Within this, a GPU whose memory is too small ends the run with a message that says what to do.
+
+    Args:
+        train: How the batch is divided.
+        processes: That share it.
+        where: The step, in words.
+
+    Raises:
+        ResNeStSegError: A device ran out of memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        images = train.batch_size // (train.accumulation * processes)
+        raise ResNeStSegError(
+            f"the GPU ran out of memory at {where}, with {images} images a micro-batch (train.batch_size "
+            f"{train.batch_size}, train.accumulation {train.accumulation}, {processes} processes). Begin again with "
+            "--budget auto, which divides the same batch so that it fits; or with a higher train.accumulation, or "
+            f"model.checkpointing true. ({error})"
+        ) from None

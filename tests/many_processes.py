@@ -2,6 +2,8 @@
 
 python tests/many_processes.py FOLDER: runs FOLDER/ddp and FOLDER/fsdp, which are left alone, and FOLDER/fsdp_resumed,
 which is stopped after three steps and continued by other processes.
+python tests/many_processes.py FOLDER classifier: runs FOLDER/whole and FOLDER/resumed of a classifier, the second of
+which dies before its last validation.
 """
 
 import dataclasses
@@ -10,15 +12,20 @@ import socket
 import sys
 from pathlib import Path
 
+import fake_data
 import numpy as np
 import torch._dynamo  # which torch imports when an optimiser is built: seconds that each child would spend
 import torch.distributed.fsdp
 import torch.distributed.tensor
 
 import resnest_seg.sharding
+from resnest_seg.class_folder import ClassFolder
+from resnest_seg.classification import ClassificationTask
 from resnest_seg.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from resnest_seg.labels import LabelSpace
+from resnest_seg.pretraining import ClassifyConfig, PretrainConfig
 from resnest_seg.samples import Sample, SegmentationDataset
+from resnest_seg.segmentation import SegmentationTask
 from resnest_seg.segmenter import build_segmenter
 from resnest_seg.training import Trainer
 
@@ -58,13 +65,51 @@ def train(output, *, until=None, resume=False, **changes):
         if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
             module.p = 0.0  # its masks depend on how the batch is divided
     data = Uneven()
-    trainer = Trainer(config, segmenter=segmenter, train=data, validation=data, output=output, resume=resume)
+    task = SegmentationTask(config, data, data)
+    trainer = Trainer(config, segmenter=segmenter, task=task, output=output, resume=resume)
     trainer.fit(until=until)
     return trainer
 
 
-def in_two(output, **options):
-    """Run `train` in two processes that share the batch."""
+def classify(output, *, dies=False, resume=False):
+    """A run of a classifier on three colours of noise, whose batch norm keeps statistics for each process."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    root = output.parent / "colours"
+    config = PretrainConfig(
+        model=ModelConfig(encoder="resnest14_tiny", head="classifier", output_stride=32, aux_head=False),
+        data=DataConfig(dataset="colours", crop_size=32, workers=0),
+        optim=OptimConfig(lr=0.05, reference_batch=None),
+        train=TrainConfig(epochs=4, batch_size=8, validate_every=2, log_every=1, trackers="none", sync_bn=False),
+        classify=ClassifyConfig(augment="none"),
+    )
+    task = ClassificationTask(config, ClassFolder(root, "train"), ClassFolder(root, "val"))
+    validate = task.validate
+    if dies:  # at the end, where the scores are not those of chance
+        task.validate = lambda *given, **options: sys.exit(0) if trainer.step == 12 else validate(*given, **options)
+    segmenter = build_segmenter("resnest14_tiny", head="classifier", num_classes=3, output_stride=32)
+    for module in segmenter.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0  # the last batch alone, of which each process sees another half
+    trainer = Trainer(config, segmenter=segmenter, task=task, output=output, resume=resume)
+    try:
+        trainer.fit()
+    except SystemExit:
+        assert dies
+
+
+def write_colours(root, *, validation=4, noise=40):
+    """Three classes of noise in three colours: 24 images for training."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", validation)):
+        for name, color in (("blue", (30, 40, 200)), ("green", (40, 190, 60)), ("red", (200, 50, 40))):
+            for index in range(count):
+                photo = np.clip(random.normal(color, noise, (36, 44, 3)), 0, 255).astype(np.uint8)
+                fake_data.write(root / split / name / f"{index}.png", photo)
+
+
+def in_two(work, output, **options):
+    """Run `train` or `classify` in two processes that share the batch."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -76,7 +121,7 @@ def in_two(output, **options):
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
             try:
-                train(output, **options)
+                work(output, **options)
                 status = 0
             except BaseException:
                 import traceback
@@ -93,11 +138,17 @@ def in_two(output, **options):
 
 def main():
     folder = Path(sys.argv[1])
+    if "classifier" in sys.argv:
+        write_colours(folder / "colours", validation=30, noise=120)
+        in_two(classify, folder / "whole")
+        in_two(classify, folder / "resumed", dies=True)
+        in_two(classify, folder / "resumed", resume=True)
+        return
     resnest_seg.sharding.UNIT = 5_000  # so that this small net is split into several units
-    in_two(folder / "ddp")
-    in_two(folder / "fsdp", parallel="fsdp")
-    in_two(folder / "fsdp_resumed", parallel="fsdp", until=3)
-    in_two(folder / "fsdp_resumed", parallel="fsdp", resume=True)
+    in_two(train, folder / "ddp")
+    in_two(train, folder / "fsdp", parallel="fsdp")
+    in_two(train, folder / "fsdp_resumed", parallel="fsdp", until=3)
+    in_two(train, folder / "fsdp_resumed", parallel="fsdp", resume=True)
 
 
 if __name__ == "__main__":

@@ -3,27 +3,33 @@
 import dataclasses
 import json
 import signal
+import subprocess
+import sys
 
 import fake_data
+import many_processes
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from conftest import PROJECT
 
 from resnest_seg.checkpoint import BEST, LAST, Checkpoint
 from resnest_seg.class_folder import ClassFolder
-from resnest_seg.classification import CLASSES, METRICS, ClassifierTrainer, accuracy, batch_mix
-from resnest_seg.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from resnest_seg.classification import ClassificationTask, accuracy, batch_mix
+from resnest_seg.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, load_config
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, ResNeStSegError
 from resnest_seg.pretraining import ClassifyConfig, PretrainConfig
+from resnest_seg.run_folder import CLASSES, MACHINE, METRICS
 from resnest_seg.segmenter import build_segmenter, segmenter_for
+from resnest_seg.training import Trainer
 from resnest_seg.zoo import load_checkpoint
 
 CONFIG = PretrainConfig(
     model=ModelConfig(encoder="resnest14_tiny", head="classifier", output_stride=32, aux_head=False, zero_gamma=True),
     data=DataConfig(dataset="colours", crop_size=32, workers=0),
     optim=OptimConfig(lr=0.05, reference_batch=None, head_lr_factor=1, decay="weights", schedule="cosine", warmup=0.5),
-    train=TrainConfig(epochs=4, batch_size=8, accumulation=2, validate_every=2, log_every=1),
+    train=TrainConfig(epochs=4, batch_size=8, accumulation=2, validate_every=2, log_every=1, ema=0.5, trackers="none"),
     classify=ClassifyConfig(augment="none", mixup=0.2, cutmix=1.0, dropout=0.1),
 )
 
@@ -44,28 +50,20 @@ def _fresh_engine():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Three classes of noise in three colours."""
-    root, random = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 4)):
-        for name, color in (("blue", (30, 40, 200)), ("green", (40, 190, 60)), ("red", (200, 50, 40))):
-            for index in range(count):
-                photo = np.clip(random.normal(color, 40, (36, 44, 3)), 0, 255).astype(np.uint8)
-                fake_data.write(root / split / name / f"{index}.png", photo)
+    root = tmp_path_factory.mktemp("colours")
+    many_processes.write_colours(root)
     return root
 
 
 def trainer(root, output, config=CONFIG, *, resume=False, train=None):
     torch.manual_seed(config.seed)
     segmenter = segmenter_for(config.run, None, num_classes=3)
-    train, validation = train or ClassFolder(root, "train"), ClassFolder(root, "val")
-    return ClassifierTrainer(
-        config, segmenter=segmenter, train=train, validation=validation, output=output, resume=resume
-    )
+    task = ClassificationTask(config, train or ClassFolder(root, "train"), ClassFolder(root, "val"))
+    return Trainer(config, segmenter=segmenter, task=task, output=output, resume=resume)
 
 
 def metrics(folder):
-    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +75,9 @@ def finished(root, tmp_path_factory):
 
 
 def test_the_run_folder(finished):
-    assert {path.name for path in finished.iterdir()} == {"config.yaml", CLASSES, LAST, BEST, METRICS}
+    assert {path.name for path in finished.iterdir()} == {
+        *("config.yaml", CLASSES, LAST, BEST, METRICS, MACHINE, "step_00000009.safetensors"),
+    }
     assert (finished / CLASSES).read_text() == "blue\ngreen\nred\n"
     lines = metrics(finished)
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 13))
@@ -135,11 +135,11 @@ def test_the_loss_of_a_step_is_that_of_the_mixed_batch(root, tmp_path):
     plain = ClassifyConfig(augment="none", mixup=5.0, label_smoothing=0.1, dropout=0)
     config = dataclasses.replace(CONFIG, classify=plain, train=dataclasses.replace(CONFIG.train, accumulation=1))
     one = trainer(root, tmp_path / "run", config)
-    mix, seen = one.mix, []
-    one.mix = lambda images, labels: seen.append(mix(images, labels)) or seen[-1]
+    mix, seen = one.task.mix, []
+    one.task.mix = lambda images, labels: seen.append(mix(images, labels)) or seen[-1]
     copy = segmenter_for(config.run, None, num_classes=3)
     copy.load_state_dict(one.segmenter.state_dict())
-    loss = one._optimise([next(one._batches())])
+    loss, _ = one._optimise([next(one._batches())])
     ((images, shares),) = seen
     assert shares.sum(dim=1) == pytest.approx(torch.ones(8))
     assert ((shares > 0.01) & (shares < 0.99)).any()
@@ -190,9 +190,40 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(root, tmp_path):
     with torch.no_grad():
         one.segmenter.head.fc.bias.fill_(float("nan"))
     before = one.segmenter.encoder.layer1[0].conv1.weight.clone()
-    with pytest.raises(ResNeStSegError, match=r"the loss is nan at step 0 .*\.png"):
+    with pytest.raises(ResNeStSegError, match=r"(?s)the loss is nan at step 0 .*\.png"):
         one.fit()
     assert torch.equal(one.segmenter.encoder.layer1[0].conv1.weight, before)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(root, tmp_path):
+    """Also in the last step, after which nothing would have been asked any more."""
+    one, last = trainer(root, tmp_path / "run"), []
+    one.segmenter.head.fc.bias.register_hook(lambda gradient: gradient * torch.inf if one.step == 11 else gradient)
+    with pytest.raises(
+        ResNeStSegError, match=r"the gradient of segmenter\.head\.fc\.bias|of head\.fc\.bias.*not finite"
+    ):
+        one.fit()
+    last = Checkpoint.load(tmp_path / "run" / LAST)
+    assert last.training.values["step"] == 9
+    assert all(value.isfinite().all() for value in last.weights.values())
+
+
+def test_a_validation_after_a_resume_in_two_processes_is_that_of_the_run_that_was_not_killed(tmp_path):
+    """Killed between a state and its validation: the processes' own statistics of batch norm are gone."""
+    done = subprocess.run(
+        [sys.executable, many_processes.__file__, tmp_path, "classifier"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    ours, theirs = metrics(tmp_path / "resumed"), metrics(tmp_path / "whole")
+    assert [line["step"] for line in theirs if line["kind"] == "validation"] == [6, 12]
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("key", ["train.loss=dice", "data.class_mix=0.5", "train.label_smoothing=0.1", "eval.limit=3"])
+def test_keys_without_effect_are_refused(key):
+    path = PROJECT / "configs" / "imagenet_classifier_resnest50.yaml"
+    with pytest.raises(ConfigError, match=f"{key.partition('=')[0]} has no effect on a classifier"):
+        load_config(path, PretrainConfig, overrides=[f"--{key}"])
 
 
 def test_the_tool(tool, root, tmp_path, capsys):
@@ -205,6 +236,16 @@ def test_the_tool(tool, root, tmp_path, capsys):
     assert f"--model.encoder_weights {output}/best.safetensors" in capsys.readouterr().out
     AcceleratorState._reset_state(reset_partial_state=True)
     assert tool("pretrain_cls")("--resume", output) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert tool("pretrain_cls")(*words, "--resume", "auto") == 0  # is done, and says so
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert tool("pretrain_cls")(*words, "--output", tmp_path / "dry", "--dry-run") == 0
+    assert "passed: trained, saved, resumed, validated, loaded" in capsys.readouterr().out
+    assert not (tmp_path / "dry").exists()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    nowhere = ["--data.root", tmp_path / "nowhere"]
+    assert tool("pretrain_cls")(*words, *nowhere, "--output", tmp_path / "dry", "--dry-run") == 0
+    assert "not found, so noise, 1000 classes" in capsys.readouterr().out
     for bad, says in (
         ([], "give one of --config FILE or --resume FOLDER"),
         (["--resume", tmp_path / "no"], "is no run folder that can be resumed"),

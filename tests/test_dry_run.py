@@ -54,7 +54,7 @@ def test_every_shipped_recipe_passes(path, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words", [["--train.loss=ohem+dice", "--train.class_weights=median_frequency"],
-                                   ["--optim.warmup=1", "--optim.freeze=encoder,head_bn", "--train.batch_size=1"]],
+                                   ["--optim.warmup=0.5", "--optim.freeze=encoder,head_bn", "--train.batch_size=1"]],
                          ids=["losses", "frozen"])  # fmt: skip
 def test_options_that_few_recipes_have(words, tmp_path):
     assert "passed" in dry_run(config("synthetic", *words))

@@ -20,19 +20,19 @@ LAYER_NAMES = """
 blueprints canvas class_balance convolution ema errors files palette_png resampling sharding
 /
 config_checks heads heads_mmseg inputs labels large packing photos preparation protocols quantization rectify scenes
-sources video watch weights
+sources video weights
 /
 boundaries calibration classes_file composition config download exported large_labels lean_loss metrics polygons
 resnest samples submission views visualize
 /
 checkpoint conversion datasets fusion inference losses optim prediction pretraining published report schedules smp
-transforms
+transforms watch
 /
 engine folder loader parts run_folder runtime serving
 /
 catalog class_folder inspection segmenter
 /
-budget classification doctor finetune running zoo
+budget classification doctor finetune running task zoo
 /
 exportable model
 /
@@ -40,7 +40,7 @@ evaluation onnx_file predictor
 /
 proof validation
 /
-export training
+export segmentation training
 /
 dry_run
 /

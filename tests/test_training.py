@@ -20,13 +20,16 @@ from resnest_seg.config import (
     TrainConfig,
     load_run_config,
 )
+from resnest_seg.engine import StopSignal
 from resnest_seg.errors import CheckpointError, ConfigError, ResNeStSegError
 from resnest_seg.evaluation import evaluate
 from resnest_seg.optim import hold_frozen
 from resnest_seg.run_folder import MACHINE, METRICS, SHEET
 from resnest_seg.samples import Sample, SegmentationDataset
+from resnest_seg.segmentation import SegmentationTask
 from resnest_seg.segmenter import build_segmenter
 from resnest_seg.training import Trainer
+from resnest_seg.watch import progress_bars
 from resnest_seg.zoo import load_checkpoint
 
 CONFIG_OF_TEST = RunConfig(
@@ -47,15 +50,8 @@ def _fresh_engine():
 def trainer(dataset, output, config=CONFIG_OF_TEST, *, resume=False, validation=None, class_weights=None):
     torch.manual_seed(config.seed)
     segmenter = build_segmenter(config.model.encoder, head=config.model.head, num_classes=len(dataset.label_space))
-    return Trainer(
-        config,
-        segmenter=segmenter,
-        train=dataset,
-        validation=validation or dataset,
-        output=output,
-        resume=resume,
-        class_weights=class_weights,
-    )
+    task = SegmentationTask(config, dataset, validation or dataset, class_weights=class_weights)
+    return Trainer(config, segmenter=segmenter, task=task, output=output, resume=resume)
 
 
 def state(folder):
@@ -363,7 +359,7 @@ def test_a_config_that_was_edited_is_not_resumed(tiny_space, tmp_path):
     torch.manual_seed(0)
     segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=3)
     data = Stripes(tiny_space)
-    options = {"segmenter": segmenter, "train": data, "validation": data, "output": output, "resume": True}
+    options = {"segmenter": segmenter, "task": SegmentationTask(edited, data, data), "output": output, "resume": True}
     allowed = Trainer(edited, **options, allow_changes=["optim.lr"])
     assert allowed.changes == ["optim.lr (0.02 -> 0.5)"]
     harmless = dataclasses.replace(CONFIG_OF_TEST, output="elsewhere")
@@ -382,7 +378,7 @@ def test_a_line_that_was_half_written_is_dropped_on_resume(finished, tiny_space,
 def test_a_run_that_dies_in_its_first_step_can_be_resumed(finished, tiny_space, tmp_path):
     output = tmp_path / "run"
     broken = trainer(Stripes(tiny_space), output)
-    broken.loss = None
+    broken.model = None
     with pytest.raises(AttributeError):
         broken.fit()
     assert trainer(Stripes(tiny_space), output, resume=True).fit()
@@ -432,3 +428,83 @@ def test_weights_alone_cannot_be_resumed(finished, tiny_space, tmp_path):
     (output / LAST).write_bytes((finished / BEST).read_bytes())
     with pytest.raises(CheckpointError, match="holds weights only"):
         trainer(Stripes(tiny_space), output, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [
+        ({"freeze": "encoder"}, {}, "head"),
+        ({}, {"freeze": "layer4"}, "encoder.layer1"),
+        ({}, {"decay": "weights"}, "encoder.layer1"),
+        ({}, {"optimizer": "adamw", "lr": 0.001}, None),
+    ],
+    ids=["thaw", "freeze", "regroup", "another optimiser"],
+)
+def test_what_is_trained_may_change_and_momentum_goes_by_name(before, after, kept, tiny_space, tmp_path):
+    first = dataclasses.replace(CONFIG_OF_TEST, optim=dataclasses.replace(CONFIG_OF_TEST.optim, **before))
+    then = dataclasses.replace(CONFIG_OF_TEST, optim=dataclasses.replace(CONFIG_OF_TEST.optim, **after))
+    data, output = Stripes(tiny_space), tmp_path / "run"
+    trainer(data, output, first).fit(until=4)
+    with pytest.raises(CheckpointError, match=r"not the config of this run any more: optim\."):
+        trainer(data, output, then, resume=True)
+    segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=3)
+    task, keys = SegmentationTask(then, data, data), [f"optim.{key}" for key in {**before, **after}]
+    one = Trainer(then, segmenter=segmenter, task=task, output=output, resume=True, allow_changes=keys)
+    saved = state(output).training.tensors
+    for name, parameter in one._trained().items():
+        slots, key = one.optimizer.state[parameter], f"optimizer.{name}.momentum_buffer"
+        if kept is not None and key in saved:
+            assert torch.equal(slots["momentum_buffer"], saved[key]), name
+        else:
+            assert not slots, name
+    assert kept is None or any(name.startswith(kept) and one.optimizer.state[p] for name, p in one._trained().items())
+    one.fit(until=6)
+    assert state(output).training.values["step"] == 6
+
+
+def test_a_run_is_not_shortened_to_less_than_it_has_done(tiny_space, tmp_path):
+    data, output = Stripes(tiny_space), tmp_path / "run"
+    trainer(data, output).fit(until=7)
+    short = dataclasses.replace(CONFIG_OF_TEST, train=dataclasses.replace(CONFIG_OF_TEST.train, epochs=2))
+    before, task = (output / "config.yaml").read_bytes(), SegmentationTask(short, data, data)
+    options = {"segmenter": build_segmenter("resnest14_tiny", head="fcn", num_classes=3), "output": output}
+    with pytest.raises(CheckpointError, match=r"is at step 7, and the run would have 6 only"):
+        Trainer(short, task=task, resume=True, allow_changes=["train.epochs"], **options)
+    assert (output / "config.yaml").read_bytes() == before
+
+
+def test_a_gpu_that_is_too_small_is_told_what_to_do(tiny_space, tmp_path):
+    one = trainer(Stripes(tiny_space), tmp_path / "run")
+
+    def full(images):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    one.segmenter.encoder.forward = full
+    with pytest.raises(ResNeStSegError, match=r"at step 0, with 2 images a micro-batch .*--budget auto.*2.00 GiB"):
+        one.fit()
+
+
+def test_a_wrong_recipe_leaves_no_run_folder(tiny_space, tmp_path):
+    wrong = dataclasses.replace(CONFIG_OF_TEST, data=dataclasses.replace(CONFIG_OF_TEST.data, recipe="mmsg"))
+    with pytest.raises(ConfigError, match="Did you mean 'mmseg'"):
+        trainer(Stripes(tiny_space), tmp_path / "run", wrong)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("protocol", "expected"), [("encoding", 1 / 3), ("whole", 1.0)])
+def test_absent_classes_count_in_training_as_in_an_evaluation(protocol, expected, tiny_space, tmp_path):
+    """A class that occurs nowhere has an IoU of 0 for the authors, and none for the others."""
+
+    class Plain(Stripes):
+        def __getitem__(self, index):
+            return Sample(np.zeros((40, 56, 3), np.uint8), np.zeros((40, 56), np.uint8), "plain")
+
+    config = dataclasses.replace(CONFIG_OF_TEST, eval=dataclasses.replace(CONFIG_OF_TEST.eval, protocol=protocol))
+    one = trainer(Plain(tiny_space), tmp_path / "run", config)
+    last = [module for module in one.segmenter.head.modules() if isinstance(module, torch.nn.Conv2d)][-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))
+    with progress_bars(one.console) as progress:
+        scores = one.task.validate(one.segmenter, one.engine, stop=StopSignal(), progress=progress)
+    assert scores == {"mean_iou": pytest.approx(expected), "pixel_accuracy": 1.0}

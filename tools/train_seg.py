@@ -105,9 +105,13 @@ def parse(argv: Sequence[str]) -> Order:
         return Order(load_run_config(Path(resume) / "config.yaml", overrides=overrides), resume, "yes", allow)
     path = config_path(dataset, config)
     run = load_run_config(path, overrides=overrides)
-    # The elastic agent starts the same command again when a worker died.
-    again = resume == "auto" or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    return Order(run, run.output or f"runs/{path.stem}", "auto" if again else "no", allow, dry, budget)
+    return Order(run, run.output or f"runs/{path.stem}", "auto" if begun(resume) else "no", allow, dry, budget)
+
+
+def begun(resume: str | None) -> bool:
+    """Whether a run may have begun already: --resume auto says so, or torchrun's agent, which starts the same command
+    again when a worker died."""
+    return resume == "auto" or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def config_path(dataset: str | None, config: str | None) -> Path:
@@ -180,6 +184,7 @@ def trainer_for(order: Order) -> Trainer:
     from resnest_seg.doctor import balance, check_samples
     from resnest_seg.finetune import load_fitting
     from resnest_seg.run_folder import RunFolder
+    from resnest_seg.segmentation import SegmentationTask
     from resnest_seg.segmenter import segmenter_for
     from resnest_seg.training import Trainer
 
@@ -199,17 +204,21 @@ def trainer_for(order: Order) -> Trainer:
     segmenter = segmenter_for(config, train.label_space, pretrained=not resume and config.model.weights is None)
     report = None if resume or config.model.weights is None else load_fitting(segmenter, config.model.weights)
     balanced = balance(train, config)
+    task = SegmentationTask(
+        config,
+        train,
+        validation,
+        probabilities=balanced.probabilities,
+        class_weights=balanced.class_weights,
+    )
     trainer = Trainer(
         config,
         segmenter=segmenter,
-        train=train,
-        validation=validation,
+        task=task,
         output=order.output,
         resume=resume,
         adopt=order.resume == "auto",
         allow_changes=order.allow,
-        probabilities=balanced.probabilities,
-        class_weights=balanced.class_weights,
     )
     if report is not None and trainer.engine.is_main_process:
         print(f"starting from {report}")
@@ -222,17 +231,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     if order.dry:
         print(dry(order))
         return 0
-    trainer = trainer_for(order)
+    folder = shlex.quote(str(order.output))
+    return fit(
+        trainer_for(order),
+        done=f"Evaluate with: python tools/eval_seg.py --checkpoint {folder}",
+        again=f"python tools/train_seg.py --resume {folder}",
+    )
+
+
+def fit(trainer: Trainer, *, done: str, again: str) -> int:
+    """Train; returns the exit code.
+
+    Args:
+        trainer: The run.
+        done: What to say at its end.
+        again: The command that continues it.
+    """
     try:
-        finished = trainer.fit()
+        finished, saved = trainer.fit(), True
     except KeyboardInterrupt:
-        finished = False
+        finished, saved = False, False
     if trainer.engine.is_main_process:
-        folder = shlex.quote(str(order.output))
         if finished:
-            print(f"done. Evaluate with: python tools/eval_seg.py --checkpoint {folder}")
+            print(f"done. {done}")
+        elif saved:
+            print(f"stopped and saved. Continue with: {again}", file=sys.stderr)
         else:
-            print(f"stopped and saved. Continue with: python tools/train_seg.py --resume {folder}", file=sys.stderr)
+            print(f"stopped at once; what was saved last is good. Continue with: {again}", file=sys.stderr)
     if finished:
         return 0
     return EXIT_TERMINATED if trainer.stopped_by == signal.SIGTERM else EXIT_INTERRUPTED
