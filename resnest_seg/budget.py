@@ -245,7 +245,7 @@ def measure(config: RunConfig, *, num_classes: int, half: bool, processes: int =
     """Count the memory of a run's training step, from steps of two and four images on fake tensors.
 
     Nothing is computed and no memory is used. The workspaces of convolutions are not counted; what the loss holds of
-    full-size logits at a time is counted as on a GPU.
+    full-size logits at a time is counted as on a GPU. FSDP is counted as if every process held the whole model.
 
     Args:
         config: The run.
@@ -266,7 +266,8 @@ def measure(config: RunConfig, *, num_classes: int, half: bool, processes: int =
 
     per_image = (four.peak - two.peak) // 2
     copies = OPTIMIZER_STATES.get(config.optim.optimizer, 2) + 1 + (processes > 1)  # of which one is the gradients
-    fixed = two.peak - 2 * per_image + two.weights + copies * two.trained
+    averaged, judged = config.train.ema > 0, config.train.ema > 0 or (config.train.parallel == "fsdp" and processes > 1)
+    fixed = two.peak - 2 * per_image + (1 + averaged + judged) * two.weights + copies * two.trained
     return MemoryModel(fixed, per_image + CHUNK_TENSORS * 4 * num_classes * _pixels(config) // GPU_CHUNKS)
 
 

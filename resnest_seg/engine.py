@@ -11,8 +11,9 @@ from types import FrameType
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import gather_object
 
-from resnest_seg.config import RunConfig
+from resnest_seg.config import RunConfig, flatten
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.optim import frozen_names
 
@@ -76,6 +77,20 @@ def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
     return engine
 
 
+def check_agreement(config: RunConfig, engine: Accelerator) -> None:
+    """Meet all processes, and see that they divide the batch alike: samples would be lost and doubled without a word.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    found = gather_object([config.train.accumulation])
+    if len(set(found)) > 1:
+        raise ConfigError(
+            f"the processes divide the batch differently (train.accumulation {', '.join(map(str, found))}): --budget "
+            "auto found other memory on some of the machines. Give --budget the GiB of the smallest, on all of them."
+        )
+
+
 def _join_again() -> None:
     """After a restart by torchrun's agent: let the processes meet under a name of their own.
 
@@ -128,6 +143,15 @@ def trackers(names: str) -> list[str]:
     if "wandb" in wanted and importlib.util.find_spec("wandb") is None:
         raise ConfigError("train.trackers wandb needs its client: pip install wandb. Or use tensorboard.")
     return [name for name in TRACKERS if name in wanted]
+
+
+def begin_trackers(config: RunConfig, engine: Accelerator, *, folder: Path, identity: str, step: int) -> None:
+    """Begin the curves of a run, or continue them from `step` on: `identity` is what tells the run from others."""
+    wandb = {"dir": str(folder), "id": identity, "resume": "allow"}
+    drawn = {"tensorboard": {"purge_step": step + 1}, "wandb": wandb}
+    used = trackers(config.train.trackers)
+    values = {key: str(value) for key, value in flatten(config).items()}
+    engine.init_trackers("resnest_seg", values, init_kwargs={name: drawn[name] for name in used})
 
 
 def splits_model(config: RunConfig, engine: Accelerator) -> bool:

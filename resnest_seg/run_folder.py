@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import uuid
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,13 @@ class RunFolder:
         lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.exists() else []
         with atomic_write(metrics) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines if _is_reached(line, reached)), encoding="utf-8")
+
+    def identity(self) -> str:
+        """What tells this run from others, also after a resume: the `id` of the first start in MACHINE, or a new one."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
+            first = (self.path / MACHINE).read_text(encoding="utf-8").splitlines()[0]
+            return str(json.loads(first)["id"])
+        return uuid.uuid4().hex
 
     def append(self, name: str, values: Mapping[str, Any]) -> None:
         """Append a JSON line to METRICS or MACHINE."""

@@ -32,9 +32,17 @@ from resnest_seg.checkpoint import (
     optimizer_tensors,
     restore_optimizer,
 )
-from resnest_seg.config import RunConfig, flatten
+from resnest_seg.config import RunConfig
 from resnest_seg.ema import WeightAverage
-from resnest_seg.engine import PRECISIONS, StopSignal, accelerator_for, shares_statistics, splits_model, trackers
+from resnest_seg.engine import (
+    PRECISIONS,
+    StopSignal,
+    accelerator_for,
+    begin_trackers,
+    check_agreement,
+    shares_statistics,
+    splits_model,
+)
 from resnest_seg.errors import CheckpointError
 from resnest_seg.loader import training_batches
 from resnest_seg.optim import build_optimizer, freeze, hold_frozen, set_lr
@@ -92,7 +100,7 @@ class Trainer:
         if saved is None:
             self.folder.check_new(adopt=adopt)
         self.engine = accelerator_for(config, self.output / "tensorboard")
-        self.engine.wait_for_everyone()  # the main process makes the folder that the others have to find missing
+        check_agreement(config, self.engine)  # nor does the main process make the folder before all found it missing
         self.console = Console(quiet=not self.engine.is_main_process)
         task.begin(segmenter, self.engine.device)
         self._build(segmenter, saved)
@@ -274,8 +282,7 @@ class Trainer:
 
     def _rates(self) -> dict[str, float]:
         """The learning rate of every parameter group."""
-        groups = enumerate(self.optimizer.param_groups)
-        return {f"lr/{group.get('name', number)}": group["lr"] for number, group in groups}
+        return {f"lr/{number}": group["lr"] for number, group in enumerate(self.optimizer.param_groups)}
 
     def _log(self, file: str, kind: str, values: dict[str, Any]) -> None:
         """Append a line to a file of the run folder and points to the trackers' curves."""
@@ -291,13 +298,11 @@ class Trainer:
             reached = {"train": self.step, "validation": self.validated_step}
             self.folder.open(self.config, reached, files=self.task.files)
         self.engine.wait_for_everyone()
-        values = {key: str(value) for key, value in flatten(self.config).items()}
-        drawn = {"tensorboard": {"purge_step": self.step + 1}, "wandb": {"dir": str(self.output), "resume": "allow"}}
-        used = trackers(self.config.train.trackers)
-        self.engine.init_trackers("resnest_seg", values, init_kwargs={name: drawn[name] for name in used})
+        identity = self.folder.identity()
+        begin_trackers(self.config, self.engine, folder=self.output, identity=identity, step=self.step)
         versions = {"torch": torch.__version__, "python": platform.python_version(), "host": platform.node()}
         started = {"processes": self.engine.num_processes, "device": str(self.engine.device), **versions}
-        self._log(MACHINE, "start", {**started, "changes": self.changes})
+        self._log(MACHINE, "start", {"id": identity, **started, "changes": self.changes})
         if self.changes:
             self.console.print(f"changed since the run began: {', '.join(self.changes)}", soft_wrap=True)
         if self.step == 0:
@@ -367,9 +372,8 @@ class Trainer:
         assert saved.training is not None
         values, tensors = saved.training.values, saved.training.tensors
         try:
-            same = saved.config.optim.optimizer == self.config.optim.optimizer
+            state = optimizer_state(tensors) if saved.config.optim.optimizer == self.config.optim.optimizer else {}
             may_differ = any(change.startswith("optim.") for change in self.changes)
-            state = optimizer_state(tensors) if same else {}
             restore_optimizer(self.optimizer, self._trained(), state, may_differ=may_differ)
             if self.average is not None:
                 mean = self.average.values

@@ -216,3 +216,13 @@ def test_the_devices_here(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert devices_here() == Devices(4, machine_memory() // 2, "cpu")
     assert OptimConfig().reference_batch == TrainConfig().batch_size  # the default run needs no scaling
+
+
+def test_an_average_and_the_copy_that_is_judged_are_counted():
+    plain, averaged = (
+        measure(dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, ema=ema)), num_classes=10, half=False)
+        for ema in (0.0, 0.9)
+    )
+    model = segmenter_for(TINY, None, num_classes=10, pretrained=False)
+    assert averaged.fixed - plain.fixed == 2 * sum(value.nbytes for value in model.state_dict().values())
+    assert averaged.per_image == plain.per_image

@@ -187,3 +187,12 @@ def test_changes_are_refused_or_allowed_by_key(tmp_path):
     assert shown == ["optim.lr (0.01 -> 0.5)", "seed (0 -> 4)", "output (None -> elsewhere)"]
     with pytest.raises(ConfigError, match=r"unknown key to change: 'optim.rl'\. Did you mean 'optim.lr'"):
         config_changes(before, before, allowed=("optim.rl",), file=tmp_path)
+
+
+def test_a_run_keeps_its_identity(tmp_path):
+    folder = RunFolder(tmp_path)
+    first = folder.identity()
+    assert first != folder.identity()  # nothing began yet
+    folder.append(MACHINE, {"kind": "start", "id": first})
+    folder.append(MACHINE, {"kind": "start", "id": "of a resume"})
+    assert RunFolder(tmp_path).identity() == first

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 
+from resnest_seg import engine
 from resnest_seg.checkpoint import BEST, CONFIG, LAST, Checkpoint
 from resnest_seg.config import (
     DataConfig,
@@ -508,3 +509,10 @@ def test_absent_classes_count_in_training_as_in_an_evaluation(protocol, expected
     with progress_bars(one.console) as progress:
         scores = one.task.validate(one.segmenter, one.engine, stop=StopSignal(), progress=progress)
     assert scores == {"mean_iou": pytest.approx(expected), "pixel_accuracy": 1.0}
+
+
+def test_processes_that_divide_the_batch_differently_do_not_begin(tiny_space, tmp_path, monkeypatch):
+    """As with --budget auto on machines of different memory."""
+    monkeypatch.setattr(engine, "gather_object", lambda values: [*values, 4])
+    with pytest.raises(ConfigError, match=r"train.accumulation 1, 4"):
+        trainer(Stripes(tiny_space), tmp_path / "run")

@@ -20,7 +20,9 @@ HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 ENDED=0
 
 # 120 s before the end (and on pre-emption) the batch script gets SIGTERM: hand it on, wait until all have saved, and
-# queue again. Each training process exits with 143; torchrun and srun turn that into codes of their own.
+# queue again. Each training process exits with 143; torchrun and srun turn that into codes of their own. torchrun's agent
+# kills what still runs after 30 s (it has no option for that): where a step and the saving of a state take longer, the run
+# goes on from the state before, so let --train.save_every be a small number of steps.
 trap 'ENDED=1; scancel --signal=TERM "$SLURM_JOB_ID.0" || true' TERM
 
 srun --kill-on-bad-exit=0 torchrun \
