@@ -132,7 +132,7 @@ class RunFolder:
             temporary.write_text("".join(f"{line}\n" for line in lines if _is_reached(line, reached)), encoding="utf-8")
 
     def identity(self) -> str:
-        """What tells this run from others, also after a resume: the `id` of the first start in MACHINE, or a new one."""
+        """What tells a run from others, resumed or not: the `id` of the first start in MACHINE, or a new one."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
             first = (self.path / MACHINE).read_text(encoding="utf-8").splitlines()[0]
             return str(json.loads(first)["id"])
