@@ -373,7 +373,7 @@ class Trainer:
         values, tensors = saved.training.values, saved.training.tensors
         try:
             state = optimizer_state(tensors) if saved.config.optim.optimizer == self.config.optim.optimizer else {}
-            may_differ = any(change.startswith("optim.") for change in self.changes)
+            may_differ = any(change.startswith("optim.freeze ") for change in self.changes)
             restore_optimizer(self.optimizer, self._trained(), state, may_differ=may_differ)
             if self.average is not None:
                 mean = self.average.values

@@ -516,3 +516,18 @@ def test_processes_that_divide_the_batch_differently_do_not_begin(tiny_space, tm
     monkeypatch.setattr(engine, "gather_object", lambda values: [*values, 4])
     with pytest.raises(ConfigError, match=r"train.accumulation 1, 4"):
         trainer(Stripes(tiny_space), tmp_path / "run")
+
+
+def test_a_state_of_unknown_names_is_refused_even_where_the_rate_may_change(tiny_space, tmp_path):
+    """As those of older versions, whose momentum would be lost without a word."""
+    data, output = Stripes(tiny_space), tmp_path / "run"
+    trainer(data, output).fit(until=4)
+    saved = state(output)
+    names = {key: f"optimizer.{place}.momentum_buffer" for place, key in enumerate(saved.training.tensors)}
+    tensors = {names[key]: value for key, value in saved.training.tensors.items()}
+    old = dataclasses.replace(saved, training=dataclasses.replace(saved.training, tensors=tensors))
+    old.save(output / LAST)
+    edited = dataclasses.replace(CONFIG_OF_TEST, optim=dataclasses.replace(CONFIG_OF_TEST.optim, lr=0.5))
+    segmenter, task = build_segmenter("resnest14_tiny", head="fcn", num_classes=3), SegmentationTask(edited, data, data)
+    with pytest.raises(CheckpointError, match="no or another state of '0'"):
+        Trainer(edited, segmenter=segmenter, task=task, output=output, resume=True, allow_changes=["optim.lr"])
