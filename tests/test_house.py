@@ -113,7 +113,7 @@ def test_the_readme_maps_every_file_in_reading_order():
 
 @pytest.mark.parametrize("path", FILES + OTHERS, ids=lambda path: path.stem)
 def test_budgets(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 700
     for function in functions(path):
         length = function.end_lineno - function.lineno + 1
         assert length <= 60, f"{path.name}: {function.name} has {length} lines"
