@@ -1,12 +1,15 @@
-"""Convolutions that train faster on a CPU: the gradient of the weights as matrix products, without the padding.
+"""Faster training on CPUs with AVX2: the gradient of convolution weights as matrix products, without the padding.
 
-Everything else is torch's own. oneDNN, the library beneath it, computes the gradient of the weights in channels-last
-memory much slower than it convolves, and multiplies by the zeros of the padding: at rate 36, on features of 30 x 30
-pixels, these are eight ninths of all. `docs/performance.md` has the figures.
+oneDNN, the library beneath torch's convolutions, computes the gradient of the weights in channels-last memory much
+slower than it convolves on processors with AVX2, and multiplies by the zeros of the padding: at rate 36, on features of
+30 x 30 pixels, these are eight ninths of all. With AVX-512 its own kernels are the faster ones, so the choice goes by
+the processor. `docs/performance.md` has the figures.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,10 +22,43 @@ MIN_CHANNELS = 64
 """Channels of a group, in and out, from which on the products are the faster way."""
 
 
-class Conv2d(nn.Conv2d):
+def products_are_faster() -> bool:
+    """True where the matrix products were measured to beat oneDNN: x86 processors with AVX2 and without AVX-512.
+
+    The environment variable ATEN_CPU_CAPABILITY, which limits the instructions that torch uses, is respected. The
+    choice depends on the processor alone, so that a resumed run computes the same bits as one that was left alone.
+    """
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
+@contextlib.contextmanager
+def faster_weight_gradients(model: nn.Module, *, enabled: bool | None = None) -> Iterator[int]:
+    """Within this context, the convolutions of a model get the gradient of their weights by `weight_gradient`.
+
+    Parameters, outputs and names of modules are unchanged; gradients differ by rounding.
+
+    Args:
+        model: Its modules of class `nn.Conv2d`, not of derived classes, take part.
+        enabled: False leaves the model alone; None chooses by `products_are_faster`.
+
+    Yields:
+        The number of convolutions that take part.
+    """
+    enabled = products_are_faster() if enabled is None else enabled
+    changed = [module for module in model.modules() if type(module) is nn.Conv2d] if enabled else []
+    for module in changed:
+        module.__class__ = ProductConv2d
+    try:
+        yield len(changed)
+    finally:
+        for module in changed:
+            module.__class__ = nn.Conv2d
+
+
+class ProductConv2d(nn.Conv2d):
     """`torch.nn.Conv2d` with the same parameters, output and gradients, up to rounding.
 
-    The faster way is taken for float32 in channels-last memory on a CPU, with stride 1 and zero padding, and only
+    The matrix products are used for float32 in channels-last memory on a CPU, with stride 1 and zero padding, and only
     while gradients are recorded; not under autocast, in a compiled graph or an export.
     """
 
@@ -35,7 +71,7 @@ class Conv2d(nn.Conv2d):
         return out
 
     def _multiplies(self, x: Tensor) -> bool:
-        """Whether the faster way is open for this input, and faster."""
+        """True where this input can take the matrix products."""
         return (
             torch.is_grad_enabled()
             and self.weight.requires_grad

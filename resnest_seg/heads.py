@@ -19,13 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnest_seg.convolution import Conv2d
-
 
 def _conv_bn_relu(in_channels: int, channels: int, *, kernel_size: int, dilation: int = 1) -> nn.Sequential:
     padding = dilation * (kernel_size // 2)
     return nn.Sequential(
-        Conv2d(in_channels, channels, kernel_size, padding=padding, dilation=dilation, bias=False),
+        nn.Conv2d(in_channels, channels, kernel_size, padding=padding, dilation=dilation, bias=False),
         nn.BatchNorm2d(channels),
         nn.ReLU(inplace=True),
     )
@@ -48,7 +46,7 @@ class FCNHead(nn.Module):
         self.conv5 = nn.Sequential(
             *_conv_bn_relu(in_channels, channels, kernel_size=3),
             nn.Dropout(0.1),
-            Conv2d(channels, num_classes, kernel_size=1),
+            nn.Conv2d(channels, num_classes, kernel_size=1),
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
@@ -113,7 +111,7 @@ class DeepLabV3Head(nn.Module):
         self.block = nn.Sequential(
             *_conv_bn_relu(channels, channels, kernel_size=3),
             nn.Dropout(0.1),
-            Conv2d(channels, num_classes, kernel_size=1),
+            nn.Conv2d(channels, num_classes, kernel_size=1),
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

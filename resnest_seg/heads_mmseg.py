@@ -19,8 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnest_seg.convolution import Conv2d
-
 CHANNELS = 512
 """Width of every main head."""
 
@@ -33,7 +31,7 @@ class ConvModule(nn.Module):
     ) -> None:
         super().__init__()
         padding = dilation * (kernel_size // 2)
-        self.conv = Conv2d(
+        self.conv = nn.Conv2d(
             in_channels, channels, kernel_size, padding=padding, dilation=dilation, groups=groups, bias=False
         )
         self.bn = nn.BatchNorm2d(channels)
@@ -68,7 +66,7 @@ class MMSegHead(nn.Module, ABC):
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
         self.dropout = nn.Dropout2d(0.1)
-        self.conv_seg = Conv2d(channels, num_classes, kernel_size=1)
+        self.conv_seg = nn.Conv2d(channels, num_classes, kernel_size=1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         logits: Tensor = self.conv_seg(self.dropout(self._decode(features)))

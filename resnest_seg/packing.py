@@ -13,8 +13,6 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from resnest_seg.convolution import Conv2d
-
 
 @dataclasses.dataclass(frozen=True)
 class _Pack:
@@ -104,5 +102,5 @@ def packable(module: nn.Module) -> bool:
 
 
 def is_convolution(module: nn.Module) -> bool:
-    """Whether a module computes just what `nn.Conv2d` does."""
-    return type(module) in (nn.Conv2d, Conv2d)
+    """True for `nn.Conv2d` itself; a derived class may compute something else."""
+    return type(module) is nn.Conv2d

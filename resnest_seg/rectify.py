@@ -7,8 +7,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from resnest_seg.convolution import Conv2d
-
 RECTIFICATIONS: tuple[str, ...] = ("none", "rectify", "rectify_avg")
 
 
@@ -66,7 +64,7 @@ def padded_conv(
     """A convolution whose padding keeps the size at stride 1, rectified if asked for."""
     padding = dilation * (kernel_size // 2)
     if rectify == "none":
-        return Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False)
+        return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False)
     return RectifiedConv2d(
         in_channels,
         out_channels,

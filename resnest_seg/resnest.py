@@ -31,7 +31,6 @@ from resnest_seg.blueprints import (
     EncoderSpec,
     stage_plans,
 )
-from resnest_seg.convolution import Conv2d
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.rectify import RECTIFICATIONS, padded_conv
 
@@ -91,9 +90,9 @@ class SplitAttention(nn.Module):
         )
         self.bn0 = nn.BatchNorm2d(channels * radix)
         self.drop_block = _drop_block(drop_block)
-        self.fc1 = Conv2d(channels, attention_channels, kernel_size=1, groups=cardinality)
+        self.fc1 = nn.Conv2d(channels, attention_channels, kernel_size=1, groups=cardinality)
         self.bn1 = nn.BatchNorm2d(attention_channels)
-        self.fc2 = Conv2d(attention_channels, channels * radix, kernel_size=1, groups=cardinality)
+        self.fc2 = nn.Conv2d(attention_channels, channels * radix, kernel_size=1, groups=cardinality)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +127,7 @@ class Bottleneck(nn.Module):
     def __init__(self, in_channels: int, planes: int, *, spec: EncoderSpec, plan: BlockPlan, rectify: str) -> None:
         super().__init__()
         width, channels = planes * spec.bottleneck_width // 64 * spec.cardinality, planes * EXPANSION
-        self.conv1 = Conv2d(in_channels, width, kernel_size=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, width, kernel_size=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.drop_block1 = _drop_block(plan.drop_block)
         pool = nn.AvgPool2d(3, plan.stride, padding=1) if plan.pool else nn.Identity()
@@ -153,7 +152,7 @@ class Bottleneck(nn.Module):
         self.drop_block2 = nn.Identity() if inside else _drop_block(plan.drop_block)
         self.act2 = nn.Identity() if inside else nn.ReLU(inplace=True)
         self.avd_last = nn.Identity() if spec.pool_first else pool
-        self.conv3 = Conv2d(width, channels, kernel_size=1, bias=False)
+        self.conv3 = nn.Conv2d(width, channels, kernel_size=1, bias=False)
         self.bn3 = nn.BatchNorm2d(channels)
         self.drop_block3 = _drop_block(plan.drop_block)
         self.drop_path = _drop_path(plan.drop_path)
@@ -310,7 +309,7 @@ def _shortcut(in_channels: int, channels: int, *, spec: EncoderSpec, plan: Block
     """[N, in_channels, H, W] -> [N, channels, H / stride, W / stride], or the identity."""
     if not plan.project:
         return nn.Identity()
-    conv = Conv2d(in_channels, channels, 1, stride=1 if spec.avg_down else plan.stride, bias=False)
+    conv = nn.Conv2d(in_channels, channels, 1, stride=1 if spec.avg_down else plan.stride, bias=False)
     if not spec.avg_down:
         return nn.Sequential(conv, nn.BatchNorm2d(channels))
     pool: nn.Module = nn.Identity()  # the keys of what follows count from it

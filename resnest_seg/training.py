@@ -33,6 +33,7 @@ from resnest_seg.checkpoint import (
     restore_optimizer,
 )
 from resnest_seg.config import RunConfig
+from resnest_seg.convolution import faster_weight_gradients
 from resnest_seg.ema import WeightAverage
 from resnest_seg.engine import (
     PRECISIONS,
@@ -153,7 +154,7 @@ class Trainer:
         """
         self._open_run()
         batches = self._batches()
-        with StopSignal() as stop, progress_bars(self.console) as progress:
+        with StopSignal() as stop, progress_bars(self.console) as progress, faster_weight_gradients(self.segmenter):
             bar = progress.add_task("training", total=self.steps, completed=self.step, shown="")
             if self._validation_due():  # the run was killed between a step and its validation
                 self._validate(stop, progress)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from resnest_seg import convolution
-from resnest_seg.convolution import Conv2d
+from resnest_seg.convolution import ProductConv2d, faster_weight_gradients, products_are_faster
 
 GEOMETRIES = [
     {"kernel_size": 1},
@@ -42,7 +42,7 @@ def taken(monkeypatch):
 def pair(**options):
     """A convolution of ours, and torch's with the same weights in float64."""
     torch.manual_seed(0)
-    ours = Conv2d(128, 192, **options).to(memory_format=torch.channels_last)
+    ours = ProductConv2d(128, 192, **options).to(memory_format=torch.channels_last)
     plain = nn.Conv2d(128, 192, **options)
     plain.load_state_dict(ours.state_dict())
     return ours, plain.double()
@@ -129,7 +129,7 @@ def test_second_derivatives_and_recomputation(taken):
 
 def test_copies_exports_and_compiled_graphs_are_those_of_torch(taken):
     ours, _ = pair(kernel_size=3)
-    assert type(copy.deepcopy(ours)) is Conv2d
+    assert type(copy.deepcopy(ours)) is ProductConv2d
     x = torch.randn(1, 128, 6, 7).to(memory_format=torch.channels_last)
     program = torch.export.export(ours, (x,))
     assert [node.target for node in program.graph.nodes if node.op == "call_function"] == [
@@ -138,3 +138,45 @@ def test_copies_exports_and_compiled_graphs_are_those_of_torch(taken):
     torch.compile(ours, backend="aot_eager", fullgraph=True)(x).sum().backward()
     assert not taken
     assert ours.weight.grad is not None
+
+
+def test_a_model_takes_part_within_the_context_alone(taken):
+    model = nn.Sequential(nn.Conv2d(64, 64, 3, bias=False), nn.Sequential(nn.Conv2d(64, 64, 1)), OtherConv2d(64, 64, 1))
+    model.to(memory_format=torch.channels_last)
+    names, values = list(model.state_dict()), [parameter.data_ptr() for parameter in model.parameters()]
+    x = torch.randn(1, 64, 6, 7).to(memory_format=torch.channels_last)
+    model(x).square().sum().backward()
+    expected = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    with faster_weight_gradients(model, enabled=True) as count:
+        assert count == 2
+        model(x).square().sum().backward()
+    assert len(taken) == 2
+    assert [type(module) for module in model.modules() if isinstance(module, nn.Conv2d)] == [
+        nn.Conv2d, nn.Conv2d, OtherConv2d
+    ]  # fmt: skip
+    assert list(model.state_dict()) == names
+    assert [parameter.data_ptr() for parameter in model.parameters()] == values
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        assert (parameter.grad - gradient).abs().max() <= 2e-5 * gradient.abs().max()
+
+
+def test_an_exception_ends_the_context():
+    model = nn.Conv2d(64, 64, 1)
+    with pytest.raises(RuntimeError), faster_weight_gradients(model, enabled=True):
+        model(torch.zeros(1, 3, 2, 2))
+    assert type(model) is nn.Conv2d
+
+
+class OtherConv2d(nn.Conv2d):
+    """Of a derived class, which may compute something else."""
+
+
+@pytest.mark.parametrize(("capability", "expected"), [("AVX2", True), ("AVX512", False), ("DEFAULT", False)])
+def test_the_processor_decides(capability, expected, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert products_are_faster() is expected
+    model = nn.Conv2d(64, 64, 1)
+    with faster_weight_gradients(model):
+        assert (type(model) is ProductConv2d) is expected
+    assert type(model) is nn.Conv2d

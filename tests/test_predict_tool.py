@@ -208,7 +208,7 @@ def test_processes_share_an_evaluation_and_count_every_image_once(checkpoint, tm
     words = ["--checkpoint", checkpoint, "--split", "test", "--limit", "3", "--workers", "0", "--device", "cpu"]
     words += ["--boundaries", "--calibration"]
     assert tool("eval_seg")(*words, "--output", tmp_path / "one.json") == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29533"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     subprocess.run(
         [*command, str(PROJECT / "tools" / "eval_seg.py"), *map(str, words), "--output", str(tmp_path / "two.json")],
         check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"},

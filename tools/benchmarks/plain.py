@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resnest_seg.convolution import Conv2d
 from resnest_seg.heads import ASPP
 from resnest_seg.resnest import SplitAttention
 
@@ -78,8 +77,6 @@ class PlainSegmenter(nn.Module):
                 self.segmenter.set_submodule(name, PlainSplitAttention(module))
             elif isinstance(module, ASPP):
                 self.segmenter.set_submodule(name, PlainASPP(module))
-            elif isinstance(module, Conv2d):
-                module.__class__ = nn.Conv2d  # type: ignore[assignment]
         for parameter in self.parameters():  # the strides of a 1x1 kernel, too: torch reads the memory format from them
             parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 

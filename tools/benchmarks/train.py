@@ -45,9 +45,10 @@ def stepper(model: nn.Module, compute: Callable[[], Tensor], options: argparse.N
 
 
 def ours(model: nn.Module, images: Tensor, labels: Tensor, options: argparse.Namespace) -> Step:
-    """Channels-last memory, logits at feature size, the lean loss."""
+    """Channels-last memory, logits at feature size, the lean loss; gradients of weights as the trainer has them."""
     import torch
 
+    from resnest_seg.convolution import faster_weight_gradients
     from resnest_seg.losses import SegmentationLoss
 
     loss = SegmentationLoss(AUX_WEIGHT, align_corners=True)
@@ -58,7 +59,13 @@ def ours(model: nn.Module, images: Tensor, labels: Tensor, options: argparse.Nam
         value: Tensor = loss(output.logits, output.aux_logits, labels, pixels=loss.weight_of(labels))
         return value
 
-    return stepper(model, compute, options)
+    step = stepper(model, compute, options)
+
+    def in_context() -> Tensor:
+        with faster_weight_gradients(model):
+            return step()
+
+    return in_context
 
 
 def plain(model: Segmenter, images: Tensor, labels: Tensor, options: argparse.Namespace) -> Step:
