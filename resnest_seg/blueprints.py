@@ -16,6 +16,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from resnest_seg.config import ModelConfig
+
 SMP = "smp:"
 """Encoders and heads whose names begin so are those of segmentation-models-pytorch."""
 
@@ -99,31 +101,6 @@ STAGE_STRIDES_AND_RATES: dict[int, tuple[tuple[int, int], ...]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderOptions:
-    """What may be added to any encoder of the family without another weight in its state dict.
-
-    Attributes:
-        drop_block: Share of the pixels that DropBlock clears in the last two stages while training, 3x3 blocks.
-        drop_path: Share of images that skip the last residual block while training (stochastic depth); it grows
-            linearly from 0 at the first block.
-        zero_gamma: Start with a zero weight in the last norm of every residual branch: blocks start as the identity.
-        rectify: "rectify" multiplies every padded convolution's output by taps / taps inside the image, "rectify_avg"
-            by 1 / taps inside; "none" leaves it alone. Another network: weights interchange, results do not.
-        checkpointing: Keep only the blocks' inputs for the backward pass and compute the rest twice.
-    """
-
-    drop_block: float = 0.0
-    drop_path: float = 0.0
-    zero_gamma: bool = False
-    rectify: str = "none"
-    checkpointing: bool = False
-
-
-PLAIN = EncoderOptions()
-"""No options: the published networks."""
-
-
-@dataclasses.dataclass(frozen=True)
 class BlockPlan:
     """How one bottleneck stands in its network.
 
@@ -146,23 +123,21 @@ class BlockPlan:
     drop_path: float = 0.0
 
 
-def stage_plans(
-    spec: EncoderSpec, *, output_stride: int, dilation: str, options: EncoderOptions
-) -> Iterator[list[BlockPlan]]:
+def stage_plans(spec: EncoderSpec, model: ModelConfig) -> Iterator[list[BlockPlan]]:
     """The blocks of each of the four stages. What tells the dilation variants apart is decided here only."""
     place, last = 0, max(sum(spec.depths) - 1, 1)
-    for stage, (stride, rate) in enumerate(STAGE_STRIDES_AND_RATES[output_stride]):
-        drop_block, dilated, plans = options.drop_block if stage >= 2 else 0.0, rate > 1, []
+    for stage, (stride, rate) in enumerate(STAGE_STRIDES_AND_RATES[model.output_stride]):
+        drop_block, dilated, plans = model.drop_block if stage >= 2 else 0.0, rate > 1, []
         for block in range(spec.depths[stage]):
-            plan = BlockPlan(rate=rate, drop_block=drop_block, drop_path=options.drop_path * place / last)
+            plan = BlockPlan(rate=rate, drop_block=drop_block, drop_path=model.drop_path * place / last)
             if block == 0:
                 plan = dataclasses.replace(
                     plan,
                     stride=stride,
                     rate=max(rate // 2, 1),
-                    pool=spec.radix > 0 and stage > 0 and (dilation == "encoding" or not dilated),
+                    pool=spec.radix > 0 and stage > 0 and (model.dilation == "encoding" or not dilated),
                     project=True,
-                    mean_shortcut=dilation == "timm" and dilated,
+                    mean_shortcut=model.dilation == "timm" and dilated,
                 )
             plans.append(plan)
             place += 1

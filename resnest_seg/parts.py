@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from resnest_seg.blueprints import DILATIONS, SMP, EncoderOptions
+from resnest_seg.blueprints import DILATIONS, SMP
 from resnest_seg.checkpoint import FORMAT, Checkpoint
 from resnest_seg.config import ModelConfig
 from resnest_seg.conversion import encoder_of_name, encoder_weights
@@ -21,7 +21,7 @@ from resnest_seg.heads_mmseg import (
     MMSegPSPHead,
 )
 from resnest_seg.published import imagenet_checkpoint, published, published_names
-from resnest_seg.resnest import ResNeSt, adapt_first_convolution, build_encoder
+from resnest_seg.resnest import ResNeSt, adapt_first_convolution
 from resnest_seg.weights import WeightFile, read_weights
 
 HeadBuilder = Callable[[tuple[int, ...], int, int], nn.Module]
@@ -52,15 +52,16 @@ AUX_HEADS: dict[str, HeadBuilder] = {
 }
 
 
-def encoder_for(model: ModelConfig, *, pretrained: bool = True) -> nn.Module:
-    """The encoder that a config describes; ours has fresh weights, see `load_encoder`.
+def build_encoder(model: ModelConfig, *, pretrained: bool = False) -> nn.Module:
+    """The encoder that a config describes, as a feature extractor; ours has fresh weights, see `load_encoder`.
 
     Args:
         model: The network.
         pretrained: Let an encoder of SMP load `model.encoder_weights`.
 
     Returns:
-        Normalised images -> features, the last four being c1, c2, c3, c4, with their channels in `.channels`.
+        Normalised images [N, C, H, W] -> features, the last four being c1, c2, c3, c4, with their channels in
+        `.channels`.
 
     Raises:
         ConfigError: Unknown name (the nearest is named), or an encoder that cannot be dilated.
@@ -78,32 +79,11 @@ def encoder_for(model: ModelConfig, *, pretrained: bool = True) -> nn.Module:
             )
         name = model.encoder.removeprefix(SMP)
         return SMPEncoder(name, output_stride=model.output_stride, in_channels=model.in_channels, weights=weights)
-    options = EncoderOptions(
-        drop_block=model.drop_block,
-        drop_path=model.drop_path,
-        zero_gamma=model.zero_gamma,
-        rectify=model.rectify,
-        checkpointing=model.checkpointing,
-    )
     if model.head.startswith(SMP):
         from resnest_seg.smp import ResNeStSMPEncoder
 
-        encoder: ResNeSt = ResNeStSMPEncoder(
-            model.encoder,
-            output_stride=model.output_stride,
-            dilation=model.dilation,
-            in_channels=model.in_channels,
-            options=options,
-        )
-    else:
-        encoder = build_encoder(
-            model.encoder,
-            output_stride=model.output_stride,
-            dilation=model.dilation,
-            in_channels=model.in_channels,
-            options=options,
-        )
-    return encoder
+        return ResNeStSMPEncoder(model)
+    return ResNeSt(model)
 
 
 def check_names(model: ModelConfig) -> None:

@@ -23,14 +23,13 @@ from torch.utils.checkpoint import checkpoint
 from resnest_seg.blueprints import (
     DILATIONS,
     EXPANSION,
-    PLAIN,
     SPECS,
     STAGE_STRIDES_AND_RATES,
     BlockPlan,
-    EncoderOptions,
     EncoderSpec,
     stage_plans,
 )
+from resnest_seg.config import ModelConfig
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.rectify import RECTIFICATIONS, padded_conv
 
@@ -175,53 +174,45 @@ class ResNeSt(nn.Module):
     and c4, min(16, output_stride) and output_stride. Any H, W >= 1; sizes round up at every stride.
 
     Args:
-        spec: The family member.
-        output_stride: 8, 16 or 32 input pixels per step of c4.
-        dilation: Which dilated network is meant, see `resnest_seg.blueprints`.
-        in_channels: Channels of the images.
-        options: Regularisation, start and memory, see `EncoderOptions`.
+        model: The network; `encoder` names the family member, `output_stride` is 8, 16 or 32 input pixels per step of
+            c4, `dilation` says which dilated network is meant, see `resnest_seg.blueprints`. Its keys on heads and
+            weights are not read.
 
     Raises:
-        ConfigError: Unknown dilation or rectification, or an output stride that does not exist.
+        ConfigError: Unknown encoder, dilation or rectification, or an output stride that does not exist.
     """
 
     size_divisor = 1
 
-    def __init__(
-        self,
-        spec: EncoderSpec,
-        *,
-        output_stride: int,
-        dilation: str,
-        in_channels: int = 3,
-        options: EncoderOptions = PLAIN,
-    ) -> None:
+    def __init__(self, model: ModelConfig) -> None:
         super().__init__()
-        if output_stride not in STAGE_STRIDES_AND_RATES:
-            raise ConfigError(f"output_stride must be one of {list(STAGE_STRIDES_AND_RATES)}, not {output_stride}.")
-        if dilation not in DILATIONS:
-            raise unknown_name("dilation", dilation, DILATIONS)
-        if options.rectify not in RECTIFICATIONS:
-            raise unknown_name("rectify", options.rectify, RECTIFICATIONS)
-        self.output_stride, self.dilation, self.checkpointing = output_stride, dilation, options.checkpointing
+        if model.encoder not in SPECS:
+            raise unknown_name("encoder", model.encoder, SPECS)
+        if model.output_stride not in STAGE_STRIDES_AND_RATES:
+            strides = list(STAGE_STRIDES_AND_RATES)
+            raise ConfigError(f"output_stride must be one of {strides}, not {model.output_stride}.")
+        if model.dilation not in DILATIONS:
+            raise unknown_name("dilation", model.dilation, DILATIONS)
+        if model.rectify not in RECTIFICATIONS:
+            raise unknown_name("rectify", model.rectify, RECTIFICATIONS)
+        spec = SPECS[model.encoder]
+        self.output_stride, self.dilation, self.checkpointing = model.output_stride, model.dilation, model.checkpointing
         self.channels = tuple(spec.planes * 2**stage * EXPANSION for stage in range(4))
         width = 2 * spec.stem_width if spec.deep_stem else 64
-        self.conv1 = _stem(in_channels, spec, rectify=options.rectify)
+        self.conv1 = _stem(model.in_channels, spec, rectify=model.rectify)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         stages = []
-        for stage, plans in enumerate(
-            stage_plans(spec, output_stride=output_stride, dilation=dilation, options=options)
-        ):
+        for stage, plans in enumerate(stage_plans(spec, model)):
             planes, blocks = spec.planes * 2**stage, []
             for plan in plans:
-                blocks.append(Bottleneck(width, planes, spec=spec, plan=plan, rectify=options.rectify))
+                blocks.append(Bottleneck(width, planes, spec=spec, plan=plan, rectify=model.rectify))
                 width = planes * EXPANSION
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.apply(_init_weights)
-        if options.zero_gamma:
+        if model.zero_gamma:
             for module in self.modules():
                 if isinstance(module, Bottleneck):
                     nn.init.zeros_(module.bn3.weight)
@@ -253,26 +244,6 @@ class ResNeSt(nn.Module):
             else:
                 x = block(x)
         return x
-
-
-def build_encoder(
-    name: str,
-    *,
-    output_stride: int,
-    dilation: str,
-    in_channels: int = 3,
-    options: EncoderOptions = PLAIN,
-) -> ResNeSt:
-    """Build an encoder of the family by name, with fresh weights.
-
-    Raises:
-        ConfigError: Unknown name, output stride, dilation variant or rectification.
-    """
-    if name not in SPECS:
-        raise unknown_name("encoder", name, SPECS)
-    return ResNeSt(
-        SPECS[name], output_stride=output_stride, dilation=dilation, in_channels=in_channels, options=options
-    )
 
 
 def adapt_first_convolution(weight: Tensor, in_channels: int) -> Tensor:

@@ -21,7 +21,7 @@ from resnest_seg.errors import CheckpointError, ConfigError, DownloadError
 from resnest_seg.fusion import fuse_model
 from resnest_seg.heads import resize_logits
 from resnest_seg.labels import LabelSpace
-from resnest_seg.parts import aux_head_for, check_names, encoder_for, head_for, load_encoder, misfits
+from resnest_seg.parts import aux_head_for, build_encoder, check_names, head_for, load_encoder, misfits
 from resnest_seg.resnest import ResNeSt
 
 PIXEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -347,7 +347,7 @@ def segmenter_for(
     if classes is None or classes < 1:
         raise ConfigError(f"num_classes must be at least 1, not {classes}.")
     check_names(model)
-    encoder = encoder_for(model, pretrained=pretrained)
+    encoder = build_encoder(model, pretrained=pretrained)
     segmenter = Segmenter(
         encoder=encoder,
         head=head_for(model, encoder, classes),

@@ -30,7 +30,8 @@ from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from segmentation_models_pytorch.encoders._base import EncoderMixin
 from torch import Tensor, nn
 
-from resnest_seg.blueprints import PLAIN, SMP, SPECS, EncoderOptions
+from resnest_seg.blueprints import SMP, SPECS
+from resnest_seg.config import ModelConfig
 from resnest_seg.errors import ConfigError, DownloadError, unknown_name
 from resnest_seg.resnest import ResNeSt
 
@@ -45,11 +46,7 @@ class ResNeStSMPEncoder(ResNeSt, EncoderMixin):  # type: ignore[misc]  # SMP has
     ones limited to the output stride.
 
     Args:
-        name: A name of `resnest_seg.blueprints.SPECS`.
-        output_stride: 8, 16 or 32 input pixels per step of c4.
-        dilation: Which dilated network is meant, see `resnest_seg.blueprints`.
-        in_channels: Channels of the images.
-        options: Regularisation, start and memory, see `EncoderOptions`.
+        model: The network, see `ResNeSt`.
 
     Raises:
         ConfigError: Unknown name, output stride, dilation variant or rectification.
@@ -58,22 +55,12 @@ class ResNeStSMPEncoder(ResNeSt, EncoderMixin):  # type: ignore[misc]  # SMP has
     size_divisor = 1
     output_stride: int = 32  # hides SMP's property of that name
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        output_stride: int = 32,
-        dilation: str = "encoding",
-        in_channels: int = 3,
-        options: EncoderOptions = PLAIN,
-    ) -> None:
-        if name not in SPECS:
-            raise unknown_name("encoder", name, SPECS)
-        spec = SPECS[name]
-        super().__init__(spec, output_stride=output_stride, dilation=dilation, in_channels=in_channels, options=options)
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__(model)
+        spec = SPECS[model.encoder]
         stem = 2 * spec.stem_width if spec.deep_stem else 64
-        self._out_channels = [in_channels, stem, *self.channels]
-        self._depth, self._in_channels = DEPTH, in_channels
+        self._out_channels = [model.in_channels, stem, *self.channels]
+        self._depth, self._in_channels = DEPTH, model.in_channels
 
     def forward(self, images: Tensor) -> list[Tensor]:  # type: ignore[override]
         stem = self.stem(images)

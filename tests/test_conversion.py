@@ -11,12 +11,12 @@ import torchvision
 from reference import GOLDEN, filled_state, golden_images, original_keys, reference_segmenter
 
 from resnest_seg.blueprints import SPECS
-from resnest_seg.config import RunConfig
+from resnest_seg.config import ModelConfig, RunConfig
 from resnest_seg.conversion import encoder_spec, encoder_weights, label_space, recognise
 from resnest_seg.errors import CheckpointError
 from resnest_seg.heads import resize_logits
 from resnest_seg.labels import LabelSpace
-from resnest_seg.resnest import build_encoder
+from resnest_seg.resnest import ResNeSt
 from resnest_seg.segmenter import load_weights, segmenter_for
 
 
@@ -137,7 +137,7 @@ def test_keys_and_shapes_convert_one_to_one(entry):
 @pytest.mark.parametrize("name", SPECS)
 def test_every_encoder_is_told_from_its_shapes(name):
     with torch.device("meta"):
-        state = build_encoder(name, output_stride=32, dilation="encoding").state_dict()
+        state = ResNeSt(ModelConfig(name, output_stride=32, dilation="encoding")).state_dict()
     spec = encoder_spec({f"encoder.{key}": value for key, value in state.items()})
     assert spec == dataclasses.replace(SPECS[name], pool_first=False, stem_width=spec.stem_width)
     assert spec.stem_width == (SPECS[name].stem_width if SPECS[name].deep_stem else 64)
@@ -266,5 +266,5 @@ def test_the_encoder_of_anybodys_file():
     keys = original_keys()["mmseg_fcn_ade"]
     weights = encoder_weights(on_meta(keys))
     with torch.device("meta"):
-        own = build_encoder("resnest101", output_stride=8, dilation="mmseg").state_dict()
+        own = ResNeSt(ModelConfig("resnest101", output_stride=8, dilation="mmseg")).state_dict()
     assert set(weights) == set(own)

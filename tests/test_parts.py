@@ -10,9 +10,10 @@ from local_server import serve
 from reference import fill, filled_state, original_keys
 
 from resnest_seg.checkpoint import TrainingState
+from resnest_seg.config import ModelConfig
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.published import PublishedCheckpoint
-from resnest_seg.resnest import adapt_first_convolution, build_encoder
+from resnest_seg.resnest import ResNeSt, adapt_first_convolution
 from resnest_seg.segmenter import build_segmenter
 
 
@@ -91,7 +92,7 @@ def test_weights_of_another_encoder_are_refused(imagenet, tmp_path):
         CheckpointError, match=r"does not hold the weights of this encoder: missing layer1.1.conv1.weight"
     ):
         build_segmenter("resnest26", head="fcn", encoder_weights=str(path))
-    wide = build_encoder("resnest14", output_stride=8, dilation="encoding").state_dict()
+    wide = ResNeSt(ModelConfig("resnest14", output_stride=8, dilation="encoding")).state_dict()
     torch.save(wide | {"layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "misfit.pth")
     with pytest.raises(CheckpointError, match=r"layer1.0.conv1.weight \[1\] instead of \[64, 64, 1, 1\]"):
         build_segmenter("resnest14", head="fcn", encoder_weights=str(tmp_path / "misfit.pth"))
@@ -140,7 +141,7 @@ def test_nothing_is_fetched_for_a_model_that_cannot_be_built(monkeypatch):
 def test_the_twin_of_resnest50_is_told_by_its_file(tmp_path):
     """resnest50_fast_2s1x64d has the same keys and shapes: our metadata, or a file's name, tell them apart."""
     with torch.device("meta"):
-        fast = build_encoder("resnest50_fast_2s1x64d", output_stride=32, dilation="encoding").state_dict()
+        fast = ResNeSt(ModelConfig("resnest50_fast_2s1x64d", output_stride=32, dilation="encoding")).state_dict()
     state = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in fast.items()}
     torch.save(state, tmp_path / "resnest50_fast_2s1x64d-44938639.pth")
     named = str(tmp_path / "resnest50_fast_2s1x64d-44938639.pth")

@@ -9,14 +9,15 @@ import torch.nn.functional as F
 import torchvision
 from reference import fill
 
-from resnest_seg.blueprints import DILATIONS, SPECS, EncoderOptions
+from resnest_seg.blueprints import DILATIONS, SPECS
+from resnest_seg.config import ModelConfig
 from resnest_seg.errors import ConfigError
-from resnest_seg.resnest import SplitAttention, adapt_first_convolution, build_encoder
+from resnest_seg.resnest import ResNeSt, SplitAttention, adapt_first_convolution
 
 
 def encoder_like(original, name, **options):
     """Our encoder with the weights of a timm or torchvision classifier, whose names are the same."""
-    encoder = build_encoder(name, **options).eval()
+    encoder = ResNeSt(ModelConfig(name, **options)).eval()
     weights = {key: value for key, value in original.state_dict().items() if not key.startswith("fc.")}
     encoder.load_state_dict(weights)
     return encoder
@@ -80,7 +81,7 @@ def test_the_dilation_variants_are_different_networks():
     for output_stride in (8, 16):
         c4 = {}
         for dilation in DILATIONS:
-            encoder = fill(build_encoder("resnest14_tiny", output_stride=output_stride, dilation=dilation))
+            encoder = fill(ResNeSt(ModelConfig("resnest14_tiny", output_stride=output_stride, dilation=dilation)))
             c4[dilation] = encoder(images)[-1]
         for one, other in (("encoding", "mmseg"), ("encoding", "timm"), ("mmseg", "timm")):
             assert (c4[one] - c4[other]).abs().mean() > 0.01 * c4[one].abs().mean(), (output_stride, one, other)
@@ -89,7 +90,7 @@ def test_the_dilation_variants_are_different_networks():
 @torch.inference_mode()
 def test_fast_models_pool_before_split_attention():
     """Same keys and shapes as resnest50, another network."""
-    shapes = {name: build_encoder(name, output_stride=32, dilation="encoding") for name in
+    shapes = {name: ResNeSt(ModelConfig(name, output_stride=32, dilation="encoding")) for name in
               ("resnest50", "resnest50_fast_2s1x64d")}  # fmt: skip
     plain, fast = (fill(encoder) for encoder in shapes.values())
     assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in fast.state_dict().items()}
@@ -134,7 +135,7 @@ def test_radix_one_is_squeeze_and_excitation():
 @pytest.mark.parametrize("size", [(64, 96), (33, 47), (1, 1)])
 @pytest.mark.parametrize("dilation", DILATIONS)
 def test_feature_sizes(output_stride, size, dilation):
-    encoder = build_encoder("resnest14_tiny", output_stride=output_stride, dilation=dilation).eval()
+    encoder = ResNeSt(ModelConfig("resnest14_tiny", output_stride=output_stride, dilation=dilation)).eval()
     features = encoder(torch.randn(1, 3, *size))
     strides = (4, 8, min(16, output_stride), output_stride)
     for feature, channels, stride in zip(features, encoder.channels, strides, strict=True):
@@ -145,7 +146,7 @@ def test_parameter_counts_are_the_published_ones():
     """The ResNeSt paper, table 3: 27.5 and 48.3 million with the classifier, which has 2048 * 1000 + 1000 of them."""
     for name, millions in (("resnest50", 27.5), ("resnest101", 48.3)):
         with torch.device("meta"):
-            encoder = build_encoder(name, output_stride=32, dilation="encoding")
+            encoder = ResNeSt(ModelConfig(name, output_stride=32, dilation="encoding"))
         count = sum(parameter.numel() for parameter in encoder.parameters()) + 2048 * 1000 + 1000
         assert abs(count / 1e6 - millions) < 0.05, name
 
@@ -153,7 +154,9 @@ def test_parameter_counts_are_the_published_ones():
 def test_all_specs_build_with_their_depths_and_widths():
     for place, (name, spec) in enumerate(SPECS.items()):
         with torch.device("meta"):
-            encoder = build_encoder(name, output_stride=(8, 16, 32)[place % 3], dilation=DILATIONS[place // 3 % 3])
+            encoder = ResNeSt(
+                ModelConfig(name, output_stride=(8, 16, 32)[place % 3], dilation=DILATIONS[place // 3 % 3])
+            )
         stages = (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4)
         assert tuple(len(stage) for stage in stages) == spec.depths, name
         assert encoder.channels == tuple(spec.planes * 4 * 2**stage for stage in range(4)), name
@@ -162,7 +165,7 @@ def test_all_specs_build_with_their_depths_and_widths():
 def test_parameter_counts_of_the_rivals_are_torchvisions():
     for name in ("resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d"):
         with torch.device("meta"):
-            ours = build_encoder(name, output_stride=32, dilation="encoding").state_dict()
+            ours = ResNeSt(ModelConfig(name, output_stride=32, dilation="encoding")).state_dict()
             theirs = getattr(torchvision.models, name)().state_dict()
         shapes = {key: value.shape for key, value in theirs.items() if not key.startswith("fc.")}
         assert {key: value.shape for key, value in ours.items()} == shapes, name
@@ -171,8 +174,8 @@ def test_parameter_counts_of_the_rivals_are_torchvisions():
 def training_pair(**options):
     """A tiny encoder in training mode with and without options, and a batch; the same weights."""
     torch.manual_seed(0)
-    plain = build_encoder("resnest14_tiny", output_stride=8, dilation="encoding")
-    other = build_encoder("resnest14_tiny", output_stride=8, dilation="encoding", options=EncoderOptions(**options))
+    plain = ResNeSt(ModelConfig("resnest14_tiny", output_stride=8, dilation="encoding"))
+    other = ResNeSt(ModelConfig("resnest14_tiny", output_stride=8, dilation="encoding", **options))
     other.load_state_dict(plain.state_dict())
     return plain, other, torch.randn(4, 3, 48, 48)
 
@@ -191,8 +194,8 @@ def test_drop_block_clears_its_share_in_the_last_two_stages():
         for drop in (stage[0].drop_block1, stage[0].drop_block3, stage[0].conv2.drop_block):
             cleared = (drop(torch.ones(8, 16, 24, 24)) == 0).float().mean()
             assert abs(cleared - (0.25 if acts else 0.0)) < 0.06
-    assert build_encoder("resnet50d", output_stride=32, dilation="timm",
-                         options=EncoderOptions(drop_block=0.1)).layer4[0].drop_block2.p == 0.1  # fmt: skip
+    assert ResNeSt(ModelConfig("resnet50d", output_stride=32, dilation="timm",
+                         drop_block=0.1)).layer4[0].drop_block2.p == 0.1  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -204,25 +207,24 @@ def test_drop_block_keeps_the_mean_in_half_precision(dtype):
 
 
 def test_fresh_weights_have_the_authors_variance():
-    encoder = build_encoder("resnest50", output_stride=32, dilation="encoding")
+    encoder = ResNeSt(ModelConfig("resnest50", output_stride=32, dilation="encoding"))
     for conv in (encoder.conv1[0], encoder.layer3[1].conv1, encoder.layer4[2].conv2.conv):
         area = conv.kernel_size[0] * conv.kernel_size[1]
         assert float(conv.weight.detach().std()) == pytest.approx((2 / (area * conv.out_channels)) ** 0.5, rel=0.06)
 
 
 def test_stochastic_depth_grows_with_depth_and_can_skip_a_block():
-    encoder = build_encoder("resnest26", output_stride=32, dilation="encoding", options=EncoderOptions(drop_path=0.7))
+    encoder = ResNeSt(ModelConfig("resnest26", output_stride=32, dilation="encoding", drop_path=0.7))
     blocks = [block for stage in (encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4) for block in stage]
     rates = [getattr(block.drop_path, "p", 0.0) for block in blocks]
     assert rates == pytest.approx([0.7 * place / 7 for place in range(8)])
-    last = build_encoder("resnest26", output_stride=32, dilation="encoding", options=EncoderOptions(drop_path=1.0))
+    last = ResNeSt(ModelConfig("resnest26", output_stride=32, dilation="encoding", drop_path=1.0))
     x = torch.randn(2, 2048, 3, 3)
     assert torch.equal(last.layer4[1](x), x.relu())
 
 
 def test_zero_gamma_starts_blocks_as_their_shortcut():
-    options = EncoderOptions(zero_gamma=True)
-    encoder = build_encoder("resnest26", output_stride=32, dilation="encoding", options=options)
+    encoder = ResNeSt(ModelConfig("resnest26", output_stride=32, zero_gamma=True))
     x = torch.randn(2, 256, 6, 6)
     assert torch.equal(encoder.layer1[1](x), x.relu())
 
@@ -259,9 +261,8 @@ def test_activation_checkpointing_keeps_less_for_the_backward_pass():
 @torch.inference_mode()
 def test_rectified_network_differs_at_the_border_only():
     """Same weights; in the middle of a large image, farther from the border than the network sees, nothing changes."""
-    options = EncoderOptions(rectify="rectify")
-    plain = fill(build_encoder("resnest14_tiny", output_stride=8, dilation="encoding"))
-    other = fill(build_encoder("resnest14_tiny", output_stride=8, dilation="encoding", options=options))
+    plain = fill(ResNeSt(ModelConfig("resnest14_tiny", output_stride=8, dilation="encoding")))
+    other = fill(ResNeSt(ModelConfig("resnest14_tiny", output_stride=8, rectify="rectify")))
     images = torch.randn(1, 3, 64, 640, generator=torch.Generator().manual_seed(0))
     a, b = plain.stem(images), other.stem(images)
     assert not torch.equal(a[..., 0], b[..., 0])
@@ -274,14 +275,14 @@ def test_first_convolution_adapts_like_timm(in_channels):
     weight = torch.randn(16, 3, 3, 3)
     adapted = adapt_first_convolution(weight, in_channels)
     assert torch.allclose(adapted, timm.models.adapt_input_conv(in_channels, weight))
-    encoder = build_encoder("resnest14_tiny", output_stride=8, dilation="mmseg", in_channels=in_channels).eval()
+    encoder = ResNeSt(ModelConfig("resnest14_tiny", output_stride=8, dilation="mmseg", in_channels=in_channels)).eval()
     assert encoder(torch.zeros(1, in_channels, 32, 32))[-1].shape == (1, 256, 4, 4)
 
 
 @torch.inference_mode()
 def test_a_grey_image_gives_what_its_rgb_copy_gave():
-    colour = build_encoder("resnest14_tiny", output_stride=8, dilation="encoding").eval()
-    grey = build_encoder("resnest14_tiny", output_stride=8, dilation="encoding", in_channels=1).eval()
+    colour = ResNeSt(ModelConfig("resnest14_tiny", output_stride=8, dilation="encoding")).eval()
+    grey = ResNeSt(ModelConfig("resnest14_tiny", output_stride=8, dilation="encoding", in_channels=1)).eval()
     weights = copy.copy(colour.state_dict())
     weights["conv1.0.weight"] = adapt_first_convolution(weights["conv1.0.weight"], 1)
     grey.load_state_dict(weights)
@@ -295,13 +296,13 @@ def test_a_grey_image_gives_what_its_rgb_copy_gave():
         ({"name": "resnest51"}, "unknown encoder 'resnest51'. Did you mean 'resnest50'?"),
         ({"dilation": "encodings"}, "unknown dilation 'encodings'. Did you mean 'encoding'?"),
         ({"output_stride": 4}, "output_stride must be one of [8, 16, 32], not 4"),
-        ({"options": EncoderOptions(rectify="rectified")}, "unknown rectify 'rectified'. Did you mean 'rectify'?"),
+        ({"rectify": "rectified"}, "unknown rectify 'rectified'. Did you mean 'rectify'?"),
     ],
 )
 def test_wrong_choices_name_the_right_ones(change, message):
     values = {"name": "resnest14_tiny", "output_stride": 8, "dilation": "encoding"} | change
     with pytest.raises(ConfigError) as error:
-        build_encoder(values.pop("name"), **values)
+        ResNeSt(ModelConfig(values.pop("name"), **values))
     assert message in str(error.value)
 
 

@@ -7,8 +7,9 @@ import segmentation_models_pytorch as smp
 import torch
 from segmentation_models_pytorch.encoders._base import EncoderMixin
 
+from resnest_seg.config import ModelConfig
 from resnest_seg.errors import ConfigError, DownloadError
-from resnest_seg.resnest import build_encoder
+from resnest_seg.resnest import ResNeSt
 from resnest_seg.segmenter import build_segmenter
 from resnest_seg.smp import DECODERS, ResNeStSMPEncoder, SMPEncoder
 
@@ -16,7 +17,7 @@ from resnest_seg.smp import DECODERS, ResNeStSMPEncoder, SMPEncoder
 @torch.inference_mode()
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_our_encoder_keeps_smps_contract(output_stride):
-    encoder = ResNeStSMPEncoder("resnest14_tiny", output_stride=output_stride, in_channels=4).eval()
+    encoder = ResNeStSMPEncoder(ModelConfig("resnest14_tiny", output_stride=output_stride, in_channels=4)).eval()
     assert isinstance(encoder, EncoderMixin)
     images = torch.randn(2, 4, 64, 96)
     features = encoder(images)
@@ -32,8 +33,8 @@ def test_our_encoder_keeps_smps_contract(output_stride):
 
 @torch.inference_mode()
 def test_our_encoder_under_smp_is_our_encoder():
-    plain = build_encoder("resnest14_tiny", output_stride=8, dilation="timm").eval()
-    bridge = ResNeStSMPEncoder("resnest14_tiny", output_stride=8, dilation="timm").eval()
+    plain = ResNeSt(ModelConfig("resnest14_tiny", output_stride=8, dilation="timm")).eval()
+    bridge = ResNeStSMPEncoder(ModelConfig("resnest14_tiny", output_stride=8, dilation="timm")).eval()
     bridge.load_state_dict(plain.state_dict())
     images = torch.randn(1, 3, 33, 47)
     for ours, theirs in zip(plain(images), bridge(images)[2:], strict=True):
@@ -46,7 +47,7 @@ def test_a_whole_smp_model_runs_on_our_encoder():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = smp.UPerNet("resnet50", encoder_weights=None, classes=4)
-    model.encoder = ResNeStSMPEncoder("resnest14")
+    model.encoder = ResNeStSMPEncoder(ModelConfig("resnest14", output_stride=32))
     assert model.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 4, 64, 64)
 
 
@@ -117,7 +118,7 @@ def test_heads_are_those_of_smps_own_models(head):
 def test_the_timm_variant_is_what_smp_users_get():
     """SMP's tu-resnest14d at output stride 8 and ours with dilation="timm", on the same weights."""
     theirs = SMPEncoder("tu-resnest14d", output_stride=8, in_channels=3).eval()
-    ours = build_encoder("resnest14", output_stride=8, dilation="timm").eval()
+    ours = ResNeSt(ModelConfig("resnest14", output_stride=8, dilation="timm")).eval()
     weights = {key.removeprefix("encoder.model."): value for key, value in theirs.state_dict().items()}
     ours.load_state_dict(weights)
     images = torch.randn(1, 3, 64, 96)

@@ -200,12 +200,13 @@ def encoders(options: argparse.Namespace) -> dict[str, Contestant]:
     import torch
     from torch.nn.utils import convert_conv2d_weight_memory_format
 
-    from resnest_seg.resnest import build_encoder
+    from resnest_seg.config import ModelConfig
+    from resnest_seg.resnest import ResNeSt
 
     name = TIMM_NAMES[options.encoder]
     theirs = timm.create_model(name, features_only=True, output_stride=8, out_indices=(1, 2, 3, 4)).eval()
     settle(theirs)
-    mine = build_encoder(options.encoder, output_stride=8, dilation="timm").eval()
+    mine = ResNeSt(ModelConfig(options.encoder, output_stride=8, dilation="timm")).eval()
     mine.load_state_dict(theirs.state_dict())
     convert_conv2d_weight_memory_format(mine, torch.channels_last)  # as a Segmenter does
     models = {"encoder alone, ours": mine, "encoder alone, timm": theirs}
