@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from resnest_seg.blueprints import SMP
 from resnest_seg.config import RunConfig
 from resnest_seg.config_checks import loss_names
+from resnest_seg.display import PlainTable
 from resnest_seg.errors import ConfigError
 from resnest_seg.lean_loss import GPU_CHUNKS
 from resnest_seg.losses import REGION_LOSSES, SegmentationLoss
@@ -125,23 +125,23 @@ class Plan:
     options: tuple[Option, ...]
     devices: Devices
 
-    def table(self) -> Table:
+    def table(self) -> PlainTable:
         """All options with their memory and, in words, why one was chosen."""
         train, data = self.config.train, self.config.data
         length = f"{train.epochs} epochs" if train.iterations is None else f"{train.iterations} iterations"
-        table = Table(
+        table = PlainTable(
             title=f"{self.config.model.encoder} {self.config.model.head}, crop {data.crop_size} x "
             f"{data.crop_width or data.crop_size}, {self.devices}",
             caption=f"The recipe holds: {train.batch_size} images a step (micro-batch x accumulate x devices), "
             f"{length}, {describe_lr(self.config)}. Batch norm needs two images; below {ENOUGH_STATISTICS} are few.",
         )
         for name in ("micro-batch", "accumulate", "checkpoint", "GiB", "norm sees", ""):
-            table.add_column(name, justify="left" if not name else "right")
+            table.column(name, right=bool(name))
         for option in self.options:
             cells = (option.micro_batch, option.accumulation, "yes" if option.checkpointing else "no")
             row = [str(cell) for cell in cells] + [f"{option.memory / GIB:.2f}", str(option.statistics)]
             verdict = f"chosen: {_reason(option)}" if option == self.chosen else option.problem
-            table.add_row(*row, verdict, style="bold" if option == self.chosen else "dim" if option.problem else "")
+            table.row(*row, verdict, style="bold" if option == self.chosen else "dim" if option.problem else "")
         return table
 
     @property
