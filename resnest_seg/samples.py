@@ -64,6 +64,13 @@ class SegmentationDataset(ABC):
         space = json.dumps(self.label_space.to_dict())
         return hashlib.sha256(f"{len(self)} {self.split} {space}".encode()).hexdigest()
 
+    def sample_name(self, index: int) -> str:
+        """What a sample is called within its data set, whatever its root: results are named after it.
+
+        The same sample has the same name on every machine, and no two have the same.
+        """
+        return f"{self.split}_{index:06d}"
+
     @abstractmethod
     def __getitem__(self, index: int) -> Sample:
         """Read one sample.
