@@ -48,6 +48,11 @@ CHUNK_TENSORS = 4
 """Float32 tensors of a chunk's size that the loss holds at once."""
 
 
+def in_words(memory: int) -> str:
+    """Bytes for people: GiB, or MiB where that would be 0.0."""
+    return f"{memory / GIB:.1f} GiB" if memory >= GIB / 10 else f"{memory / 2**20:.1f} MiB"
+
+
 @dataclasses.dataclass(frozen=True)
 class Devices:
     """What a run is to run on.
@@ -68,7 +73,8 @@ class Devices:
         return max(int((self.memory - RESERVE) * (1 - MARGIN)), 0)
 
     def __str__(self) -> str:
-        return f"{self.count} x {self.kind} with {self.memory / GIB:.1f} GiB ({self.usable / GIB:.1f} GiB usable)"
+        usable = in_words(self.usable) if self.usable else f"nothing, as {in_words(RESERVE)} is kept free,"
+        return f"{self.count} x {self.kind} with {in_words(self.memory)} ({usable} usable)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +193,7 @@ def plan(config: RunConfig, *, num_classes: int, devices: Devices) -> Plan:
         least = min(possible, key=lambda option: option.memory)
         raise ConfigError(
             f"{config.model.encoder} {config.model.head} does not fit into {devices}: the smallest step takes "
-            f"{least.memory / GIB:.1f} GiB. Lower data.crop_size ({config.data.crop_size}), raise model.output_stride "
+            f"{in_words(least.memory)}. Lower data.crop_size ({config.data.crop_size}), raise model.output_stride "
             f"({config.model.output_stride}), or take a smaller encoder; each of them is another recipe."
         )
     resolved = divided(config, chosen.accumulation, checkpointing=chosen.checkpointing)
