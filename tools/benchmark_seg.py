@@ -29,11 +29,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks import data, eval, export, infer, loss, metrics, scale, train
 
 from resnest_seg.errors import ConfigError, run_tool
+from resnest_seg.files import atomic_write, check_output_file
 
 COMMANDS = {
     "infer": (infer, "from pixels to labels, beside other toolkits"),
@@ -79,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.rounds < 2:
         raise ConfigError(f"--rounds must be at least 2, not {options.rounds}.")
 
+    if options.json:
+        check_output_file(options.json, what="file", overwrite=True, option="--json")
+
     import torch
 
     from resnest_seg.display import PlainTable, console
@@ -103,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console(width=max(console().width, 110)).print(table)  # or the names would be cut
     if options.json:
         report = {"options": vars(options), "torch": torch.__version__, "threads": torch.get_num_threads()}
-        Path(options.json).write_text(json.dumps(report | {"measurements": rows}, indent=2) + "\n", encoding="utf-8")
+        with atomic_write(options.json) as temporary:
+            temporary.write_text(json.dumps(report | {"measurements": rows}, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
