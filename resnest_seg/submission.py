@@ -74,8 +74,11 @@ class Submission:
 
     def _name(self, photo: str) -> str:
         name = NAMES[self.label_space.name](photo)
-        if printable(name) != name:
-            raise DatasetError(f"{printable(photo)} cannot be submitted: its name is no UTF-8. Rename it.")
+        if printable(name) != name or any(letter in name for letter in ":\\\n\t"):
+            raise DatasetError(
+                f"{photo} cannot be submitted: zip files hold no such name safely (bytes that are no UTF-8, control "
+                "characters, colons, backslashes). Rename it."
+            )
         return name
 
     def add(self, photo: str, labels: NDArray[np.uint8], *, size: tuple[int, int]) -> None:

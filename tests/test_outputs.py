@@ -18,6 +18,7 @@ from PIL import Image
 from small_models import small_segmenter
 
 from resnest_seg.datasets import Synthetic
+from resnest_seg.errors import DatasetError
 from resnest_seg.labels import LabelSpace
 from resnest_seg.model import model_of
 from resnest_seg.report import EvalReport
@@ -151,7 +152,7 @@ def hostile_camvid(folder):
 
 
 def test_names_that_lead_astray_or_cannot_be_printed(evaluate, tool, tmp_path, monkeypatch, capsys):
-    """Evaluation and prediction of them: all results are there, below the folder, and nothing else changed."""
+    """Every tool that reads photos: all results are there, below the folder, and nothing else changed."""
     monkeypatch.chdir(tmp_path)
     root = hostile_camvid(tmp_path)
     small_onnx.write(tmp_path / "m.onnx")
@@ -171,6 +172,8 @@ def test_names_that_lead_astray_or_cannot_be_printed(evaluate, tool, tmp_path, m
     kinds = ["labels", "overlay", "scores", "polygons"]
     photos = [root / "val", root / "val" / os.fsdecode(HOSTILE[0]), root / "val" / ".." / "val" / "case.png"]
     assert tool("predict_seg")("--checkpoint", "m.onnx", *photos, "--output", "out/predict", "--write", *kinds) == 0
+    words = ["--dataset", "camvid", "--data.root", root, "--splits", "val", "--workers", 0]
+    assert tool("check_dataset")(*words, "--output", "out/check.json") == 0
     found = list((tmp_path / "out" / "predict").rglob("*.*"))
     assert len(found) >= 4 * len(HOSTILE)
     for path in found:
@@ -193,9 +196,10 @@ def test_a_bad_photo_with_an_odd_name_is_told_escaped(tool, tmp_path, monkeypatc
 
 def test_a_submission_of_names_that_no_zip_file_holds(tmp_path):
     space = LabelSpace.of("ade20k")
-    with pytest.raises(ValueError, match=r"caf\\xe9\.jpg cannot be submitted"):
-        Submission(tmp_path / "s.zip", space, [os.fsdecode(b"caf\xe9.jpg")])
-    with pytest.raises(ValueError, match=r"two photos would both be submitted as a\.png"):
+    for name in (os.fsdecode(b"caf\xe9.jpg"), "..\\evil.jpg", "C:evil.jpg", "a\nb.jpg"):
+        with pytest.raises(DatasetError, match=r"\.jpg cannot be submitted"):
+            Submission(tmp_path / "s.zip", space, [name])
+    with pytest.raises(DatasetError, match=r"two photos would both be submitted as a\.png"):
         Submission(tmp_path / "s.zip", space, ["x/a.jpg", "y/a.jpg"])
     assert list(tmp_path.iterdir()) == []
 
