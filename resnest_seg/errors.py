@@ -74,6 +74,21 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(_escaped, text)
 
 
+def require_utf8(path: str | Path) -> None:
+    """Refuse a file for a library that takes names as UTF-8 only.
+
+    Raises:
+        DatasetError: The name holds other bytes.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise DatasetError(
+            f"cannot open {printable(str(path))}: its name, or that of a folder above, is no UTF-8, and the library "
+            "for such files takes no other names. Rename it."
+        ) from None
+
+
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f\ud800-\udfff]")  # all but tab, newline
 
 
@@ -105,7 +120,7 @@ def run_tool(main: Callable[[], int]) -> int:
     except Exception as error:  # the last place where an error of ours can be told from a mistake in the input
         if isinstance(error, OSError) and error.strerror is not None:  # the system's
             name = error.filename if error.filename2 is None else error.filename2
-            where = "" if name is None else f"{printable(str(name))}: "
+            where = "standard output, or a file that is not named: " if name is None else f"{printable(str(name))}: "
             print(f"error: {where}{error.strerror}", file=sys.stderr)
             return EXIT_USER_ERROR
         _report_bug(error)

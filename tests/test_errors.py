@@ -72,6 +72,14 @@ def test_a_file_that_the_system_refuses_is_named(capsys):
     assert capsys.readouterr().err == "error: /locked/report.json: Permission denied\n"
 
 
+def test_a_full_standard_output_is_named(capsys):
+    def main():
+        raise OSError(28, "No space left on device")
+
+    assert run_tool(main) == 2
+    assert capsys.readouterr().err == ("error: standard output, or a file that is not named: No space left on device\n")
+
+
 def test_ctrl_c_and_success():
     def interrupted():
         raise KeyboardInterrupt

@@ -7,6 +7,7 @@ import os
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import fake_data
 import numpy as np
@@ -17,13 +18,18 @@ from conftest import PROJECT
 from PIL import Image
 from small_models import small_segmenter
 
+from resnest_seg.config import RunConfig, TrainConfig
 from resnest_seg.datasets import Synthetic
 from resnest_seg.errors import DatasetError
+from resnest_seg.evaluation import EvaluatedImage
 from resnest_seg.labels import LabelSpace
 from resnest_seg.model import model_of
 from resnest_seg.report import EvalReport
+from resnest_seg.run_folder import METRICS, RunFolder
 from resnest_seg.samples import decode_mask
 from resnest_seg.submission import Submission
+from resnest_seg.validation import Validator
+from resnest_seg.video import write_video
 from resnest_seg.visualize import write_png
 
 HOSTILE = (
@@ -358,3 +364,48 @@ def test_an_export_on_a_full_disk_names_the_file(tmp_path, monkeypatch):
 
 class _Usage:
     free = 0
+
+
+def test_videos_and_large_images_of_odd_names_are_told_and_the_rest_is_done(tool, tmp_path, monkeypatch, capsys):
+    """OpenCV's videos and GDAL take names as UTF-8 only."""
+    monkeypatch.chdir(tmp_path)
+    small_onnx.write(tmp_path / "m.onnx")
+    image = Synthetic("test", size=(40, 60))[0].image
+    with write_video(tmp_path / "film.avi", fps=5) as writer:
+        writer.write(image)
+    (tmp_path / "film.avi").rename(os.fsdecode(b"film\xe9.avi"))
+    write_png(tmp_path / os.fsdecode(b"large\xe9.png"), np.tile(image, (2, 2, 1)))
+    write_png(tmp_path / "small.png", image)
+    predict = tool("predict_seg")
+    monkeypatch.setattr(sys.modules["predict_seg"], "LARGE", 5000)
+    assert predict("--checkpoint", "m.onnx", ".", "--tile", 32) == 1
+    text = capsys.readouterr().err
+    for name in ("film\\xe9.avi", "large\\xe9.png"):
+        assert f"{name}: its name, or that of a folder above, is no UTF-8" in text
+    assert (tmp_path / "predictions" / "small_labels.png").exists()
+
+
+def test_lines_and_sheets_of_a_run_name_their_file_on_a_full_disk(tmp_path, monkeypatch):
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no device that is always full")
+    (tmp_path / METRICS).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as raised:
+        RunFolder(tmp_path).append(METRICS, {"step": 1})
+    assert raised.value.filename == str(tmp_path / METRICS)
+
+    class Tracker:
+        def log_images(self, *arguments, **options):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    engine = SimpleNamespace(is_main_process=True, get_tracker=lambda name: Tracker())
+    sample = Synthetic("val")[0]
+    seen = EvaluatedImage(sample.image, sample.labels, sample.labels, sample.name, 1.0)
+    report = SimpleNamespace(mean_iou=lambda name: 1.0, dataset="synthetic", split="val")
+    validator = Validator(RunConfig(train=TrainConfig(trackers="tensorboard")), Synthetic("val"), engine)
+    with pytest.raises(OSError, match="No space left") as raised:
+        validator.draw([seen], report, folder=tmp_path, epoch=1, step=1)
+    assert raised.value.filename == str(tmp_path / "tensorboard")
+    full_disk(monkeypatch, lambda path: "contact_sheet" in path)
+    with pytest.raises(OSError, match="No space left") as raised:
+        validator.draw([seen], report, folder=tmp_path, epoch=1, step=1)
+    assert raised.value.filename == str(tmp_path / "contact_sheet.png")
