@@ -8,10 +8,15 @@ Training does not need this: it draws the scenes itself.
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from resnest_seg.errors import ConfigError, run_tool
+from resnest_seg.files import check_output_folder
+
+FOLDERS = ("images", "masks")
+"""What is written below the output folder."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,13 +33,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset = build_dataset("synthetic", split=options.split)
     if not 1 <= options.count <= len(dataset):
         raise ConfigError(f"--count must lie in 1..{len(dataset)} for split {options.split}, not {options.count}.")
-    existing = [folder for folder in ("images", "masks") if (Path(options.output) / folder).exists()]
+    output = Path(options.output)
+    check_output_folder(output)
+    existing = [folder for folder in FOLDERS if (output / folder).exists()]
     if existing:
-        raise ConfigError(f"{Path(options.output) / existing[0]} already exists. Choose another --output.")
-    for index in range(options.count):
-        sample, name = dataset[index], f"{options.split}_{index:04d}.png"
-        write_png(Path(options.output) / "images" / name, sample.image)
-        write_labels(Path(options.output) / "masks" / name, sample.labels, dataset.label_space, ids="raw")
+        raise ConfigError(f"{output / existing[0]} already exists. Choose another --output.")
+    unfinished = output / ".unfinished"  # so that a full disk leaves no half of a data set, which the next run refuses
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        for index in range(options.count):
+            sample, name = dataset[index], f"{options.split}_{index:04d}.png"
+            write_png(unfinished / "images" / name, sample.image)
+            write_labels(unfinished / "masks" / name, sample.labels, dataset.label_space, ids="raw")
+        for folder in FOLDERS:
+            (unfinished / folder).rename(output / folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
     print(f"{options.count} scenes written to {options.output}")
     return 0
 

@@ -77,7 +77,7 @@ class BoundaryScores:
             F-scores, float64 [K]. Assign the sums.
 
     Raises:
-        ConfigError: A width outside 0..1, a tolerance outside 0..0.05.
+        ConfigError: A width that is 0 or outside 0..1, a tolerance outside 0..0.05.
     """
 
     def __init__(
@@ -90,8 +90,9 @@ class BoundaryScores:
     ) -> None:
         assert 1 <= num_classes <= IGNORE_LABEL, num_classes
         for name, share, most in (("width", width, 1), ("tolerance", tolerance, 0.05)):
-            if not 0 <= share <= most:
-                raise ConfigError(f"boundary {name} is a share of an image's diagonal, 0..{most}, not {share}.")
+            if not 0 <= share <= most or (name == "width" and share == 0):
+                bounds = f"above 0 and at most {most}" if name == "width" else f"0..{most}"
+                raise ConfigError(f"boundary {name} is a share of an image's diagonal, {bounds}, not {share}.")
         self.width, self.tolerance = width, tolerance
         self.state = [
             torch.zeros(3, num_classes, dtype=torch.int64, device=device),

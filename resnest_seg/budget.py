@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from resnest_seg.blueprints import SMP
 from resnest_seg.config import RunConfig
 from resnest_seg.config_checks import loss_names
+from resnest_seg.display import PlainTable
 from resnest_seg.errors import ConfigError
 from resnest_seg.lean_loss import GPU_CHUNKS
 from resnest_seg.losses import REGION_LOSSES, SegmentationLoss
@@ -48,6 +48,11 @@ CHUNK_TENSORS = 4
 """Float32 tensors of a chunk's size that the loss holds at once."""
 
 
+def in_words(memory: int) -> str:
+    """Bytes for people: GiB, or MiB where that would be 0.0."""
+    return f"{memory / GIB:.1f} GiB" if memory >= GIB / 10 else f"{memory / 2**20:.1f} MiB"
+
+
 @dataclasses.dataclass(frozen=True)
 class Devices:
     """What a run is to run on.
@@ -68,7 +73,8 @@ class Devices:
         return max(int((self.memory - RESERVE) * (1 - MARGIN)), 0)
 
     def __str__(self) -> str:
-        return f"{self.count} x {self.kind} with {self.memory / GIB:.1f} GiB ({self.usable / GIB:.1f} GiB usable)"
+        usable = in_words(self.usable) if self.usable else f"nothing, as {in_words(RESERVE)} is kept free,"
+        return f"{self.count} x {self.kind} with {in_words(self.memory)} ({usable} usable)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,23 +131,23 @@ class Plan:
     options: tuple[Option, ...]
     devices: Devices
 
-    def table(self) -> Table:
+    def table(self) -> PlainTable:
         """All options with their memory and, in words, why one was chosen."""
         train, data = self.config.train, self.config.data
         length = f"{train.epochs} epochs" if train.iterations is None else f"{train.iterations} iterations"
-        table = Table(
+        table = PlainTable(
             title=f"{self.config.model.encoder} {self.config.model.head}, crop {data.crop_size} x "
             f"{data.crop_width or data.crop_size}, {self.devices}",
             caption=f"The recipe holds: {train.batch_size} images a step (micro-batch x accumulate x devices), "
             f"{length}, {describe_lr(self.config)}. Batch norm needs two images; below {ENOUGH_STATISTICS} are few.",
         )
         for name in ("micro-batch", "accumulate", "checkpoint", "GiB", "norm sees", ""):
-            table.add_column(name, justify="left" if not name else "right")
+            table.column(name, right=bool(name))
         for option in self.options:
             cells = (option.micro_batch, option.accumulation, "yes" if option.checkpointing else "no")
             row = [str(cell) for cell in cells] + [f"{option.memory / GIB:.2f}", str(option.statistics)]
             verdict = f"chosen: {_reason(option)}" if option == self.chosen else option.problem
-            table.add_row(*row, verdict, style="bold" if option == self.chosen else "dim" if option.problem else "")
+            table.row(*row, verdict, style="bold" if option == self.chosen else "dim" if option.problem else "")
         return table
 
     @property
@@ -187,7 +193,7 @@ def plan(config: RunConfig, *, num_classes: int, devices: Devices) -> Plan:
         least = min(possible, key=lambda option: option.memory)
         raise ConfigError(
             f"{config.model.encoder} {config.model.head} does not fit into {devices}: the smallest step takes "
-            f"{least.memory / GIB:.1f} GiB. Lower data.crop_size ({config.data.crop_size}), raise model.output_stride "
+            f"{in_words(least.memory)}. Lower data.crop_size ({config.data.crop_size}), raise model.output_stride "
             f"({config.model.output_stride}), or take a smaller encoder; each of them is another recipe."
         )
     resolved = divided(config, chosen.accumulation, checkpointing=chosen.checkpointing)

@@ -81,6 +81,10 @@ class PairedFiles(SegmentationDataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def sample_name(self, index: int) -> str:
+        """The photo's path below the root of the data set, or within its zip file."""
+        return self.pairs[index][0]
+
     def __getitem__(self, index: int) -> Sample:
         image_name, mask_name = self.pairs[index]
         where = self.source.locate(image_name)
@@ -246,6 +250,10 @@ class Synthetic(SegmentationDataset):
 
     def __len__(self) -> int:
         return self.count
+
+    def sample_name(self, index: int) -> str:
+        """See `SegmentationDataset`."""
+        return f"synthetic {self.split} scene {index}"
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.count:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 from torch import Tensor
 
 from resnest_seg.class_balance import (
@@ -21,6 +20,7 @@ from resnest_seg.class_balance import (
 )
 from resnest_seg.config import RunConfig
 from resnest_seg.datasets import PairedFiles
+from resnest_seg.display import PlainTable
 from resnest_seg.errors import DatasetError
 from resnest_seg.files import atomic_write
 from resnest_seg.inspection import SampleFacts, near_duplicates, scan
@@ -89,18 +89,18 @@ class Diagnosis:
         with atomic_write(path) as temporary:
             temporary.write_text(self.to_json() + "\n", encoding="utf-8")
 
-    def table(self) -> Table:
+    def table(self) -> PlainTable:
         """Classes with their shares by split, and weights."""
         counted = ", ".join(f"{count} {split}" for split, count in self.samples.items())
-        table = Table(title=f"{self.dataset}: {counted}", show_footer=True)
-        table.add_column("class", footer="ignored")
+        table = PlainTable(title=f"{self.dataset}: {counted}", show_footer=True)
+        table.column("class", footer="ignored")
         for split in self.shares:
-            table.add_column(f"{split} %", footer=f"{100 * self.ignored[split]:.2f}", justify="right")
-        table.add_column("median freq.", justify="right")
-        table.add_column("effective no.", justify="right")
+            table.column(f"{split} %", footer=f"{100 * self.ignored[split]:.2f}", right=True)
+        table.column("median freq.", right=True)
+        table.column("effective no.", right=True)
         for label, name in enumerate(self.classes):
             shares = (f"{100 * shares[label]:.2f}" for shares in self.shares.values())
-            table.add_row(name, *shares, f"{self.median_frequency[label]:.2f}", f"{self.effective_number[label]:.2f}")
+            table.row(name, *shares, f"{self.median_frequency[label]:.2f}", f"{self.effective_number[label]:.2f}")
         return table
 
 

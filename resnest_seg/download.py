@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import IO
 
 from filelock import FileLock
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
+from resnest_seg.display import ShownText, progress_bars
 from resnest_seg.errors import CheckpointError, DownloadError
 from resnest_seg.weights import weight_member
 
@@ -177,11 +178,4 @@ def _fetch(url: str, part: Path, *, timeout: float) -> None:
 
 
 def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        transient=True,
-    )
+    return progress_bars(ShownText(), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())

@@ -52,6 +52,9 @@ class Measures:
         boundary_tolerance: Distance at which contours still match, as a share of an image's diagonal.
         calibration: Whether confidences can be believed.
         bins: Bins of the calibration.
+
+    Raises:
+        ConfigError: A width or a tolerance out of range.
     """
 
     boundaries: bool = False
@@ -59,6 +62,9 @@ class Measures:
     boundary_tolerance: float = 0.0075
     calibration: bool = False
     bins: int = 15
+
+    def __post_init__(self) -> None:
+        BoundaryScores(1, width=self.boundary_width, tolerance=self.boundary_tolerance)  # refuses what makes no sense
 
 
 class _Meter:
@@ -117,7 +123,7 @@ def evaluate(
         protocols: Inference protocols, or their names; the first is the one that `on_image` sees.
         indices: The samples to evaluate; None takes all.
         workers: Loader processes, which decode the next images while the model is at work.
-        on_image: Called with every image, for progress bars and pictures.
+        on_image: Called with every image, in the order of the indices, for progress bars and pictures.
         reduce: Sums a tensor over processes, when each evaluates its share of the indices.
         require_labels: Refuse a split in which no pixel is labelled; False is for its predictions alone.
         measures: What else is measured.

@@ -7,12 +7,14 @@ agrees does it take its place, with `NAME.report.json` beside it. A file that wa
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +258,8 @@ def _publish(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.stem}.", dir=target.parent) as folder:
         draft = Path(folder) / target.name
-        write(draft)
+        with _full_disk(target):
+            write(draft)
         proof = prove(open_exported(draft), segmenter, evidence=evidence, on_image=on_image)
         moves = [(draft, target)]
         if target.suffix == SUFFIXES["openvino"]:
@@ -269,6 +272,18 @@ def _publish(
             source.replace(place)
     _report(target, proof)
     return proof
+
+
+@contextlib.contextmanager
+def _full_disk(target: Path) -> Iterator[None]:
+    """A full disk is the system's error and names the file; the writers of torch and OpenVINO say it in other words."""
+    try:
+        yield
+    except (OSError, RuntimeError, ExportError) as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        if full or shutil.disk_usage(target.parent).free < 1 << 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
+        raise
 
 
 def _report(target: Path, proof: Proof) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.files import result_places
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 """Endings of files that are taken for videos."""
@@ -44,7 +45,9 @@ class Input:
     place: Path
 
 
-def plan(words: Sequence[str], output: str | Path, *, suffixes: Sequence[str]) -> tuple[list[Input], list[str]]:
+def plan(
+    words: Sequence[str], output: str | Path, *, suffixes: Sequence[str], endings: Sequence[str] = (".png",)
+) -> tuple[list[Input], list[str]]:
     """What the words of a command line name, in their order; and what is wrong with some of them, a sentence each.
 
     A word is, whatever fits first:
@@ -57,34 +60,29 @@ def plan(words: Sequence[str], output: str | Path, *, suffixes: Sequence[str]) -
     - a pattern with `*`, `?`, `[...]`, or `**` for any subfolders: the images and videos that match. Their places are
       relative to the part of the pattern before its first wildcard. The output folder is left out as above.
 
-    The same file for the same place counts once. Where two inputs would be written to the same place, the first is
-    kept and the second is a problem. Nothing is opened here.
+    The same file for the same place counts once. Places are made by `resnest_seg.files.result_places`: no two inputs
+    are written to the same file. Nothing is opened here.
 
     Args:
         words: The inputs as the user gave them.
         output: The folder that results go to; it need not exist.
         suffixes: Lower-case endings of image files, with dots.
+        endings: Of the files that results are written to.
 
     Returns:
         Inputs with different places, and the problems.
     """
     known = (*suffixes, *VIDEO_SUFFIXES)
-    writers: dict[str, Input] = {}
+    found: dict[str, Input] = {}
     problems: list[str] = []
     for word in words:
         try:
-            found = _named(word, Path(output), known, problems)
+            for item in _named(word, Path(output), known, problems):
+                found.setdefault(f"{item.place} {_origin(item)}", item)
         except OSError as error:
             problems.append(f"cannot read {error.filename or word}: {error.strerror}.")
-            continue
-        for item in found:
-            other = writers.setdefault(os.path.normcase(item.place), item)
-            if _origin(other) != _origin(item):
-                problems.append(
-                    f"{other.source} and {item.source} would both be written to {Path(output) / item.place}: "
-                    "only the first is segmented. Give the other one another --output."
-                )
-    return list(writers.values()), problems
+    places = result_places({key: item.place.as_posix() for key, item in found.items()}, endings=endings)
+    return [dataclasses.replace(item, place=places[key]) for key, item in found.items()], problems
 
 
 def _origin(item: Input) -> str:
@@ -103,7 +101,7 @@ def _named(word: str, output: Path, known: Sequence[str], problems: list[str]) -
     if mode is not None and stat.S_ISDIR(mode):
         return _in_folder(Path(word), output, known, problems)
     if mode is not None and (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-        return [_file(Path(word), Path(Path(word).stem))]
+        return [_file(Path(word), Path(Path(word).name))]
     if address := _ADDRESS.match(word):
         return _at_address(word, address[1].lower(), problems)
     if camera := _CAMERA.fullmatch(word):
@@ -138,7 +136,7 @@ def _in_folder(folder: Path, output: Path, known: Sequence[str], problems: list[
                         "Choose another --output.")  # fmt: skip
         return []
     found = [
-        _file(path, path.relative_to(folder).with_suffix(""))
+        _file(path, path.relative_to(folder))
         for path in _walk(folder, _left_out(folder, output), problems)
         if path.suffix.lower() in known
     ]
@@ -183,7 +181,7 @@ def _matching(pattern: str, output: Path, known: Sequence[str], problems: list[s
     if not files:
         what = f"only folders and other files, among {len(matches)}" if matches else "nothing"
         problems.append(f"pattern {pattern} matches {what}: it must match images or videos ({', '.join(known)}).")
-    return [_file(path, path.relative_to(root).with_suffix("")) for path in files]
+    return [_file(path, path.relative_to(root)) for path in files]
 
 
 def _at_address(word: str, scheme: str, problems: list[str]) -> list[Input]:
@@ -201,7 +199,8 @@ def _at_address(word: str, scheme: str, problems: list[str]) -> list[Input]:
         return []
     # a stranger's name becomes one plain file name, wherever its slashes and dots would lead
     stem = re.sub(r"[^\w.-]+", "_", Path(name).stem).lstrip(".")[:100]
-    return [Input("address", word, Path(stem or re.sub(r"[^\w.-]+", "_", address.hostname)))]
+    plain = stem or re.sub(r"[^\w.-]+", "_", address.hostname)
+    return [Input("address", word, Path(plain + (re.sub(r"[^\w.]+", "", Path(name).suffix)[:10] or ".image")))]
 
 
 def fetch_image(url: str, *, limit_bytes: int = LIMIT, timeout: float = 30.0) -> bytes:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
-from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.errors import ConfigError, DatasetError, require_utf8
 
 CACHE = 16 << 20
 """Bytes of decoded blocks that GDAL keeps, where two rows of tiles or strips do not need more."""
@@ -71,6 +71,7 @@ class LargeImage:
 
     def _open(self, opened: contextlib.ExitStack) -> None:
         rasterio = load_rasterio()
+        require_utf8(self.path.absolute())
         try:
             with open(self.path, "rb") as file:
                 start = file.read(4)

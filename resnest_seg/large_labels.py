@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.errors import ConfigError
+from resnest_seg.errors import ConfigError, require_utf8
 from resnest_seg.files import atomic_write
 from resnest_seg.labels import LabelSpace
 from resnest_seg.large import CACHE, gdal, load_rasterio
@@ -96,6 +96,7 @@ class _Tiff:
         self._rows, self._width = 0, width
         self._path = path
         rasterio = load_rasterio()
+        require_utf8(path.absolute())
         self._stack = contextlib.ExitStack()
         self._stack.enter_context(gdal(max(CACHE, 2 * TILE * width)))
         with warnings.catch_warnings():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,9 +95,12 @@ class Model(ABC):
         """
 
     def batch_blocks(
-        self, images: Sequence[Any], protocol: Protocol, *, memory: int | None = None
+        self, images: Iterable[Any], protocol: Protocol, *, memory: int | None = None
     ) -> Iterator[Iterator[Block]]:
-        """The blocks of one image after the other; images of one size may share calls of the network."""
+        """The blocks of one image after the other; neighbours of one size may share calls of the network.
+
+        Memory does not grow with the number of images, if each one's blocks are consumed before the next is asked for.
+        """
         for image in images:
             yield self.blocks(image, protocol, memory=memory)
 
@@ -120,14 +123,29 @@ class TorchModel(Model):
         return self._slabs(image, protocol, memory, None)
 
     def batch_blocks(
-        self, images: Sequence[Any], protocol: Protocol, *, memory: int | None = None
+        self, images: Iterable[Any], protocol: Protocol, *, memory: int | None = None
     ) -> Iterator[Iterator[Block]]:
-        """See `Model`."""
-        views = [views_of(self.run, image, protocol) for image in images]
-        if len(images) > 1:
-            preload([view for group in views for view in group])
-        for image, group in zip(images, views, strict=True):
-            yield self._slabs(image, protocol, memory, group)
+        """See `Model`; those that share calls are as many as fill one call of the network at every scale."""
+        group: list[tuple[Any, list[View]]] = []
+        calls = 0.0
+        for image in images:
+            views = views_of(self.run, image, protocol)
+            more = sum(view.calls for view in views)
+            if group and calls + more > len(protocol.scales):
+                yield from self._together(group, protocol, memory)
+                calls = 0.0
+            group.append((image, views))
+            calls += more
+        yield from self._together(group, protocol, memory)
+
+    def _together(
+        self, group: list[tuple[Any, list[View]]], protocol: Protocol, memory: int | None
+    ) -> Iterator[Iterator[Block]]:
+        """The blocks of images that share calls; the list is emptied, so that what is done is forgotten."""
+        if len(group) > 1:
+            preload([view for _, views in group for view in views])
+        while group:
+            yield self._slabs(group[0][0], protocol, memory, group.pop(0)[1])
 
     def _slabs(self, image: Any, protocol: Protocol, memory: int | None, views: list[View] | None) -> Iterator[Block]:
         allowed = self.memory if memory is None else memory

@@ -97,7 +97,9 @@ def write_polygons(
         raise ConfigError(f"polygons are saved as .geojson or .json, not as {path}.")
     collection = polygons(labels, space, simplify=simplify, min_area=min_area)
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(collection, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
+        text = json.dumps(collection, separators=(",", ":"), ensure_ascii=False)
+        # a lone surrogate in a class name, which is no UTF-8, becomes \udXXX: JSON's own way to write it
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _regions(labels: NDArray[np.uint8]) -> list[tuple[int, int, list[Ring]]]:

@@ -136,7 +136,7 @@ class Predictor:
         return self._label([as_pixels(photo) for photo in image])
 
     def _label(self, photos: list[NDArray[np.uint8]]) -> list[Prediction]:
-        tensors = [torch.from_numpy(pixels).permute(2, 0, 1).to(self.device) for pixels in photos]
+        tensors = (torch.from_numpy(pixels).permute(2, 0, 1).to(self.device) for pixels in photos)
         found = []
         images = self.model.batch_blocks(tensors, self.protocol, memory=self.memory)
         for pixels, blocks in zip(photos, images, strict=True):

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
-from rich.progress import track
 
+from resnest_seg.display import progress_bars
 from resnest_seg.errors import DatasetError
 
 
@@ -45,11 +45,14 @@ def _unpack(archive: Path, root: Path, inside: str, wanted: tuple[str, ...]) -> 
         with zipfile.ZipFile(archive) as content:
             members = _members(archive, content, inside, wanted)
             shutil.rmtree(staging, ignore_errors=True)
-            for name, member in track(members.items(), description=f"unpacking {archive.name}", transient=True):
-                target = staging / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with content.open(member) as source, open(target, "wb") as file:
-                    shutil.copyfileobj(source, file, 1 << 20)
+            with progress_bars() as progress:
+                bar = progress.add_task(f"unpacking {archive.name}", total=len(members))
+                for name, member in members.items():
+                    target = staging / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with content.open(member) as source, open(target, "wb") as file:
+                        shutil.copyfileobj(source, file, 1 << 20)
+                    progress.advance(bar)
         for name in members:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (staging / name).replace(root / name)

@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.table import Table
 from torch import Tensor
 
 from resnest_seg.datasets import Synthetic
+from resnest_seg.display import PlainTable
 from resnest_seg.errors import ExportError
 from resnest_seg.evaluation import check_fits
 from resnest_seg.exportable import sha256
@@ -156,7 +156,7 @@ class Proof:
                 found.append(f"mean IoU {self.scored} drops by {100 * drop:.2f} points (at most {100 * bounds.drop:g})")
         return found
 
-    def table(self) -> Table:
+    def table(self) -> PlainTable:
         """The comparisons, a row each, and the mean IoU below."""
         caption = f"{self.agreement:.4%} of all labels agree; compared on {self.images}"
         if self.mean_iou is not None and self.source_mean_iou is not None:
@@ -164,12 +164,12 @@ class Proof:
                 f"\nmean IoU {self.scored}: source {100 * self.source_mean_iou:.2f}, export {100 * self.mean_iou:.2f}"
             )
         options = ", ".join(str(self.info[key]) for key in ("precision", "pixels", "layout", "output"))
-        table = Table(title=f"{self.file} ({options}), {self.runtime}", caption=caption)
+        table = PlainTable(title=f"{self.file} ({options}), {self.runtime}", caption=caption)
         for heading in ("size", "images", "max error", "mean error", "relative", "same labels"):
-            table.add_column(heading, justify="right")
+            table.column(heading, right=True)
         for row in self.comparisons:
             errors = (row.max_error, row.mean_error, row.relative_error)
-            table.add_row(
+            table.row(
                 f"{row.height} x {row.width}",
                 str(row.batch),
                 *("-" if error is None else f"{error:.2g}" for error in errors),

@@ -14,6 +14,9 @@ from typing import NamedTuple
 
 from resnest_seg.errors import ConfigError, unknown_name
 
+SMALLEST_SCALE, LARGEST_SCALE = 0.01, 64.0
+"""Bounds of scales: beyond them nothing of an image is left, or no memory holds it."""
+
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The usual scales."""
 
@@ -82,8 +85,11 @@ class Protocol:
                            ("padding", PADDINGS), ("absent", ("skipped", "zero"))):  # fmt: skip
             if getattr(self, key) not in known:
                 raise unknown_name(f"protocol.{key}", getattr(self, key), known)
-        if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
-            raise ConfigError(f"protocol {self.name}: scales must be one or more numbers above 0, not {self.scales}.")
+        if not self.scales or not all(SMALLEST_SCALE <= scale <= LARGEST_SCALE for scale in self.scales):
+            raise ConfigError(
+                f"protocol {self.name}: scales must be one or more numbers in {SMALLEST_SCALE:g}..{LARGEST_SCALE:g}, "
+                f"not {', '.join(f'{scale:g}' for scale in self.scales) or 'none'}."
+            )
         edges = [self.base_size, *self.canvas, *self.step, *(self.window or ())]
         if min(edges) < 1:
             raise ConfigError(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.table import Table
-
 from resnest_seg.boundaries import BoundaryReport
 from resnest_seg.calibration import CalibrationReport, ReliabilityBin
+from resnest_seg.display import PlainTable
 from resnest_seg.errors import DatasetError
 from resnest_seg.files import atomic_write
 from resnest_seg.metrics import Confusion, Scores
@@ -65,7 +65,7 @@ class EvalReport:
         absent = self.methods[name].absent if name in self.methods else "skipped"
         return self.scores[name].mean_iou_by(absent)
 
-    def table(self, name: str | None = None) -> Table:
+    def table(self, name: str | None = None) -> PlainTable:
         """By class, and the pixels: all numbers of one protocol, or the IoU of each, side by side.
 
         Args:
@@ -73,12 +73,12 @@ class EvalReport:
         """
         names = list(self.scores) if name is None else [name]
         title = f"{self.model}\n{self.dataset} {self.split}, {self.images} images, % (protocol: {', '.join(names)})"
-        table = Table(title=title, show_footer=True)
-        table.add_column("class", footer="mean of classes")
+        table = PlainTable(title=title, show_footer=True)
+        table.column("class", footer="mean of classes")
         columns: list[tuple[float | None, ...]] = []
 
         def add(heading: str, values: tuple[float | None, ...], mean: float) -> None:
-            table.add_column(heading, footer=_percent(mean), justify="right")
+            table.column(heading, footer=_percent(mean), right=True)
             columns.append(values)
 
         for each in names:
@@ -90,24 +90,24 @@ class EvalReport:
             if found is not None:
                 add("boundary IoU", found.class_boundary_iou, found.mean_boundary_iou)
                 add("boundary F", found.class_boundary_f, found.mean_boundary_f)
-        table.add_column("share of pixels", justify="right")
+        table.column("share of pixels", right=True)
         columns.append(self.scores[names[0]].class_share)
         for label, title in enumerate(self.classes):
-            table.add_row(title, *(_percent(values[label]) for values in columns))
+            table.row(title, *(_percent(values[label]) for values in columns))
         return table
 
-    def summary(self) -> Table:
+    def summary(self) -> PlainTable:
         """The means, a column a protocol; what each protocol did is below."""
         names = list(self.scores)
         methods = [self.methods.get(name, Method("skipped", name)) for name in names]
         caption = "\n".join(method.description for method in methods)
-        table = Table(title=f"{self.dataset} {self.split}, {self.images} images, %", caption=caption)
-        table.add_column("")
+        table = PlainTable(title=f"{self.dataset} {self.split}, {self.images} images, %", caption=caption)
+        table.column("")
         for name in names:
-            table.add_column(name, justify="right")
-        table.add_row("mean IoU", *(_percent(self.mean_iou(name)) for name in names))
+            table.column(name, right=True)
+        table.row("mean IoU", *(_percent(self.mean_iou(name)) for name in names))
         absent = ["count 0" if method.absent == "zero" else "are skipped" for method in methods]
-        table.add_row("  absent classes", *absent)
+        table.row("  absent classes", *absent)
         for title, key in (
             ("mean IoU, absent classes skipped", "mean_iou"),
             ("mean IoU, absent classes count 0", "mean_iou_absent_zero"),
@@ -116,56 +116,72 @@ class EvalReport:
             ("frequency weighted IoU", "frequency_weighted_iou"),
             ("mean Dice, absent classes skipped", "mean_dice"),
         ):
-            table.add_row(title, *(_percent(getattr(self.scores[name], key)) for name in names))
+            table.row(title, *(_percent(getattr(self.scores[name], key)) for name in names))
         for title, key in (("mean boundary IoU", "mean_boundary_iou"), ("mean boundary F", "mean_boundary_f")):
             if self.boundaries:
-                table.add_row(title, *(_percent(getattr(self.boundaries.get(name), key, None)) for name in names))
+                table.row(title, *(_percent(getattr(self.boundaries.get(name), key, None)) for name in names))
         if self.calibration:
             errors = [getattr(self.calibration.get(name), "expected_calibration_error", None) for name in names]
-            table.add_row("expected calibration error", *(_percent(error) for error in errors))
+            table.row("expected calibration error", *(_percent(error) for error in errors))
         return table
 
-    def confusion_table(self) -> Table:
+    def confusion_table(self) -> PlainTable:
         """The pairs of classes that the first protocol mixed up most."""
         name = next(iter(self.scores))
-        table = Table(title=f"most frequent confusions ({name})")
+        table = PlainTable(title=f"most frequent confusions ({name})")
         for heading in ("class", "taken for", "pixels", "% of the class"):
-            table.add_column(heading, justify="left" if "a" in heading[:3] and "%" not in heading else "right")
+            table.column(heading, right=heading in ("pixels", "% of the class"))
         for pair in self.confusions.get(name, ()):
             names = self.classes[pair.label], self.classes[pair.prediction]
-            table.add_row(*names, f"{pair.pixels:,}", _percent(pair.share))
+            table.row(*names, f"{pair.pixels:,}", _percent(pair.share))
         return table
 
-    def comparison(self, other: EvalReport) -> Table:
+    def check_comparable(self, dataset: str, classes: Sequence[str], protocols: Sequence[str]) -> None:
+        """Refuse an evaluation that could not be compared with this report, before it is begun.
+
+        Args:
+            dataset: Name of the data set that is evaluated.
+            classes: Its class names.
+            protocols: Names of the protocols.
+
+        Raises:
+            DatasetError: Other classes, or no protocol in common.
+        """
+        if self.classes != tuple(classes):
+            pairs = zip(self.classes, classes, strict=False)
+            first = next((f": the first that differs is {one!r} there and {two!r} here" for one, two in pairs
+                          if one != two), "")  # fmt: skip
+            raise DatasetError(
+                f"reports of {self.dataset} ({len(self.classes)} classes) and {dataset} ({len(classes)} classes) have "
+                f"no classes to compare{first}."
+            )
+        if not set(self.scores) & set(protocols):
+            raise DatasetError(
+                f"the reports share no protocol: {', '.join(self.scores)} there, {', '.join(protocols)} here. "
+                "Evaluate by the same protocol with --protocols."
+            )
+
+    def comparison(self, other: EvalReport) -> PlainTable:
         """What changed from another report to this one, in points, by class; for each protocol that both have.
 
         Raises:
             DatasetError: The reports are of other classes, or share no protocol.
         """
-        if self.classes != other.classes:
-            raise DatasetError(
-                f"reports of {other.dataset} ({len(other.classes)} classes) and {self.dataset} ({len(self.classes)} "
-                "classes) have no classes to compare."
-            )
+        other.check_comparable(self.dataset, self.classes, list(self.scores))
         names = [name for name in self.scores if name in other.scores]
-        if not names:
-            raise DatasetError(
-                f"the reports share no protocol: {', '.join(other.scores)} there, {', '.join(self.scores)} here. "
-                "Evaluate by the same protocol with --protocols."
-            )
-        table = Table(title=f"IoU in %, and the change in points from\n{other.model}", show_footer=True)
-        table.add_column("class", footer="mean of classes")
+        table = PlainTable(title=f"IoU in %, and the change in points from\n{other.model}", show_footer=True)
+        table.column("class", footer="mean of classes")
         for name in names:
             before, now = other.mean_iou(name), self.mean_iou(name)
-            table.add_column(f"{name} before", footer=_percent(before), justify="right")
-            table.add_column("now", footer=_percent(now), justify="right")
-            table.add_column("change", footer=_points(before, now), justify="right")
+            table.column(f"{name} before", footer=_percent(before), right=True)
+            table.column("now", footer=_percent(now), right=True)
+            table.column("change", footer=_points(before, now), right=True)
         for label, title in enumerate(self.classes):
             cells: list[str] = []
             for name in names:
                 pair = (other.scores[name].class_iou[label], self.scores[name].class_iou[label])
                 cells += [_percent(pair[0]), _percent(pair[1]), _points(*pair)]
-            table.add_row(title, *cells)
+            table.row(title, *cells)
         return table
 
     def caveats(self, other: EvalReport) -> list[str]:
@@ -202,7 +218,7 @@ class EvalReport:
         """
         try:
             tree = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(
+            found = cls(
                 **{
                     **tree,
                     "classes": tuple(tree["classes"]),
@@ -220,6 +236,10 @@ class EvalReport:
                     },
                 }
             )
+            wrong = [name for name, scores in found.scores.items() if len(scores.class_iou) != len(found.classes)]
+            if wrong or not found.scores:
+                raise ValueError("it has no score for every class")
+            return found
         except OSError as error:
             raise DatasetError(f"cannot read report {path}: {error.strerror}.") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -23,7 +23,7 @@ from typing import Any
 from resnest_seg.checkpoint import BEST, CONFIG, LAST, Checkpoint
 from resnest_seg.config import RunConfig, flatten, to_yaml
 from resnest_seg.errors import CheckpointError, unknown_name
-from resnest_seg.files import atomic_write, remove_leftovers, sync_folder
+from resnest_seg.files import atomic_write, naming, remove_leftovers, sync_folder
 
 METRICS, MACHINE, SHEET, CLASSES = "metrics.jsonl", "machine.jsonl", "contact_sheet.png", "classes.txt"
 """Names in a run folder: one JSON object a line each; a picture of validation images; an image classifier's classes."""
@@ -140,7 +140,7 @@ class RunFolder:
 
     def append(self, name: str, values: Mapping[str, Any]) -> None:
         """Append a JSON line to METRICS or MACHINE."""
-        with open(self.path / name, "a", encoding="utf-8") as file:
+        with naming(self.path / name), open(self.path / name, "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
     def save_state(self, checkpoint: Checkpoint, step: int) -> None:

@@ -8,7 +8,7 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import cv2
 import numpy as np
@@ -64,6 +64,13 @@ class SegmentationDataset(ABC):
         space = json.dumps(self.label_space.to_dict())
         return hashlib.sha256(f"{len(self)} {self.split} {space}".encode()).hexdigest()
 
+    def sample_name(self, index: int) -> str:
+        """What a sample is called within its data set, whatever its root: results are named after it.
+
+        The same sample has the same name on every machine, and no two have the same.
+        """
+        return f"{self.split}_{index:06d}"
+
     @abstractmethod
     def __getitem__(self, index: int) -> Sample:
         """Read one sample.
@@ -76,14 +83,28 @@ class SegmentationDataset(ABC):
 def image_size(path: str | Path) -> tuple[int, int]:
     """Height and width of an image file by its header, (0, 0) where that says none: reading it then says why."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore")  # that it is large is what is asked
-            with open(path, "rb") as file, Image.open(file) as picture:
-                return picture.height, picture.width
-    except Image.DecompressionBombError:
-        return 1 << 20, 1 << 20
+            try:
+                with Image.open(file) as picture:
+                    return picture.height, picture.width
+            except Image.DecompressionBombError:  # raised of a header that was read
+                return _size_of_bomb(file)
     except (OSError, SyntaxError, ValueError):
         return 0, 0
+
+
+def _size_of_bomb(file: IO[bytes]) -> tuple[int, int]:
+    """What `Image.open` would tell, if it did not refuse to."""
+    file.seek(0)
+    prefix = file.read(16)
+    for name in Image.ID:
+        make, accepts = Image.OPEN[name]
+        if accepts is not None and accepts(prefix) is True:
+            file.seek(0)
+            with make(file, "") as picture:
+                return picture.height, picture.width
+    return 0, 0
 
 
 def decode_mask(data: bytes, name: str) -> NDArray[np.uint8]:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnest_seg.errors import ConfigError, DatasetError, unknown_name
-from resnest_seg.files import atomic_write
+from resnest_seg.errors import DatasetError, printable, unknown_name
+from resnest_seg.files import atomic_write, check_output_file
 from resnest_seg.labels import LabelSpace
 
 
@@ -44,18 +44,26 @@ class Submission:
         path: The zip file.
         label_space: The classes; its name says whose rules hold.
         photos: All photos of the split, none of which may be missing at the end.
+        overwrite: Replace the file if it exists.
 
     Raises:
         ConfigError: There is no server for this data set, or the file exists already.
+        DatasetError: Two photos would have the same name there, or one has a name that no zip file can hold.
     """
 
-    def __init__(self, path: str | Path, label_space: LabelSpace, photos: Sequence[str]) -> None:
+    def __init__(
+        self, path: str | Path, label_space: LabelSpace, photos: Sequence[str], *, overwrite: bool = False
+    ) -> None:
         if label_space.name not in NAMES:
             raise unknown_name("submission format: data set", label_space.name, NAMES)
         self.path, self.label_space = Path(path), label_space
-        if self.path.exists():
-            raise ConfigError(f"submission {self.path} already exists. Choose another file.")
-        self.expected = {NAMES[label_space.name](photo) for photo in photos}
+        check_output_file(self.path, what="submission", overwrite=overwrite, option="--submission")
+        self.expected: set[str] = set()
+        for photo in photos:
+            name = self._name(photo)
+            if name in self.expected:
+                raise DatasetError(f"two photos would both be submitted as {name}, the second is {photo}.")
+            self.expected.add(name)
         self.sizes: dict[str, tuple[int, int]] = {}
 
     def __enter__(self) -> Submission:
@@ -63,6 +71,15 @@ class Submission:
         self._temporary = self._writing.__enter__()
         self._zip = zipfile.ZipFile(self._temporary, "w", zipfile.ZIP_STORED)  # PNGs are compressed already
         return self
+
+    def _name(self, photo: str) -> str:
+        name = NAMES[self.label_space.name](photo)
+        if printable(name) != name or any(letter in name for letter in ":\\\n\t"):
+            raise DatasetError(
+                f"{photo} cannot be submitted: zip files hold no such name safely (bytes that are no UTF-8, control "
+                "characters, colons, backslashes). Rename it."
+            )
+        return name
 
     def add(self, photo: str, labels: NDArray[np.uint8], *, size: tuple[int, int]) -> None:
         """Add the prediction of a photo.
@@ -72,7 +89,7 @@ class Submission:
             labels: Train ids 0..K-1 at the photo's own size, [H, W].
             size: The photo's (H, W).
         """
-        name = NAMES[self.label_space.name](photo)
+        name = self._name(photo)
         if name in self.sizes:
             raise DatasetError(f"two photos would both be submitted as {name}, the second is {photo}.")
         buffer = io.BytesIO()

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from rich.console import Console
 from rich.progress import Progress
 
 from resnest_seg.checkpoint import (
@@ -34,6 +33,7 @@ from resnest_seg.checkpoint import (
 )
 from resnest_seg.config import RunConfig
 from resnest_seg.convolution import faster_weight_gradients
+from resnest_seg.display import console
 from resnest_seg.ema import WeightAverage
 from resnest_seg.engine import (
     PRECISIONS,
@@ -102,7 +102,7 @@ class Trainer:
             self.folder.check_new(adopt=adopt)
         self.engine = accelerator_for(config, self.output / "tensorboard")
         check_agreement(config, self.engine)  # nor does the main process make the folder before all found it missing
-        self.console = Console(quiet=not self.engine.is_main_process)
+        self.console = console(quiet=not self.engine.is_main_process)
         task.begin(segmenter, self.engine.device)
         self._build(segmenter, saved)
         self.gauge = Gauge()

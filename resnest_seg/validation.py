@@ -13,6 +13,7 @@ from torch import Tensor
 from resnest_seg.config import RunConfig
 from resnest_seg.engine import StopSignal, trackers
 from resnest_seg.evaluation import EvaluatedImage, evaluate
+from resnest_seg.files import naming
 from resnest_seg.report import EvalReport
 from resnest_seg.run_folder import SHEET
 from resnest_seg.samples import SegmentationDataset
@@ -98,9 +99,10 @@ class Validator:
         title = f"{report.dataset} {report.split}, epoch {epoch}, mIoU {100 * mean_iou:.2f}"
         page = contact_sheet(rows, self.dataset.label_space, title=title)
         write_png(folder / SHEET, page)
-        for name in trackers(self.config.train.trackers):
+        for name in trackers(self.config.train.trackers):  # whose errors name no file
             extra = {"dataformats": "NHWC"} if name == "tensorboard" else {}
-            self.engine.get_tracker(name).log_images({"validation": page[None]}, step=step, **extra)
+            with naming(folder / name):
+                self.engine.get_tracker(name).log_images({"validation": page[None]}, step=step, **extra)
 
 
 def share_buffers(model: torch.nn.Module, engine: Accelerator) -> None:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.errors import ConfigError, DatasetError, require_utf8
 from resnest_seg.files import atomic_write
 
 Frame = NDArray[np.uint8]
@@ -57,6 +57,7 @@ class VideoReader:
         camera = self.source.removeprefix("camera:")
         self._is_camera = self.source.startswith("camera:") and camera.isdecimal()
         if not self._is_camera:
+            require_utf8(Path(source).absolute())
             try:
                 with open(source, "rb"):
                     pass
@@ -186,6 +187,7 @@ class VideoWriter:
 
     def _open(self, width: int, height: int) -> cv2.VideoWriter:
         code = CODECS[self.path.suffix.lower()]
+        require_utf8(self._temporary.absolute())
         with _quiet():
             fourcc = cv2.VideoWriter.fourcc(*code)
             writer = cv2.VideoWriter(str(self._temporary.absolute()), fourcc, self._fps, (width, height))

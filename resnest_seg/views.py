@@ -66,7 +66,7 @@ class Runner:
         done = 0
         while found is None or done < len(crops):
             first = crops[done]()
-            part = crops[done + 1 : done + self._batch_size(first)]
+            part = crops[done + 1 : done + self.batch_size(first.shape[1] * first.shape[2], first)]
             images = torch.stack([first, *(crop() for crop in part)])
             try:
                 logits = self.logits_fn(images.to(self.device))
@@ -86,8 +86,8 @@ class Runner:
             )
         return found
 
-    def _batch_size(self, image: Tensor) -> int:
-        pixels = image.shape[1] * image.shape[2]
+    def batch_size(self, pixels: int, image: Tensor) -> int:
+        """How many windows of so many pixels, cut from an image, one call takes."""
         gpu = image.is_cuda if self.device is None else torch.device(self.device).type == "cuda"
         usual = self.batch if self.batch is not None else (GPU_PIXELS if gpu else CPU_PIXELS) // pixels
         return max(int(min(usual, self._limit / pixels)), 1)
@@ -127,6 +127,12 @@ class View:
         if len(self.flips) > 1 and self.protocol.merge == "exp":  # resizing is linear: flips can be summed before it
             logits = logits[:, :1] + logits[:, 1:].flip(-1)
         self._logits[top] = logits
+
+    @property
+    def calls(self) -> float:
+        """How many calls of the network the view is worth: below 1 where others fit in, too."""
+        sizes = [window.height * window.width for windows in self.bands.values() for window in windows]
+        return len(self.flips) * sum(1 / self.run.batch_size(pixels, self.image) for pixels in sizes)
 
     @property
     def loaded(self) -> bool:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 import psutil
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor, nn
 
+from resnest_seg import display
 from resnest_seg.config import TrainConfig
 from resnest_seg.errors import ResNeStSegError
 
@@ -95,15 +96,7 @@ class Gauge:
 
 def progress_bars(console: Console) -> Progress:
     """Bars that show the field `shown` of their task, and vanish at the end."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[shown]}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
+    return display.progress_bars(shown=True, on=console)
 
 
 @contextlib.contextmanager

@@ -123,7 +123,11 @@ def _read(path: Path, file: BinaryIO) -> WeightFile:
             f"{path} was not loaded: besides tensors it holds objects that would run code when they are read "
             f"({wanted}). If you made it yourself, save its state dict alone: torch.save(model.state_dict(), path)."
         ) from None
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
+    except (KeyError, IndexError, AttributeError, TypeError, struct.error):  # the reader's own, such as a byte: "101"
+        raise CheckpointError(
+            f"{path} is no checkpoint, or a damaged one: no torch file can be read from it."
+        ) from None
+    except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} is no checkpoint, or a damaged one ({_first_line(error)}).") from None
     return _unwrap(path, content)
 

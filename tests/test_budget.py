@@ -226,3 +226,15 @@ def test_an_average_and_the_copy_that_is_judged_are_counted():
     model = segmenter_for(TINY, None, num_classes=10, pretrained=False)
     assert averaged.fixed - plain.fixed == 2 * sum(value.nbytes for value in model.state_dict().values())
     assert averaged.per_image == plain.per_image
+
+
+def test_little_memory_is_told_in_mebibytes():
+    config = RunConfig(
+        model=ModelConfig(encoder="resnest14_tiny", head="fcn"),
+        data=DataConfig(crop_size=64, base_size=64),
+        train=TrainConfig(batch_size=4),
+    )
+    with pytest.raises(ConfigError) as raised:
+        plan(config, num_classes=10, devices=Devices(1, 2**20, "cpu"))
+    assert "with 1.0 MiB (nothing, as 1.0 GiB is kept free, usable)" in str(raised.value)
+    assert "0.0 GiB" not in str(raised.value)

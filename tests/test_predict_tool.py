@@ -172,7 +172,7 @@ def checkpoint_of(predict):
         (["--overlap", "8"], "has no windows"),
         (["--tile", "8", "--overlap", "8"], "below the window's 8 pixels"),
         (["--blend", "hann"], "give --tile as well"),
-        (["--scales", "0"], "numbers above 0"),
+        (["--scales", "1e-9"], "numbers in 0.01..64, not 1e-09"),
         (["--protocol", "hole"], "Did you mean 'whole'"),
         (["--precision", "fp16"], "fp16 needs a GPU"),
     ],

@@ -1,5 +1,7 @@
 """From a checkpoint to labels."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from resnest_seg.photos import read_image
 from resnest_seg.predictor import Predictor
 from resnest_seg.samples import decode_mask
 from resnest_seg.segmenter import build_segmenter
+from resnest_seg.views import View
 from resnest_seg.zoo import load_checkpoint
 
 
@@ -115,6 +118,30 @@ def test_a_list_gives_what_its_photos_give_one_by_one_in_fewer_calls(segmenter, 
         assert np.array_equal(prediction.labels, one.argmax(axis=2))
         assert np.array_equal(prediction.image, one)
     assert own([]) == []
+
+
+@pytest.mark.parametrize("name", ["whole", "paddle"])
+def test_a_long_list_holds_no_more_logits_than_a_short_one(segmenter, photo, name):
+    """Counted while the network runs: views that wait for logits or hold them, and the bytes that they hold."""
+    own = Predictor(segmenter, device="cpu", protocol=name)
+    own.model.run.batch = 4
+    held = []
+
+    def strongest_channel(images):
+        views = [view for view in gc.get_objects() if type(view) is View]  # isinstance() wakes lazy objects of torch
+        held.append((len(views), sum(logits.nbytes for view in views for logits in view._logits.values())))
+        return images.float()
+
+    own.model.run.logits_fn = strongest_channel
+    most = {}
+    for count in (8, 48):
+        held.clear()
+        photos = [np.roll(photo, shift, axis=1) for shift in range(count)]
+        found = own(photos)
+        most[count] = [max(values) for values in zip(*held, strict=True)]
+        assert len(held) < count * len(own.protocol.scales)  # calls are still shared
+        assert all(np.array_equal(one.image, each) for one, each in zip(found, photos, strict=True))
+    assert most[48] == most[8]
 
 
 def test_the_small_overlay_of_a_large_image_shows_every_second_pixel(segmenter, tmp_path):

@@ -112,9 +112,10 @@ def test_every_ingredient_is_an_option():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scales": []}, "one or more numbers above 0"),
-        ({"scales": [0.0]}, "one or more numbers above 0"),
-        ({"scales": [float("nan")]}, "one or more numbers above 0"),
+        ({"scales": []}, "one or more numbers in 0.01..64"),
+        ({"scales": [0.0]}, "one or more numbers in 0.01..64"),
+        ({"scales": [1e-9]}, "one or more numbers in 0.01..64"),
+        ({"scales": [float("nan")]}, "one or more numbers in 0.01..64"),
         ({"merge": "exps"}, "Did you mean 'exp'"),
         ({"blend": "han"}, "Did you mean 'hann'"),
         ({"window": -1}, "at least 1 pixel"),

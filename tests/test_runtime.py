@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -243,3 +244,25 @@ def test_numpy_opencv_and_onnxruntime_are_all_it_needs(tmp_path):
     assert done.stdout.strip() == "[]"
     labels = decode_mask((tmp_path / "labels.png").read_bytes(), "labels")
     assert (labels == small_onnx.SPACE.decode(pixels[..., :3].argmax(axis=2).astype(np.uint8))).mean() > 0.99
+
+
+def test_a_long_list_holds_no_more_logits_than_a_short_one(files):
+    """Counted while the network runs: arrays of logits that are still alive."""
+    predictor = OnnxPredictor(files["logits", "nchw", "float32"])
+    alive, most = weakref.WeakSet(), []
+    logits_fn = predictor.network.logits_fn
+
+    class Counted(np.ndarray):
+        __hash__ = object.__hash__
+
+    def counted(images):
+        logits = logits_fn(images).view(Counted)
+        alive.add(logits)
+        most.append(len(alive))
+        return logits
+
+    predictor.network = dataclasses.replace(predictor.network, logits_fn=counted)
+    photos = [np.random.default_rng(seed).integers(0, 256, (24, 40, 3), dtype=np.uint8) for seed in range(12)]
+    assert len(predictor(photos)) == 12
+    assert len(most) == 12
+    assert max(most[2:]) <= max(most[:2])

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from resnest_seg.errors import DatasetError
-from resnest_seg.samples import decode_mask
+from resnest_seg.samples import decode_mask, image_size
 
 
 def picture(height=40, width=60):
@@ -56,3 +56,13 @@ def test_too_many_pixels_are_an_error_and_not_a_crash(monkeypatch):
     data = encoded(Image.fromarray(picture()).convert("P"), "PNG")
     with pytest.raises(DatasetError, match="cannot read mask: it has too many pixels"):
         decode_mask(data, "mask")
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "bmp"])
+def test_the_size_of_an_image_that_pillow_refuses_to_open(tmp_path, ending):
+    """A PNG of 30,000 x 20,000 pixels is a bomb to Pillow; its header is true all the same."""
+    path = tmp_path / f"bomb.{ending}"
+    Image.new("1", (30_000, 20_000)).save(path)
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(path)
+    assert image_size(path) == (20_000, 30_000)

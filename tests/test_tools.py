@@ -354,7 +354,7 @@ def test_bad_input_is_one_message_and_exit_code_2(name, words, says, tool, run, 
         (["--checkpoint", "{run}", "{tmp}/no.jpg"], "no file or folder {tmp}/no.jpg"),
         (["--checkpoint", "{run}", "{tmp}/empty"], "folder {tmp}/empty holds no image"),
         (["--checkpoint", "{run}", "{tmp}/junk.jpg"], "cannot read {tmp}/junk.jpg"),
-        (["--checkpoint", "{run}", "{tmp}/junk.jpg", "{tmp}/junk.pth"], "would both be written to"),
+        (["--checkpoint", "{run}", "{tmp}/junk.jpg", "{tmp}/junk.pth"], "cannot read {tmp}/junk.pth"),
     ],
 )
 def test_inputs_that_cannot_be_segmented_are_listed_with_exit_code_1(

@@ -139,3 +139,11 @@ def test_numbers_of_numpy_are_plain_values(tmp_path):
 def test_what_lies_beside_the_weights_in_a_zip(tmp_path):
     (tmp_path / "w.zip").write_bytes(zipped(w__pth=torch_bytes(STATE), **{"__MACOSX/_w__pth": b"x"}))
     assert set(read_weights(tmp_path / "w.zip").tensors) == set(STATE)
+
+
+@pytest.mark.parametrize("text", [b"hello text", b"a note that I wrote\n", b"\x80\x04hello"])
+def test_a_text_is_told_in_words(tmp_path, text):
+    """The reader of pickles speaks of bytes and stacks: (101)."""
+    (tmp_path / "text.pth").write_bytes(text)
+    with pytest.raises(CheckpointError, match=r"text\.pth is no checkpoint, .*: no torch file can be read from it\.$"):
+        read_weights(tmp_path / "text.pth")

@@ -29,11 +29,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks import data, eval, export, infer, loss, metrics, scale, train
 
 from resnest_seg.errors import ConfigError, run_tool
+from resnest_seg.files import atomic_write, check_output_file
 
 COMMANDS = {
     "infer": (infer, "from pixels to labels, beside other toolkits"),
@@ -79,31 +79,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.rounds < 2:
         raise ConfigError(f"--rounds must be at least 2, not {options.rounds}.")
 
+    if options.json:
+        check_output_file(options.json, what="file", overwrite=True, option="--json")
+
     import torch
-    from rich.console import Console
-    from rich.table import Table
+
+    from resnest_seg.display import PlainTable, console
 
     rows = COMMANDS[options.command][0].run(options)
     given = {key: getattr(options, key, None) for key in ("encoder", "head", "size", "batch", "device", "precision")}
     subject = ", ".join(f"{key} {value}" for key, value in given.items() if value is not None)
-    table = Table(
+    table = PlainTable(
         title=f"{options.command}{': ' if subject else ''}{subject}\ntorch {torch.__version__}, "
         f"{torch.get_num_threads()} threads, medians of {options.rounds} interleaved rounds"
     )
     for key in rows[0]:
         heading = HEADINGS.get(key, key.replace("_", " "))
-        table.add_column(heading, justify="left" if key == "name" else "right", no_wrap=True)
+        table.column(heading, right=key != "name", no_wrap=True)
     for row in rows:
-        table.add_row(
+        table.row(
             *(
                 value if isinstance(value, str) else f"{value:.3g}" if value < 1000 else f"{value:.0f}"
                 for value in row.values()
             )
         )
-    Console(width=max(Console().width, 110)).print(table)  # or the names would be cut
+    console(width=max(console().width, 110)).print(table)  # or the names would be cut
     if options.json:
         report = {"options": vars(options), "torch": torch.__version__, "threads": torch.get_num_threads()}
-        Path(options.json).write_text(json.dumps(report | {"measurements": rows}, indent=2) + "\n", encoding="utf-8")
+        with atomic_write(options.json) as temporary:
+            temporary.write_text(json.dumps(report | {"measurements": rows}, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

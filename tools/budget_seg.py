@@ -42,9 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if kind not in (None, "cuda", "cpu"):
         raise ConfigError(f"--device must be cuda or cpu, not {kind!r}.")
 
-    from rich.console import Console
-
     from resnest_seg.budget import GIB, Devices, devices_here, plan
+    from resnest_seg.display import console
 
     here = devices_here()
     memory = here.memory if chosen["--memory"] is None else int(positive(chosen["--memory"], "--memory") * GIB)
@@ -54,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         classes = 21 if config.data.dataset == "folder" else len(LabelSpace.of(config.data.dataset))
     found = plan(config, num_classes=max(classes, 1), devices=devices)
-    Console().print(found.table())
+    console().print(found.table())
     launch = "python" if devices.count == 1 else f"accelerate launch --num_processes {devices.count}"
     where = f"--dataset {chosen['--dataset']}" if chosen["--dataset"] else f"--config {path}"
     print(" ".join([launch, "tools/train_seg.py", where, *found.words, *overrides]))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from resnest_seg.errors import ConfigError, DatasetError, run_tool
+from resnest_seg.files import check_output_file
 
 if TYPE_CHECKING:
     from resnest_seg.samples import SegmentationDataset
@@ -32,6 +33,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="look at LIMIT samples of each split, spread over it")
     parser.add_argument("--workers", type=int, default=4, help="processes, at most one a core (default: 4)")
     parser.add_argument("--output", help="the JSON report (default: check_DATASET.json in this folder)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the report if it exists")
     return parser.parse_args(argv)
 
 
@@ -64,38 +66,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.workers < 0:
         raise ConfigError(f"--workers must not be negative, it is {options.workers}.")
 
-    from rich.console import Console
-    from rich.progress import Progress
+    output = options.output or f"check_{options.dataset}.json"
+    check_output_file(output, what="report", overwrite=options.overwrite)
 
+    from resnest_seg.display import console, progress_bars
     from resnest_seg.doctor import diagnose, spread
 
     splits, problems = open_splits(options)
     total = sum(len(spread(len(dataset), options.limit)) for dataset in splits)
-    with Progress(transient=True) as progress:
+    with progress_bars() as progress:
         bar = progress.add_task("checking", total=total)
         diagnosis = diagnose(
             splits, limit=options.limit, workers=options.workers, on_sample=lambda fact: progress.advance(bar)
         )
-    console = Console(soft_wrap=True)
-    console.print(diagnosis.table())
+    diagnosis.save(output)
+    terminal = console(soft_wrap=True)
+    terminal.print(diagnosis.table())
     for split, (smallest, median, largest) in ((s, sizes) for s, sizes in diagnosis.sizes.items() if sizes):
         sizes = ", ".join(f"{width} x {height}" for height, width in (smallest, median, largest))
-        console.print(f"{split}: sizes (smallest, median, largest) {sizes}")
-    console.print(f"suggested crop: {diagnosis.suggested_crop}")
+        terminal.print(f"{split}: sizes (smallest, median, largest) {sizes}")
+    terminal.print(f"suggested crop: {diagnosis.suggested_crop}")
     for finding in diagnosis.findings:
-        console.print(f"{finding.severity}: {finding.kind}: {finding.message}", markup=False, highlight=False)
+        terminal.print(f"{finding.severity}: {finding.kind}: {finding.message}")
         if finding.severity == "error" and len(finding.files) > 1:
             for file in finding.files[:20]:
-                console.print(f"  {file}", markup=False, highlight=False)
+                terminal.print(f"  {file}")
             if len(finding.files) > 20:
-                console.print(f"  and {len(finding.files) - 20} more, in the report", markup=False)
+                terminal.print(f"  and {len(finding.files) - 20} more, in the report")
     for problem in problems:
-        console.print(f"error: {problem}", markup=False, highlight=False)
-    output = options.output or f"check_{options.dataset}.json"
-    diagnosis.save(output)
+        terminal.print(f"error: {problem}")
     count = len(diagnosis.errors) + len(problems)
     verdict = f"{count} errors: training would go wrong" if count else "ready for training"
-    console.print(f"{verdict}. Report: {output}", markup=False, highlight=False)
+    terminal.print(f"{verdict}. Report: {output}")
     return 1 if count else 0
 
 

@@ -18,14 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnest_seg.errors import CheckpointError, ConfigError, run_tool
+from resnest_seg.errors import ConfigError, DatasetError, run_tool
 from resnest_seg.exported import is_exported
+from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder, result_places
 
 if TYPE_CHECKING:
     from accelerate import PartialState
     from torch import Tensor
 
-    from resnest_seg.evaluation import EvaluatedImage
+    from resnest_seg.evaluation import EvaluatedImage, Measures
     from resnest_seg.model import Model
     from resnest_seg.report import EvalReport
     from resnest_seg.samples import SegmentationDataset
@@ -102,7 +103,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--calibration", action="store_true", help="expected calibration error and reliability as well")
     parser.add_argument("--compare", metavar="JSON", help="show what changed by class from another report to this one")
     parser.add_argument("--limit", type=int, help="evaluate the first LIMIT images only")
-    parser.add_argument("--save-predictions", metavar="DIR", help="write the predictions of the first protocol as PNGs")
+    parser.add_argument("--save-predictions", metavar="DIR", help="write the predictions of the first protocol "
+                        "as PNGs, named as the photos are below the data set's root")  # fmt: skip
     parser.add_argument("--ids", choices=("raw", "train"), default="raw", help="values in these (default: raw)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes (default: 2)")
     parser.add_argument("--eval.memory", dest="memory", type=int, metavar="MIB", help="MiB that scores may take "
@@ -113,86 +115,140 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile: slow at first, then faster")
     parser.add_argument("--batch", type=int, help="images or windows a call of the model (default: what fits)")
     parser.add_argument("--output", help="the JSON report (default: eval_DATASET_SPLIT.json beside the checkpoint)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the report if it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace what exists: report, submission, predictions")
     parser.add_argument("--submission", metavar="ZIP", help="write the predictions of the first protocol as the server "
                         "of Cityscapes or ADE20K wants them; the split may be without labels")  # fmt: skip
     return parser.parse_args(argv)
-
-
-def existing_parent(path: Path) -> Path:
-    """The nearest folder above `path` that exists."""
-    return next(folder for folder in path.absolute().parents if folder.exists())
 
 
 def report_path(options: argparse.Namespace, source: Path, name: str, split: str) -> Path:
     """Where the report goes, before anything is computed for it.
 
     Raises:
-        CheckpointError: It exists already, or cannot be written.
+        ConfigError: It exists already, or cannot be written.
     """
     folder = source.parent if Path(options.checkpoint).exists() else Path()  # a published one lies in a shared folder
     first = f"_first{options.limit}" if options.limit else ""
     output = Path(options.output) if options.output else folder / f"eval_{name}_{split}{first}.json"
-    if output.exists() and not options.overwrite:
-        raise CheckpointError(f"report {output} already exists. Choose another --output, or pass --overwrite.")
-    if output.is_dir() or not os.access(existing_parent(output), os.W_OK):
-        raise CheckpointError(f"cannot write the report to {output}. Choose another file with --output.")
+    check_output_file(output, what="report", overwrite=options.overwrite)
     return output
 
 
-def run(source: Source, dataset: SegmentationDataset, options: argparse.Namespace) -> EvalReport:
-    """Evaluate this process's share with a progress bar, and write the predictions that are asked for."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+class Results:
+    """The predictions that are asked for, written image by image.
 
+    A full disk ends the writing and not the evaluation, whose numbers may have taken hours.
+
+    Args:
+        dataset: The data set.
+        indices: The samples whose images come, in their order.
+        options: The command line.
+
+    Attributes:
+        problem: What ended the writing.
+
+    Raises:
+        ConfigError: Photos or masks would be overwritten.
+        DatasetError: A photo cannot be submitted.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, indices: Sequence[int], options: argparse.Namespace) -> None:
+        from resnest_seg.datasets import PairedFiles
+        from resnest_seg.submission import Submission
+
+        self.space, self.ids = dataset.label_space, options.ids
+        self.names = iter([dataset.sample_name(index) for index in indices])
+        self.problem: OSError | None = None
+        self.paths: dict[str, Path] = {}
+        if options.save_predictions:
+            names = [dataset.sample_name(index) for index in range(len(dataset))]  # on every process the same
+            places = result_places(dict(zip(names, names, strict=True)), endings=(".png",))
+            self.paths = {name: Path(options.save_predictions, f"{place}.png") for name, place in places.items()}
+            check_not_inputs(list(self.paths.values()), files_of(dataset), option="--save-predictions")
+        self.submission: Submission | None = None
+        if options.submission:
+            photos = [image for image, _ in dataset.pairs] if isinstance(dataset, PairedFiles) else []
+            self.submission = Submission(options.submission, self.space, photos, overwrite=options.overwrite)
+
+    def add(self, image: EvaluatedImage) -> None:
+        """Write what is asked for of the next image."""
+        from resnest_seg.visualize import write_labels
+
+        name = next(self.names)
+        if self.problem is not None:
+            return
+        try:
+            if self.submission is not None:
+                height, width = image.image.shape[:2]
+                self.submission.add(name, image.predictions, size=(height, width))
+            if self.paths:
+                write_labels(self.paths[name], image.predictions, self.space, ids=self.ids)
+        except OSError as error:
+            self.problem = error
+
+
+def files_of(dataset: SegmentationDataset) -> list[str | Path]:
+    """The files that a data set is read from."""
     from resnest_seg.datasets import PairedFiles
-    from resnest_seg.evaluation import Measures, evaluate
-    from resnest_seg.submission import Submission
-    from resnest_seg.visualize import write_labels
+    from resnest_seg.sources import ZipSource
+
+    if not isinstance(dataset, PairedFiles):
+        return []
+    if isinstance(dataset.source, ZipSource):
+        return list(dataset.source.paths)
+    return [dataset.source.locate(name) for pair in dataset.pairs for name in pair if name is not None]
+
+
+def run(
+    source: Source, dataset: SegmentationDataset, measures: Measures, options: argparse.Namespace
+) -> tuple[EvalReport, OSError | DatasetError | None]:
+    """Evaluate this process's share with a progress bar, and write the predictions that are asked for.
+
+    Returns:
+        The report; and why the predictions or the submission could not be written, which costs the report nothing.
+    """
+    from resnest_seg.display import progress_bars
+    from resnest_seg.evaluation import evaluate
 
     state = process_state(options)
     count = min(len(dataset), options.limit or len(dataset))
     mine = range(state.process_index, count, state.num_processes)
-    folder = Path(options.save_predictions) if options.save_predictions else None
-    with contextlib.ExitStack() as opened:
-        submission = None
-        if options.submission:
-            photos = [image for image, _ in dataset.pairs] if isinstance(dataset, PairedFiles) else []
-            submission = opened.enter_context(Submission(options.submission, dataset.label_space, photos))
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        progress = opened.enter_context(Progress(*columns, transient=True, disable=not state.is_main_process))
-        bar = progress.add_task("evaluating", total=len(mine))
+    results = Results(dataset, mine, options)
+    report: EvalReport | None = None
+    try:
+        with contextlib.ExitStack() as opened:
+            if results.submission is not None:
+                opened.enter_context(results.submission)
+            progress = opened.enter_context(progress_bars(disable=not state.is_main_process))
+            bar = progress.add_task("evaluating", total=len(mine))
 
-        def on_image(image: EvaluatedImage) -> None:
-            progress.update(bar, advance=1, description=f"mIoU {100 * image.mean_iou:.2f}")
-            if submission is not None:
-                height, width = image.image.shape[:2]
-                submission.add(image.name, image.predictions, size=(height, width))
-            if folder is not None:
-                path = folder / Path(image.name).with_suffix(".png")
-                write_labels(path, image.predictions, dataset.label_space, ids=options.ids)
+            def on_image(image: EvaluatedImage) -> None:
+                progress.update(bar, advance=1, description=f"mIoU {100 * image.mean_iou:.2f}")
+                results.add(image)
 
-        report = evaluate(
-            source.model,
-            dataset,
-            protocols=options.protocols.split(","),
-            indices=mine,
-            workers=options.workers,
-            on_image=on_image,
-            reduce=all_reduce if state.num_processes > 1 else None,
-            require_labels=submission is None and folder is None,
-            measures=Measures(
-                boundaries=options.boundaries,
-                boundary_width=options.boundary_width,
-                boundary_tolerance=options.boundary_tolerance,
-                calibration=options.calibration,
-            ),
-            memory=source.memory if options.memory is None else options.memory << 20,
-        )
-    if submission is not None:
+            report = evaluate(
+                source.model,
+                dataset,
+                protocols=options.protocols.split(","),
+                indices=mine,
+                workers=options.workers,
+                on_image=on_image,
+                reduce=all_reduce if state.num_processes > 1 else None,
+                require_labels=not (options.submission or options.save_predictions),
+                measures=measures,
+                memory=source.memory if options.memory is None else options.memory << 20,
+            )
+            if results.problem is not None:
+                raise results.problem
+    except (OSError, DatasetError) as error:
+        if report is None:
+            raise
+        return report, error
+    if options.submission:
         print(f"submission: {options.submission}, {count} predictions, validated", file=sys.stderr)
-    if folder is not None and state.is_main_process:
-        print(f"predictions: {count} PNGs of {options.ids} ids in {folder}", file=sys.stderr)
-    return report
+    if options.save_predictions and state.is_main_process:
+        print(f"predictions: {count} PNGs of {options.ids} ids in {options.save_predictions}", file=sys.stderr)
+    return report, None
 
 
 def process_state(options: argparse.Namespace) -> PartialState:
@@ -214,17 +270,17 @@ def all_reduce(counts: Tensor) -> Tensor:
 
 def show(report: EvalReport, other: EvalReport | None) -> None:
     """Print the tables."""
-    from rich.console import Console
+    from resnest_seg.display import console
 
-    console = Console()
-    console.print(report.table())
+    terminal = console()
+    terminal.print(report.table())
     if len(report.scores) > 1 and report.boundaries:  # asked for, and by class in these tables only
         for name in report.scores:
-            console.print(report.table(name))
-    console.print(report.summary())
-    console.print(report.confusion_table())
+            terminal.print(report.table(name))
+    terminal.print(report.summary())
+    terminal.print(report.confusion_table())
     if other is not None:
-        console.print(report.comparison(other))
+        terminal.print(report.comparison(other))
         for caveat in report.caveats(other):
             print(f"careful: {caveat}", file=sys.stderr)
 
@@ -248,6 +304,14 @@ def check(options: argparse.Namespace) -> None:
     first = os.environ.get("RANK", "0") == "0"  # when the others look, it may have begun
     if options.save_predictions and not options.overwrite and first and Path(options.save_predictions).exists():
         raise ConfigError(f"{options.save_predictions} exists. Choose another folder, or pass --overwrite.")
+    if options.save_predictions:
+        check_output_folder(options.save_predictions, option="--save-predictions")
+    if options.submission:
+        check_output_file(options.submission, what="submission", overwrite=options.overwrite, option="--submission")
+    if options.output:
+        check_output_file(options.output, what="report", overwrite=options.overwrite)
+        if options.submission and os.path.realpath(options.output) == os.path.realpath(options.submission):
+            raise ConfigError(f"--output and --submission are the same file, {options.output}.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -256,8 +320,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     check(options)
 
     from resnest_seg.catalog import DATASETS, build_dataset
+    from resnest_seg.evaluation import Measures
     from resnest_seg.report import EvalReport
 
+    measures = Measures(
+        boundaries=options.boundaries,
+        boundary_width=options.boundary_width,
+        boundary_tolerance=options.boundary_tolerance,
+        calibration=options.calibration,
+    )
     other = EvalReport.load(options.compare) if options.compare else None
     source = open_source(options)
     split = options.split or source.split
@@ -271,20 +342,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     root, classes = options.root or (source.root if trained else None), source.classes if trained else None
     dataset = build_dataset(name, root=root, split=split, classes=classes)
     output = report_path(options, source.path, name, split)
-    for protocol_name in options.protocols.split(","):
-        source.model.protocol(protocol_name)
+    written = [output, *([Path(options.submission)] if options.submission else [])]
+    check_not_inputs(written, [source.path, *files_of(dataset)])
+    protocols = [source.model.protocol(word).name for word in options.protocols.split(",")]
+    if other is not None:
+        other.check_comparable(dataset.label_space.name, dataset.label_space.names, protocols)
     print(source.summary, file=sys.stderr)
-    report = run(source, dataset, options)
-    if int(os.environ.get("RANK", "0")):
-        return 0
-    if not any(sum(scores.class_share) for scores in report.scores.values()):
-        print(f"the {split} split of {name} has no labels: nothing to measure", file=sys.stderr)
-        return 0
-    report = dataclasses.replace(report, checkpoint=str(source.path), precision=source.precision)
-    show(report, other)
-    report.save(output)
-    print(f"report: {output}", file=sys.stderr)
+    report, problem = run(source, dataset, measures, options)
+    if os.environ.get("RANK", "0") == "0":
+        report = dataclasses.replace(report, checkpoint=str(source.path), precision=source.precision)
+        finish(report, other, output)
+    process_state(options).wait_for_everyone()  # when one process fails, torchrun ends the others
+    if problem is not None:
+        raise problem
     return 0
+
+
+def finish(report: EvalReport, other: EvalReport | None, output: Path) -> None:
+    """Save the report, then show it; show it all the same if the disk is full."""
+    if not any(sum(scores.class_share) for scores in report.scores.values()):
+        print(f"the {report.split} split of {report.dataset} has no labels: nothing to measure", file=sys.stderr)
+        return
+    try:
+        report.save(output)
+        print(f"report: {output}", file=sys.stderr)
+    finally:
+        show(report, other)
 
 
 if __name__ == "__main__":

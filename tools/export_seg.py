@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnest_seg.errors import ConfigError, DatasetError, ExportError, run_tool
+from resnest_seg.files import check_output_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,19 +89,22 @@ def check(options: argparse.Namespace) -> None:
         raise ConfigError("--aoti is about format torch: add --format torch.")
 
 
-def targets(options: argparse.Namespace, source: Path) -> dict[str, Path]:
-    """Format -> the file that is written.
+def targets(options: argparse.Namespace) -> dict[str, Path]:
+    """Format -> the file that is written; checked before a model is loaded for it.
 
     Raises:
-        ConfigError: One exists already.
+        ConfigError: One exists already, or cannot be written.
     """
-    folder = source.parent if Path(options.checkpoint).exists() else Path()  # a published one lies in a shared folder
+    source = Path(options.checkpoint)  # a published one lies in a shared folder
+    folder = source if source.is_dir() else source.parent if source.exists() else Path()
     name = Path(options.output) if options.output else folder / "model"
+    if options.output and name.is_dir():
+        raise ConfigError(f"--output {name} is a folder: name a file in it, such as {name / 'model.onnx'}.")
     stem = name.with_suffix("") if name.suffix in FORMATS.values() else name
     found = {kind: stem.with_name(stem.name + FORMATS[kind]) for kind in options.format}
-    for path in found.values():
-        if path.exists() and not options.overwrite:
-            raise ConfigError(f"{path} already exists. Choose another --output, or pass --overwrite.")
+    weights = [path.with_suffix(".bin") for kind, path in found.items() if kind == "openvino"]
+    for path in (*found.values(), *weights):
+        check_output_file(path, what="file", overwrite=options.overwrite)
     return found
 
 
@@ -161,18 +165,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     check(options)
 
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from resnest_seg.display import console, progress_bars
     from resnest_seg.export import EXPORTERS, report_path
     from resnest_seg.proof import PHOTOS, Evidence
     from resnest_seg.zoo import load_checkpoint
 
+    files = targets(options)
     segmenter = load_checkpoint(options.checkpoint)
     report = segmenter.load_report
     assert report is not None
     print(report, file=sys.stderr)
-    files = targets(options, report.path)
     scored, training = datasets(options, segmenter)
     count = max(PHOTOS, options.calibration_images if options.int8 else 0)
     given = photos(options.images, count) if options.images else []
@@ -185,8 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if options.int8:
         common["calibration"] = calibration(training, options.calibration_images, given)
-    problems, console = [], Console()
-    with Progress(transient=True, console=Console(stderr=True)) as progress:
+    problems, terminal = [], console()
+    with progress_bars(on=console(stderr=True)) as progress:
         for kind, path in files.items():
             total = min(len(scored), options.limit or len(scored)) if scored is not None else None
             bar = progress.add_task(f"{kind}: {path}", total=total)
@@ -198,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             except ExportError as error:  # the others are done all the same
                 problems.append(str(error))
             else:
-                console.print(proof.table())
+                terminal.print(proof.table())
                 print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, proven in {report_path(path)}")
             progress.remove_task(bar)
     for problem in problems:

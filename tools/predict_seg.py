@@ -12,12 +12,14 @@ Bad inputs are listed at the end, when the others are done; the exit code is the
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnest_seg.errors import ConfigError, DatasetError, run_tool
+from resnest_seg.errors import ConfigError, DatasetError, printable, run_tool
+from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -33,6 +35,12 @@ EXIT_SOME_FAILED = 1
 
 ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png", "scores": "_scores.npz", "polygons": ".geojson"}
 """What can be written of an image -> the end of its file name."""
+
+VIDEO_ENDING = "_overlay.mp4"
+"""That of the file that is written of a video."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of the system that every other input would meet, too."""
 
 LARGE = 64_000_000
 """Pixels from which on an image is read, and its labels are written, by windows."""
@@ -90,6 +98,8 @@ def check(options: argparse.Namespace) -> None:
             raise ConfigError(f"--{name} must be at least 1, not {value}.")
     if options.blend is not None and options.tile is None:
         raise ConfigError("--blend is about tiles: give --tile as well.")
+    options.write = list(dict.fromkeys(options.write))
+    check_output_folder(options.output)
 
 
 def protocol_for(options: argparse.Namespace, model: Model) -> Protocol:
@@ -109,11 +119,10 @@ def results(item: Input, options: argparse.Namespace) -> list[Path]:
         ConfigError: One exists already.
     """
     place = Path(options.output) / item.place
-    endings = [ENDINGS[kind] for kind in options.write] if item.kind in ("image", "address") else ["_overlay.mp4"]
+    endings = [ENDINGS[kind] for kind in options.write] if item.kind in ("image", "address") else [VIDEO_ENDING]
     paths = [place.with_name(place.name + ending) for ending in endings]
     for path in paths:
-        if path.exists() and not options.overwrite:
-            raise ConfigError(f"{path} already exists. Choose another --output, or pass --overwrite.")
+        check_output_file(path, what=item.source, overwrite=options.overwrite)
     return paths
 
 
@@ -184,27 +193,19 @@ def segment_video(
         raise DatasetError(f"{problem} {writer.frames} frames are in {path}.")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Segment every input; returns the exit code."""
-    options = parse(argv)
-    check(options)
+def segment(predictor: Predictor, items: Sequence[Input], places: Sequence[list[Path]], options: argparse.Namespace,
+            problems: list[str]) -> tuple[int, OSError | None]:  # fmt: skip
+    """Segment the inputs one after the other; what is wrong with one is added to the problems.
 
-    from rich.progress import Progress
+    Returns:
+        How many were segmented; and what ended the work, if the disk is full.
+    """
+    import torch
 
-    from resnest_seg.datasets import IMAGE_SUFFIXES
-    from resnest_seg.inputs import plan
-    from resnest_seg.model import open_model
-    from resnest_seg.predictor import Predictor
+    from resnest_seg.display import progress_bars
 
-    items, problems = plan(options.inputs, options.output, suffixes=IMAGE_SUFFIXES)
-    places = [results(item, options) for item in items]
-    if items:
-        model = open_model(options.checkpoint, device=options.device, precision=options.precision,
-                           compiled=options.compile, batch=options.batch)  # fmt: skip
-        predictor = Predictor(model, protocol=protocol_for(options, model))
-        print(f"protocol {predictor.protocol.description}", file=sys.stderr)
     done = 0
-    with Progress(transient=True) as progress:
+    with progress_bars() as progress:
         bar = progress.add_task("segmenting", total=len(items))
         for item, paths in zip(items, places, strict=True):
             try:
@@ -213,15 +214,49 @@ def main(argv: Sequence[str] | None = None) -> int:
                 else:
                     segment_video(predictor, item, paths[0], options, progress, bar)
                 done += 1
-            except DatasetError as error:  # the others are done all the same
-                problems.append(str(error))
+            except (DatasetError, ConfigError) as error:  # the others are done all the same
+                problems.append(str(error) if item.source in str(error) else f"{item.source}: {error}")
+            except (MemoryError, torch.OutOfMemoryError):
+                problems.append(f"{item.source}: it needs more memory than there is. Give --tile 512.")
+            except OSError as error:
+                if error.errno in FULL:
+                    return done, error
+                problems.append(f"{item.source}: {error.filename or ''}: {error.strerror or error}.")
             progress.update(bar, advance=1)
+    return done, None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Segment every input; returns the exit code."""
+    options = parse(argv)
+    check(options)
+
+    from resnest_seg.datasets import IMAGE_SUFFIXES
+    from resnest_seg.inputs import plan
+    from resnest_seg.model import FileModel, open_model
+    from resnest_seg.predictor import Predictor
+    from resnest_seg.runtime import no_scores
+
+    endings = (*ENDINGS.values(), VIDEO_ENDING)
+    items, problems = plan(options.inputs, options.output, suffixes=IMAGE_SUFFIXES, endings=endings)
+    places = [results(item, options) for item in items]
+    check_not_inputs([path for paths in places for path in paths], [item.source for item in items])
+    done, stopped = 0, None
+    if items:
+        model = open_model(options.checkpoint, device=options.device, precision=options.precision,
+                           compiled=options.compile, batch=options.batch)  # fmt: skip
+        if "scores" in options.write and isinstance(model, FileModel) and not model.scored:
+            raise no_scores(model.file)
+        predictor = Predictor(model, protocol=protocol_for(options, model))
+        print(f"protocol {predictor.protocol.description}", file=sys.stderr)
+        done, stopped = segment(predictor, items, places, options, problems)
     if done:
         print(f"{done} of {len(items)} inputs segmented into {options.output}: {', '.join(options.write)}")
     if problems:
-        print("\n  ".join([f"error: {len(problems)} not segmented:", *problems]), file=sys.stderr)
-        return EXIT_SOME_FAILED
-    return 0
+        print("\n  ".join([f"error: {len(problems)} not segmented:", *map(printable, problems)]), file=sys.stderr)
+    if stopped is not None:
+        raise stopped
+    return EXIT_SOME_FAILED if problems else 0
 
 
 if __name__ == "__main__":

@@ -125,16 +125,15 @@ def config_path(dataset: str | None, config: str | None) -> Path:
 
 def within_budget(config: RunConfig, budget: str, *, num_classes: int) -> RunConfig:
     """The config with the batch divided so that it fits; prints the table, once for all processes."""
-    from rich.console import Console
-
     from resnest_seg.budget import GIB, devices_here, plan
+    from resnest_seg.display import console
 
     devices = devices_here()
     if budget != "auto":
         devices = dataclasses.replace(devices, memory=int(positive(budget, "--budget") * GIB))
     chosen = plan(config, num_classes=num_classes, devices=devices)
     if os.environ.get("RANK", "0") == "0":
-        Console().print(chosen.table())
+        console().print(chosen.table())
     return chosen.config
 
 

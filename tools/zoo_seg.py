@@ -72,29 +72,26 @@ def describe(entry: PublishedCheckpoint) -> dict[str, object]:
 
 def print_table(dataset: str, entries: Sequence[PublishedCheckpoint]) -> None:
     """One line a checkpoint, narrow enough for 80 columns."""
-    from rich.console import Console
-    from rich.table import Table
+    from resnest_seg.display import PlainTable, console
 
     def figure(value: float | None) -> str:
         return "-" if value is None else f"{value:.2f}"
 
-    table = Table(
-        title=f"{dataset}: {FIGURES[dataset == 'imagenet']}", title_justify="left", box=None, padding=(0, 1, 0, 0)
-    )
-    table.add_column("name", no_wrap=True)
+    table = PlainTable(title=f"{dataset}: {FIGURES[dataset == 'imagenet']}", compact=True)
+    table.column("name", no_wrap=True)
     for heading in ("top-1",) if dataset == "imagenet" else ("SS", "MS", "acc."):
-        table.add_column(heading, justify="right")
+        table.column(heading, right=True)
     for heading in ("M par.", "MB", "here"):
-        table.add_column(heading, justify="right")
+        table.column(heading, right=True)
     for entry in entries:
         figures = [entry.single_scale, entry.multi_scale, entry.pixel_accuracy]
         here = entry.local_path
         size = here.stat().st_size / 1e6 if here is not None else 4 * entry.millions  # float32
         cells = [figure(value) for value in (figures[:1] if dataset == "imagenet" else figures)]
-        table.add_row(entry.alias, *cells, f"{entry.millions:.1f}", f"{size:.0f}", "yes" if here else "-")
-    console = Console()
-    console.print(table)
-    console.print()
+        table.row(entry.alias, *cells, f"{entry.millions:.1f}", f"{size:.0f}", "yes" if here else "-")
+    terminal = console()
+    terminal.print(table)
+    terminal.print()
 
 
 if __name__ == "__main__":
