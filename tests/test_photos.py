@@ -249,6 +249,14 @@ def test_a_jpeg_that_hides_its_size():
     assert size_in_header(data) == (300, 400)
 
 
+def test_a_frame_after_what_no_header_holds_is_no_size():
+    """The end, a second start, or a scan: the decoder gives up there."""
+    photo = encoded(Image.fromarray(picture()), "JPEG")
+    for marker in (b"\xff\xd8", b"\xff\xd9", b"\xff\xda\0\x02"):
+        assert cv2.imdecode(np.frombuffer(photo[:2] + marker + photo[2:], np.uint8), cv2.IMREAD_COLOR) is None
+        assert size_in_header(photo[:2] + marker + photo[2:]) is None
+
+
 def test_headers_that_take_long_to_read():
     """Sixteen megabytes of fill bytes, of stuffed pairs, of garbage; what is quadratic would take hours."""
     for filling in (b"\xff", b"\xff\0", b"a"):

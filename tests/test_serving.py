@@ -478,7 +478,7 @@ def test_sigterm_ends_the_tool_within_seconds_whatever_its_clients_do(tmp_path):
     with tool_running(tmp_path) as (process, port), sent(port, HEAD, HEAD + b"Content-Length: 9\r\n\r\nab") as clients:
         assert in_work(port) == 0
         process.send_signal(signal.SIGTERM)
-        log = process.communicate(timeout=15)[1]
+        log = process.communicate(timeout=25)[1]
         assert process.returncode == 143
         assert "Traceback" not in log
         assert ended(clients[0])
@@ -535,7 +535,7 @@ def test_a_photo_in_the_model_does_not_keep_the_tool_alive(tmp_path):
         with sent(port, HEAD + b"Content-Length: %d\r\n\r\n" % len(PHOTO) + PHOTO):
             until(lambda: in_work(port) == 1)
             process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=15)
+            process.communicate(timeout=25)
         assert process.returncode == 143
     finally:
         process.kill()
