@@ -31,7 +31,7 @@ EXIT_INTERRUPTED = 130
 """Exit code of a tool that was stopped by Ctrl-C (128 + SIGINT), as shells expect."""
 
 EXIT_TERMINATED = 143
-"""Exit code of training that SIGTERM stopped, after saving (128 + SIGTERM): start it again with --resume auto."""
+"""Exit code of what SIGTERM stopped (128 + SIGTERM): serving; or training, after saving: --resume auto goes on."""
 
 
 class ResNeStSegError(ValueError):

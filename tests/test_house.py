@@ -24,8 +24,8 @@ display files
 config_checks heads heads_mmseg inputs labels large packing photos preparation protocols quantization rectify scenes
 sources video weights
 /
-boundaries calibration classes_file composition config download exported large_labels lean_loss metrics polygons
-resnest samples submission views visualize
+boundaries calibration classes_file composition config connections decoding download exported large_labels lean_loss
+metrics polygons resnest samples submission views visualize
 /
 checkpoint conversion datasets fusion inference losses optim prediction pretraining published report schedules smp
 transforms watch

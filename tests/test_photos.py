@@ -1,10 +1,14 @@
 """Photos of every kind look as in an image viewer, which Pillow is here: it opens, turns and blends them."""
 
 import io
+import os
+import pickle
 import subprocess
 import sys
+import zlib
 
 import cv2
+import hostile_photos
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -151,6 +155,112 @@ def test_sizes_are_read_from_the_first_bytes(kind, options, size):
     data = encoded(Image.fromarray(picture(*size)), kind, **options)
     assert size_in_header(data) == size
     assert size_in_header(data[:12]) is None
+
+
+def photos_of_every_kind():
+    """Small JPEG, PNG and WebP files, plain, animated, transparent, with a thumbnail, with restart markers."""
+    plain, grey = Image.fromarray(picture(13, 21)), Image.fromarray(picture(13, 21)[..., 0])
+    clear = Image.fromarray(np.dstack([picture(13, 21), picture(13, 21)[..., 0]]))
+    exif = b"Exif\0\0" + encoded(plain.resize((4, 3)), "JPEG")
+    more = {"save_all": True, "append_images": [plain.rotate(90), plain.rotate(180)]}
+    jpegs = [
+        encoded(plain, "JPEG", **o) for o in ({}, {"progressive": True}, {"exif": exif}, {"restart_marker_blocks": 1})
+    ]
+    jpegs += [encoded(image, "JPEG") for image in (grey, plain.convert("CMYK"))]
+    pngs = [encoded(image, "PNG") for image in (plain, grey, clear, plain.convert("P"))] + [
+        encoded(plain, "PNG", **more)
+    ]
+    webps = [encoded(i, "WEBP", lossless=exact) for i in (plain, clear) for exact in (False, True)]
+    return jpegs + pngs + webps + [encoded(plain, "WEBP", **o) for o in ({"exif": exif}, more)]
+
+
+WORDS = [bytes.fromhex(word) for word in """
+ff 00 ff01 ff02 ffd0 ffd7 ffd8 ffd9 ffda0008 ffffff ff00 ffe10002 ffe10000 fffe0001 ffdc00040005 fff00002 ffc40002
+ffdd00040001 ffc80002 ffc000110800080008030122000211010311 ffc20011080008000803012200021101031101 49484452 56503858
+5650384c 56503820 414e4d46 0000000d""".split()]  # fmt: skip  # noqa: SIM905
+"""What is put into headers: markers of JPEG, alone and with the begin of a segment; names of chunks."""
+
+
+def damaged(random, data):
+    """A copy with one to three changes near its begin; a PNG header gets its checksum again, or nothing reads it."""
+    data = bytearray(data)
+    begin = min(len(data), int(random.choice([32, 64, 700])))
+    for _ in range(random.integers(1, 4)):
+        place, word = int(random.integers(2, begin)), WORDS[random.integers(len(WORDS))]
+        match random.integers(6):
+            case 0:
+                data[place % len(data)] = random.integers(256)
+            case 1:
+                data[place:place] = word
+            case 2:
+                data[place : place + len(word)] = word
+            case 3:
+                del data[place : place + int(random.integers(1, 6))]
+            case 4:
+                start = int(random.integers(2, begin))
+                data[place:place] = data[start : start + int(random.integers(1, 40))]
+            case 5:  # before a marker, or in the header of PNG and WebP
+                marker = data.find(b"\xff", place) if data[:2] == b"\xff\xd8" else -1
+                data[marker : marker + (marker < 0)] = word if marker >= 0 else data[-1:]
+                if marker < 0 and len(data) > 30:
+                    data[int(random.integers(16, 30))] = random.integers(40)
+    if data[12:16] == b"IHDR":
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
+
+
+def test_the_size_in_a_header_is_that_which_is_decoded(tmp_path):
+    """OpenCV, which decodes, is asked for the sizes of ten thousand damaged photos; its limits keep that quick."""
+    photos, random = photos_of_every_kind(), np.random.default_rng(0)
+    files = [*photos, *(damaged(random, photos[random.integers(len(photos))]) for _ in range(10_000))]
+    (tmp_path / "photos").write_bytes(pickle.dumps(files))
+    code = (
+        "import pickle, resource, cv2, numpy\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (1 << 29, resource.getrlimit(resource.RLIMIT_DATA)[1]))\n"
+        "def size(data):\n"
+        "    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION\n"
+        "    try: image = cv2.imdecode(numpy.frombuffer(data, 'u1'), flags)\n"
+        "    except (cv2.error, MemoryError) as error: image = None; large = 'MAX_IMAGE_PIXELS' in str(error)\n"
+        "    else: large = False\n"
+        "    if large: return 'too large'\n"
+        "    return None if image is None else image.shape[:2]\n"
+        "files = pickle.load(open('photos', 'rb'))\n"
+        "pickle.dump([size(data) for data in files], open('sizes', 'wb'))"
+    )
+    limits = {"OPENCV_IO_MAX_IMAGE_PIXELS": "4000", "OPENCV_LOG_LEVEL": "OFF"}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=os.environ | limits, capture_output=True)
+    sizes = pickle.loads((tmp_path / "sizes").read_bytes())
+    for data, size in zip(files, sizes, strict=True):
+        found = size_in_header(data)
+        if size == "too large":
+            assert found is None or found[0] * found[1] > 4000, data[:99]
+        elif size is not None:
+            assert found == size, data[:99]
+    decoded = [size for size in sizes if isinstance(size, tuple)]
+    assert len(decoded) > 2000
+    assert len(set(decoded)) > 20
+    assert sizes.count("too large") > 100
+    assert sizes[: len(photos)] == [(13, 21)] * len(photos)
+
+
+def test_a_jpeg_that_hides_its_size():
+    data = hostile_photos.hidden_size(300, 400)
+    assert decode_image(data, "x").shape == (300, 400, 3)
+    assert size_in_header(data) == (300, 400)
+
+
+def test_a_frame_after_what_no_header_holds_is_no_size():
+    """The end, a second start, or a scan: the decoder gives up there."""
+    photo = encoded(Image.fromarray(picture()), "JPEG")
+    for marker in (b"\xff\xd8", b"\xff\xd9", b"\xff\xda\0\x02"):
+        assert cv2.imdecode(np.frombuffer(photo[:2] + marker + photo[2:], np.uint8), cv2.IMREAD_COLOR) is None
+        assert size_in_header(photo[:2] + marker + photo[2:]) is None
+
+
+def test_headers_that_take_long_to_read():
+    """Sixteen megabytes of fill bytes, of stuffed pairs, of garbage; what is quadratic would take hours."""
+    for filling in (b"\xff", b"\xff\0", b"a"):
+        assert size_in_header(b"\xff\xd8" + filling * ((16 << 20) // len(filling))) is None
 
 
 def test_sizes_of_what_is_no_photo():

@@ -1,17 +1,23 @@
-"""The service over the loopback interface: right answers, one line for every wrong question, and nothing mixed up."""
+"""The service over the loopback interface: right answers, one line for every wrong question, and nothing mixed up.
+
+Clients that are slow, leave, or never end hold nothing for long, and nobody else out.
+"""
 
 import contextlib
 import http.client
 import io
 import json
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
+import hostile_photos
 import numpy as np
 import pytest
 import small_onnx
@@ -43,7 +49,8 @@ PHOTO = encoded(picture())
 @contextlib.contextmanager
 def running(predictor, **limits):
     """A server in a thread; yields its port."""
-    own, listening = server(app(predictor, limits=Limits(**limits)), port=0)
+    given = Limits(**limits)
+    own, listening = server(app(predictor, limits=given), limits=given, port=0)
     thread = threading.Thread(target=own.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
@@ -243,6 +250,159 @@ def test_what_does_not_fit_into_the_queue_is_told_to_come_again():
     assert gate.most == 2
 
 
+HEAD = b"POST /segment?ids=train HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+"""Of a request, without its end."""
+
+
+@contextlib.contextmanager
+def sent(port, *texts):
+    """Connections over which these bytes have gone."""
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60)) for _ in texts]
+        for client, text in zip(clients, texts, strict=True):
+            client.sendall(text)
+        yield clients
+
+
+def until(condition):
+    """Waits, for a minute at most."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def in_work(port):
+    return json.loads(ask(port, None, "/health", method="GET")[2])["in_work"]
+
+
+def rest(client):
+    """What comes until the connection ends."""
+    found = b""
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := client.recv(1 << 20):
+            found += chunk
+    return found
+
+
+def ended(client):
+    """Whether the server ends a connection without a word."""
+    return rest(client) == b""
+
+
+def test_bodies_that_are_on_their_way_hold_no_place_in_the_queue(predictor):
+    """Once, seventy of them shut the service for half a minute."""
+    with running(predictor, queue=2) as port, sent(port, *[HEAD + b"Content-Length: 99\r\n\r\nab"] * 10):
+        assert in_work(port) == 0
+        assert ask(port)[0] == 200
+
+
+def test_the_body_that_began_first_gives_way_when_too_many_bytes_are_on_their_way(predictor):
+    """Room for 2 bodies of 1000 bytes, in which one holds 900, others 700 and 450."""
+    begun = HEAD + b"Content-Length: 1000\r\n\r\n"
+    with (
+        running(predictor, max_bytes=1000, arriving=2) as port,
+        sent(port, begun + bytes(900), begun, begun) as (first, second, third),
+    ):
+        second.sendall(bytes(700))
+        third.sendall(bytes(450))
+        answer = rest(first)
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"too many photos arrive" in answer
+        for client, missing in ((second, 300), (third, 550)):  # these may go on: 422, as zeros are no photo
+            client.sendall(bytes(missing))
+            assert client.recv(100).startswith(b"HTTP/1.1 422")
+
+
+def test_photos_of_clients_that_have_left_are_dropped():
+    gate = Gate()
+    body = HEAD + b"Content-Length: %d\r\n\r\n" % len(PHOTO) + PHOTO
+    with running(gate, workers=1, queue=8) as port:
+        with sent(port, *[body] * 6):
+            assert gate.entered.acquire(timeout=60)
+            until(lambda: in_work(port) == 6)
+        until(lambda: in_work(port) == 1)  # the one that is in the model goes on
+        gate.opened.set()
+        assert ask(port)[0] == 200
+        assert gate.entered.acquire(timeout=60)  # that of the last
+        assert not gate.entered.acquire(blocking=False)
+
+
+def test_heads_that_do_not_come_are_not_awaited(predictor):
+    """The first of a connection, and the next; a drop now and then changes nothing."""
+    with running(predictor, head_seconds=0.5) as port:
+        with sent(port, b"", HEAD) as (silent, half):
+            assert ended(silent)
+            assert ended(half)
+        with sent(port, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" + HEAD) as (second,):
+            assert second.recv(1000).startswith(b"HTTP/1.1 200")
+            with contextlib.suppress(ConnectionError):
+                for _ in range(3000):  # half a minute, if nobody ends it
+                    second.sendall(b"A: b\r\n")
+                    time.sleep(0.01)
+                pytest.fail("a head that never ends was awaited")
+
+
+def test_answers_may_be_taken_slowly_but_not_for_ever(predictor):
+    """Slower than a head may come; an answer of eight megabytes is more than the system's buffers hold."""
+    noise = encoded(np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), dtype=np.uint8), compress_level=0)
+    question = b"POST /segment?output=overlay HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n" + (
+        b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(noise) + noise
+    )
+
+    def taken(wait, **limits):
+        with running(predictor, **limits) as port, socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(60)
+            client.connect(("127.0.0.1", port))
+            client.sendall(question)
+            answer = client.recv(1000)  # it is there
+            time.sleep(wait)
+            head, _, content = (answer + rest(client)).partition(b"\r\n\r\n")
+            return len(content) / int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+
+    assert taken(1.0, head_seconds=0.2) == 1
+    assert taken(1.0, answer_seconds=0.2) < 1
+
+
+def test_who_connects_when_all_places_are_taken_gets_that_of_the_slowest(predictor):
+    texts = HEAD, HEAD + b"Content-Length: 9\r\n\r\n", HEAD, HEAD
+    with running(predictor, connections=4) as port, sent(port, *texts) as (first, second, third, _):
+        assert ask(port)[0] == 200
+        assert ended(first)
+        with sent(port, HEAD, HEAD):
+            assert ended(second)
+            third.sendall(b"Content-Length: 2\r\n\r\nab")
+            assert third.recv(100).startswith(b"HTTP/1.1 422")
+
+
+def test_who_connects_when_all_places_are_in_work_is_told_to_come_again():
+    gate = Gate()
+    with running(gate, workers=1, connections=2) as port, ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(ask, port) for _ in range(2)]
+        assert gate.entered.acquire(timeout=60)
+        time.sleep(0.5)  # the other's body comes as well
+        with sent(port, b"") as (client,):
+            answer = rest(client)
+        assert answer.startswith(b"HTTP/1.1 503")
+        head, _, content = answer.partition(b"\r\n\r\n")
+        assert b"Content-Length: %d" % len(content) in head
+        assert "too many are connected" in json.loads(content)["error"]
+        gate.opened.set()
+        assert [done.result()[0] for done in waiting] == [200, 200]
+
+
+def test_a_photo_that_takes_too_long_to_decode(predictor):
+    with running(predictor, decode_seconds=0.3) as port:
+        text = error(ask(port, hostile_photos.scans(20_000), kind="image/jpeg"), 422)
+        assert "takes more than 0.3 s to decode" in text
+        assert ask(port)[0] == 200  # by another process
+
+
+def test_a_jpeg_that_hides_its_size(port):
+    assert "300 x 400 pixels, 50000 are allowed" in error(ask(port, hostile_photos.hidden_size(300, 400)), 413)
+
+
 def test_failures_of_ours_show_no_traceback(caplog):
     def broken(pixels):
         raise RuntimeError("secret of the house")
@@ -261,9 +421,12 @@ def test_scores_that_take_too_much_memory(tmp_path):
 
 
 def test_services_that_cannot_be(predictor, monkeypatch):
-    for limits in ({"max_bytes": 0}, {"workers": 0}, {"queue": -1}, {"seconds": float("nan")}):
-        with pytest.raises(ConfigError, match="limits of a service must be positive"):
-            app(predictor, limits=Limits(**limits))
+    for name, (low, high) in serving.BOUNDS.items():
+        for value in (low - 1, high + 1, float("nan")):
+            with pytest.raises(ConfigError, match=f"{name} of a service must lie in .*, not .*"):
+                app(predictor, limits=Limits(**{name: value}))
+        with pytest.raises(ConfigError, match=f"{name} of a service"):
+            server(app(predictor), limits=Limits(**{name: high + 1}), port=0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1 port {number}: Address already in use"):
@@ -276,7 +439,9 @@ def test_services_that_cannot_be(predictor, monkeypatch):
     assert serving.Limits().max_bytes == 16 << 20
 
 
-def test_the_tool_serves_without_torch_until_it_is_interrupted(tmp_path):
+@contextlib.contextmanager
+def tool_running(tmp_path, *words, files=200):
+    """The tool in a process of its own, which may open so many files, and import but what it needs: (process, port)."""
     small_onnx.write(tmp_path / "a.onnx", weights=None)
     code = (
         "import signal, sys\n"
@@ -285,19 +450,93 @@ def test_the_tool_serves_without_torch_until_it_is_interrupted(tmp_path):
         f"sys.path.insert(0, {str(PROJECT / 'tools')!r})\n"
         "import serve_seg\nfrom resnest_seg.errors import run_tool\nsys.exit(run_tool(serve_seg.main))"
     )
-    command = [sys.executable, "-c", code, "--model", str(tmp_path / "a.onnx"), "--port", "0", "--tile", "16"]
+    command = [sys.executable, "-c", code, "--model", str(tmp_path / "a.onnx"), "--port", "0", *words]
+    command = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *command]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         line = process.stderr.readline()
-        assert line.startswith("a convolution, protocol whole (blend, window changed): http://127.0.0.1:"), line
-        port = int(line.rpartition(":")[2].partition("/")[0])
+        assert line.startswith("a convolution, protocol whole"), line
+        yield process, int(line.rpartition(":")[2].partition("/")[0])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_tool_serves_without_torch_until_it_is_interrupted(tmp_path):
+    with tool_running(tmp_path, "--tile", "16") as (process, port):
         status, _, content = ask(port, path="/segment?ids=train")
         assert status == 200
         assert (np.array(Image.open(io.BytesIO(content))) == picture().argmax(axis=2)).mean() > 0.99
         process.send_signal(signal.SIGINT)
-        rest = process.communicate(timeout=60)[1]
+        log = process.communicate(timeout=60)[1]
         assert process.returncode == 130
-        assert "Traceback" not in rest
+        assert "Traceback" not in log
+
+
+def test_sigterm_ends_the_tool_within_seconds_whatever_its_clients_do(tmp_path):
+    """A body that does not come is awaited for 5 s and no more; its client is told."""
+    with tool_running(tmp_path) as (process, port), sent(port, HEAD, HEAD + b"Content-Length: 9\r\n\r\nab") as clients:
+        assert in_work(port) == 0
+        process.send_signal(signal.SIGTERM)
+        log = process.communicate(timeout=25)[1]
+        assert process.returncode == 143
+        assert "Traceback" not in log
+        assert ended(clients[0])
+        answer = rest(clients[1])
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"being stopped" in answer
+
+
+def test_half_sent_heads_with_few_file_descriptors_left(tmp_path):
+    """Once, the loop that accepts connections span, and wrote half a million lines into the log within seconds."""
+    with tool_running(tmp_path, files=100) as (process, port), sent(port, *[HEAD] * 150) as clients:
+        assert ask(port)[0] == 200
+        assert all(ended(client) for client in clients[:80])
+        process.terminate()
+        assert process.communicate(timeout=60)[1] == ""
+    small = sys.executable, PROJECT / "tools" / "serve_seg.py", "--model", tmp_path / "a.onnx", "--port", "0"
+    command = ["sh", "-c", 'ulimit -n 40 && exec "$@"', "sh", *map(str, small), "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "may open 40 files (ulimit -n), and serving with 2 workers needs" in done.stderr
+
+
+def test_without_any_file_descriptor_it_is_tried_again_in_a_second(tmp_path):
+    """asyncio writes one line then, as long as it accepts one connection at a time."""
+    with tool_running(tmp_path) as (process, port):
+        assert ask(port)[0] == 200
+        before = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+        with sent(port, *[HEAD] * 20):
+            time.sleep(2.5)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, before)
+        assert ask(port)[0] == 200
+        process.terminate()
+        log = process.communicate(timeout=60)[1]
+        assert 1 <= log.count("out of system resource") <= 4
+
+
+def test_a_photo_in_the_model_does_not_keep_the_tool_alive(tmp_path):
+    """The model is one that never ends, and its thread cannot be stopped."""
+    (tmp_path / "stuck.py").write_text(
+        "import sys, threading\n"
+        f"sys.path[:0] = [{str(PROJECT / 'tools')!r}, {str(PROJECT / 'tests')!r}]\n"
+        "import serve_seg, small_onnx\n"
+        "from resnest_seg import runtime\n"
+        "from resnest_seg.errors import run_tool\n"
+        "runtime.OnnxPredictor._predict = lambda self, image: threading.Event().wait()\n"
+        "sys.exit(run_tool(serve_seg.main))"
+    )
+    small_onnx.write(tmp_path / "a.onnx", weights=None)
+    command = [sys.executable, str(tmp_path / "stuck.py"), "--model", str(tmp_path / "a.onnx"), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        port = int(process.stderr.readline().rpartition(":")[2].partition("/")[0])
+        with sent(port, HEAD + b"Content-Length: %d\r\n\r\n" % len(PHOTO) + PHOTO):
+            until(lambda: in_work(port) == 1)
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=25)
+        assert process.returncode == 143
     finally:
         process.kill()
         process.communicate()
@@ -305,9 +544,19 @@ def test_the_tool_serves_without_torch_until_it_is_interrupted(tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--port", "70000"], "--port must lie in"), (["--tile", "0"], "at least 1 pixel"),
-     (["--max-bytes", "0"], "limits of a service"), (["--protocol", "hole"], "Did you mean 'whole'")],
+    [(["--port", "70000"], "--port must lie in 0..65535, not 70000"), (["--port", "-1"], "--port must lie"),
+     (["--tile", "0"], "--tile must lie in 1.."), (["--overlap", "-1"], "--overlap must lie in 0.."),
+     (["--overlap", "9"], "give a window size"), (["--tile", "9", "--overlap", "9"], "an overlap must lie in 0..8"),
+     (["--memory", "0"], "--memory must lie in 1..1048576, not 0"), (["--memory", "-1"], "--memory must lie"),
+     (["--memory", "1048577"], "--memory must lie"), (["--threads", "0"], "--threads must lie in 1..1024, not 0"),
+     (["--threads", "100000"], "--threads must lie"), (["--workers", "0"], "--workers must lie in 1..256, not 0"),
+     (["--workers", "100000"], "--workers must lie"), (["--queue", "-1"], "--queue must lie in 0..10000, not -1"),
+     (["--queue", "10001"], "--queue must lie"), (["--max-bytes", "0"], "--max-bytes must lie in 1..1073741824, not 0"),
+     (["--max-bytes", "9999999999"], "--max-bytes must lie"), (["--max-pixels", "0"], "--max-pixels must lie in 1.."),
+     (["--max-pixels", "1073741825"], "--max-pixels must lie"), (["--protocol", "hole"], "Did you mean 'whole'")],
 )  # fmt: skip
 def test_the_tool_refuses_what_makes_no_sense(tool, tmp_path, capsys, words, message):
+    handler = signal.getsignal(signal.SIGTERM)
     assert tool("serve_seg")("--model", small_onnx.write(tmp_path / "a.onnx"), *words) == 2
     assert message in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == handler
