@@ -356,9 +356,18 @@ def _start_worker(worker: int) -> None:
     """Set a loader process up: one thread, and signals that leave stopping to the main process.
 
     Schedulers and `timeout` send SIGTERM to the whole process group, and a terminal Ctrl-C, while training needs its
-    loader processes to the end of the step. They end when the main process closes the loader or dies.
+    loader processes to the end of the step. They end when the main process closes the loader or dies: at once, because
+    they have inherited what it had open, its lock on the run folder for instance.
     """
     cv2.setNumThreads(0)  # one thread a worker: more would fight the others for the cores
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -304,6 +304,7 @@ def fail():
 
 
 LEFT_OPEN = """
+import sys
 import time
 import numpy as np
 from resnest_seg.labels import LabelSpace
@@ -320,23 +321,27 @@ class Slow(SegmentationDataset):
 
 batches = build_loader(Slow(), [[(0, index)] for index in range(9)], workers=2)
 next(batches)
-print("raising", flush=True)
-raise RuntimeError("on purpose")
+print("ready", flush=True)
+if sys.argv[1] == "raise":
+    raise RuntimeError("on purpose")
+sys.stdin.read()
 """
 
 
-def test_a_loader_that_is_never_closed_does_not_hold_the_exit_up():
-    """Of a script or a notebook's kernel, whose variables and last traceback live to the end."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", LEFT_OPEN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline() == "raising\n"
-    children = psutil.Process(process.pid).children()
-    _, message = process.communicate(timeout=5)
-    assert process.returncode == 1
-    assert "RuntimeError: on purpose" in message
-    assert len(children) == 2
-    assert not any(child.is_running() for child in children)
+@pytest.mark.parametrize("end", ["raise", "killed"])
+def test_a_loader_that_is_never_closed_ends_with_its_process(end):
+    """Of a script or a notebook's kernel, whose variables and last traceback live to the end; or of one that is killed,
+    whose lock on a run folder the loader processes would hold."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, "-c", LEFT_OPEN, end], text=True, **pipes)
+    assert process.stdout.readline() == "ready\n"
+    children = psutil.Process(process.pid).children() if end == "killed" else []
+    if end == "killed":
+        assert len(children) == 2
+        process.kill()
+    process.communicate(timeout=5)  # its pipe is closed when the loader processes are gone as well
+    assert process.returncode == (-signal.SIGKILL if end == "killed" else 1)
+    assert psutil.wait_procs(children, timeout=5)[1] == []
 
 
 @pytest.mark.parametrize("cause", ["killed", "full disk"])
