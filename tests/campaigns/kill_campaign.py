@@ -117,7 +117,7 @@ class Server:
     def close(self):
         self.process.stdin.close()
         self.process.stdout.close()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=120)
 
 
 def run_process(words, log, *, attack=None):
