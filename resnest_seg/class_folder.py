@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,7 +118,7 @@ def class_batches(
     seed: int = 0,
     workers: int = 0,
     pin_memory: bool = False,
-) -> Iterator[ClassBatch]:
+) -> Generator[ClassBatch, None, None]:
     """Load batches in the given order.
 
     Args:
@@ -131,6 +131,7 @@ def class_batches(
 
     Raises:
         DatasetError: An image cannot be read; names the file.
+        ResNeStSegError: A loader process could not be started, or died.
     """
     yield from run_loader(_View(dataset, transform, seed), batches, _collate, workers=workers, pin_memory=pin_memory)
 

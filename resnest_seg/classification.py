@@ -5,8 +5,9 @@ A classifier is a `Segmenter` with head "classifier"; its checkpoint is one like
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ class ClassificationTask:
         """Gives class scores."""
         return _Scores(segmenter)
 
-    def batches(self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool) -> Iterator[ClassBatch]:
+    def batches(
+        self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool
+    ) -> Generator[ClassBatch, None, None]:
         """Augmented crops."""
         return class_batches(
             self.train,
@@ -129,7 +132,8 @@ class ClassificationTask:
                 progress.update(bar, advance=1)
                 yield batch
 
-        counts = [*accuracy(segmenter, until_stopped(), device=engine.device), len(mine)]
+        with contextlib.closing(batches):
+            counts = [*accuracy(segmenter, until_stopped(), device=engine.device), len(mine)]
         progress.remove_task(bar)
         if stop.anywhere(engine) is not None:
             return None

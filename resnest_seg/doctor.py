@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
@@ -128,10 +129,11 @@ def diagnose(
     facts: dict[str, list[SampleFacts]] = {}
     for dataset in splits:
         seen = facts.setdefault(dataset.split, [])
-        for fact in scan(dataset, spread(len(dataset), limit), workers=workers):
-            seen.append(fact)
-            if on_sample is not None:
-                on_sample(fact)
+        with contextlib.closing(scan(dataset, spread(len(dataset), limit), workers=workers)) as found:
+            for fact in found:
+                seen.append(fact)
+                if on_sample is not None:
+                    on_sample(fact)
         findings += _findings_of_split(dataset, seen)
     findings += _duplicates(facts)
     space = splits[0].label_space

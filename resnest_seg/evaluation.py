@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -133,6 +134,7 @@ def evaluate(
         CheckpointError: The model has other classes than the data set, or its scores are no numbers.
         ConfigError: Unknown protocol, the same one twice, or what an exported file cannot do.
         DatasetError: A sample cannot be read, or no pixel is labelled.
+        ResNeStSegError: A loader process died.
     """
     model = model_of(model) if isinstance(model, Segmenter) else model
     check_fits(model, dataset)
@@ -145,7 +147,7 @@ def evaluate(
     batches = build_loader(
         dataset, ([(0, index)] for index in indices), workers=workers, pin_memory=device.type == "cuda"
     )
-    with torch.inference_mode():
+    with torch.inference_mode(), contextlib.closing(batches):
         for batch in batches:
             image, labels = (part[0].to(device, non_blocking=True) for part in batch[:2])
             predictions = [meter.update(model, image, labels, memory) for meter in meters]

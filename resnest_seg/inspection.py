@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from resnest_seg.datasets import PairedFiles
 from resnest_seg.errors import DatasetError
 from resnest_seg.labels import IGNORE_LABEL
-from resnest_seg.loader import loader_processes, start_worker
+from resnest_seg.loader import run_loader
 from resnest_seg.photos import decode_image
 from resnest_seg.samples import SegmentationDataset
 
@@ -46,16 +46,16 @@ class SampleFacts:
     fingerprint: NDArray[np.uint64]
 
 
-def scan(dataset: SegmentationDataset, indices: Sequence[int], *, workers: int = 0) -> Iterator[SampleFacts]:
-    """Inspect samples, in the order of `indices`."""
-    loader = DataLoader(
-        _Inspected(dataset),
-        sampler=indices,
-        batch_size=None,
-        num_workers=loader_processes(workers),
-        worker_init_fn=start_worker,
-    )
-    yield from loader
+def scan(
+    dataset: SegmentationDataset, indices: Sequence[int], *, workers: int = 0
+) -> Generator[SampleFacts, None, None]:
+    """Inspect samples, in the order of `indices`.
+
+    Raises:
+        DatasetError: A sample of a data set without files of its own cannot be made.
+        ResNeStSegError: A loader process could not be started, or died.
+    """
+    yield from run_loader(_Inspected(dataset), ([index] for index in indices), _the_only_one, workers=workers)
 
 
 def inspect_sample(dataset: SegmentationDataset, index: int) -> SampleFacts:
@@ -143,9 +143,18 @@ def _label_counts(labels: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
     return np.append(counts[:classes], counts[IGNORE_LABEL]).astype(np.int64)
 
 
-class _Inspected(Dataset[SampleFacts]):
+class _Inspected(Dataset["SampleFacts | DatasetError"]):
+    """Facts by index. An error is handed on as a value: raised in a loader process it would be a traceback."""
+
     def __init__(self, dataset: SegmentationDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, index: int) -> SampleFacts:
-        return inspect_sample(self.dataset, index)
+    def __getitem__(self, index: int) -> SampleFacts | DatasetError:
+        try:
+            return inspect_sample(self.dataset, index)
+        except DatasetError as error:
+            return error
+
+
+def _the_only_one(facts: Sequence[SampleFacts | DatasetError]) -> SampleFacts | DatasetError:
+    return facts[0]

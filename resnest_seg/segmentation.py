@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ class SegmentationTask:
         """Gives coarse logits."""
         return CoarseLogits(segmenter)
 
-    def batches(self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool) -> Iterator[Batch]:
+    def batches(self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool) -> Generator[Batch, None, None]:
         """Augmented by the config's recipe."""
         return build_loader(
             self.train,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -81,8 +81,10 @@ class Task(Protocol):
     def model(self, segmenter: Segmenter) -> nn.Module:
         """Images -> what `loss` takes, around the segmenter: the engine patches half precision into this."""
 
-    def batches(self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool) -> Iterator[LabelledBatch]:
-        """The samples (epoch, index) of each micro-batch, loaded and augmented."""
+    def batches(
+        self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool
+    ) -> Generator[LabelledBatch, None, None]:
+        """The samples (epoch, index) of each micro-batch, loaded and augmented; to be closed."""
 
     def weight_of(self, labels: Tensor) -> Tensor:
         """What a micro-batch adds to the number that the loss of the effective batch is divided by."""

@@ -13,7 +13,7 @@ import itertools
 import math
 import platform
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +150,16 @@ class Trainer:
 
         Raises:
             DatasetError: A sample cannot be loaded.
-            ResNeStSegError: The loss or the gradient is not finite; the weights are those before the bad step.
+            ResNeStSegError: The loss or the gradient is not finite; the weights are those before the bad step. Or a
+                loader process died.
         """
         self._open_run()
-        batches = self._batches()
-        with StopSignal() as stop, progress_bars(self.console) as progress, faster_weight_gradients(self.segmenter):
+        with (
+            StopSignal() as stop,
+            contextlib.closing(self._batches()) as batches,
+            progress_bars(self.console) as progress,
+            faster_weight_gradients(self.segmenter),
+        ):
             bar = progress.add_task("training", total=self.steps, completed=self.step, shown="")
             if self._validation_due():  # the run was killed between a step and its validation
                 self._validate(stop, progress)
@@ -232,7 +237,7 @@ class Trainer:
         """Epochs completed so far."""
         return self.step // self.steps_per_epoch
 
-    def _batches(self) -> Iterator[LabelledBatch]:
+    def _batches(self) -> Generator[LabelledBatch, None, None]:
         """This process's micro-batches, from the current step to the last."""
         order = training_batches(
             self.task.size,

@@ -5,9 +5,9 @@ import json
 import os
 import random
 
-import kill_campaign
 import pytest
 import torch
+from campaigns import kill_campaign
 
 from resnest_seg.checkpoint import LAST, Checkpoint, TrainingState
 from resnest_seg.config import OptimConfig, RunConfig
@@ -25,7 +25,7 @@ def checkpoint(tiny_space):
 
 
 def test_twenty_kills_leave_no_trace(tmp_path):
-    """SIGKILL after random times and within random file operations of saves, until 20 runs' worth of harm is done."""
+    """SIGKILL, SIGTERM and both after random times, within file operations of saves and within validations."""
     server, rng = kill_campaign.Server(tmp_path / "log"), random.Random(os.getpid())
     try:
         assert server.run([*kill_campaign.WORDS, "--output", tmp_path / "whole"]) == 0, (tmp_path / "log").read_text()
@@ -33,7 +33,7 @@ def test_twenty_kills_leave_no_trace(tmp_path):
         while killed < 20:
             runs += 1
             output = tmp_path / f"run{runs}"
-            killed += kill_campaign.killed_run(server.run, output, rng, kills=20 - killed, seconds=0.8)
+            killed += kill_campaign.killed_run(server.run, output, rng, kills=20 - killed, seconds=0.8, signals="mix")
             kill_campaign.assert_same_run(output, tmp_path / "whole")
     finally:
         server.close()
@@ -62,7 +62,8 @@ def test_three_processes_add_in_the_same_order_after_a_resume(tmp_path):
     try:
         assert server.run([*words, "--output", tmp_path / "whole"], ranks=3) == 0, (tmp_path / "log").read_text()
         again = [*words, "--resume", "auto", "--output", tmp_path / "killed"]
-        assert server.run(again, ranks=3, crash=35) == -9  # in its fourth save or so
+        third_save = kill_campaign.Attack("operation", ((35, "SIGKILL"),))
+        assert server.run(again, ranks=3, attack=third_save) == -9  # in its fourth save or so
         assert server.run(again, ranks=3) == 0, (tmp_path / "log").read_text()
     finally:
         server.close()

@@ -1,15 +1,18 @@
 """Trains in forked children of a process that has imported everything, so that killing a run costs no start-up.
 
-Reads one JSON object a line from standard input, {"words": [...], "log": file, "after": seconds or null,
-"crash": number or null, "ranks": how many processes}, runs tools/train_seg.py with these words in a child, kills it by
-SIGKILL `after` seconds or in the `crash`-th of its calls that change a file, and answers a line {"status": ...}: the
-exit code, or minus the signal.
+Reads one JSON object a line from standard input, {"words": [...], "log": file, "ranks": how many processes, "blows":
+[[instant, signal name], ...], "by": what instants are}, runs tools/train_seg.py with these words in a child, and
+answers a line {"status": ...}: the exit code, or minus the signal.
+Instants are counted from the blow before, or the start: in seconds ("time", and the signal goes to the process; or
+"group", and it goes to its loader processes as well), in calls that change a file ("operation"), or in validations
+("validation", and the signal comes a moment after the beginning of one).
 The parent starts no thread and computes nothing, so a child is what a fresh process is.
 """
 
 import importlib.util
 import json
 import os
+import random
 import signal
 import socket
 import sys
@@ -24,7 +27,7 @@ import resnest_seg.doctor
 import resnest_seg.training  # noqa: F401
 from resnest_seg.errors import run_tool
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 def load_tool():
@@ -35,34 +38,64 @@ def load_tool():
     return module
 
 
-def crash_at(number):
-    """Kill this process before its `number`-th call of those that write, rename, link or remove."""
-    left = [number]
+class Blows:
+    """Signals to this process, each after a number of events from the one before."""
 
-    def deadly(function):
+    def __init__(self, blows):
+        self.left = [(count, signal.Signals[name]) for count, name in blows]
+
+    def due(self):
+        """Count an event; the signal that it brings, or None."""
+        if not self.left:
+            return None
+        count, number = self.left[0]
+        if count > 0:
+            self.left[0] = (count - 1, number)
+            return None
+        del self.left[0]
+        return number
+
+
+def strike_operations(blows):
+    """Send signals before calls of those that write, rename, link or remove."""
+    import resnest_seg.checkpoint
+
+    def struck(function):
         def call(*arguments, **options):
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if (number := blows.due()) is not None:
+                os.kill(os.getpid(), number)
             return function(*arguments, **options)
 
         return call
 
-    import resnest_seg.checkpoint
-
     for name in ("fsync", "link"):
-        setattr(os, name, deadly(getattr(os, name)))
+        setattr(os, name, struck(getattr(os, name)))
     for name in ("replace", "unlink"):
-        setattr(Path, name, deadly(getattr(Path, name)))
+        setattr(Path, name, struck(getattr(Path, name)))
 
-    def half(tensors, path, metadata):  # killed within the write: half of the file is on the disk
-        left[0] -= 1
+    def half(tensors, path, metadata):
+        number = blows.due()
         save_file(tensors, path, metadata)
-        if left[0] < 0:
+        if number == signal.SIGKILL:  # killed within the write: half of the file is on the disk
             os.truncate(path, path.stat().st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
+        if number is not None:
+            os.kill(os.getpid(), number)
 
     save_file, resnest_seg.checkpoint.save_file = resnest_seg.checkpoint.save_file, half
+
+
+def strike_validations(blows):
+    """Send signals within validations."""
+    from resnest_seg.segmentation import SegmentationTask
+
+    def validate(*arguments, **options):
+        number = blows.due()
+        if number is not None:
+            signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), number))
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.001, 0.06))
+        return original(*arguments, **options)
+
+    original, SegmentationTask.validate = SegmentationTask.validate, validate
 
 
 def child(order, rank, port):
@@ -80,8 +113,10 @@ def child(order, rank, port):
     torch.set_num_threads(1)
     status = 70
     try:
-        if order.get("crash") is not None:
-            crash_at(order["crash"])
+        if order["by"] == "operation":
+            strike_operations(Blows(order["blows"]))
+        elif order["by"] == "validation":
+            strike_validations(Blows(order["blows"]))
         module = load_tool()
         status = run_tool(lambda: module.main(order["words"]))
     except BaseException:
@@ -105,14 +140,17 @@ def main():
             pid = os.fork()
             if pid == 0:
                 child(order, rank, port)
-        end = None if order.get("after") is None else time.monotonic() + order["after"]
+            os.setpgid(pid, pid)  # a group of its own, for the signals of a scheduler
+        blows = list(order["blows"]) if order["by"] in ("time", "group") else []
+        end = time.monotonic() + blows[0][0] if blows else None
         while True:
             done, status = os.waitpid(pid, os.WNOHANG if end is not None else 0)
             if done:
                 break
             if time.monotonic() >= end:
-                os.kill(pid, signal.SIGKILL)
-                end = None
+                send = os.killpg if order["by"] == "group" else os.kill
+                send(pid, signal.Signals[blows.pop(0)[1]])
+                end = time.monotonic() + blows[0][0] if blows else None
             else:
                 time.sleep(0.005)
         for _ in range(order["ranks"] - 1):
