@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import yaml
 
-from resnest_seg.config_checks import COUNT, Kind, check_values, within
+from resnest_seg.config_checks import COUNT, Kind, check_values, shown, within
 from resnest_seg.errors import ConfigError, unknown_name
+from resnest_seg.yaml_files import load_yaml
 
 if typing.TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -338,9 +339,9 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no config file {path}. The shipped ones are in configs/.")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        tree = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path} must hold a mapping with the keys model, data, optim, train, eval.")
     return tree
@@ -352,8 +353,12 @@ def _check_keys(tree: Mapping[str, Any], where: str, kind: type[RunConfig]) -> N
     groups = {key.partition(".")[0] for key in keys if "." in key}
     for group, values in tree.items():
         if group in groups and not isinstance(values, Mapping):
-            raise ConfigError(f"{group} in {where} must be a mapping of its keys, not {values!r}.")
-        names = [f"{group}.{name}" for name in values] if group in groups and isinstance(values, Mapping) else [group]
-        for name in names:
+            raise ConfigError(f"{group} in {where} must be a mapping of its keys, not {shown(values)}.")
+        inner = values if group in groups else None
+        for name, value in (
+            {group: values} if inner is None else {f"{group}.{k}": v for k, v in inner.items()}
+        ).items():
             if name not in keys:
                 raise unknown_name(f"key in {where}:", str(name), keys)
+            if isinstance(value, Mapping | list):
+                raise ConfigError(f"{name} in {where} must be one value, not {shown(value)}.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from resnest_seg.errors import ConfigError, unknown_name
@@ -60,6 +61,13 @@ def within(default: T, low: float, high: float, *, above: bool = False, below: b
     return field
 
 
+def shown(value: object) -> str:
+    """A value in a message: short, whatever it is; by aliases, a list may hold itself, or billions of others."""
+    if isinstance(value, Collection) and not isinstance(value, str | bytes):
+        return f"a {type(value).__name__}"
+    return reprlib.repr(value)
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """What the values of a key are.
@@ -85,11 +93,11 @@ class Kind:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         fits = number and (self.type is float or isinstance(value, int)) if self.type in (int, float) else False
         if not (fits or (self.type in (str, bool) and isinstance(value, self.type))):
-            raise ConfigError(f"{key} must be {self}, not {value!r}.")
+            raise ConfigError(f"{key} must be {self}, not {shown(value)}.")
         if self.range is not None and value not in self.range:  # type: ignore[operator]  # it is a number
             raise ConfigError(f"{key} must be {self}, not {value}.")
         if isinstance(value, str) and (not value.strip() or "\0" in value):
-            what = "holds a zero byte" if value.strip() else "is empty: is a shell variable not set?"
+            what = "holds a zero byte." if value.strip() else "is empty: is a shell variable not set?"
             raise ConfigError(f"{key} {what} {'Leave it out, or give null.' if self.null else 'Leave it out.'}")
 
     def __str__(self) -> str:

@@ -156,6 +156,10 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     assert (config.eval.limit, config.model.aux_head, config.optim.momentum) == (3, False, 0.9)
 
 
+LAUGHS = "train: {loss: [&a0 [x], " + ", ".join(f"&a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)) + "]}"
+"""A list of 9 ** 29 letters."""
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -187,6 +191,11 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
         ("train: {loss: dice, class_weights: median_frequency}", "train.class_weights belongs to cross_entropy"),
         ("- a\n- b", "{path} must hold a mapping"),
         ("optim: [1, 2", "{path} is not valid YAML"),
+        ("optim:\n  lr: 1\noptim:\n  power: 2", "the key 'optim' stands on line 1 and again on line 3"),
+        ("optim: {lr: 1, lr: 2}", "the key 'lr' stands on line 1 and again on line 1"),
+        ("data:\n  root: " + 9999 * "[", "{path} is not valid YAML: line 2 is nested more than 50 levels deep"),
+        (LAUGHS, "train.loss in {path} must be one value, not a list"),
+        ("optim: &a {lr: *a}", "optim.lr in {path} must be one value"),
         ("data:\n  crop_size: 1000000", "data.crop_size must be a whole number from 1 to 16384, not 1000000"),
         ("data:\n  color_jitter: 1e9", "data.color_jitter must be a number from 0 to 2, not 1000000000.0"),
         ("data:\n  root: ''", "data.root is empty: is a shell variable not set? Leave it out, or give null."),
@@ -241,7 +250,7 @@ def test_no_number_is_without_bounds(key):
         with pytest.raises(ConfigError) as error:
             with_value(key, value)
         assert str(error.value).startswith(f"{key} must be ")
-        assert f"not {value!r}." in str(error.value)
+        assert f"not {'a list' if isinstance(value, list) else repr(value)}." in str(error.value)
 
 
 @pytest.mark.parametrize("key", [key for key, kind in kinds_of().items() if kind.type in (str, bool)])
