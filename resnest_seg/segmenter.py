@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from resnest_seg.blueprints import SMP
-from resnest_seg.checkpoint import HUB_FILE, Checkpoint
+from resnest_seg.checkpoint import HUB_FILE, Checkpoint, find_checkpoint
 from resnest_seg.config import ModelConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError
 from resnest_seg.fusion import fuse_model
@@ -23,6 +23,7 @@ from resnest_seg.heads import resize_logits
 from resnest_seg.labels import LabelSpace
 from resnest_seg.parts import aux_head_for, check_names, encoder_for, head_for, load_encoder, misfits
 from resnest_seg.resnest import ResNeSt
+from resnest_seg.weights import check_finite, naming
 
 PIXEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 """Mean of ImageNet's pixels, RGB, 0..255."""
@@ -208,7 +209,7 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         """Rebuild the model of a checkpoint, in eval mode and in the precision that it was saved in.
 
         Raises:
-            CheckpointError: The weights do not fit the config or the number of classes.
+            CheckpointError: The weights do not fit the config or the number of classes, or are not finite.
             ConfigError: The config names what this version does not have.
         """
         segmenter = segmenter_for(
@@ -253,7 +254,7 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         """
         source = str(pretrained_model_name_or_path)
         if Path(source).exists():
-            return cls.from_checkpoint(Checkpoint.load(source))
+            return cls._from_file(find_checkpoint(source))
         try:
             path = hf_hub_download(
                 source,
@@ -269,7 +270,12 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
                 f"{source!r} is no folder, and no file {HUB_FILE} of a repository of that name can be fetched from the "
                 f"hub ({type(error).__name__}: {str(error).splitlines()[0]})."
             ) from None
-        return cls.from_checkpoint(Checkpoint.load(path))
+        return cls._from_file(Path(path))
+
+    @classmethod
+    def _from_file(cls, path: Path) -> Segmenter:
+        with naming(path):
+            return cls.from_checkpoint(Checkpoint.load(path))
 
 
 def build_segmenter(
@@ -372,7 +378,7 @@ def load_weights(segmenter: Segmenter, weights: Mapping[str, Tensor]) -> list[st
         The keys that kept their values.
 
     Raises:
-        CheckpointError: It does not fit; names the first keys of each kind.
+        CheckpointError: It does not fit, or is not finite; names the first keys of each kind.
     """
     own = segmenter.state_dict()
     absent = [key for key in own if key not in weights]
@@ -385,6 +391,7 @@ def load_weights(segmenter: Segmenter, weights: Mapping[str, Tensor]) -> list[st
     found = [f"{len(keys)} {kind}, first {keys[0]}" for kind, keys in problems.items() if keys]
     if found:
         raise CheckpointError(f"the weights do not fit the model: {'; '.join(found)}.")
+    check_finite(weights, own)
     segmenter.load_state_dict(dict(weights), strict=False)
     return kept
 
