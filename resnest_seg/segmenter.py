@@ -22,6 +22,7 @@ from resnest_seg.fusion import fuse_model
 from resnest_seg.heads import resize_logits
 from resnest_seg.labels import LabelSpace
 from resnest_seg.parts import aux_head_for, check_names, encoder_for, head_for, load_encoder, misfits
+from resnest_seg.pixel_range import PixelRange
 from resnest_seg.resnest import ResNeSt
 from resnest_seg.weights import check_finite, naming
 
@@ -84,6 +85,7 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
     the same, because the padding is cut off there.
 
     The model normalises by itself, with its own buffers, so that loaders, predictors and exports cannot disagree.
+    Float images in 0..1 are warned of, once.
     Any H, W >= 1; runs in channels-last memory, which the layers of this network prefer on CPU and GPU.
 
     `save_pretrained(folder)`, `from_pretrained(folder_or_repository)` and `push_to_hub(repository)` are those of the
@@ -100,6 +102,7 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
     Attributes:
         load_report: What was loaded into the model, where `load_checkpoint` made it.
         fused: `fuse` was called.
+        pixel_range: What looks at float images, until their range is known.
     """
 
     pixel_mean: Tensor
@@ -128,6 +131,7 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         self.size_divisor = max(getattr(part, "size_divisor", 1) for part in (encoder, head))
         self.min_size: int = getattr(head, "min_size", 1)
         self.align_corners, self.fused = config.model.family != "mmseg", False
+        self.pixel_range = PixelRange()
 
     @property
     def output_stride(self) -> int:
@@ -145,6 +149,7 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         return name + ", fused" * self.fused
 
     def forward(self, images: Tensor, *, coarse: bool = False) -> SegmenterOutput:
+        self.pixel_range.check(images)
         x = self.normalise(images)
         height, width = images.shape[2:]
         right, below = (self._padding(size) for size in (width, height))
