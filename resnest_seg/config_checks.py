@@ -68,6 +68,17 @@ def shown(value: object) -> str:
     return reprlib.repr(value)
 
 
+def check_option(name: str, value: float | None, low: float, high: float, *, above: bool = False) -> None:
+    """Refuse a number of the command line, or of a call, outside its range; None was not given.
+
+    Raises:
+        ConfigError: Names the option, the range and the value, which may be NaN.
+    """
+    allowed = Range(low, high, above)
+    if value is not None and value not in allowed:
+        raise ConfigError(f"{name} must be {allowed}, not {value}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """What the values of a key are.
