@@ -290,7 +290,9 @@ def test_the_report_is_json():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ConfigError, match=r"width is a share of an image's diagonal, 0\.\.1, not 2"):
+    with pytest.raises(
+        ConfigError, match=r"width, as a share of an image's diagonal, must be above 0 and at most 1, not 2"
+    ):
         BoundaryScores(3, width=2)
     with pytest.raises(ConfigError, match=r"tolerance is .*0\.\.0\.05, not 0\.5"):
         BoundaryScores(3, tolerance=0.5)

@@ -1,6 +1,7 @@
 """Float images in 0..1 are warned of once, wherever they enter; nothing else is, and nothing is looked at twice."""
 
 import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -153,7 +154,9 @@ def test_what_has_no_values_is_left_alone(segmenter):
     compiled(images)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         segmenter(mode.from_tensor(images))
-    torch.jit.trace(lambda traced: (segmenter.pixel_range.check(traced), traced + 1)[1], images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit
+        torch.jit.trace(lambda traced: (segmenter.pixel_range.check(traced), traced + 1)[1], images)
     with pytest.warns(UserWarning, match=RANGE):  # and after all that it still sees
         segmenter(images)
 
