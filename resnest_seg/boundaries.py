@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnest_seg.errors import ConfigError
+from resnest_seg.config_checks import check_option
 from resnest_seg.labels import IGNORE_LABEL
 
 Labels = NDArray[np.uint8]
@@ -77,7 +77,7 @@ class BoundaryScores:
             F-scores, float64 [K]. Assign the sums.
 
     Raises:
-        ConfigError: A width that is 0 or outside 0..1, a tolerance outside 0..0.05.
+        ConfigError: A width that is not above 0 and at most 1, a tolerance outside 0..0.05.
     """
 
     def __init__(
@@ -89,10 +89,8 @@ class BoundaryScores:
         device: torch.device | str = "cpu",
     ) -> None:
         assert 1 <= num_classes <= IGNORE_LABEL, num_classes
-        for name, share, most in (("width", width, 1), ("tolerance", tolerance, 0.05)):
-            if not 0 <= share <= most or (name == "width" and share == 0):
-                bounds = f"above 0 and at most {most}" if name == "width" else f"0..{most}"
-                raise ConfigError(f"boundary {name} is a share of an image's diagonal, {bounds}, not {share}.")
+        check_option("the boundary width, as a share of an image's diagonal,", width, 0, 1, above=True)
+        check_option("the boundary tolerance, as a share of an image's diagonal,", tolerance, 0, 0.05)
         self.width, self.tolerance = width, tolerance
         self.state = [
             torch.zeros(3, num_classes, dtype=torch.int64, device=device),

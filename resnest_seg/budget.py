@@ -48,9 +48,9 @@ CHUNK_TENSORS = 4
 """Float32 tensors of a chunk's size that the loss holds at once."""
 
 
-def in_words(memory: int) -> str:
-    """Bytes for people: GiB, or MiB where that would be 0.0."""
-    return f"{memory / GIB:.1f} GiB" if memory >= GIB / 10 else f"{memory / 2**20:.1f} MiB"
+def gib(size: int) -> str:
+    """Bytes in words: "23.9 GiB", and below a tenth of a GiB "10.2 MiB"."""
+    return f"{size / GIB:.1f} GiB" if size == 0 or size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +73,7 @@ class Devices:
         return max(int((self.memory - RESERVE) * (1 - MARGIN)), 0)
 
     def __str__(self) -> str:
-        usable = in_words(self.usable) if self.usable else f"nothing, as {in_words(RESERVE)} is kept free,"
-        return f"{self.count} x {self.kind} with {in_words(self.memory)} ({usable} usable)"
+        return f"{self.count} x {self.kind} with {gib(self.memory)} ({gib(self.usable)} usable)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +192,9 @@ def plan(config: RunConfig, *, num_classes: int, devices: Devices) -> Plan:
         least = min(possible, key=lambda option: option.memory)
         raise ConfigError(
             f"{config.model.encoder} {config.model.head} does not fit into {devices}: the smallest step takes "
-            f"{in_words(least.memory)}. Lower data.crop_size ({config.data.crop_size}), raise model.output_stride "
-            f"({config.model.output_stride}), or take a smaller encoder; each of them is another recipe."
+            f"{gib(least.memory)} on each, and {gib(RESERVE)} and {MARGIN:.0%} of the rest are kept free. Lower "
+            f"data.crop_size ({config.data.crop_size}), raise model.output_stride ({config.model.output_stride}), or "
+            "take a smaller encoder; each of them is another recipe."
         )
     resolved = divided(config, chosen.accumulation, checkpointing=chosen.checkpointing)
     return Plan(resolved, chosen, tuple(options), devices)
@@ -226,7 +226,7 @@ def divide(
         for checkpointing, memory in models.items():
             statistics = micro_batch * (devices.count if shared_statistics else 1)
             need = memory(micro_batch)
-            problem = "" if need <= devices.usable else f"{(need - devices.usable) / GIB:.1f} GiB too much"
+            problem = "" if need <= devices.usable else f"{gib(need - devices.usable)} too much"
             if statistics < 2:
                 problem = "batch norm needs two images"
             options.append(Option(micro_batch, share // micro_batch, checkpointing, need, statistics, problem))

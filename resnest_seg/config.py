@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import yaml
 
-from resnest_seg.config_checks import check_values
+from resnest_seg.config_checks import COUNT, Kind, check_values, shown, within
 from resnest_seg.errors import ConfigError, unknown_name
+from resnest_seg.yaml_files import load_yaml
 
 if typing.TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -42,7 +43,7 @@ class ModelConfig:
     or timm."""
     aux_head: bool = True
     """Train an auxiliary FCN head on the third stage."""
-    in_channels: int = 3
+    in_channels: int = within(3, 1, 4096)
     """Channels of the images. The data sets here have 3."""
     encoder_weights: str | None = None
     """What the encoder starts from: imagenet (published weights, downloaded once), a weight file of any published
@@ -50,9 +51,9 @@ class ModelConfig:
     weights: str | None = None
     """What the whole model starts from, in place of encoder_weights: a run folder, a weight file of any known format or
     the name of a published checkpoint. What does not fit, as the classifier of other classes, stays fresh."""
-    drop_block: float = 0.0
+    drop_block: float = within(0.0, 0, 1, below=True)
     """Share of pixels that DropBlock clears in the last two stages while training."""
-    drop_path: float = 0.0
+    drop_path: float = within(0.0, 0, 1, below=True)
     """Share of images that skip the last residual block while training, less for earlier ones (stochastic depth)."""
     zero_gamma: bool = False
     """Start with a zero weight in the last norm of every residual branch, so that blocks start as the identity."""
@@ -76,37 +77,37 @@ class DataConfig:
     recipe: str = "encoding"
     """How samples are cut: encoding (the authors': long edge random, padded with black) or mmseg (mmsegmentation's:
     canvas of long_edge x base_size times a ratio, one class below 75 % of the crop, photometric distortion)."""
-    base_size: int = 520
+    base_size: int = within(520, 1, 16384)
     """Length in pixels of the edge that scale 1 gives a training image: the long one in recipe encoding, the short
     one in recipe mmseg."""
-    long_edge: int = 2048
+    long_edge: int = within(2048, 1, 16384)
     """For recipe mmseg: length in pixels of the canvas's long edge at scale 1."""
-    crop_size: int = 480
+    crop_size: int = within(480, 1, 16384)
     """Height in pixels of the training crop, and its width where crop_width is null."""
-    crop_width: int | None = None
+    crop_width: int | None = within(None, 1, 16384)
     """Width in pixels of the training crop; null makes it square."""
-    scale_min: float = 0.5
+    scale_min: float = within(0.5, 0.01, 16)
     """Smallest random scale."""
-    scale_max: float = 2.0
+    scale_max: float = within(2.0, 0.01, 16)
     """Largest random scale."""
-    flip: float = 0.5
+    flip: float = within(0.5, 0, 1)
     """Probability of a horizontal flip."""
-    rotate: float = 0.0
+    rotate: float = within(0.0, 0, 180)
     """Rotate by up to this many degrees."""
-    color_jitter: float = 0.0
+    color_jitter: float = within(0.0, 0, 2)
     """Change brightness, contrast and saturation by up to this share, and hue by a quarter of it."""
-    blur: float = 0.0
+    blur: float = within(0.0, 0, 1)
     """Probability of a slight Gaussian blur."""
-    coarse_dropout: float = 0.0
+    coarse_dropout: float = within(0.0, 0, 1)
     """Probability of covering one to four rectangles, whose labels are ignored."""
-    class_mix: float = 0.0
+    class_mix: float = within(0.0, 0, 1)
     """Probability of pasting half of the classes of another sample onto a sample (ClassMix)."""
-    rare_class: float | None = None
+    rare_class: float | None = within(None, 0.001, 100)
     """Temperature at which photos with rare classes are drawn more often (0.01 strongly, 1 hardly; needs a pass over
     all masks); null draws every photo once an epoch."""
-    check: int = 64
+    check: int = within(64, 0, COUNT)
     """Samples, spread over the training split, that are read and checked before the first step; 0 checks none."""
-    workers: int = 4
+    workers: int = within(4, 0, 256)
     """Loader processes for each training process; 0 loads in the training process. Results do not depend on it."""
 
 
@@ -116,32 +117,32 @@ class OptimConfig:
 
     optimizer: str = "sgd"
     """Optimiser: sgd (with momentum) or adamw."""
-    lr: float = 0.01
+    lr: float = within(0.01, 0, 100, above=True)
     """Highest learning rate of the encoder, for an effective batch of reference_batch images."""
-    reference_batch: int | None = 16
+    reference_batch: int | None = within(16, 1, 65536)
     """Effective batch that lr and min_lr are meant for: they are scaled by train.batch_size / reference_batch. null
     takes them as they are, whatever the batch."""
-    head_lr_factor: float = 10.0
+    head_lr_factor: float = within(10.0, 0, 10000, above=True)
     """Learning rate of the heads, times that of the encoder."""
-    layer_decay: float = 1.0
+    layer_decay: float = within(1.0, 0, 1, above=True)
     """Learning rate of each encoder stage, times that of the next: layer4 has lr * layer_decay, layer3 that times
     layer_decay, and so on to the stem. 1 trains all stages alike."""
     freeze: str | None = None
     """What is not trained, comma-separated: stem, layer1, layer2, layer3, layer4, encoder (all of these); bn keeps the
     statistics of the encoder's batch norms as they are, head_bn those of the heads'. null trains everything."""
-    momentum: float = 0.9
+    momentum: float = within(0.9, 0, 1, below=True)
     """Momentum of SGD; the first beta of AdamW."""
-    weight_decay: float = 1e-4
+    weight_decay: float = within(1e-4, 0, 10)
     """L2 penalty of SGD; decoupled decay of AdamW."""
     decay: str = "all"
     """What weight_decay applies to: all parameters, or weights only, which leaves out norms and biases."""
     schedule: str = "poly"
     """Course of the learning rate after the warm-up: poly, (1 - t) ** power, or cosine, (1 + cos(pi t)) / 2."""
-    power: float = 0.9
+    power: float = within(0.9, 0, 100, above=True)
     """Exponent of the poly schedule."""
-    min_lr: float = 0.0
+    min_lr: float = within(0.0, 0, 100)
     """Learning rate that the schedule ends at, in the unit of lr."""
-    warmup: float = 0.0
+    warmup: float = within(0.0, 0, COUNT)
     """Length of the linear warm-up from lr / 1000: in epochs where train.epochs counts, else in iterations."""
 
 
@@ -149,13 +150,13 @@ class OptimConfig:
 class TrainConfig:
     """The training loop."""
 
-    epochs: int | None = 120
+    epochs: int | None = within(120, 1, COUNT)
     """Length of the run in passes over the training split; null where train.iterations counts."""
-    iterations: int | None = None
+    iterations: int | None = within(None, 1, COUNT)
     """Length of the run in optimiser steps, whatever the size of the training split; null where train.epochs counts."""
-    batch_size: int = 16
+    batch_size: int = within(16, 1, 65536)
     """Effective batch: images per optimiser step over all processes and accumulated micro-batches."""
-    accumulation: int = 1
+    accumulation: int = within(1, 1, 65536)
     """Micro-batches per optimiser step; raise it when the effective batch does not fit into memory."""
     loss: str = "cross_entropy"
     """Loss, or several joined by + and added up: cross_entropy; ohem (cross-entropy of hard pixels); and dice, focal,
@@ -163,13 +164,13 @@ class TrainConfig:
     class_weights: str = "none"
     """Weights of the classes in cross_entropy and ohem, from the training masks: none, median_frequency or
     effective_number (both need a pass over all masks)."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = within(0.0, 0, 1, below=True)
     """Share of the target that cross_entropy and ohem spread over all classes."""
-    ohem_threshold: float = 0.7
+    ohem_threshold: float = within(0.7, 0, 1)
     """For ohem: a pixel counts whose own class has less than this probability."""
-    ohem_min_kept: int = 100_000
+    ohem_min_kept: int = within(100_000, 0, COUNT)
     """For ohem: at least so many pixels an image count, the hardest."""
-    aux_weight: float = 0.2
+    aux_weight: float = within(0.2, 0, 100)
     """Weight of the auxiliary head's loss."""
     precision: str = "auto"
     """Arithmetic: fp32, bf16, fp16, or auto (bf16 or fp16 on a GPU that has it, fp32 elsewhere)."""
@@ -177,19 +178,19 @@ class TrainConfig:
     """Share batch statistics between processes (several GPU processes only)."""
     parallel: str = "ddp"
     """How several processes share a model: ddp (each holds all of it) or fsdp (each holds a part: less memory)."""
-    ema: float = 0.0
+    ema: float = within(0.0, 0, 1, below=True)
     """Decay of a moving average of the weights, which is then validated and kept as best (0.999, say); 0 keeps none."""
-    validate_every: int = 1
+    validate_every: int = within(1, 1, COUNT)
     """Epochs between validations; the end of the run is always validated."""
-    validate_every_steps: int = 0
+    validate_every_steps: int = within(0, 0, COUNT)
     """Optimiser steps between validations, instead of validate_every; 0 counts epochs."""
-    patience: int = 0
+    patience: int = within(0, 0, COUNT)
     """End the run after this many validations in a row without a better mIoU; 0 never does."""
-    save_every: int = 0
+    save_every: int = within(0, 0, COUNT)
     """Optimiser steps between saves of the state; 0 saves after every epoch. It is also saved before a validation."""
-    keep: int = 2
+    keep: int = within(2, 1, 1000)
     """States to keep: the newest and those before it, in case it is damaged."""
-    log_every: int = 10
+    log_every: int = within(10, 1, COUNT)
     """Optimiser steps between lines in metrics.jsonl, machine.jsonl and the trackers."""
     trackers: str = "tensorboard"
     """Where curves are drawn: tensorboard, wandb (if installed), both with a comma between them, or none."""
@@ -204,11 +205,11 @@ class EvalConfig:
     protocol: str = "whole"
     """Inference protocol: whole (one pass over the whole image at its own size), slide, or a slower multi-scale one:
     encoding, mmseg, mmseg0, paddle."""
-    limit: int | None = None
+    limit: int | None = within(None, 1, COUNT)
     """Validate on the first this many images only; null takes all."""
-    sheet: int = 6
+    sheet: int = within(6, 0, 256)
     """Validation images, spread over the split, on the contact sheet of the run folder; 0 draws none."""
-    memory: int = 1024
+    memory: int = within(1024, 1, 1 << 24)
     """MiB that class scores may take; an image with more is scored a few rows at a time."""
 
 
@@ -221,13 +222,13 @@ class RunConfig:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
-    seed: int = 0
+    seed: int = within(0, 0, 2**63, below=True)
     """Seed of the weights, of the order of samples and of their augmentation."""
     output: str | None = None
     """Run folder, must not exist yet; null makes runs/<name of the config file>."""
 
     def __post_init__(self) -> None:
-        check_values(flatten(self))
+        check_values(flatten(self), kinds_of(type(self)))
 
 
 C = TypeVar("C", bound=RunConfig)
@@ -243,6 +244,20 @@ def config_keys(owner: type = RunConfig, prefix: str = "") -> list[str]:
         else:
             keys.append(prefix + field.name)
     return keys
+
+
+def kinds_of(owner: type = RunConfig, prefix: str = "") -> dict[str, Kind]:
+    """Every dotted key of a kind of config -> what its values are, from its type and what stands beside it."""
+    hints = typing.get_type_hints(owner)
+    kinds: dict[str, Kind] = {}
+    for field in dataclasses.fields(owner):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            kinds |= kinds_of(typing.cast(type, hint), f"{prefix}{field.name}.")
+        else:
+            types = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
+            kinds[prefix + field.name] = Kind(types[0], types[0] is not hint, field.metadata.get("range"))
+    return kinds
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
@@ -324,9 +339,9 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no config file {path}. The shipped ones are in configs/.")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        tree = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(tree, Mapping):
         raise ConfigError(f"{path} must hold a mapping with the keys model, data, optim, train, eval.")
     return tree
@@ -338,8 +353,12 @@ def _check_keys(tree: Mapping[str, Any], where: str, kind: type[RunConfig]) -> N
     groups = {key.partition(".")[0] for key in keys if "." in key}
     for group, values in tree.items():
         if group in groups and not isinstance(values, Mapping):
-            raise ConfigError(f"{group} in {where} must be a mapping of its keys, not {values!r}.")
-        names = [f"{group}.{name}" for name in values] if group in groups and isinstance(values, Mapping) else [group]
-        for name in names:
+            raise ConfigError(f"{group} in {where} must be a mapping of its keys, not {shown(values)}.")
+        inner = values if group in groups else None
+        for name, value in (
+            {group: values} if inner is None else {f"{group}.{k}": v for k, v in inner.items()}
+        ).items():
             if name not in keys:
                 raise unknown_name(f"key in {where}:", str(name), keys)
+            if isinstance(value, Mapping | list):
+                raise ConfigError(f"{name} in {where} must be one value, not {shown(value)}.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+import reprlib
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
 
 from resnest_seg.errors import ConfigError, unknown_name
 
@@ -14,73 +15,124 @@ LOSSES = ("cross_entropy", "ohem", "dice", "focal", "lovasz", "tversky")
 CLASS_WEIGHTS = ("none", "median_frequency", "effective_number")
 """Names that `train.class_weights` takes."""
 
-POSITIVE = (
-    *(f"data.{name}" for name in ("base_size", "long_edge", "crop_size", "scale_min")),
-    *(f"optim.{name}" for name in ("lr", "head_lr_factor", "power")),
-    *(f"train.{name}" for name in ("batch_size", "accumulation", "validate_every", "keep", "log_every")),
-    "model.in_channels",
-    "eval.memory",
-)
-"""Keys whose numbers are above 0."""
+COUNT = 10**9
+"""Largest value of keys that count epochs, steps or samples: more than any run has."""
 
-NOT_NEGATIVE = (
-    *(f"data.{name}" for name in ("workers", "check", "rotate", "color_jitter")),
-    *(f"optim.{name}" for name in ("weight_decay", "min_lr", "warmup")),
-    *(f"train.{name}" for name in ("ohem_min_kept", "aux_weight", "validate_every_steps", "patience", "save_every")),
-    "eval.sheet",
-    "seed",
-)
-"""Keys whose numbers are 0 or above."""
-
-SHARES = (
-    *(f"data.{name}" for name in ("flip", "blur", "coarse_dropout", "class_mix")),
-    *("train.ohem_threshold", "model.drop_block", "model.drop_path"),
-)
-"""Keys whose numbers lie in 0..1."""
-
-BELOW_ONE = ("train.label_smoothing", "optim.momentum")
-"""Keys whose numbers are 0 or above and below 1, where nothing would be learnt, or nothing ever forgotten."""
-
-POSITIVE_OR_NULL = ("data.crop_width", "eval.limit", "train.epochs", "train.iterations", "optim.reference_batch")
-"""Keys of counts that may be null."""
+T = TypeVar("T")
 
 
-def check_values(flat: Mapping[str, Any]) -> None:
-    """Refuse values that have the right type and make no sense.
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that a key takes.
+
+    Attributes:
+        low: The least.
+        high: The greatest.
+        above: `low` itself is excluded.
+        below: `high` itself is excluded.
+    """
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (self.low < value if self.above else self.low <= value) and (
+            value < self.high if self.below else value <= self.high
+        )  # false for NaN
+
+    def __str__(self) -> str:
+        low = f"above {self.low} and" if self.above else f"from {self.low} to"
+        return f"{low}{' below' if self.below else ' at most' if self.above else ''} {self.high}"
+
+
+def within(default: T, low: float, high: float, *, above: bool = False, below: bool = False) -> T:
+    """A field of a config with its default and the range of its numbers, which `check_values` holds.
+
+    Args:
+        default: Value where nothing is given; its type, or the field's, says whether the number is a whole one.
+        low: The least value.
+        high: The greatest value: far above what makes sense, so that a typing error costs no machine.
+        above: `low` itself is excluded.
+        below: `high` itself is excluded.
+    """
+    field: T = dataclasses.field(default=default, metadata={"range": Range(low, high, above, below)})
+    return field
+
+
+def shown(value: object) -> str:
+    """A value in a message: short, whatever it is; by aliases, a list may hold itself, or billions of others."""
+    if isinstance(value, Collection) and not isinstance(value, str | bytes):
+        return f"a {type(value).__name__}"
+    return reprlib.repr(value)
+
+
+def check_option(name: str, value: float | None, low: float, high: float, *, above: bool = False) -> None:
+    """Refuse a number of the command line, or of a call, outside its range; None was not given.
+
+    Raises:
+        ConfigError: Names the option, the range and the value, which may be NaN.
+    """
+    allowed = Range(low, high, above)
+    if value is not None and value not in allowed:
+        raise ConfigError(f"{name} must be {allowed}, not {value}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What the values of a key are.
+
+    Attributes:
+        type: str, bool, int or float.
+        null: The key may be null.
+        range: Of its numbers, where it has one.
+    """
+
+    type: type
+    null: bool
+    range: Range | None
+
+    def check(self, key: str, value: object) -> None:
+        """Refuse a value of another type, outside the range, or of text that names nothing.
+
+        Raises:
+            ConfigError: Names the key, the value, and what it may be.
+        """
+        if value is None and self.null:
+            return
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = number and (self.type is float or isinstance(value, int)) if self.type in (int, float) else False
+        if not (fits or (self.type in (str, bool) and isinstance(value, self.type))):
+            raise ConfigError(f"{key} must be {self}, not {shown(value)}.")
+        if self.range is not None and value not in self.range:  # type: ignore[operator]  # it is a number
+            raise ConfigError(f"{key} must be {self}, not {value}.")
+        if isinstance(value, str) and (not value.strip() or "\0" in value):
+            what = "holds a zero byte." if value.strip() else "is empty: is a shell variable not set?"
+            raise ConfigError(f"{key} {what} {'Leave it out, or give null.' if self.null else 'Leave it out.'}")
+
+    def __str__(self) -> str:
+        kind = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}[self.type]
+        return f"{kind}{f' {self.range}' if self.range else ''}{' or null' if self.null else ''}"
+
+
+def check_values(flat: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
+    """Refuse values of a wrong type, outside the range that stands beside their key, or that contradict each other.
 
     Args:
         flat: Every dotted key of a run's config -> its value, as `resnest_seg.config.flatten` gives them.
+        kinds: The same keys -> what their values are.
 
     Raises:
         ConfigError: Names the key, the value, and what it may be.
     """
     for key, value in flat.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{key} must be a finite number, not {value}.")
-    for key in POSITIVE:
-        if not flat[key] > 0:
-            raise ConfigError(f"{key} must be greater than 0, not {flat[key]}.")
-    for key in NOT_NEGATIVE:
-        if not flat[key] >= 0:
-            raise ConfigError(f"{key} must not be negative, it is {flat[key]}.")
-    for key in SHARES:
-        if not 0 <= flat[key] <= 1:
-            raise ConfigError(f"{key} must lie in 0..1, not {flat[key]}.")
-    for key in BELOW_ONE:
-        if not 0 <= flat[key] < 1:
-            raise ConfigError(f"{key} must lie in 0..1 and below 1, not {flat[key]}.")
-    for key in POSITIVE_OR_NULL:
-        if flat[key] is not None and flat[key] < 1:
-            raise ConfigError(f"{key} must be at least 1 or null, not {flat[key]}.")
-    if flat["seed"] >= 2**63:
-        raise ConfigError(f"seed must be below 2 ** 63, not {flat['seed']}.")
+        kinds[key].check(key, value)
     if flat["model.output_stride"] not in (8, 16, 32):
         raise ConfigError(f"model.output_stride must be 8, 16 or 32, not {flat['model.output_stride']}.")
-    low, high, rare = flat["data.scale_min"], flat["data.scale_max"], flat["data.rare_class"]
+    low, high = flat["data.scale_min"], flat["data.scale_max"]
     if high < low:
         raise ConfigError(f"data.scale_max ({high}) is below data.scale_min ({low}).")
-    if rare is not None and not rare > 0:
-        raise ConfigError(f"data.rare_class must be greater than 0 or null, not {rare}.")
     _check_course(flat)
     _check_loss(flat)
 
@@ -93,13 +145,9 @@ def _check_course(flat: Mapping[str, Any]) -> None:
             f"exactly one of train.epochs ({epochs}) and train.iterations ({iterations}) must be given, and the other "
             "null."
         )
-    decay, lr, min_lr, ema = flat["optim.layer_decay"], flat["optim.lr"], flat["optim.min_lr"], flat["train.ema"]
-    if not 0 < decay <= 1:
-        raise ConfigError(f"optim.layer_decay must be above 0 and at most 1, not {decay}.")
+    lr, min_lr = flat["optim.lr"], flat["optim.min_lr"]
     if min_lr > lr:
         raise ConfigError(f"optim.min_lr ({min_lr}) is above optim.lr ({lr}).")
-    if not 0 <= ema < 1:
-        raise ConfigError(f"train.ema must be at least 0 and below 1, not {ema}.")
 
 
 def _check_loss(flat: Mapping[str, Any]) -> None:

@@ -21,13 +21,18 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from resnest_seg.display import ShownText, progress_bars
 from resnest_seg.errors import CheckpointError, DownloadError
+from resnest_seg.paced import Pace, paced_handlers
 from resnest_seg.weights import weight_member
 
 CHUNK = 1 << 20
 """Bytes read at once."""
 
 TRIES = 4
-"""Attempts in a row that fetch nothing, before a download is given up. Each continues where the last broke off."""
+"""Attempts in a row that fetch next to nothing, before a download is given up. Each continues where the last broke off.
+"""
+
+PROGRESS = 1 << 16
+"""Bytes that an attempt must fetch to be more than next to nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +78,7 @@ def download(
     *,
     digest: Digest | None = None,
     timeout: float = 30.0,
+    pace: Pace = Pace(),  # noqa: B008  # a constant
     pause: Callable[[float], object] = time.sleep,
 ) -> Path:
     """Fetch `url` to `path`, unless it is there already.
@@ -85,6 +91,7 @@ def download(
         path: Where the file goes.
         digest: The hash it must have; None checks the length only.
         timeout: Seconds of silence after which an attempt counts as broken off.
+        pace: Speed below which it does as well.
         pause: Waits the given seconds between attempts.
 
     Raises:
@@ -97,7 +104,7 @@ def download(
         with FileLock(path.with_name(f"{path.name}.lock")):
             if path.exists():
                 return _checked(path, digest)
-            problem = _attempt(url, path, digest=digest, timeout=timeout, pause=pause)
+            problem = _attempt(url, path, digest=digest, timeout=timeout, pace=pace, pause=pause)
     except OSError as error:
         raise DownloadError(f"cannot write {path}: {error.strerror or error}.") from None
     if problem is not None:
@@ -116,7 +123,7 @@ def _checked(path: Path, digest: Digest | None) -> Path:
 
 
 def _attempt(
-    url: str, path: Path, *, digest: Digest | None, timeout: float, pause: Callable[[float], object]
+    url: str, path: Path, *, digest: Digest | None, timeout: float, pace: Pace, pause: Callable[[float], object]
 ) -> str | None:
     """Fetch until the file is there, or until it makes no sense any more; returns what the problem is, if any."""
     part = path.with_name(f"{path.name}.part")
@@ -127,7 +134,7 @@ def _attempt(
     while failures < TRIES:
         had = part.stat().st_size if part.exists() else 0
         try:
-            _fetch(url, part, timeout=timeout)
+            _fetch(url, part, timeout=timeout, pace=pace)
         except urllib.error.HTTPError as error:
             problem = f"HTTP {error.code} {error.reason}"
             if error.code < 500 and error.code != 429:
@@ -144,19 +151,19 @@ def _attempt(
             problem = f"the file there is another one, its hash is not {digest}"
             if not had:
                 break  # a continued one may have begun as an older file: that is worth a fresh start
-        grown = part.exists() and part.stat().st_size > had
+        grown = part.exists() and part.stat().st_size >= had + PROGRESS
         failures = 0 if grown else failures + 1
         if failures < TRIES:
             pause(2.0 ** max(failures - 1, 0))
     return problem
 
 
-def _fetch(url: str, part: Path, *, timeout: float) -> None:
+def _fetch(url: str, part: Path, *, timeout: float, pace: Pace) -> None:
     """One attempt: append what is missing to `part`; returns when it is as long as the server says."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        response = urllib.request.urlopen(request, timeout=timeout)
+        response = urllib.request.build_opener(*paced_handlers(pace)).open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise

@@ -16,7 +16,7 @@ from resnest_seg.labels import LabelSpace
 from resnest_seg.published import published, published_names
 from resnest_seg.resnest import adapt_first_convolution
 from resnest_seg.segmenter import LoadReport, Segmenter
-from resnest_seg.weights import WeightFile, read_weights
+from resnest_seg.weights import WeightFile, check_finite, naming_file, read_weights
 
 OTHER_CLASSES = "it decides between other classes: left fresh"
 
@@ -47,16 +47,15 @@ def load_fitting(segmenter: Segmenter, source: str | Path) -> LoadReport:
         What was loaded, what was not and why, and what stayed fresh.
 
     Raises:
-        CheckpointError: No such file, a damaged one, or the weights of another encoder; names the first that differs.
+        CheckpointError: No such file, a damaged one, weights that are not finite, or those of another encoder; names
+            the first that differs.
         ConfigError: Neither a file nor the name of a published checkpoint.
         DownloadError: A published file cannot be fetched.
     """
     path = _find(str(source))
     file = read_weights(path)
-    try:
+    with naming_file(path):
         found = _read(path, file)
-    except CheckpointError as error:
-        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     own, weights, skipped = segmenter.state_dict(), found.weights, list(found.skipped)
     stem = next((key for key in own if key.startswith("encoder.conv1.")), "")
     if stem in weights and weights[stem].shape[1] == 3:
@@ -73,6 +72,8 @@ def load_fitting(segmenter: Segmenter, source: str | Path) -> LoadReport:
             skipped.append((key, f"shape {list(value.shape)}, and this model has {list(own[key].shape)}"))
         else:
             fitting[key] = value
+    with naming_file(path):
+        check_finite(fitting, own)
     segmenter.load_state_dict(fitting, strict=False)
     kept = [key for key in own if key not in fitting and not key.startswith("pixel_")]
     return LoadReport(

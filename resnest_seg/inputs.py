@@ -18,12 +18,16 @@ from typing import Literal
 
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.files import result_places
+from resnest_seg.paced import Pace, paced_handlers
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 """Endings of files that are taken for videos."""
 
 LIMIT = 256 << 20
 """Bytes that `fetch_image` takes at most: more than a photo of 200 megapixels."""
+
+PACE = Pace(rate=4096)
+"""What an image must come at: more than a file that is fetched once, as others wait for it."""
 
 _CHUNK = 1 << 20
 _CAMERA = re.compile(r"(?:camera:|/dev/video)?(\d{1,3})")
@@ -203,7 +207,7 @@ def _at_address(word: str, scheme: str, problems: list[str]) -> list[Input]:
     return [Input("address", word, Path(plain + (re.sub(r"[^\w.]+", "", Path(name).suffix)[:10] or ".image")))]
 
 
-def fetch_image(url: str, *, limit_bytes: int = LIMIT, timeout: float = 30.0) -> bytes:
+def fetch_image(url: str, *, limit_bytes: int = LIMIT, timeout: float = 30.0, pace: Pace = PACE) -> bytes:
     """Fetch what is at an address, in memory; whether it is an image is `resnest_seg.photos.decode_image`'s to say.
 
     Redirections are followed, to http and https addresses only. Proxies are those of the environment.
@@ -212,6 +216,7 @@ def fetch_image(url: str, *, limit_bytes: int = LIMIT, timeout: float = 30.0) ->
         url: http or https address.
         limit_bytes: More is refused, before or while it is read.
         timeout: Seconds of silence after which it is given up.
+        pace: Speed below which it is given up as well.
 
     Raises:
         DatasetError: No answer, an answer that is an error, one that breaks off, or too much.
@@ -220,7 +225,7 @@ def fetch_image(url: str, *, limit_bytes: int = LIMIT, timeout: float = 30.0) ->
     if urllib.parse.urlsplit(url).scheme.lower() not in ("http", "https"):
         raise ConfigError(f"only http and https addresses can be fetched, not {url}.")
     try:
-        data, length = _get(url, limit_bytes, timeout)
+        data, length = _get(url, limit_bytes, timeout, pace)
     except urllib.error.HTTPError as error:
         error.close()
         raise DatasetError(f"cannot fetch {url}: HTTP {error.code} {error.reason}.") from None
@@ -238,13 +243,12 @@ def fetch_image(url: str, *, limit_bytes: int = LIMIT, timeout: float = 30.0) ->
     return data
 
 
-def _get(url: str, limit_bytes: int, timeout: float) -> tuple[bytes, int | None]:
+def _get(url: str, limit_bytes: int, timeout: float, pace: Pace) -> tuple[bytes, int | None]:
     """What is at the address, and how long the server says it is; stops reading once it is too much."""
     opener = urllib.request.OpenerDirector()  # knows http and https, so that no answer leads to ftp or a file
     for handler in (
         urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
+        *paced_handlers(pace),
         urllib.request.HTTPRedirectHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),

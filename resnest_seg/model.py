@@ -19,6 +19,7 @@ from resnest_seg.errors import ConfigError
 from resnest_seg.exported import ExportedModel, is_exported, open_exported
 from resnest_seg.inference import MEMORY, score_rows
 from resnest_seg.labels import LabelSpace
+from resnest_seg.pixel_range import PixelRange
 from resnest_seg.protocols import Protocol, Setting
 from resnest_seg.protocols import protocol as named_protocol
 from resnest_seg.running import choose_device, runner_for, setting_of
@@ -160,10 +161,12 @@ class FileModel(Model):
     Attributes:
         file: The opened file.
         batch: Windows a call; None chooses.
+        pixel_range: What looks at float images, until their range is known.
     """
 
     file: ExportedModel
     batch: int | None = None
+    pixel_range: PixelRange = dataclasses.field(default_factory=PixelRange)
 
     @property
     def scored(self) -> bool:
@@ -177,6 +180,8 @@ class FileModel(Model):
     def blocks(self, image: Any, protocol: Protocol, *, memory: int | None = None) -> Iterator[Block]:
         """See `Model`; of a file that gives labels, the scores are 1 for the label and 0 for all others."""
         info = self.file.info
+        if isinstance(image, Tensor):
+            self.pixel_range.check(image)
         if not self.scored:
             labels = torch.from_numpy(runtime.labels_of(self.file, image.cpu().numpy()))
             classes = torch.arange(len(info.label_space), dtype=torch.uint8)[:, None, None]

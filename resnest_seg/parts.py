@@ -22,7 +22,7 @@ from resnest_seg.heads_mmseg import (
 )
 from resnest_seg.published import imagenet_checkpoint, published, published_names
 from resnest_seg.resnest import ResNeSt, adapt_first_convolution
-from resnest_seg.weights import WeightFile, read_weights
+from resnest_seg.weights import WeightFile, check_finite, naming_file, read_weights
 
 HeadBuilder = Callable[[tuple[int, ...], int, int], nn.Module]
 """(channels of c1..c4, K, output stride) -> head."""
@@ -158,7 +158,7 @@ def load_encoder(encoder: ResNeSt, model: ModelConfig) -> None:
     Raises:
         ConfigError: See `pretrained_file`.
         DownloadError: The file cannot be fetched.
-        CheckpointError: It cannot be read, or its encoder is another one; names the first keys.
+        CheckpointError: It cannot be read, is not finite, or its encoder is another one; names the first keys.
     """
     assert model.encoder_weights is not None
     try:
@@ -167,7 +167,8 @@ def load_encoder(encoder: ResNeSt, model: ModelConfig) -> None:
         raise DownloadError(f"{error} Or start from fresh weights, with encoder_weights null.") from None
     file = read_weights(path)
     _refuse_another_network(path, file, model)
-    weights, own = encoder_weights(file.tensors), encoder.state_dict()
+    with naming_file(path):
+        weights, own = encoder_weights(file.tensors), encoder.state_dict()
     stem = next(key for key in own if key.startswith("conv1."))
     if stem in weights and weights[stem].shape[1] == 3:
         weights[stem] = adapt_first_convolution(weights[stem], model.in_channels)
@@ -181,6 +182,8 @@ def load_encoder(encoder: ResNeSt, model: ModelConfig) -> None:
         raise CheckpointError(
             f"{path} does not hold the weights of this encoder: {problems[0]} ({len(problems)} problems)."
         )
+    with naming_file(path):
+        check_finite(weights, own)
     encoder.load_state_dict(weights, strict=False)
 
 

@@ -91,7 +91,8 @@ def as_pixels(image: Any) -> NDArray[np.uint8]:
     if not isinstance(image, np.ndarray):
         raise ConfigError(f"an image must be a file, an RGB array or a PIL image, not {type(image).__name__}.")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise ConfigError(f"an image array must be RGB, uint8 [H, W, 3], not {image.dtype} {list(image.shape)}.")
+        fix = " Of floats in 0..1, make (255 * image).round().astype(numpy.uint8)." if image.dtype.kind == "f" else ""
+        raise ConfigError(f"an image array must be RGB, uint8 [H, W, 3], not {image.dtype} {list(image.shape)}.{fix}")
     return np.ascontiguousarray(image)
 
 

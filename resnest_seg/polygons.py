@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from resnest_seg.config_checks import COUNT, check_option
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.files import atomic_write
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
@@ -29,6 +30,9 @@ Ring = NDArray[np.int32]
 """Corners (x, y) in order, [N, 2]; the last one is not the first again."""
 
 # By direction of an edge: right (above its pixel), down (right of it), left (below it), up (left of it).
+MOST_OFF = 10_000
+"""Pixels by which simplified polygons may be off, at most."""
+
 _DIRECTIONS = ((0, 1), (1, 0), (0, -1), (-1, 0))
 _START = ((0, 0), (0, 1), (1, 1), (1, 0))  # (row, column) of its first point, seen from its pixel's upper left corner
 
@@ -55,10 +59,10 @@ def polygons(
 
     Raises:
         DatasetError: A label is no class and not `IGNORE_LABEL`.
-        ConfigError: Negative options.
+        ConfigError: Options that are negative or beyond all sense.
     """
-    if not (simplify >= 0 and min_area >= 0):  # NaN is neither
-        raise ConfigError(f"simplify and min_area must not be negative, not {simplify} and {min_area}.")
+    check_option("simplify, in pixels,", simplify, 0, MOST_OFF)
+    check_option("min_area, in pixels,", min_area, 0, COUNT)
     strangers = [int(label) for label in np.unique(labels) if len(space) <= label != IGNORE_LABEL]
     if strangers:
         raise DatasetError(f"label out of range: {strangers[:8]} in a label space of {len(space)} classes.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from resnest_seg.config import DataConfig, ModelConfig, RunConfig, TrainConfig, flatten
+from resnest_seg.config_checks import within
 from resnest_seg.errors import ConfigError, unknown_name
 
 AUGMENTS = ("none", "auto", "rand")
@@ -17,17 +18,17 @@ class ClassifyConfig:
 
     augment: str = "auto"
     """Changes of colour and shape after the crop: none, auto (AutoAugment, ImageNet's policy) or rand (RandAugment)."""
-    area_min: float = 0.08
+    area_min: float = within(0.08, 0, 1, above=True)
     """Smallest share of the image that a training crop shows."""
-    mixup: float = 0.2
+    mixup: float = within(0.2, 0, 100)
     """Alpha of MixUp, which blends pairs of images and of their labels; 0 turns it off."""
-    cutmix: float = 0.0
+    cutmix: float = within(0.0, 0, 100)
     """Alpha of CutMix, which pastes a rectangle of one image into another; with mixup, a batch gets either one."""
-    label_smoothing: float = 0.1
+    label_smoothing: float = within(0.1, 0, 1, below=True)
     """Share of the truth that is spread over all classes."""
-    dropout: float = 0.2
+    dropout: float = within(0.2, 0, 1, below=True)
     """Probability of dropout before the last layer."""
-    eval_share: float = 0.875
+    eval_share: float = within(0.875, 0, 1, above=True)
     """Side of the validation's centre crop, times the short edge of the resized image."""
 
 
@@ -64,15 +65,6 @@ class PretrainConfig(RunConfig):
                 raise ConfigError(f"{key} has no effect on a classifier: leave it at {usual[key]}, not {flat[key]}.")
         if own.augment not in AUGMENTS:
             raise unknown_name("classify.augment", own.augment, AUGMENTS)
-        for key in ("mixup", "cutmix"):
-            if not getattr(own, key) >= 0:
-                raise ConfigError(f"classify.{key} must not be negative, it is {getattr(own, key)}.")
-        for key in ("label_smoothing", "dropout"):
-            if not 0 <= getattr(own, key) < 1:
-                raise ConfigError(f"classify.{key} must lie in 0..1 and below 1, not {getattr(own, key)}.")
-        for key in ("area_min", "eval_share"):
-            if not 0 < getattr(own, key) <= 1:
-                raise ConfigError(f"classify.{key} must be above 0 and at most 1, not {getattr(own, key)}.")
 
     @property
     def run(self) -> RunConfig:

@@ -14,14 +14,18 @@ from typing import NamedTuple
 
 from resnest_seg.errors import ConfigError, unknown_name
 
-SMALLEST_SCALE, LARGEST_SCALE = 0.01, 64.0
-"""Bounds of scales: beyond them nothing of an image is left, or no memory holds it."""
-
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The usual scales."""
 
 CITYSCAPES_SCALES = (0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25)
 """PyTorch-Encoding's scales for Cityscapes."""
+
+SCALE_RANGE, MOST_SCALES = (0.01, 16.0), 64
+"""Scales from which a network can see something, and which leave an image that fits into memory; how many a protocol
+may have."""
+
+LONGEST_EDGE = 1 << 20
+"""Pixels of the longest edge of a window or of a view's base."""
 
 RESIZES = ("image", "tensor", "canvas", "long_edge")
 MERGES = ("logits", "softmax", "exp")
@@ -85,15 +89,17 @@ class Protocol:
                            ("padding", PADDINGS), ("absent", ("skipped", "zero"))):  # fmt: skip
             if getattr(self, key) not in known:
                 raise unknown_name(f"protocol.{key}", getattr(self, key), known)
-        if not self.scales or not all(SMALLEST_SCALE <= scale <= LARGEST_SCALE for scale in self.scales):
+        low, high = SCALE_RANGE
+        if not self.scales or len(self.scales) > MOST_SCALES or not all(low <= scale <= high for scale in self.scales):
             raise ConfigError(
-                f"protocol {self.name}: scales must be one or more numbers in {SMALLEST_SCALE:g}..{LARGEST_SCALE:g}, "
-                f"not {', '.join(f'{scale:g}' for scale in self.scales) or 'none'}."
+                f"protocol {self.name}: scales must be 1 to {MOST_SCALES} numbers from {low} to {high}, not "
+                f"{', '.join(f'{scale:g}' for scale in self.scales[:MOST_SCALES]) or 'none'}."
             )
         edges = [self.base_size, *self.canvas, *self.step, *(self.window or ())]
-        if min(edges) < 1:
+        if min(edges) < 1 or max(edges) > LONGEST_EDGE:
             raise ConfigError(
-                f"protocol {self.name}: base size, canvas, window and step must be positive, not {edges}."
+                f"protocol {self.name}: base size, canvas, window and step must be 1 to {LONGEST_EDGE} pixels, not "
+                f"{', '.join(map(str, edges))}."
             )
         if self.window is not None and any(s > w for s, w in zip(self.step, self.window, strict=True)):
             raise ConfigError(

@@ -24,6 +24,7 @@ from resnest_seg.checkpoint import BEST, CONFIG, LAST, Checkpoint
 from resnest_seg.config import RunConfig, flatten, to_yaml
 from resnest_seg.errors import CheckpointError, unknown_name
 from resnest_seg.files import atomic_write, naming, remove_leftovers, sync_folder
+from resnest_seg.weights import check_finite, naming_file
 
 METRICS, MACHINE, SHEET, CLASSES = "metrics.jsonl", "machine.jsonl", "contact_sheet.png", "classes.txt"
 """Names in a run folder: one JSON object a line each; a picture of validation images; an image classifier's classes."""
@@ -76,7 +77,9 @@ class RunFolder:
         damaged: list[str] = []
         for path in self.states():
             try:
-                state = Checkpoint.load(path)
+                with naming_file(path):
+                    state = Checkpoint.load(path)
+                    check_finite({**state.weights, **(state.training.tensors if state.training else {})})
             except CheckpointError as error:
                 damaged.append(str(error))
                 continue

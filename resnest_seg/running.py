@@ -36,12 +36,13 @@ def runner_for(
     device = segmenter.pixel_mean.device
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("precision fp16 needs a GPU. Use fp32 or bf16.")
+    known = segmenter.pixel_range
     model: Any = torch.compile(segmenter.eval()) if compiled else segmenter.eval()
 
     def logits_fn(images: Tensor) -> Tensor:
         half = PRECISIONS[precision]
         lowered = half != torch.float32
-        with torch.autocast(device.type, half) if lowered else contextlib.nullcontext():
+        with torch.autocast(device.type, half) if lowered else contextlib.nullcontext(), known.trusted():
             logits: Tensor = model(images, coarse=True).logits
         return logits
 
@@ -51,6 +52,7 @@ def runner_for(
         align_corners=segmenter.align_corners,
         batch=batch,
         device=device,
+        pixel_range=known,
     )
 
 

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from resnest_seg.blueprints import SMP
-from resnest_seg.checkpoint import HUB_FILE, Checkpoint
+from resnest_seg.checkpoint import HUB_FILE, Checkpoint, find_checkpoint
 from resnest_seg.config import ModelConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError
 from resnest_seg.fusion import fuse_model
 from resnest_seg.heads import resize_logits
 from resnest_seg.labels import LabelSpace
 from resnest_seg.parts import aux_head_for, build_encoder, check_names, head_for, load_encoder, misfits
+from resnest_seg.pixel_range import PixelRange
 from resnest_seg.resnest import ResNeSt
+from resnest_seg.weights import check_finite, naming_file
 
 PIXEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 """Mean of ImageNet's pixels, RGB, 0..255."""
@@ -83,6 +85,7 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
     the same, because the padding is cut off there.
 
     The model normalises by itself, with its own buffers, so that loaders, predictors and exports cannot disagree.
+    Float images in 0..1 are warned of, once.
     Any H, W >= 1; runs in channels-last memory, which the layers of this network prefer on CPU and GPU.
 
     `save_pretrained(folder)`, `from_pretrained(folder_or_repository)` and `push_to_hub(repository)` are those of the
@@ -99,6 +102,7 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
     Attributes:
         load_report: What was loaded into the model, where `load_checkpoint` made it.
         fused: `fuse` was called.
+        pixel_range: What looks at float images, until their range is known.
     """
 
     pixel_mean: Tensor
@@ -127,6 +131,7 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         self.size_divisor = max(getattr(part, "size_divisor", 1) for part in (encoder, head))
         self.min_size: int = getattr(head, "min_size", 1)
         self.align_corners, self.fused = config.model.family != "mmseg", False
+        self.pixel_range = PixelRange()
 
     @property
     def output_stride(self) -> int:
@@ -144,6 +149,7 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         return name + ", fused" * self.fused
 
     def forward(self, images: Tensor, *, coarse: bool = False) -> SegmenterOutput:
+        self.pixel_range.check(images)
         x = self.normalise(images)
         height, width = images.shape[2:]
         right, below = (self._padding(size) for size in (width, height))
@@ -208,7 +214,7 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         """Rebuild the model of a checkpoint, in eval mode and in the precision that it was saved in.
 
         Raises:
-            CheckpointError: The weights do not fit the config or the number of classes.
+            CheckpointError: The weights do not fit the config or the number of classes, or are not finite.
             ConfigError: The config names what this version does not have.
         """
         segmenter = segmenter_for(
@@ -253,7 +259,7 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         """
         source = str(pretrained_model_name_or_path)
         if Path(source).exists():
-            return cls.from_checkpoint(Checkpoint.load(source))
+            return cls._from_file(find_checkpoint(source))
         try:
             path = hf_hub_download(
                 source,
@@ -269,7 +275,12 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
                 f"{source!r} is no folder, and no file {HUB_FILE} of a repository of that name can be fetched from the "
                 f"hub ({type(error).__name__}: {str(error).splitlines()[0]})."
             ) from None
-        return cls.from_checkpoint(Checkpoint.load(path))
+        return cls._from_file(Path(path))
+
+    @classmethod
+    def _from_file(cls, path: Path) -> Segmenter:
+        with naming_file(path):
+            return cls.from_checkpoint(Checkpoint.load(path))
 
 
 def build_segmenter(
@@ -372,7 +383,7 @@ def load_weights(segmenter: Segmenter, weights: Mapping[str, Tensor]) -> list[st
         The keys that kept their values.
 
     Raises:
-        CheckpointError: It does not fit; names the first keys of each kind.
+        CheckpointError: It does not fit, or is not finite; names the first keys of each kind.
     """
     own = segmenter.state_dict()
     absent = [key for key in own if key not in weights]
@@ -385,6 +396,7 @@ def load_weights(segmenter: Segmenter, weights: Mapping[str, Tensor]) -> list[st
     found = [f"{len(keys)} {kind}, first {keys[0]}" for kind, keys in problems.items() if keys]
     if found:
         raise CheckpointError(f"the weights do not fit the model: {'; '.join(found)}.")
+    check_finite(weights, own)
     segmenter.load_state_dict(dict(weights), strict=False)
     return kept
 

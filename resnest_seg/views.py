@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resnest_seg.errors import CheckpointError, ConfigError
+from resnest_seg.pixel_range import PixelRange
 from resnest_seg.protocols import Protocol, Window
 from resnest_seg.resampling import pixel_weights, taps
 
@@ -40,6 +41,8 @@ class Runner:
         align_corners: How coarse logits are resized: PyTorch-Encoding aligns corners, mmsegmentation does not.
         batch: Images a call; None takes as many as have a fixed number of pixels, more on a GPU.
         device: Where the network is; images are moved there. None leaves them where they are.
+        pixel_range: What looks at float images before views are made of them; None does not, for a network whose range
+            is not known.
 
     Raises:
         ConfigError: A batch below 1.
@@ -54,11 +57,13 @@ class Runner:
         align_corners: bool = True,
         batch: int | None = None,
         device: torch.device | str | None = None,
+        pixel_range: PixelRange | None = None,
     ) -> None:
         if batch is not None and batch < 1:
             raise ConfigError(f"a batch must have at least 1 image, not {batch}.")
         self.logits_fn, self.stride, self.align_corners = logits_fn, stride, align_corners
         self.batch, self.device, self._limit = batch, device, math.inf
+        self.pixel_range = pixel_range
 
     def __call__(self, crops: Sequence[Callable[[], Tensor]]) -> Tensor:
         """Functions that give images [3, H, W] of one size -> float32 logits [N, K, h, w]."""
@@ -226,6 +231,8 @@ def _load(bands: Sequence[tuple[View, int]]) -> None:
 def views_of(run: Runner, image: Any, protocol: Protocol) -> list[View]:
     """The views of an image [3, H, W], one a scale."""
     _, height, width = image.shape
+    if run.pixel_range is not None and isinstance(image, Tensor):
+        run.pixel_range.check(image)
     return [View(run, image, protocol.size(height, width, scale), protocol) for scale in protocol.scales]
 
 

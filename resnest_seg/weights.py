@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import pickle
@@ -10,7 +11,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -72,6 +73,43 @@ def read_weights(path: Path) -> WeightFile:
             return _read(path, file)
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
         raise CheckpointError(f"{path} is no checkpoint, or a damaged one ({_first_line(error)}).") from None
+
+
+def check_finite(weights: Mapping[str, Tensor], own: Mapping[str, Tensor] | None = None) -> None:
+    """Refuse weights that would make every prediction garbage, before a model takes them.
+
+    Args:
+        weights: Name -> tensor; what has no floating point is passed over.
+        own: Those that a model is about to take, and its tensors by the same names, into whose type they must fit: in
+            half precision, 65520 is infinity.
+
+    Raises:
+        CheckpointError: NaN or infinity; names the first tensor.
+    """
+    bad = {}
+    for key, value in weights.items():
+        if own is not None:
+            if key not in own:
+                continue
+            value = value.to(own[key].dtype)
+        if value.is_floating_point() and not (finite := value.isfinite()).all():
+            bad[key] = int(value.numel() - finite.sum())
+    if bad:
+        key = next(iter(bad))
+        more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+        raise CheckpointError(
+            f"{bad[key]} of {weights[key].numel()} values of {key}{more} are not finite (NaN or infinity). The file is "
+            "damaged, or was saved when its training had diverged: take another checkpoint."
+        )
+
+
+@contextlib.contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Within this context, a `CheckpointError` names the file."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
 def _tail(file: BinaryIO) -> bytes:

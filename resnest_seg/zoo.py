@@ -11,7 +11,7 @@ from resnest_seg.conversion import label_space, recognise
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.published import PublishedCheckpoint, published
 from resnest_seg.segmenter import LoadReport, Segmenter, load_weights, segmenter_for
-from resnest_seg.weights import WeightFile, read_weights
+from resnest_seg.weights import WeightFile, naming_file, read_weights
 
 
 def load_checkpoint(path: str | Path, *, output_stride: int | None = None, dilation: str | None = None) -> Segmenter:
@@ -42,13 +42,11 @@ def load_checkpoint(path: str | Path, *, output_stride: int | None = None, dilat
             "tools/zoo_seg.py lists the names."
         )
     found = find_checkpoint(path) if entry is None else entry.fetch()
-    try:
+    with naming_file(found):
         file = read_weights(found)
         if file.metadata.get("format") == FORMAT:
             return _own(found, output_stride, dilation)
         return _foreign(found, file, entry, output_stride, dilation)
-    except CheckpointError as error:
-        raise CheckpointError(str(error) if str(found) in str(error) else f"{found}: {error}") from None
 
 
 def _own(path: Path, output_stride: int | None, dilation: str | None) -> Segmenter:

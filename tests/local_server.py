@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import threading
+import time
 
 
 class Site:
@@ -13,13 +14,14 @@ class Site:
         cut_after: Bytes after which each of the next answers breaks off, one entry an answer; None is whole.
         ranges: Whether it can continue a file.
         status: An error to answer instead of a file, one entry an answer.
+        drip: Seconds between the bytes of an answer after its headers; None sends at once.
         asked: (path, Range header) of every request.
     """
 
     def __init__(self, files):
         self.files = files
         self.cut_after, self.status, self.asked = [], [], []
-        self.ranges = True
+        self.ranges, self.drip = True, None
         self.url = ""
 
 
@@ -47,8 +49,11 @@ def serve(files):
                 self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
             self.end_headers()
             cut = site.cut_after.pop(0) if site.cut_after else None
-            self.wfile.write(data[start:] if cut is None else data[start : start + cut])
-            self.wfile.flush()
+            body = data[start:] if cut is None else data[start : start + cut]
+            with contextlib.suppress(ConnectionError):  # the client has had enough
+                for place in range(0, len(body), 1 if site.drip else max(len(body), 1)):
+                    self.wfile.write(body[place : place + 1] if site.drip else body)
+                    time.sleep(site.drip or 0)
             self.close_connection = True
 
         def log_message(self, *arguments):

@@ -290,9 +290,11 @@ def test_the_report_is_json():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ConfigError, match="width is a share of an image's diagonal, above 0 and at most 1, not 2"):
+    with pytest.raises(
+        ConfigError, match=r"width, as a share of an image's diagonal, must be above 0 and at most 1, not 2"
+    ):
         BoundaryScores(3, width=2)
-    with pytest.raises(ConfigError, match=r"tolerance is .*0\.\.0\.05, not 0\.5"):
+    with pytest.raises(ConfigError, match=r"tolerance, as .* must be from 0 to 0\.05, not 0\.5"):
         BoundaryScores(3, tolerance=0.5)
     for label, prediction in ((3, 0), (0, 3), (0, 255)):
         with pytest.raises(AssertionError):

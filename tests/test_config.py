@@ -1,6 +1,8 @@
 """Configs: files, overrides, and mistakes in both."""
 
 import dataclasses
+import math
+import re
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,14 @@ from resnest_seg.config import (
     RunConfig,
     config_keys,
     flatten,
+    kinds_of,
     load_run_config,
     run_config_from_dict,
     to_yaml,
 )
+from resnest_seg.config_checks import check_values
 from resnest_seg.errors import ConfigError
+from resnest_seg.pretraining import PretrainConfig
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 CONFIGS = [path for path in CONFIGS if "_classifier_" not in path.stem]  # see test_pretraining.py
@@ -151,37 +156,50 @@ def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     assert (config.eval.limit, config.model.aux_head, config.optim.momentum) == (3, False, 0.9)
 
 
+LAUGHS = "train: {loss: [&a0 [x], " + ", ".join(f"&a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)) + "]}"
+"""A list of 9 ** 29 letters."""
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("optim:\n  lrr: 1", "unknown key in {path}: 'optim.lrr'. Did you mean 'optim.lr'?"),
         ("train:\n  iterations: 9", "exactly one of train.epochs (120) and train.iterations (9) must be given"),
         ("train:\n  epochs: null", "exactly one of train.epochs (None) and train.iterations (None)"),
-        ("optim:\n  layer_decay: 0", "optim.layer_decay must be above 0 and at most 1, not 0"),
+        ("optim:\n  layer_decay: 0", "optim.layer_decay must be a number above 0 and at most 1, not 0"),
         ("optim:\n  min_lr: 1", "optim.min_lr (1.0) is above optim.lr (0.01)"),
-        ("optim:\n  reference_batch: 0", "optim.reference_batch must be at least 1 or null"),
+        ("optim:\n  reference_batch: 0", "optim.reference_batch must be a whole number from 1 to 65536 or null, not 0"),
         ("optims:\n  lr: 1", "unknown key in {path}: 'optims'."),
         ("optim:\n  lr: fast", 'Parser key "optim.lr"'),
         ("train:\n  epochs: 2.5", 'Parser key "train.epochs"'),
-        ("train:\n  epochs: 0", "train.epochs must be at least 1 or null, not 0"),
-        ("data:\n  flip: 1.5", "data.flip must lie in 0..1"),
+        ("train:\n  epochs: 0", "train.epochs must be a whole number from 1 to 1000000000 or null, not 0"),
+        ("data:\n  flip: 1.5", "data.flip must be a number from 0 to 1, not 1.5"),
         ("data:\n  scale_min: 3", "data.scale_max (2.0) is below data.scale_min (3.0)"),
         ("model:\n  output_stride: 7", "model.output_stride must be 8, 16 or 32, not 7"),
-        ("optim:\n  lr: .inf", "optim.lr must be a finite number, not inf"),
-        ("seed: 99999999999999999999999", "seed must be below 2 ** 63"),
+        ("optim:\n  lr: .inf", "optim.lr must be a number above 0 and at most 100, not inf"),
+        ("seed: 99999999999999999999999", "seed must be a whole number from 0 to below 9223372036854775808, not 99"),
         ("model:", "model in {path} must be a mapping of its keys, not None"),
-        ("eval:\n  limit: 0", "eval.limit must be at least 1 or null"),
+        ("eval:\n  limit: 0", "eval.limit must be a whole number from 1"),
         ("train:\n  loss: cross_entropi", "unknown loss in train.loss: 'cross_entropi'. Did you mean 'cross_entropy'?"),
         ("train:\n  loss: dice+", "unknown loss in train.loss: ''"),
         ("train:\n  loss: dice+dice", "train.loss names dice twice"),
         ("train:\n  class_weights: frequency", "Did you mean 'median_frequency'?"),
-        ("train:\n  label_smoothing: 1.5", "train.label_smoothing must lie in 0..1"),
-        ("train:\n  ohem_threshold: -1", "train.ohem_threshold must lie in 0..1"),
-        ("train:\n  ohem_min_kept: -1", "train.ohem_min_kept must not be negative"),
+        ("train:\n  label_smoothing: 1.5", "train.label_smoothing must be a number from 0 to below 1, not 1.5"),
+        ("train:\n  ohem_threshold: -1", "train.ohem_threshold must be a number from 0 to 1, not -1"),
+        ("train:\n  ohem_min_kept: -1", "train.ohem_min_kept must be a whole number from 0"),
         ("train: {loss: dice, label_smoothing: 0.1}", "train.label_smoothing belongs to cross_entropy and ohem"),
         ("train: {loss: dice, class_weights: median_frequency}", "train.class_weights belongs to cross_entropy"),
         ("- a\n- b", "{path} must hold a mapping"),
         ("optim: [1, 2", "{path} is not valid YAML"),
+        ("optim:\n  lr: 1\noptim:\n  power: 2", "the key 'optim' stands on line 1 and again on line 3"),
+        ("optim: {lr: 1, lr: 2}", "the key 'lr' stands on line 1 and again on line 1"),
+        ("data:\n  root: " + 9999 * "[", "{path} is not valid YAML: line 2 is nested more than 50 levels deep"),
+        (LAUGHS, "train.loss in {path} must be one value, not a list"),
+        ("optim: &a {lr: *a}", "optim.lr in {path} must be one value"),
+        ("data:\n  crop_size: 1000000", "data.crop_size must be a whole number from 1 to 16384, not 1000000"),
+        ("data:\n  color_jitter: 1e9", "data.color_jitter must be a number from 0 to 2, not 1000000000.0"),
+        ("data:\n  root: ''", "data.root is empty: is a shell variable not set? Leave it out, or give null."),
+        ('data:\n  root: "a\\0b"', "data.root holds a zero byte"),
     ],
 )
 def test_mistakes_in_a_file(tmp_path, text, says):
@@ -197,7 +215,7 @@ def test_mistakes_in_a_file(tmp_path, text, says):
     [
         (["--optim.lrr", "1"], "unknown option '--optim.lrr'. Did you mean '--optim.lr'?"),
         (["--optim.lr", "fast"], 'Parser key "optim.lr"'),
-        (["--data.workers", "-1"], "data.workers must not be negative"),
+        (["--data.workers", "-1"], "data.workers must be a whole number from 0 to 256, not -1"),
         (["loose"], "loose"),
     ],
 )
@@ -207,6 +225,43 @@ def test_mistakes_on_the_command_line(tmp_path, words, says):
     with pytest.raises(ConfigError) as error:
         load_run_config(path, overrides=words)
     assert says in str(error.value)
+
+
+NUMBERS = {key: kind for key, kind in kinds_of(PretrainConfig).items() if kind.type in (int, float)}
+
+
+def with_value(key, value):
+    """A whole config with one value changed, as a checkpoint's metadata would bring it."""
+    tree = dataclasses.asdict(PretrainConfig() if key.startswith("classify.") else RunConfig())
+    group, _, name = key.rpartition(".")
+    (tree[group] if group else tree)[name] = value
+    kinds = kinds_of(PretrainConfig if key.startswith("classify.") else RunConfig)
+    groups = {group: values for group, values in tree.items() if isinstance(values, dict)}
+    check_values(
+        {key: value for key, value in tree.items() if key not in groups}
+        | {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()},
+        kinds,
+    )
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_no_number_is_without_bounds(key):
+    for value in (math.nan, math.inf, -math.inf, 1e30, -1e30, -1, 10**30, "1", [1], True, "nan"):
+        with pytest.raises(ConfigError) as error:
+            with_value(key, value)
+        assert str(error.value).startswith(f"{key} must be ")
+        assert f"not {'a list' if isinstance(value, list) else repr(value)}." in str(error.value)
+
+
+@pytest.mark.parametrize("key", [key for key, kind in kinds_of().items() if kind.type in (str, bool)])
+def test_text_and_switches_are_of_their_type(key):
+    for value in (3, 0.5, [], {1}, b"x"):
+        with pytest.raises(ConfigError, match=f"^{re.escape(key)} must be "):
+            with_value(key, value)
+    if kinds_of()[key].type is str:
+        for value in ("", "  ", "a\0b"):
+            with pytest.raises(ConfigError, match=f"^{re.escape(key)} "):
+                with_value(key, value)
 
 
 def test_a_missing_file():

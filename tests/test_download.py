@@ -10,6 +10,7 @@ from local_server import serve
 
 from resnest_seg.download import TRIES, Digest, download
 from resnest_seg.errors import DownloadError
+from resnest_seg.paced import Pace
 
 DATA = np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8).tobytes()
 DIGEST = Digest("sha256", hashlib.sha256(DATA).hexdigest()[:8])
@@ -119,6 +120,31 @@ def test_a_full_disk_is_said_and_nothing_gets_the_name(site, tmp_path, monkeypat
     with pytest.raises(DownloadError, match="the disk is full"):
         fetch(site, tmp_path / "file.bin")
     assert names(tmp_path) == []
+
+
+def test_a_byte_now_and_then_is_no_answer(site, tmp_path):
+    """Every byte ends a silence: without a least speed this takes 35 days at a byte a second."""
+    site.drip, pauses = 0.02, []
+    with pytest.raises(DownloadError, match=r"it came at \d+ bytes a second for \d+ s, and the least is 1000\."):
+        download(f"{site.url}/file.bin", tmp_path / "file.bin", pace=Pace(1000, 0.1), pause=pauses.append)
+    assert len(pauses) == TRIES - 1
+    assert len(site.asked) == TRIES
+    assert names(tmp_path) == ["file.bin.part"]
+
+
+def test_a_slow_line_arrives_and_may_falter(tmp_path):
+    data = DATA[:60]
+    with serve({"/file.bin": data}) as site:
+        site.drip = 0.01  # about 90 bytes a second, in six windows
+        path = download(f"{site.url}/file.bin", tmp_path / "file.bin", timeout=5, pace=Pace(20, 0.1))
+    assert path.read_bytes() == data
+
+
+def test_a_server_that_gives_a_byte_a_connection_is_given_up(site, tmp_path):
+    site.cut_after, pauses = [1] * 100, []
+    with pytest.raises(DownloadError, match="the connection broke off after 4 of 3000000 bytes"):
+        fetch(site, tmp_path / "file.bin", pauses=pauses)
+    assert len(site.asked) == TRIES
 
 
 def test_several_processes_fetch_it_once(site, tmp_path):

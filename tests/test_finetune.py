@@ -10,7 +10,8 @@ from resnest_seg.config import ModelConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.finetune import load_fitting
 from resnest_seg.labels import LabelSpace
-from resnest_seg.segmenter import build_segmenter, segmenter_for
+from resnest_seg.segmenter import Segmenter, build_segmenter, segmenter_for
+from resnest_seg.zoo import load_checkpoint
 
 LAST = {
     ("encoding", "fcn"): ("head.conv5.4.", "aux_head.conv5.4."),
@@ -130,3 +131,52 @@ def test_mistakes(tiny_space, tmp_path):
     torch.save({"a.b": torch.zeros(1)}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=r"x.pth: the keys are those of no network"):
         load_fitting(segmenter, tmp_path / "x.pth")
+
+
+def own_file(path, value):
+    segmenter = fill(model(LabelSpace.of("camvid")))
+    with torch.no_grad():
+        segmenter.encoder.layer2[0].conv1.weight[0, 0] = value
+    segmenter.to_checkpoint().save(path)
+
+
+def foreign_file(path, value):
+    """An image classifier, under the names that timm and torchvision use."""
+    state = fill(build_segmenter("resnest14_tiny", head="classifier", output_stride=32)).state_dict()
+    state["encoder.layer2.0.conv1.weight"][0, 0] = value
+    prefixes = ("encoder.", "head.")
+    torch.save({key.removeprefix(p): v for key, v in state.items() for p in prefixes if key.startswith(p)}, path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named_wherever_they_are_loaded(value, tiny_space, tmp_path):
+    """Not by the loss of the first step, which would blame the learning rate and the photos."""
+    own, foreign = tmp_path / "own.safetensors", tmp_path / "foreign.pth"
+    own_file(own, value)
+    foreign_file(foreign, value)
+    tensor = r"layer2\.0\.conv1\.weight are not finite"
+    for path, load in (
+        (own, lambda: load_fitting(model(tiny_space), own)),
+        (own, lambda: load_checkpoint(own)),
+        (own, lambda: Segmenter.from_pretrained(own)),
+        (own, lambda: build_segmenter("resnest14_tiny", head="fcn", encoder_weights=str(own))),
+        (foreign, lambda: load_checkpoint(foreign)),
+        (foreign, lambda: load_fitting(model(tiny_space), foreign)),
+        (foreign, lambda: build_segmenter("resnest14_tiny", head="fcn", encoder_weights=str(foreign))),
+    ):
+        with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))}: .* values of .*{tensor}"):
+            load()
+
+
+def test_what_is_not_taken_need_not_be_finite(tiny_space, tmp_path):
+    segmenter = fill(model(LabelSpace.of("camvid")))
+    with torch.no_grad():
+        segmenter.head.conv5[4].bias.fill_(float("nan"))
+    segmenter.to_checkpoint().save(tmp_path / "a.safetensors")
+    load_fitting(model(tiny_space), tmp_path / "a.safetensors")  # other classes: the last layer stays fresh
+
+
+def test_a_file_of_nobodys_keys_is_named_as_encoder_weights(tmp_path):
+    torch.save({"some.weight": torch.ones(3)}, tmp_path / "foreign.pth")
+    with pytest.raises(CheckpointError, match=r"foreign\.pth: the keys are those of no network that is known here"):
+        build_segmenter("resnest14", head="fcn", encoder_weights=str(tmp_path / "foreign.pth"))

@@ -17,12 +17,10 @@ FILES = sorted(PACKAGE.glob("*.py"))
 OTHERS = sorted((PACKAGE.parent / "tools").rglob("*.py")) + sorted((PACKAGE.parent / "datasets").glob("*.py"))
 
 LAYER_NAMES = """
-blueprints canvas class_balance convolution ema errors palette_png resampling sharding
-/
-display files
+blueprints canvas class_balance convolution ema errors files paced palette_png pixel_range resampling sharding
 /
 config_checks heads heads_mmseg inputs labels large packing photos preparation protocols quantization rectify scenes
-sources video weights
+sources video weights yaml_files
 /
 boundaries calibration classes_file composition config connections decoding download exported large_labels lean_loss
 metrics polygons resnest samples submission views visualize

@@ -1,9 +1,11 @@
 """Every kind of word becomes what it names or a sentence; addresses answer, or say why not."""
 
+import contextlib
 import os
 import re
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from local_server import serve
 
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.inputs import fetch_image, plan
+from resnest_seg.paced import Pace
 
 SUFFIXES = (".jpg", ".png")
 
@@ -230,6 +233,28 @@ def answering(answer):
 def test_silence(answer):
     with pytest.raises(DatasetError, match=r"no answer for 0\.2 s"):
         fetch_image(answering(answer), timeout=0.2)
+
+
+def dripping(answer):
+    """A server that gives a raw answer a byte at a time; returns its address."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve_once():
+        with server, server.accept()[0] as connection, contextlib.suppress(OSError):
+            connection.recv(10_000)
+            for byte in answer:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.02)
+
+    threading.Thread(target=serve_once, daemon=True).start()
+    return f"http://127.0.0.1:{server.getsockname()[1]}/a.jpg"
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"])
+def test_a_byte_now_and_then_is_no_answer(answer):
+    """In the headers and behind them."""
+    with pytest.raises(DatasetError, match=r"cannot fetch .*: it came at \d+ bytes a second"):
+        fetch_image(dripping(answer + b"x" * 9999), pace=Pace(1000, 0.1))
 
 
 def test_no_length_and_no_end():

@@ -116,8 +116,8 @@ def test_weights_of_another_encoder_are_refused(imagenet, tmp_path):
         ({"dilation": "encodings"}, "unknown dilation 'encodings'. Did you mean 'encoding'?"),
         ({"output_stride": 4}, "output_stride must be 8, 16 or 32, not 4"),
         ({"num_classes": 0}, "num_classes must be at least 1, not 0"),
-        ({"in_channels": 0}, "model.in_channels must be greater than 0"),
-        ({"drop_path": 1.5}, "model.drop_path must lie in 0..1, not 1.5"),
+        ({"in_channels": 0}, "model.in_channels must be a whole number from 1 to 4096, not 0"),
+        ({"drop_path": 1.5}, "model.drop_path must be a number from 0 to below 1, not 1.5"),
         ({"encoder_weights": "imagenet"}, "no published ImageNet weights for encoder 'resnest14_tiny'"),
         (
             {"encoder_weights": "resnest50-528c19cb"},

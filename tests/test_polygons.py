@@ -164,6 +164,6 @@ def test_files(tmp_path, tiny_space):
 def test_bad_values(tiny_space):
     with pytest.raises(DatasetError, match=r"label out of range: \[3, 200\] in a label space of 3"):
         polygons(np.array([[3, 200, 255]], np.uint8), tiny_space)
-    for options in ({"simplify": -1.0}, {"simplify": float("nan")}, {"min_area": -1}):
-        with pytest.raises(ConfigError, match="must not be negative"):
+    for options in ({"simplify": -1.0}, {"simplify": float("nan")}, {"simplify": float("inf")}, {"min_area": -1}):
+        with pytest.raises(ConfigError, match="must be from 0 to"):
             polygons(PINCHED, tiny_space, **options)

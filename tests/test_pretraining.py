@@ -45,11 +45,11 @@ def test_it_survives_the_way_through_its_file_and_leaves_a_plain_run(tmp_path):
     [
         (["--model.head", "fcn"], "model.head must be classifier here, not 'fcn'"),
         (["--classify.augment", "rnad"], "unknown classify.augment 'rnad'. Did you mean 'rand'?"),
-        (["--classify.mixup", "-1"], "classify.mixup must not be negative"),
-        (["--classify.dropout", "1"], "classify.dropout must lie in 0..1 and below 1, not 1"),
-        (["--classify.area_min", "0"], "classify.area_min must be above 0 and at most 1"),
+        (["--classify.mixup", "-1"], "classify.mixup must be a number from 0 to 100, not -1"),
+        (["--classify.dropout", "1"], "classify.dropout must be a number from 0 to below 1, not 1"),
+        (["--classify.area_min", "0"], "classify.area_min must be a number above 0 and at most 1"),
         (["--classify.cutmi", "1"], "unknown option '--classify.cutmi'. Did you mean '--classify.cutmix'?"),
-        (["--optim.lr", "0"], "optim.lr must be greater than 0"),
+        (["--optim.lr", "0"], "optim.lr must be a number above 0"),
     ],
 )
 def test_mistakes(words, says):

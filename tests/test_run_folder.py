@@ -56,6 +56,18 @@ def test_a_worker_that_dies_is_restarted_by_torchrun(tmp_path):
     assert len(starts) == 2
 
 
+def test_a_state_that_is_not_finite_is_passed_over(checkpoint, tmp_path):
+    """As a damaged one is: the state before it is taken, and file and tensor are said."""
+    folder, said = RunFolder(tmp_path), []
+    older, newer = checkpoint(3), checkpoint(7)
+    older.save(tmp_path / "step_0000000003.safetensors")
+    newer.weights["weight"][5] = float("nan")
+    newer.save(tmp_path / LAST)
+    assert folder.load_state(said.append).training.values["step"] == 3
+    assert len(said) == 1
+    assert f"{tmp_path / LAST}: 1 of 64 values of weight are not finite" in said[0]
+
+
 def test_three_processes_add_in_the_same_order_after_a_resume(tmp_path):
     """Of three numbers, the order of a sum matters; DDP changes it after the first step unless it is told not to."""
     server, words = kill_campaign.Server(tmp_path / "log"), kill_campaign.shared_words(3)

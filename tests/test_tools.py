@@ -292,7 +292,11 @@ TRAIN, EVAL, PREDICT, ZOO = "train_seg", "eval_seg", "predict_seg", "zoo_seg"
         ),
         (TRAIN, ["--dataset", "synthetic", "--train.trackers", "wandb,x"], "unknown train.trackers 'x'"),
         (TRAIN, ["--resume", "{run}", "--budget", "auto"], "the batch was divided when the run began"),
-        (TRAIN, ["--dataset", "synthetic", "--budget", "much"], "--budget must be a number above 0, not 'much'"),
+        (
+            TRAIN,
+            ["--dataset", "synthetic", "--budget", "much"],
+            "--budget must be a number from 0.01 to 65536, not 'much'",
+        ),
         (TRAIN, ["--dataset", "synthetic", "--model.weights", "{tmp}/no"], "no such file, run folder or name"),
         (
             TRAIN,
@@ -320,7 +324,35 @@ TRAIN, EVAL, PREDICT, ZOO = "train_seg", "eval_seg", "predict_seg", "zoo_seg"
         ),
         (ZOO, ["--dataset", "ade"], "unknown data set 'ade'. Did you mean 'ade20k'?"),
         (ZOO, ["--fetch", "resnest51"], "unknown published checkpoint 'resnest51'. Did you mean 'resnest50'?"),
-        (EVAL, ["--checkpoint", "{run}", "--limit", "0"], "--limit must be at least 1, not 0"),
+        (EVAL, ["--checkpoint", "{run}", "--limit", "0"], "--limit must be from 1 to 1000000000, not 0"),
+        (EVAL, ["--checkpoint", "x", "--boundary-width", "0"], "--boundary-width must be above 0 and at most 1, not 0"),
+        (
+            EVAL,
+            ["--checkpoint", "x", "--boundary-tolerance", "nan"],
+            "--boundary-tolerance must be from 0 to 0.05, not",
+        ),
+        (EVAL, ["--checkpoint", "x", "--workers", "100000"], "--workers must be from 0 to 256, not 100000"),
+        (EVAL, ["--checkpoint", "x", "--eval.memory", "99999999"], "--eval.memory must be from 1 to 16777216, not 9"),
+        (
+            "export_seg",
+            ["--checkpoint", "x", "--calibration-images", "-1"],
+            "--calibration-images must be from 1 to 65536",
+        ),
+        ("check_dataset", ["--dataset", "synthetic", "--workers", "-1"], "--workers must be from 0 to 256, not -1"),
+        ("budget_seg", ["--dataset", "ade20k", "--devices", "0.5"], "--devices must be from 1 to 65536, not 0.5"),
+        ("budget_seg", ["--dataset", "ade20k", "--memory", "nan"], "--memory must be from 0.01 to 65536, not nan"),
+        ("budget_seg", ["--dataset", "ade20k", "--classes", "1e9"], "--classes must be from 1 to 255, not 1000000000"),
+        (
+            "budget_seg",
+            ["--dataset", "ade20k", "--memory", "x"],
+            "--memory must be a number from 0.01 to 65536, not 'x",
+        ),
+        (TRAIN, ["--dataset", "synthetic", "--budget", "0.001"], "--budget must be from 0.01 to 65536, not 0.001"),
+        (
+            TRAIN,
+            ["--dataset", "synthetic", "--budget", "0.02"],
+            "does not fit into 1 x cpu with 20.5 MiB (0.0 GiB usable)",
+        ),
         (EVAL, ["--checkpoint", "{run}", "--protocols", "hole"], "unknown protocol 'hole'"),
         (EVAL, ["--checkpoint", "{run}", "--device", "cuda:77"], "device 'cuda:77' cannot be used"),
         (TRAIN, ["--dataset", "synthetic", "--output", "{tmp}/junk.jpg/run"], "Not a directory"),
@@ -330,7 +362,7 @@ TRAIN, EVAL, PREDICT, ZOO = "train_seg", "eval_seg", "predict_seg", "zoo_seg"
             "leaves one image for each of 4 micro-batches",
         ),
         (EVAL, ["--checkpoint", "{run}", "--output", "{tmp}/empty"], "{tmp}/empty already exists"),
-        (PREDICT, ["--checkpoint", "{run}", "{tmp}/junk.jpg", "--alpha", "2"], "--alpha must lie in 0..1"),
+        (PREDICT, ["--checkpoint", "{run}", "{tmp}/junk.jpg", "--alpha", "2"], "--alpha must be from 0 to 1, not 2.0"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_code_2(name, words, says, tool, run, tmp_path, monkeypatch, capsys):

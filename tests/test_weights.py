@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from resnest_seg.errors import CheckpointError
-from resnest_seg.weights import read_weights
+from resnest_seg.weights import check_finite, read_weights
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "a.num_batches_tracked": torch.tensor(7)}
 
@@ -141,9 +142,31 @@ def test_what_lies_beside_the_weights_in_a_zip(tmp_path):
     assert set(read_weights(tmp_path / "w.zip").tensors) == set(STATE)
 
 
-@pytest.mark.parametrize("text", [b"hello text", b"a note that I wrote\n", b"\x80\x04hello"])
-def test_a_text_is_told_in_words(tmp_path, text):
-    """The reader of pickles speaks of bytes and stacks: (101)."""
-    (tmp_path / "text.pth").write_bytes(text)
-    with pytest.raises(CheckpointError, match=r"text\.pth is no checkpoint, .*: no torch file can be read from it\.$"):
-        read_weights(tmp_path / "text.pth")
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_weights_that_are_not_finite_are_counted_and_named(value, kind):
+    weights = {"a": torch.ones(3, dtype=kind), "b": torch.tensor([1, value, value], dtype=kind), "n": torch.tensor(7)}
+    check_finite({"a": weights["a"], "n": weights["n"]})
+    with pytest.raises(CheckpointError, match=r"^2 of 3 values of b are not finite"):
+        check_finite(weights)
+    check_finite(weights, {"a": torch.ones(3)})  # b is not taken
+    with pytest.raises(CheckpointError, match=r"^2 of 3 values of b and 1 more tensors are not finite"):
+        check_finite(weights | {"c": weights["b"]})
+
+
+def test_weights_must_fit_into_the_type_of_the_model():
+    weights = {"a": torch.tensor([65519.0, 65520.0])}
+    check_finite(weights, {"a": torch.ones(2)})
+    with pytest.raises(CheckpointError, match=r"^1 of 2 values of a are not finite"):
+        check_finite(weights, {"a": torch.ones(2, dtype=torch.float16)})
+
+
+def test_what_is_no_weight_file_is_said_in_words(tmp_path):
+    """The pickle reader's own message for text is the number of its first letter that it does not know."""
+    for text in ("hello", "text file\n", "e", "PK", "x" * 500):
+        (tmp_path / "text.pth").write_text(text)
+        with pytest.raises(CheckpointError, match=r"text\.pth is no checkpoint.*[a-z]{4}"):
+            read_weights(tmp_path / "text.pth")
+        with pytest.raises(CheckpointError) as error:
+            read_weights(tmp_path / "text.pth")
+        assert not re.search(r"\('?\d*'?\)", str(error.value)), error.value

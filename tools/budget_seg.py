@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from train_seg import DEFAULT_CONFIGS, config_path, positive, take
+from train_seg import DEFAULT_CONFIGS, config_path, number, take
 
 from resnest_seg.config import load_run_config
 from resnest_seg.errors import ConfigError, run_tool
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen, overrides = take(words, OWN)
     path = config_path(chosen["--dataset"], chosen["--config"])
     config = load_run_config(path, overrides=overrides)
-    count = int(positive(chosen["--devices"] or "1", "--devices"))
+    count = int(number(chosen["--devices"] or "1", "--devices", 1, 65536))
     kind = chosen["--device"]
     if kind not in (None, "cuda", "cpu"):
         raise ConfigError(f"--device must be cuda or cpu, not {kind!r}.")
@@ -46,13 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from resnest_seg.display import console
 
     here = devices_here()
-    memory = here.memory if chosen["--memory"] is None else int(positive(chosen["--memory"], "--memory") * GIB)
-    devices = Devices(max(count, 1), memory, kind or (here.kind if chosen["--memory"] is None else "cuda"))
+    memory = (
+        here.memory if chosen["--memory"] is None else int(number(chosen["--memory"], "--memory", 0.01, 65536) * GIB)
+    )
+    devices = Devices(count, memory, kind or (here.kind if chosen["--memory"] is None else "cuda"))
     if chosen["--classes"] is not None:
-        classes = int(positive(chosen["--classes"], "--classes"))
+        classes = int(number(chosen["--classes"], "--classes", 1, 255))
     else:
         classes = 21 if config.data.dataset == "folder" else len(LabelSpace.of(config.data.dataset))
-    found = plan(config, num_classes=max(classes, 1), devices=devices)
+    found = plan(config, num_classes=classes, devices=devices)
     console().print(found.table())
     launch = "python" if devices.count == 1 else f"accelerate launch --num_processes {devices.count}"
     where = f"--dataset {chosen['--dataset']}" if chosen["--dataset"] else f"--config {path}"

@@ -12,7 +12,8 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from resnest_seg.errors import ConfigError, DatasetError, run_tool
+from resnest_seg.config_checks import COUNT, check_option
+from resnest_seg.errors import DatasetError, run_tool
 from resnest_seg.files import check_output_file
 
 if TYPE_CHECKING:
@@ -61,10 +62,8 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
 def main(argv: Sequence[str] | None = None) -> int:
     """Check; returns the exit code."""
     options = parse(argv)
-    if options.limit is not None and options.limit < 1:
-        raise ConfigError(f"--limit must be at least 1, not {options.limit}.")
-    if options.workers < 0:
-        raise ConfigError(f"--workers must not be negative, it is {options.workers}.")
+    check_option("--limit", options.limit, 1, COUNT)
+    check_option("--workers", options.workers, 0, 256)
 
     output = options.output or f"check_{options.dataset}.json"
     check_output_file(output, what="report", overwrite=options.overwrite)

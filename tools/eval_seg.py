@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnest_seg.config_checks import COUNT, check_option
 from resnest_seg.errors import ConfigError, DatasetError, run_tool
 from resnest_seg.exported import is_exported
 from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder, result_places
@@ -291,16 +292,16 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: Says which.
     """
-    for name in ("limit", "memory", "batch"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{'eval.memory' if name == 'memory' else name} must be at least 1, not {value}.")
+    check_option("--limit", options.limit, 1, COUNT)
+    check_option("--eval.memory", options.memory, 1, 1 << 24)
+    check_option("--batch", options.batch, 1, 65536)
+    check_option("--workers", options.workers, 0, 256)
+    check_option("--boundary-width", options.boundary_width, 0, 1, above=True)
+    check_option("--boundary-tolerance", options.boundary_tolerance, 0, 0.05)
     if options.submission and options.limit is not None:
         raise ConfigError("a submission needs every photo of the split: leave --limit out.")
     if options.submission and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a submission is written by one process: run it without torchrun.")
-    if options.workers < 0:
-        raise ConfigError(f"--workers must not be negative, it is {options.workers}.")
     first = os.environ.get("RANK", "0") == "0"  # when the others look, it may have begun
     if options.save_predictions and not options.overwrite and first and Path(options.save_predictions).exists():
         raise ConfigError(f"{options.save_predictions} exists. Choose another folder, or pass --overwrite.")

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnest_seg.config_checks import COUNT, check_option
 from resnest_seg.errors import ConfigError, DatasetError, ExportError, run_tool
 from resnest_seg.files import check_output_file
 
@@ -70,10 +71,8 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: Says which.
     """
-    for name in ("calibration_images", "limit"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
+    check_option("--calibration-images", options.calibration_images, 1, 65536)
+    check_option("--limit", options.limit, 1, COUNT)
     if options.half and options.int8:
         raise ConfigError("--half and --int8 are two precisions: choose one.")
     endings = {suffix: name for name, suffix in FORMATS.items()}

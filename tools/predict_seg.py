@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnest_seg.config_checks import COUNT, check_option
 from resnest_seg.errors import ConfigError, DatasetError, printable, run_tool
 from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder
 
@@ -88,14 +89,12 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: Says which.
     """
-    if not 0 <= options.alpha <= 1:
-        raise ConfigError(f"--alpha must lie in 0..1, not {options.alpha}.")
-    if not options.simplify >= 0:
-        raise ConfigError(f"--simplify must not be negative, it is {options.simplify}.")
-    for name in ("frames", "tile", "batch"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name} must be at least 1, not {value}.")
+    check_option("--alpha", options.alpha, 0, 1)
+    check_option("--simplify", options.simplify, 0, 10_000)
+    check_option("--frames", options.frames, 1, COUNT)
+    check_option("--tile", options.tile, 1, 65536)
+    check_option("--overlap", options.overlap, 0, 65536)
+    check_option("--batch", options.batch, 1, 65536)
     if options.blend is not None and options.tile is None:
         raise ConfigError("--blend is about tiles: give --tile as well.")
     options.write = list(dict.fromkeys(options.write))

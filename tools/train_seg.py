@@ -14,7 +14,6 @@ Exit codes: 0 done, 2 a mistake in the input, 130 stopped by Ctrl-C, 143 by SIGT
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import shlex
 import signal
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from resnest_seg.config import RunConfig, add_run_arguments, load_run_config
+from resnest_seg.config_checks import check_option
 from resnest_seg.errors import (
     EXIT_INTERRUPTED,
     EXIT_TERMINATED,
@@ -130,21 +130,24 @@ def within_budget(config: RunConfig, budget: str, *, num_classes: int) -> RunCon
 
     devices = devices_here()
     if budget != "auto":
-        devices = dataclasses.replace(devices, memory=int(positive(budget, "--budget") * GIB))
+        devices = dataclasses.replace(devices, memory=int(number(budget, "--budget", 0.01, 65536) * GIB))
     chosen = plan(config, num_classes=num_classes, devices=devices)
     if os.environ.get("RANK", "0") == "0":
         console().print(chosen.table())
     return chosen.config
 
 
-def positive(word: str, option: str) -> float:
-    """A number above 0 from the command line."""
+def number(word: str, option: str, low: float, high: float) -> float:
+    """A number from the command line.
+
+    Raises:
+        ConfigError: It is none, or outside its range.
+    """
     try:
         value = float(word)
     except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise ConfigError(f"{option} must be a number above 0, not {word!r}.")
+        raise ConfigError(f"{option} must be a number from {low} to {high}, not {word!r}.") from None
+    check_option(option, value, low, high)
     return value
 
 
