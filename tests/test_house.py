@@ -20,7 +20,7 @@ LAYER_NAMES = """
 blueprints canvas class_balance convolution ema errors files palette_png resampling sharding
 /
 config_checks heads heads_mmseg inputs labels large packing photos preparation protocols quantization rectify scenes
-sources video weights
+sources video weights yaml_files
 /
 boundaries calibration classes_file composition config download exported large_labels lean_loss metrics polygons
 resnest samples submission views visualize
