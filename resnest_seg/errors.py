@@ -13,8 +13,16 @@ Every message says what is wrong, where, the value seen and what fixes it. Mista
 from __future__ import annotations
 
 import difflib
+import io
+import re
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
+
+EXIT_SOFTWARE = 70
+"""Exit code of a tool that met an error of ours (EX_SOFTWARE of sysexits.h)."""
 
 EXIT_USER_ERROR = 2
 """Exit code of a tool that was stopped by a mistake in its input."""
@@ -58,23 +66,63 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}.")
 
 
+def printable(text: str) -> str:
+    """A name as it can be printed and written as UTF-8: bytes that are no UTF-8, and control characters, escaped.
+
+    File names are bytes to the system; those that are no UTF-8 reach Python as lone surrogates, which no stream takes.
+    """
+    return _UNPRINTABLE.sub(_escaped, text)
+
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f\ud800-\udfff]")  # all but tab, newline
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte 80..ff
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
 def run_tool(main: Callable[[], int]) -> int:
     """Run a tool's `main` and return the process's exit code.
 
     A user's mistake, and a file that the system refuses, become one message on standard error and exit code 2, without
-    a traceback; an error of ours keeps its traceback, because that is what a bug report needs.
+    a traceback. An error of ours becomes one message and exit code 70; its traceback, which a bug report needs, goes
+    into a file in the system's folder for temporary files ($TMPDIR).
     """
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is escaped, and stops nothing
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return main()
     except ResNeStSegError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except OSError as error:
-        if error.strerror is None:  # not the system's: a bug
-            raise
-        where = f"{error.filename2 or error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Exception as error:  # the last place where an error of ours can be told from a mistake in the input
+        if isinstance(error, OSError) and error.strerror is not None:  # the system's
+            name = error.filename if error.filename2 is None else error.filename2
+            where = "" if name is None else f"{printable(str(name))}: "
+            print(f"error: {where}{error.strerror}", file=sys.stderr)
+            return EXIT_USER_ERROR
+        _report_bug(error)
+        return EXIT_SOFTWARE
+
+
+def _report_bug(error: Exception) -> None:
+    """Say in one line that an error is ours, and where its traceback is."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="resnest_seg_error_", suffix=".txt", encoding="utf-8", errors="backslashreplace", delete=False
+        ) as file:
+            file.write(text)
+        where = f"with the traceback in {Path(file.name)}"
+    except OSError:  # no room for it, either
+        print(text, file=sys.stderr)
+        where = "with the traceback above"
+    what = " ".join(printable(f"{type(error).__name__}: {error}").split())[:300]
+    print(f"error: unexpected {what}. This is a bug of resnest_seg: please report it, {where}.", file=sys.stderr)

@@ -1,8 +1,13 @@
 """How mistakes reach the user."""
 
+import io
+import os
+import sys
+import tempfile
+
 import pytest
 
-from resnest_seg.errors import ConfigError, DatasetError, ResNeStSegError, run_tool, unknown_name
+from resnest_seg.errors import ConfigError, DatasetError, ResNeStSegError, printable, run_tool, unknown_name
 
 
 def test_a_users_mistake_is_one_line_and_exit_code_2(capsys):
@@ -13,12 +18,50 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(capsys):
     assert capsys.readouterr().err == "error: no such folder.\n"
 
 
-def test_our_mistakes_keep_their_traceback():
+@pytest.mark.parametrize("error", [AssertionError("rows\nand columns"), OSError("no number"), RuntimeError("\udce9")])
+def test_our_mistakes_are_one_line_and_a_file_with_the_traceback(error, tmp_path, monkeypatch, capsys):
+    def main():
+        raise error
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert run_tool(main) == 70
+    line = capsys.readouterr().err
+    (file,) = tmp_path.iterdir()
+    assert line.count("\n") == 1
+    assert line.startswith(f"error: unexpected {type(error).__name__}: ")
+    assert str(file) in line
+    assert "report" in line
+    text = file.read_text(encoding="utf-8")
+    assert text.startswith("Traceback")
+    assert "in main" in text
+
+
+def test_a_traceback_for_which_there_is_no_room_is_printed(tmp_path, monkeypatch, capsys):
     def main():
         raise AssertionError
 
-    with pytest.raises(AssertionError):
-        run_tool(main)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert run_tool(main) == 70
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_names_that_are_no_utf8_are_printed_escaped(monkeypatch):
+    """On a stream as strict as a terminal's: the file system gives such names."""
+    name = os.fsdecode(b"caf\xe9 \xff\x1b[31m.png") + "\ud800 \u00e9\n"
+    assert printable(name) == "caf\\xe9 \\xff\\x1b[31m.png\\ud800 \u00e9\n"
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict") for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+
+    def main():
+        print(os.fsdecode(b"caf\xe9"))
+        raise DatasetError(os.fsdecode(b"cannot read caf\xe9.png."))
+
+    assert run_tool(main) == 2
+    out.flush()
+    err.flush()
+    assert out.buffer.getvalue() == b"caf\\udce9\n"
+    assert err.buffer.getvalue() == b"error: cannot read caf\\xe9.png.\n"
 
 
 def test_a_file_that_the_system_refuses_is_named(capsys):
