@@ -134,7 +134,7 @@ class PairedFiles(SegmentationDataset):
     def identity(self) -> str:
         """A hash of the label space and of the names of all photos and masks, in order."""
         names = "\n".join(f"{image} {mask}" for image, mask in self.pairs)
-        return hashlib.sha256(f"{super().identity()} {names}".encode()).hexdigest()
+        return hashlib.sha256(f"{super().identity()} {names}".encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class ADE20K(PairedFiles):

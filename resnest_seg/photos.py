@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.errors import ConfigError, DatasetError, printable
 
 JPEG = b"\xff\xd8"
 """How a JPEG file begins; it cannot be transparent."""
@@ -36,8 +36,8 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise DatasetError(f"cannot read {path}: {error.strerror}.") from None
-    return decode_image(data, str(path))
+        raise DatasetError(f"cannot read {printable(str(path))}: {error.strerror}.") from None
+    return decode_image(data, printable(str(path)))
 
 
 def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
