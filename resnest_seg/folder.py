@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.classes_file import infer_classes, parse_classes, read_classes
+from resnest_seg.classes_file import infer_classes, names_id, parse_classes, read_classes
 from resnest_seg.datasets import IMAGE_SUFFIXES, PairedFiles
 from resnest_seg.errors import DatasetError, printable, unknown_name
-from resnest_seg.labels import LabelSpace
+from resnest_seg.labels import IGNORE_LABEL, LabelSpace
 from resnest_seg.samples import decode_mask, mask_palette
 from resnest_seg.sources import Source, base_of, open_source
 
@@ -46,6 +46,10 @@ class FolderDataset(PairedFiles):
         split: "train", "val" or "test".
         classes: The list of classes, where it lies elsewhere.
 
+    Attributes:
+        listed: Whether there is a list of classes; they are those that the masks hold otherwise.
+        assumes_ignored: Whether pixels of 255 are ignored only because the list does not say what 255 is.
+
     Raises:
         DatasetError: A folder, a mask or the split is missing, two photos have the same name, or the classes cannot be
             read or inferred.
@@ -70,7 +74,8 @@ class FolderDataset(PairedFiles):
                     f"no {folder} found: {source.locate(folder)} is missing or holds no image "
                     f"({', '.join(IMAGE_SUFFIXES)}). A data set of your own needs the folders images and masks."
                 )
-        space = _label_space(source, base, masks, classes, lenient=allow_missing)
+        space, names_255 = _label_space(source, base, masks, classes, lenient=allow_missing)
+        self.listed, self.assumes_ignored = names_255 is not None, names_255 is False
         chosen = _split(source, base, sorted(photos), split)
         pairs = [(photos[name], masks.get(name, f"{base}masks/{name}.png")) for name in chosen]
         orphans = [masks[name] for name in masks if name not in photos]
@@ -155,12 +160,15 @@ def _hash_share(name: str) -> float:
 
 def _label_space(
     source: Source, base: str, masks: Mapping[str, str], classes: str | Path | None, *, lenient: bool
-) -> LabelSpace:
+) -> tuple[LabelSpace, bool | None]:
+    """The classes, and whether their list says what 255 is; None where they are inferred."""
     if classes is not None:
-        return read_classes(classes, name="folder")
+        space, data, path = read_classes(classes, name="folder"), Path(classes).read_bytes(), str(classes)
+        return space, names_id(data, path, IGNORE_LABEL)
     inside = next((f"{base}{name}" for name in CLASS_FILES if _has(source, f"{base}{name}")), None)
     if inside is not None:
-        return parse_classes(source.read(inside), source.locate(inside), name="folder")
+        data, path = source.read(inside), source.locate(inside)
+        return parse_classes(data, path, name="folder"), names_id(data, path, IGNORE_LABEL)
 
     refused: list[DatasetError] = []
 
@@ -187,7 +195,7 @@ def _label_space(
             yield mask
 
     try:
-        return infer_classes(contents(), name="folder")
+        return infer_classes(contents(), name="folder"), None
     except DatasetError:
         if len(refused) < len(masks):
             raise

@@ -58,6 +58,19 @@ def scan(dataset: SegmentationDataset, indices: Sequence[int], *, workers: int =
     yield from loader
 
 
+def scan_masks(dataset: PairedFiles, indices: Sequence[int], *, workers: int = 0) -> Iterator[NDArray[np.int64]]:
+    """Pixels of each class, of the id 255, and all, [K + 2], of masks alone; zeros of those that cannot be read."""
+    loader = DataLoader(
+        _Masks(dataset),
+        sampler=indices,
+        batch_size=None,
+        num_workers=loader_processes(workers),
+        worker_init_fn=start_worker,
+    )
+    for counts in loader:  # which makes tensors of arrays
+        yield np.asarray(counts)
+
+
 def inspect_sample(dataset: SegmentationDataset, index: int) -> SampleFacts:
     """Look at one sample; problems are told, not raised."""
     classes = len(dataset.label_space)
@@ -149,3 +162,20 @@ class _Inspected(Dataset[SampleFacts]):
 
     def __getitem__(self, index: int) -> SampleFacts:
         return inspect_sample(self.dataset, index)
+
+
+class _Masks(Dataset["NDArray[np.int64]"]):
+    def __init__(self, dataset: PairedFiles) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> NDArray[np.int64]:
+        name, classes = self.dataset.pairs[index][1], len(self.dataset.label_space)
+        if name is None:
+            return np.zeros(classes + 2, np.int64)
+        try:
+            raw = self.dataset.read_mask(name)
+            counts = _label_counts(self.dataset.encode(name, raw), classes)[:-1]
+        except DatasetError:  # the look at samples, and training itself, name it
+            return np.zeros(classes + 2, np.int64)
+        of_255 = int((raw == IGNORE_LABEL).sum()) if raw.ndim == 2 else 0
+        return np.append(counts, [of_255, raw.shape[0] * raw.shape[1]]).astype(np.int64)
