@@ -32,6 +32,9 @@ from resnest_seg.samples import SegmentationDataset
 LOOK = 500
 """Masks that `check_classes` reads at most, as long as nothing is suspicious."""
 
+TURNED = "turned photos"
+"""Kind of the finding that photos are turned by their orientation tag, and masks are not."""
+
 NOTABLE = 0.01
 """Share of pixels from which an id that no list names is no accident."""
 
@@ -160,14 +163,18 @@ def diagnose(
     )
 
 
-def check_samples(dataset: SegmentationDataset, *, count: int, workers: int = 0) -> None:
+def check_samples(dataset: SegmentationDataset, *, count: int, workers: int = 0) -> list[str]:
     """The fast part: read some samples, spread over a split, before a training run begins.
+
+    Returns:
+        Warnings that no number of a run would show: photos that are turned and masks that are not.
 
     Raises:
         DatasetError: Training would go wrong; names the causes and the first files.
     """
     seen = list(scan(dataset, spread(len(dataset), count), workers=workers))
-    errors = [finding for finding in _findings_of_split(dataset, seen) if finding.severity == "error"]
+    findings = _findings_of_split(dataset, seen)
+    errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         rest = f" ({len(errors) - 1} more causes)" if len(errors) > 1 else ""
         files = (
@@ -177,6 +184,7 @@ def check_samples(dataset: SegmentationDataset, *, count: int, workers: int = 0)
             f"{errors[0].message}{files}{rest} To look at every file: python tools/check_dataset.py with the same "
             "--dataset and --data options. To train without this look: --data.check 0."
         )
+    return [finding.message for finding in findings if finding.kind == TURNED]
 
 
 def check_classes(dataset: SegmentationDataset, *, workers: int = 0) -> list[str]:
@@ -322,6 +330,16 @@ def _findings_of_split(dataset: SegmentationDataset, seen: Sequence[SampleFacts]
         files = tuple(dataset.source.locate(name) for name in dataset.orphans)
         message = f"{len(files)} masks of {dataset.split} have no photo. The first: {files[0]}."
         findings.append(Finding("warning", "mask without photo", message, files))
+    turned = [fact for fact in seen if fact.turned != 1 and fact.mask != fact.name]
+    if turned:
+        message = (
+            f"{len(turned)} of {len(seen)} photos of {dataset.split} are turned upright by their orientation tag "
+            "(EXIF), and masks are never turned: masks must fit the upright photo. The first: "
+            f"{turned[0].name}, with orientation {turned[0].turned}. If the masks were painted on the pixels as they are "
+            "stored, delete the tags: "
+            "exiftool -Orientation= -overwrite_original FILES"
+        )
+        findings.append(Finding("warning", TURNED, message, tuple(fact.name for fact in turned)))
     small = tuple(fact.name for fact in good if 0 < min(fact.size) < 32)
     if small:
         message = f"{len(small)} photos of {dataset.split} are less than 32 pixels wide or high. The first: {small[0]}."

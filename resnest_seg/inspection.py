@@ -15,7 +15,7 @@ from resnest_seg.errors import DatasetError
 from resnest_seg.labels import IGNORE_LABEL
 from resnest_seg.loader import loader_processes, start_worker
 from resnest_seg.photos import decode_image
-from resnest_seg.samples import SegmentationDataset
+from resnest_seg.samples import SegmentationDataset, orientation
 
 HASH_SIDE = 16
 """A photo's fingerprint compares this many rows of as many neighbouring pixels."""
@@ -34,6 +34,7 @@ class SampleFacts:
         raw_ids: Pixels by raw id, [256]; zeros for masks of colours.
         labels: Pixels by train id and, last, ignored ones, [K + 1].
         fingerprint: Bits that nearly equal photos share, [4] uint64; zeros where the photo cannot be read.
+        turned: The photo's orientation tag, 1..8; it stands upright by it, and its mask is never turned.
     """
 
     name: str
@@ -44,6 +45,7 @@ class SampleFacts:
     raw_ids: NDArray[np.int64]
     labels: NDArray[np.int64]
     fingerprint: NDArray[np.uint64]
+    turned: int = 1
 
 
 def scan(dataset: SegmentationDataset, indices: Sequence[int], *, workers: int = 0) -> Iterator[SampleFacts]:
@@ -96,10 +98,13 @@ def _inspect_files(dataset: PairedFiles, index: int, facts: SampleFacts) -> Samp
         facts, name=where, mask=where if mask_name is None else dataset.source.locate(mask_name)
     )
     try:
-        image = decode_image(dataset.source.read(image_name), where)
+        data = dataset.source.read(image_name)
+        image = decode_image(data, where)
     except DatasetError as error:
         return dataclasses.replace(facts, problem=str(error), kind="unreadable photo")
-    facts = dataclasses.replace(facts, size=(image.shape[0], image.shape[1]), fingerprint=fingerprint(image))
+    facts = dataclasses.replace(
+        facts, size=(image.shape[0], image.shape[1]), fingerprint=fingerprint(image), turned=orientation(data)
+    )
     if mask_name is None:
         ignored = np.full(image.shape[:2], IGNORE_LABEL, np.uint8)
         return dataclasses.replace(facts, labels=_label_counts(ignored, len(dataset.label_space)))

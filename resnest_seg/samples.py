@@ -33,6 +33,7 @@ BROKEN = (
 
 _LOSSY = "{name} is no mask: lossy compression ({kind}) blurs ids and colours. Save masks as PNG."
 _COMPRESSION = 259
+_ORIENTATION = 274
 _LOSSY_TIFF = {6: "JPEG in TIFF", 7: "JPEG in TIFF", 34892: "JPEG in TIFF", 50001: "WebP in TIFF"}
 
 
@@ -89,6 +90,19 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return 1 << 20, 1 << 20
     except (OSError, SyntaxError, ValueError):
         return 0, 0
+
+
+def orientation(data: bytes) -> int:
+    """The orientation tag of a photo, 1..8, by which viewers turn it upright; 1 where it has none that can be read."""
+    if data[:8] == PNG and b"eXIf" not in data:  # which Pillow would decode to look behind the pixels
+        return 1
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as picture:
+            warnings.simplefilter("ignore")
+            turned = picture.getexif().get(_ORIENTATION, 1)
+    except BROKEN:
+        return 1
+    return turned if turned in range(2, 9) else 1
 
 
 def decode_mask(data: bytes, name: str) -> NDArray[np.uint8]:

@@ -309,3 +309,37 @@ def test_a_right_list_is_known_from_few_masks(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "read_mask", lambda name: read.append(name) or painted(0, 1))
     assert check_classes(dataset) == []
     assert len(read) == 1
+
+
+@pytest.mark.parametrize("side", [24, 32])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_photos_that_are_turned_and_masks_that_are_not_are_counted(kind, side, tool, tmp_path, capsys, monkeypatch):
+    """By the orientation tag: neither a square photo nor one upside down can be told by its size."""
+    root = own_data(tmp_path / "data", [np.zeros((32, side), np.uint8)] * 5, "name\na\n")
+    for number, orientation in enumerate((1, 3, 2, 6)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation if side == 32 or orientation < 5 else 4
+        path = root / "images" / "train" / f"{number:03d}.png"
+        Image.open(path).save(path, kind, exif=exif)
+    train = build_dataset("folder", root=root)
+    (finding,) = [found for found in diagnose([train]).findings if found.kind == "turned photos"]
+    assert finding.message.startswith(
+        "3 of 5 photos of train are turned upright by their orientation tag (EXIF), and masks"
+    )
+    assert f"{root}/images/train/001.png, with orientation 3" in finding.message
+    assert len(finding.files) == 3
+    monkeypatch.chdir(tmp_path)
+    tool("train_seg")
+    config = RunConfig(data=DataConfig(dataset="folder", root=str(root), check=5, workers=0))
+    sys.modules["train_seg"].look(config, train)
+    assert f"warning: {finding.message}" in capsys.readouterr().err
+
+
+def test_a_turned_photo_of_another_size_is_explained(tmp_path):
+    root = own_data(tmp_path, [np.zeros((32, 24), np.uint8)] * 2, "name\na\n")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = root / "images" / "train" / "001.png"
+    Image.open(path).save(path, exif=exif)
+    with pytest.raises(DatasetError, match=r"mask of another size.*Sides are exchanged: if the photo is turned"):
+        build_dataset("folder", root=root)[1]

@@ -185,7 +185,7 @@ def look(config: RunConfig, *splits: SegmentationDataset) -> None:
         # Also with data.check 0: it reads few masks where the list of classes is right, and a run is lost where not.
         warnings += check_classes(dataset, workers=config.data.workers)
         if config.data.check:
-            check_samples(dataset, count=config.data.check, workers=config.data.workers)
+            warnings += check_samples(dataset, count=config.data.check, workers=config.data.workers)
     if os.environ.get("RANK", "0") == "0":
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
