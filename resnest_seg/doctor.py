@@ -335,8 +335,8 @@ def _findings_of_split(dataset: SegmentationDataset, seen: Sequence[SampleFacts]
         message = (
             f"{len(turned)} of {len(seen)} photos of {dataset.split} are turned upright by their orientation tag "
             "(EXIF), and masks are never turned: masks must fit the upright photo. The first: "
-            f"{turned[0].name}, with orientation {turned[0].turned}. If the masks were painted on the pixels as they are "
-            "stored, delete the tags: "
+            f"{turned[0].name}, with orientation {turned[0].turned}. If the masks were painted on the pixels as "
+            "they are stored, delete the tags: "
             "exiftool -Orientation= -overwrite_original FILES"
         )
         findings.append(Finding("warning", TURNED, message, tuple(fact.name for fact in turned)))
