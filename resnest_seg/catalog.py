@@ -8,7 +8,7 @@ from pathlib import Path
 
 from resnest_seg.config import DataConfig
 from resnest_seg.datasets import ADE20K, DATA_ROOT_VARIABLE, CamVid, Cityscapes, Synthetic
-from resnest_seg.errors import unknown_name
+from resnest_seg.errors import DatasetError, printable, unknown_name
 from resnest_seg.folder import FolderDataset
 from resnest_seg.samples import SegmentationDataset
 
@@ -54,5 +54,15 @@ def build_dataset(
 
 
 def dataset_for(data: DataConfig, split: str) -> SegmentationDataset:
-    """Open a split of the data set that a config names; see `build_dataset` for the errors."""
+    """Open a split of the data set that a config names; see `build_dataset` for the errors.
+
+    Raises:
+        DatasetError: Its path has bytes that are not UTF-8; files below it may have such names.
+    """
+    for key, path in (("data.root", data.root), ("data.classes", data.classes)):
+        if path is not None and printable(path) != path:
+            raise DatasetError(
+                f"{key} '{printable(path)}' has bytes that are not UTF-8, which the run's config.yaml cannot hold: "
+                "give it a link with a plain name (ln -s) and pass that."
+            )
     return build_dataset(data.dataset, root=data.root, split=split, classes=data.classes)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from resnest_seg.datasets import IMAGE_SUFFIXES
-from resnest_seg.errors import DatasetError
+from resnest_seg.errors import DatasetError, printable
 from resnest_seg.loader import run_loader
 from resnest_seg.photos import read_image
 from resnest_seg.pretraining import PretrainConfig
@@ -46,7 +46,7 @@ class ClassFolder:
                 f"{folder} must be a folder with one folder of images for each of at least two classes, and it has "
                 f"{len(classes)}. Set data.root to the folder that holds train and val."
             )
-        self.names = tuple(path.name for path in classes)
+        self.names = tuple(printable(path.name) for path in classes)
         self.paths: list[Path] = []
         self.labels: list[int] = []
         for label, place in enumerate(classes):
@@ -70,7 +70,8 @@ class ClassFolder:
     def identity(self) -> str:
         """What tells whether these are the same images in the same order: a hash of their places and classes."""
         places = "\n".join(f"{path.parent.name}/{path.name}" for path in self.paths)
-        return hashlib.sha256(f"{self.split}\n{self.names}\n{places}".encode()).hexdigest()
+        listed = f"{self.split}\n{self.names}\n{places}".encode("utf-8", "surrogateescape")
+        return hashlib.sha256(listed).hexdigest()
 
 
 class ClassBatch(NamedTuple):
@@ -151,7 +152,7 @@ class _View(Dataset["tuple[Tensor, int, str] | DatasetError"]):
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
             torch.manual_seed(sample_seed(self.seed, epoch, index))
             pixels: Tensor = self.transform(torch.from_numpy(image).permute(2, 0, 1))
-        return pixels, label, str(self.dataset.paths[index])
+        return pixels, label, printable(str(self.dataset.paths[index]))
 
 
 def _collate(samples: Sequence[tuple[Tensor, int, str] | DatasetError]) -> ClassBatch | DatasetError:

@@ -61,6 +61,18 @@ def _rows(data: bytes, path: str) -> list[dict[str, Any]]:
     return _rows_of_csv(text) if path.lower().endswith(".csv") else _rows_of_yaml(text, "it")
 
 
+def names_id(data: bytes, path: str, value: int) -> bool:
+    """Whether a list that `parse_classes` reads says what an id is: a class, or ignored."""
+    return value in _ids(_rows(data, path))
+
+
+def csv_lines(rows: Iterable[tuple[str, int]]) -> str:
+    """Names and ids as the lines of a CSV file, for errors that say what to write."""
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows([("name", "id"), *rows])
+    return lines.getvalue().rstrip().replace("\n", "\n    ")
+
+
 def infer_classes(masks: Iterable[NDArray[np.uint8]], *, name: str = "custom") -> LabelSpace:
     """The label space that masks hold: every id but 255, or every colour, in ascending order.
 
@@ -108,7 +120,14 @@ def _refuse_brightness(ids: NDArray[np.intp]) -> None:
     if len(ids) and ids[-1] == IGNORE_LABEL and len(ids) >= 2 and steps.min() >= 20 and np.ptp(steps) <= 1:
         raise DatasetError(
             f"the masks hold the values {', '.join(str(value) for value in ids)}, as if 255 were a class and not "
-            "ignored pixels. Give a list of classes with their ids (classes.csv, data.classes)."
+            "ignored pixels. Write a list of classes with these ids (classes.csv beside images and masks, or another "
+            f"file for data.classes); names alone would mean the ids 0 to {len(ids) - 1}:\n    "
+            + csv_lines(
+                [
+                    ("background", int(ids[0])),
+                    *((f"object {place}", int(value)) for place, value in enumerate(ids[1:], 1)),
+                ]
+            )
         )
 
 

@@ -133,12 +133,18 @@ class PairedFiles(SegmentationDataset):
         image_name, mask_name = self.pairs[index]
         photo, mask = self.source.locate(image_name), self.source.locate(str(mask_name))
         sizes = [f"{pixels.shape[1]} x {pixels.shape[0]}" for pixels in (raw, image)]
-        return f"mask of another size: {mask} is {sizes[0]} pixels (width x height), its photo {photo} is {sizes[1]}."
+        hint = ""
+        if image.shape[:2] == raw.shape[1::-1]:
+            hint = (
+                " Sides are exchanged: if the photo is turned by its orientation tag (EXIF), masks must fit it upright."
+            )
+        sides = f"{sizes[0]} pixels (width x height), its photo {photo} is {sizes[1]}"
+        return f"mask of another size: {mask} is {sides}.{hint}"
 
     def identity(self) -> str:
         """A hash of the label space and of the names of all photos and masks, in order."""
         names = "\n".join(f"{image} {mask}" for image, mask in self.pairs)
-        return hashlib.sha256(f"{super().identity()} {names}".encode()).hexdigest()
+        return hashlib.sha256(f"{super().identity()} {names}".encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class ADE20K(PairedFiles):

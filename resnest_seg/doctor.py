@@ -19,14 +19,25 @@ from resnest_seg.class_balance import (
     median_frequency_weights,
     rare_class_probabilities,
 )
+from resnest_seg.classes_file import csv_lines
 from resnest_seg.config import RunConfig
 from resnest_seg.datasets import PairedFiles
 from resnest_seg.display import PlainTable
 from resnest_seg.errors import DatasetError
 from resnest_seg.files import atomic_write
-from resnest_seg.inspection import SampleFacts, near_duplicates, scan
+from resnest_seg.folder import FolderDataset
+from resnest_seg.inspection import SampleFacts, near_duplicates, scan, scan_masks
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
 from resnest_seg.samples import SegmentationDataset
+
+LOOK = 500
+"""Masks that `check_classes` reads at most, as long as nothing is suspicious."""
+
+TURNED = "turned photos"
+"""Kind of the finding that photos are turned by their orientation tag, and masks are not."""
+
+NOTABLE = 0.01
+"""Share of pixels from which an id that no list names is no accident."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,14 +165,18 @@ def diagnose(
     )
 
 
-def check_samples(dataset: SegmentationDataset, *, count: int, workers: int = 0) -> None:
+def check_samples(dataset: SegmentationDataset, *, count: int, workers: int = 0) -> list[str]:
     """The fast part: read some samples, spread over a split, before a training run begins.
+
+    Returns:
+        Warnings that no number of a run would show: photos that are turned and masks that are not.
 
     Raises:
         DatasetError: Training would go wrong; names the causes and the first files.
     """
     seen = list(scan(dataset, spread(len(dataset), count), workers=workers))
-    errors = [finding for finding in _findings_of_split(dataset, seen) if finding.severity == "error"]
+    findings = _findings_of_split(dataset, seen)
+    errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
         rest = f" ({len(errors) - 1} more causes)" if len(errors) > 1 else ""
         files = (
@@ -171,6 +186,81 @@ def check_samples(dataset: SegmentationDataset, *, count: int, workers: int = 0)
             f"{errors[0].message}{files}{rest} To look at every file: python tools/check_dataset.py with the same "
             "--dataset and --data options. To train without this look: --data.check 0."
         )
+    return [finding.message for finding in findings if finding.kind == TURNED]
+
+
+def check_classes(dataset: SegmentationDataset, *, workers: int = 0) -> list[str]:
+    """Whether the masks hold the classes that somebody's own list names; says which they do not, in sentences.
+
+    Reads masks, spread over the split, until every class has been seen: a few, if the list is right. After `LOOK` of
+    them it stops, unless pixels of 255 may be a class that is missing, or only one class has been seen: then it reads
+    on, so that what it refuses is known of all masks.
+
+    Raises:
+        DatasetError: A class is in no mask, and 255, of which the list says nothing, is.
+    """
+    if not isinstance(dataset, FolderDataset) or not dataset.listed:
+        return []
+    order = spread(len(dataset), LOOK)
+    order += sorted(set(range(len(dataset))) - set(order))
+    total = np.zeros(len(dataset.label_space) + 2, np.int64)
+    seen = 0
+    with contextlib.closing(scan_masks(dataset, order, workers=workers)) as masks:
+        for counts in masks:
+            total, seen = total + counts, seen + 1
+            if total[:-2].all():
+                break
+            known = np.count_nonzero(total[:-2]) > 1 or not dataset.assumes_ignored
+            if seen >= LOOK and known and _what_255_is(dataset, total) is None:
+                break
+    problem = _what_255_is(dataset, total)
+    if problem is not None:
+        raise DatasetError(problem)
+    absent = [name for name, count in zip(dataset.label_space.names, total, strict=False) if not count]
+    if not absent or not total[-1] or dataset.split != "train":
+        return []
+    which = (
+        f"any of the {seen} masks"
+        if seen == len(dataset)
+        else f"the {seen} of {len(dataset)} masks that were looked at"
+    )
+    return [
+        f"{len(absent)} of {len(dataset.label_space)} classes of the list have no pixel in {which} "
+        f"of {dataset.split}: {_few(absent)}. They cannot be learnt."
+    ]
+
+
+def _what_255_is(dataset: SegmentationDataset, counts: NDArray[np.int64]) -> str | None:
+    """What to say where 255 seems to be a class: one of the list is in no mask, and 255, not in the list, is in some.
+
+    Where only one class remains there is nothing to learn, however rare 255 is. Otherwise a class may be truly absent,
+    or, in a small split, rare: a notable share of 255 in the masks to train on is asked for, too.
+
+    Args:
+        dataset: A split.
+        counts: Pixels of each class, of the id 255, and all, [K + 2].
+    """
+    if not isinstance(dataset, FolderDataset) or not dataset.assumes_ignored or not counts[-2]:
+        return None
+    space, share = dataset.encoding, counts[-2] / counts[-1]
+    absent = [label for label in range(len(space)) if not counts[label]]
+    alone = len(space) - len(absent) <= 1
+    if not absent or not (alone or (dataset.split == "train" and share >= NOTABLE)):
+        return None
+    named = list(zip(space.names, space.raw_ids, strict=True))
+    meant = [(name, IGNORE_LABEL if label == absent[0] else raw) for label, (name, raw) in enumerate(named)]
+    short = meant if len(meant) <= 6 else [meant[absent[0]]]  # of a long list, the line that changes
+    return (
+        f"no mask of {dataset.split} holds {_few([f'{named[label][0]} (id {named[label][1]})' for label in absent])}, "
+        f"while the id 255, of which the list of classes says nothing, covers {100 * share:.2f} % of the pixels and "
+        f"would be ignored. If 255 is {named[absent[0]][0]}, the list must say so:\n    {csv_lines(short)}\n"
+        "If 255 is not labelled, give the list a column ignore and the line\n    unlabelled,255,yes\n"
+        "(columns: name,id,ignore; the other lines keep their ids and leave ignore empty)."
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,10 +322,27 @@ def _findings_of_split(dataset: SegmentationDataset, seen: Sequence[SampleFacts]
             message = f"{len(empty)} masks of {dataset.split} have no labelled pixel. The first: {empty[0]}."
             findings.append(Finding("warning", "mask without labels", message, empty))
     findings += _train_ids(dataset, good)
+    if good:
+        pixels = sum(fact.size[0] * fact.size[1] for fact in good)
+        classes = np.sum([fact.labels[:-1] for fact in good], axis=0)
+        ids = np.sum([fact.raw_ids for fact in good], axis=0)
+        problem = _what_255_is(dataset, np.append(classes, [ids[IGNORE_LABEL], pixels]))
+        if problem is not None:  # a class that a part of the masks does not hold may be in the others
+            findings.append(Finding("error" if len(seen) == len(dataset) else "warning", "255 may be a class", problem))
     if isinstance(dataset, PairedFiles) and dataset.orphans:
         files = tuple(dataset.source.locate(name) for name in dataset.orphans)
         message = f"{len(files)} masks of {dataset.split} have no photo. The first: {files[0]}."
         findings.append(Finding("warning", "mask without photo", message, files))
+    turned = [fact for fact in seen if fact.turned != 1 and fact.mask != fact.name]
+    if turned:
+        message = (
+            f"{len(turned)} of {len(seen)} photos of {dataset.split} are turned upright by their orientation tag "
+            "(EXIF), and masks are never turned: masks must fit the upright photo. The first: "
+            f"{turned[0].name}, with orientation {turned[0].turned}. If the masks were painted on the pixels as "
+            "they are stored, delete the tags: "
+            "exiftool -Orientation= -overwrite_original FILES"
+        )
+        findings.append(Finding("warning", TURNED, message, tuple(fact.name for fact in turned)))
     small = tuple(fact.name for fact in good if 0 < min(fact.size) < 32)
     if small:
         message = f"{len(small)} photos of {dataset.split} are less than 32 pixels wide or high. The first: {small[0]}."
@@ -243,9 +350,9 @@ def _findings_of_split(dataset: SegmentationDataset, seen: Sequence[SampleFacts]
     counts = np.sum([fact.labels[:-1] for fact in good], axis=0) if good else np.zeros(0)
     absent = [name for name, count in zip(dataset.label_space.names, counts, strict=False) if not count]
     if good and absent and dataset.split == "train":
-        shown = ", ".join(absent[:8]) + (", ..." if len(absent) > 8 else "")
         message = (
-            f"{len(absent)} of {len(dataset.label_space)} classes have no pixel in the scanned train masks: {shown}."
+            f"{len(absent)} of {len(dataset.label_space)} classes have no pixel in the scanned train masks: "
+            f"{_few(absent)}."
         )
         findings.append(Finding("warning", "class without pixels", message))
     return findings

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.classes_file import infer_classes, parse_classes, read_classes
+from resnest_seg.classes_file import infer_classes, names_id, parse_classes, read_classes
 from resnest_seg.datasets import IMAGE_SUFFIXES, PairedFiles
-from resnest_seg.errors import DatasetError, unknown_name
-from resnest_seg.labels import LabelSpace
+from resnest_seg.errors import DatasetError, printable, unknown_name
+from resnest_seg.labels import IGNORE_LABEL, LabelSpace
 from resnest_seg.samples import decode_mask, mask_palette
 from resnest_seg.sources import Source, base_of, open_source
 
@@ -45,6 +46,10 @@ class FolderDataset(PairedFiles):
         split: "train", "val" or "test".
         classes: The list of classes, where it lies elsewhere.
 
+    Attributes:
+        listed: Whether there is a list of classes; they are those that the masks hold otherwise.
+        assumes_ignored: Whether pixels of 255 are ignored only because the list does not say what 255 is.
+
     Raises:
         DatasetError: A folder, a mask or the split is missing, two photos have the same name, or the classes cannot be
             read or inferred.
@@ -69,7 +74,8 @@ class FolderDataset(PairedFiles):
                     f"no {folder} found: {source.locate(folder)} is missing or holds no image "
                     f"({', '.join(IMAGE_SUFFIXES)}). A data set of your own needs the folders images and masks."
                 )
-        space = _label_space(source, base, masks, classes, lenient=allow_missing)
+        space, names_255 = _label_space(source, base, masks, classes, lenient=allow_missing)
+        self.listed, self.assumes_ignored = names_255 is not None, names_255 is False
         chosen = _split(source, base, sorted(photos), split)
         pairs = [(photos[name], masks.get(name, f"{base}masks/{name}.png")) for name in chosen]
         orphans = [masks[name] for name in masks if name not in photos]
@@ -83,6 +89,13 @@ class FolderDataset(PairedFiles):
             masks=[mask for _, mask in pairs] + orphans,
             allow_missing=allow_missing,
         )
+
+
+def _has(source: Source, name: str) -> bool:
+    """Whether there is such a file; what bears its name and is none is not passed over."""
+    if source.blocks(name):
+        raise DatasetError(f"{source.locate(name)} must be a file: it is a folder, or a link to nothing.")
+    return source.has(name)
 
 
 def _by_name(source: Source, folder: str) -> dict[str, str]:
@@ -112,37 +125,52 @@ def _split(source: Source, base: str, names: list[str], split: str) -> list[str]
                 f"{source.locate(f'{base}images/{outside[0]}')}. Move them into one of these folders, or away."
             )
         return [name for name in names if name.startswith(f"{split}/")]
-    if source.has(f"{base}train.txt"):
+    if _has(source, f"{base}train.txt"):
         listing = f"{base}{split}.txt"
-        if not source.has(listing):
+        if not _has(source, listing):
             raise DatasetError(f"there is a train.txt but no {source.locate(listing)}: list the split there.")
-        listed = unicodedata.normalize("NFC", source.read(listing).decode("utf-8-sig")).splitlines()
-        wanted = [str(PurePosixPath(line.strip())) for line in listed if line.strip()]
-        known, chosen = set(names), []
-        for line in wanted:
-            stem = str(PurePosixPath(line).with_suffix("")) if line.lower().endswith(IMAGE_SUFFIXES) else line
-            if stem not in known:
-                raise DatasetError(f"{source.locate(listing)} lists {line!r}, and there is no such photo in images.")
-            chosen.append(stem)
-        return chosen
+        return _listed(source, listing, set(names))
     if split == "test":
         raise DatasetError("there is no test split: make folders images/test and masks/test, or a test.txt.")
     return [name for name in names if (_hash_share(name) < VAL_SHARE) == (split == "val")]
 
 
+def _listed(source: Source, listing: str, known: Collection[str]) -> list[str]:
+    """The names that a list file holds, without ending."""
+    data = source.read(listing)
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise DatasetError(f"{source.locate(listing)} is UTF-16: save it as UTF-8.")
+    # As the system's names of files: bytes that are no UTF-8 mean the files that have the same ones.
+    text = unicodedata.normalize("NFC", data.decode("utf-8-sig", "surrogateescape"))
+    chosen = []
+    for line in (str(PurePosixPath(line.strip())) for line in text.splitlines() if line.strip()):
+        stem = str(PurePosixPath(line).with_suffix("")) if line.lower().endswith(IMAGE_SUFFIXES) else line
+        if stem not in known:
+            shown = printable(line)
+            hint = "" if shown == line else " The line is not UTF-8: save the list as UTF-8."
+            raise DatasetError(f"{source.locate(listing)} lists '{shown}', and there is no such photo in images.{hint}")
+        chosen.append(stem)
+    return chosen
+
+
 def _hash_share(name: str) -> float:
     """A number in 0..1 that depends on the name alone."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48
 
 
 def _label_space(
     source: Source, base: str, masks: Mapping[str, str], classes: str | Path | None, *, lenient: bool
-) -> LabelSpace:
+) -> tuple[LabelSpace, bool | None]:
+    """The classes, and whether their list says what 255 is; None where they are inferred."""
     if classes is not None:
-        return read_classes(classes, name="folder")
-    inside = next((f"{base}{name}" for name in CLASS_FILES if source.has(f"{base}{name}")), None)
+        space, data, path = read_classes(classes, name="folder"), Path(classes).read_bytes(), str(classes)
+        return space, names_id(data, path, IGNORE_LABEL)
+    inside = next((f"{base}{name}" for name in CLASS_FILES if _has(source, f"{base}{name}")), None)
     if inside is not None:
-        return parse_classes(source.read(inside), source.locate(inside), name="folder")
+        data, path = source.read(inside), source.locate(inside)
+        return parse_classes(data, path, name="folder"), names_id(data, path, IGNORE_LABEL)
+
+    refused: list[DatasetError] = []
 
     def contents() -> Iterator[NDArray[np.uint8]]:
         painted: dict[int, tuple[str, list[int]]] = {}
@@ -150,10 +178,11 @@ def _label_space(
             try:
                 data = source.read(name)
                 mask = decode_mask(data, source.locate(name))
-            except DatasetError:
-                if lenient:  # whoever scans the data set names it
-                    continue
-                raise
+            except DatasetError as error:
+                if not lenient:
+                    raise
+                refused.append(error)  # whoever scans the data set names it
+                continue
             palette = mask_palette(data) if mask.ndim == 2 else None
             for index in np.unique(mask).tolist() if palette is not None else ():
                 assert palette is not None
@@ -165,4 +194,9 @@ def _label_space(
                     )
             yield mask
 
-    return infer_classes(contents(), name="folder")
+    try:
+        return infer_classes(contents(), name="folder"), None
+    except DatasetError:
+        if len(refused) < len(masks):
+            raise
+        raise DatasetError(f"none of the {len(masks)} masks can be read. The first: {refused[0]}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator, Sequence
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -15,7 +16,9 @@ from resnest_seg.errors import DatasetError
 from resnest_seg.labels import IGNORE_LABEL
 from resnest_seg.loader import run_loader
 from resnest_seg.photos import decode_image
-from resnest_seg.samples import SegmentationDataset
+from resnest_seg.samples import SegmentationDataset, orientation
+
+T = TypeVar("T")
 
 HASH_SIDE = 16
 """A photo's fingerprint compares this many rows of as many neighbouring pixels."""
@@ -34,6 +37,7 @@ class SampleFacts:
         raw_ids: Pixels by raw id, [256]; zeros for masks of colours.
         labels: Pixels by train id and, last, ignored ones, [K + 1].
         fingerprint: Bits that nearly equal photos share, [4] uint64; zeros where the photo cannot be read.
+        turned: The photo's orientation tag, 1..8; it stands upright by it, and its mask is never turned.
     """
 
     name: str
@@ -44,6 +48,7 @@ class SampleFacts:
     raw_ids: NDArray[np.int64]
     labels: NDArray[np.int64]
     fingerprint: NDArray[np.uint64]
+    turned: int = 1
 
 
 def scan(
@@ -56,6 +61,17 @@ def scan(
         ResNeStSegError: A loader process could not be started, or died.
     """
     yield from run_loader(_Inspected(dataset), ([index] for index in indices), _the_only_one, workers=workers)
+
+
+def scan_masks(
+    dataset: PairedFiles, indices: Sequence[int], *, workers: int = 0
+) -> Generator[NDArray[np.int64], None, None]:
+    """Pixels of each class, of the id 255, and all, [K + 2], of masks alone; zeros of those that cannot be read.
+
+    Raises:
+        ResNeStSegError: A loader process could not be started, or died.
+    """
+    yield from run_loader(_Masks(dataset), ([index] for index in indices), _the_only_one, workers=workers)
 
 
 def inspect_sample(dataset: SegmentationDataset, index: int) -> SampleFacts:
@@ -83,10 +99,13 @@ def _inspect_files(dataset: PairedFiles, index: int, facts: SampleFacts) -> Samp
         facts, name=where, mask=where if mask_name is None else dataset.source.locate(mask_name)
     )
     try:
-        image = decode_image(dataset.source.read(image_name), where)
+        data = dataset.source.read(image_name)
+        image = decode_image(data, where)
     except DatasetError as error:
         return dataclasses.replace(facts, problem=str(error), kind="unreadable photo")
-    facts = dataclasses.replace(facts, size=(image.shape[0], image.shape[1]), fingerprint=fingerprint(image))
+    facts = dataclasses.replace(
+        facts, size=(image.shape[0], image.shape[1]), fingerprint=fingerprint(image), turned=orientation(data)
+    )
     if mask_name is None:
         ignored = np.full(image.shape[:2], IGNORE_LABEL, np.uint8)
         return dataclasses.replace(facts, labels=_label_counts(ignored, len(dataset.label_space)))
@@ -156,5 +175,23 @@ class _Inspected(Dataset["SampleFacts | DatasetError"]):
             return error
 
 
-def _the_only_one(facts: Sequence[SampleFacts | DatasetError]) -> SampleFacts | DatasetError:
-    return facts[0]
+def _the_only_one(batch: Sequence[T]) -> T:
+    """The one sample of a batch of one."""
+    return batch[0]
+
+
+class _Masks(Dataset["NDArray[np.int64]"]):
+    def __init__(self, dataset: PairedFiles) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> NDArray[np.int64]:
+        name, classes = self.dataset.pairs[index][1], len(self.dataset.label_space)
+        if name is None:
+            return np.zeros(classes + 2, np.int64)
+        try:
+            raw = self.dataset.read_mask(name)
+            counts = _label_counts(self.dataset.encode(name, raw), classes)[:-1]
+        except DatasetError:  # the look at samples, and training itself, name it
+            return np.zeros(classes + 2, np.int64)
+        of_255 = int((raw == IGNORE_LABEL).sum()) if raw.ndim == 2 else 0
+        return np.append(counts, [of_255, raw.shape[0] * raw.shape[1]]).astype(np.int64)

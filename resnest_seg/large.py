@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from resnest_seg.errors import ConfigError, DatasetError, require_utf8
+from resnest_seg.photos import refuse_low_values, refuse_odd_opacity
 
 CACHE = 16 << 20
 """Bytes of decoded blocks that GDAL keeps, where two rows of tiles or strips do not need more."""
@@ -42,10 +43,11 @@ class LargeImage:
 
     Pixels are what `resnest_seg.photos.decode_image` makes of them: grey becomes RGB, a palette its colours, CMYK is
     converted, 16 bits become 8, and transparent pixels lie on white (masks inside TIFF files and nodata values of
-    maps are not looked at). A file with more than four channels and no names for them gives its first three. Two
-    things differ: GDAL enlarges a JPEG's colours, where they have half the resolution, in a plainer way (on a smooth
-    picture by 0.8 of 255 on average, 12 at most); and a photo that its EXIF data turns is refused, because its upright
-    rows would be stored columns.
+    maps are not looked at). Bands that are neither colours nor opacity are refused at once; 16 bits of which few are
+    used, and opacity that is none, with the last row, when the values of all are known. Two things differ: GDAL
+    enlarges a JPEG's colours, where they have half the resolution, in a plainer way (on a smooth picture by 0.8 of 255
+    on average, 12 at most); and a photo that its EXIF data turns is refused, because its upright rows would be stored
+    columns.
 
     Windows should be asked for from the top down. The rows of the last one are kept at their whole width, so that the
     others beside it, and the overlap with those below, are not decoded again; going up again is possible, and decodes
@@ -115,14 +117,21 @@ class LargeImage:
         kinds = [kind.name for kind in source.colorinterp]
         if set(source.dtypes) not in ({"uint8"}, {"uint16"}):
             raise DatasetError(f"{self.path} is no photo: its pixels are {source.dtypes[0]}, not 8 or 16 bits.")
-        if {"red", "green", "blue"} <= set(kinds):
+        colors = [kind for kind in kinds if kind != "alpha"]
+        if sorted(colors) == ["blue", "green", "red"]:
             self._channels = [kinds.index(name) + 1 for name in ("red", "green", "blue")]
+        elif len(colors) == 1:  # grey, whichever way round, or a palette
+            self._channels = [kinds.index(colors[0]) + 1]
         else:
-            self._channels = [1, 2, 3] if source.count >= 3 else [1]
+            raise DatasetError(
+                f"{self.path} is no photo: its bands are {', '.join(kinds)}. Only photos can be read; save their red, "
+                "green and blue: gdal_translate -co PHOTOMETRIC=RGB -b 1 -b 2 -b 3 IN OUT"
+            )
         self._opacity = kinds.index("alpha") + 1 if "alpha" in kinds else None
         # A PNG may name one colour that is transparent; a TIFF's nodata value is a convention of maps.
         self._clear = source.nodatavals if source.driver == "PNG" and source.nodatavals[0] is not None else None
         self._bits = int(source.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8 * np.dtype(source.dtypes[0]).itemsize))
+        self._judged, self._peak, self._partly = 0, 0, 0
         self._colors: NDArray[np.uint8] | None = None
         if source.count == 1 and source.dtypes[0] == "uint8":
             with contextlib.suppress(ValueError):  # it has none
@@ -189,7 +198,10 @@ class LargeImage:
         if self._colors is not None:
             color, opacity = np.split(self._colors[raw[0]].transpose(2, 0, 1), [3])
             return _on_white(color, opacity[0])
-        color = self._eight_bits(raw[[channel - 1 for channel in self._channels]])
+        deep = raw[[channel - 1 for channel in self._channels]]
+        if first == self._judged:  # each row once
+            self._judge(deep, None if self._opacity is None else raw[self._opacity - 1], last)
+        color = self._eight_bits(deep)
         if len(color) == 1:
             color = color.repeat(3, axis=0)
         if self._opacity is not None:
@@ -197,6 +209,19 @@ class LargeImage:
         if self._clear is not None:
             color[:, (raw == np.array(self._clear)[:, None, None]).all(axis=0)] = 255
         return color
+
+    def _judge(self, color: NDArray[Any], opacity: NDArray[Any] | None, last: int) -> None:
+        """Refuse, once all rows up to `last` were read, what their values say is no photo; rows come in order."""
+        self._judged = last
+        if self._bits == 16:
+            self._peak = max(self._peak, int(color.max()))
+        if opacity is not None and self._source.driver == "GTiff":
+            eight = self._eight_bits(opacity)
+            self._partly += int(((eight > 0) & (eight < 255)).sum())
+        if last == self.shape[1]:
+            if self._bits == 16:
+                refuse_low_values(self._peak, str(self.path))
+            refuse_odd_opacity(self._partly, self.shape[1] * self.shape[2], str(self.path))
 
     def _eight_bits(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         if self._bits == 8:

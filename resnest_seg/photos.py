@@ -1,7 +1,8 @@
 """Reading photos of every kind as pixels. OpenCV does it, and nothing else is imported, so that light runtimes can.
 
 What an image viewer shows is what is read: photos stand upright as their EXIF data says, grey becomes RGB, CMYK is
-converted, 16 bits become 8, and transparent pixels lie on white.
+converted, 16 bits become 8, and transparent pixels lie on white. What no viewer shows rightly is refused and not
+guessed: more bands than colours and opacity, signed or floating-point values, and 16 bits of which few are used.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.errors import ConfigError, DatasetError, printable
 
 JPEG = b"\xff\xd8"
 """How a JPEG file begins; it cannot be transparent."""
@@ -39,6 +40,17 @@ JPEG_NO_HEADER = frozenset((0xD8, 0xD9, 0xDA))
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """How TIFF files begin."""
 
+FULL_RANGE = 1 << 14
+"""A photo of 16 bits has a value from here on; one without holds 14 bits or fewer, and would come out too dark."""
+
+_TAG_BITS, _TAG_COLORS, _TAG_BANDS, _TAG_EXTRA, _TAG_FORMAT = 258, 262, 277, 338, 339
+_TAG_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # whole numbers without sign
+_COLORS = {0: ("grey", 1), 1: ("grey", 1), 2: ("RGB", 3), 3: ("a palette", 1), 5: ("CMYK", 4), 6: ("YCbCr", 3),
+           8: ("CIELab", 3)}  # fmt: skip
+_ALPHA = ((1,), (2,))  # multiplied into the colours, or not
+_FORMS = (1, 4)  # without sign, or not said
+_ODD_FORMS = {2: "with sign", 3: "floating-point", 5: "complex", 6: "complex"}
+
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
     """Read a photo as RGB, uint8 [H, W, 3]; see `decode_image`.
@@ -49,8 +61,8 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise DatasetError(f"cannot read {path}: {error.strerror}.") from None
-    return decode_image(data, str(path))
+        raise DatasetError(f"cannot read {printable(str(path))}: {error.strerror}.") from None
+    return decode_image(data, printable(str(path)))
 
 
 def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
@@ -63,12 +75,15 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
         name: What errors call it.
 
     Raises:
-        DatasetError: No image, or a damaged one.
+        DatasetError: No image, a damaged one, or one that is not of 8 bits and cannot be made so without guessing.
     """
     try:
+        deep = _is_deep(data, name)
         image = _decoded(data, cv2.IMREAD_COLOR_RGB)
+        if image is not None and deep:
+            _refuse_odd_values(_decoded(data, cv2.IMREAD_UNCHANGED), name)
         if image is not None and _may_be_transparent(data):
-            image = _on_white(data, image)
+            image = _on_white(data, image, name)
     except (cv2.error, MemoryError):
         raise DatasetError(f"cannot read {name}: it has too many pixels, or takes too much memory.") from None
     if image is None:
@@ -99,10 +114,28 @@ def as_pixels(image: Any) -> NDArray[np.uint8]:
 def _of_pil(image: Any) -> NDArray[np.uint8]:
     from PIL import Image, ImageOps
 
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return np.array(image.convert("RGB"))
+    name = f"the PIL image {printable(str(getattr(image, 'filename', '')))}".rstrip()
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):  # Pillow would cut 16 bits off at 255
+            deep = np.asarray(image)
+            _refuse_odd_values(deep.astype(np.uint16), name)
+            image = Image.fromarray((deep >> 8).astype(np.uint8))
+        if image.mode in ("I", "F"):
+            raise ConfigError(
+                f"{name} has mode {image.mode}, values of 32 bits whose range is not known: make 8 bits of them, as "
+                "PIL.Image.fromarray of an array of uint8."
+            )
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError) as error:  # it is read only now
+        raise DatasetError(f"cannot read {name}: {' '.join(str(error).split())}.") from None
+    except ValueError as error:
+        if isinstance(error, ConfigError | DatasetError):
+            raise
+        raise ConfigError(f"{name} of mode {image.mode} cannot be made RGB: {error}.") from None
 
 
 def size_in_header(data: bytes) -> tuple[int, int] | None:
@@ -149,6 +182,112 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
+def refuse_low_values(peak: int, name: str) -> None:
+    """Refuse a photo of 16 bits whose greatest value says that fewer are used; of an all-black one nothing is known.
+
+    Raises:
+        DatasetError: Says how to convert it.
+    """
+    if 0 < peak < FULL_RANGE:
+        top = (1 << max(peak.bit_length(), 8)) - 1
+        raise DatasetError(
+            f"{name} has 16 bits, and its values end at {peak} of 65535: it would come out dark, and how bright it is "
+            "meant is not written in it. Make 8 bits of all photos alike: "
+            f"gdal_translate -ot Byte -scale 0 {top} 0 255 IN OUT"
+        )
+
+
+def refuse_odd_opacity(partly: int, pixels: int, name: str) -> None:
+    """Refuse a TIFF photo of which most pixels are half transparent: a fourth band that was marked as opacity.
+
+    GDAL marks a fourth band of 8 bits so unless it is told what it is.
+
+    Raises:
+        DatasetError: Says how to convert it.
+    """
+    if 2 * partly > pixels:
+        raise DatasetError(
+            f"{name} has a fourth band that is marked as opacity, and {100 * partly // pixels} % of its pixels would "
+            "be half transparent: is it near infrared? Only three bands can be used; save the colours alone: "
+            "gdal_translate -b 1 -b 2 -b 3 IN OUT"
+        )
+
+
+def _is_deep(data: bytes, name: str) -> bool:
+    """Whether the pixels may have more than 8 bits, so that their values have to be looked at.
+
+    Raises:
+        DatasetError: A TIFF file whose own tags say that it is no photo.
+    """
+    if data[:8] == PNG:
+        return data[24:25] == b"\x10"
+    if data[:4] in TIFF:
+        return _is_deep_tiff(data, name)
+    return data[:2] not in (JPEG, b"BM") and not (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+
+
+def _is_deep_tiff(data: bytes, name: str) -> bool:
+    try:
+        tags = tiff_tags(data)
+    except (struct.error, IndexError, OverflowError):
+        raise DatasetError(f"cannot read {name}: a damaged TIFF file.") from None
+    bits, forms, extra = tags.get(_TAG_BITS, (1,)), tags.get(_TAG_FORMAT, (1,)), tags.get(_TAG_EXTRA, ())
+    bands = tags.get(_TAG_BANDS, (1,))[0]
+    if set(forms) - set(_FORMS) or len(set(bits)) > 1 or (bits[0] > 8 and bits[0] != 16):
+        kind = _ODD_FORMS.get(forms[0], "without sign" if forms[0] in _FORMS else "of an unknown kind")
+        raise DatasetError(
+            f"{name} is no photo: its values have {'/'.join(map(str, sorted(set(bits))))} bits, {kind}; 8 "
+            "or 16 bits without sign can be read. Make 8 bits of all photos alike: "
+            "gdal_translate -ot Byte -scale LOWEST HIGHEST 0 255 IN OUT"
+        )
+    colors = tags.get(_TAG_COLORS, (2 if bands > 2 else 1,))[0]
+    called, meant = _COLORS.get(colors, (f"colours of the unknown kind {colors}", 0))
+    if bands != meant and not (meant and bands == meant + 1 and extra[:1] in _ALPHA):
+        raise DatasetError(
+            f"{name} is no photo: it has {bands} bands, and the file calls them {called} without opacity. Only photos "
+            "can be read; save their red, green and blue: gdal_translate -co PHOTOMETRIC=RGB -b 1 -b 2 -b 3 IN OUT"
+        )
+    return bits[0] > 8
+
+
+def tiff_tags(data: bytes) -> dict[int, tuple[int, ...]]:
+    """The tags of a TIFF file's first image that hold whole numbers, at most 64 of each.
+
+    Raises:
+        struct.error, IndexError: It ends too early.
+    """
+    order = "<" if data[:2] == b"II" else ">"
+    big = data[2:4] in (b"+\0", b"\0+")
+    (place,) = struct.unpack_from(f"{order}Q", data, 8) if big else struct.unpack_from(f"{order}I", data, 4)
+    (entries,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, place)
+    place += 8 if big else 2
+    form, size = (f"{order}HHQ", 20) if big else (f"{order}HHI", 12)
+    tags: dict[int, tuple[int, ...]] = {}
+    for entry in range(place, place + size * min(entries, 1 << 16), size):
+        tag, kind, count = struct.unpack_from(form, data, entry)
+        if kind not in _TAG_TYPES or not count:
+            continue
+        values = f"{order}{min(count, 64)}{_TAG_TYPES[kind]}"
+        inline, where = (8, entry + 12) if big else (4, entry + 8)
+        if count * struct.calcsize(f"{order}{_TAG_TYPES[kind]}") > inline:
+            (where,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, where)
+        if tag in (_TAG_BITS, _TAG_COLORS, _TAG_BANDS, _TAG_EXTRA, _TAG_FORMAT):
+            tags.setdefault(tag, struct.unpack_from(values, data, where))
+    return tags
+
+
+def _refuse_odd_values(plain: NDArray[Any] | None, name: str) -> None:
+    """Refuse pixels as they are stored, [H, W] or [H, W, C], that are not of 8 bits, and do not fill 16."""
+    if plain is None or plain.dtype == np.uint8:
+        return
+    if plain.dtype != np.uint16:
+        raise DatasetError(
+            f"{name} is no photo: its pixels are {plain.dtype}, where 8 or 16 bits without sign are read."
+        )
+    colors = plain[..., :3] if plain.ndim == 3 else plain
+    refuse_low_values(int(colors.max()), name)
+
+
 def _decoded(data: bytes, flags: int) -> NDArray[Any] | None:
     return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
 
@@ -159,12 +298,14 @@ def _may_be_transparent(data: bytes) -> bool:
     return data[:2] not in (JPEG, b"BM")
 
 
-def _on_white(data: bytes, upright: NDArray[Any]) -> NDArray[Any]:
+def _on_white(data: bytes, upright: NDArray[Any], name: str) -> NDArray[Any]:
     """The image that was decoded as `upright`, over white where it is transparent."""
     plain = _decoded(data, cv2.IMREAD_UNCHANGED)
     opacity = None if plain is None else _opacity(plain, data)
     if opacity is None:
         return upright
+    if data[:4] in TIFF:
+        refuse_odd_opacity(int(((opacity > 0) & (opacity < 255)).sum()), opacity.size, name)
     color = _decoded(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     assert color is not None, "it was decoded before"
     clear = 255 - opacity.astype(np.uint16)[..., None]

@@ -8,7 +8,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 
 from filelock import FileLock
 
@@ -83,14 +83,13 @@ def _members(
     members = {}
     prefix = f"{inside}/" if inside else ""
     for member in content.infolist():
-        path = PurePosixPath(member.filename.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or ":" in path.parts[0:1]:
-            raise DatasetError(
-                f"{archive} holds the name {member.filename!r}, which leads out of its folder: not unpacked."
-            )
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise DatasetError(f"{archive} holds a link, {member.filename!r}: not unpacked.")
-        name = str(path)
+        written = member.orig_filename  # zipfile has cut the other one off at a zero byte
+        path = PureWindowsPath(member.filename)  # which knows drives, servers and both slashes, on every system
+        if path.drive or path.root or ".." in path.parts or "\0" in written:
+            raise DatasetError(f"{archive} holds the name {written!r}, which leads out of its folder: not unpacked.")
+        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise DatasetError(f"{archive} holds a link or device, {written!r}: not unpacked.")
+        name = path.as_posix()
         if member.is_dir() or not name.startswith(prefix):
             continue
         name = name.removeprefix(prefix)

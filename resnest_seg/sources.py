@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnest_seg.errors import DatasetError
+from resnest_seg.errors import DatasetError, printable
 
 
 class Source(ABC):
@@ -28,6 +28,10 @@ class Source(ABC):
         """Whether there is a file of this name."""
 
     @abstractmethod
+    def blocks(self, name: str) -> bool:
+        """Whether the name is taken by something that is no file: a folder, or a link to nothing."""
+
+    @abstractmethod
     def read(self, name: str) -> bytes:
         """A file's content.
 
@@ -37,7 +41,7 @@ class Source(ABC):
 
     @abstractmethod
     def locate(self, name: str) -> str:
-        """Where a file is, for people."""
+        """Where a file is, for people: bytes of its name that are no UTF-8 are escaped, as `\\xff`."""
 
 
 class FolderSource(Source):
@@ -68,6 +72,10 @@ class FolderSource(Source):
         """Whether there is a file of this name."""
         return (self.root / name).is_file()
 
+    def blocks(self, name: str) -> bool:
+        """Whether the name is taken by something that is no file."""
+        return not self.has(name) and os.path.lexists(self.root / name)
+
     def read(self, name: str) -> bytes:
         """A file's content; raises DatasetError where it is missing or damaged."""
         try:
@@ -77,7 +85,7 @@ class FolderSource(Source):
 
     def locate(self, name: str) -> str:
         """Where a file is, for people."""
-        return str(self.root / name)
+        return printable(str(self.root / name))
 
 
 class ZipSource(Source):
@@ -105,6 +113,10 @@ class ZipSource(Source):
         """Whether there is a file of this name."""
         return name in self.owners
 
+    def blocks(self, name: str) -> bool:
+        """Whether the name is taken by a folder with files in it."""
+        return any(file.startswith(f"{name}/") for file in self.owners)
+
     def read(self, name: str) -> bytes:
         """A file's content; raises DatasetError where it is missing or damaged."""
         if name not in self.owners:
@@ -116,7 +128,7 @@ class ZipSource(Source):
 
     def locate(self, name: str) -> str:
         """Where a file is, for people."""
-        return f"{self.paths[self.owners.get(name, 0)]}!{name}"
+        return printable(f"{self.paths[self.owners.get(name, 0)]}!{name}")
 
     def _archive(self, place: int) -> zipfile.ZipFile:
         """The open zip file of this process: a file position must not be shared with a worker."""

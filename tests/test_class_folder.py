@@ -1,6 +1,7 @@
 """Images by class, and the samples cut from them."""
 
 import dataclasses
+import os
 
 import fake_data
 import numpy as np
@@ -76,3 +77,13 @@ def test_mistakes(root):
     data = ClassFolder(root, "train")
     with pytest.raises(DatasetError, match=r"cannot read .*bad.jpg"):
         list(class_batches(data, [[(0, 9)]], transform=eval_transform(CONFIG), workers=1))
+
+
+def test_names_that_are_not_utf_8(root):
+    bee = (root / "train" / "bee").rename(root / "train" / os.fsdecode(b"b\xe9e"))
+    (bee / "10.png").rename(bee / os.fsdecode(b"\xff.png"))
+    data = ClassFolder(root, "train")
+    assert data.names == ("ant", "b\\xe9e", "cat")
+    assert len(data.identity()) == 64
+    (batch,) = class_batches(data, [[(0, 3), (0, 4), (0, 5)]], transform=eval_transform(CONFIG), workers=1)
+    assert f"{root}/train/b\\xe9e/\\xff.png" in batch.names

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import fake_data
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from resnest_seg.catalog import build_dataset
 from resnest_seg.config import DataConfig, RunConfig, TrainConfig
-from resnest_seg.doctor import Balance, balance, check_samples, diagnose, spread
+from resnest_seg.doctor import Balance, balance, check_classes, check_samples, diagnose, spread
 from resnest_seg.errors import DatasetError
 from resnest_seg.labels import LabelSpace
 
@@ -217,3 +218,128 @@ def test_damaged_masks_do_not_hide_behind_inferred_classes(tool, tmp_path, capsy
     findings = json.loads((tmp_path / "check_folder.json").read_text())["findings"]
     named = [file for finding in findings if finding["kind"] == "unreadable mask" for file in finding["files"]]
     assert len(named) == 3
+
+
+def own_data(root, masks, classes=None):
+    """A folder data set of the given masks, the same for train and val."""
+    for split in ("train", "val"):
+        for number, mask in enumerate(masks):
+            name = f"{split}/{number:03d}.png"
+            fake_data.write(root / "images" / name, np.random.default_rng(number).integers(0, 255, (*mask.shape, 3)))
+            fake_data.write(root / "masks" / name, mask)
+    if classes is not None:
+        (root / "classes.csv").write_text(classes)
+    return root
+
+
+def painted(*values):
+    """A mask of 8 x 24 pixels in columns of these values."""
+    return np.array(values, np.uint8).repeat(24 // len(values))[None].repeat(8, axis=0)
+
+
+TRAPS = {
+    # name -> masks, list, what is said (None: nothing)
+    "black and white": ([painted(0, 255)] * 3, "name\nground\ncar\n", "car (id 1)"),
+    "white is rare": ([painted(0)] * 25 + [painted(0, 0, 255)], "name,id\nground,0\ncar,1\n", "car (id 1)"),
+    "three classes": ([painted(0, 1, 255)] * 3, "name\na\nb\nc\n", "c (id 2)"),
+    "a hole on purpose": ([painted(0, 1, 255)] * 3, "name,id,ignore\na,0,\nb,1,\nc,2,\nvoid,255,yes\n", None),
+    "255 is listed": ([painted(0, 255)] * 3, "name,id\nground,0\ncar,255\n", None),
+    "255 is a border": ([painted(0, 255), painted(1, 255), painted(2, 255)], "name\na\nb\nc\n", None),
+    "the last mask has it": ([painted(0, 1, 255)] * 25 + [painted(2)], "name\na\nb\nc\n", None),
+    "inferred": ([painted(0, 1, 255)] * 3, None, None),
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+@pytest.mark.parametrize("check", [0, 2])
+def test_255_that_is_a_class_is_refused_before_training(trap, check, tool, tmp_path, capsys, monkeypatch):
+    masks, classes, says = TRAPS[trap]
+    root = own_data(tmp_path / "data", masks, classes)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("resnest_seg.doctor.LOOK", 20)
+    tool("train_seg")
+    look = sys.modules["train_seg"].look
+    config = RunConfig(data=DataConfig(dataset="folder", root=str(root), check=check, workers=0))
+    splits = [build_dataset("folder", root=root, split=split) for split in ("train", "val")]
+    code = tool("check_dataset")("--dataset", "folder", "--data.root", root, "--workers", 0)
+    told = " ".join(capsys.readouterr().out.split())
+    if says is None:
+        look(config, *splits)
+        assert code == 0, told
+        return
+    assert code == 1
+    assert f"error: 255 may be a class: no mask of train holds {says}, while the id 255" in told
+    with pytest.raises(DatasetError) as error:
+        look(config, *splits)
+    assert f"no mask of train holds {says}, while the id 255" in str(error.value)
+    # whoever does what the message says can train
+    lines = str(error.value).partition("the list must say so:\n")[2].partition("\nIf 255")[0]
+    (root / "classes.csv").write_text("\n".join(line.strip() for line in lines.splitlines()))
+    fixed = [build_dataset("folder", root=root, split=split) for split in ("train", "val")]
+    look(config, *fixed)
+    present = {int(value) for mask in masks for value in np.unique(mask)}
+    assert set(np.unique(fixed[0][len(masks) - 1].labels)) <= set(range(len(present)))
+    assert set(fixed[0].label_space.raw_ids) == present
+
+
+def test_the_message_for_black_and_white_masks_does_not_lead_into_the_trap(tmp_path):
+    root = own_data(tmp_path, [painted(0, 255)] * 3)
+    with pytest.raises(DatasetError, match="as if 255 were a class") as error:
+        build_dataset("folder", root=root)
+    lines = str(error.value).partition("would mean the ids 0 to 1:\n")[2]
+    (root / "classes.csv").write_text("\n".join(line.strip() for line in lines.splitlines()))
+    dataset = build_dataset("folder", root=root)
+    assert dataset.label_space.raw_ids == (0, 255)
+    assert check_classes(dataset) == []
+    assert np.array_equal(dataset[0].labels, painted(0, 1))
+
+
+def test_a_class_of_the_list_that_no_mask_holds_is_told_before_training(tmp_path):
+    root = own_data(tmp_path, [painted(0, 1)] * 3, "name\na\nb\nc\n")
+    dataset = build_dataset("folder", root=root)
+    (warning,) = check_classes(dataset)
+    assert warning.startswith("1 of 3 classes of the list have no pixel in any of the 3 masks of train: c.")
+    assert check_classes(build_dataset("folder", root=root, split="val")) == []
+    assert any(finding.kind == "class without pixels" for finding in diagnose([dataset]).findings)
+
+
+def test_a_right_list_is_known_from_few_masks(tmp_path, monkeypatch):
+    dataset = build_dataset("folder", root=own_data(tmp_path, [painted(0, 1)] * 40, "name\na\nb\n"))
+    read = []
+    monkeypatch.setattr(dataset, "read_mask", lambda name: read.append(name) or painted(0, 1))
+    assert check_classes(dataset) == []
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize("side", [24, 32])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_photos_that_are_turned_and_masks_that_are_not_are_counted(kind, side, tool, tmp_path, capsys, monkeypatch):
+    """By the orientation tag: neither a square photo nor one upside down can be told by its size."""
+    root = own_data(tmp_path / "data", [np.zeros((32, side), np.uint8)] * 5, "name\na\n")
+    for number, orientation in enumerate((1, 3, 2, 6)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation if side == 32 or orientation < 5 else 4
+        path = root / "images" / "train" / f"{number:03d}.png"
+        Image.open(path).save(path, kind, exif=exif)
+    train = build_dataset("folder", root=root)
+    (finding,) = [found for found in diagnose([train]).findings if found.kind == "turned photos"]
+    assert finding.message.startswith(
+        "3 of 5 photos of train are turned upright by their orientation tag (EXIF), and masks"
+    )
+    assert f"{root}/images/train/001.png, with orientation 3" in finding.message
+    assert len(finding.files) == 3
+    monkeypatch.chdir(tmp_path)
+    tool("train_seg")
+    config = RunConfig(data=DataConfig(dataset="folder", root=str(root), check=5, workers=0))
+    sys.modules["train_seg"].look(config, train)
+    assert f"warning: {finding.message}" in capsys.readouterr().err
+
+
+def test_a_turned_photo_of_another_size_is_explained(tmp_path):
+    root = own_data(tmp_path, [np.zeros((32, 24), np.uint8)] * 2, "name\na\n")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = root / "images" / "train" / "001.png"
+    Image.open(path).save(path, exif=exif)
+    with pytest.raises(DatasetError, match=r"mask of another size.*Sides are exchanged: if the photo is turned"):
+        build_dataset("folder", root=root)[1]

@@ -1,11 +1,16 @@
 """Somebody's own data: every layout, every kind of mask, splits that stay."""
 
+import json
+import os
+import shutil
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from resnest_seg.catalog import build_dataset, dataset_for
+from resnest_seg.config import DataConfig
 from resnest_seg.errors import DatasetError
 from resnest_seg.folder import FolderDataset
 from resnest_seg.labels import IGNORE_LABEL
@@ -96,6 +101,77 @@ def test_splits_by_list(tmp_path):
     (tmp_path / "val.txt").write_text("zebra")
     with pytest.raises(DatasetError, match=r"val.txt lists 'zebra', and there is no such photo"):
         FolderDataset(tmp_path, "val")
+
+
+def odd(name):
+    """As the system hands on a name whose bytes are no UTF-8."""
+    return os.fsdecode(name.encode("latin-1"))
+
+
+def test_names_that_are_not_utf_8(tmp_path, tool, monkeypatch, capsys):
+    root = make(tmp_path / "data", [odd(f"caf\u00e9{number}") for number in range(4)])
+    (root / "train.txt").write_bytes("caf\u00e91\ncaf\u00e92.jpg\n".encode("latin-1"))
+    (root / "val.txt").write_bytes("caf\u00e90".encode("latin-1"))
+    dataset = FolderDataset(root, "train")
+    assert [os.fsencode(photo) for photo, _ in dataset.pairs] == [b"images/caf\xe91.jpg", b"images/caf\xe92.jpg"]
+    assert dataset[0].name == f"{root}/images/caf\\xe91.jpg"
+    assert np.array_equal(dataset[0].labels, labels_of(1))
+    assert len(dataset.identity()) == 64
+    (root / "val.txt").write_bytes("stra\u00dfe".encode("latin-1"))
+    with pytest.raises(DatasetError, match=r"val.txt lists 'stra\\xdfe', .* The line is not UTF-8: save the list as"):
+        FolderDataset(root, "val")
+    for listed in (root / "train.txt", root / "val.txt"):
+        listed.unlink()
+    for path in (root / "masks").iterdir():
+        path.write_bytes(b"no mask")
+    (root / "classes.csv").write_text(CLASSES)
+    monkeypatch.chdir(tmp_path)
+    assert tool("check_dataset")("--dataset", "folder", "--data.root", root, "--workers", 0) == 1
+    assert "masks/caf\\xe9" in capsys.readouterr().out.encode("utf-8").decode()
+    report = json.loads((tmp_path / "check_folder.json").read_text(encoding="utf-8"))
+    assert any("caf\\xe9" in finding["message"] for finding in report["findings"])
+
+
+def test_a_root_that_a_config_cannot_hold_is_refused(tmp_path):
+    root = make(tmp_path / odd("caf\u00e9"), NAMES)
+    assert len(build_dataset("folder", root=root)) > 0
+    with pytest.raises(DatasetError, match=r"data.root '.*caf\\xe9' has bytes that are not UTF-8"):
+        dataset_for(DataConfig(dataset="folder", root=str(root)), "train")
+
+
+def test_a_list_in_another_encoding_is_named(tmp_path):
+    make(tmp_path, ["a", "b"])
+    (tmp_path / "train.txt").write_text("a\nb\n", encoding="utf-16")
+    with pytest.raises(DatasetError, match=r"train.txt is UTF-16: save it as UTF-8"):
+        FolderDataset(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["classes.csv", "classes.yml", "train.txt", "val.txt"])
+@pytest.mark.parametrize("kind", ["folder", "dead link", "zip"])
+def test_what_is_no_file_is_not_passed_over(name, kind, tmp_path):
+    root = make(tmp_path / "data", ["a", "b"])
+    (root / "train.txt").write_text("a\n")
+    if kind == "dead link":
+        (root / name).unlink(missing_ok=True)
+        (root / name).symlink_to("nowhere")
+    else:
+        (root / name).unlink(missing_ok=True)
+        (root / name).mkdir()
+        (root / name / "file").touch()
+    if kind == "zip":
+        root = shutil.make_archive(tmp_path / "packed", "zip", root)
+    with pytest.raises(DatasetError, match=rf"{name} must be a file"):
+        FolderDataset(root, "val" if name == "val.txt" else "train")
+
+
+@pytest.mark.parametrize(("masks", "cause"), [(".png", "ids up to 400"), (".jpg", "lossy compression")])
+def test_masks_that_cannot_be_read_are_the_cause(masks, cause, tmp_path):
+    """And not that they hold no class."""
+    make(tmp_path, NAMES[:12], masks=masks, images=".png")
+    for path in (tmp_path / "masks").glob("*.png"):
+        Image.fromarray(np.full((12, 16), 400, np.uint16)).save(path)
+    with pytest.raises(DatasetError, match=f"none of the 12 masks can be read. The first: .*photo.*{cause}"):
+        FolderDataset(tmp_path, allow_missing=True)
 
 
 def test_a_zip_file_of_it(tmp_path):

@@ -19,8 +19,10 @@ OTHERS = sorted((PACKAGE.parent / "tools").rglob("*.py")) + sorted((PACKAGE.pare
 LAYER_NAMES = """
 blueprints canvas class_balance convolution ema errors files paced palette_png pixel_range resampling sharding
 /
-config_checks heads heads_mmseg inputs labels large packing photos preparation protocols quantization rectify scenes
-sources video weights yaml_files
+photos yaml_files
+/
+config_checks heads heads_mmseg inputs labels large packing preparation protocols quantization rectify scenes sources
+video weights
 /
 boundaries calibration classes_file composition config connections decoding download exported large_labels lean_loss
 metrics polygons resnest samples submission views visualize

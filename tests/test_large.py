@@ -46,7 +46,10 @@ def sixteen(path):
 
 def see_through(path, mode="RGBA"):
     image = Image.fromarray(smooth()).convert(mode)
-    image.putalpha(Image.fromarray(smooth(channels=1)[..., 0]))
+    opacity = smooth(channels=1)[..., 0]
+    if path.suffix == ".tif":
+        opacity[:, 40:] = 255  # what is half transparent nearly everywhere is refused
+    image.putalpha(Image.fromarray(opacity))
     image.save(path)
 
 
@@ -112,18 +115,46 @@ def test_cmyk_photos(tmp_path):
     assert np.abs(off).mean() < 2
 
 
-def test_more_channels_and_bits_than_a_photo_has(tmp_path):
-    picture = np.dstack([smooth(), 255 - smooth()])
-    tiff(tmp_path / "six.tif", picture, photometric="MINISBLACK")
+def test_more_bits_and_another_order_than_a_photo_has(tmp_path):
     tiff(tmp_path / "twelve.tif", smooth()[..., 0].astype(np.uint16) * 16, nbits=12)
     tiff(tmp_path / "inverted.tif", smooth()[..., 0], photometric="MINISWHITE")
     tiff(tmp_path / "order.tif", smooth()[..., ::-1])
     with warnings.catch_warnings(action="ignore"), rasterio.open(tmp_path / "order.tif", "r+") as file:
         file.colorinterp = [rasterio.enums.ColorInterp[name] for name in ("blue", "green", "red")]
     grey = smooth()[..., :1].repeat(3, axis=2)
-    for name, expected in (("six", smooth()), ("twelve", grey), ("inverted", 255 - grey), ("order", smooth())):
+    for name, expected in (("twelve", grey), ("inverted", 255 - grey), ("order", smooth())):
         with LargeImage(tmp_path / f"{name}.tif") as image:
             assert np.array_equal(image[:, :, :].permute(1, 2, 0).numpy(), expected), name
+
+
+def read_down(path):
+    with LargeImage(path) as image:
+        for top in range(0, HEIGHT, 10):
+            image.read(top, 0, 10, WIDTH)
+
+
+FOUR = np.dstack([smooth(), np.full((HEIGHT, WIDTH), 20, np.uint8)])
+
+
+@pytest.mark.parametrize(
+    ("picture", "options", "says"),
+    [
+        (np.dstack([smooth(), smooth()]), {"photometric": "MINISBLACK"}, "its bands are gray, undefined"),
+        (FOUR, {"photometric": "RGB"}, "its bands are red, green, blue, undefined"),
+        (FOUR, {}, "fourth band that is marked as opacity, and 100 %"),
+        (smooth().astype(np.uint16) * 16, {"photometric": "RGB"}, "its values end at"),
+        (smooth()[..., 0].astype(np.int16), {}, "its pixels are int16"),
+    ],
+)
+def test_what_is_no_photo_is_refused_as_it_is_in_memory(picture, options, says, tmp_path, monkeypatch):
+    tiff(tmp_path / "a.tif", picture, **options)
+    monkeypatch.setattr(large, "_READ", 900)
+    with pytest.raises(DatasetError, match=rf"a.tif .*{says}"):
+        read_down(tmp_path / "a.tif")
+    with pytest.raises(DatasetError):
+        preview(tmp_path / "a.tif")
+    with pytest.raises(DatasetError):
+        read_image(tmp_path / "a.tif")
 
 
 class Counting:

@@ -1,10 +1,12 @@
 """Photos of every kind look as in an image viewer, which Pillow is here: it opens, turns and blends them."""
 
+import contextlib
 import io
 import os
 import pickle
 import subprocess
 import sys
+import warnings
 import zlib
 
 import cv2
@@ -14,7 +16,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from resnest_seg.errors import ConfigError, DatasetError
-from resnest_seg.photos import as_pixels, decode_image, read_image, size_in_header
+from resnest_seg.photos import as_pixels, decode_image, read_image, size_in_header, tiff_tags
 
 
 def picture(height=40, width=60):
@@ -276,3 +278,118 @@ def test_reading_photos_imports_opencv_alone(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == "[]"
+
+
+def tiff(bands, dtype=np.uint8, **options):
+    """A TIFF file as GDAL writes it, which is an independent writer; `bands` [C, H, W]."""
+    rasterio = pytest.importorskip("rasterio")
+    bands = np.asarray(bands).astype(dtype)
+    with warnings.catch_warnings(), rasterio.MemoryFile() as memory:
+        warnings.simplefilter("ignore")  # that a photo is not where on earth
+        count, height, width = bands.shape
+        with memory.open(
+            driver="GTiff", height=height, width=width, count=count, dtype=bands.dtype.name, **options
+        ) as file:
+            file.write(bands)
+        return bytes(memory.getbuffer())
+
+
+BANDS = picture().transpose(2, 0, 1)
+NEAR_INFRARED = np.concatenate([BANDS, np.full((1, 40, 60), 20, np.uint8)])
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (lambda: tiff(NEAR_INFRARED), "fourth band that is marked as opacity, and 100 %"),
+        (lambda: tiff(NEAR_INFRARED, photometric="RGB"), "4 bands, and the file calls them RGB without opacity"),
+        (lambda: tiff(NEAR_INFRARED, photometric="RGB", BIGTIFF="YES", endianness="big"), "4 bands, and the file"),
+        (lambda: tiff(NEAR_INFRARED, photometric="RGB", interleave="band"), "4 bands, and the file calls them RGB"),
+        (lambda: tiff(NEAR_INFRARED, photometric="MINISBLACK"), "4 bands, and the file calls them grey"),
+        (lambda: tiff(NEAR_INFRARED[2:]), "2 bands, and the file calls them grey"),
+        (lambda: tiff(np.repeat(BANDS, 3, axis=0)), "9 bands, and the file calls them"),
+        (lambda: tiff(BANDS[:1], np.int16), "its values have 16 bits, with sign"),
+        (lambda: tiff(BANDS[:1], np.int8), "its values have 8 bits, with sign"),
+        (lambda: tiff(BANDS[:1] / 255, np.float32), "its values have 32 bits, floating-point"),
+        (lambda: tiff(BANDS, np.uint32, photometric="RGB"), "its values have 32 bits, without sign"),
+        (lambda: tiff(BANDS[:1] * np.uint16(16), np.uint16, nbits=12), "its values have 12 bits, without sign"),
+        (lambda: tiff(BANDS[:1] * np.uint16(16), np.uint16), "its values end at 4[0-9]{3} of 65535"),
+        (lambda: tiff(BANDS * np.uint16(4), np.uint16, photometric="RGB"), "-scale 0 1023 0 255"),
+        (lambda: encoded(Image.fromarray(picture()[..., 0] * np.uint16(16)), "PNG"), "-scale 0 4095 0 255"),
+        (lambda: cv2.imencode(".png", picture() * np.uint16(16))[1].tobytes(), "its values end at 4[0-9]{3} of"),
+        (lambda: cv2.imencode(".ppm", picture() * np.uint16(16))[1].tobytes(), "its values end at 4[0-9]{3} of"),
+        (lambda: cv2.imencode(".pfm", picture()[..., 0] / np.float32(255))[1].tobytes(), "pixels are float32"),
+        (lambda: cv2.imencode(".hdr", picture() / np.float32(255))[1].tobytes(), "its pixels are float32"),
+    ],
+)  # fmt: skip
+def test_what_is_no_photo_of_8_bits_is_refused(data, says):
+    with pytest.raises(DatasetError, match=f"^the photo .*{says}"):
+        decode_image(data(), "the photo")
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"BIGTIFF": "YES"}, {"endianness": "big"}, {"interleave": "band"}, {"compress": "LZW"}]
+)
+def test_photos_in_tiff_files_are_read(options):
+    assert np.array_equal(decode_image(tiff(BANDS, **options), "x"), picture())
+    opaque = np.concatenate([BANDS, np.full((1, 40, 60), 255, np.uint8)])
+    opaque[3, :20] = 0
+    out = decode_image(tiff(opaque, alpha="YES", photometric="RGB", **options), "x")
+    assert np.array_equal(out[20:], picture()[20:])
+    assert (out[:20] == 255).all()
+
+
+def test_an_all_black_photo_of_16_bits_is_black():
+    assert not decode_image(encoded(Image.fromarray(np.zeros((4, 5), np.uint16)), "PNG"), "x").any()
+
+
+def test_tags_are_those_that_pillow_reads():
+    for data in (tiff(BANDS), tiff(NEAR_INFRARED, endianness="big"), encoded(Image.fromarray(picture()), "TIFF"),
+                 encoded(Image.fromarray(picture()).convert("CMYK"), "TIFF", compression="tiff_lzw")):  # fmt: skip
+        with Image.open(io.BytesIO(data)) as opened:
+            theirs = {tag: opened.tag_v2.get(tag) for tag in (258, 262, 277, 338, 339)}
+        ours = tiff_tags(data)
+        for tag, values in theirs.items():
+            assert ours.get(tag) == (values if isinstance(values, tuple | None) else (values,)), tag
+
+
+def test_damaged_tiff_files_are_an_error_and_not_a_crash():
+    data = tiff(NEAR_INFRARED, photometric="RGB")
+    random = np.random.default_rng(0)
+    for place in [*range(4, 200), len(data) - 1]:
+        for changed in (data[:place], data[:place] + random.bytes(8) + data[place + 8 :]):
+            with contextlib.suppress(DatasetError):
+                assert decode_image(changed, "x").shape[2] == 3
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "RGBa", "P", "L", "RGB"])
+def test_transparent_pil_images_lie_on_white(mode):
+    """As the file that they would be saved to, for which Pillow itself blends."""
+    image = Image.fromarray(TRANSPARENT)
+    if mode in ("P", "L", "RGB"):
+        image = image.convert(mode)
+        image.info["transparency"] = image.getpixel((3, 3))
+    else:
+        image = image.convert(mode)
+    shown = image.convert("RGBA")
+    expected = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
+    assert np.array_equal(as_pixels(image), np.array(expected))
+    assert not np.array_equal(as_pixels(image), np.array(image.convert("L").convert("RGB")))
+
+
+def test_pil_images_that_are_no_photos_are_refused(tmp_path):
+    deep = picture()[..., 0].astype(np.uint16)
+    assert np.array_equal(as_pixels(Image.fromarray(deep * 257))[..., 0], picture()[..., 0])
+    with pytest.raises(DatasetError, match=r"the PIL image has 16 bits, and its values end at"):
+        as_pixels(Image.fromarray(deep * 16))
+    for mode in ("I", "F"):
+        with pytest.raises(ConfigError, match=f"the PIL image has mode {mode}, values of 32 bits"):
+            as_pixels(Image.fromarray(picture()[..., 0]).convert(mode))
+    with pytest.raises(ConfigError, match="the PIL image of mode La cannot be made RGB"):
+        as_pixels(Image.new("La", (4, 4)))
+    (tmp_path / "cut.jpg").write_bytes(encoded(Image.fromarray(picture()), "JPEG")[:900])
+    with (
+        Image.open(tmp_path / "cut.jpg") as image,
+        pytest.raises(DatasetError, match=r"cannot read the PIL image .*cut"),
+    ):
+        as_pixels(image)

@@ -86,6 +86,42 @@ def test_nothing_is_left_half_done(kind, tmp_path, monkeypatch):
     assert tree(tmp_path) == ["data.zip"]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["C:/evil.txt", "c:evil.txt", "C:\\evil.txt", "\\evil.txt", "//server/share/evil.txt",
+     "\\\\server\\share\\evil.txt", "a\\..\\..\\evil.txt", "..", "a/..", "good.txt\0.exe", "../root/evil.txt"],
+)  # fmt: skip
+def test_names_that_lead_out_are_refused(name, tmp_path):
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as content:
+        content.writestr("good.txt", b"good")
+        member = zipfile.ZipInfo("x")
+        member.filename = name  # whose constructor would cut it off at a zero byte
+        content.writestr(member, b"evil")
+    with pytest.raises(DatasetError, match="which leads out of its folder: not unpacked"):
+        unpack(tmp_path / "data.zip", tmp_path / "root")
+    assert tree(tmp_path) == ["data.zip"]
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK])
+def test_links_and_devices_are_refused(kind, tmp_path):
+    member = zipfile.ZipInfo("evil")
+    member.external_attr = (kind | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as content:
+        content.writestr(member, b"/etc/passwd")
+    with pytest.raises(DatasetError, match="holds a link or device, 'evil'"):
+        unpack(tmp_path / "data.zip", tmp_path / "root")
+    assert tree(tmp_path) == ["data.zip"]
+
+
+def test_other_names_are_not_refused(tmp_path):
+    files = {"12:30.png": b"1", "a..b/..c": b"2", "./d": b"3", "e\\f": b"4", "g h/[i]": b"5"}
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as content:
+        for name, data in files.items():
+            content.writestr(name, data)
+    assert unpack(tmp_path / "data.zip", tmp_path / "root") == 5
+    assert tree(tmp_path / "root") == ["12:30.png", "a..b/..c", "d", "e/f", "g h/[i]"]
+
+
 def test_what_is_missing_is_counted(tmp_path):
     fake_data.make("camvid", tmp_path)
     assert missing(tmp_path, {"train/*.png": 4, "val/*.png": 4}) == []

@@ -36,6 +36,7 @@ from resnest_seg.errors import (
 )
 
 if TYPE_CHECKING:
+    from resnest_seg.samples import SegmentationDataset
     from resnest_seg.training import Trainer
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -177,13 +178,28 @@ def dry(order: Order) -> str:
     return dry_run(config)
 
 
+def look(config: RunConfig, *splits: SegmentationDataset) -> None:
+    """Refuse data with which training would go wrong, and warn of what a person should look at."""
+    from resnest_seg.doctor import check_classes, check_samples
+
+    warnings: list[str] = []
+    for dataset in splits:
+        # Also with data.check 0: it reads few masks where the list of classes is right, and a run is lost where not.
+        warnings += check_classes(dataset, workers=config.data.workers)
+        if config.data.check:
+            warnings += check_samples(dataset, count=config.data.check, workers=config.data.workers)
+    if os.environ.get("RANK", "0") == "0":
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+
+
 def trainer_for(order: Order) -> Trainer:
     """Everything that a run needs, built and checked: data, model with what it starts from, state, folder."""
     import torch
 
     from resnest_seg.budget import divided
     from resnest_seg.catalog import dataset_for
-    from resnest_seg.doctor import balance, check_samples
+    from resnest_seg.doctor import balance
     from resnest_seg.finetune import load_fitting
     from resnest_seg.run_folder import RunFolder
     from resnest_seg.segmentation import SegmentationTask
@@ -194,9 +210,8 @@ def trainer_for(order: Order) -> Trainer:
     resume = order.resume == "yes" or (order.resume == "auto" and bool(RunFolder(order.output).states()))
     train = dataset_for(config.data, "train")
     validation = dataset_for(config.data, config.eval.split)
-    if config.data.check and not resume:
-        for dataset in (train, validation):
-            check_samples(dataset, count=config.data.check, workers=config.data.workers)
+    if not resume:
+        look(config, train, validation)
     if order.budget is not None and resume:  # batch norm depends on the division: it stays, on whatever machine this is
         begun = load_run_config(Path(order.output) / "config.yaml")
         config = divided(config, begun.train.accumulation, checkpointing=begun.model.checkpointing)
