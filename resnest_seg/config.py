@@ -178,7 +178,9 @@ class TrainConfig:
     parallel: str = "ddp"
     """How several processes share a model: ddp (each holds all of it) or fsdp (each holds a part: less memory)."""
     ema: float = 0.0
-    """Decay of a moving average of the weights, which is then validated and kept as best (0.999, say); 0 keeps none."""
+    """Decay of a moving average of the weights, after a warm-up, min(ema, (1 + t) / (10 + t)) in update t; for runs of
+    5 / (1 - ema) steps or more. Average and weights are then both validated, at twice the cost, and the better of the
+    two is kept as best. 0 keeps none."""
     validate_every: int = 1
     """Epochs between validations; the end of the run is always validated."""
     validate_every_steps: int = 0

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\.\w+)?")
+TEMPORARY = re.compile(r"\.(?P<stem>.+)\.\d+\.tmp(\.\w+)?")
 """Names of `atomic_write`'s temporary files."""
 
 
@@ -44,8 +44,15 @@ def sync_folder(folder: Path) -> None:
             os.close(opened)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder; nobody may be writing there."""
+def remove_leftovers(folder: Path, names: Collection[str]) -> None:
+    """Remove the temporary files of some names that killed processes left in a folder.
+
+    Args:
+        folder: Where they lie.
+        names: What they would have become; nobody may be writing these there.
+    """
+    stems = {Path(name).stem for name in names}
     for path in folder.glob(".*.tmp*"):
-        if TEMPORARY.fullmatch(path.name):
+        found = TEMPORARY.fullmatch(path.name)
+        if found and found["stem"] in stems:
             path.unlink(missing_ok=True)
