@@ -3,7 +3,7 @@
     tensors    model.<key>              the weights and buffers of the `Segmenter`
                optimizer.<key>.<name>   optional training state: the optimiser's, per parameter
                average.<key>            optional training state: the moving average of the weights
-    metadata   format, num_classes, sha256, and as JSON config, label_space, training
+    metadata   format, num_classes, sha256, and as JSON config, label_space, origin, training
 
 Nothing in it can execute code. Files are written atomically, and one that was damaged since is told by its hash.
 """
@@ -61,6 +61,8 @@ class Checkpoint:
         weights: The state dict of the `Segmenter`.
         training: None in files that are meant for inference only.
         num_classes: K; that of the label space where there is one.
+        origin: Of a run's best weights, plain values: the step, whose they are (the weights' own, or of their average),
+            and their scores.
     """
 
     config: RunConfig
@@ -68,6 +70,7 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
     training: TrainingState | None = None
     num_classes: int = 0
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert self.label_space is not None or self.num_classes
@@ -75,21 +78,30 @@ class Checkpoint:
             object.__setattr__(self, "num_classes", len(self.label_space))
 
     def save(self, path: str | Path) -> None:
-        """Write the file atomically."""
+        """Write the file atomically.
+
+        Raises:
+            CheckpointError: The disk is full, or gone; a file that was there before is as it was.
+        """
         tensors = {f"model.{key}": value for key, value in self.weights.items()}
         metadata = {
             "format": FORMAT,
             "config": json.dumps(dataclasses.asdict(self.config)),
             "label_space": json.dumps(None if self.label_space is None else self.label_space.to_dict()),
             "num_classes": str(self.num_classes),
+            "origin": json.dumps(dict(self.origin)),
         }
         if self.training is not None:
             tensors |= self.training.tensors
             metadata["training"] = json.dumps(self.training.values)
         plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         metadata["sha256"] = content_hash(plain, metadata)
-        with atomic_write(path) as temporary:
-            save_file(plain, temporary, metadata)
+        try:
+            with atomic_write(path) as temporary:
+                save_file(plain, temporary, metadata)
+        except (SafetensorError, OSError) as error:  # what safetensors says is "I/O error: No space left on device ..."
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise CheckpointError(f"{path} cannot be written: {reason}.") from None
 
     @classmethod
     def load(cls, path: str | Path) -> Checkpoint:
@@ -115,6 +127,7 @@ class Checkpoint:
             label_space = None if classes is None else LabelSpace.from_dict(classes)
             num_classes = int(metadata["num_classes"]) if classes is None else 0
             values = json.loads(metadata["training"]) if "training" in metadata else None
+            origin = dict(json.loads(metadata.get("origin", "{}")))
         except CheckpointError:
             raise
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
@@ -122,7 +135,7 @@ class Checkpoint:
         weights = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
         rest = {key: value for key, value in tensors.items() if not key.startswith("model.")}
         state = None if values is None else TrainingState(values, rest)
-        return cls(config, label_space, weights, state, num_classes)
+        return cls(config, label_space, weights, state, num_classes, origin)
 
 
 def content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -179,7 +179,9 @@ class TrainConfig:
     parallel: str = "ddp"
     """How several processes share a model: ddp (each holds all of it) or fsdp (each holds a part: less memory)."""
     ema: float = within(0.0, 0, 1, below=True)
-    """Decay of a moving average of the weights, which is then validated and kept as best (0.999, say); 0 keeps none."""
+    """Decay of a moving average of the weights, after a warm-up, min(ema, (1 + t) / (10 + t)) in update t; for runs of
+    5 / (1 - ema) steps or more. Average and weights are then both validated, at twice the cost, and the better of the
+    two is kept as best. 0 keeps none."""
     validate_every: int = within(1, 1, COUNT)
     """Epochs between validations; the end of the run is always validated."""
     validate_every_steps: int = within(0, 0, COUNT)

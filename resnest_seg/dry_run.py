@@ -23,6 +23,7 @@ from resnest_seg.classification import ClassificationTask
 from resnest_seg.config import DataConfig, RunConfig
 from resnest_seg.datasets import Synthetic
 from resnest_seg.doctor import balance
+from resnest_seg.ema import too_short
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.evaluation import evaluate
 from resnest_seg.finetune import load_fitting
@@ -105,8 +106,7 @@ def dry_run(config: RunConfig) -> str:
     """
     real = {split: data_or_stand_in(config, split) for split in ("train", config.eval.split)}
     stand_in = isinstance(real["train"], StandIn)
-    if not stand_in:
-        Schedule.from_config(config, steps_per_epoch=max(len(real["train"]) // config.train.batch_size, 1))
+    doubts = [] if stand_in else _doubts(config, len(real["train"]))
     train = FirstOf(real["train"], 2 * config.train.batch_size)
     validation = FirstOf(real[config.eval.split], IMAGES)
     short = _shortened(config)
@@ -128,6 +128,7 @@ def dry_run(config: RunConfig) -> str:
             f"{config.data.dataset}, {len(train.label_space)} classes",
             step,
             f"  scores   of {report.images} images, protocol {config.eval.protocol}; they mean nothing after two steps",
+            *doubts,
         )
     )
 
@@ -145,7 +146,9 @@ def dry_run_classifier(config: PretrainConfig) -> str:
         if not root.exists():
             _write_noise(Path(folder), short)
         place = root if root.exists() else folder
-        train = _first(ClassFolder(place, "train"), 2 * short.train.batch_size)
+        all_of_it = ClassFolder(place, "train")
+        doubts = _doubts(config, len(all_of_it)) if root.exists() else []
+        train = _first(all_of_it, 2 * short.train.batch_size)
         task = ClassificationTask(short, train, _first(ClassFolder(place, "val"), IMAGES))
 
         def build() -> Segmenter:
@@ -159,8 +162,16 @@ def dry_run_classifier(config: PretrainConfig) -> str:
             f"dry run of {segmenter.description} passed: trained, saved, resumed, validated, loaded.",
             f"  data     {f'read from {root}' if root.exists() else 'not found, so noise'}, {task.num_classes} classes",
             step,
+            *doubts,
         )
     )
+
+
+def _doubts(config: RunConfig, size: int) -> list[str]:
+    """What the run at its full length would be warned of, with `size` samples; a `ConfigError` for its schedule."""
+    schedule = Schedule.from_config(config, steps_per_epoch=max(size // config.train.batch_size, 1))
+    doubt = too_short(config.train.ema, schedule.steps)
+    return [] if doubt is None else [f"  warning  {doubt}"]
 
 
 def _shortened(config: T) -> T:

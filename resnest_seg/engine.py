@@ -31,8 +31,8 @@ def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
     """The engine for the devices and processes at hand, with the config's precision.
 
     Raises:
-        ConfigError: Unknown precision, one that the device lacks, a batch that the processes cannot share, an unknown
-            tracker or one that is not installed.
+        ConfigError: Unknown precision, one that the device lacks, a batch that the processes cannot share, processes
+            that do not find each other, an unknown tracker or one that is not installed.
     """
     log_with = trackers(config.train.trackers)
     if config.train.parallel not in PARALLEL:
@@ -40,7 +40,7 @@ def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
     wanted = config.train.precision
     if wanted not in ("auto", *PRECISIONS):
         raise unknown_name("train.precision", wanted, ("auto", *PRECISIONS))
-    gpu = torch.cuda.is_available()
+    gpu, processes = torch.cuda.is_available(), launched()
     if wanted == "auto":
         wanted = "fp32" if not gpu else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if wanted == "fp16" and not gpu:
@@ -53,6 +53,7 @@ def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
     ddp = [] if gpu else [DistributedDataParallelKwargs(find_unused_parameters=True)]
     try:
         engine = Accelerator(
+            cpu=processes > 1 and not gpu,  # or each of them would begin a run of its own
             mixed_precision=PRECISIONS[wanted],
             log_with=log_with or None,
             project_dir=output,
@@ -60,6 +61,11 @@ def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
         )
     except ValueError as error:  # accelerate keeps one precision a process
         raise ConfigError(f"train.precision {wanted} cannot be set up in this process: {error}") from None
+    if engine.num_processes < processes:
+        raise ConfigError(
+            f"WORLD_SIZE says that {processes} processes train together, and this one found {engine.num_processes}: "
+            "each would train by itself into the same folder. Start them with torchrun."
+        )
     shares = config.train.accumulation * engine.num_processes
     if config.train.batch_size % shares:
         raise ConfigError(
@@ -75,6 +81,28 @@ def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
             "keep the statistics of all batch norms with optim.freeze bn,head_bn."
         )
     return engine
+
+
+def launched() -> int:
+    """How many processes were started to train together, by what torchrun tells each of them.
+
+    Raises:
+        ConfigError: Something tells but a part of it: each process would train by itself, or wait for ever.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if count > 1 and missing:
+        raise ConfigError(
+            f"WORLD_SIZE says that {count} processes train together, but {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not set, so they would not find each other. Start them with "
+            "torchrun, which sets all of them; for a single process unset WORLD_SIZE."
+        )
+    return count
+
+
+def precision_of(engine: Accelerator) -> str:
+    """Our name of the precision that an engine computes in: what `train.precision` auto became."""
+    return next(name for name, theirs in PRECISIONS.items() if theirs == engine.mixed_precision)
 
 
 def check_agreement(config: RunConfig, engine: Accelerator) -> None:

@@ -12,12 +12,12 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from resnest_seg.errors import ConfigError, printable
 
-TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\.\w+)?")
+TEMPORARY = re.compile(r"\.(?P<stem>.+)\.\d+\.tmp(\.\w+)?")
 """Names of `atomic_write`'s temporary files."""
 
 LONGEST_PART = 200
@@ -226,8 +226,15 @@ def sync_folder(folder: Path) -> None:
             os.close(opened)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder; nobody may be writing there."""
+def remove_leftovers(folder: Path, names: Collection[str]) -> None:
+    """Remove the temporary files of some names that killed processes left in a folder.
+
+    Args:
+        folder: Where they lie.
+        names: What they would have become; nobody may be writing these there.
+    """
+    stems = {Path(name).stem for name in names}
     for path in folder.glob(".*.tmp*"):
-        if TEMPORARY.fullmatch(path.name):
+        found = TEMPORARY.fullmatch(path.name)
+        if found and found["stem"] in stems:
             path.unlink(missing_ok=True)

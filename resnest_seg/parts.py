@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from resnest_seg.blueprints import DILATIONS, SMP
@@ -128,6 +129,35 @@ def aux_head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn
     if not model.aux_head or model.head == "classifier":
         return None
     return AUX_HEADS[model.family](_channels(encoder), num_classes, model.output_stride)
+
+
+def freeze_unread(encoder: nn.Module, heads: Sequence[nn.Module], *, in_channels: int) -> None:
+    """Take the gradients from parameters that no head's output depends on, found by a small image of zeros.
+
+    Encoders of SMP have such: parts of a classifier's last layers, and in HRNet the branches to levels that a head does
+    not read. They would get no gradient, so no state of the optimiser that a run could be resumed with, and
+    DistributedDataParallel would stop at the second step.
+
+    Args:
+        encoder: Normalised images [1, in_channels, S, S] -> features.
+        heads: Features -> logits, each.
+        in_channels: Channels of the images.
+    """
+    parts = [encoder, *heads]
+    modes = [(module, module.training) for part in parts for module in part.modules()]
+    parameters = [parameter for part in parts for parameter in part.parameters()]
+    side = max(64, *(getattr(head, "min_size", 1) for head in heads))
+    with torch.enable_grad():
+        for part in parts:
+            part.eval()
+        features = encoder(parameters[0].new_zeros(1, in_channels, side, side))
+        total = torch.stack([head(features).float().sum() for head in heads]).sum()
+        if total.requires_grad:  # not in inference mode, where nothing is trained
+            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.requires_grad_(gradient is not None)
+    for module, training in modes:
+        module.training = training
 
 
 def pretrained_file(encoder: str, weights: str) -> Path:

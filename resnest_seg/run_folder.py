@@ -6,28 +6,44 @@
     best.safetensors             the weights with the best mIoU, for inference
     metrics.jsonl                what the run computed: the same bytes, whether it was interrupted or not
     machine.jsonl                what the machine did meanwhile: speed, memory, starts
+    .lock                        held by the process that trains; it says which one that is, or was last
 
 A process can be killed between any two instructions here: there is a whole state on the disk at every moment.
+
+One run at a time: the lock is the operating system's (`flock`, on Windows `msvcrt.locking`), which ends with the
+process that holds it, however that ends. On network file systems it is seen by all machines where the file system
+passes locks on: NFS does since Linux 2.6.12, with its lock service running; GPFS, CephFS and BeeGFS can (the last one
+with `tuneUseGlobalFileLocks`); Lustre needs the mount option `flock`, and with `localflock` a lock holds on one machine
+only. Where the file system refuses locks altogether, a run says so and trains without.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import platform
+import shlex
+import sys
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from resnest_seg.checkpoint import BEST, CONFIG, LAST, Checkpoint
 from resnest_seg.config import RunConfig, flatten, to_yaml
 from resnest_seg.errors import CheckpointError, unknown_name
-from resnest_seg.files import atomic_write, naming, remove_leftovers, sync_folder
+from resnest_seg.files import atomic_write, remove_leftovers, sync_folder
 from resnest_seg.weights import check_finite, naming_file
 
 METRICS, MACHINE, SHEET, CLASSES = "metrics.jsonl", "machine.jsonl", "contact_sheet.png", "classes.txt"
 """Names in a run folder: one JSON object a line each; a picture of validation images; an image classifier's classes."""
+
+LOCK = ".lock"
+"""Name of the file that a run holds while it trains."""
 
 OURS = {CONFIG, LAST, BEST, METRICS, MACHINE, SHEET, CLASSES, "tensorboard", "wandb"}
 """What a run that died before its first save can have left behind."""
@@ -47,9 +63,22 @@ MAY_CHANGE = (
 )
 """Config keys that a resumed run may change without being allowed to, because they change no number."""
 
+CANNOT_CHANGE = {
+    "train.batch_size": "the state counts steps, and steps of another batch are other epochs, rates and samples. So "
+    "that the same batch takes less memory, divide it, with --train.accumulation and --allow-changes "
+    "train.accumulation. For another batch begin a new run from these weights, with --model.weights",
+}
+"""Config keys that no resumed run may change -> why, and what to do instead."""
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""What systems answer where a file cannot be locked at all."""
+
+Signature = tuple[tuple[str, int, int], ...]
+"""Name, size and time of change of every state in a folder."""
+
 
 class RunFolder:
-    """The files of one run, written by its main process alone.
+    """The files of one run, written by its main process alone, within `held`.
 
     Args:
         path: The folder.
@@ -59,6 +88,63 @@ class RunFolder:
     def __init__(self, path: str | Path, *, keep: int = 2) -> None:
         self.path, self.keep = Path(path), keep
         self.last_step: int | None = None  # of the state in LAST, if that is known to be whole
+        self._seen: Signature | None = None  # the states that this run knows of
+        self._lock = FileLock(self.path / LOCK, fallback_to_soft=False, on_acquired=_sign)
+
+    def check_free(self) -> None:
+        """Refuse a folder that another process trains into at this moment. Only the main process may ask.
+
+        Raises:
+            CheckpointError: It does; names the process.
+        """
+        if (self.path / LOCK).is_file():
+            probe = FileLock(self.path / LOCK, fallback_to_soft=False)
+            self._acquire(probe)
+            probe.release()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Within this, no other run can write into the folder, which is made if need be.
+
+        Raises:
+            CheckpointError: Another process trains into it, or has since this run looked at its states.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._acquire(self._lock)
+        try:
+            if self._seen not in (None, self._signature()):
+                raise CheckpointError(
+                    f"another run saved into {self.path} while this one was starting. Give the same command again with "
+                    f"--resume {self.path}, or choose another folder with --output."
+                )
+            yield
+        finally:
+            self._lock.release()
+
+    def _acquire(self, lock: BaseFileLock) -> None:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise CheckpointError(
+                f"another run is training into {self.path}: {_holder(self.path / LOCK)}. Two runs would mix their "
+                "files. Wait for that one, end it, or choose another folder with --output."
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            print(
+                f"warning: the file system of {self.path} has no locks ({error.strerror}): nothing would keep a second "
+                "run out of this folder. See to it yourself.",
+                file=sys.stderr,
+            )
+
+    def _signature(self) -> Signature:
+        found = []
+        for path in self.states():
+            with contextlib.suppress(FileNotFoundError):  # a live run renames them
+                stat = path.stat()
+                found.append((path.name, stat.st_size, stat.st_mtime_ns))
+        return tuple(found)
 
     def states(self) -> list[Path]:
         """The files of states, newest first."""
@@ -75,6 +161,7 @@ class RunFolder:
             CheckpointError: There is none, or it holds weights only.
         """
         damaged: list[str] = []
+        self._seen = self._signature()
         for path in self.states():
             try:
                 with naming_file(path):
@@ -106,6 +193,7 @@ class RunFolder:
         Raises:
             CheckpointError: The folder is another run's, or not a run's.
         """
+        self._seen = ()
         if not self.path.exists():
             return
         if adopt and self.path.is_dir() and not self.states():
@@ -116,20 +204,33 @@ class RunFolder:
         way_out = f", or continue that run with --resume {self.path}" if self.states() else ""
         raise CheckpointError(f"run folder {self.path} already exists. Choose another with --output{way_out}.")
 
-    def open(self, config: RunConfig, reached: Mapping[str, int], *, files: Mapping[str, str] | None = None) -> None:
+    def open(
+        self,
+        config: RunConfig,
+        reached: Mapping[str, int],
+        *,
+        files: Mapping[str, str] | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
         """Create the folder, or cut a resumed run's metrics back to where it continues.
 
         Args:
             config: What config.yaml shall say.
             reached: Kind of line -> the last step whose lines stay.
             files: Name -> text of more files.
+            say: Is told if a resumed run's metrics are gone.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.path)
+        remove_leftovers(self.path, {*OURS, *(files or {})})
         for name, text in {CONFIG: to_yaml(config), **(files or {})}.items():
             with atomic_write(self.path / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
         metrics = self.path / METRICS
+        if not metrics.exists() and max(reached.values(), default=0) > 0:
+            say(
+                f"warning: {metrics} is gone, and with it the losses and scores up to step {max(reached.values())}. "
+                "The weights do not depend on it; it goes on from here."
+            )
         lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines() if metrics.exists() else []
         with atomic_write(metrics) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines if _is_reached(line, reached)), encoding="utf-8")
@@ -142,20 +243,60 @@ class RunFolder:
         return uuid.uuid4().hex
 
     def append(self, name: str, values: Mapping[str, Any]) -> None:
-        """Append a JSON line to METRICS or MACHINE."""
-        with naming(self.path / name), open(self.path / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        """Append a JSON line to METRICS or MACHINE.
+
+        Raises:
+            CheckpointError: As `save_state`.
+        """
+        path = self.path / name
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            raise self._not_written(path, error) from None
 
     def save_state(self, checkpoint: Checkpoint, step: int) -> None:
-        """Write the state as the newest, keep the one before under its step, and drop those beyond `keep`."""
-        with open(self.path / METRICS, "ab") as file:
-            os.fsync(file.fileno())  # a state must not survive a power failure that its lines do not
-        if self.keep > 1 and self.last_step not in (None, step):
-            self._set_aside(self.path / f"step_{self.last_step:08d}.safetensors")
-        checkpoint.save(self.path / LAST)
+        """Write the state as the newest, keep the one before under its step, and drop those beyond `keep`.
+
+        Raises:
+            CheckpointError: The disk is full, or gone; names the file, and says that the state before it is good.
+        """
+        try:
+            with open(self.path / METRICS, "ab") as file:
+                os.fsync(file.fileno())  # a state must not survive a power failure that its lines do not
+            if self.keep > 1 and self.last_step not in (None, step):
+                self._set_aside(self.path / f"step_{self.last_step:08d}.safetensors")
+            checkpoint.save(self.path / LAST)
+        except (OSError, CheckpointError) as error:
+            raise self._not_written(self.path / LAST, error) from None
         self.last_step = step
         for path in self._older()[self.keep - 1 :]:
             path.unlink(missing_ok=True)
+        self._seen = self._signature()
+
+    def save_best(self, checkpoint: Checkpoint) -> None:
+        """Write the best weights.
+
+        Raises:
+            CheckpointError: As `save_state`.
+        """
+        try:
+            checkpoint.save(self.path / BEST)
+        except (OSError, CheckpointError) as error:
+            raise self._not_written(self.path / BEST, error) from None
+
+    def _not_written(self, path: Path, error: OSError | CheckpointError) -> CheckpointError:
+        """The error for a file that the system refused, with what is still good and how to go on."""
+        what = getattr(error, "strerror", None) or error
+        reason = str(error) if isinstance(error, CheckpointError) else f"{path} cannot be written: {what}."
+        states = self.states()
+        if not states:
+            return CheckpointError(f"{reason} The run has saved nothing yet.")
+        which = "its newest state" if self.last_step is None else f"the state of step {self.last_step}"
+        return CheckpointError(
+            f"{reason} The run was stopped; {which}, {states[0]}, is good. Make room, then go on with --resume "
+            f"{shlex.quote(str(self.path))}"
+        )
 
     def _set_aside(self, older: Path) -> None:
         """Give the newest state a second name, so that it outlives the next one's."""
@@ -180,13 +321,15 @@ def config_changes(saved: RunConfig, config: RunConfig, *, allowed: Collection[s
 
     Raises:
         ConfigError: An allowed key does not exist.
-        CheckpointError: Another key changed.
+        CheckpointError: Another key changed, or one that no run may change.
     """
     before, now = flatten(saved), flatten(config)
     for key in allowed:
         if key not in now:
             raise unknown_name("key to change:", key, now)
     changes = {key: f"{key} ({before[key]} -> {now[key]})" for key in now if now[key] != before[key]}
+    for key in CANNOT_CHANGE.keys() & changes.keys():
+        raise CheckpointError(f"{changes[key]} cannot change while a run goes on: {CANNOT_CHANGE[key]} {file.parent}")
     refused = [key for key in changes if key not in (*MAY_CHANGE, *allowed)]
     if refused:
         raise CheckpointError(
@@ -203,3 +346,18 @@ def _is_reached(line: str, reached: Mapping[str, int]) -> bool:
         return int(entry["step"]) <= reached[entry["kind"]]
     except (ValueError, KeyError, TypeError):
         return False  # the run died while writing it
+
+
+def _sign(lock: int) -> None:
+    """Write into the file of a lock that was just got, by its descriptor, who has it."""
+    os.ftruncate(lock, 0)
+    os.write(lock, f"process {os.getpid()} on {platform.node()}\n".encode())
+
+
+def _holder(lock: Path) -> str:
+    """Who has a lock, in words."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):  # Windows lets nobody read it
+        words = lock.read_text(encoding="utf-8").strip()
+        if words:
+            return f"{words} holds {lock}"
+    return f"another process holds {lock}"

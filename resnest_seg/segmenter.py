@@ -21,7 +21,7 @@ from resnest_seg.errors import CheckpointError, ConfigError, DownloadError
 from resnest_seg.fusion import fuse_model
 from resnest_seg.heads import resize_logits
 from resnest_seg.labels import LabelSpace
-from resnest_seg.parts import aux_head_for, build_encoder, check_names, head_for, load_encoder, misfits
+from resnest_seg.parts import aux_head_for, build_encoder, check_names, freeze_unread, head_for, load_encoder, misfits
 from resnest_seg.pixel_range import PixelRange
 from resnest_seg.resnest import ResNeSt
 from resnest_seg.weights import check_finite, naming_file
@@ -359,10 +359,14 @@ def segmenter_for(
         raise ConfigError(f"num_classes must be at least 1, not {classes}.")
     check_names(model)
     encoder = build_encoder(model, pretrained=pretrained)
+    head, aux_head = head_for(model, encoder, classes), aux_head_for(model, encoder, classes)
+    if model.encoder.startswith(SMP) or model.head.startswith(SMP):
+        heads = [head] if aux_head is None else [head, aux_head]
+        freeze_unread(encoder, heads, in_channels=model.in_channels)
     segmenter = Segmenter(
         encoder=encoder,
-        head=head_for(model, encoder, classes),
-        aux_head=aux_head_for(model, encoder, classes),
+        head=head,
+        aux_head=aux_head,
         config=config,
         num_classes=classes,
         label_space=label_space,

@@ -154,23 +154,12 @@ class SMPEncoder(nn.Module):
         features: list[Tensor] = self.encoder(images)
         return features
 
+    @torch.no_grad()
     def _probe(self, in_channels: int) -> int:
-        """The output stride as it is, not as it is said to be; parameters that no feature needs are frozen.
-
-        SMP leaves some of a classifier's last layers in the encoder, and DistributedDataParallel refuses to train
-        parameters that get no gradient.
-        """
+        """The output stride as it is, not as it is said to be."""
         was_training = self.encoder.training
         self.encoder.eval()
-        parameters = list(self.encoder.parameters())
-        images = parameters[0].new_zeros(1, in_channels, 64, 64)
-        with torch.enable_grad():
-            features = self.encoder(images)
-            sums = [feature.float().sum() for feature in features if feature.requires_grad]
-            if sums:  # not in inference mode, where nothing is trained
-                gradients = torch.autograd.grad(torch.stack(sums).sum(), parameters, allow_unused=True)
-                for parameter, gradient in zip(parameters, gradients, strict=True):
-                    parameter.requires_grad_(gradient is not None)
+        features = self.encoder(next(self.encoder.parameters()).new_zeros(1, in_channels, 64, 64))
         self.encoder.train(was_training)
         return 64 // int(features[-1].shape[2])
 

@@ -11,9 +11,10 @@ import contextlib
 import copy
 import itertools
 import math
+import os
 import platform
 import sys
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,13 @@ from resnest_seg.checkpoint import (
 from resnest_seg.config import RunConfig
 from resnest_seg.convolution import faster_weight_gradients
 from resnest_seg.display import console
-from resnest_seg.ema import WeightAverage
+from resnest_seg.ema import WeightAverage, too_short
 from resnest_seg.engine import (
-    PRECISIONS,
     StopSignal,
     accelerator_for,
     begin_trackers,
     check_agreement,
+    precision_of,
     shares_statistics,
     splits_model,
 )
@@ -72,10 +73,11 @@ class Trainer:
     Attributes:
         step: Optimiser steps done.
         stopped_by: The signal that ended `fit`, or None.
+        doubts: What in the config can hardly be meant, in words.
 
     Raises:
         ConfigError: Unknown precision or tracker; a batch that cannot be divided; a model that does not fit the data.
-        CheckpointError: The folder exists already, or cannot be resumed.
+        CheckpointError: The folder exists already, cannot be resumed, or is another live run's.
     """
 
     def __init__(
@@ -95,13 +97,20 @@ class Trainer:
         self.schedule = Schedule.from_config(config, steps_per_epoch=self.steps_per_epoch)
         self.steps = self.schedule.steps
         self.step, self.best_score, self.validated_step, self.stale_validations = 0, -1.0, 0, 0
+        self.best_of = "weights"
         self.stopped_by: int | None = None
         self.changes: list[str] = []
+        self.doubts = [text for text in (too_short(config.train.ema, self.steps),) if text is not None]
+        if os.environ.get("RANK", "0") == "0":
+            self.folder.check_free()
         saved = self._open_state(allow_changes) if resume else None
         if saved is None:
             self.folder.check_new(adopt=adopt)
         self.engine = accelerator_for(config, self.output / "tensorboard")
         check_agreement(config, self.engine)  # nor does the main process make the folder before all found it missing
+        self.precision = precision_of(self.engine)
+        if saved is not None:
+            self._check_precision(saved, allow_changes)
         self.console = console(quiet=not self.engine.is_main_process)
         task.begin(segmenter, self.engine.device)
         self._build(segmenter, saved)
@@ -149,12 +158,13 @@ class Trainer:
             Whether the run is complete.
 
         Raises:
+            CheckpointError: Another run trains into the folder, or the disk is full.
             DatasetError: A sample cannot be loaded.
             ResNeStSegError: The loss or the gradient is not finite; the weights are those before the bad step. Or a
                 loader process died.
         """
-        self._open_run()
         with (
+            self._open_run(),
             StopSignal() as stop,
             contextlib.closing(self._batches()) as batches,
             progress_bars(self.console) as progress,
@@ -261,30 +271,59 @@ class Trainer:
         return due and self.step > self.validated_step
 
     def _validate(self, stop: StopSignal, progress: Progress) -> None:
-        """Evaluate the validation split and keep the best weights; nothing happens if the run is told to stop."""
-        if self.judged is not self.segmenter:
-            values = self.segmenter.state_dict() if self.average is None else self.average.values
-            load_weights(self.judged, whole(values))
-        share_buffers(self.judged, self.engine)
-        scores = self.task.validate(self.judged, self.engine, stop=stop, progress=progress)
-        if scores is None:
-            self.stopped_by = stop.anywhere(self.engine)
-            return
-        self._log(METRICS, "validation", dict(scores))
-        epochs = math.ceil(self.steps / self.steps_per_epoch)
-        self.console.print(f"epoch {self.epoch:>3}/{epochs}  step {self.step}  {self.task.show(scores)}")
-        self.task.draw(self.engine, folder=self.output, epoch=self.epoch, step=self.step)
+        """Evaluate the validation split and keep the best weights; nothing happens if the run is told to stop.
+
+        Where there is an average of the weights, both are evaluated, and the better one's scores are those of the
+        validation: what is kept as best, and what `train.patience` looks at.
+        """
+        found: dict[str, Mapping[str, float]] = {}
+        better = ""
+        for name in ("weights",) if self.average is None else ("average", "weights"):
+            self._show_to_judge(name)
+            scores = self.task.validate(self.judged, self.engine, stop=stop, progress=progress)
+            if scores is None:
+                self.stopped_by = stop.anywhere(self.engine)
+                return
+            found[name] = scores
+            if not better or scores[self.task.score] > found[better][self.task.score]:
+                better = name
+                self.task.draw(self.engine, folder=self.output, epoch=self.epoch, step=self.step)
+        self._report(found, better)
         self.stale_validations += 1
-        if scores[self.task.score] > self.best_score:
-            self.best_score, self.stale_validations = scores[self.task.score], 0
+        if found[better][self.task.score] > self.best_score:
+            self.best_score, self.best_of, self.stale_validations = found[better][self.task.score], better, 0
+            if name != better:
+                self._show_to_judge(better)
             if self.engine.is_main_process:
-                self._checkpoint(self.judged.state_dict()).save(self.output / BEST)
+                origin = {"step": self.step, "of": better, **found[better]}
+                self.folder.save_best(self._checkpoint(self.judged.state_dict(), origin=origin))
         self.validated_step = self.step
         self._save_state()
         if self.finished and self.step < self.steps:
             self.console.print(
                 f"ended early: {self.stale_validations} validations in a row without a better {self.task.score}"
             )
+
+    def _show_to_judge(self, name: str) -> None:
+        """Put the "weights" or their "average" into the model that is validated, the same on every process."""
+        if self.judged is not self.segmenter:
+            average = self.average if name == "average" else None
+            values = self.segmenter.state_dict() if average is None else average.values
+            load_weights(self.judged, whole(values))
+        share_buffers(self.judged, self.engine)
+
+    def _report(self, found: Mapping[str, Mapping[str, float]], better: str) -> None:
+        """Log and print the scores of a validation: the better ones and, if there are two, whose they are and both."""
+        values: dict[str, Any] = dict(found[better])
+        shown = self.task.show(found[better])
+        if len(found) > 1:
+            values["of"] = better
+            values |= {f"{name}/{key}": value for name, scores in found.items() for key, value in scores.items()}
+            other = next(name for name in found if name != better)
+            shown += f"  of the {better} ({other}: {100 * found[other][self.task.score]:.2f})"
+        self._log(METRICS, "validation", values)
+        epochs = math.ceil(self.steps / self.steps_per_epoch)
+        self.console.print(f"epoch {self.epoch:>3}/{epochs}  step {self.step}  {shown}")
 
     def _rates(self) -> dict[str, float]:
         """The learning rate of every parameter group."""
@@ -298,11 +337,27 @@ class Trainer:
             epoch = round(self.step / self.steps_per_epoch, 4)
             self.folder.append(file, {"kind": kind, "step": self.step, "epoch": epoch, **values})
 
-    def _open_run(self) -> None:
-        """Create the run folder, or cut a resumed run's metrics back to the step it continues from."""
+    @contextlib.contextmanager
+    def _open_run(self) -> Iterator[None]:
+        """Within this, the run folder is this run's alone; begins by making it, or going back to where it continues."""
+        with contextlib.ExitStack() as held:
+            refusal = ""
+            if self.engine.is_main_process:
+                try:
+                    held.enter_context(self.folder.held())
+                except CheckpointError as error:
+                    refusal = str(error)
+            refusals = [text for text in gather_object([refusal]) if text]
+            if refusals:
+                raise CheckpointError(refusals[0])
+            self._begin()
+            yield
+
+    def _begin(self) -> None:
+        """Create the run folder, or cut a resumed run's metrics back to the step it continues from; say what is run."""
         if self.engine.is_main_process:
             reached = {"train": self.step, "validation": self.validated_step}
-            self.folder.open(self.config, reached, files=self.task.files)
+            self.folder.open(self.config, reached, files=self.task.files, say=_warn)
         self.engine.wait_for_everyone()
         identity = self.folder.identity()
         begin_trackers(self.config, self.engine, folder=self.output, identity=identity, step=self.step)
@@ -313,12 +368,11 @@ class Trainer:
             self.console.print(f"changed since the run began: {', '.join(self.changes)}", soft_wrap=True)
         if self.step == 0:
             self._save_state()  # from here on the folder can be resumed, whatever happens
-        precision = next(name for name, theirs in PRECISIONS.items() if theirs == self.engine.mixed_precision)
         self.console.print(
             f"{self.segmenter.description}, {self.task.num_classes} classes; "
             f"{self.task.size} training images, {self.steps / self.steps_per_epoch:g} epochs = {self.steps} steps of "
             f"{self.config.train.batch_size} images ({self.config.train.accumulation} micro-batches x "
-            f"{self.engine.num_processes} processes) on {self.engine.device}, {precision}, "
+            f"{self.engine.num_processes} processes) on {self.engine.device}, {self.precision}, "
             f"{describe_lr(self.config)}; run folder {self.output}",
             soft_wrap=True,
         )
@@ -333,9 +387,15 @@ class Trainer:
             self.folder.save_state(self._checkpoint(weights, TrainingState(self._values(), tensors)), self.step)
         self.engine.wait_for_everyone()
 
-    def _checkpoint(self, weights: dict[str, torch.Tensor], state: TrainingState | None = None) -> Checkpoint:
+    def _checkpoint(
+        self,
+        weights: dict[str, torch.Tensor],
+        state: TrainingState | None = None,
+        *,
+        origin: Mapping[str, Any] | None = None,
+    ) -> Checkpoint:
         task = self.task
-        return Checkpoint(task.config, task.label_space, weights, state, num_classes=task.num_classes)
+        return Checkpoint(task.config, task.label_space, weights, state, task.num_classes, origin or {})
 
     def _values(self) -> dict[str, Any]:
         """The part of the state that is plain values."""
@@ -344,16 +404,19 @@ class Trainer:
             f"best_{self.task.score}": self.best_score,
             "validated_step": self.validated_step,
             "stale_validations": self.stale_validations,
+            "precision": self.precision,
             "data": self.task.identity(),
             **self.task.values(),
         }
+        if self.average is not None:
+            values |= {"average_updates": self.average.updates, "best_of": self.best_of}
         if self.engine.scaler is not None:
             values["scaler"] = self.engine.scaler.state_dict()
         return values
 
     def _open_state(self, allow_changes: Collection[str]) -> Checkpoint:
         """The state to continue from, if it is one of this run."""
-        saved = self.folder.load_state(say=lambda text: print(text, file=sys.stderr))
+        saved = self.folder.load_state(say=_warn)
         assert saved.training is not None
         try:
             before = self.task.whole_config(saved.config, saved.training)
@@ -368,6 +431,21 @@ class Trainer:
             )
         return saved
 
+    def _check_precision(self, saved: Checkpoint, allow_changes: Collection[str]) -> None:
+        """Refuse to go on in another precision than before, which `train.precision` auto can become elsewhere."""
+        assert saved.training is not None
+        before = saved.training.values.get("precision", self.precision)  # older states do not tell
+        if before == self.precision:
+            return
+        if "train.precision" not in allow_changes:
+            raise CheckpointError(
+                f"{self.output / LAST} was computed in {before}, and on {self.engine.device} train.precision "
+                f"{self.config.train.precision} is {self.precision}: the run would be another one. To go on in "
+                f"{before} all the same: --train.precision {before} --allow-changes train.precision; in "
+                f"{self.precision}: --allow-changes train.precision"
+            )
+        self.changes.append(f"arithmetic ({before} -> {self.precision})")
+
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         """The parameters of the optimiser by their names, in its order."""
         names = {parameter: name for name, parameter in self.segmenter.named_parameters()}
@@ -381,13 +459,15 @@ class Trainer:
             state = optimizer_state(tensors) if saved.config.optim.optimizer == self.config.optim.optimizer else {}
             may_differ = any(change.startswith("optim.freeze ") for change in self.changes)
             restore_optimizer(self.optimizer, self._trained(), state, may_differ=may_differ)
-            if self.average is not None:
-                mean = self.average.values
-                self.average.load({key: part_like(tensors[f"average.{key}"], mean[key]) for key in mean})
-            if self.engine.scaler is not None:
+            if self.average is not None and saved.config.train.ema:  # else it begins here, from the saved weights
+                mean, updates = self.average.values, int(values.get("average_updates", values["step"]))
+                averages = {key: part_like(tensors[f"average.{key}"], mean[key]) for key in mean}
+                self.average.load(averages, updates=updates)
+            if self.engine.scaler is not None and values.get("precision", self.precision) == self.precision:
                 self.engine.scaler.load_state_dict(values["scaler"])
             self.step, self.validated_step = int(values["step"]), int(values["validated_step"])
             self.best_score = float(values[f"best_{self.task.score}"])
+            self.best_of = str(values.get("best_of", "average" if saved.config.train.ema else "weights"))
             self.stale_validations = int(values.get("stale_validations", 0))
         except (KeyError, ValueError, IndexError) as error:
             raise CheckpointError(
@@ -404,3 +484,7 @@ class Trainer:
                 f"the processes found different states in {self.output} (steps {steps}): the run folder must lie "
                 "where all machines see the same files."
             )
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)

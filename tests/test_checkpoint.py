@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from resnest_seg.checkpoint import BEST, LAST, Checkpoint, TrainingState, find_checkpoint
@@ -128,16 +129,17 @@ def test_weights_that_do_not_fit_are_named(saved, config, tiny_space, tmp_path):
         assert part in str(error.value)
 
 
-def test_a_failed_save_keeps_the_old_file(saved, config, tiny_space, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_failed_save_keeps_the_old_file(error, saved, config, tiny_space, monkeypatch):
     path, segmenter, _ = saved
     before = path.read_bytes()
 
     def full_disk(tensors, file, metadata):
         file.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr("resnest_seg.checkpoint.save_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CheckpointError, match=r"last.safetensors cannot be written: .*No space left"):
         Checkpoint(config, tiny_space, segmenter.state_dict()).save(path)
     assert path.read_bytes() == before
     assert len(list(path.parent.iterdir())) == 1

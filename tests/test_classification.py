@@ -20,7 +20,7 @@ from resnest_seg.classification import ClassificationTask, accuracy, batch_mix
 from resnest_seg.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, load_config
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, ResNeStSegError
 from resnest_seg.pretraining import ClassifyConfig, PretrainConfig
-from resnest_seg.run_folder import CLASSES, MACHINE, METRICS
+from resnest_seg.run_folder import CLASSES, LOCK, MACHINE, METRICS
 from resnest_seg.segmenter import build_segmenter, segmenter_for
 from resnest_seg.training import Trainer
 from resnest_seg.zoo import load_checkpoint
@@ -76,12 +76,15 @@ def finished(root, tmp_path_factory):
 
 def test_the_run_folder(finished):
     assert {path.name for path in finished.iterdir()} == {
-        *("config.yaml", CLASSES, LAST, BEST, METRICS, MACHINE, "step_00000009.safetensors"),
+        *("config.yaml", CLASSES, LAST, BEST, METRICS, MACHINE, LOCK, "step_00000009.safetensors"),
     }
     assert (finished / CLASSES).read_text() == "blue\ngreen\nred\n"
     lines = metrics(finished)
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 13))
-    assert [line["step"] for line in lines if line["kind"] == "validation"] == [6, 12]
+    validations = [line for line in lines if line["kind"] == "validation"]
+    assert [line["step"] for line in validations] == [6, 12]
+    assert all(line["top1"] == max(line["average/top1"], line["weights/top1"]) for line in validations)
+    assert Checkpoint.load(finished / BEST).origin["of"] in {line["of"] for line in validations}
     rates = [line["lr"] for line in lines if line["kind"] == "train"]
     assert max(rates) == 0.05
     assert rates[0] < rates[1] < rates[2] > rates[3] > rates[-1]

@@ -1,9 +1,15 @@
 """The states of a run: killed at any instant, it ends with the bits of a run that nobody killed."""
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
+import platform
 import random
+import resource
+import signal
+import time
 
 import pytest
 import torch
@@ -182,9 +188,126 @@ def test_opening_cuts_the_lines_back_and_removes_leftovers(tmp_path):
         file.write(b'{"kind": "train", "step": 1, \xff')
     (tmp_path / ".last.4711.tmp.safetensors").write_bytes(b"half")
     (tmp_path / ".notes").write_text("mine")
+    (tmp_path / ".eval_report.4711.tmp.json").write_text("of an evaluation that is still at work")
     folder.open(RunConfig(), {"train": 2, "validation": 0})
     assert [(line["kind"], line["step"]) for line in lines(tmp_path / METRICS)] == [("train", 1), ("train", 2)]
-    assert {path.name for path in tmp_path.glob(".*")} == {".notes"}
+    assert {path.name for path in tmp_path.glob(".*")} == {".notes", ".eval_report.4711.tmp.json"}
+
+
+def test_metrics_that_are_gone_are_told(tmp_path):
+    said, folder = [], RunFolder(tmp_path)
+    folder.open(RunConfig(), {"train": 0, "validation": 0}, say=said.append)
+    folder.open(RunConfig(), {"train": 7, "validation": 4}, say=said.append)
+    assert said == []
+    (tmp_path / METRICS).unlink()
+    folder.open(RunConfig(), {"train": 7, "validation": 4}, say=said.append)
+    assert len(said) == 1
+    assert f"{tmp_path / METRICS} is gone, and with it the losses and scores up to step 7" in said[0]
+
+
+@contextlib.contextmanager
+def another_process(folder):
+    """A process that holds a folder and has a child, as a training process has its loaders; gives its id."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with RunFolder(folder).held():
+                if os.fork() == 0:
+                    time.sleep(5)
+                    os._exit(0)
+                os.write(writing, b"x")
+                time.sleep(60)
+        finally:
+            os._exit(1)
+    os.read(reading, 1)
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        for end in (reading, writing):
+            os.close(end)
+
+
+def test_a_second_run_is_refused_and_a_dead_one_holds_nothing(checkpoint, tmp_path):
+    """Neither by itself nor by its children, which live on for a while after a SIGKILL."""
+    folder = RunFolder(tmp_path / "run")
+    folder.check_free()  # nobody ever held it
+    with another_process(folder.path) as pid:
+        says = f"another run is training into .*run: process {pid} on {platform.node()} holds .*lock.*Wait for that"
+        with pytest.raises(CheckpointError, match=says):
+            folder.check_free()
+        with pytest.raises(CheckpointError, match=says), folder.held():
+            pass
+    folder.check_free()
+    with folder.held():
+        folder.save_state(checkpoint(1), 1)
+        with pytest.raises(CheckpointError, match=f"process {os.getpid()} on"):
+            RunFolder(folder.path).check_free()
+    with folder.held():  # again, by the same run
+        pass
+
+
+def test_a_run_that_saved_while_another_one_started_is_not_cut_back(checkpoint, tmp_path):
+    first, second, third = RunFolder(tmp_path), RunFolder(tmp_path), RunFolder(tmp_path)
+    third.check_new(adopt=True)
+    with first.held():
+        first.save_state(checkpoint(3), 3)
+    second.load_state()
+    with first.held():
+        first.save_state(checkpoint(6), 6)
+    for late in (second, third):
+        with pytest.raises(CheckpointError, match=r"another run saved into .* --resume"), late.held():
+            pass
+    second.load_state()
+    with second.held():
+        pass
+
+
+def test_where_files_cannot_be_locked_a_run_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
+    folder = RunFolder(tmp_path)
+
+    def refuse(**options):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(folder._lock, "acquire", refuse)
+    with folder.held():
+        assert f"warning: the file system of {tmp_path} has no locks" in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """As on a disk that is nearly full, the system refuses to write more; here with another reason."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_told_and_the_state_before_is_good(checkpoint, tmp_path):
+    folder = RunFolder(tmp_path)
+    with files_of_at_most(500), pytest.raises(CheckpointError, match=r"last.*cannot be written.*has saved nothing yet"):
+        folder.save_state(checkpoint(3), 3)
+    folder.save_state(checkpoint(3), 3)
+    folder.append(METRICS, {"kind": "train", "step": 3})
+    with files_of_at_most(500):
+        good = r"cannot be written: .*[Ff]ile too large.* the state of step 3, .*last.safetensors, is good. .*--resume"
+        with pytest.raises(CheckpointError, match=f"last.safetensors {good}"):
+            folder.save_state(checkpoint(6), 6)
+        with pytest.raises(CheckpointError, match=f"best.safetensors {good}"):
+            folder.save_best(checkpoint(6))
+        with pytest.raises(CheckpointError, match=f"metrics.jsonl {good}"):
+            folder.append(METRICS, {"kind": "train", "step": 4, "names": "x" * 600})
+    assert not list(tmp_path.glob(".*.tmp*"))
+    again = RunFolder(tmp_path)
+    assert again.load_state().training.values["step"] == 3
+    again.open(RunConfig(), {"train": 3, "validation": 0})
+    assert lines(tmp_path / METRICS) == [{"kind": "train", "step": 3}]
+    again.save_state(checkpoint(6), 6)
+    assert [Checkpoint.load(path).training.values["step"] for path in again.states()] == [6, 3]
 
 
 def test_changes_are_refused_or_allowed_by_key(tmp_path):
@@ -198,6 +321,10 @@ def test_changes_are_refused_or_allowed_by_key(tmp_path):
         config_changes(before, after, allowed=("optim.lr",), file=tmp_path)
     shown = config_changes(before, after, allowed=("optim.lr", "seed"), file=tmp_path)
     assert shown == ["optim.lr (0.01 -> 0.5)", "seed (0 -> 4)", "output (None -> elsewhere)"]
+    other = dataclasses.replace(before, train=dataclasses.replace(before.train, batch_size=8))
+    for allowed in ((), ("train.batch_size",)):
+        with pytest.raises(CheckpointError, match=r"train.batch_size \(16 -> 8\) cannot change .*--train.accumulation"):
+            config_changes(before, other, allowed=allowed, file=tmp_path)
     with pytest.raises(ConfigError, match=r"unknown key to change: 'optim.rl'\. Did you mean 'optim.lr'"):
         config_changes(before, before, allowed=("optim.rl",), file=tmp_path)
 

@@ -66,7 +66,7 @@ def test_every_decoder_segments_on_our_encoder(head, output_stride):
 @pytest.mark.parametrize(
     ("name", "output_stride"),
     [("resnet18", 8), ("se_resnet50", 16), ("timm-skresnet18", 16), ("efficientnet-b0", 8), ("mit_b0", 32),
-     ("densenet121", 32), ("vgg11", 32), ("tu-resnest14d", 8)],
+     ("densenet121", 32), ("vgg11", 32), ("tu-resnest14d", 8), ("tu-hrnet_w18_small", 32)],
 )  # fmt: skip
 def test_smps_encoders_segment_under_our_heads(name, output_stride):
     segmenter = build_segmenter(f"smp:{name}", head="fcn", num_classes=3, output_stride=output_stride).eval()
@@ -78,6 +78,30 @@ def test_smps_encoders_segment_under_our_heads(name, output_stride):
     (output.logits.square().mean() + output.aux_logits.square().mean()).backward()
     trained = [(key, parameter) for key, parameter in segmenter.named_parameters() if parameter.requires_grad]
     assert [key for key, parameter in trained if parameter.grad is None] == []  # or DistributedDataParallel stops
+
+
+def test_what_no_head_reads_is_frozen_and_nothing_else():
+    """By another way: what moves when a parameter does. HRNet's last fusion feeds levels that FCN passes over."""
+    torch.manual_seed(0)
+    segmenter = build_segmenter("smp:tu-hrnet_w18_small", head="fcn", num_classes=2, output_stride=32, aux_head=False)
+    assert segmenter.training
+    frozen = [name for name, parameter in segmenter.named_parameters() if not parameter.requires_grad]
+    assert frozen
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    parameters = dict(segmenter.eval().named_parameters())
+    with torch.inference_mode():
+        for module in segmenter.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.fill_(1)  # timm begins some with 0, behind which nothing moves yet
+        before = segmenter(images).logits
+        trained = [name for name in parameters if name not in frozen]
+        for name in [*frozen[::5], *trained[::20]]:
+            parameters[name].add_(0.5)
+            changed = not torch.equal(segmenter(images).logits, before)
+            parameters[name].sub_(0.5)
+            assert changed == (name not in frozen), name
+    read = build_segmenter("smp:tu-hrnet_w18_small", head="smp:unet", num_classes=2, output_stride=32, aux_head=False)
+    assert all(parameter.requires_grad for parameter in read.parameters())
 
 
 ARCHITECTURES = {

@@ -22,6 +22,7 @@ from resnest_seg.config import load_run_config
 from resnest_seg.datasets import Synthetic
 from resnest_seg.photos import read_image
 from resnest_seg.published import published_names
+from resnest_seg.run_folder import RunFolder
 from resnest_seg.visualize import write_png
 
 
@@ -510,12 +511,19 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path, workers):
     assert (folder / BEST).exists()
 
 
+def test_a_folder_that_another_run_trains_into_is_refused(tool, run, capsys):
+    with RunFolder(run).held():
+        assert tool("train_seg")("--resume", run) == 2
+    assert f"error: another run is training into {run}: process {os.getpid()} on" in capsys.readouterr().err
+    assert tool("train_seg")("--resume", run) == 0  # is done, and says so
+
+
 def test_two_processes_train_one_model(tmp_path):
     """Under torchrun, without a GPU: one run folder, metrics written once, the batch shared."""
     folder = tmp_path / "run"
     words = ["--dataset", "synthetic", *TINY, "--train.batch_size=128", "--data.check=0", "--output", folder]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([*launch, PROJECT / "tools/train_seg.py", *words], capture_output=True, text=True,
                           env=environment)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

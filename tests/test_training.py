@@ -25,7 +25,7 @@ from resnest_seg.engine import StopSignal
 from resnest_seg.errors import CheckpointError, ConfigError, ResNeStSegError
 from resnest_seg.evaluation import evaluate
 from resnest_seg.optim import hold_frozen
-from resnest_seg.run_folder import MACHINE, METRICS, SHEET
+from resnest_seg.run_folder import LOCK, MACHINE, METRICS, SHEET, RunFolder
 from resnest_seg.samples import Sample, SegmentationDataset
 from resnest_seg.segmentation import SegmentationTask
 from resnest_seg.segmenter import build_segmenter
@@ -103,7 +103,7 @@ class Stripes(SegmentationDataset):
 
 def test_the_run_folder_is_complete(finished, tiny_space):
     assert {path.name for path in finished.iterdir()} == {
-        *(CONFIG, LAST, BEST, METRICS, MACHINE, SHEET, "tensorboard"),
+        *(CONFIG, LAST, BEST, METRICS, MACHINE, SHEET, LOCK, "tensorboard"),
         "step_00000015.safetensors",
     }
     assert load_run_config(finished / CONFIG) == CONFIG_OF_TEST
@@ -115,6 +115,7 @@ def test_the_run_folder_is_complete(finished, tiny_space):
     best = max(line["mean_iou"] for line in lines if line["kind"] == "validation")
     data = Stripes(tiny_space).identity()
     expected = {"step": 18, "best_mean_iou": best, "validated_step": 18, "stale_validations": 0, "data": data}
+    expected["precision"] = "fp32"
     scores = [line["mean_iou"] for line in lines if line["kind"] == "validation"]
     expected["stale_validations"] = 2 - scores.index(best)
     assert state(finished).training.values == expected
@@ -171,6 +172,7 @@ def test_a_run_that_dies_in_its_validation_loses_nothing(finished, tiny_space, t
         trainer(Stripes(tiny_space), output, validation=Deadly(tiny_space)).fit()
     data = Stripes(tiny_space).identity()
     expected = {"step": 6, "best_mean_iou": -1.0, "validated_step": 0, "stale_validations": 0, "data": data}
+    expected["precision"] = "fp32"
     assert state(output).training.values == expected
     assert trainer(Stripes(tiny_space), output, resume=True).fit()
     same_bits(state(output), state(finished))
@@ -291,9 +293,125 @@ def test_the_average_is_validated_and_kept_as_best(tiny_space, tmp_path):
     assert not torch.equal(average["head.conv5.4.weight"], last.weights["head.conv5.4.weight"])
     report = evaluate(load_checkpoint(tmp_path / "run" / BEST), Stripes(tiny_space))
     assert report.scores["whole"].mean_iou == last.training.values["best_mean_iou"]
-    if last.training.values["stale_validations"] == 0:
-        best = Checkpoint.load(tmp_path / "run" / BEST).weights
-        assert all(torch.equal(value, best[key]) for key, value in average.items())
+    lines, best = metrics(tmp_path / "run"), Checkpoint.load(tmp_path / "run" / BEST)
+    validations = {line["step"]: line for line in lines if line["kind"] == "validation"}
+    for line in validations.values():
+        assert line["mean_iou"] == max(line["average/mean_iou"], line["weights/mean_iou"])
+        assert line["mean_iou"] == line[f"{line['of']}/mean_iou"]
+        assert line["pixel_accuracy"] == line[f"{line['of']}/pixel_accuracy"]
+    origin = validations[best.origin["step"]]
+    assert best.origin == {key: origin[key] for key in ("step", "of", "mean_iou", "pixel_accuracy")}
+    assert last.training.values["best_of"] == origin["of"]
+    assert last.training.values["average_updates"] == 6
+
+
+@pytest.mark.parametrize(
+    ("average", "weights", "better"), [(0.3, 0.5, "weights"), (0.5, 0.3, "average"), (0.4, 0.4, "average")]
+)
+def test_the_better_of_average_and_weights_is_kept_and_named(average, weights, better, tiny_space, tmp_path, capsys):
+    train = dataclasses.replace(CONFIG_OF_TEST.train, epochs=2, ema=0.9, trackers="none")
+    one = trainer(Stripes(tiny_space), tmp_path / "run", dataclasses.replace(CONFIG_OF_TEST, train=train))
+    scores = iter([average, weights])
+    one.task.validate = lambda *given, **options: {"mean_iou": next(scores), "pixel_accuracy": 0.9}
+    assert one.fit()
+    last, best = state(tmp_path / "run"), Checkpoint.load(tmp_path / "run" / BEST)
+    theirs = last.weights if better == "weights" else one.average.values
+    assert all(torch.equal(value, theirs[key]) for key, value in best.weights.items())
+    assert (best.origin["of"], last.training.values["best_of"]) == (better, better)
+    assert last.training.values["best_mean_iou"] == max(average, weights)
+    other = {"weights": "average", "average": "weights"}[better]
+    assert f"of the {better} ({other}: {100 * min(average, weights):.2f})" in " ".join(capsys.readouterr().out.split())
+
+
+def test_patience_looks_at_the_better_of_average_and_weights(tiny_space, tmp_path):
+    changed = {"patience": 2, "validate_every_steps": 1, "ema": 0.9, "trackers": "none"}
+    config = dataclasses.replace(CONFIG_OF_TEST, train=dataclasses.replace(CONFIG_OF_TEST.train, **changed))
+    one = trainer(Stripes(tiny_space), tmp_path / "run", config)
+    scores = iter([0.1, 0.2, 0.3, 0.1, 0.3, 0.3, 0.1, 0.4, 0.4, 0.2, 0.2, 0.4])  # average, weights, average, ...
+    one.task.validate = lambda *given, **options: {"mean_iou": next(scores), "pixel_accuracy": 0.9}
+    assert one.fit()
+    values = state(tmp_path / "run").training.values
+    assert (one.step, values["best_mean_iou"], values["best_of"], values["stale_validations"]) == (6, 0.4, "weights", 2)
+
+
+def test_an_average_can_be_added_to_a_run_and_begins_from_its_weights(tiny_space, tmp_path):
+    data, output = Stripes(tiny_space), tmp_path / "run"
+    trainer(data, output).fit(until=4)
+    config = dataclasses.replace(CONFIG_OF_TEST, train=dataclasses.replace(CONFIG_OF_TEST.train, ema=0.9))
+    one = resumed(config, data, output, allow_changes=["train.ema"])
+    saved = state(output)
+    assert all(torch.equal(value, saved.weights[key]) for key, value in one.average.values.items())
+    one.fit(until=7)
+    assert state(output).training.values["average_updates"] == 3
+    same = resumed(config, data, output)
+    assert same.average.updates == 3
+    assert all(torch.equal(value, one.average.values[key]) for key, value in same.average.values.items())
+
+
+def resumed(config, data, output, **options):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    segmenter, task = build_segmenter("resnest14_tiny", head="fcn", num_classes=3), SegmentationTask(config, data, data)
+    return Trainer(config, segmenter=segmenter, task=task, output=output, resume=True, **options)
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_in(tiny_space, tmp_path):
+    """As if auto had been bf16 on the GPU where it began."""
+    data, output = Stripes(tiny_space), tmp_path / "run"
+    trainer(data, output).fit(until=4)
+    saved = state(output)
+    values = dict(saved.training.values) | {"precision": "bf16"}
+    dataclasses.replace(saved, training=dataclasses.replace(saved.training, values=values)).save(output / LAST)
+    says = r"computed in bf16, and on cpu train.precision auto is fp32.*--train.precision bf16 --allow-changes"
+    with pytest.raises(CheckpointError, match=says):
+        trainer(data, output, resume=True)
+    one = resumed(CONFIG_OF_TEST, data, output, allow_changes=["train.precision"])
+    assert one.changes == ["arithmetic (bf16 -> fp32)"]
+    same = dataclasses.replace(CONFIG_OF_TEST, train=dataclasses.replace(CONFIG_OF_TEST.train, precision="bf16"))
+    assert resumed(same, data, output, allow_changes=["train.precision"]).changes == ["train.precision (auto -> bf16)"]
+    assert one.fit()
+    assert state(output).training.values["precision"] == "fp32"
+
+
+def test_a_second_run_changes_nothing(finished, tiny_space, tmp_path):
+    """Neither where it looks at the folder first nor where it comes to write; leftovers of the live one stay."""
+    output = tmp_path / "run"
+    late = trainer(Stripes(tiny_space), output)
+    trainer(Stripes(tiny_space), output).fit(until=4)
+    with RunFolder(output).held():
+        (output / ".last.4711.tmp.safetensors").write_bytes(b"half")
+        before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+        for resume in (True, False):
+            with pytest.raises(CheckpointError, match="another run is training into"):
+                trainer(Stripes(tiny_space), output, resume=resume)
+        with pytest.raises(CheckpointError, match="another run is training into"):
+            late.fit()
+        assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    with pytest.raises(CheckpointError, match="another run saved into"):
+        late.fit()
+    assert trainer(Stripes(tiny_space), output, resume=True).fit()
+    same_bits(state(output), state(finished))
+
+
+def test_an_encoder_with_levels_that_no_head_reads_is_resumed(tiny_space, tmp_path):
+    model = ModelConfig(encoder="smp:tu-hrnet_w18_small", head="fcn", output_stride=32)
+    train = dataclasses.replace(CONFIG_OF_TEST.train, epochs=1, validate_every_steps=9, trackers="none")
+    config = dataclasses.replace(CONFIG_OF_TEST, model=model, train=train)
+    for until in (1, 2):
+        torch.manual_seed(0)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        segmenter = build_segmenter(model.encoder, head="fcn", num_classes=3, output_stride=32)
+        task = SegmentationTask(config, Stripes(tiny_space), Stripes(tiny_space))
+        one = Trainer(config, segmenter=segmenter, task=task, output=tmp_path / "run", resume=until == 2)
+        one.fit(until=until)
+    assert state(tmp_path / "run").training.values["step"] == 2
+
+
+def test_processes_that_would_train_apart_do_not_begin(tiny_space, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ConfigError, match="2 processes train together, but RANK, MASTER_ADDR, MASTER_PORT are not set"):
+        trainer(Stripes(tiny_space), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_frozen_statistics_stay(tiny_space, tmp_path):

@@ -8,7 +8,8 @@ python tools/train_seg.py --resume runs/my_run
 python tools/train_seg.py --dataset ade20k --output runs/my_run --resume auto     # for schedulers: begin or continue
 torchrun --nproc-per-node 8 --max-restarts 3 tools/train_seg.py --dataset ade20k --output runs/my_run
 
-Exit codes: 0 done, 2 a mistake in the input, 130 stopped by Ctrl-C, 143 by SIGTERM; after both the state is saved.
+Exit codes: 0 done, 2 a mistake in the input, a full disk, or a folder that another run trains into; 130 stopped by
+Ctrl-C, 143 by SIGTERM; after both the state is saved.
 """
 
 from __future__ import annotations
@@ -264,6 +265,9 @@ def fit(trainer: Trainer, *, done: str, again: str) -> int:
         done: What to say at its end.
         again: The command that continues it.
     """
+    if trainer.engine.is_main_process:
+        for doubt in trainer.doubts:
+            print(f"warning: {doubt}", file=sys.stderr)
     try:
         finished, saved = trainer.fit(), True
     except KeyboardInterrupt:

@@ -200,7 +200,7 @@ def elastic(folder, log, *, workers, kills, random, words=()):
     words = [*shared_words(workers), *words, "--output", str(folder)]
     launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={workers}", "--standalone",
               f"--max-restarts={kills + 1}", "--monitor-interval=0.2"]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     killed = 0
     with open(log, "a") as file:
         agent = subprocess.Popen([*launch, str(TRAIN), *words], stdout=file, stderr=file, env=environment)
