@@ -5,10 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from campaigns.bad_cases import CASES
+from campaigns.bad_cases import QUICK
 from conftest import PROJECT
-
-QUICK = [case.name for case in CASES if case.quick]
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ model.onnx an exported file
 """
 
 import io
+import itertools
 import json
 import os
 import pickle
@@ -52,7 +53,7 @@ def bomb_text(start=""):
     """Nine anchors, each nine times the one before: a billion values; of a list, or of a mapping."""
     letters = "abcdefghi"
     lines = [f"{start or 'a: '}&a [x, x, x, x, x, x, x, x, x]"]
-    for before, now in zip(letters, letters[1:], strict=False):
+    for before, now in itertools.pairwise(letters):
         lines.append(f"{start or f'{now}: '}&{now} [{', '.join([f'*{before}'] * 9)}]")
     return "\n".join(lines) + "\n"
 
@@ -76,7 +77,7 @@ def save(path, array, **options):
 
 
 def png(width, height, depth, kind, rows):
-    """A PNG file with the header and the packed rows (a filter byte first) that are given; Pillow would not write it."""
+    """A PNG file with this header and these packed rows (a filter byte first), which Pillow would not write."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -255,13 +256,16 @@ def folder_named_list(folder, root):
 
 def bytes_in_name(folder, root):
     for kind in ("images", "masks"):
-        path = os.fsencode(folder / kind / "train")
-        os.rename(path + b"/0.png", path + b"/caf\xe9.png")
+        (folder / kind / "train/0.png").rename(folder / kind / "train" / os.fsdecode(b"caf\xe9.png"))
 
 
 def brackets(folder, root):
     """Names that would be markup in a table."""
     put(folder / "classes.csv", CLASSES.replace("sky", "[red]sky[/red]").replace("road", "[/] road"))
+    bracket_names(folder, root)
+
+
+def bracket_names(folder, root):
     for kind in ("images", "masks"):
         (folder / kind / "train/0.png").rename(folder / kind / "train/[bold] 0 [x].png")
 
@@ -301,7 +305,8 @@ TWO = "name,id\nbackground,0\nobject,1\n"
 NAMES = "name\nbackground\nobject\n"
 
 VARIANTS = {
-    **{f"photo_{name}": photo_for(name) for name in ("empty.jpg", "text.jpg", "cut.jpg", "cut.png", "cut.webp", "liar.png",
+    **{f"photo_{name}": photo_for(name)
+       for name in ("empty.jpg", "text.jpg", "cut.jpg", "cut.png", "cut.webp", "liar.png",
                                                      "bomb.png", "rgb16.png", "grey16.png", "nir.tif", "float.tif",
                                                      "int16.tif", "uint16.tif", "bands7.tif", "animated.webp",
                                                      "cmyk.jpg", "one_pixel.png")},
@@ -340,6 +345,7 @@ VARIANTS = {
     "twin": lambda folder, root: shutil.copy(root / "photos/good.jpg", folder / "images/train/0.jpg"),
     "turned": turned,
     "brackets": brackets,
+    "bracket_names": bracket_names,
     "bytes_in_name": bytes_in_name,
     "list_folder": folder_named_list,
     "list_empty": classes_are(""),
@@ -416,7 +422,7 @@ def encrypt(source, target):
 
 def lists(folder):
     put(folder / "good.csv", CLASSES)
-    put(folder / "four.csv", "name,id\na,0\nb,1\nc,2\nd,9\n")
+    put(folder / "four.csv", "name,id\na,0\nb,1\nd,9\n")
     put(folder / "text.txt", "sky\nroad\n")
 
 
@@ -556,7 +562,7 @@ def zips(folder):
         "backslash": {"..\\..\\evil.txt": b"x"},
         "small": {},
         "nested": {"gtFine/inner.zip": b"PK"},
-        "bomb": {"gtFine/zeros.bin": bytes(300 << 20)},
+        "bomb": {"gtFine/zeros.bin": bytes(100 << 20)},
         "clash": {"gtFine/train": b"x"},
         "long": {"gtFine/" + "n" * 300 + ".png": b"x"},
     }.items():

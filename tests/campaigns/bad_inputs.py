@@ -5,9 +5,9 @@ python tests/campaigns/bad_inputs.py --quick              # those that `make tes
 python tests/campaigns/bad_inputs.py --only 'predict.*tif' --show
 python tests/campaigns/bad_inputs.py --json report.json
 
-For each case of `bad_cases.py`, a forked child of this process, which has imported everything, runs the tool's `main` in
-a working directory of its own. Wrong is: a traceback, another exit code than the case says, no end within its time, a
-message that does not name what is wrong, or any change below the fixtures or the working directory but of what the case
+For each case of `bad_cases.py`, a forked child of this process, which has imported everything, runs the tool's `main`
+in a working directory of its own. Wrong is: a traceback, another exit code than the case says, no end within its time,
+a message that does not name what is wrong, or any change below the fixtures or the working directory but of what the case
 was told to write. The exit code is 1 if anything is.
 """
 
@@ -32,10 +32,10 @@ from pathlib import Path
 
 CAMPAIGNS = Path(__file__).resolve().parent
 PROJECT = CAMPAIGNS.parents[1]
-PLACES = [str(PROJECT / "tools"), str(PROJECT / "datasets"), str(CAMPAIGNS.parent), str(CAMPAIGNS)]
+sys.path[:0] = [str(PROJECT / "tools"), str(PROJECT / "datasets"), str(CAMPAIGNS.parent)]
 
 MEMORY = 8 << 30
-"""Bytes of address space that a case may take beyond what this process has: more is a MemoryError, not a dead machine."""
+"""Bytes of address space that a case may take beyond what this process has: more is a MemoryError."""
 
 TRACEBACK = re.compile(r"Traceback \(most recent call last\)|^AssertionError", re.MULTILINE)
 UNEXPECTED = 70
@@ -75,8 +75,7 @@ class Outcome:
 
 def load_everything():
     """Import whatever a case may, so that the children need not; nothing here may start a thread or compute."""
-    sys.path[:0] = PLACES
-    import torch._dynamo
+    import torch._dynamo  # noqa: F401  # torch imports it late, which takes seconds
 
     import resnest_seg
 
@@ -93,11 +92,11 @@ def load_everything():
 def snapshot(folder, known):
     """Path below the folder -> what it is and holds; `known` remembers hashes of files whose inode did not change."""
     found = {}
-    for place, folders, files in os.walk(os.fsencode(folder)):
+    for place, folders, files in os.walk(folder):
         for name in folders + files:
-            path = os.path.join(place, name)
-            status = os.lstat(path)
-            shown = os.fsdecode(os.path.relpath(path, os.fsencode(folder)))
+            path = Path(place, name)
+            status = path.lstat()
+            shown = str(path.relative_to(folder))
             if stat.S_ISREG(status.st_mode):
                 key = (path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
                 if key not in known:
@@ -105,7 +104,7 @@ def snapshot(folder, known):
                         known[key] = hashlib.file_digest(file, "blake2b").hexdigest()
                 found[shown] = (status.st_mode, known[key])
             else:
-                found[shown] = (status.st_mode, os.readlink(path) if stat.S_ISLNK(status.st_mode) else b"")
+                found[shown] = (status.st_mode, str(path.readlink()) if stat.S_ISLNK(status.st_mode) else "")
     return found
 
 
@@ -162,7 +161,7 @@ def child(case, root, work, log, words):
         from resnest_seg.errors import run_tool
 
         if case.tool == "python":
-            status = run_tool(lambda: case.run(root) and 0 or 0)
+            status = run_tool(lambda: (case.run(root), 0)[1])
         else:
             main = sys.modules[case.tool].main
             status = run_tool(lambda: main([as_word(word, root) for word in words]))
@@ -259,7 +258,7 @@ def website(root):
     ready, told = os.pipe()
     pid = os.fork()
     if pid == 0:
-        from bad_website import forever
+        from campaigns.bad_website import forever
 
         os.setsid()
         forever(root, told)
@@ -281,7 +280,7 @@ def make_fixtures(root):
         status = 1
         try:
             import torch
-            from bad_fixtures import make
+            from campaigns.bad_fixtures import make
 
             torch.set_num_threads(1)
             os.chdir(root)
@@ -347,7 +346,7 @@ def summary(outcomes):
 
 
 def main():
-    from bad_cases import CASES
+    from campaigns.bad_cases import CASES, QUICK
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="only the cases that the tests run")
@@ -355,7 +354,7 @@ def main():
     parser.add_argument("--json", help="write the outcomes to this file")
     parser.add_argument("--show", action="store_true", help="print all that the tools said where something is wrong")
     options = parser.parse_args()
-    cases = [case for case in CASES if case.quick or not options.quick]
+    cases = [case for case in CASES if case.name in QUICK or not options.quick]
     cases = [case for case in cases if options.only is None or re.search(options.only, case.name)]
     begin, project = time.monotonic(), project_files()
     load_everything()
@@ -371,9 +370,8 @@ def main():
             if outcome.faults:
                 print(f"\n=== {outcome.name} [{outcome.line}] {outcome.faults} {outcome.missing} {outcome.changed[:5]}")
                 print(outcome.text[-2500:])
-    print(
-        f"{summary(outcomes)}. {time.monotonic() - begin:.0f} s, {sum(outcome.work for outcome in outcomes):.0f} s of them work"
-    )
+    work = sum(outcome.work for outcome in outcomes)
+    print(f"{summary(outcomes)}. {time.monotonic() - begin:.0f} s, of which the tools worked {work:.0f} s")
     for path in strays:
         print(f"changed in the project: {path}")
     if options.json:
