@@ -7,8 +7,8 @@ python tests/campaigns/bad_inputs.py --json report.json
 
 For each case of `bad_cases.py`, a forked child of this process, which has imported everything, runs the tool's `main`
 in a working directory of its own. Wrong is: a traceback, another exit code than the case says, no end within its time,
-a message that does not name what is wrong, or any change below the fixtures or the working directory but of what the case
-was told to write. The exit code is 1 if anything is.
+a message that does not name what is wrong, or any change below the fixtures or the working directory but of what the
+case was told to write. The exit code is 1 if anything is.
 """
 
 import argparse
