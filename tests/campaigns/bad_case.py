@@ -154,7 +154,7 @@ DATA_REFUSED = (
 
 
 DATA_WARNED = (
-    ("photo_uint16.tif", r"16.bit|range|uint16", "4"),
+    ("photo_uint16.tif", r"16.bit|range|uint16|images/train/0\.tif is no photo", "4"),
     ("photo_rgb16.png", r"16.bit|range|uint16", "4"),
     ("turned", r"EXIF|turn", "11"),
     ("masks_absent_class", r"ghost", "2"),

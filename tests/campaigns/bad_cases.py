@@ -48,7 +48,7 @@ QUICK = (
     "predict photo cut.png",
     "predict photo bomb.png",
     "predict photo rgb16.png",
-    "predict photo names/nnnnnnnnnnnnnn",
+    "predict name of 250 letters",
     "predict names that are not there",
     "predict scales 1e6",
     "predict scales 1e-9",

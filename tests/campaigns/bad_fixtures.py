@@ -350,7 +350,7 @@ VARIANTS = {
     "list_folder": folder_named_list,
     "list_empty": classes_are(""),
     "list_header": classes_are("name,id\n"),
-    "list_rows": classes_are("name,id\nsky,0\n,\nroad,1\n,,\ncar,2\nvoid,9\n"),
+    "list_rows": classes_are("name,id\nsky,0\n,\nroad,1\n\n,\ncar,2\nvoid,9\n"),
     "list_blank_name": classes_are("name,id\nsky,0\n   ,1\ncar,2\nvoid,9\n"),
     "list_doubled_names": classes_are("name,id\nsky,0\nsky,1\ncar,2\nvoid,9\n"),
     "list_doubled_ids": classes_are("name,id\nsky,0\nroad,0\ncar,2\n"),

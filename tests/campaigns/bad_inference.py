@@ -246,7 +246,6 @@ def predicting():
         ("nothing", r"nothing holds no image", ""),
         ("loop", r"loop", ""),
         ("*.bmp", r"\*\.bmp matches nothing", ""),
-        ("names/" + "n" * 250 + ".png", r"n{240}", "23"),
     ):
         said = (says, "1 not segmented")
         predict(
@@ -278,6 +277,14 @@ def predicting():
         code=WARNED,
         says="5 of 5 inputs",
         line="20",
+    )
+    predict(
+        "name of 250 letters",
+        good,
+        "@/photos/names/" + "n" * 250 + ".png",
+        code=(0, 1),
+        says=r"2 of 2|n{240}.*1 not segmented|1 not segmented.*n{240}",
+        line="23",
     )
     predict(
         "names that are not there",

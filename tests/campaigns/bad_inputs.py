@@ -299,14 +299,20 @@ def make_fixtures(root):
 
 def run(cases, folder, *, each=lambda outcome: None):
     """Run the cases, one after the other; returns what became of them."""
-    root, known, outcomes = folder / "fixtures", {}, []
+    root, kept, known, outcomes = folder / "fixtures", folder / "kept", {}, []
     root.mkdir()
     make_fixtures(root)
+    shutil.copytree(root, kept, symlinks=True)
     with website(root):
         for number, case in enumerate(cases):
             place = folder / f"case{number}"
             outcomes.append(run_case(case, root, place, known))
             each(outcomes[-1])
+            if any(
+                name.startswith("fixtures/") for name in outcomes[-1].changed
+            ):  # the next case begins as this one did
+                shutil.rmtree(root)
+                shutil.copytree(kept, root, symlinks=True)
             shutil.rmtree(place, ignore_errors=True)
     return outcomes
 
