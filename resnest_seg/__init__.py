@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from resnest_seg.segmenter import LoadReport as LoadReport
     from resnest_seg.segmenter import Segmenter as Segmenter
     from resnest_seg.segmenter import SegmenterOutput as SegmenterOutput
-    from resnest_seg.segmenter import build_segmenter as build_segmenter
     from resnest_seg.training import Trainer as Trainer
+    from resnest_seg.zoo import build_segmenter as build_segmenter
     from resnest_seg.zoo import load_checkpoint as load_checkpoint
 
 _HOMES = {
@@ -77,7 +77,7 @@ _HOMES = {
     "Synthetic": "datasets",
     "Trainer": "training",
     "build_loader": "loader",
-    "build_segmenter": "segmenter",
+    "build_segmenter": "zoo",
     "diagnose": "doctor",
     "evaluate": "evaluation",
     "load_checkpoint": "zoo",

@@ -28,7 +28,7 @@ from resnest_seg.lean_loss import GPU_CHUNKS
 from resnest_seg.losses import REGION_LOSSES, SegmentationLoss
 from resnest_seg.optim import freeze, hold_frozen
 from resnest_seg.schedules import describe_lr
-from resnest_seg.segmenter import segmenter_for
+from resnest_seg.zoo import segmenter_for
 
 GIB = 2**30
 """Bytes of a GiB."""

@@ -20,9 +20,8 @@ from filelock import FileLock
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from resnest_seg.display import ShownText, progress_bars
-from resnest_seg.errors import CheckpointError, DownloadError
+from resnest_seg.errors import DownloadError, ResNeStSegError
 from resnest_seg.paced import Pace, paced_handlers
-from resnest_seg.weights import weight_member
 
 CHUNK = 1 << 20
 """Bytes read at once."""
@@ -42,26 +41,27 @@ class Digest:
     Attributes:
         algorithm: A name that `hashlib` knows, such as "sha256".
         prefix: The first hexadecimal digits, as many as are known.
-        in_zip: The file is a zip, and the hash is that of the one file inside it.
+        member: For a zip whose hash is that of a file inside it: gives the name of that file, from the path and the
+            open zip, or raises a `ResNeStSegError`. None for other files.
     """
 
     algorithm: str
     prefix: str
-    in_zip: bool = False
+    member: Callable[[Path, zipfile.ZipFile], str] | None = None
 
     def __str__(self) -> str:
-        return f"{self.algorithm.upper()} {self.prefix}...{' inside the zip' if self.in_zip else ''}"
+        return f"{self.algorithm.upper()} {self.prefix}...{' inside the zip' if self.member else ''}"
 
     def matches(self, path: Path) -> bool:
         """Whether the file's content has this hash; False for a damaged zip."""
         with contextlib.ExitStack() as opened:
             file: IO[bytes] = opened.enter_context(open(path, "rb"))
-            if self.in_zip:
+            if self.member is not None:
                 try:
                     archive = opened.enter_context(zipfile.ZipFile(file))
-                    file = opened.enter_context(archive.open(weight_member(path, archive)))
+                    file = opened.enter_context(archive.open(self.member(path, archive)))
                     return self._is_of(file)
-                except (zipfile.BadZipFile, CheckpointError, EOFError, zlib.error):
+                except (zipfile.BadZipFile, ResNeStSegError, EOFError, zlib.error):
                     return False
             return self._is_of(file)
 

@@ -34,11 +34,11 @@ from resnest_seg.run_folder import MACHINE
 from resnest_seg.samples import Sample, SegmentationDataset
 from resnest_seg.schedules import Schedule
 from resnest_seg.segmentation import SegmentationTask
-from resnest_seg.segmenter import Segmenter, segmenter_for
+from resnest_seg.segmenter import Segmenter
 from resnest_seg.task import Task
 from resnest_seg.training import Trainer
 from resnest_seg.visualize import write_png
-from resnest_seg.zoo import load_checkpoint
+from resnest_seg.zoo import load_checkpoint, segmenter_for
 
 T = TypeVar("T", bound=RunConfig)
 

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnest_seg import runtime
 from resnest_seg.composition import Network, score_blocks
 from resnest_seg.errors import ConfigError
 from resnest_seg.exported import ExportedModel, is_exported, open_exported
@@ -23,6 +22,7 @@ from resnest_seg.pixel_range import PixelRange
 from resnest_seg.protocols import Protocol, Setting
 from resnest_seg.protocols import protocol as named_protocol
 from resnest_seg.running import choose_device, runner_for, setting_of
+from resnest_seg.runtime import EXPORTED_MEMORY, check_protocol, labels_of, logits_fn_of
 from resnest_seg.segmenter import Segmenter
 from resnest_seg.views import Runner, View, preload, views_of
 from resnest_seg.zoo import load_checkpoint
@@ -175,7 +175,7 @@ class FileModel(Model):
 
     def check(self, protocol: Protocol) -> None:
         """See `Model`."""
-        runtime.check_protocol(self.file, protocol)
+        check_protocol(self.file, protocol)
 
     def blocks(self, image: Any, protocol: Protocol, *, memory: int | None = None) -> Iterator[Block]:
         """See `Model`; of a file that gives labels, the scores are 1 for the label and 0 for all others."""
@@ -183,7 +183,7 @@ class FileModel(Model):
         if isinstance(image, Tensor):
             self.pixel_range.check(image)
         if not self.scored:
-            labels = torch.from_numpy(runtime.labels_of(self.file, image.cpu().numpy()))
+            labels = torch.from_numpy(labels_of(self.file, image.cpu().numpy()))
             classes = torch.arange(len(info.label_space), dtype=torch.uint8)[:, None, None]
             height, width = labels.shape
             for first in range(0, height, step := max((1 << 24) // (width * len(classes)), 1)):
@@ -191,7 +191,7 @@ class FileModel(Model):
                 yield Block(rows, slice(0, width), (labels[rows] == classes).float())
             return
         network = Network(
-            runtime.logits_fn_of(self.file),
+            logits_fn_of(self.file),
             len(info.label_space),
             stride=info.output_stride,
             align_corners=info.align_corners,
@@ -274,7 +274,7 @@ def file_model(
         channels=info.channels,
         setting=info.setting,
         device=torch.device("cpu"),
-        memory=runtime.MEMORY,
+        memory=EXPORTED_MEMORY,
         file=file,
         batch=batch,
     )

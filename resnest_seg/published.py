@@ -18,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from resnest_seg.download import Digest, download
 from resnest_seg.errors import ConfigError, DownloadError
+from resnest_seg.weights import weight_member
 
 RESNEST_RELEASE = "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1"
 ENCODING_BUCKET = "https://s3.us-west-1.wasabisys.com/encoding/models"
@@ -79,7 +80,9 @@ class PublishedCheckpoint:
         known = re.search(r"-([0-9a-f]{8})$", self.name)
         if known is None:
             return None
-        return Digest("sha1", known[1], in_zip=True) if self.source == "encoding" else Digest("sha256", known[1])
+        return (
+            Digest("sha1", known[1], member=weight_member) if self.source == "encoding" else Digest("sha256", known[1])
+        )
 
     @property
     def path(self) -> Path:
@@ -108,7 +111,7 @@ class PublishedCheckpoint:
         if self.source == "timm" and path.is_file():
             return path  # the hub's client has checked it, or a person has put it there
         if digest is not None and path.suffix != ".zip":
-            digest = dataclasses.replace(digest, in_zip=False)
+            digest = dataclasses.replace(digest, member=None)
         if self.source != "timm":
             return download(self.url, path, digest=digest)
         try:

@@ -22,7 +22,7 @@ from resnest_seg.prediction import Prediction
 from resnest_seg.protocols import Protocol, Window, with_tiles
 from resnest_seg.protocols import protocol as named_protocol
 
-MEMORY = 4 << 30
+EXPORTED_MEMORY = 4 << 30
 """Default of the bytes that scores and logits may take: those of 7 megapixels in 150 classes."""
 
 
@@ -61,7 +61,7 @@ class OnnxPredictor:
         tile: int | None = None,
         overlap: int | None = None,
         batch: int | None = None,
-        memory: int = MEMORY,
+        memory: int = EXPORTED_MEMORY,
         threads: int | None = None,
     ) -> None:
         if batch is not None and batch < 1:

@@ -16,14 +16,13 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from resnest_seg.blueprints import SMP
 from resnest_seg.checkpoint import HUB_FILE, Checkpoint, find_checkpoint
-from resnest_seg.config import ModelConfig, RunConfig
+from resnest_seg.config import RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError
 from resnest_seg.fusion import fuse_model
 from resnest_seg.heads import resize_logits
 from resnest_seg.labels import LabelSpace
-from resnest_seg.parts import aux_head_for, build_encoder, check_names, freeze_unread, head_for, load_encoder, misfits
+from resnest_seg.parts import aux_head_for, build_encoder, check_names, freeze_unread, head_for, misfits
 from resnest_seg.pixel_range import PixelRange
-from resnest_seg.resnest import ResNeSt
 from resnest_seg.weights import check_finite, naming_file
 
 PIXEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -217,9 +216,7 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
             CheckpointError: The weights do not fit the config or the number of classes, or are not finite.
             ConfigError: The config names what this version does not have.
         """
-        segmenter = segmenter_for(
-            checkpoint.config, checkpoint.label_space, num_classes=checkpoint.num_classes, pretrained=False
-        )
+        segmenter = fresh_segmenter(checkpoint.config, checkpoint.label_space, num_classes=checkpoint.num_classes)
         if "pixel_mean" in checkpoint.weights:
             segmenter.to(checkpoint.weights["pixel_mean"].dtype)
         kept = [key for key in load_weights(segmenter, checkpoint.weights) if key.startswith("pixel_")]
@@ -283,82 +280,26 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
             return cls.from_checkpoint(Checkpoint.load(path))
 
 
-def build_segmenter(
-    encoder: str = "resnest50",
-    *,
-    head: str = "deeplabv3",
-    num_classes: int = 150,
-    output_stride: int = 8,
-    dilation: str = "encoding",
-    aux_head: bool = True,
-    family: str = "encoding",
-    in_channels: int = 3,
-    encoder_weights: str | None = None,
-    drop_block: float = 0.0,
-    drop_path: float = 0.0,
-    zero_gamma: bool = False,
-    rectify: str = "none",
-    checkpointing: bool = False,
+def fresh_segmenter(
+    config: RunConfig, label_space: LabelSpace | None, *, num_classes: int | None = None, smp_weights: bool = False
 ) -> Segmenter:
-    """Build a model in training mode and channels-last memory; without `encoder_weights`, with fresh weights.
-
-    Args:
-        encoder: A name of `resnest_seg.blueprints.SPECS`, or "smp:" and an encoder of segmentation-models-pytorch.
-        head: "fcn", "deeplabv3" or "classifier" (one answer an image), in family "mmseg" also "pspnet" and
-            "deeplabv3plus", or "smp:" and a decoder of segmentation-models-pytorch, see `resnest_seg.smp`.
-        num_classes: K, at least 1.
-        output_stride: 8, 16 or 32 input pixels per step of the last features.
-        dilation: The dilated network that is meant, see `resnest_seg.blueprints`; SMP's encoders have their own.
-        aux_head: Add an FCN head on the third stage for training.
-        family: "encoding" or "mmseg": whose form the heads have, and whether logits are resized with aligned corners.
-        in_channels: Channels of the images.
-        encoder_weights: "imagenet", a weight file, or the name of a published checkpoint; None asks no network.
-        drop_block: Share of pixels that DropBlock clears in the last two stages while training.
-        drop_path: Share of images that skip the last residual block while training (stochastic depth).
-        zero_gamma: Start with a zero weight in the last norm of every residual branch.
-        rectify: "none", "rectify" or "rectify_avg", see `resnest_seg.rectify`.
-        checkpointing: Keep only the blocks' inputs for the backward pass and compute the rest twice.
-
-    Raises:
-        ConfigError: Unknown name (the nearest is named), a value out of range, or parts that do not fit together.
-        DownloadError: The weights cannot be fetched.
-        CheckpointError: The weights do not fit the encoder.
-    """
-    model = ModelConfig(
-        encoder=encoder,
-        head=head,
-        family=family,
-        output_stride=output_stride,
-        dilation=dilation,
-        aux_head=aux_head,
-        in_channels=in_channels,
-        encoder_weights=encoder_weights,
-        drop_block=drop_block,
-        drop_path=drop_path,
-        zero_gamma=zero_gamma,
-        rectify=rectify,
-        checkpointing=checkpointing,
-    )
-    return segmenter_for(RunConfig(model=model), None, num_classes=num_classes)
-
-
-def segmenter_for(
-    config: RunConfig, label_space: LabelSpace | None, *, num_classes: int | None = None, pretrained: bool = True
-) -> Segmenter:
-    """The model that a config describes; see `build_segmenter`, also for the errors.
+    """The model that a config describes, in training mode and channels-last memory, with fresh weights.
 
     Args:
         config: The run; its `model` counts.
         label_space: The classes, where they are known.
         num_classes: K, where the label space is None.
-        pretrained: Load `config.model.encoder_weights`; False leaves fresh weights, for those of a checkpoint to come.
+        smp_weights: Let an encoder of SMP load `config.model.encoder_weights`.
+
+    Raises:
+        ConfigError: Unknown name (the nearest is named), a value out of range, or parts that do not fit together.
     """
     model = config.model
     classes = len(label_space) if label_space is not None else num_classes
     if classes is None or classes < 1:
         raise ConfigError(f"num_classes must be at least 1, not {classes}.")
     check_names(model)
-    encoder = build_encoder(model, pretrained=pretrained)
+    encoder = build_encoder(model, pretrained=smp_weights)
     head, aux_head = head_for(model, encoder, classes), aux_head_for(model, encoder, classes)
     if model.encoder.startswith(SMP) or model.head.startswith(SMP):
         heads = [head] if aux_head is None else [head, aux_head]
@@ -371,8 +312,6 @@ def segmenter_for(
         num_classes=classes,
         label_space=label_space,
     )
-    if pretrained and model.encoder_weights is not None and isinstance(encoder, ResNeSt):
-        load_encoder(encoder, model)  # last, so that nothing is fetched for a model that cannot be built
     convert_conv2d_weight_memory_format(segmenter, torch.channels_last)
     return segmenter
 

@@ -26,8 +26,8 @@ from resnest_seg.labels import LabelSpace
 from resnest_seg.pretraining import ClassifyConfig, PretrainConfig
 from resnest_seg.samples import Sample, SegmentationDataset
 from resnest_seg.segmentation import SegmentationTask
-from resnest_seg.segmenter import build_segmenter
 from resnest_seg.training import Trainer
+from resnest_seg.zoo import build_segmenter
 
 CONFIG = RunConfig(
     model=ModelConfig(encoder="resnest14_tiny", head="fcn", output_stride=32),

@@ -61,7 +61,8 @@ def reference_segmenter(entry):
     """The model of an entry of the golden files, by the rule."""
     from resnest_seg.config import RunConfig
     from resnest_seg.conversion import recognise
-    from resnest_seg.segmenter import load_weights, segmenter_for
+    from resnest_seg.segmenter import load_weights
+    from resnest_seg.zoo import segmenter_for
 
     known = recognise(filled_state(original_keys()[entry]))
     segmenter = segmenter_for(RunConfig(model=known.model), None, num_classes=known.num_classes).eval()

@@ -24,7 +24,7 @@ from resnest_seg.budget import (
 from resnest_seg.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from resnest_seg.errors import ConfigError
 from resnest_seg.losses import SegmentationLoss
-from resnest_seg.segmenter import segmenter_for
+from resnest_seg.zoo import segmenter_for
 
 TINY = RunConfig(model=ModelConfig(encoder="resnest14_tiny", head="fcn"), data=DataConfig(crop_size=64))
 

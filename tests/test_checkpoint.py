@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from resnest_seg.checkpoint import BEST, LAST, Checkpoint, TrainingState, find_checkpoint
 from resnest_seg.config import ModelConfig, RunConfig
 from resnest_seg.errors import CheckpointError
-from resnest_seg.segmenter import build_segmenter
-from resnest_seg.zoo import load_checkpoint
+from resnest_seg.zoo import build_segmenter, load_checkpoint
 
 
 @pytest.fixture

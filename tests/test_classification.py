@@ -21,9 +21,8 @@ from resnest_seg.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, ResNeStSegError
 from resnest_seg.pretraining import ClassifyConfig, PretrainConfig
 from resnest_seg.run_folder import CLASSES, LOCK, MACHINE, METRICS
-from resnest_seg.segmenter import build_segmenter, segmenter_for
 from resnest_seg.training import Trainer
-from resnest_seg.zoo import load_checkpoint
+from resnest_seg.zoo import build_segmenter, load_checkpoint, segmenter_for
 
 CONFIG = PretrainConfig(
     model=ModelConfig(encoder="resnest14_tiny", head="classifier", output_stride=32, aux_head=False, zero_gamma=True),

@@ -57,7 +57,7 @@ def test_the_network_of_a_shipped_config_can_be_built(path):
     import torch
 
     from resnest_seg.published import PUBLISHED
-    from resnest_seg.segmenter import segmenter_for
+    from resnest_seg.zoo import segmenter_for
 
     config = load_run_config(path)
     with torch.device("meta"):

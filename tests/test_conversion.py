@@ -17,7 +17,8 @@ from resnest_seg.errors import CheckpointError
 from resnest_seg.heads import resize_logits
 from resnest_seg.labels import LabelSpace
 from resnest_seg.resnest import ResNeSt
-from resnest_seg.segmenter import load_weights, segmenter_for
+from resnest_seg.segmenter import load_weights
+from resnest_seg.zoo import segmenter_for
 
 
 def on_meta(shapes):

@@ -26,7 +26,7 @@ from resnest_seg.evaluation import evaluate
 from resnest_seg.inspection import scan
 from resnest_seg.loader import build_loader
 from resnest_seg.pretraining import PretrainConfig
-from resnest_seg.segmenter import build_segmenter
+from resnest_seg.zoo import build_segmenter
 
 ORDER = [[(0, index)] for index in (0, 1, 2, 3, 4, 5) * 4]
 """Batches of one sample, more than two loader processes fetch ahead."""

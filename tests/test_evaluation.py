@@ -14,7 +14,7 @@ from resnest_seg.calibration import Calibration
 from resnest_seg.errors import CheckpointError, DatasetError
 from resnest_seg.evaluation import Measures, evaluate
 from resnest_seg.predictor import Predictor
-from resnest_seg.segmenter import build_segmenter
+from resnest_seg.zoo import build_segmenter
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from resnest_seg.errors import CheckpointError, ConfigError, ExportError
 from resnest_seg.export import SUFFIXES, export_onnx, export_openvino, export_torch, report_path
 from resnest_seg.exported import open_exported
 from resnest_seg.proof import SIZES, Evidence
-from resnest_seg.segmenter import build_segmenter
+from resnest_seg.zoo import build_segmenter
 
 EXPORTERS = {"onnx": export_onnx, "torch": export_torch, "openvino": export_openvino}
 

@@ -12,8 +12,9 @@ from resnest_seg import exportable
 from resnest_seg.config import DataConfig, ModelConfig, RunConfig
 from resnest_seg.datasets import Synthetic
 from resnest_seg.exported import open_exported
-from resnest_seg.segmenter import LoadReport, segmenter_for
+from resnest_seg.segmenter import LoadReport
 from resnest_seg.visualize import write_png
+from resnest_seg.zoo import segmenter_for
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from torch import nn
 
 from resnest_seg.errors import CheckpointError, ConfigError, ExportError
 from resnest_seg.exportable import PartMeans, _followable, exportable, info_of, smallest_for_torch, trace
-from resnest_seg.segmenter import build_segmenter
-from resnest_seg.zoo import load_checkpoint
+from resnest_seg.zoo import build_segmenter, load_checkpoint
 
 POOLS = [
     nn.AvgPool2d(3, 2, padding=1),

@@ -10,8 +10,8 @@ from resnest_seg.config import ModelConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.finetune import load_fitting
 from resnest_seg.labels import LabelSpace
-from resnest_seg.segmenter import Segmenter, build_segmenter, segmenter_for
-from resnest_seg.zoo import load_checkpoint
+from resnest_seg.segmenter import Segmenter
+from resnest_seg.zoo import build_segmenter, load_checkpoint, segmenter_for
 
 LAST = {
     ("encoding", "fcn"): ("head.conv5.4.", "aux_head.conv5.4."),

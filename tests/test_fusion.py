@@ -11,7 +11,7 @@ from resnest_seg.blueprints import DILATIONS, EncoderSpec
 from resnest_seg.errors import ConfigError, ExportError
 from resnest_seg.fusion import fold_batch_norms, fuse_model
 from resnest_seg.resnest import ResNeSt
-from resnest_seg.segmenter import build_segmenter
+from resnest_seg.zoo import build_segmenter
 
 NETWORKS = [
     {"head": "fcn"},

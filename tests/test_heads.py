@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from resnest_seg.heads import ClassifierHead, DeepLabV3Head, FCNHead, aspp_rates, resize_logits
-from resnest_seg.segmenter import build_segmenter
+from resnest_seg.zoo import build_segmenter
 
 
 @pytest.mark.parametrize(("output_stride", "rates"), [(8, (12, 24, 36)), (16, (6, 12, 18)), (32, (3, 6, 9))])

@@ -8,7 +8,7 @@ import torch
 from resnest_seg.config import OptimConfig
 from resnest_seg.errors import ConfigError
 from resnest_seg.optim import build_optimizer, freeze, hold_frozen, set_lr
-from resnest_seg.segmenter import build_segmenter
+from resnest_seg.zoo import build_segmenter
 
 
 def build(**options):

@@ -14,7 +14,7 @@ from resnest_seg.config import ModelConfig
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.published import PublishedCheckpoint
 from resnest_seg.resnest import ResNeSt, adapt_first_convolution
-from resnest_seg.segmenter import build_segmenter
+from resnest_seg.zoo import build_segmenter
 
 
 @pytest.fixture(scope="module")

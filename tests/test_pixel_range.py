@@ -16,7 +16,7 @@ from resnest_seg.model import model_of
 from resnest_seg.pixel_range import PixelRange
 from resnest_seg.predictor import Predictor
 from resnest_seg.samples import Sample, SegmentationDataset
-from resnest_seg.segmenter import build_segmenter
+from resnest_seg.zoo import build_segmenter
 
 RANGE = r"the images are floats from \S+ to \S+, and this model takes RGB 0\.\.255.*Multiply images in 0\.\.1 by 255"
 

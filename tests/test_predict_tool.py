@@ -18,9 +18,9 @@ from resnest_seg.config import DataConfig, ModelConfig, RunConfig
 from resnest_seg.datasets import Synthetic
 from resnest_seg.photos import read_image
 from resnest_seg.samples import decode_mask
-from resnest_seg.segmenter import build_segmenter
 from resnest_seg.video import write_video
 from resnest_seg.visualize import write_png
+from resnest_seg.zoo import build_segmenter
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,8 @@ from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.photos import read_image
 from resnest_seg.predictor import Predictor
 from resnest_seg.samples import decode_mask
-from resnest_seg.segmenter import build_segmenter
 from resnest_seg.views import View
-from resnest_seg.zoo import load_checkpoint
+from resnest_seg.zoo import build_segmenter, load_checkpoint
 
 
 @pytest.fixture(scope="module")

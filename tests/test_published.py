@@ -15,7 +15,7 @@ from resnest_seg.blueprints import SPECS
 from resnest_seg.errors import ConfigError, DownloadError
 from resnest_seg.labels import LabelSpace
 from resnest_seg.published import PUBLISHED, imagenet_checkpoint, published
-from resnest_seg.segmenter import build_segmenter
+from resnest_seg.zoo import build_segmenter
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from resnest_seg.errors import ConfigError
 from resnest_seg.inference import scores
 from resnest_seg.protocols import Protocol, Setting
 from resnest_seg.running import protocol_of, runner_for, setting_of
-from resnest_seg.segmenter import build_segmenter
+from resnest_seg.zoo import build_segmenter
 
 
 @pytest.fixture(scope="module")

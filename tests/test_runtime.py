@@ -23,8 +23,8 @@ from resnest_seg.proof import Evidence
 from resnest_seg.protocols import protocol, with_tiles
 from resnest_seg.runtime import OnnxPredictor
 from resnest_seg.samples import decode_mask
-from resnest_seg.segmenter import build_segmenter
 from resnest_seg.views import Runner
+from resnest_seg.zoo import build_segmenter
 
 SETTING = small_onnx.INFO.setting
 SMALL_CANVAS = SETTING._replace(recipe="mmseg", base_size=64)

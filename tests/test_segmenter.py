@@ -7,8 +7,8 @@ from resnest_seg.blueprints import DILATIONS
 from resnest_seg.checkpoint import HUB_FILE
 from resnest_seg.errors import ConfigError, DownloadError
 from resnest_seg.labels import LabelSpace
-from resnest_seg.segmenter import Segmenter, build_segmenter
-from resnest_seg.zoo import load_checkpoint
+from resnest_seg.segmenter import Segmenter
+from resnest_seg.zoo import build_segmenter, load_checkpoint
 
 
 @pytest.fixture(scope="module")

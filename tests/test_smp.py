@@ -10,8 +10,8 @@ from segmentation_models_pytorch.encoders._base import EncoderMixin
 from resnest_seg.config import ModelConfig
 from resnest_seg.errors import ConfigError, DownloadError
 from resnest_seg.resnest import ResNeSt
-from resnest_seg.segmenter import build_segmenter
 from resnest_seg.smp import DECODERS, ResNeStSMPEncoder, SMPEncoder
+from resnest_seg.zoo import build_segmenter
 
 
 @torch.inference_mode()

@@ -81,7 +81,7 @@ def test_validation_reads_the_file_itself(tmp_path):
 
 def test_a_pack_from_the_evaluation_tool(tool, tmp_path, capsys, monkeypatch):
     """A test split without masks is predicted and packed; one with masks is measured as well."""
-    from resnest_seg.segmenter import build_segmenter
+    from resnest_seg.zoo import build_segmenter
 
     segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=19)
     segmenter.label_space = CITY

@@ -28,10 +28,9 @@ from resnest_seg.optim import hold_frozen
 from resnest_seg.run_folder import LOCK, MACHINE, METRICS, SHEET, RunFolder
 from resnest_seg.samples import Sample, SegmentationDataset
 from resnest_seg.segmentation import SegmentationTask
-from resnest_seg.segmenter import build_segmenter
 from resnest_seg.training import Trainer
 from resnest_seg.watch import progress_bars
-from resnest_seg.zoo import load_checkpoint
+from resnest_seg.zoo import build_segmenter, load_checkpoint
 
 CONFIG_OF_TEST = RunConfig(
     model=ModelConfig(encoder="resnest14_tiny", head="fcn"),

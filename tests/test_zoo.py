@@ -15,8 +15,7 @@ from resnest_seg.errors import CheckpointError, ConfigError, DownloadError
 from resnest_seg.labels import LabelSpace
 from resnest_seg.predictor import Predictor
 from resnest_seg.published import PublishedCheckpoint
-from resnest_seg.segmenter import build_segmenter
-from resnest_seg.zoo import load_checkpoint
+from resnest_seg.zoo import build_segmenter, load_checkpoint
 
 
 @pytest.fixture(scope="module")

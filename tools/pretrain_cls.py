@@ -71,8 +71,8 @@ def trainer_for(order: Order, config: PretrainConfig) -> Trainer:
     from resnest_seg.class_folder import ClassFolder
     from resnest_seg.classification import ClassificationTask
     from resnest_seg.run_folder import RunFolder
-    from resnest_seg.segmenter import segmenter_for
     from resnest_seg.training import Trainer
+    from resnest_seg.zoo import segmenter_for
 
     resume = order.resume == "yes" or (order.resume == "auto" and bool(RunFolder(order.output).states()))
     root = data_root(config.data.dataset, config.data.root)

@@ -204,8 +204,8 @@ def trainer_for(order: Order) -> Trainer:
     from resnest_seg.finetune import load_fitting
     from resnest_seg.run_folder import RunFolder
     from resnest_seg.segmentation import SegmentationTask
-    from resnest_seg.segmenter import segmenter_for
     from resnest_seg.training import Trainer
+    from resnest_seg.zoo import segmenter_for
 
     config = order.config
     resume = order.resume == "yes" or (order.resume == "auto" and bool(RunFolder(order.output).states()))

@@ -492,7 +492,7 @@ def weights(folder, root):
 
     from resnest_seg.checkpoint import Checkpoint
     from resnest_seg.labels import LabelSpace
-    from resnest_seg.segmenter import build_segmenter
+    from resnest_seg.zoo import build_segmenter
 
     run = root / "run"
     train(["--config", root / "configs/good.yaml", "--data.root", root / "data/good", "--output", run])

@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     from resnest_seg.inference import labels
     from resnest_seg.protocols import protocol, with_options
     from resnest_seg.running import choose_device, runner_for
-    from resnest_seg.segmenter import build_segmenter
+    from resnest_seg.zoo import build_segmenter
 
     check_network(options)
     device, scales = choose_device(options.device), tuple(options.scales)

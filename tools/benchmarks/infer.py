@@ -63,7 +63,7 @@ def ours(options: argparse.Namespace) -> Segmenter:
     """The network, always with the same weights and norms like those of a trained one."""
     import torch
 
-    from resnest_seg.segmenter import build_segmenter
+    from resnest_seg.zoo import build_segmenter
 
     torch.manual_seed(0)
     dilation = "timm" if "smp" in options.peers or "encoders" in options.peers else "encoding"

@@ -47,7 +47,7 @@ def network(options: argparse.Namespace) -> Segmenter:
     import torch
 
     from resnest_seg.labels import LabelSpace
-    from resnest_seg.segmenter import build_segmenter
+    from resnest_seg.zoo import build_segmenter
 
     torch.manual_seed(0)
     space = LabelSpace.of("synthetic")

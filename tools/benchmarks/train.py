@@ -110,7 +110,7 @@ def contestants(options: argparse.Namespace) -> dict[str, Step]:
     """The steps; ours and the plain one start from the same weights. SMP's needs an encoder that timm has."""
     import torch
 
-    from resnest_seg.segmenter import build_segmenter
+    from resnest_seg.zoo import build_segmenter
 
     torch.manual_seed(0)
     images = torch.randint(0, 256, (options.batch, 3, *options.size)).float().to(options.device)
