@@ -14,7 +14,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.composition import Network, Pixels, crop, probabilities, score_blocks
+from resnest_seg.composition import Network, Pixels, crop, score_blocks
+from resnest_seg.composition import probabilities as array_probabilities
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.exported import ExportedModel, open_exported
 from resnest_seg.photos import as_pixels
@@ -123,7 +124,7 @@ class OnnxPredictor:
             raise no_scores(self.model)
         found = np.empty((self.network.classes, *pixels.shape[:2]), np.float32)
         for rows, columns, scores in score_blocks(self.network, image, self.protocol, memory=self.memory):
-            found[:, rows, columns] = probabilities(scores, self.protocol.merge)
+            found[:, rows, columns] = array_probabilities(scores, self.protocol.merge)
         return found
 
 

@@ -265,7 +265,7 @@ def test_one_photo_that_is_too_big_or_has_a_long_name_does_not_end_a_batch(tool,
     for name in ("a.png", "x" * 250 + ".png", "z.png"):
         write_png(tmp_path / "photos" / name, image)
     write_png(tmp_path / "photos" / "big.png", np.tile(image, (20, 20, 1)))
-    monkeypatch.setattr("resnest_seg.runtime.MEMORY", 4 << 20)
+    monkeypatch.setattr("resnest_seg.runtime.EXPORTED_MEMORY", 4 << 20)
     assert tool("predict_seg")("--checkpoint", "m.onnx", "photos", "--write", "labels") == 1
     printed = capsys.readouterr()
     assert "3 of 4 inputs segmented" in printed.out
