@@ -12,9 +12,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnest_seg.download import Digest, download
+from resnest_seg.data.preparation import missing, require_complete, unpack
 from resnest_seg.errors import run_tool
-from resnest_seg.preparation import missing, require_complete, unpack
+from resnest_seg.io.download import Digest, download
 
 URL = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 DIGEST = Digest("sha1", "219e1696abb36c8ba3a3afe7fb2f4b4606a897c7")

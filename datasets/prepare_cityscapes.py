@@ -12,8 +12,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from resnest_seg.data.preparation import missing, require_complete, unpack
 from resnest_seg.errors import DatasetError, run_tool
-from resnest_seg.preparation import missing, require_complete, unpack
 
 ZIPS = {"leftImg8bit_trainvaltest.zip": "leftImg8bit/", "gtFine_trainvaltest.zip": "gtFine/"}
 EXPECTED = {

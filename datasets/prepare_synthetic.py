@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", default="datasets/synthetic", help="folder (default: datasets/synthetic)")
     options = parser.parse_args(argv)
 
-    from resnest_seg.catalog import build_dataset
-    from resnest_seg.visualize import write_labels, write_png
+    from resnest_seg.data.build import build_dataset
+    from resnest_seg.io.visualize import write_labels, write_png
 
     dataset = build_dataset("synthetic", split=options.split)
     if not 1 <= options.count <= len(dataset):

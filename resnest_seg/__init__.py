@@ -10,94 +10,105 @@ Names are imported when they are first used, so that `import resnest_seg` costs 
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resnest_seg.config import RunConfig as RunConfig
     from resnest_seg.config import load_run_config as load_run_config
-    from resnest_seg.datasets import ADE20K as ADE20K
-    from resnest_seg.datasets import CamVid as CamVid
-    from resnest_seg.datasets import Cityscapes as Cityscapes
-    from resnest_seg.datasets import Synthetic as Synthetic
-    from resnest_seg.doctor import Diagnosis as Diagnosis
-    from resnest_seg.doctor import diagnose as diagnose
+    from resnest_seg.data.checks import Diagnosis as Diagnosis
+    from resnest_seg.data.checks import diagnose as diagnose
+    from resnest_seg.data.datasets import ADE20K as ADE20K
+    from resnest_seg.data.datasets import CamVid as CamVid
+    from resnest_seg.data.datasets import Cityscapes as Cityscapes
+    from resnest_seg.data.folder import FolderDataset as FolderDataset
+    from resnest_seg.data.loader import build_loader as build_loader
+    from resnest_seg.data.synthetic import Synthetic as Synthetic
     from resnest_seg.errors import CheckpointError as CheckpointError
     from resnest_seg.errors import ConfigError as ConfigError
     from resnest_seg.errors import DatasetError as DatasetError
     from resnest_seg.errors import DownloadError as DownloadError
     from resnest_seg.errors import ExportError as ExportError
     from resnest_seg.errors import ResNeStSegError as ResNeStSegError
-    from resnest_seg.evaluation import evaluate as evaluate
-    from resnest_seg.folder import FolderDataset as FolderDataset
-    from resnest_seg.inference import multiscale as multiscale
-    from resnest_seg.inference import sliding_window as sliding_window
-    from resnest_seg.inference import whole as whole
+    from resnest_seg.evaluation.evaluate import evaluate as evaluate
+    from resnest_seg.evaluation.metrics import ConfusionMatrix as ConfusionMatrix
+    from resnest_seg.evaluation.metrics import Scores as Scores
+    from resnest_seg.evaluation.report import EvalReport as EvalReport
+    from resnest_seg.inference.prediction import Prediction as Prediction
+    from resnest_seg.inference.predictor import OnnxPredictor as OnnxPredictor
+    from resnest_seg.inference.predictor import Predictor as Predictor
+    from resnest_seg.inference.protocols import Protocol as Protocol
+    from resnest_seg.inference.protocols import protocol as protocol
+    from resnest_seg.inference.torch_engine import multiscale as multiscale
+    from resnest_seg.inference.torch_engine import sliding_window as sliding_window
+    from resnest_seg.inference.torch_engine import whole as whole
     from resnest_seg.labels import IGNORE_LABEL as IGNORE_LABEL
     from resnest_seg.labels import LabelSpace as LabelSpace
-    from resnest_seg.loader import build_loader as build_loader
-    from resnest_seg.metrics import ConfusionMatrix as ConfusionMatrix
-    from resnest_seg.metrics import Scores as Scores
-    from resnest_seg.prediction import Prediction as Prediction
-    from resnest_seg.predictor import Predictor as Predictor
-    from resnest_seg.protocols import Protocol as Protocol
-    from resnest_seg.protocols import protocol as protocol
-    from resnest_seg.report import EvalReport as EvalReport
-    from resnest_seg.runtime import OnnxPredictor as OnnxPredictor
-    from resnest_seg.segmenter import LoadReport as LoadReport
-    from resnest_seg.segmenter import Segmenter as Segmenter
-    from resnest_seg.segmenter import SegmenterOutput as SegmenterOutput
-    from resnest_seg.training import Trainer as Trainer
-    from resnest_seg.zoo import build_segmenter as build_segmenter
-    from resnest_seg.zoo import load_checkpoint as load_checkpoint
+    from resnest_seg.models.loading import build_segmenter as build_segmenter
+    from resnest_seg.models.loading import load_checkpoint as load_checkpoint
+    from resnest_seg.models.segmenter import LoadReport as LoadReport
+    from resnest_seg.models.segmenter import Segmenter as Segmenter
+    from resnest_seg.models.segmenter import SegmenterOutput as SegmenterOutput
+    from resnest_seg.training.trainer import Trainer as Trainer
 
 _HOMES = {
-    "ADE20K": "datasets",
-    "CamVid": "datasets",
+    "ADE20K": "data.datasets",
+    "CamVid": "data.datasets",
     "CheckpointError": "errors",
-    "Cityscapes": "datasets",
+    "Cityscapes": "data.datasets",
     "ConfigError": "errors",
-    "ConfusionMatrix": "metrics",
+    "ConfusionMatrix": "evaluation.metrics",
     "DatasetError": "errors",
-    "Diagnosis": "doctor",
+    "Diagnosis": "data.checks",
     "DownloadError": "errors",
-    "EvalReport": "report",
+    "EvalReport": "evaluation.report",
     "ExportError": "errors",
-    "FolderDataset": "folder",
+    "FolderDataset": "data.folder",
     "IGNORE_LABEL": "labels",
     "LabelSpace": "labels",
-    "LoadReport": "segmenter",
-    "OnnxPredictor": "runtime",
-    "Prediction": "prediction",
-    "Predictor": "predictor",
+    "LoadReport": "models.segmenter",
+    "OnnxPredictor": "inference.predictor",
+    "Prediction": "inference.prediction",
+    "Predictor": "inference.predictor",
     "ResNeStSegError": "errors",
     "RunConfig": "config",
-    "Scores": "metrics",
-    "Segmenter": "segmenter",
-    "SegmenterOutput": "segmenter",
-    "Synthetic": "datasets",
-    "Trainer": "training",
-    "build_loader": "loader",
-    "build_segmenter": "zoo",
-    "diagnose": "doctor",
-    "evaluate": "evaluation",
-    "load_checkpoint": "zoo",
+    "Scores": "evaluation.metrics",
+    "Segmenter": "models.segmenter",
+    "SegmenterOutput": "models.segmenter",
+    "Synthetic": "data.synthetic",
+    "Trainer": "training.trainer",
+    "build_loader": "data.loader",
+    "build_segmenter": "models.loading",
+    "diagnose": "data.checks",
+    "evaluate": "evaluation.evaluate",
+    "load_checkpoint": "models.loading",
     "load_run_config": "config",
-    "multiscale": "inference",
-    "protocol": "protocols",
-    "Protocol": "protocols",
-    "sliding_window": "inference",
-    "whole": "inference",
+    "multiscale": "inference.torch_engine",
+    "protocol": "inference.protocols",
+    "Protocol": "inference.protocols",
+    "sliding_window": "inference.torch_engine",
+    "whole": "inference.torch_engine",
 }
 
 __version__ = "0.1.0"
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+def lazy_exports(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package whose names are imported when they are first used.
+
+    Args:
+        package: Its name.
+        homes: Public name -> the module, relative to the package, that defines it.
+    """
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+
+    return get, lambda: sorted([*homes, *vars(sys.modules[package])])
 
 
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

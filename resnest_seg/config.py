@@ -1,25 +1,245 @@
 """The configuration of a run: frozen dataclasses, one YAML file a run, dotted overrides on the command line.
 
 The dataclasses are the only list of keys there is: `--help`, the YAML reader, the file in the run folder and the
-checkpoint are all derived from them. This module imports no torch, so that `--help` answers at once.
+checkpoint are all derived from them, and the bounds of a key stand beside it. `PretrainConfig` is the configuration of
+a run that trains an image classifier. This module imports no torch, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from resnest_seg.config_checks import COUNT, Kind, check_values, shown, within
 from resnest_seg.errors import ConfigError, unknown_name
-from resnest_seg.yaml_files import load_yaml
 
-if typing.TYPE_CHECKING:
+if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
+
+LOSSES = ("cross_entropy", "ohem", "dice", "focal", "lovasz", "tversky")
+"""Names that `train.loss` takes."""
+
+CLASS_WEIGHTS = ("none", "median_frequency", "effective_number")
+"""Names that `train.class_weights` takes."""
+
+COUNT = 10**9
+"""Largest value of keys that count epochs, steps or samples: more than any run has."""
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that a key takes.
+
+    Attributes:
+        low: The least.
+        high: The greatest.
+        above: `low` itself is excluded.
+        below: `high` itself is excluded.
+    """
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (self.low < value if self.above else self.low <= value) and (
+            value < self.high if self.below else value <= self.high
+        )  # false for NaN
+
+    def __str__(self) -> str:
+        low = f"above {self.low} and" if self.above else f"from {self.low} to"
+        return f"{low}{' below' if self.below else ' at most' if self.above else ''} {self.high}"
+
+
+def within(default: T, low: float, high: float, *, above: bool = False, below: bool = False) -> T:
+    """A field of a config with its default and the range of its numbers, which `check_values` holds.
+
+    Args:
+        default: Value where nothing is given; its type, or the field's, says whether the number is a whole one.
+        low: The least value.
+        high: The greatest value: far above what makes sense, so that a typing error costs no machine.
+        above: `low` itself is excluded.
+        below: `high` itself is excluded.
+    """
+    field: T = dataclasses.field(default=default, metadata={"range": Range(low, high, above, below)})
+    return field
+
+
+def shown(value: object) -> str:
+    """A value in a message: short, whatever it is; by aliases, a list may hold itself, or billions of others."""
+    if isinstance(value, Collection) and not isinstance(value, str | bytes):
+        return f"a {type(value).__name__}"
+    return reprlib.repr(value)
+
+
+def check_option(name: str, value: float | None, low: float, high: float, *, above: bool = False) -> None:
+    """Refuse a number of the command line, or of a call, outside its range; None was not given.
+
+    Raises:
+        ConfigError: Names the option, the range and the value, which may be NaN.
+    """
+    allowed = Range(low, high, above)
+    if value is not None and value not in allowed:
+        raise ConfigError(f"{name} must be {allowed}, not {value}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What the values of a key are.
+
+    Attributes:
+        type: str, bool, int or float.
+        null: The key may be null.
+        range: Of its numbers, where it has one.
+    """
+
+    type: type
+    null: bool
+    range: Range | None
+
+    def check(self, key: str, value: object) -> None:
+        """Refuse a value of another type, outside the range, or of text that names nothing.
+
+        Raises:
+            ConfigError: Names the key, the value, and what it may be.
+        """
+        if value is None and self.null:
+            return
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = number and (self.type is float or isinstance(value, int)) if self.type in (int, float) else False
+        if not (fits or (self.type in (str, bool) and isinstance(value, self.type))):
+            raise ConfigError(f"{key} must be {self}, not {shown(value)}.")
+        if self.range is not None and value not in self.range:  # type: ignore[operator]  # it is a number
+            raise ConfigError(f"{key} must be {self}, not {value}.")
+        if isinstance(value, str) and (not value.strip() or "\0" in value):
+            what = "holds a zero byte." if value.strip() else "is empty: is a shell variable not set?"
+            raise ConfigError(f"{key} {what} {'Leave it out, or give null.' if self.null else 'Leave it out.'}")
+
+    def __str__(self) -> str:
+        kind = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}[self.type]
+        return f"{kind}{f' {self.range}' if self.range else ''}{' or null' if self.null else ''}"
+
+
+def check_values(flat: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
+    """Refuse values of a wrong type, outside the range that stands beside their key, or that contradict each other.
+
+    Args:
+        flat: Every dotted key of a run's config -> its value, as `resnest_seg.config.flatten` gives them.
+        kinds: The same keys -> what their values are.
+
+    Raises:
+        ConfigError: Names the key, the value, and what it may be.
+    """
+    for key, value in flat.items():
+        kinds[key].check(key, value)
+    if flat["model.output_stride"] not in (8, 16, 32):
+        raise ConfigError(f"model.output_stride must be 8, 16 or 32, not {flat['model.output_stride']}.")
+    low, high = flat["data.scale_min"], flat["data.scale_max"]
+    if high < low:
+        raise ConfigError(f"data.scale_max ({high}) is below data.scale_min ({low}).")
+    _check_course(flat)
+    _check_loss(flat)
+
+
+def _check_course(flat: Mapping[str, Any]) -> None:
+    """How long and how fast a run trains."""
+    epochs, iterations = flat["train.epochs"], flat["train.iterations"]
+    if (epochs is None) == (iterations is None):
+        raise ConfigError(
+            f"exactly one of train.epochs ({epochs}) and train.iterations ({iterations}) must be given, and the other "
+            "null."
+        )
+    lr, min_lr = flat["optim.lr"], flat["optim.min_lr"]
+    if min_lr > lr:
+        raise ConfigError(f"optim.min_lr ({min_lr}) is above optim.lr ({lr}).")
+
+
+def _check_loss(flat: Mapping[str, Any]) -> None:
+    names, weights = loss_names(flat["train.loss"]), flat["train.class_weights"]
+    if weights not in CLASS_WEIGHTS:
+        raise unknown_name("train.class_weights", weights, CLASS_WEIGHTS)
+    if not {"cross_entropy", "ohem"} & set(names):
+        for key, given in (("class_weights", weights != "none"), ("label_smoothing", flat["train.label_smoothing"])):
+            if given:
+                raise ConfigError(
+                    f"train.{key} belongs to cross_entropy and ohem, and train.loss is {flat['train.loss']}."
+                )
+
+
+def loss_names(text: str) -> tuple[str, ...]:
+    """The losses that `train.loss` names, "cross_entropy+dice" -> ("cross_entropy", "dice").
+
+    Raises:
+        ConfigError: An unknown name (the nearest is named), or one that comes twice.
+    """
+    names = tuple(name.strip() for name in text.split("+"))
+    for name in names:
+        if name not in LOSSES:
+            raise unknown_name("loss in train.loss:", name, LOSSES)
+        if names.count(name) > 1:
+            raise ConfigError(f"train.loss names {name} twice: {text!r}.")
+    return names
+
+
+DEEPEST = 50
+"""Levels of lists and mappings inside each other that a file may have."""
+
+
+def load_yaml(text: str, name: str) -> Any:
+    """The value that a YAML document holds: mappings, lists, strings, numbers, booleans and None.
+
+    Args:
+        text: The document.
+        name: What errors call it.
+
+    Raises:
+        ConfigError: It is no YAML, a mapping has a key twice (names both lines), or it is nested more than `DEEPEST`
+            levels deep.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
+        # Not only YAMLError: PyYAML takes `!!bool x` and 2026-13-45 apart without looking.
+        raise ConfigError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's own keeps the last of a repeated key without a word, and recurses as deep as the file goes."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._depth += 1
+        if parent is not None and self._depth > DEEPEST:
+            line = parent.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line} is nested more than {DEEPEST} levels deep")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        # Here and not in the constructor, where the keys of `<<: *other` have been added.
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line, content = key.start_mark.line + 1, (key.tag, key.value)
+            if content in lines:
+                raise yaml.YAMLError(
+                    f"the key {key.value!r} stands on line {lines[content]} and again on line {line}, and only one of "
+                    "them would count: join the two, or delete one"
+                )
+            lines[content] = line
+        return node
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,3 +584,67 @@ def _check_keys(tree: Mapping[str, Any], where: str, kind: type[RunConfig]) -> N
                 raise unknown_name(f"key in {where}:", str(name), keys)
             if isinstance(value, Mapping | list):
                 raise ConfigError(f"{name} in {where} must be one value, not {shown(value)}.")
+
+
+AUGMENTS = ("none", "auto", "rand")
+"""Values of `classify.augment`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifyConfig:
+    """What training a classifier needs beyond training a segmenter."""
+
+    augment: str = "auto"
+    """Changes of colour and shape after the crop: none, auto (AutoAugment, ImageNet's policy) or rand (RandAugment)."""
+    area_min: float = within(0.08, 0, 1, above=True)
+    """Smallest share of the image that a training crop shows."""
+    mixup: float = within(0.2, 0, 100)
+    """Alpha of MixUp, which blends pairs of images and of their labels; 0 turns it off."""
+    cutmix: float = within(0.0, 0, 100)
+    """Alpha of CutMix, which pastes a rectangle of one image into another; with mixup, a batch gets either one."""
+    label_smoothing: float = within(0.1, 0, 1, below=True)
+    """Share of the truth that is spread over all classes."""
+    dropout: float = within(0.2, 0, 1, below=True)
+    """Probability of dropout before the last layer."""
+    eval_share: float = within(0.875, 0, 1, above=True)
+    """Side of the validation's centre crop, times the short edge of the resized image."""
+
+
+WITHOUT_EFFECT = (
+    *(f"data.{name}" for name in ("rotate", "color_jitter", "blur", "coarse_dropout", "class_mix", "rare_class")),
+    *(f"train.{name}" for name in ("loss", "class_weights", "label_smoothing")),
+    *("data.classes", "model.weights", "eval.limit"),
+)
+"""Keys of `RunConfig` that change nothing about a classifier."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig(RunConfig):
+    """Everything that decides what the training of a classifier computes.
+
+    Of `RunConfig` all keys count that are not about pixels; those of `WITHOUT_EFFECT` must keep their defaults.
+    """
+
+    model: ModelConfig = dataclasses.field(
+        default_factory=lambda: ModelConfig(head="classifier", output_stride=32, aux_head=False)
+    )
+    data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(dataset="imagenet", crop_size=224))
+    train: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(epochs=270, batch_size=256))
+    classify: ClassifyConfig = dataclasses.field(default_factory=ClassifyConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        own = self.classify
+        if self.model.head != "classifier":
+            raise ConfigError(f"model.head must be classifier here, not {self.model.head!r}.")
+        flat, usual = flatten(self), flatten(RunConfig())
+        for key in WITHOUT_EFFECT:
+            if flat[key] != usual[key]:
+                raise ConfigError(f"{key} has no effect on a classifier: leave it at {usual[key]}, not {flat[key]}.")
+        if own.augment not in AUGMENTS:
+            raise unknown_name("classify.augment", own.augment, AUGMENTS)
+
+    @property
+    def run(self) -> RunConfig:
+        """The same without what only training needs: what a checkpoint of the classifier carries."""
+        return RunConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(RunConfig)})

@@ -1,7 +1,4 @@
-"""Where results go: names below the folder of the user's choice, checked before the work begins, and written whole.
-
-A reader, or a restart after a crash, never meets half of a file.
-"""
+"""Atomic file writing: a reader, or a restart after a crash, never meets half a file. Names of outputs."""
 
 from __future__ import annotations
 

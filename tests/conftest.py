@@ -73,7 +73,7 @@ def small_dataset(tiny_space):
     """Six pictures of noise and stripes of different sizes, in memory."""
     import numpy as np
 
-    from resnest_seg.samples import Sample, SegmentationDataset
+    from resnest_seg.data.datasets import Sample, SegmentationDataset
 
     class Small(SegmentationDataset):
         label_space, split = tiny_space, "train"

@@ -2,67 +2,43 @@
 
 import ast
 import dataclasses
+import importlib
 import inspect
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import resnest_seg
-from resnest_seg.config import config_keys
 
-PACKAGE = Path(resnest_seg.__file__).parent
-FILES = sorted(PACKAGE.glob("*.py"))
-OTHERS = sorted((PACKAGE.parent / "tools").rglob("*.py")) + sorted((PACKAGE.parent / "datasets").glob("*.py"))
+PROJECT = Path(__file__).resolve().parents[1]
+PACKAGE = PROJECT / "resnest_seg"
+FILES = sorted(PACKAGE.rglob("*.py"))
+OTHERS = sorted((PROJECT / "tools").rglob("*.py")) + sorted((PROJECT / "datasets").glob("*.py"))
 
-LAYER_NAMES = """
-blueprints canvas class_balance convolution ema errors files paced palette_png pixel_range resampling sharding
-/
-photos yaml_files
-/
-config_checks heads heads_mmseg inputs labels large packing preparation protocols quantization rectify scenes sources
-video weights
-/
-boundaries calibration classes_file composition config connections decoding download exported large_labels lean_loss
-metrics polygons resnest samples submission views visualize
-/
-checkpoint conversion datasets fusion inference losses optim prediction pretraining published report schedules smp
-transforms watch
-/
-engine folder loader parts run_folder runtime serving
-/
-catalog class_folder inspection segmenter
-/
-budget classification doctor finetune running task zoo
-/
-exportable model
-/
-evaluation onnx_file predictor
-/
-proof validation
-/
-export segmentation training
-/
-dry_run
-/
-__init__
+GROUND = {"errors", "files", "labels", "config"}
+"""Modules below all wings."""
+
+MAY_IMPORT = {
+    "io": set(),
+    "data": {"io"},
+    "models": {"io"},
+    "inference": {"io", "models"},
+    "evaluation": {"io", "data", "models", "inference"},
+    "training": {"io", "data", "models", "inference", "evaluation"},
+    "export": {"io", "data", "models", "inference", "evaluation"},
+    "cli": {"io", "data", "models", "inference", "evaluation", "training", "export"},
+}
+"""Wing -> the other wings that it may import from; every wing may import from the ground."""
+
+LIGHT = """
+resnest_seg resnest_seg.errors resnest_seg.files resnest_seg.labels resnest_seg.config
+resnest_seg.inference.protocols resnest_seg.inference.numpy_engine resnest_seg.inference.exported
+resnest_seg.inference.prediction resnest_seg.inference.predictor resnest_seg.inference.server
 """
-LAYERS = [set(layer.split()) for layer in LAYER_NAMES.split("/")]
-
-CONFIG_KEYS = """
-model.encoder model.head model.family model.output_stride model.dilation model.aux_head model.in_channels
-model.encoder_weights model.weights model.drop_block model.drop_path model.zero_gamma model.rectify
-model.checkpointing data.dataset data.root data.classes data.recipe data.base_size data.long_edge data.crop_size
-data.crop_width data.scale_min data.scale_max data.flip data.rotate data.color_jitter data.blur data.coarse_dropout
-data.class_mix data.rare_class data.check data.workers optim.optimizer optim.lr optim.reference_batch
-optim.head_lr_factor optim.layer_decay optim.freeze optim.momentum optim.weight_decay optim.decay optim.schedule
-optim.power optim.min_lr optim.warmup train.epochs train.iterations train.batch_size train.accumulation train.loss
-train.class_weights train.label_smoothing train.ohem_threshold train.ohem_min_kept train.aux_weight train.precision
-train.sync_bn train.parallel train.ema train.validate_every train.validate_every_steps train.patience
-train.save_every train.keep train.log_every train.trackers eval.split eval.protocol eval.limit eval.sheet
-eval.memory seed output
-"""
+"""Modules that import no torch; besides them, all of `resnest_seg.io`."""
 
 PUBLIC = """
 ADE20K CamVid CheckpointError Cityscapes ConfigError ConfusionMatrix DatasetError Diagnosis DownloadError EvalReport
@@ -70,6 +46,12 @@ ExportError FolderDataset IGNORE_LABEL LabelSpace LoadReport OnnxPredictor Predi
 RunConfig Scores Segmenter SegmenterOutput Synthetic Trainer build_loader build_segmenter diagnose evaluate
 load_checkpoint load_run_config multiscale protocol sliding_window whole
 """
+
+
+def name_of(path):
+    """A file's name in the package, such as models.resnest; a wing's __init__ is the wing."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
 
 
 def tree(path):
@@ -80,10 +62,21 @@ def imported(path):
     """Names of our own modules that a file imports, anywhere in it."""
     found = set()
     for node in ast.walk(tree(path)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("resnest_seg"):
-            rest = (node.module or "").split(".")[1:]
-            found |= set(rest[:1]) if rest else {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path.name} imports relatively"
+            module = node.module or ""
+            if module.split(".")[0] == "resnest_seg":
+                inner = module.partition(".")[2]
+                if (PACKAGE / inner.replace(".", "/")).is_dir():  # a wing, or the package itself: names may be modules
+                    files = {path.stem for path in (PACKAGE / inner.replace(".", "/")).glob("*.py")}
+                    found |= {
+                        f"{inner}.{alias.name}".strip(".") if alias.name in files else inner or alias.name
+                        for alias in node.names
+                    }
+                else:
+                    found.add(inner)
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("resnest_seg.")}
     return found
 
 
@@ -91,29 +84,78 @@ def functions(path):
     return [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
-def test_every_file_has_a_layer_and_none_is_listed_twice():
-    listed = [name for layer in LAYERS for name in layer]
-    assert sorted(listed) == [path.stem for path in FILES]
+MODULES = [path for path in FILES if path.name != "__init__.py"]
+ids = name_of
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_file_imports_only_from_lower_layers(path):
-    level = next(index for index, layer in enumerate(LAYERS) if path.stem in layer)
-    allowed = set().union(*LAYERS[:level])
-    assert imported(path) <= allowed, f"{path.name} imports {sorted(imported(path) - allowed)}"
+def test_every_file_stands_on_the_ground_or_in_a_wing():
+    places = {name_of(path).split(".")[0] for path in MODULES}
+    assert places - {"__main__"} == GROUND | set(MAY_IMPORT)
+    assert all(len(path.relative_to(PACKAGE).parts) <= 2 for path in FILES)
 
 
-def test_the_readme_maps_every_file_in_reading_order():
-    """As it says: a file imports only from files above it."""
-    page = (PACKAGE.parent / "README.md").read_text(encoding="utf-8").partition("## Map")[2]
-    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `resnest_seg/")]
-    order = [name for row in rows for name in re.findall(r"`(?:resnest_seg/)?(\w+)\.py`", row)]
-    assert sorted(order) == sorted(path.stem for path in FILES if path.stem != "__init__")
-    for place, name in enumerate(order):
-        assert imported(PACKAGE / f"{name}.py") <= set(order[:place]), name
+@pytest.mark.parametrize("path", FILES, ids=ids)
+def test_arrows_run_one_way(path):
+    """The ground imports the ground; a wing imports itself, the ground and the wings before it."""
+    if path == PACKAGE / "__init__.py":  # re-exports lazily
+        return
+    own = name_of(path).split(".")[0]
+    for name in imported(path) - {"lazy_exports"}:  # which every wing's __init__ takes from the package
+        other = name.split(".")[0]
+        if own in GROUND:
+            assert other in GROUND, f"{name_of(path)} imports {name}"
+        else:
+            assert other in GROUND | {own} | MAY_IMPORT[own], f"{name_of(path)} imports {name}"
 
 
-@pytest.mark.parametrize("path", FILES + OTHERS, ids=lambda path: path.stem)
+def test_no_cycle():
+    arrows = {name_of(path): imported(path) for path in MODULES}
+    done, open_ = set(), []
+
+    def visit(name):
+        assert name not in open_, " -> ".join([*open_[open_.index(name) :], name])
+        if name in done or name not in arrows:
+            return
+        open_.append(name)
+        for other in arrows[name]:
+            visit(other)
+        open_.pop()
+        done.add(name)
+
+    for name in arrows:
+        visit(name)
+    assert done == set(arrows)
+
+
+@pytest.mark.parametrize("wing", MAY_IMPORT)
+def test_a_wing_has_at_most_fourteen_files_and_says_what_it_is_for(wing):
+    files = [path for path in (PACKAGE / wing).glob("*.py") if path.name != "__init__.py"]
+    assert 0 < len(files) <= 14
+    assert ast.get_docstring(tree(PACKAGE / wing / "__init__.py"))
+
+
+@pytest.mark.parametrize("wing", MAY_IMPORT)
+def test_the_surface_of_a_wing_is_its_all(wing):
+    module = importlib.import_module(f"resnest_seg.{wing}")
+    assert module.__all__ == sorted(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+    assert set(module.__all__) <= set(dir(module))
+    with pytest.raises(AttributeError):
+        module.no_such_name  # noqa: B018
+
+
+def test_the_readme_has_a_row_for_every_wing_and_names_every_file():
+    page = (PROJECT / "README.md").read_text(encoding="utf-8").partition("## Map")[2].partition("\n## ")[0]
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for wing in MAY_IMPORT:
+        (row,) = [row for row in rows if row.startswith(f"| `{wing}/`")]
+        assert set(re.findall(r"`(\w+)\.py`", row)) == {
+            path.stem for path in (PACKAGE / wing).glob("*.py") if path.name != "__init__.py"
+        }, wing
+
+
+@pytest.mark.parametrize("path", FILES + OTHERS, ids=lambda path: str(path.relative_to(PROJECT)))
 def test_budgets(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 700
     for function in functions(path):
@@ -121,7 +163,7 @@ def test_budgets(path):
         assert length <= 60, f"{path.name}: {function.name} has {length} lines"
 
 
-@pytest.mark.parametrize("path", FILES + OTHERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES + OTHERS, ids=lambda path: str(path.relative_to(PROJECT)))
 def test_no_kwargs_no_globals_no_star_imports(path):
     for node in ast.walk(tree(path)):
         assert not isinstance(node, ast.Global), f"{path.name} has a global statement"
@@ -131,7 +173,7 @@ def test_no_kwargs_no_globals_no_star_imports(path):
             assert all(alias.name != "*" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", FILES + OTHERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES + OTHERS, ids=lambda path: str(path.relative_to(PROJECT)))
 def test_mutable_values_of_a_module_are_constants(path):
     for node in tree(path).body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(
@@ -139,15 +181,29 @@ def test_mutable_values_of_a_module_are_constants(path):
         ):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names = [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
-            # T is a type variable; a constant is a promise not to change it
-            assert all(name.isupper() or name == "__all__" for name in names), names
+            # T is a type variable; a constant is a promise not to change it; Python calls the other two by these names
+            allowed = ("__all__", "__getattr__", "__dir__")
+            assert all(name.isupper() or name in allowed for name in names), names
 
 
 def test_no_file_for_odds_and_ends():
     assert not {"utils", "misc", "common", "helpers"} & {path.stem for path in FILES + OTHERS}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_scripts_are_a_few_lines_and_import_no_other_script():
+    scripts = {path.stem for path in (PROJECT / "tools").glob("*.py")}
+    for path in (PROJECT / "tools").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        if path.stem != "benchmark_seg":  # it measures other libraries, which the package does not know
+            assert len(text.splitlines()) <= 12, path.name
+        assert (
+            not {alias.name for node in ast.walk(tree(path)) if isinstance(node, ast.Import) for alias in node.names}
+            & scripts
+        )
+        assert not {node.module for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom)} & scripts
+
+
+@pytest.mark.parametrize("path", FILES, ids=ids)
 def test_public_things_have_docstrings(path):
     def check(node, owner):
         for child in node.body:
@@ -182,43 +238,35 @@ def test_options_of_public_functions_are_keyword_only():
         assert all(p.kind is p.KEYWORD_ONLY for p in optional), name
 
 
-def test_config_keys_are_listed():
-    assert config_keys() == CONFIG_KEYS.split()
+def fresh(code):
+    """What a fresh interpreter prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_import_is_light():
-    """`import resnest_seg` and the config load no torch: a fresh interpreter proves it."""
-    import subprocess
-
-    code = "import sys, resnest_seg, resnest_seg.config; print('torch' in sys.modules, 'albumentations' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+def test_light_modules_import_no_torch():
+    names = [*LIGHT.split(), *(f"resnest_seg.{name_of(path)}" for path in (PACKAGE / "io").glob("*.py"))]
+    code = f"import importlib, sys\nfor name in {names!r}:\n    importlib.import_module(name)\n"
+    assert fresh(code + "print({'torch', 'albumentations', 'torchvision'} & set(sys.modules))") == "set()"
 
 
 def test_a_prediction_waits_for_no_library_that_it_does_not_use():
     """Each of them takes seconds to import; a network with DropBlock, SMP's parts or a training loads what it needs."""
-    import subprocess
-
     code = (
-        "import sys, resnest_seg.predictor, resnest_seg.parts, resnest_seg.losses\n"
-        "from resnest_seg.segmenter import build_segmenter\n"
-        "build_segmenter('resnest14_tiny')\n"
+        "import sys, resnest_seg.inference.predictor, resnest_seg.models.loading, resnest_seg.training.losses\n"
+        "resnest_seg.build_segmenter('resnest14_tiny')\n"
         "names = 'torchvision', 'timm', 'segmentation_models_pytorch', 'albumentations', 'accelerate', 'scipy'\n"
         "print([name for name in names if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert fresh(code) == "[]"
 
 
 def test_importing_the_library_opens_no_connection():
     """albumentations asks for its newest release when it is imported, unless it is told not to before."""
-    import subprocess
-
     code = (
         "import socket, urllib.request\n"
         "def refuse(*arguments, **options): print('asked the network'); raise OSError\n"
         "urllib.request.OpenerDirector.open = socket.socket.connect = socket.create_connection = refuse\n"
-        "import resnest_seg.training, resnest_seg.predictor, resnest_seg.transforms; print('imported')"
+        "import resnest_seg.training.trainer, resnest_seg.inference.predictor, resnest_seg.data.transforms\n"
+        "print('imported')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["imported"]
+    assert fresh(code) == "imported"

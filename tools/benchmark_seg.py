@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import torch
 
-    from resnest_seg.display import PlainTable, console
+    from resnest_seg.io.display import PlainTable, console
 
     rows = COMMANDS[options.command][0].run(options)
     given = {key: getattr(options, key, None) for key in ("encoder", "head", "size", "batch", "device", "precision")}

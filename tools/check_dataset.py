@@ -1,104 +1,10 @@
 """Check a data set before training: every photo and mask, ids, classes, duplicates between splits.
 
-python tools/check_dataset.py --dataset ade20k
-python tools/check_dataset.py --dataset folder --data.root /data/mine --workers 8
-
-Exit code 1, with the list of offenders, if training would go wrong.
+The command is `resnest_seg.cli.check`.
 """
 
-from __future__ import annotations
-
-import argparse
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from resnest_seg.config_checks import COUNT, check_option
-from resnest_seg.errors import DatasetError, run_tool
-from resnest_seg.files import check_output_file
-
-if TYPE_CHECKING:
-    from resnest_seg.samples import SegmentationDataset
-
-SPLITS = ("train", "val", "test")
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="check_dataset.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--dataset", required=True, help="synthetic, camvid, ade20k, cityscapes or folder")
-    parser.add_argument("--data.root", dest="root", help="folder or zip file (default: as in training)")
-    parser.add_argument("--data.classes", dest="classes", help="for folder: the list of classes (CSV or YAML)")
-    parser.add_argument(
-        "--splits", help="by comma, the first is what others are compared with (default: all there are)"
-    )
-    parser.add_argument("--limit", type=int, help="look at LIMIT samples of each split, spread over it")
-    parser.add_argument("--workers", type=int, default=4, help="processes, at most one a core (default: 4)")
-    parser.add_argument("--output", help="the JSON report (default: check_DATASET.json in this folder)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the report if it exists")
-    return parser.parse_args(argv)
-
-
-def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset], list[str]]:
-    """The splits that were asked for, without --splits train, val and a test split where there is one; and problems."""
-    from resnest_seg.catalog import build_dataset
-
-    splits = options.splits.split(",") if options.splits else list(SPLITS)
-    found, problems = [], []
-    for split in splits:
-        try:
-            found.append(
-                build_dataset(
-                    options.dataset, root=options.root, split=split, classes=options.classes, allow_missing=True
-                )
-            )
-        except DatasetError as error:
-            if not found:
-                raise
-            if options.splits or split != "test":  # not every data set has a test split
-                problems.append(f"the {split} split cannot be opened: {error}")
-    return found, problems
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Check; returns the exit code."""
-    options = parse(argv)
-    check_option("--limit", options.limit, 1, COUNT)
-    check_option("--workers", options.workers, 0, 256)
-
-    output = options.output or f"check_{options.dataset}.json"
-    check_output_file(output, what="report", overwrite=options.overwrite)
-
-    from resnest_seg.display import console, progress_bars
-    from resnest_seg.doctor import diagnose, spread
-
-    splits, problems = open_splits(options)
-    total = sum(len(spread(len(dataset), options.limit)) for dataset in splits)
-    with progress_bars() as progress:
-        bar = progress.add_task("checking", total=total)
-        diagnosis = diagnose(
-            splits, limit=options.limit, workers=options.workers, on_sample=lambda fact: progress.advance(bar)
-        )
-    diagnosis.save(output)
-    terminal = console(soft_wrap=True)
-    terminal.print(diagnosis.table())
-    for split, (smallest, median, largest) in ((s, sizes) for s, sizes in diagnosis.sizes.items() if sizes):
-        sizes = ", ".join(f"{width} x {height}" for height, width in (smallest, median, largest))
-        terminal.print(f"{split}: sizes (smallest, median, largest) {sizes}")
-    terminal.print(f"suggested crop: {diagnosis.suggested_crop}")
-    for finding in diagnosis.findings:
-        terminal.print(f"{finding.severity}: {finding.kind}: {finding.message}")
-        if finding.severity == "error" and len(finding.files) > 1:
-            for file in finding.files[:20]:
-                terminal.print(f"  {file}")
-            if len(finding.files) > 20:
-                terminal.print(f"  and {len(finding.files) - 20} more, in the report")
-    for problem in problems:
-        terminal.print(f"error: {problem}")
-    count = len(diagnosis.errors) + len(problems)
-    verdict = f"{count} errors: training would go wrong" if count else "ready for training"
-    terminal.print(f"{verdict}. Report: {output}")
-    return 1 if count else 0
-
+from resnest_seg.cli.check import main
+from resnest_seg.errors import run_tool
 
 if __name__ == "__main__":
     raise SystemExit(run_tool(main))

@@ -1,98 +1,10 @@
 """List the published checkpoints: what they are, the figures they came with, and which are on this machine.
 
-python tools/zoo_seg.py
-python tools/zoo_seg.py --dataset ade20k
-python tools/zoo_seg.py --fetch deeplab_resnest50_ade
+The command is `resnest_seg.cli.zoo`.
 """
 
-from __future__ import annotations
-
-import argparse
-import dataclasses
-import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from resnest_seg.errors import run_tool, unknown_name
-
-if TYPE_CHECKING:
-    from resnest_seg.published import PublishedCheckpoint
-
-FIGURES = ("mIoU % with one scale (SS), several and flip (MS); acc. of pixels", "accuracy %")
-
-DATASETS = ("ade20k", "cityscapes", "pascal_context", "imagenet")
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="zoo_seg.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--dataset", help=f"only those trained on one of {', '.join(DATASETS)}")
-    parser.add_argument("--fetch", metavar="NAME", help="download this one, check it, and say where it is")
-    parser.add_argument("--json", action="store_true", help="everything known of them: address, hash, place, figures")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """List or fetch; returns the exit code."""
-    options = parse(argv)
-    if options.dataset is not None and options.dataset not in DATASETS:
-        raise unknown_name("data set", options.dataset, DATASETS)
-
-    from resnest_seg.published import PUBLISHED, published, published_names, weights_folder
-
-    if options.fetch is not None:
-        entry = published(options.fetch)
-        if entry is None:
-            raise unknown_name("published checkpoint", options.fetch, published_names())
-        print(entry.fetch())
-        return 0
-    chosen = [name for name in DATASETS if options.dataset in (None, name)]
-    entries = [entry for name in chosen for entry in PUBLISHED if entry.dataset == name]
-    if options.json:
-        print(json.dumps([describe(entry) for entry in entries], indent=2))
-        return 0
-    for name in chosen:
-        print_table(name, [entry for entry in entries if entry.dataset == name])
-    print(f"Files are kept in {weights_folder()}. load_checkpoint and encoder_weights take these names, and the whole")
-    print("names, with date and hash, that --json shows.")
-    return 0
-
-
-def describe(entry: PublishedCheckpoint) -> dict[str, object]:
-    """Everything that is known of a checkpoint, as plain values."""
-    here = entry.local_path
-    return dataclasses.asdict(entry) | {
-        "alias": entry.alias,
-        "url": entry.url,
-        "digest": str(entry.digest) if entry.digest else None,
-        "path": str(entry.path),
-        "cached": here is not None,
-    }
-
-
-def print_table(dataset: str, entries: Sequence[PublishedCheckpoint]) -> None:
-    """One line a checkpoint, narrow enough for 80 columns."""
-    from resnest_seg.display import PlainTable, console
-
-    def figure(value: float | None) -> str:
-        return "-" if value is None else f"{value:.2f}"
-
-    table = PlainTable(title=f"{dataset}: {FIGURES[dataset == 'imagenet']}", compact=True)
-    table.column("name", no_wrap=True)
-    for heading in ("top-1",) if dataset == "imagenet" else ("SS", "MS", "acc."):
-        table.column(heading, right=True)
-    for heading in ("M par.", "MB", "here"):
-        table.column(heading, right=True)
-    for entry in entries:
-        figures = [entry.single_scale, entry.multi_scale, entry.pixel_accuracy]
-        here = entry.local_path
-        size = here.stat().st_size / 1e6 if here is not None else 4 * entry.millions  # float32
-        cells = [figure(value) for value in (figures[:1] if dataset == "imagenet" else figures)]
-        table.row(entry.alias, *cells, f"{entry.millions:.1f}", f"{size:.0f}", "yes" if here else "-")
-    terminal = console()
-    terminal.print(table)
-    terminal.print()
-
+from resnest_seg.cli.zoo import main
+from resnest_seg.errors import run_tool
 
 if __name__ == "__main__":
     raise SystemExit(run_tool(main))

@@ -490,9 +490,9 @@ def weights(folder, root):
     import torch
     from safetensors.torch import load_file, save_file
 
-    from resnest_seg.checkpoint import Checkpoint
     from resnest_seg.labels import LabelSpace
-    from resnest_seg.zoo import build_segmenter
+    from resnest_seg.models.checkpoint import Checkpoint
+    from resnest_seg.models.loading import build_segmenter
 
     run = root / "run"
     train(["--config", root / "configs/good.yaml", "--data.root", root / "data/good", "--output", run])
@@ -606,7 +606,7 @@ def reports(folder, root):
 
 def make(root):
     """Make everything below `root`, an empty folder; needs the tools as modules, see `bad_inputs.load_tools`."""
-    from small_onnx import write as write_onnx
+    from support.small_onnx import write as write_onnx
 
     photos(root / "photos")
     data(root / "data", root)

@@ -69,7 +69,7 @@ def evaluating(data="good", *, float_images=False, checkpoint="run", **options):
         import numpy as np
 
         import resnest_seg
-        from resnest_seg.samples import Sample
+        from resnest_seg.data.datasets import Sample
 
         class Floats(resnest_seg.FolderDataset):
             def __getitem__(self, index):
@@ -147,7 +147,7 @@ def encode_colors(root):
 def slow(root):
     import os
 
-    from resnest_seg.inputs import fetch_image
+    from resnest_seg.inference.inputs import fetch_image
 
     return fetch_image(os.environ["BAD_INPUTS_SITE"] + "/slow.jpg", timeout=2.0)
 

@@ -29,7 +29,7 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-from resnest_seg.checkpoint import BEST, LAST, Checkpoint
+from resnest_seg.models.checkpoint import BEST, LAST, Checkpoint
 
 PROJECT = Path(__file__).resolve().parents[2]
 TRAIN = PROJECT / "tools" / "train_seg.py"

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch._dynamo  # noqa: F401  # torch imports it when an optimiser is built: seconds that each child would spend
 
-import resnest_seg.catalog
-import resnest_seg.doctor
-import resnest_seg.training  # noqa: F401
+import resnest_seg.data.build
+import resnest_seg.data.checks
+import resnest_seg.training.trainer  # noqa: F401
 from resnest_seg.errors import run_tool
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -58,7 +58,7 @@ class Blows:
 
 def strike_operations(blows):
     """Send signals before calls of those that write, rename, link or remove."""
-    import resnest_seg.checkpoint
+    import resnest_seg.models.checkpoint
 
     def struck(function):
         def call(*arguments, **options):
@@ -81,12 +81,12 @@ def strike_operations(blows):
         if number is not None:
             os.kill(os.getpid(), number)
 
-    save_file, resnest_seg.checkpoint.save_file = resnest_seg.checkpoint.save_file, half
+    save_file, resnest_seg.models.checkpoint.save_file = resnest_seg.models.checkpoint.save_file, half
 
 
 def strike_validations(blows):
     """Send signals within validations."""
-    from resnest_seg.segmentation import SegmentationTask
+    from resnest_seg.training.tasks import SegmentationTask
 
     def validate(*arguments, **options):
         number = blows.due()

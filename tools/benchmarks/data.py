@@ -18,7 +18,7 @@ def drawn_photos(folder: Path, count: int) -> None:
     import cv2
     import numpy as np
 
-    from resnest_seg.datasets import Synthetic
+    from resnest_seg.data.synthetic import Synthetic
 
     scenes = Synthetic("train", size=(512, 683))
     for index in range(count):
@@ -73,10 +73,10 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     import torch
 
     from resnest_seg.config import DataConfig
-    from resnest_seg.datasets import ADE20K
-    from resnest_seg.photos import decode_image
-    from resnest_seg.samples import decode_mask
-    from resnest_seg.transforms import TrainTransform
+    from resnest_seg.data.datasets import ADE20K
+    from resnest_seg.data.transforms import TrainTransform
+    from resnest_seg.io.images import decode_image
+    from resnest_seg.io.masks import decode_mask
 
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

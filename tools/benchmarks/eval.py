@@ -79,10 +79,10 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     import torch
     from benchmarks.plain import PlainSegmenter
 
-    from resnest_seg.inference import labels
-    from resnest_seg.protocols import protocol, with_options
-    from resnest_seg.running import choose_device, runner_for
-    from resnest_seg.zoo import build_segmenter
+    from resnest_seg.inference.backends import choose_device, runner_for
+    from resnest_seg.inference.protocols import protocol, with_options
+    from resnest_seg.inference.torch_engine import labels
+    from resnest_seg.models.loading import build_segmenter
 
     check_network(options)
     device, scales = choose_device(options.device), tuple(options.scales)
@@ -155,7 +155,7 @@ def photo(height: int, width: int, *, seed: int = 0) -> Tensor:
     """A street scene, uint8 [3, H, W]."""
     import torch
 
-    from resnest_seg.datasets import Synthetic
+    from resnest_seg.data.synthetic import Synthetic
 
     pixels = Synthetic("train", size=(height, width))[seed].image
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1)

@@ -39,8 +39,8 @@ def in_torch(options: argparse.Namespace) -> dict[str, Run]:
     """Ours by a `Predictor`."""
     import numpy as np
 
+    from resnest_seg.inference.predictor import Predictor
     from resnest_seg.labels import LabelSpace
-    from resnest_seg.predictor import Predictor
 
     found: dict[str, Run] = {}
     images = photos(options)
@@ -59,10 +59,10 @@ def exported(options: argparse.Namespace, folder: Path) -> dict[str, Run]:
     """Files that give labels, in the runtimes that are installed; writing them proves them, but for 8 bits."""
     import numpy as np
 
-    from resnest_seg.export import export_onnx, export_openvino
-    from resnest_seg.exportable import info_of
-    from resnest_seg.exported import open_exported
-    from resnest_seg.onnx_file import write_onnx
+    from resnest_seg.export.export import export_onnx, export_openvino
+    from resnest_seg.export.graph import info_of
+    from resnest_seg.export.onnx import write_onnx
+    from resnest_seg.inference.exported import open_exported
 
     images = np.ascontiguousarray(np.stack(photos(options)).transpose(0, 3, 1, 2))
     paths = {}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from resnest_seg.segmenter import Segmenter
+    from resnest_seg.models.segmenter import Segmenter
 
     Labeller = Callable[[], list[NDArray[np.uint8]]]
 
@@ -53,7 +53,7 @@ class Contestant:
 
 def photos(options: argparse.Namespace) -> list[NDArray[np.uint8]]:
     """Drawn street scenes, RGB [H, W, 3]."""
-    from resnest_seg.datasets import Synthetic
+    from resnest_seg.data.synthetic import Synthetic
 
     drawn = Synthetic("train", size=tuple(options.size))
     return [drawn[index].image for index in range(options.batch)]
@@ -63,7 +63,7 @@ def ours(options: argparse.Namespace) -> Segmenter:
     """The network, always with the same weights and norms like those of a trained one."""
     import torch
 
-    from resnest_seg.zoo import build_segmenter
+    from resnest_seg.models.loading import build_segmenter
 
     torch.manual_seed(0)
     dilation = "timm" if "smp" in options.peers or "encoders" in options.peers else "encoding"
@@ -74,8 +74,8 @@ def ours(options: argparse.Namespace) -> Segmenter:
 
 def predicting(options: argparse.Namespace, *, fuse: bool, compiled: bool = False) -> Contestant:
     """Ours, as a user calls it: a `Predictor`."""
+    from resnest_seg.inference.predictor import Predictor
     from resnest_seg.labels import LabelSpace
-    from resnest_seg.predictor import Predictor
 
     model = ours(options)
     model.label_space = LabelSpace.of("ade20k")
@@ -201,7 +201,7 @@ def encoders(options: argparse.Namespace) -> dict[str, Contestant]:
     from torch.nn.utils import convert_conv2d_weight_memory_format
 
     from resnest_seg.config import ModelConfig
-    from resnest_seg.resnest import ResNeSt
+    from resnest_seg.models.resnest import ResNeSt
 
     name = TIMM_NAMES[options.encoder]
     theirs = timm.create_model(name, features_only=True, output_stride=8, out_indices=(1, 2, 3, 4)).eval()

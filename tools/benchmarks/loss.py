@@ -51,7 +51,7 @@ def step(form: str, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     import torch
     import torch.nn.functional as F
 
-    from resnest_seg.lean_loss import lean_cross_entropy
+    from resnest_seg.training.chunked_loss import lean_cross_entropy
 
     if form == "lean":
         loss = lean_cross_entropy(logits, labels, align_corners=True)

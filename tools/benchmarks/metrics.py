@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     import numpy as np
     import torch
 
-    from resnest_seg.metrics import ConfusionMatrix
+    from resnest_seg.evaluation.metrics import ConfusionMatrix
 
     classes = options.classes
     if not 2 <= classes <= 255 or min(options.size) < 1:

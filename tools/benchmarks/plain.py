@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resnest_seg.heads import ASPP
-from resnest_seg.resnest import SplitAttention
+from resnest_seg.models.heads import ASPP
+from resnest_seg.models.resnest import SplitAttention
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from resnest_seg.segmenter import Segmenter
+    from resnest_seg.models.segmenter import Segmenter
 
 
 class PlainSplitAttention(nn.Module):

@@ -25,7 +25,7 @@ from benchmarks.timing import interleave
 from resnest_seg.errors import ConfigError
 
 if TYPE_CHECKING:
-    from resnest_seg.segmenter import Segmenter
+    from resnest_seg.models.segmenter import Segmenter
 
 SIDES, BATCHES, IMAGES, PROCESSES = (256, 512, 1024, 2048), (1, 2, 4, 8), (10, 100), (1, 2)
 STEPS = 24
@@ -47,7 +47,7 @@ def network(options: argparse.Namespace) -> Segmenter:
     import torch
 
     from resnest_seg.labels import LabelSpace
-    from resnest_seg.zoo import build_segmenter
+    from resnest_seg.models.loading import build_segmenter
 
     torch.manual_seed(0)
     space = LabelSpace.of("synthetic")
@@ -73,8 +73,8 @@ def series(name: str, work: Sequence[int], cost: Sequence[float], what: str) -> 
 
 def growing_pixels(options: argparse.Namespace) -> list[dict[str, object]]:
     """Seconds of photos of growing size, in tiles and whole; what tiles share is computed twice."""
-    from resnest_seg.datasets import Synthetic
-    from resnest_seg.predictor import Predictor
+    from resnest_seg.data.synthetic import Synthetic
+    from resnest_seg.inference.predictor import Predictor
 
     rows, model = [], network(options)
     photos = [Synthetic("train", size=(side, side))[0].image for side in options.sides]
@@ -97,8 +97,8 @@ def growing_pixels(options: argparse.Namespace) -> list[dict[str, object]]:
 
 def growing_batch(options: argparse.Namespace) -> list[dict[str, object]]:
     """Seconds of lists of photos of 256 x 256 that go through the network together."""
-    from resnest_seg.datasets import Synthetic
-    from resnest_seg.predictor import Predictor
+    from resnest_seg.data.synthetic import Synthetic
+    from resnest_seg.inference.predictor import Predictor
 
     drawn = Synthetic("train", size=(256, 256))
     photos = [drawn[index].image for index in range(max(BATCHES))]
@@ -116,8 +116,8 @@ def evaluation_peak(options: argparse.Namespace, images: int) -> float:
     """Mebibytes of a whole process at the worst moment of an evaluation; for a process of its own."""
     import psutil
 
-    from resnest_seg.datasets import Synthetic
-    from resnest_seg.evaluation import evaluate
+    from resnest_seg.data.synthetic import Synthetic
+    from resnest_seg.evaluation.evaluate import evaluate
 
     model, dataset = network(options), Synthetic("train", size=(120, 160))
     evaluate(model, dataset, indices=range(2))  # whatever the first images load

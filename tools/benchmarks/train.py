@@ -16,7 +16,7 @@ from benchmarks.timing import interleave, spread
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from resnest_seg.segmenter import Segmenter
+    from resnest_seg.models.segmenter import Segmenter
 
     Step = Callable[[], Tensor]
 
@@ -48,8 +48,8 @@ def ours(model: nn.Module, images: Tensor, labels: Tensor, options: argparse.Nam
     """Channels-last memory, logits at feature size, the lean loss; gradients of weights as the trainer has them."""
     import torch
 
-    from resnest_seg.convolution import faster_weight_gradients
-    from resnest_seg.losses import SegmentationLoss
+    from resnest_seg.training.cpu_gradients import faster_weight_gradients
+    from resnest_seg.training.losses import SegmentationLoss
 
     loss = SegmentationLoss(AUX_WEIGHT, align_corners=True)
     forward = torch.compile(model) if options.compile else model
@@ -110,7 +110,7 @@ def contestants(options: argparse.Namespace) -> dict[str, Step]:
     """The steps; ours and the plain one start from the same weights. SMP's needs an encoder that timm has."""
     import torch
 
-    from resnest_seg.zoo import build_segmenter
+    from resnest_seg.models.loading import build_segmenter
 
     torch.manual_seed(0)
     images = torch.randint(0, 256, (options.batch, 3, *options.size)).float().to(options.device)

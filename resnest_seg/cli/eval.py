@@ -1,0 +1,370 @@
+"""Evaluate a trained model: a table by class, mIoU and pixel accuracy, and a JSON report.
+
+python tools/eval_seg.py --checkpoint runs/my_run
+python tools/eval_seg.py --checkpoint runs/my_run --dataset camvid --data.root /data/camvid --split test
+python tools/eval_seg.py --checkpoint X --dataset ade20k --protocols whole,encoding,mmseg --boundaries --calibration
+python tools/eval_seg.py --checkpoint model.onnx --data.root /data/camvid
+torchrun --nproc-per-node 4 tools/eval_seg.py --checkpoint X --protocols encoding
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resnest_seg.config import COUNT, check_option
+from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder, result_places
+from resnest_seg.inference.exported import is_exported
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+    from torch import Tensor
+
+    from resnest_seg.data.datasets import SegmentationDataset
+    from resnest_seg.evaluation.evaluate import EvaluatedImage, Measures
+    from resnest_seg.evaluation.report import EvalReport
+    from resnest_seg.inference.backends import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What is evaluated, and what it says about its data.
+
+    Attributes:
+        model: Ready to run.
+        path: Its file.
+        summary: What was loaded, for people.
+        dataset: The data set that it was trained on.
+        root: That one's folder in training.
+        classes: That one's list of classes in training.
+        split: What it was validated on.
+        memory: Bytes that scores may take.
+        precision: That of the report.
+    """
+
+    model: Model
+    path: Path
+    summary: str
+    dataset: str
+    root: str | None
+    classes: str | None
+    split: str
+    memory: int
+    precision: str
+
+
+def open_source(options: argparse.Namespace) -> Source:
+    """Open the checkpoint or exported file."""
+    from resnest_seg.inference.backends import choose_device, file_model, model_of
+    from resnest_seg.models.loading import load_checkpoint
+
+    how = {"precision": options.precision, "compiled": options.compile, "batch": options.batch}
+    if is_exported(options.checkpoint):
+        model = file_model(options.checkpoint, device=options.device, **how)
+        info = model.file.info
+        return Source(model, model.file.path, f"{model.file.path}: {model.description}", info.setting.dataset, None,
+                      None, "val", model.memory, info.precision)  # fmt: skip
+    segmenter = load_checkpoint(options.checkpoint)
+    assert segmenter.load_report is not None
+    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.device == "auto"
+    segmenter.to(process_state(options).device if shared else choose_device(options.device))
+    if options.fuse:
+        segmenter.fuse()
+    data, evaluation = segmenter.config.data, segmenter.config.eval
+    return Source(model_of(segmenter, **how), segmenter.load_report.path, str(segmenter.load_report), data.dataset,
+                  data.root, data.classes, evaluation.split, evaluation.memory << 20, options.precision)  # fmt: skip
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; the data set and its folder default to those of the checkpoint's own run."""
+    parser = argparse.ArgumentParser(prog="eval_seg.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, "
+                        "the name of a published checkpoint (tools/zoo_seg.py lists them), or an exported file: .onnx, "
+                        ".pt2, .xml")  # fmt: skip
+    parser.add_argument(
+        "--dataset", help="synthetic, camvid, ade20k, cityscapes or folder (default: the one trained on)"
+    )
+    parser.add_argument("--data.root", dest="root", help="folder of the data set (default: as in training)")
+    parser.add_argument("--split", help="train, val or test (default: the one validated on in training)")
+    parser.add_argument("--protocols", default="whole", help="whole, slide, encoding, mmseg, mmseg0 or paddle, several "
+                        "by comma (default: whole)")  # fmt: skip
+    parser.add_argument("--boundaries", action="store_true", help="boundary IoU and F-score as well")
+    parser.add_argument("--boundary-width", type=float, default=0.02, help="of the region of boundary IoU, as a share "
+                        "of an image's diagonal (default: 0.02)")  # fmt: skip
+    parser.add_argument("--boundary-tolerance", type=float, default=0.0075, help="distance at which contours match for "
+                        "the boundary F-score, likewise (default: 0.0075)")  # fmt: skip
+    parser.add_argument("--calibration", action="store_true", help="expected calibration error and reliability as well")
+    parser.add_argument("--compare", metavar="JSON", help="show what changed by class from another report to this one")
+    parser.add_argument("--limit", type=int, help="evaluate the first LIMIT images only")
+    parser.add_argument("--save-predictions", metavar="DIR", help="write the predictions of the first protocol "
+                        "as PNGs, named as the photos are below the data set's root")  # fmt: skip
+    parser.add_argument("--ids", choices=("raw", "train"), default="raw", help="values in these (default: raw)")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes (default: 2)")
+    parser.add_argument("--eval.memory", dest="memory", type=int, metavar="MIB", help="MiB that scores may take "
+                        "(default: eval.memory of the run, 1024; 4096 for exported files)")  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
+    parser.add_argument("--fuse", action="store_true", help="fold batch norms into convolutions: faster")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: slow at first, then faster")
+    parser.add_argument("--batch", type=int, help="images or windows a call of the model (default: what fits)")
+    parser.add_argument("--output", help="the JSON report (default: eval_DATASET_SPLIT.json beside the checkpoint)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what exists: report, submission, predictions")
+    parser.add_argument("--submission", metavar="ZIP", help="write the predictions of the first protocol as the server "
+                        "of Cityscapes or ADE20K wants them; the split may be without labels")  # fmt: skip
+    return parser.parse_args(argv)
+
+
+def report_path(options: argparse.Namespace, source: Path, name: str, split: str) -> Path:
+    """Where the report goes, before anything is computed for it.
+
+    Raises:
+        ConfigError: It exists already, or cannot be written.
+    """
+    folder = source.parent if Path(options.checkpoint).exists() else Path()  # a published one lies in a shared folder
+    first = f"_first{options.limit}" if options.limit else ""
+    output = Path(options.output) if options.output else folder / f"eval_{name}_{split}{first}.json"
+    check_output_file(output, what="report", overwrite=options.overwrite)
+    return output
+
+
+class Results:
+    """The predictions that are asked for, written image by image.
+
+    A full disk ends the writing and not the evaluation, whose numbers may have taken hours.
+
+    Args:
+        dataset: The data set.
+        indices: The samples whose images come, in their order.
+        options: The command line.
+
+    Attributes:
+        problem: What ended the writing.
+
+    Raises:
+        ConfigError: Photos or masks would be overwritten.
+        DatasetError: A photo cannot be submitted.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, indices: Sequence[int], options: argparse.Namespace) -> None:
+        from resnest_seg.data.datasets import PairedFiles
+        from resnest_seg.evaluation.submission import Submission
+
+        self.space, self.ids = dataset.label_space, options.ids
+        self.names = iter([dataset.sample_name(index) for index in indices])
+        self.problem: OSError | None = None
+        self.paths: dict[str, Path] = {}
+        if options.save_predictions:
+            names = [dataset.sample_name(index) for index in range(len(dataset))]  # on every process the same
+            places = result_places(dict(zip(names, names, strict=True)), endings=(".png",))
+            self.paths = {name: Path(options.save_predictions, f"{place}.png") for name, place in places.items()}
+            check_not_inputs(list(self.paths.values()), files_of(dataset), option="--save-predictions")
+        self.submission: Submission | None = None
+        if options.submission:
+            photos = [image for image, _ in dataset.pairs] if isinstance(dataset, PairedFiles) else []
+            self.submission = Submission(options.submission, self.space, photos, overwrite=options.overwrite)
+
+    def add(self, image: EvaluatedImage) -> None:
+        """Write what is asked for of the next image."""
+        from resnest_seg.io.visualize import write_labels
+
+        name = next(self.names)
+        if self.problem is not None:
+            return
+        try:
+            if self.submission is not None:
+                height, width = image.image.shape[:2]
+                self.submission.add(name, image.predictions, size=(height, width))
+            if self.paths:
+                write_labels(self.paths[name], image.predictions, self.space, ids=self.ids)
+        except OSError as error:
+            self.problem = error
+
+
+def files_of(dataset: SegmentationDataset) -> list[str | Path]:
+    """The files that a data set is read from."""
+    from resnest_seg.data.datasets import PairedFiles
+    from resnest_seg.data.storage import ZipSource
+
+    if not isinstance(dataset, PairedFiles):
+        return []
+    if isinstance(dataset.source, ZipSource):
+        return list(dataset.source.paths)
+    return [dataset.source.locate(name) for pair in dataset.pairs for name in pair if name is not None]
+
+
+def run(
+    source: Source, dataset: SegmentationDataset, measures: Measures, options: argparse.Namespace
+) -> tuple[EvalReport, OSError | DatasetError | None]:
+    """Evaluate this process's share with a progress bar, and write the predictions that are asked for.
+
+    Returns:
+        The report; and why the predictions or the submission could not be written, which costs the report nothing.
+    """
+    from resnest_seg.evaluation.evaluate import evaluate
+    from resnest_seg.io.display import progress_bars
+
+    state = process_state(options)
+    count = min(len(dataset), options.limit or len(dataset))
+    mine = range(state.process_index, count, state.num_processes)
+    results = Results(dataset, mine, options)
+    report: EvalReport | None = None
+    try:
+        with contextlib.ExitStack() as opened:
+            if results.submission is not None:
+                opened.enter_context(results.submission)
+            progress = opened.enter_context(progress_bars(disable=not state.is_main_process))
+            bar = progress.add_task("evaluating", total=len(mine))
+
+            def on_image(image: EvaluatedImage) -> None:
+                progress.update(bar, advance=1, description=f"mIoU {100 * image.mean_iou:.2f}")
+                results.add(image)
+
+            report = evaluate(
+                source.model,
+                dataset,
+                protocols=options.protocols.split(","),
+                indices=mine,
+                workers=options.workers,
+                on_image=on_image,
+                reduce=all_reduce if state.num_processes > 1 else None,
+                require_labels=not (options.submission or options.save_predictions),
+                measures=measures,
+                memory=source.memory if options.memory is None else options.memory << 20,
+            )
+            if results.problem is not None:
+                raise results.problem
+    except (OSError, DatasetError) as error:
+        if report is None:
+            raise
+        return report, error
+    if options.submission:
+        print(f"submission: {options.submission}, {count} predictions, validated", file=sys.stderr)
+    if options.save_predictions and state.is_main_process:
+        print(f"predictions: {count} PNGs of {options.ids} ids in {options.save_predictions}", file=sys.stderr)
+    return report, None
+
+
+def process_state(options: argparse.Namespace) -> PartialState:
+    """Which of torchrun's processes this is, and the device that is its own; the first call joins the others."""
+    from accelerate import PartialState
+
+    # exported files give their scores in the computer's own memory, which NCCL cannot sum up
+    return PartialState(cpu=options.device == "cpu" or is_exported(options.checkpoint))
+
+
+def all_reduce(counts: Tensor) -> Tensor:
+    """The sum over all processes, exact for integers."""
+    from torch import distributed
+
+    total = counts.clone()
+    distributed.all_reduce(total)
+    return total
+
+
+def show(report: EvalReport, other: EvalReport | None) -> None:
+    """Print the tables."""
+    from resnest_seg.io.display import console
+
+    terminal = console()
+    terminal.print(report.table())
+    if len(report.scores) > 1 and report.boundaries:  # asked for, and by class in these tables only
+        for name in report.scores:
+            terminal.print(report.table(name))
+    terminal.print(report.summary())
+    terminal.print(report.confusion_table())
+    if other is not None:
+        terminal.print(report.comparison(other))
+        for caveat in report.caveats(other):
+            print(f"careful: {caveat}", file=sys.stderr)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that make no sense, before anything is loaded.
+
+    Raises:
+        ConfigError: Says which.
+    """
+    check_option("--limit", options.limit, 1, COUNT)
+    check_option("--eval.memory", options.memory, 1, 1 << 24)
+    check_option("--batch", options.batch, 1, 65536)
+    check_option("--workers", options.workers, 0, 256)
+    check_option("--boundary-width", options.boundary_width, 0, 1, above=True)
+    check_option("--boundary-tolerance", options.boundary_tolerance, 0, 0.05)
+    if options.submission and options.limit is not None:
+        raise ConfigError("a submission needs every photo of the split: leave --limit out.")
+    if options.submission and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a submission is written by one process: run it without torchrun.")
+    first = os.environ.get("RANK", "0") == "0"  # when the others look, it may have begun
+    if options.save_predictions and not options.overwrite and first and Path(options.save_predictions).exists():
+        raise ConfigError(f"{options.save_predictions} exists. Choose another folder, or pass --overwrite.")
+    if options.save_predictions:
+        check_output_folder(options.save_predictions, option="--save-predictions")
+    if options.submission:
+        check_output_file(options.submission, what="submission", overwrite=options.overwrite, option="--submission")
+    if options.output:
+        check_output_file(options.output, what="report", overwrite=options.overwrite)
+        if options.submission and os.path.realpath(options.output) == os.path.realpath(options.submission):
+            raise ConfigError(f"--output and --submission are the same file, {options.output}.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate; returns the exit code."""
+    options = parse(argv)
+    check(options)
+
+    from resnest_seg.data.build import DATASETS, build_dataset
+    from resnest_seg.evaluation.evaluate import Measures
+    from resnest_seg.evaluation.report import EvalReport
+
+    measures = Measures(
+        boundaries=options.boundaries,
+        boundary_width=options.boundary_width,
+        boundary_tolerance=options.boundary_tolerance,
+        calibration=options.calibration,
+    )
+    other = EvalReport.load(options.compare) if options.compare else None
+    source = open_source(options)
+    split = options.split or source.split
+    name = options.dataset or source.dataset
+    if options.dataset is None and name not in DATASETS:
+        raise ConfigError(
+            f"the checkpoint is for data set {name!r}, for which there is no loader here. Name the data to evaluate on "
+            "with --dataset; folder takes your own photos and masks."
+        )
+    trained = name == source.dataset
+    root, classes = options.root or (source.root if trained else None), source.classes if trained else None
+    dataset = build_dataset(name, root=root, split=split, classes=classes)
+    output = report_path(options, source.path, name, split)
+    written = [output, *([Path(options.submission)] if options.submission else [])]
+    check_not_inputs(written, [source.path, *files_of(dataset)])
+    protocols = [source.model.protocol(word).name for word in options.protocols.split(",")]
+    if other is not None:
+        other.check_comparable(dataset.label_space.name, dataset.label_space.names, protocols)
+    print(source.summary, file=sys.stderr)
+    report, problem = run(source, dataset, measures, options)
+    if os.environ.get("RANK", "0") == "0":
+        report = dataclasses.replace(report, checkpoint=str(source.path), precision=source.precision)
+        finish(report, other, output)
+    process_state(options).wait_for_everyone()  # when one process fails, torchrun ends the others
+    if problem is not None:
+        raise problem
+    return 0
+
+
+def finish(report: EvalReport, other: EvalReport | None, output: Path) -> None:
+    """Save the report, then show it; show it all the same if the disk is full."""
+    if not any(sum(scores.class_share) for scores in report.scores.values()):
+        print(f"the {report.split} split of {report.dataset} has no labels: nothing to measure", file=sys.stderr)
+        return
+    try:
+        report.save(output)
+        print(f"report: {output}", file=sys.stderr)
+    finally:
+        show(report, other)

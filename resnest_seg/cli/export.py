@@ -1,0 +1,206 @@
+"""Export a model to ONNX, torch (.pt2) or OpenVINO, and prove that the file predicts what the model predicts.
+
+python tools/export_seg.py --checkpoint runs/my_run --output model.onnx
+python tools/export_seg.py --checkpoint runs/my_run --format onnx torch openvino --result labels --dataset camvid
+python tools/export_seg.py --checkpoint runs/my_run --int8 --calibration-images 64 --output model_int8.onnx
+
+A file that does not agree with its source is not kept, and the exit code is 1; what agrees is proven in a table, and in
+NAME.report.json beside the file. Several formats go to one name with several endings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnest_seg.config import COUNT, check_option
+from resnest_seg.errors import ConfigError, DatasetError, ExportError
+from resnest_seg.files import check_output_file
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from resnest_seg.data.datasets import SegmentationDataset
+    from resnest_seg.models.segmenter import Segmenter
+
+EXIT_NOT_PROVEN = 1
+"""Exit code where a file did not agree with its source, or could not be made."""
+
+FORMATS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
+"""Formats -> the end of their files' names."""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="export_seg.py", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, or "
+                        "the name of a published checkpoint (tools/zoo_seg.py lists them)")  # fmt: skip
+    parser.add_argument("--format", nargs="+", choices=tuple(FORMATS), help="one or several (default: what --output "
+                        "ends with, or onnx)")  # fmt: skip
+    parser.add_argument("--output", help="the file; its ending follows the format (default: model.* beside the "
+                        "checkpoint)")  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    what = parser.add_argument_group("what the file takes and gives")
+    what.add_argument("--pixels", choices=("uint8", "float32"), default="uint8", help="type of the images, RGB 0..255 "
+                      "in both (default: uint8)")  # fmt: skip
+    what.add_argument("--layout", choices=("nchw", "nhwc"), default="nchw", help="default: nchw")
+    what.add_argument("--result", choices=("logits", "softmax", "labels"), default="logits", help="default: logits")
+    how = parser.add_argument_group("precision")
+    how.add_argument("--half", action="store_true", help="weights and arithmetic in half precision")
+    how.add_argument("--int8", action="store_true", help="8 bits, calibrated on training images; not for torch")
+    how.add_argument("--calibration-images", type=int, default=32, metavar="N", help="for --int8 (default: 32)")
+    how.add_argument("--aoti", action="store_true", help="torch as machine code by AOTInductor; needs a C++ compiler")
+    proof = parser.add_argument_group("what the file is compared on (default: drawn street scenes)")
+    proof.add_argument("--images", nargs="+", metavar="PHOTO", help="photos, folders or patterns in quotes")
+    proof.add_argument("--dataset", help="synthetic, camvid, ade20k, cityscapes or folder: mean IoU as well (default: "
+                       "none; with --int8, the one trained on)")  # fmt: skip
+    proof.add_argument("--data.root", dest="root", help="folder of the data set (default: as in training)")
+    proof.add_argument("--split", help="train, val or test (default: the one validated on in training)")
+    proof.add_argument("--limit", type=int, help="the first LIMIT images of the data set only")
+    return parser.parse_args(argv)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that make no sense, before anything is loaded.
+
+    Raises:
+        ConfigError: Says which.
+    """
+    check_option("--calibration-images", options.calibration_images, 1, 65536)
+    check_option("--limit", options.limit, 1, COUNT)
+    if options.half and options.int8:
+        raise ConfigError("--half and --int8 are two precisions: choose one.")
+    endings = {suffix: name for name, suffix in FORMATS.items()}
+    if options.format is None:
+        ending = Path(options.output).suffix if options.output else ".onnx"
+        if ending not in endings:
+            raise ConfigError(f"--output {options.output} has no ending of a format: {', '.join(endings)}.")
+        options.format = [endings[ending]]
+    options.format = list(dict.fromkeys(options.format))
+    if options.int8 and "torch" in options.format:
+        raise ConfigError("--int8 is for formats onnx and openvino; torch has none here.")
+    if options.aoti and "torch" not in options.format:
+        raise ConfigError("--aoti is about format torch: add --format torch.")
+
+
+def targets(options: argparse.Namespace) -> dict[str, Path]:
+    """Format -> the file that is written; checked before a model is loaded for it.
+
+    Raises:
+        ConfigError: One exists already, or cannot be written.
+    """
+    source = Path(options.checkpoint)  # a published one lies in a shared folder
+    folder = source if source.is_dir() else source.parent if source.exists() else Path()
+    name = Path(options.output) if options.output else folder / "model"
+    if options.output and name.is_dir():
+        raise ConfigError(f"--output {name} is a folder: name a file in it, such as {name / 'model.onnx'}.")
+    stem = name.with_suffix("") if name.suffix in FORMATS.values() else name
+    found = {kind: stem.with_name(stem.name + FORMATS[kind]) for kind in options.format}
+    weights = [path.with_suffix(".bin") for kind, path in found.items() if kind == "openvino"]
+    for path in (*found.values(), *weights):
+        check_output_file(path, what="file", overwrite=options.overwrite)
+    return found
+
+
+def photos(words: Sequence[str], count: int) -> list[NDArray[np.uint8]]:
+    """The images that words of the command line name; of many, `count` spread over them.
+
+    Raises:
+        DatasetError: There are none, or one cannot be read.
+    """
+    from resnest_seg.inference.inputs import plan
+    from resnest_seg.io.images import IMAGE_SUFFIXES, read_image
+
+    items, problems = plan(words, "", suffixes=IMAGE_SUFFIXES)
+    if problems:
+        raise DatasetError(" ".join(problems))
+    paths = [item.source for item in items if item.kind == "image"]
+    count = min(count, len(paths))
+    return [read_image(paths[place * len(paths) // count]) for place in range(count)]
+
+
+def datasets(
+    options: argparse.Namespace, segmenter: Segmenter
+) -> tuple[SegmentationDataset | None, SegmentationDataset | None]:
+    """The labelled images to compare on, and those to calibrate with; None where there are none.
+
+    Raises:
+        ConfigError: int8 without a data set to calibrate with, or without photos.
+    """
+    from resnest_seg.data.build import DATASETS, build_dataset
+
+    data = segmenter.config.data
+    name = options.dataset or (data.dataset if options.int8 and data.dataset in DATASETS else None)
+    if name is None:
+        if options.int8 and not options.images:
+            raise ConfigError(
+                f"--int8 needs images to calibrate with, and for the model's data set {data.dataset!r} there is no "
+                "loader here. Name a data set with --dataset, or photos with --images."
+            )
+        return None, None
+    trained = name == data.dataset
+    root, classes = options.root or (data.root if trained else None), data.classes if trained else None
+    split = options.split or segmenter.config.eval.split
+    scored = build_dataset(name, root=root, split=split, classes=classes)
+    return scored, build_dataset(name, root=root, split="train", classes=classes) if options.int8 else None
+
+
+def calibration(dataset: SegmentationDataset | None, count: int, given: list[Any]) -> list[NDArray[np.uint8]]:
+    """Images to calibrate with: `count`, spread over the data set, or what was given."""
+    if dataset is None:
+        return given[:count]
+    count = min(count, len(dataset))
+    return [dataset[place * len(dataset) // count].image for place in range(count)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export; returns the exit code."""
+    options = parse(argv)
+    check(options)
+
+    from resnest_seg.export.export import EXPORTERS, report_path
+    from resnest_seg.export.verify import PHOTOS, Evidence
+    from resnest_seg.io.display import console, progress_bars
+    from resnest_seg.models.loading import load_checkpoint
+
+    files = targets(options)
+    segmenter = load_checkpoint(options.checkpoint)
+    report = segmenter.load_report
+    assert report is not None
+    print(report, file=sys.stderr)
+    scored, training = datasets(options, segmenter)
+    count = max(PHOTOS, options.calibration_images if options.int8 else 0)
+    given = photos(options.images, count) if options.images else []
+    common: dict[str, Any] = {
+        "pixels": options.pixels,
+        "layout": options.layout,
+        "output": options.result,
+        "precision": "half" if options.half else "int8" if options.int8 else "float32",
+        "evidence": Evidence(photos=given, dataset=scored, limit=options.limit),
+    }
+    if options.int8:
+        common["calibration"] = calibration(training, options.calibration_images, given)
+    problems, terminal = [], console()
+    with progress_bars(on=console(stderr=True)) as progress:
+        for kind, path in files.items():
+            total = min(len(scored), options.limit or len(scored)) if scored is not None else None
+            bar = progress.add_task(f"{kind}: {path}", total=total)
+            own = {"aoti": options.aoti} if kind == "torch" else {}
+            try:
+                proof = EXPORTERS[kind](
+                    segmenter, path, on_image=lambda bar=bar: progress.update(bar, advance=1), **common, **own
+                )
+            except ExportError as error:  # the others are done all the same
+                problems.append(str(error))
+            else:
+                terminal.print(proof.table())
+                print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, proven in {report_path(path)}")
+            progress.remove_task(bar)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return EXIT_NOT_PROVEN if problems else 0

@@ -1,0 +1,257 @@
+"""Segment photos, videos and whatever a camera sees: label PNGs, overlays with a legend, scores, polygons.
+
+python tools/predict_seg.py --checkpoint runs/my_run photo.jpg folder/ "more/**/*.png" --output predictions
+python tools/predict_seg.py --checkpoint runs/my_run --protocol encoding --write labels polygons photo.jpg
+python tools/predict_seg.py --checkpoint runs/my_run drive.mp4
+python tools/predict_seg.py --checkpoint runs/my_run --tile 1024 --overlap 128 satellite.tif
+python tools/predict_seg.py --checkpoint model.onnx photo.jpg
+
+Bad inputs are listed at the end, when the others are done; the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resnest_seg.config import COUNT, check_option
+from resnest_seg.errors import ConfigError, DatasetError, printable
+from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from resnest_seg.inference.backends import Model
+    from resnest_seg.inference.inputs import Input
+    from resnest_seg.inference.prediction import Prediction
+    from resnest_seg.inference.predictor import Predictor
+    from resnest_seg.inference.protocols import Protocol
+
+EXIT_SOME_FAILED = 1
+"""Exit code where some inputs could not be segmented, and all others were."""
+
+ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png", "scores": "_scores.npz", "polygons": ".geojson"}
+"""What can be written of an image -> the end of its file name."""
+
+VIDEO_ENDING = "_overlay.mp4"
+"""That of the file that is written of a video."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of the system that every other input would meet, too."""
+
+LARGE = 64_000_000
+"""Pixels from which on an image is read, and its labels are written, by windows."""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="predict_seg.py", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a photo, a folder with its subfolders, a pattern "
+                        "in quotes, a video, a camera (0), or an http(s) address")  # fmt: skip
+    parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, "
+                        "the name of a published checkpoint (tools/zoo_seg.py lists them), or an exported file: .onnx, "
+                        ".pt2, .xml")  # fmt: skip
+    parser.add_argument("--output", default="predictions", help="folder to write to (default: predictions)")
+    parser.add_argument("--write", nargs="+", choices=tuple(ENDINGS), default=["labels", "overlay"], help="what to "
+                        "write of an image: labels as PNG, overlay with legend, scores (class probabilities, npz, half "
+                        "precision), polygons (GeoJSON in pixels) (default: labels overlay)")  # fmt: skip
+    parser.add_argument("--ids", choices=("raw", "train"), default="raw", help="values in the label PNGs: the data "
+                        "set's own ids, or positions in the list of classes (default: raw)")  # fmt: skip
+    parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the overlay, 0..1 (default: 0.5)")
+    parser.add_argument("--simplify", type=float, default=0.0, help="pixels by which polygons may be off (default: 0)")
+    parser.add_argument("--frames", type=int, help="frames to take of a video or camera (default: all)")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    how = parser.add_argument_group("how the model is shown an image")
+    how.add_argument("--protocol", default="whole", help="whole, slide, encoding, mmseg, mmseg0 or paddle, see the "
+                     "README (default: whole)")  # fmt: skip
+    how.add_argument("--scales", type=float, nargs="+", help="sizes of the image, instead of the protocol's")
+    how.add_argument("--flip", action=argparse.BooleanOptionalAction, help="mirrored as well, or not")
+    how.add_argument("--merge", choices=("logits", "softmax", "exp"), help="what of the views is averaged")
+    how.add_argument("--tile", type=int, help="largest edge of tiles in pixels: images of any size in bounded memory")
+    how.add_argument("--overlap", type=int, help="pixels that tiles share (default: an eighth of the tile)")
+    how.add_argument("--blend", choices=("none", "hann", "distance"), help="weights in a tile (default: hann)")
+    run = parser.add_argument_group("what it runs on")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    run.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
+    run.add_argument("--compile", action="store_true", help="torch.compile: slow at first, then faster")
+    run.add_argument("--batch", type=int, help="images or tiles a call of the model (default: what fits)")
+    return parser.parse_args(argv)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that make no sense, before anything is loaded.
+
+    Raises:
+        ConfigError: Says which.
+    """
+    check_option("--alpha", options.alpha, 0, 1)
+    check_option("--simplify", options.simplify, 0, 10_000)
+    check_option("--frames", options.frames, 1, COUNT)
+    check_option("--tile", options.tile, 1, 65536)
+    check_option("--overlap", options.overlap, 0, 65536)
+    check_option("--batch", options.batch, 1, 65536)
+    if options.blend is not None and options.tile is None:
+        raise ConfigError("--blend is about tiles: give --tile as well.")
+    options.write = list(dict.fromkeys(options.write))
+    check_output_folder(options.output)
+
+
+def protocol_for(options: argparse.Namespace, model: Model) -> Protocol:
+    """The protocol that the options describe."""
+    from resnest_seg.inference.protocols import protocol, with_options
+
+    base = protocol(options.protocol, setting=model.setting)
+    placement, blend = ("even", "hann") if options.tile else (None, None)
+    return with_options(base, scales=options.scales, flip=options.flip, merge=options.merge, placement=placement,
+                        window=options.tile, overlap=options.overlap, blend=options.blend or blend)  # fmt: skip
+
+
+def results(item: Input, options: argparse.Namespace) -> list[Path]:
+    """The files that an input is written to.
+
+    Raises:
+        ConfigError: One exists already.
+    """
+    place = Path(options.output) / item.place
+    endings = [ENDINGS[kind] for kind in options.write] if item.kind in ("image", "address") else [VIDEO_ENDING]
+    paths = [place.with_name(place.name + ending) for ending in endings]
+    for path in paths:
+        check_output_file(path, what=item.source, overwrite=options.overwrite)
+    return paths
+
+
+def write_image(prediction: Prediction, paths: Sequence[Path], options: argparse.Namespace) -> None:
+    """Write what is asked for of one image."""
+    from resnest_seg.io.polygons import write_polygons
+    from resnest_seg.io.visualize import write_png
+
+    for kind, path in zip(options.write, paths, strict=True):
+        if kind == "labels":
+            prediction.save(path, ids=options.ids)
+        elif kind == "overlay":
+            write_png(path, prediction.overlay(options.alpha))
+        elif kind == "scores":
+            prediction.save_scores(path)
+        else:
+            write_polygons(path, prediction.labels, prediction.label_space, simplify=options.simplify)
+
+
+def segment_image(predictor: Predictor, item: Input, paths: Sequence[Path], options: argparse.Namespace) -> None:
+    """Segment a photo; with tiles, one that is too large for memory is read and written by windows."""
+    from resnest_seg.inference.inputs import fetch_image
+    from resnest_seg.io.images import decode_image, image_size
+
+    if item.kind == "address":
+        write_image(predictor(decode_image(fetch_image(item.source), item.source)), paths, options)
+        return
+    height, width = image_size(item.source)
+    if height * width < LARGE:
+        write_image(predictor(item.source), paths, options)
+        return
+    wanted = dict(zip(options.write, paths, strict=True))
+    if options.tile is None or set(wanted) - {"labels", "overlay"} or "labels" not in wanted:
+        raise DatasetError(
+            f"{item.source} has {height} x {width} pixels: give --tile 1024, and of --write labels and overlay only."
+        )
+    predictor.segment_file(
+        item.source, wanted["labels"], ids=options.ids, overlay_path=wanted.get("overlay"), alpha=options.alpha
+    )
+
+
+def segment_video(
+    predictor: Predictor, item: Input, path: Path, options: argparse.Namespace, progress: Progress, bar: TaskID
+) -> None:
+    """Segment a video or what a camera sees, until it ends or Ctrl-C; the overlay becomes a video.
+
+    Raises:
+        DatasetError: It cannot be read, or breaks off; what could be read is written before.
+    """
+    from resnest_seg.io.video import VideoReader, write_video
+
+    problem: DatasetError | None = None
+    with VideoReader(item.source) as frames, write_video(path, fps=frames.fps) as writer:
+        try:
+            for number, frame in enumerate(frames, start=1):
+                writer.write(predictor(frame).overlay(options.alpha, legend=False))
+                shown = f"{item.source}: frame {number}" + (f" of {frames.count}" if frames.count else "")
+                progress.update(bar, description=shown)
+                if number == options.frames:
+                    break
+        except DatasetError as error:
+            problem = error
+        except KeyboardInterrupt:
+            if item.kind != "camera" or not writer.frames:
+                raise
+    if problem is not None:
+        raise DatasetError(f"{problem} {writer.frames} frames are in {path}.")
+
+
+def segment(predictor: Predictor, items: Sequence[Input], places: Sequence[list[Path]], options: argparse.Namespace,
+            problems: list[str]) -> tuple[int, OSError | None]:  # fmt: skip
+    """Segment the inputs one after the other; what is wrong with one is added to the problems.
+
+    Returns:
+        How many were segmented; and what ended the work, if the disk is full.
+    """
+    import torch
+
+    from resnest_seg.io.display import progress_bars
+
+    done = 0
+    with progress_bars() as progress:
+        bar = progress.add_task("segmenting", total=len(items))
+        for item, paths in zip(items, places, strict=True):
+            try:
+                if item.kind in ("image", "address"):
+                    segment_image(predictor, item, paths, options)
+                else:
+                    segment_video(predictor, item, paths[0], options, progress, bar)
+                done += 1
+            except (DatasetError, ConfigError) as error:  # the others are done all the same
+                problems.append(str(error) if item.source in str(error) else f"{item.source}: {error}")
+            except (MemoryError, torch.OutOfMemoryError):
+                problems.append(f"{item.source}: it needs more memory than there is. Give --tile 512.")
+            except OSError as error:
+                if error.errno in FULL:
+                    return done, error
+                problems.append(f"{item.source}: {error.filename or ''}: {error.strerror or error}.")
+            progress.update(bar, advance=1)
+    return done, None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Segment every input; returns the exit code."""
+    options = parse(argv)
+    check(options)
+
+    from resnest_seg.inference.backends import FileModel, open_model
+    from resnest_seg.inference.exported import no_scores
+    from resnest_seg.inference.inputs import plan
+    from resnest_seg.inference.predictor import Predictor
+    from resnest_seg.io.images import IMAGE_SUFFIXES
+
+    endings = (*ENDINGS.values(), VIDEO_ENDING)
+    items, problems = plan(options.inputs, options.output, suffixes=IMAGE_SUFFIXES, endings=endings)
+    places = [results(item, options) for item in items]
+    check_not_inputs([path for paths in places for path in paths], [item.source for item in items])
+    done, stopped = 0, None
+    if items:
+        model = open_model(options.checkpoint, device=options.device, precision=options.precision,
+                           compiled=options.compile, batch=options.batch)  # fmt: skip
+        if "scores" in options.write and isinstance(model, FileModel) and not model.scored:
+            raise no_scores(model.file)
+        predictor = Predictor(model, protocol=protocol_for(options, model))
+        print(f"protocol {predictor.protocol.description}", file=sys.stderr)
+        done, stopped = segment(predictor, items, places, options, problems)
+    if done:
+        print(f"{done} of {len(items)} inputs segmented into {options.output}: {', '.join(options.write)}")
+    if problems:
+        print("\n  ".join([f"error: {len(problems)} not segmented:", *map(printable, problems)]), file=sys.stderr)
+    if stopped is not None:
+        raise stopped
+    return EXIT_SOME_FAILED if problems else 0

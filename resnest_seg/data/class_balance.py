@@ -1,0 +1,130 @@
+"""Class imbalance: shares of classes, loss weights computed from them, and rare-class sampling."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from resnest_seg.config import CLASS_WEIGHTS, RunConfig
+from resnest_seg.data.datasets import SegmentationDataset
+from resnest_seg.data.inspection import scan
+from resnest_seg.errors import DatasetError, unknown_name
+
+Counts = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+def class_shares(counts: Counts) -> Floats:
+    """Share of each class in all labelled pixels: [..., K] counts, summed over the leading axes -> [K]."""
+    total = counts.reshape(-1, counts.shape[-1]).sum(axis=0)
+    shares: Floats = total / max(total.sum(), 1)
+    return shares
+
+
+def median_frequency_weights(counts: Counts) -> Floats:
+    """Median of the frequencies over each class's frequency; 0 for a class without pixels.
+
+    A class's frequency is its pixels over all labelled pixels of the photos that show it. Eigen and Fergus,
+    https://arxiv.org/abs/1411.4734.
+
+    Args:
+        counts: Labelled pixels by photo and class, [S, K].
+    """
+    pixels = counts.sum(axis=0)
+    around = ((counts > 0) * counts.sum(axis=1, keepdims=True)).sum(axis=0)
+    frequency = pixels / np.maximum(around, 1)
+    seen = frequency > 0
+    median = np.median(frequency[seen]) if seen.any() else 0.0
+    weights: Floats = np.divide(median, frequency, out=np.zeros_like(frequency), where=seen)
+    return weights
+
+
+def effective_number_weights(counts: Counts, *, beta: float = 0.999999) -> Floats:
+    """(1 - beta) / (1 - beta ** pixels) for each class, scaled to a mean of 1 over classes with pixels, 0 for others.
+
+    Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", https://arxiv.org/abs/1901.05555.
+
+    Args:
+        counts: Labelled pixels by photo and class, [S, K].
+        beta: Below 1; the nearer, the more a rare class weighs.
+    """
+    pixels = counts.sum(axis=0).astype(np.float64)
+    seen = pixels > 0
+    weights = np.divide(1 - beta, -np.expm1(pixels * np.log(beta)), out=np.zeros_like(pixels), where=seen)
+    scaled: Floats = weights / weights[seen].mean() if seen.any() else weights
+    return scaled
+
+
+def rare_class_probabilities(counts: Counts, *, temperature: float) -> Floats:
+    """Probability of drawing each photo: first a class by exp((1 - share) / temperature), then a photo that shows it.
+
+    Hoyer et al., "DAFormer", https://arxiv.org/abs/2111.14887, section 3.3. Photos without labels are never drawn.
+
+    Args:
+        counts: Labelled pixels by photo and class, [S, K].
+        temperature: 0.01 draws rare classes strongly, 1 hardly.
+    """
+    shows = counts > 0
+    photos = shows.sum(axis=0)
+    exponent = (1 - class_shares(counts)) / temperature
+    preference = np.where(photos > 0, np.exp(exponent - exponent.max()), 0.0)
+    if not preference.any():
+        return np.full(len(counts), 1 / max(len(counts), 1))
+    by_class = preference / preference.sum()
+    probabilities: Floats = (shows * (by_class / np.maximum(photos, 1))).sum(axis=1)
+    probabilities /= probabilities.sum()
+    return probabilities
+
+
+@dataclasses.dataclass(frozen=True)
+class Balance:
+    """What a run makes of the shares of its classes.
+
+    Attributes:
+        probabilities: How often to draw each sample by `data.rare_class`, [S]; None: each once an epoch.
+        class_weights: Of each class in the loss by `train.class_weights`, [K] float32; None: all alike.
+    """
+
+    probabilities: NDArray[np.float64] | None = None
+    class_weights: Tensor | None = None
+
+
+def balance(dataset: SegmentationDataset, config: RunConfig) -> Balance:
+    """Read all masks of a training split, if the config has a key that needs it.
+
+    Raises:
+        DatasetError: A mask cannot be read.
+    """
+    rare = config.data.rare_class
+    if rare is None and config.train.class_weights == "none":
+        return Balance()
+
+    facts = list(scan(dataset, range(len(dataset)), workers=config.data.workers))
+    problem = next((fact.problem for fact in facts if fact.problem is not None), None)
+    if problem is not None:
+        raise DatasetError(problem)
+    counts = np.stack([fact.labels[:-1] for fact in facts])
+    probabilities = None if rare is None else rare_class_probabilities(counts, temperature=rare)
+    return Balance(probabilities, class_weights(config.train.class_weights, counts))
+
+
+def class_weights(name: str, counts: NDArray[np.int64]) -> Tensor | None:
+    """The weights that `train.class_weights` names, [K] float32; None for "none".
+
+    Args:
+        name: none, median_frequency or effective_number.
+        counts: Labelled pixels by photo and class, [S, K].
+
+    Raises:
+        ConfigError: Unknown name.
+    """
+    if name not in CLASS_WEIGHTS:
+        raise unknown_name("train.class_weights", name, CLASS_WEIGHTS)
+    if name == "none":
+        return None
+    weights = median_frequency_weights(counts) if name == "median_frequency" else effective_number_weights(counts)
+    return torch.from_numpy(weights).float()

@@ -1,0 +1,311 @@
+"""Samples, the base class of data sets, and the public data sets ADE20K, Cityscapes and CamVid."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resnest_seg.data.storage import Source, base_of, open_source
+from resnest_seg.errors import DatasetError, unknown_name
+from resnest_seg.io.images import IMAGE_SUFFIXES, decode_image
+from resnest_seg.io.masks import decode_mask, mask_palette
+from resnest_seg.labels import IGNORE_LABEL, LabelSpace
+
+
+class Sample(NamedTuple):
+    """One photo with its labels.
+
+    Attributes:
+        image: RGB, uint8 [H, W, 3].
+        labels: Train ids, uint8 [H, W], 0..K-1 or `IGNORE_LABEL`.
+        name: What identifies the sample to a person: the photo's path, or the synthetic scene's number.
+    """
+
+    image: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    name: str
+
+
+class SegmentationDataset(ABC):
+    """Photos with labels, in an order that never changes.
+
+    Attributes:
+        label_space: The classes.
+        split: "train", "val" or "test".
+    """
+
+    label_space: LabelSpace
+    split: str
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def identity(self) -> str:
+        """What tells, without reading a sample, whether these are the same samples in the same order: a hash."""
+        space = json.dumps(self.label_space.to_dict())
+        return hashlib.sha256(f"{len(self)} {self.split} {space}".encode()).hexdigest()
+
+    def sample_name(self, index: int) -> str:
+        """What a sample is called within its data set, whatever its root: results are named after it.
+
+        The same sample has the same name on every machine, and no two have the same.
+        """
+        return f"{self.split}_{index:06d}"
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample:
+        """Read one sample.
+
+        Raises:
+            DatasetError: A file cannot be read, sizes differ, or a label is out of range; names the file.
+        """
+
+
+DATA_ROOT_VARIABLE = "RESNEST_SEG_DATA"
+"""Environment variable: the folder that holds one folder a data set."""
+
+T = TypeVar("T")
+
+
+class PairedFiles(SegmentationDataset):
+    """Photos and masks as files, paired by their names.
+
+    Args:
+        label_space: The classes.
+        split: Name of the split.
+        source: Where the files are.
+        pairs: (photo, mask) by name, in the order of the samples; None where a photo has no mask, and no pixel of it
+            a label.
+        encoding: Maps the raw ids in the masks, where these are others than those of `label_space`.
+        colors: Whether masks may hold colours instead of ids.
+        palettes: Whether a palette that holds the classes' colours tells what its indices mean.
+        masks: All masks there are, to tell which have no photo.
+        allow_missing: Leave missing masks to the reader of the samples, for a tool that lists them all.
+
+    Attributes:
+        orphans: Masks without a photo.
+
+    Raises:
+        DatasetError: There is no photo, or a mask is not there.
+    """
+
+    def __init__(
+        self,
+        label_space: LabelSpace,
+        split: str,
+        source: Source,
+        pairs: Sequence[tuple[str, str | None]],
+        *,
+        encoding: LabelSpace | None = None,
+        colors: bool = False,
+        palettes: bool = False,
+        masks: Collection[str] = (),
+        allow_missing: bool = False,
+    ) -> None:
+        self.label_space, self.split, self.source, self.pairs = label_space, split, source, list(pairs)
+        self.encoding, self.colors, self.palettes = encoding or label_space, colors, palettes
+        self.orphans = sorted(set(masks) - {mask for _, mask in self.pairs if mask is not None})
+        if not self.pairs:
+            raise DatasetError(f"the {split} split of {label_space.name} is empty.")
+        if allow_missing:
+            return
+        alone = [(image, mask) for image, mask in self.pairs if mask is not None and not source.has(mask)]
+        if alone:
+            image, mask = alone[0]
+            assert mask is not None
+            raise DatasetError(
+                f"{len(alone)} of {len(self.pairs)} images of the {split} split have no mask. The first: "
+                f"{source.locate(image)} needs {source.locate(mask)}. Add the masks, or take these images away."
+            )
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def sample_name(self, index: int) -> str:
+        """The photo's path below the root of the data set, or within its zip file."""
+        return self.pairs[index][0]
+
+    def __getitem__(self, index: int) -> Sample:
+        image_name, mask_name = self.pairs[index]
+        where = self.source.locate(image_name)
+        image = decode_image(self.source.read(image_name), where)
+        if mask_name is None:
+            return Sample(image, np.full(image.shape[:2], IGNORE_LABEL, np.uint8), where)
+        raw = self.read_mask(mask_name)
+        if image.shape[:2] != raw.shape[:2]:
+            raise DatasetError(self.size_problem(index, image, raw))
+        return Sample(image, self.encode(mask_name, raw), where)
+
+    def read_mask(self, name: str) -> NDArray[np.uint8]:
+        """A mask: ids [H, W], or colours [H, W, 3] also where a palette holds the classes' colours under other indices.
+
+        Raises:
+            DatasetError: It is missing, damaged or no mask.
+        """
+        data = self.source.read(name)
+        raw = decode_mask(data, self.source.locate(name))
+        palette = mask_palette(data) if self.palettes and raw.ndim == 2 else None
+        if palette is None:
+            return raw
+        used = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
+        by_id = dict(zip(self.encoding.raw_ids, self.encoding.colors, strict=True))
+        known = {*self.encoding.colors, *self.encoding.ignored_colors}
+        painted = [tuple(int(channel) for channel in palette[index]) for index in used]
+        meant = any(by_id.get(int(index)) != color for index, color in zip(used, painted, strict=True))
+        return palette[raw] if meant and all(color in known for color in painted) else raw
+
+    def encode(self, name: str, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The labels [H, W] of a mask of ids or colours.
+
+        Raises:
+            DatasetError: An id or colour that is no class's, or colours where ids belong; names the mask.
+        """
+        where = self.source.locate(name)
+        if raw.ndim == 3 and not self.colors:
+            raise DatasetError(f"{where} is a mask of colours (RGB), and {self.label_space.name} has masks of ids.")
+        try:
+            return self.encoding.encode_colors(raw) if raw.ndim == 3 else self.encoding.encode(raw)
+        except DatasetError as error:
+            raise DatasetError(f"{where}: {error}.") from None
+
+    def size_problem(self, index: int, image: NDArray[np.uint8], raw: NDArray[np.uint8]) -> str:
+        """What to say where a mask has another size than its photo."""
+        image_name, mask_name = self.pairs[index]
+        photo, mask = self.source.locate(image_name), self.source.locate(str(mask_name))
+        sizes = [f"{pixels.shape[1]} x {pixels.shape[0]}" for pixels in (raw, image)]
+        hint = ""
+        if image.shape[:2] == raw.shape[1::-1]:
+            hint = (
+                " Sides are exchanged: if the photo is turned by its orientation tag (EXIF), masks must fit it upright."
+            )
+        sides = f"{sizes[0]} pixels (width x height), its photo {photo} is {sizes[1]}"
+        return f"mask of another size: {mask} is {sides}.{hint}"
+
+    def identity(self) -> str:
+        """A hash of the label space and of the names of all photos and masks, in order."""
+        names = "\n".join(f"{image} {mask}" for image, mask in self.pairs)
+        return hashlib.sha256(f"{super().identity()} {names}".encode("utf-8", "surrogateescape")).hexdigest()
+
+
+class ADE20K(PairedFiles):
+    """ADE20K scene parsing (SceneParse150): 20,210 train and 2,000 val photos of many sizes, 150 classes.
+
+    Files: images/{training,validation}/*.jpg and annotations/{training,validation}/*.png below `root` (or below
+    `root`/ADEChallengeData2016), or inside ADEChallengeData2016.zip, which `root` names or holds; 923 MB. Masks hold
+    the raw ids 0 (ignored) and 1..150. Photos are from 256 to several thousand pixels on a side, mostly 683 x 512.
+    Terms: research and education, non-commercial. Cite: Zhou et al., "Scene Parsing through ADE20K Dataset", CVPR 2017.
+
+    Raises:
+        DatasetError: The data set is not there or incomplete; unknown split.
+    """
+
+    def __init__(self, root: str | Path, split: str = "train", *, allow_missing: bool = False) -> None:
+        folder = _choose("split", split, {"train": "training", "val": "validation"})
+        source = open_source(root, zips=("ADEChallengeData2016.zip",))
+        base = "ADEChallengeData2016/" if source.names(f"ADEChallengeData2016/images/{folder}") else ""
+        images = _images(source, f"{base}images/{folder}")
+        _require(
+            images, root, f"{base}images/{folder}", "ade20k", "python datasets/prepare_ade20k.py downloads it (923 MB)"
+        )
+        pairs = [(name, f"{base}annotations/{folder}/{PurePosixPath(name).stem}.png") for name in images]
+        masks = _images(source, f"{base}annotations/{folder}")
+        space = LabelSpace.of("ade20k")
+        super().__init__(space, split, source, pairs, masks=masks, allow_missing=allow_missing)
+
+
+class Cityscapes(PairedFiles):
+    """Cityscapes, fine annotations: 2,975 train, 500 val, 1,525 test photos of 2048 x 1024, 19 classes.
+
+    Files: leftImg8bit/<split>/<city>/*_leftImg8bit.png and gtFine/<split>/<city>/*_gtFine_labelIds.png below `root`, or
+    inside leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, which `root` holds; 11 GB. Masks hold label ids
+    0..33, of which 19 are trained; where there are only *_gtFine_labelTrainIds.png (0..18, 255), these are read. Masks
+    of the test split are not published: its samples have no labels.
+    Terms: research, non-commercial, not to be handed on. Cite: Cordts et al., "The Cityscapes Dataset for Semantic
+    Urban Scene Understanding", CVPR 2016.
+
+    Raises:
+        DatasetError: The data set is not there or incomplete; unknown split.
+    """
+
+    def __init__(self, root: str | Path, split: str = "train", *, allow_missing: bool = False) -> None:
+        folder = _choose("split", split, {"train": "train", "val": "val", "test": "test"})
+        source = open_source(root, zips=("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip"))
+        ending = "_leftImg8bit.png"
+        images = [name for name in _images(source, f"leftImg8bit/{folder}") if name.endswith(ending)]
+        remedy = (
+            "log in at https://www.cityscapes-dataset.com, download leftImg8bit_trainvaltest.zip and "
+            "gtFine_trainvaltest.zip, and run python datasets/prepare_cityscapes.py FOLDER_OF_THE_ZIPS"
+        )
+        _require(images, root, f"leftImg8bit/{folder}", "cityscapes", remedy)
+        masks = {name for name in source.names(f"gtFine/{folder}") if name.endswith(".png")}
+
+        def stem(image: str) -> str:
+            return image.replace("leftImg8bit/", "gtFine/", 1).removesuffix(ending) + "_gtFine_"
+
+        space = LabelSpace.of("cityscapes")
+        trained = not any(f"{stem(image)}labelIds.png" in masks for image in images)
+        trained = trained and any(f"{stem(image)}labelTrainIds.png" in masks for image in images)
+        kind, encoding = ("labelTrainIds", _train_ids(space)) if trained else ("labelIds", space)
+        unlabelled = split == "test" and not masks
+        pairs = [(image, None if unlabelled else f"{stem(image)}{kind}.png") for image in images]
+        kinds = [name for name in masks if name.endswith(f"_{kind}.png")]
+        super().__init__(space, split, source, pairs, encoding=encoding, masks=kinds, allow_missing=allow_missing)
+
+
+class CamVid(PairedFiles):
+    """CamVid in SegNet's form: 367 train, 101 val, 233 test photos of 480 x 360, 11 classes.
+
+    Files: {train,val,test}/* and {train,val,test}annot/*.png with the same stem below `root`, or in a zip file of
+    them; 200 MB. Raw ids 0..10, 11
+    is ignored. The val split is one short stretch of a sequence whose other frames are in train: report on test.
+    Terms: CC BY-NC 4.0. Cite: Brostow et al., "Semantic Object Classes in Video", Pattern Recognition Letters 2009;
+    Badrinarayanan et al., "SegNet", PAMI 2017.
+
+    Raises:
+        DatasetError: The data set is not there or incomplete; unknown split.
+    """
+
+    def __init__(self, root: str | Path, split: str = "train", *, allow_missing: bool = False) -> None:
+        folder = _choose("split", split, {"train": "train", "val": "val", "test": "test"})
+        source = open_source(root, zips=())
+        base = base_of(source, folder)
+        images = _images(source, f"{base}{folder}")
+        _require(images, root, folder, "camvid", "python datasets/prepare_camvid.py downloads it")
+        pairs = [(name, f"{base}{folder}annot/{PurePosixPath(name).stem}.png") for name in images]
+        masks, space = _images(source, f"{base}{folder}annot"), LabelSpace.of("camvid")
+        super().__init__(space, split, source, pairs, masks=masks, allow_missing=allow_missing)
+
+
+def _images(source: Source, folder: str) -> list[str]:
+    """Image files below a folder, without hidden ones, sorted."""
+    names = (PurePosixPath(name) for name in source.names(folder))
+    shown = (name for name in names if not any(part.startswith((".", "__")) for part in name.parts))
+    return [str(name) for name in shown if name.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def _train_ids(space: LabelSpace) -> LabelSpace:
+    """The same classes for masks that hold train ids already."""
+    return dataclasses.replace(space, raw_ids=tuple(range(len(space))), ignored_raw_ids=(IGNORE_LABEL,))
+
+
+def _require(images: Sequence[str], root: str | Path, folder: str, name: str, remedy: str) -> None:
+    if images or (Path(root) / folder).is_dir():  # an empty split has an error of its own
+        return
+    raise DatasetError(
+        f"data set {name} not found: there is no folder {Path(root) / folder}. To get it: {remedy}. If you have it "
+        f"elsewhere, pass --data.root FOLDER or set {DATA_ROOT_VARIABLE}. Layout: datasets/README.md."
+    )
+
+
+def _choose(kind: str, name: str, known: dict[str, T]) -> T:
+    if name not in known:
+        raise DatasetError(str(unknown_name(kind, name, known)))
+    return known[name]

@@ -1,0 +1,196 @@
+"""Look at every photo and mask of a data set, in several processes, without stopping at a broken one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator, Sequence
+from typing import TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from resnest_seg.data.datasets import PairedFiles, SegmentationDataset
+from resnest_seg.data.loader import run_loader
+from resnest_seg.errors import DatasetError
+from resnest_seg.io.images import decode_image, orientation
+from resnest_seg.labels import IGNORE_LABEL
+
+T = TypeVar("T")
+
+HASH_SIDE = 16
+"""A photo's fingerprint compares this many rows of as many neighbouring pixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleFacts:
+    """What was seen of one sample.
+
+    Attributes:
+        name: The photo.
+        mask: The mask, or the photo where it has none of its own.
+        problem: Why the sample cannot be trained on; None where it can.
+        kind: In a word or two, what sort of problem.
+        size: (H, W) of the photo; (0, 0) where it cannot be read.
+        raw_ids: Pixels by raw id, [256]; zeros for masks of colours.
+        labels: Pixels by train id and, last, ignored ones, [K + 1].
+        fingerprint: Bits that nearly equal photos share, [4] uint64; zeros where the photo cannot be read.
+        turned: The photo's orientation tag, 1..8; it stands upright by it, and its mask is never turned.
+    """
+
+    name: str
+    mask: str
+    problem: str | None
+    kind: str | None
+    size: tuple[int, int]
+    raw_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    fingerprint: NDArray[np.uint64]
+    turned: int = 1
+
+
+def scan(
+    dataset: SegmentationDataset, indices: Sequence[int], *, workers: int = 0
+) -> Generator[SampleFacts, None, None]:
+    """Inspect samples, in the order of `indices`.
+
+    Raises:
+        DatasetError: A sample of a data set without files of its own cannot be made.
+        ResNeStSegError: A loader process could not be started, or died.
+    """
+    yield from run_loader(_Inspected(dataset), ([index] for index in indices), _the_only_one, workers=workers)
+
+
+def scan_masks(
+    dataset: PairedFiles, indices: Sequence[int], *, workers: int = 0
+) -> Generator[NDArray[np.int64], None, None]:
+    """Pixels of each class, of the id 255, and all, [K + 2], of masks alone; zeros of those that cannot be read.
+
+    Raises:
+        ResNeStSegError: A loader process could not be started, or died.
+    """
+    yield from run_loader(_Masks(dataset), ([index] for index in indices), _the_only_one, workers=workers)
+
+
+def inspect_sample(dataset: SegmentationDataset, index: int) -> SampleFacts:
+    """Look at one sample; problems are told, not raised."""
+    classes = len(dataset.label_space)
+    nothing = SampleFacts("", "", None, None, (0, 0), np.zeros(256, np.int64), np.zeros(classes + 1, np.int64),
+                          np.zeros(4, np.uint64))  # fmt: skip
+    if not isinstance(dataset, PairedFiles):
+        sample = dataset[index]
+        return dataclasses.replace(
+            nothing,
+            name=sample.name,
+            mask=sample.name,
+            size=(sample.image.shape[0], sample.image.shape[1]),
+            labels=_label_counts(sample.labels, classes),
+            fingerprint=fingerprint(sample.image),
+        )
+    return _inspect_files(dataset, index, nothing)
+
+
+def _inspect_files(dataset: PairedFiles, index: int, facts: SampleFacts) -> SampleFacts:
+    image_name, mask_name = dataset.pairs[index]
+    where = dataset.source.locate(image_name)
+    facts = dataclasses.replace(
+        facts, name=where, mask=where if mask_name is None else dataset.source.locate(mask_name)
+    )
+    try:
+        data = dataset.source.read(image_name)
+        image = decode_image(data, where)
+    except DatasetError as error:
+        return dataclasses.replace(facts, problem=str(error), kind="unreadable photo")
+    facts = dataclasses.replace(
+        facts, size=(image.shape[0], image.shape[1]), fingerprint=fingerprint(image), turned=orientation(data)
+    )
+    if mask_name is None:
+        ignored = np.full(image.shape[:2], IGNORE_LABEL, np.uint8)
+        return dataclasses.replace(facts, labels=_label_counts(ignored, len(dataset.label_space)))
+    if not dataset.source.has(mask_name):
+        return dataclasses.replace(facts, problem=f"{where} has no mask {facts.mask}.", kind="missing mask")
+    try:
+        raw = dataset.read_mask(mask_name)
+    except DatasetError as error:
+        return dataclasses.replace(facts, problem=str(error), kind="unreadable mask")
+    if raw.ndim == 2:
+        facts = dataclasses.replace(facts, raw_ids=np.bincount(raw.ravel(), minlength=256).astype(np.int64))
+    if raw.shape[:2] != image.shape[:2]:
+        return dataclasses.replace(facts, problem=dataset.size_problem(index, image, raw), kind="sizes differ")
+    try:
+        labels = dataset.encode(mask_name, raw)
+    except DatasetError as error:
+        kind = "mask of colours" if raw.ndim == 3 and not dataset.colors else "ids outside the label space"
+        return dataclasses.replace(facts, problem=str(error), kind=kind)
+    return dataclasses.replace(facts, labels=_label_counts(labels, len(dataset.label_space)))
+
+
+def fingerprint(image: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Difference hash of a photo, 256 bits: whether each pixel of a tiny grey copy is brighter than its neighbour."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    tiny = cv2.resize(grey, (HASH_SIDE + 1, HASH_SIDE), interpolation=cv2.INTER_AREA).astype(int)
+    return np.packbits(tiny[:, 1:] > tiny[:, :-1]).view(np.uint64)
+
+
+def near_duplicates(
+    first: NDArray[np.uint64], second: NDArray[np.uint64], *, bits: int = 28
+) -> list[tuple[int, int, int]]:
+    """Pairs of fingerprints, one of each, that differ in at most so many of 256 bits.
+
+    Args:
+        first: [A, 4].
+        second: [B, 4].
+        bits: 28 finds recompressed, resized and slightly changed copies (measured: up to 27); different photos of the
+            same kind differed in 74 and more.
+
+    Returns:
+        (place in first, place in second, bits that differ), nearest first.
+    """
+    found = []
+    for place, one in enumerate(first):
+        if one.any():
+            distance = np.bitwise_count(second ^ one).sum(axis=1)
+            near = np.flatnonzero((distance <= bits) & second.any(axis=1))
+            found += [(place, int(other), int(distance[other])) for other in near]
+    return sorted(found, key=lambda pair: pair[2])
+
+
+def _label_counts(labels: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
+    counts = np.bincount(labels.ravel(), minlength=256)
+    return np.append(counts[:classes], counts[IGNORE_LABEL]).astype(np.int64)
+
+
+class _Inspected(Dataset["SampleFacts | DatasetError"]):
+    """Facts by index. An error is handed on as a value: raised in a loader process it would be a traceback."""
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> SampleFacts | DatasetError:
+        try:
+            return inspect_sample(self.dataset, index)
+        except DatasetError as error:
+            return error
+
+
+def _the_only_one(batch: Sequence[T]) -> T:
+    """The one sample of a batch of one."""
+    return batch[0]
+
+
+class _Masks(Dataset["NDArray[np.int64]"]):
+    def __init__(self, dataset: PairedFiles) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> NDArray[np.int64]:
+        name, classes = self.dataset.pairs[index][1], len(self.dataset.label_space)
+        if name is None:
+            return np.zeros(classes + 2, np.int64)
+        try:
+            raw = self.dataset.read_mask(name)
+            counts = _label_counts(self.dataset.encode(name, raw), classes)[:-1]
+        except DatasetError:  # the look at samples, and training itself, name it
+            return np.zeros(classes + 2, np.int64)
+        of_255 = int((raw == IGNORE_LABEL).sum()) if raw.ndim == 2 else 0
+        return np.append(counts, [of_255, raw.shape[0] * raw.shape[1]]).astype(np.int64)

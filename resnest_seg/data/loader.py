@@ -1,0 +1,373 @@
+"""Batches of a data set: the order of samples, and the worker processes that load them ahead of time.
+
+The order of samples is a pure function of the seed and the step (`training_batches`), so a resumed run continues in
+the middle of an epoch without replaying anything, and any number of processes see the same effective batches.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from resnest_seg.data.datasets import Sample, SegmentationDataset
+from resnest_seg.data.transforms import TrainTransform, class_mix, sample_seed
+from resnest_seg.errors import DatasetError, ResNeStSegError
+
+T = TypeVar("T")
+
+PATIENCE = 1.0
+"""Seconds that a loader process gets to end by itself when nobody wants its batches any more; then it is killed."""
+
+
+class Batch(NamedTuple):
+    """Samples of one size, stacked.
+
+    Attributes:
+        images: RGB 0..255, uint8 [N, 3, H, W], in channels-last memory.
+        labels: Train ids, uint8 [N, H, W].
+        names: N names.
+    """
+
+    images: Tensor
+    labels: Tensor
+    names: list[str]
+
+
+def training_batches(
+    size: int,
+    *,
+    seed: int,
+    batch_size: int,
+    steps: range,
+    parts: int = 1,
+    rank: int = 0,
+    processes: int = 1,
+    probabilities: NDArray[np.float64] | None = None,
+) -> Iterator[list[tuple[int, int]]]:
+    """Which samples each micro-batch holds: lists of (epoch, index).
+
+    All epochs' permutations form one endless row of samples; optimiser step s takes `batch_size` of them from place
+    `s * batch_size` on. These are dealt in order to the `parts` micro-batches of the step and, within each, to the
+    processes. So the effective batch of a step is the same however it is divided.
+
+    Args:
+        size: Samples in the data set, at least 1.
+        seed: Decides the permutations.
+        batch_size: Samples per optimiser step, a multiple of parts * processes.
+        steps: The optimiser steps.
+        parts: Micro-batches per optimiser step and process.
+        rank: This process, 0..processes - 1.
+        processes: Processes that share the work.
+        probabilities: Draw an epoch's samples with these, with replacement, [size]; None takes each once an epoch.
+    """
+    assert batch_size % (parts * processes) == 0
+    length = batch_size // (parts * processes)
+    order, order_epoch = np.empty(0, np.int64), -1
+    for step in steps:
+        for part in range(parts):
+            first = step * batch_size + (part * processes + rank) * length
+            batch = []
+            for place in range(first, first + length):
+                epoch, within = divmod(place, size)
+                if epoch != order_epoch:
+                    random, order_epoch = np.random.default_rng([seed, epoch]), epoch
+                    order = (
+                        random.permutation(size)
+                        if probabilities is None
+                        else random.choice(size, size, p=probabilities)
+                    )
+                # Drawn with replacement, a photo may come twice in an epoch: its place makes each another sample.
+                batch.append((epoch if probabilities is None else place, int(order[within])))
+            yield batch
+
+
+def build_loader(
+    dataset: SegmentationDataset,
+    batches: Iterable[Sequence[tuple[int, int]]],
+    *,
+    transform: TrainTransform | None = None,
+    seed: int = 0,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Generator[Batch, None, None]:
+    """Load batches in the given order, in this process or ahead of time in others.
+
+    The other processes end when the generator is exhausted or closed, or raises; `contextlib.closing` closes it.
+
+    Args:
+        dataset: Where the samples come from.
+        batches: The (epoch, index) of the samples of each batch; see `training_batches`.
+        transform: Training augmentation, seeded by (seed, epoch, index); None takes whole images.
+        seed: Decides the augmentation.
+        workers: Loader processes, at most one a core; the batches do not depend on their number.
+        pin_memory: Put batches into page-locked memory, for copies to a GPU.
+
+    Raises:
+        DatasetError: A sample cannot be loaded; the message names its file.
+        ResNeStSegError: A loader process could not be started, or died.
+    """
+    yield from run_loader(_View(dataset, transform, seed), batches, _collate, workers=workers, pin_memory=pin_memory)
+
+
+def run_loader(
+    view: Dataset[Any],
+    batches: Iterable[Sequence[Any]],
+    collate: Callable[[Sequence[Any]], T | DatasetError],
+    *,
+    workers: int,
+    pin_memory: bool = False,
+) -> Generator[T, None, None]:
+    """A `DataLoader` whose processes survive a signal to the group, end with it, and hand errors on as values.
+
+    Args:
+        view: Sample or error by what `batches` holds.
+        batches: What tells the samples of each batch, as (epoch, index).
+        collate: Samples and errors to a batch, or the first error.
+        workers: Loader processes, at most one a core.
+        pin_memory: Put batches into page-locked memory, for copies to a GPU.
+
+    Raises:
+        DatasetError: What a sample or the collation gave.
+        ResNeStSegError: A loader process could not be started, or died.
+    """
+    loader = DataLoader(
+        view,
+        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do
+        collate_fn=_Shared(collate),
+        num_workers=loader_processes(workers),
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # its own: a loader must not draw from the generator that decides dropout
+    )
+    with _running(loader) as loaded:
+        for batch in loaded:
+            if isinstance(batch, ResNeStSegError):
+                raise batch
+            yield batch
+
+
+class _Shared:
+    """A collation that puts the tensors of a batch into shared memory.
+
+    torch does it later, in a thread in which an error is printed and the batch lost: training would wait for ever.
+    """
+
+    def __init__(self, collate: Callable[[Sequence[Any]], T | DatasetError]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: Sequence[Any]) -> Any:
+        batch = self.collate(samples)
+        worker = get_worker_info()
+        if worker is None or not isinstance(batch, tuple):
+            return batch
+        try:
+            for value in batch:
+                if isinstance(value, Tensor):
+                    value.share_memory_()
+        except RuntimeError as error:
+            return ResNeStSegError(f"{_full(worker.num_workers)} ({error})")
+        return batch
+
+
+@contextlib.contextmanager
+def _running(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
+    """The batches of a loader whose processes end with this context, or with this process, whatever ends it.
+
+    torch ends them when nothing refers to its iterator any more. But the traceback of an exception does refer to it,
+    and at the exit of the interpreter multiprocessing waits without limit for processes that ignore SIGTERM.
+    """
+    iterator = _started(loader)
+    if not isinstance(iterator, _MultiProcessingDataLoaderIter):
+        yield iterator
+        return
+    owner, processes = os.getpid(), iterator._workers
+
+    def kill() -> None:
+        if os.getpid() == owner:  # a forked child that exits has this callback, too
+            _kill(processes)
+
+    atexit.register(kill)
+    try:
+        yield _loaded(iterator, processes)
+    finally:
+        if os.getpid() == owner:
+            _end(iterator)
+        atexit.unregister(kill)
+
+
+def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The iterator of a loader, with its processes.
+
+    A signal that comes in between waits until the processes are set up for it. torch's own handler of SIGCHLD is
+    taken away again: it raises the death of a process wherever the main thread is, be it within a step of the
+    optimiser or while a state is saved. `_loaded` tells it between two batches.
+    """
+    signals = hasattr(signal, "pthread_sigmask") and threading.current_thread() is threading.main_thread()
+    present = multiprocessing.active_children()
+    before = signal.getsignal(signal.SIGCHLD) if signals else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}) if signals else set()
+    try:
+        return iter(loader)
+    except OSError as error:
+        _kill([child for child in multiprocessing.active_children() if child not in present])
+        raise ResNeStSegError(
+            f"cannot start {loader.num_workers} loader processes: {error.strerror or error}. Use fewer (data.workers "
+            "of a run, --workers of the tools; 0 loads in the main process), or make room (ulimit -u, ulimit -n, df "
+            "/dev/shm)."
+        ) from None
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
+        if signals:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _loaded(iterator: Iterator[Any], processes: Sequence[BaseProcess]) -> Iterator[Any]:
+    """Batches, until there are no more or a process is found dead."""
+    while True:
+        if any(process.exitcode for process in processes):
+            raise _death(processes)
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except (RuntimeError, OSError, EOFError):
+            # torch's message about a death, or what reading from a dead process's socket gives just before the system
+            # tells that it is dead.
+            wait([process.sentinel for process in processes], timeout=PATIENCE)
+            if all(process.is_alive() for process in processes):
+                raise
+            raise _death(processes) from None
+        yield batch
+
+
+def _death(processes: Sequence[BaseProcess]) -> ResNeStSegError:
+    """The error for the first process that is dead."""
+    dead = next(process for process in processes if not process.is_alive())
+    code = dead.exitcode or 0
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    if code == -signal.SIGBUS:
+        why = _full(len(processes))
+    elif code in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGILL):
+        why = "A library crashed, most often at a damaged photo: data.workers=0 and python -X faulthandler show where."
+    else:
+        why = f"Most often the memory ran out (dmesg tells of the OOM killer): {_less(len(processes))}"
+    return ResNeStSegError(
+        f"a loader process (pid {dead.pid}) {how}. {why} What was saved is good: a run continues from it with --resume."
+    )
+
+
+def _full(count: int) -> str:
+    return f"Shared memory is full (df /dev/shm): make it larger (docker run --shm-size=8g), or {_less(count)}"
+
+
+def _less(count: int) -> str:
+    """What makes `count` loader processes need less memory."""
+    return (
+        f"use fewer loader processes (data.workers of a run, --workers of the tools; here {count}), smaller photos, a "
+        "smaller data.crop_size, or a higher train.accumulation."
+    )
+
+
+def _end(iterator: _MultiProcessingDataLoaderIter) -> None:
+    """End a loader's processes: by torch's own way, in which they finish the samples at hand, but not for long."""
+    if not any(process.is_alive() for process in iterator._workers):
+        return
+    impatient = threading.Timer(PATIENCE, _kill, [iterator._workers])
+    impatient.start()
+    try:
+        iterator._shutdown_workers()  # closes pipes and threads as well
+    finally:
+        impatient.cancel()
+        _kill(iterator._workers)
+
+
+def _kill(processes: Iterable[BaseProcess]) -> None:
+    """End processes that hold nothing of value."""
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+
+
+class _View(Dataset[Sample | DatasetError]):
+    """Samples by (epoch, index).
+
+    An error is handed on as a value, because raised in a worker it would arrive as a traceback.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, transform: TrainTransform | None, seed: int) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+    def __getitem__(self, place: tuple[int, int]) -> Sample | DatasetError:
+        epoch, index = place
+        try:
+            sample = self.dataset[index]
+        except DatasetError as error:
+            return error
+        if self.transform is None:
+            return sample
+        image, labels = self.transform(sample.image, sample.labels, seed=sample_seed(self.seed, epoch, index))
+        if self.transform.data.class_mix:
+            random = np.random.default_rng([self.seed, epoch, index, 1])
+            if random.random() < self.transform.data.class_mix:
+                try:
+                    other = self.dataset[int(random.integers(len(self.dataset)))]
+                except DatasetError as error:
+                    return error
+                mixed = self.transform(other.image, other.labels, seed=int(random.integers(2**32)))
+                image, labels = class_mix((image, labels), mixed, random)
+        return Sample(image, labels, sample.name)
+
+
+def _collate(samples: Sequence[Sample | DatasetError]) -> Batch | DatasetError:
+    good: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, DatasetError):
+            return sample
+        good.append(sample)
+    images = torch.from_numpy(np.stack([sample.image for sample in good])).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(np.stack([sample.labels for sample in good]))
+    return Batch(images, labels, [sample.name for sample in good])
+
+
+def loader_processes(workers: int) -> int:
+    """How many of the wanted loader processes make sense here: at most one for each core that this process may use."""
+    return min(workers, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else workers
+
+
+def _start_worker(worker: int) -> None:
+    """Set a loader process up: one thread, and signals that leave stopping to the main process.
+
+    Schedulers and `timeout` send SIGTERM to the whole process group, and a terminal Ctrl-C, while training needs its
+    loader processes to the end of the step. They end when the main process closes the loader or dies: at once, because
+    they have inherited what it had open, its lock on the run folder for instance.
+    """
+    cv2.setNumThreads(0)  # one thread a worker: more would fight the others for the cores
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,126 @@
+"""Unpacking the official zip files of a data set: safe paths only, all or nothing."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import stat
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PureWindowsPath
+
+from filelock import FileLock
+
+from resnest_seg.errors import DatasetError
+from resnest_seg.io.display import progress_bars
+
+
+def unpack(archive: Path, root: Path, *, inside: str = "", wanted: Sequence[str] = ()) -> int:
+    """Unpack a zip file below `root`: all of it, or nothing.
+
+    Every name is checked before anything is written, and every file's CRC while it is. Files go to a folder of their
+    own first and into place at the end, so that an interruption, a damaged zip or a full disk leaves nothing half-done.
+
+    Args:
+        archive: The zip file.
+        root: Where its content goes; what is there already is replaced file by file.
+        inside: Only what lies below this folder of the zip, without the folder.
+        wanted: Only names that begin with one of these, after `inside` was taken off; none means all.
+
+    Returns:
+        The number of files.
+
+    Raises:
+        DatasetError: No zip, a damaged one, one with links or with names that lead out of `root`, or a full disk.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{archive.name}.lock"):  # two at once would share the staging folder
+        return _unpack(archive, root, inside, tuple(wanted))
+
+
+def _unpack(archive: Path, root: Path, inside: str, wanted: tuple[str, ...]) -> int:
+    staging = root / f".{archive.name}.unpacking"
+    try:
+        with zipfile.ZipFile(archive) as content:
+            members = _members(archive, content, inside, wanted)
+            shutil.rmtree(staging, ignore_errors=True)
+            with progress_bars() as progress:
+                bar = progress.add_task(f"unpacking {archive.name}", total=len(members))
+                for name, member in members.items():
+                    target = staging / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with content.open(member) as source, open(target, "wb") as file:
+                        shutil.copyfileobj(source, file, 1 << 20)
+                    progress.advance(bar)
+        for name in members:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (staging / name).replace(root / name)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise DatasetError(
+            f"{archive} is no zip file, or a truncated or damaged one ({error}). Delete it and fetch it again; nothing "
+            "was unpacked."
+        ) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DatasetError(
+            f"the disk of {root} is full: free some space and run this again. Nothing was unpacked."
+        ) from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return len(members)
+
+
+def _members(
+    archive: Path, content: zipfile.ZipFile, inside: str, wanted: tuple[str, ...]
+) -> dict[str, zipfile.ZipInfo]:
+    """Name below the root -> member of the zip; directories are left out.
+
+    Raises:
+        DatasetError: A name that leads out of the root, a link, or nothing to unpack.
+    """
+    members = {}
+    prefix = f"{inside}/" if inside else ""
+    for member in content.infolist():
+        written = member.orig_filename  # zipfile has cut the other one off at a zero byte
+        path = PureWindowsPath(member.filename)  # which knows drives, servers and both slashes, on every system
+        if path.drive or path.root or ".." in path.parts or "\0" in written:
+            raise DatasetError(f"{archive} holds the name {written!r}, which leads out of its folder: not unpacked.")
+        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise DatasetError(f"{archive} holds a link or device, {written!r}: not unpacked.")
+        name = path.as_posix()
+        if member.is_dir() or not name.startswith(prefix):
+            continue
+        name = name.removeprefix(prefix)
+        if not wanted or name.startswith(wanted):
+            members[name] = member
+    if not members:
+        raise DatasetError(f"{archive} holds nothing of {inside or 'the data set'}: is it another file?")
+    return members
+
+
+def missing(root: Path, expected: Mapping[str, int]) -> list[str]:
+    """What a data set lacks, one sentence each.
+
+    Args:
+        root: Its folder.
+        expected: Pattern below it, such as "images/training/*.jpg" -> how many files match.
+    """
+    found = {pattern: sum(1 for path in root.glob(pattern) if not path.name.startswith(".")) for pattern in expected}
+    return [
+        f"{root / pattern}: {found[pattern]} files instead of {count}"
+        for pattern, count in expected.items()
+        if found[pattern] < count
+    ]
+
+
+def require_complete(root: Path, expected: Mapping[str, int]) -> None:
+    """Refuse a data set that lacks files.
+
+    Raises:
+        DatasetError: Names what is missing.
+    """
+    lacking = missing(root, expected)
+    if lacking:
+        raise DatasetError(f"the data set is not complete: {'; '.join(lacking)}.")

@@ -1,0 +1,172 @@
+"""Storage of a data set's files: a folder, or the official zip files as they were downloaded.
+
+A source lists and reads files by name, with `/` between folders, so that a data set does not know which of the two it
+reads. Sources can be sent to other processes.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from resnest_seg.errors import DatasetError, printable
+
+
+class Source(ABC):
+    """Files by name."""
+
+    @abstractmethod
+    def names(self, folder: str) -> list[str]:
+        """Names of all files below a folder, sorted; empty where there is no such folder."""
+
+    @abstractmethod
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+
+    @abstractmethod
+    def blocks(self, name: str) -> bool:
+        """Whether the name is taken by something that is no file: a folder, or a link to nothing."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """A file's content.
+
+        Raises:
+            DatasetError: It is missing or damaged; names it.
+        """
+
+    @abstractmethod
+    def locate(self, name: str) -> str:
+        """Where a file is, for people: bytes of its name that are no UTF-8 are escaped, as `\\xff`."""
+
+
+class FolderSource(Source):
+    """Files in a folder.
+
+    Args:
+        root: The folder.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def names(self, folder: str) -> list[str]:
+        """Names of all files below a folder, sorted."""
+        found: list[str] = []
+        visited = set[tuple[int, int]]()
+        for place, folders, files in os.walk(self.root / folder, followlinks=True):
+            status = Path(place).stat()
+            if (status.st_dev, status.st_ino) in visited:  # a link back
+                folders.clear()
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            within = Path(place).relative_to(self.root).as_posix()
+            found += [name if within == "." else f"{within}/{name}" for name in files]
+        return sorted(found)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        return (self.root / name).is_file()
+
+    def blocks(self, name: str) -> bool:
+        """Whether the name is taken by something that is no file."""
+        return not self.has(name) and os.path.lexists(self.root / name)
+
+    def read(self, name: str) -> bytes:
+        """A file's content; raises DatasetError where it is missing or damaged."""
+        try:
+            return (self.root / name).read_bytes()
+        except OSError as error:
+            raise DatasetError(f"cannot read {self.locate(name)}: {error.strerror}.") from None
+
+    def locate(self, name: str) -> str:
+        """Where a file is, for people."""
+        return printable(str(self.root / name))
+
+
+class ZipSource(Source):
+    """Files in one or several zip files, as if they were unpacked into one folder.
+
+    Args:
+        paths: The zip files.
+
+    Raises:
+        DatasetError: One is no zip file, or a truncated one.
+    """
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        self.paths = [Path(path) for path in paths]
+        self.owners: dict[str, int] = {}
+        for place in range(len(self.paths)):
+            members = (name for name in self._archive(place).namelist() if not name.endswith("/"))
+            self.owners |= dict.fromkeys(members, place)
+
+    def names(self, folder: str) -> list[str]:
+        """Names of all files below a folder, sorted."""
+        return sorted(name for name in self.owners if not folder or name.startswith(f"{folder}/"))
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        return name in self.owners
+
+    def blocks(self, name: str) -> bool:
+        """Whether the name is taken by a folder with files in it."""
+        return any(file.startswith(f"{name}/") for file in self.owners)
+
+    def read(self, name: str) -> bytes:
+        """A file's content; raises DatasetError where it is missing or damaged."""
+        if name not in self.owners:
+            raise DatasetError(f"cannot read {self.locate(name)}: there is no such file.")
+        try:
+            return self._archive(self.owners[name]).read(name)  # zipfile checks its CRC
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+            raise DatasetError(f"cannot read {self.locate(name)}: {error}.") from None
+
+    def locate(self, name: str) -> str:
+        """Where a file is, for people."""
+        return printable(f"{self.paths[self.owners.get(name, 0)]}!{name}")
+
+    def _archive(self, place: int) -> zipfile.ZipFile:
+        """The open zip file of this process: a file position must not be shared with a worker."""
+        if getattr(self, "_owner", None) != os.getpid():
+            self._owner, self._open = os.getpid(), dict[int, zipfile.ZipFile]()
+        if place not in self._open:
+            try:
+                self._open[place] = zipfile.ZipFile(self.paths[place])
+            except (zipfile.BadZipFile, OSError) as error:
+                raise DatasetError(
+                    f"cannot read {self.paths[place]}: no zip file, or a truncated one ({error})."
+                ) from None
+        return self._open[place]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"paths": self.paths, "owners": self.owners}
+
+
+def base_of(source: Source, folder: str) -> str:
+    """What stands before `folder` in a zip file that holds the whole in a folder of its own: "" or "that/"."""
+    if not isinstance(source, ZipSource) or source.names(folder):
+        return ""
+    inside = (name.partition(f"/{folder}/")[0] for name in source.names("") if f"/{folder}/" in name)
+    shortest = min(inside, key=len, default=None)
+    return "" if shortest is None else f"{shortest}/"
+
+
+def open_source(root: str | Path, *, zips: Sequence[str]) -> Source:
+    """The source that `root` means.
+
+    Args:
+        root: A folder, a zip file, or a folder with the official zip files in it.
+        zips: Names of the official zip files; where the folder holds all of them, they are read.
+    """
+    root = Path(root)
+    if root.is_file():
+        return ZipSource([root])
+    inside = [root / name for name in zips]
+    if inside and all(path.is_file() for path in inside):
+        return ZipSource(inside)
+    return FolderSource(root)

@@ -1,0 +1,226 @@
+"""Training augmentation of image and labels together, decided by (seed, epoch, index) alone.
+
+Every sample's random stream starts from its own number, not from what a worker process drew before. So the samples do
+not depend on the number of workers or processes, and a resumed run needs no replay.
+
+The two published recipes are pure functions with the geometry and the resampling of the originals; options beyond them
+are albumentations transforms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from resnest_seg.config import DataConfig
+from resnest_seg.errors import unknown_name
+from resnest_seg.io.resize import canvas_size, long_edge_size
+from resnest_seg.labels import IGNORE_LABEL
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or importing it asks the network for a newer release
+
+Pixels = NDArray[np.uint8]
+Pair = tuple[Pixels, Pixels]
+
+MEAN_COLOR = (124, 116, 104)
+"""ImageNet's mean colour, rounded: what normalises to nearly zero."""
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """The seed of one sample's augmentation (or of whatever three numbers identify), 32 bits, well mixed."""
+    return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1)[0])
+
+
+def resize_like_pil(image: Pixels, labels: Pixels, size: tuple[int, int]) -> Pair:
+    """To (H, W) as PIL does: antialiased bilinear, within a grey level or two, and the nearest pixel of labels."""
+    if image.shape[:2] == size:
+        return image, labels
+    if size[0] >= image.shape[0] and size[1] >= image.shape[1]:
+        # Nothing to antialias, and OpenCV is twice as fast; its plain INTER_LINEAR is an eighth of a grey level darker.
+        resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR_EXACT).astype(np.uint8, copy=False)
+    else:
+        channels_last = torch.from_numpy(image).permute(2, 0, 1)[None]
+        smaller = F.interpolate(channels_last, size=size, mode="bilinear", antialias=True)[0]
+        resized = smaller.permute(1, 2, 0).contiguous().numpy()
+    nearest = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return resized, nearest.astype(np.uint8, copy=False)
+
+
+def resize_like_opencv(image: Pixels, labels: Pixels, size: tuple[int, int]) -> Pair:
+    """To (H, W) as mmsegmentation does: OpenCV's plain bilinear and its plain nearest."""
+    resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    nearest = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
+    return resized.astype(np.uint8, copy=False), nearest.astype(np.uint8, copy=False)
+
+
+def pad_to(image: Pixels, labels: Pixels, size: tuple[int, int], *, color: tuple[int, int, int]) -> Pair:
+    """At least (H, W), filled right and below; filled pixels are ignored."""
+    height, width = labels.shape
+    below, right = max(size[0] - height, 0), max(size[1] - width, 0)
+    if not below and not right:
+        return image, labels
+    padded = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=color)
+    ignored = cv2.copyMakeBorder(labels, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(IGNORE_LABEL,))
+    return padded.astype(np.uint8, copy=False), ignored.astype(np.uint8, copy=False)
+
+
+def flipped(image: Pixels, labels: Pixels) -> Pair:
+    """Left and right exchanged."""
+    return cv2.flip(image, 1).astype(np.uint8, copy=False), cv2.flip(labels, 1).astype(np.uint8, copy=False)
+
+
+def random_crop(image: Pixels, labels: Pixels, size: tuple[int, int], random: Generator) -> Pair:
+    """A window of (H, W), or as much as there is, at a uniform random place."""
+    top = int(random.integers(max(labels.shape[0] - size[0], 0) + 1))
+    left = int(random.integers(max(labels.shape[1] - size[1], 0) + 1))
+    window = (slice(top, top + size[0]), slice(left, left + size[1]))
+    return image[window], labels[window]
+
+
+def varied_crop(image: Pixels, labels: Pixels, size: tuple[int, int], random: Generator) -> Pair:
+    """`random_crop`, drawn again up to ten times while one class covers 75 % or more: mmsegmentation's rule."""
+    crop = random_crop(image, labels, size, random)
+    for _ in range(10):
+        counts = np.bincount(crop[1].ravel(), minlength=256)[:IGNORE_LABEL]
+        present = counts[counts > 0]
+        if len(present) > 1 and present.max() / present.sum() < 0.75:
+            break
+        crop = random_crop(image, labels, size, random)
+    return crop
+
+
+def photometric_distortion(image: Pixels, random: Generator) -> Pixels:
+    """Brightness, contrast, saturation and hue, each half of the time: mmsegmentation's PhotoMetricDistortion."""
+
+    def scaled(pixels: Pixels, alpha: float, beta: float = 0.0) -> Pixels:
+        result: Pixels = np.clip(pixels.astype(np.float32) * alpha + beta, 0, 255).astype(np.uint8)
+        return result
+
+    def contrast(pixels: Pixels) -> Pixels:
+        return scaled(pixels, random.uniform(0.5, 1.5)) if random.integers(2) else pixels
+
+    if random.integers(2):
+        image = scaled(image, 1.0, random.uniform(-32, 32))
+    contrast_first = random.integers(2) == 1
+    if contrast_first:
+        image = contrast(image)
+    if random.integers(2):
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(np.uint8, copy=False)
+        hsv[..., 1] = scaled(hsv[..., 1], random.uniform(0.5, 1.5))
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB).astype(np.uint8, copy=False)
+    if random.integers(2):
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(np.uint8, copy=False)
+        hsv[..., 0] = (hsv[..., 0].astype(int) + int(random.integers(-18, 18))) % 180
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB).astype(np.uint8, copy=False)
+    return image if contrast_first else contrast(image)
+
+
+def encoding_recipe(image: Pixels, labels: Pixels, data: DataConfig, random: Generator) -> Pair:
+    """PyTorch-Encoding's: flip, uniform long edge, padded with black right and below, crop."""
+    low, high = int(data.base_size * data.scale_min), int(data.base_size * data.scale_max)
+    if random.random() < data.flip:  # first, so that the padding stays right and below
+        image, labels = flipped(image, labels)
+    long = int(random.integers(max(low, 1), max(high, low, 1) + 1))
+    size = long_edge_size(labels.shape[0], labels.shape[1], long)
+    crop = (data.crop_size, data.crop_width or data.crop_size)
+    image, labels = pad_to(*resize_like_pil(image, labels, size), crop, color=(0, 0, 0))
+    return random_crop(image, labels, crop, random)
+
+
+def mmseg_recipe(image: Pixels, labels: Pixels, data: DataConfig, random: Generator) -> Pair:
+    """mmsegmentation's: canvas times a uniform ratio, varied crop, flip, photometric distortion, mean colour around."""
+    ratio = random.uniform(data.scale_min, data.scale_max)
+    canvas = (max(int(data.long_edge * ratio), 1), max(int(data.base_size * ratio), 1))
+    crop = (data.crop_size, data.crop_width or data.crop_size)
+    image, labels = resize_like_opencv(image, labels, canvas_size(labels.shape[0], labels.shape[1], canvas))
+    image, labels = varied_crop(image, labels, crop, random)
+    if random.random() < data.flip:
+        image, labels = flipped(image, labels)
+    return pad_to(photometric_distortion(image, random), labels, crop, color=MEAN_COLOR)
+
+
+RECIPES: dict[str, Callable[[Pixels, Pixels, DataConfig, Generator], Pair]] = {
+    "encoding": encoding_recipe,
+    "mmseg": mmseg_recipe,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTransform:
+    """A recipe and the options beyond it.
+
+    Attributes:
+        data: The sizes, the recipe's name and the options.
+        extras: The options as one albumentations pipeline; None without any.
+    """
+
+    data: DataConfig
+    extras: A.Compose | None
+
+    @classmethod
+    def from_config(cls, data: DataConfig) -> TrainTransform:
+        """Build the transform of a config.
+
+        Raises:
+            ConfigError: Unknown recipe.
+        """
+        if data.recipe not in RECIPES:
+            raise unknown_name("data.recipe", data.recipe, RECIPES)
+        chosen: list[A.BasicTransform] = []
+        if data.rotate:
+            chosen.append(
+                A.Rotate(
+                    limit=data.rotate,
+                    mask_interpolation=cv2.INTER_NEAREST,
+                    fill=MEAN_COLOR,
+                    fill_mask=IGNORE_LABEL,
+                    p=1.0,
+                )
+            )
+        if data.color_jitter:
+            strength = data.color_jitter
+            limits = (max(1 - strength, 0), 1 + strength)
+            chosen.append(
+                A.ColorJitter(
+                    brightness=limits, contrast=limits, saturation=limits, hue=(-strength / 4, strength / 4), p=1
+                )
+            )
+        if data.blur:
+            chosen.append(A.GaussianBlur(sigma_limit=(0.1, 1.0), p=data.blur))
+        if data.coarse_dropout:
+            chosen.append(A.CoarseDropout(num_holes_range=(1, 4), fill=MEAN_COLOR, fill_mask=IGNORE_LABEL,
+                                          p=data.coarse_dropout))  # fmt: skip
+        return cls(data, A.Compose(chosen) if chosen else None)
+
+    def __call__(self, image: Pixels, labels: Pixels, *, seed: int) -> Pair:
+        """Cut one training sample: [H, W, 3] and [H, W] -> [crop, crop, 3] and [crop, crop]."""
+        image, labels = RECIPES[self.data.recipe](image, labels, self.data, np.random.default_rng(seed))
+        image, labels = np.ascontiguousarray(image), np.ascontiguousarray(labels)
+        if self.extras is None:
+            return image, labels
+        self.extras.set_random_seed(seed)
+        sample = self.extras(image=image, mask=labels)
+        return sample["image"], sample["mask"]
+
+
+def class_mix(sample: Pair, other: Pair, random: Generator) -> Pair:
+    """Paste half of the classes of another sample of the same size onto a sample, where they are there.
+
+    ClassMix, Olsson et al., https://arxiv.org/abs/2007.07936; ignored pixels are not pasted.
+    """
+    (image, labels), (other_image, other_labels) = sample, other
+    present = np.flatnonzero(np.bincount(other_labels.ravel(), minlength=256)[:IGNORE_LABEL])
+    if not len(present):
+        return sample
+    chosen = random.choice(present, size=(len(present) + 1) // 2, replace=False)
+    pasted = np.isin(other_labels, chosen)
+    return np.where(pasted[..., None], other_image, image), np.where(pasted, other_labels, labels)

@@ -1,0 +1,127 @@
+"""Calibration of confidences: expected calibration error and the bins of a reliability diagram."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from resnest_seg.errors import CheckpointError, ConfigError
+from resnest_seg.labels import IGNORE_LABEL
+
+
+@dataclasses.dataclass(frozen=True)
+class ReliabilityBin:
+    """The labelled pixels whose confidence is in [low, high).
+
+    Attributes:
+        low: Lowest confidence.
+        high: The first confidence that belongs to the next bin.
+        count: Number of pixels.
+        accuracy: Share of them whose prediction is right; None where there are none.
+        confidence: Mean of their confidences; None where there are none.
+    """
+
+    low: float
+    high: float
+    count: int
+    accuracy: float | None
+    confidence: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationReport:
+    """Calibration over labelled pixels, 0..1; 0 where nothing was labelled, never NaN.
+
+    Attributes:
+        expected_calibration_error: Mean over pixels of |accuracy - confidence| of their bin (Guo et al.,
+            https://arxiv.org/abs/1706.04599).
+        maximum_calibration_error: The largest |accuracy - confidence| of a bin with pixels.
+        bins: From unsure to sure. The last one is for confidences of exactly 1, low = high = 1, as in torchmetrics.
+    """
+
+    expected_calibration_error: float
+    maximum_calibration_error: float
+    bins: tuple[ReliabilityBin, ...]
+
+
+class Calibration:
+    """Counts by confidence, in memory that does not grow with images.
+
+    Bins have equal widths and contain their lower edge. What rounds to a confidence of 1 has a bin of its own: that is
+    where torchmetrics' `MulticlassCalibrationError` counts it, and its numbers are to be ours. Pixels labelled
+    `IGNORE_LABEL` are not counted.
+
+    Args:
+        bins: How many bins there are from 0 to 1.
+        device: Where the sums live, one with 64-bit floats; what comes in is moved there.
+
+    Attributes:
+        state: What to sum over processes: pixels and hits by bin, int64 [2, bins + 1], and the sum of confidences by
+            bin, float64 [bins + 1]. Assign the sums.
+
+    Raises:
+        ConfigError: Less than one bin.
+    """
+
+    def __init__(self, *, bins: int = 15, device: torch.device | str = "cpu") -> None:
+        if bins < 1:
+            raise ConfigError(f"calibration needs at least one bin, not {bins}.")
+        self.bins = bins
+        self.state = [
+            torch.zeros(2, bins + 1, dtype=torch.int64, device=device),
+            torch.zeros(bins + 1, dtype=torch.float64, device=device),
+        ]
+
+    def update(self, labels: Tensor, predictions: Tensor, confidences: Tensor) -> Calibration:
+        """Count pixels; returns itself.
+
+        Args:
+            labels: Any shape, 0..K-1 or `IGNORE_LABEL`, any integer type.
+            predictions: The same shape, 0..K-1.
+            confidences: The same shape: the probability of the predicted class, 0..1, any float type. What rounding
+                put a little outside counts as 0 or 1.
+        """
+        assert labels.shape == predictions.shape == confidences.shape, (labels.shape, confidences.shape)
+        assert confidences.is_floating_point(), confidences.dtype
+        counts, sums = self.state
+        labels, predictions = (ids.to(sums.device, torch.int32).flatten() for ids in (labels, predictions))
+        confidences = confidences.to(sums.device).flatten().clamp(0, 1)
+        if confidences.dtype != torch.float64:
+            confidences = confidences.float()  # half precision has too few edges
+        edges = torch.linspace(0, 1, self.bins + 1, dtype=confidences.dtype, device=sums.device)
+        places = torch.bucketize(confidences, edges, right=True).sub_(1).clamp_(0, self.bins)  # NaN: see report()
+        ignored = self.bins + 1  # a bin that is dropped
+        places = torch.where(labels == IGNORE_LABEL, ignored, places)
+        pixels = torch.bincount(places, minlength=ignored + 1)
+        hits = torch.bincount(torch.where(labels == predictions, places, ignored), minlength=ignored + 1)
+        summed = torch.bincount(places, weights=confidences.double(), minlength=ignored + 1)
+        counts += torch.stack([pixels, hits])[:, :ignored]
+        sums += summed[:ignored]
+        return self
+
+    def report(self) -> CalibrationReport:
+        """The errors and bins of everything counted so far.
+
+        Raises:
+            CheckpointError: A labelled pixel had a confidence that is not a number.
+        """
+        (counts, hits), sums = self.state[0].tolist(), self.state[1].tolist()
+        if not torch.isfinite(self.state[1]).all():
+            raise CheckpointError(
+                "calibration: the model's probabilities are not numbers (NaN) for some labelled pixels. Its weights "
+                "are damaged, or they overflow in this precision: try float32, or another checkpoint."
+            )
+        edges = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64).tolist()
+        found = []
+        for place, (count, hit, total) in enumerate(zip(counts, hits, sums, strict=True)):
+            high = edges[min(place + 1, self.bins)]
+            means = (hit / count, total / count) if count else (None, None)
+            found.append(ReliabilityBin(edges[place], high, count, *means))
+        gaps = [abs(hit - total) for hit, total in zip(hits, sums, strict=True)]
+        return CalibrationReport(
+            expected_calibration_error=sum(gaps) / max(sum(counts), 1),
+            maximum_calibration_error=max(gap / max(count, 1) for gap, count in zip(gaps, counts, strict=True)),
+            bins=tuple(found),
+        )

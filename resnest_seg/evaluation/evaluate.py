@@ -1,0 +1,227 @@
+"""Evaluation of a model on a data set by named protocols, in memory that does not grow with the number of images."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from resnest_seg.data.datasets import SegmentationDataset
+from resnest_seg.data.loader import Batch, build_loader
+from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
+from resnest_seg.evaluation.boundaries import BoundaryScores
+from resnest_seg.evaluation.calibration import Calibration
+from resnest_seg.evaluation.metrics import ConfusionMatrix
+from resnest_seg.evaluation.report import EvalReport, Method
+from resnest_seg.inference.backends import Model, model_of
+from resnest_seg.inference.protocols import Protocol
+from resnest_seg.inference.torch_engine import probabilities
+from resnest_seg.models.segmenter import Segmenter
+
+
+class EvaluatedImage(NamedTuple):
+    """What `evaluate` shows of each image.
+
+    Attributes:
+        image: RGB, uint8 [H, W, 3].
+        labels: The truth, uint8 [H, W].
+        predictions: By the first protocol, uint8 [H, W].
+        name: The sample's name.
+        mean_iou: Of everything that this process has counted so far by the first protocol.
+    """
+
+    image: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    predictions: NDArray[np.uint8]
+    name: str
+    mean_iou: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """What is measured beside the confusion matrix.
+
+    Attributes:
+        boundaries: Boundary IoU and F-score.
+        boundary_width: Width of the boundary region, as a share of an image's diagonal.
+        boundary_tolerance: Distance at which contours still match, as a share of an image's diagonal.
+        calibration: Whether confidences can be believed.
+        bins: Bins of the calibration.
+
+    Raises:
+        ConfigError: A width or a tolerance out of range.
+    """
+
+    boundaries: bool = False
+    boundary_width: float = 0.02
+    boundary_tolerance: float = 0.0075
+    calibration: bool = False
+    bins: int = 15
+
+    def __post_init__(self) -> None:
+        BoundaryScores(1, width=self.boundary_width, tolerance=self.boundary_tolerance)  # refuses what makes no sense
+
+
+class _Meter:
+    """Everything that is counted of one protocol."""
+
+    def __init__(self, method: Protocol, classes: int, measures: Measures, device: torch.device) -> None:
+        self.method, self.matrix = method, ConfusionMatrix(classes, device=device)
+        self.boundaries = (
+            BoundaryScores(classes, width=measures.boundary_width, tolerance=measures.boundary_tolerance)
+            if measures.boundaries
+            else None
+        )
+        self.calibration = Calibration(bins=measures.bins, device=device) if measures.calibration else None
+
+    def update(self, model: Model, image: Tensor, labels: Tensor, memory: int | None) -> Tensor:
+        """Predict an image [3, H, W] a block at a time and count it; returns its train ids, uint8 [H, W]."""
+        predictions = torch.empty(labels.shape, dtype=torch.uint8, device=labels.device)
+        for rows, columns, scores in model.blocks(image, self.method, memory=memory):
+            found = predictions[rows, columns] = scores.argmax(dim=0).to(torch.uint8)
+            if self.calibration is not None:
+                sure = probabilities(scores, self.method.merge).amax(dim=0)
+                self.calibration.update(labels[rows, columns], found, sure)
+        self.matrix.update(labels, predictions)
+        if self.boundaries is not None:
+            self.boundaries.update(labels, predictions)
+        return predictions
+
+    def reduce(self, reduce: Callable[[Tensor], Tensor] | None, device: torch.device) -> None:
+        """Sum the counts over all processes, which can be done on the model's device only; None is a single one."""
+        for counts in (self.matrix, self.boundaries, self.calibration):
+            if counts is not None and reduce is not None:
+                counts.state = [reduce(state.to(device)).to(state.device) for state in counts.state]
+
+
+def evaluate(
+    model: Segmenter | Model,
+    dataset: SegmentationDataset,
+    *,
+    protocols: Sequence[str | Protocol] = ("whole",),
+    indices: Sequence[int] | None = None,
+    workers: int = 0,
+    on_image: Callable[[EvaluatedImage], None] | None = None,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+    require_labels: bool = True,
+    measures: Measures = Measures(),  # a constant
+    memory: int | None = None,
+) -> EvalReport:
+    """Evaluate a model, which stays on its device and is put into eval mode.
+
+    Memory does not grow with the number of images, nor, beyond `memory`, with classes times pixels: scores are
+    computed, and forgotten, a slab of rows at a time.
+
+    Args:
+        model: The model; a `Model`, as of `resnest_seg.inference.backends.open_model`, runs as it was opened.
+        dataset: Its label space must have the model's classes.
+        protocols: Inference protocols, or their names; the first is the one that `on_image` sees.
+        indices: The samples to evaluate; None takes all.
+        workers: Loader processes, which decode the next images while the model is at work.
+        on_image: Called with every image, in the order of the indices, for progress bars and pictures.
+        reduce: Sums a tensor over processes, when each evaluates its share of the indices.
+        require_labels: Refuse a split in which no pixel is labelled; False is for its predictions alone.
+        measures: What else is measured.
+        memory: Bytes that scores may take; None is 1 GiB, or 4 for an exported file, whose logits are large.
+
+    Raises:
+        CheckpointError: The model has other classes than the data set, or its scores are no numbers.
+        ConfigError: Unknown protocol, the same one twice, or what an exported file cannot do.
+        DatasetError: A sample cannot be read, or no pixel is labelled.
+        ResNeStSegError: A loader process died.
+    """
+    model = model_of(model) if isinstance(model, Segmenter) else model
+    check_fits(model, dataset)
+    methods = _distinct([model.protocol(name) for name in protocols])
+    if measures.calibration and not model.scored:
+        raise ConfigError("calibration needs scores, and the model gives labels only: export it again with logits.")
+    device = model.device
+    meters = [_Meter(method, len(dataset.label_space), measures, device) for method in methods]
+    indices = range(len(dataset)) if indices is None else indices
+    batches = build_loader(
+        dataset, ([(0, index)] for index in indices), workers=workers, pin_memory=device.type == "cuda"
+    )
+    with torch.inference_mode(), contextlib.closing(batches):
+        for batch in batches:
+            image, labels = (part[0].to(device, non_blocking=True) for part in batch[:2])
+            predictions = [meter.update(model, image, labels, memory) for meter in meters]
+            if on_image is not None:
+                mean_iou = meters[0].matrix.scores().mean_iou_by(methods[0].absent)
+                on_image(_shown(batch, predictions[0], mean_iou))
+    images = len(indices) if reduce is None else int(reduce(torch.tensor(len(indices), device=device)))
+    for meter in meters:
+        meter.reduce(reduce, device)
+    if require_labels:
+        _check_labelled(dataset, [meter.matrix for meter in meters])
+    return _report(model, dataset, meters, images)
+
+
+def _distinct(methods: list[Protocol]) -> list[Protocol]:
+    names = [method.name for method in methods]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"name one or more protocols, each once, not {', '.join(names) or 'none'}.")
+    return methods
+
+
+def _report(model: Model, dataset: SegmentationDataset, meters: list[_Meter], images: int) -> EvalReport:
+    return EvalReport(
+        model=model.description,
+        dataset=dataset.label_space.name,
+        split=dataset.split,
+        images=images,
+        classes=dataset.label_space.names,
+        scores={meter.method.name: meter.matrix.scores() for meter in meters},
+        methods={m.method.name: Method(m.method.absent, m.method.description) for m in meters},
+        confusions={meter.method.name: meter.matrix.pairs() for meter in meters},
+        boundaries={m.method.name: m.boundaries.report() for m in meters if m.boundaries is not None},
+        calibration={m.method.name: m.calibration.report() for m in meters if m.calibration is not None},
+    )
+
+
+def check_fits(model: Segmenter | Model, dataset: SegmentationDataset) -> None:
+    """Refuse a model that cannot segment the images of a data set into its classes.
+
+    Raises:
+        ConfigError: An image classifier, or a model for images of other channels.
+        CheckpointError: Other classes: says how many each has, or which name differs first.
+    """
+    if isinstance(model, Segmenter):
+        head, channels = model.config.model.head, model.config.model.in_channels
+    else:
+        head, channels = model.head, model.channels
+    if head == "classifier":
+        raise ConfigError("head 'classifier' gives one answer for a whole image: choose another head to segment.")
+    if channels != 3:
+        raise ConfigError(
+            f"model.in_channels is {channels}, and the images of data set {dataset.label_space.name} have 3."
+        )
+    own, needed = model.label_space, dataset.label_space
+    if own is None or own.names == needed.names:
+        return
+    if len(own) != len(needed):
+        problem = f"{len(own)} classes ({own.name}) and the data set {needed.name} has {len(needed)}"
+    else:
+        label = next(label for label in range(len(own)) if own.names[label] != needed.names[label])
+        problem = (
+            f"class {label} = {own.names[label]!r} and the data set {needed.name} has {needed.names[label]!r} there"
+        )
+    raise CheckpointError(f"wrong classes: the checkpoint has {problem}. Evaluate on the data set it was trained on.")
+
+
+def _check_labelled(dataset: SegmentationDataset, matrices: Iterable[ConfusionMatrix]) -> None:
+    if not any(int(matrix.counts.sum()) for matrix in matrices):
+        raise DatasetError(
+            f"nothing to measure: no pixel of the {dataset.split} split of {dataset.label_space.name} has a label. "
+            "Test splits of public data sets often come without labels; evaluate on another split."
+        )
+
+
+def _shown(batch: Batch, predictions: Tensor, mean_iou: float) -> EvaluatedImage:
+    photo = batch.images[0].permute(1, 2, 0).numpy()
+    return EvaluatedImage(photo, batch.labels[0].numpy(), predictions.cpu().numpy(), batch.names[0], mean_iou)

@@ -1,0 +1,268 @@
+"""`EvalReport`: the scores of an evaluation by protocol, with everything needed to compare them; tables and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from resnest_seg.errors import DatasetError
+from resnest_seg.evaluation.boundaries import BoundaryReport
+from resnest_seg.evaluation.calibration import CalibrationReport, ReliabilityBin
+from resnest_seg.evaluation.metrics import Confusion, Scores
+from resnest_seg.files import atomic_write
+from resnest_seg.io.display import PlainTable
+
+
+class Method(NamedTuple):
+    """How a protocol's number came about.
+
+    Attributes:
+        absent: What classes count in its mean IoU that neither labels nor predictions have: "skipped" or "zero".
+        description: Scales, windows and merging in one line.
+    """
+
+    absent: str
+    description: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalReport:
+    """Scores by protocol, with everything that a number needs to be compared.
+
+    Attributes:
+        model: Encoder, head, output stride and dilation variant in one line.
+        dataset: Name of the data set.
+        split: Its split.
+        images: Number of images evaluated.
+        classes: Class names.
+        scores: Protocol name -> scores.
+        methods: Protocol name -> what it did.
+        confusions: Protocol name -> which class was most often taken for which.
+        boundaries: Protocol name -> boundary IoU and F-score, where they were asked for.
+        calibration: Protocol name -> whether confidences can be believed, where that was asked for.
+        checkpoint: The file that was evaluated, where one is known.
+        precision: Arithmetic of the network.
+    """
+
+    model: str
+    dataset: str
+    split: str
+    images: int
+    classes: tuple[str, ...]
+    scores: dict[str, Scores]
+    methods: dict[str, Method] = dataclasses.field(default_factory=dict)
+    confusions: dict[str, tuple[Confusion, ...]] = dataclasses.field(default_factory=dict)
+    boundaries: dict[str, BoundaryReport] = dataclasses.field(default_factory=dict)
+    calibration: dict[str, CalibrationReport] = dataclasses.field(default_factory=dict)
+    checkpoint: str = ""
+    precision: str = "fp32"
+
+    def mean_iou(self, name: str) -> float:
+        """Mean IoU of a protocol by the protocol's own policy for absent classes."""
+        absent = self.methods[name].absent if name in self.methods else "skipped"
+        return self.scores[name].mean_iou_by(absent)
+
+    def table(self, name: str | None = None) -> PlainTable:
+        """By class, and the pixels: all numbers of one protocol, or the IoU of each, side by side.
+
+        Args:
+            name: The protocol; None takes all that there are.
+        """
+        names = list(self.scores) if name is None else [name]
+        title = f"{self.model}\n{self.dataset} {self.split}, {self.images} images, % (protocol: {', '.join(names)})"
+        table = PlainTable(title=title, show_footer=True)
+        table.column("class", footer="mean of classes")
+        columns: list[tuple[float | None, ...]] = []
+
+        def add(heading: str, values: tuple[float | None, ...], mean: float) -> None:
+            table.column(heading, footer=_percent(mean), right=True)
+            columns.append(values)
+
+        for each in names:
+            add("IoU" if len(names) == 1 else f"{each} IoU", self.scores[each].class_iou, self.mean_iou(each))
+        if len(names) == 1:  # more would fit no terminal
+            scores, found = self.scores[names[0]], self.boundaries.get(names[0])
+            add("accuracy", scores.class_accuracy, scores.mean_accuracy)
+            add("Dice", scores.class_dice, scores.mean_dice)
+            if found is not None:
+                add("boundary IoU", found.class_boundary_iou, found.mean_boundary_iou)
+                add("boundary F", found.class_boundary_f, found.mean_boundary_f)
+        table.column("share of pixels", right=True)
+        columns.append(self.scores[names[0]].class_share)
+        for label, title in enumerate(self.classes):
+            table.row(title, *(_percent(values[label]) for values in columns))
+        return table
+
+    def summary(self) -> PlainTable:
+        """The means, a column a protocol; what each protocol did is below."""
+        names = list(self.scores)
+        methods = [self.methods.get(name, Method("skipped", name)) for name in names]
+        caption = "\n".join(method.description for method in methods)
+        table = PlainTable(title=f"{self.dataset} {self.split}, {self.images} images, %", caption=caption)
+        table.column("")
+        for name in names:
+            table.column(name, right=True)
+        table.row("mean IoU", *(_percent(self.mean_iou(name)) for name in names))
+        absent = ["count 0" if method.absent == "zero" else "are skipped" for method in methods]
+        table.row("  absent classes", *absent)
+        for title, key in (
+            ("mean IoU, absent classes skipped", "mean_iou"),
+            ("mean IoU, absent classes count 0", "mean_iou_absent_zero"),
+            ("pixel accuracy", "pixel_accuracy"),
+            ("mean accuracy", "mean_accuracy"),
+            ("frequency weighted IoU", "frequency_weighted_iou"),
+            ("mean Dice, absent classes skipped", "mean_dice"),
+        ):
+            table.row(title, *(_percent(getattr(self.scores[name], key)) for name in names))
+        for title, key in (("mean boundary IoU", "mean_boundary_iou"), ("mean boundary F", "mean_boundary_f")):
+            if self.boundaries:
+                table.row(title, *(_percent(getattr(self.boundaries.get(name), key, None)) for name in names))
+        if self.calibration:
+            errors = [getattr(self.calibration.get(name), "expected_calibration_error", None) for name in names]
+            table.row("expected calibration error", *(_percent(error) for error in errors))
+        return table
+
+    def confusion_table(self) -> PlainTable:
+        """The pairs of classes that the first protocol mixed up most."""
+        name = next(iter(self.scores))
+        table = PlainTable(title=f"most frequent confusions ({name})")
+        for heading in ("class", "taken for", "pixels", "% of the class"):
+            table.column(heading, right=heading in ("pixels", "% of the class"))
+        for pair in self.confusions.get(name, ()):
+            names = self.classes[pair.label], self.classes[pair.prediction]
+            table.row(*names, f"{pair.pixels:,}", _percent(pair.share))
+        return table
+
+    def check_comparable(self, dataset: str, classes: Sequence[str], protocols: Sequence[str]) -> None:
+        """Refuse an evaluation that could not be compared with this report, before it is begun.
+
+        Args:
+            dataset: Name of the data set that is evaluated.
+            classes: Its class names.
+            protocols: Names of the protocols.
+
+        Raises:
+            DatasetError: Other classes, or no protocol in common.
+        """
+        if self.classes != tuple(classes):
+            pairs = zip(self.classes, classes, strict=False)
+            first = next((f": the first that differs is {one!r} there and {two!r} here" for one, two in pairs
+                          if one != two), "")  # fmt: skip
+            raise DatasetError(
+                f"reports of {self.dataset} ({len(self.classes)} classes) and {dataset} ({len(classes)} classes) have "
+                f"no classes to compare{first}."
+            )
+        if not set(self.scores) & set(protocols):
+            raise DatasetError(
+                f"the reports share no protocol: {', '.join(self.scores)} there, {', '.join(protocols)} here. "
+                "Evaluate by the same protocol with --protocols."
+            )
+
+    def comparison(self, other: EvalReport) -> PlainTable:
+        """What changed from another report to this one, in points, by class; for each protocol that both have.
+
+        Raises:
+            DatasetError: The reports are of other classes, or share no protocol.
+        """
+        other.check_comparable(self.dataset, self.classes, list(self.scores))
+        names = [name for name in self.scores if name in other.scores]
+        table = PlainTable(title=f"IoU in %, and the change in points from\n{other.model}", show_footer=True)
+        table.column("class", footer="mean of classes")
+        for name in names:
+            before, now = other.mean_iou(name), self.mean_iou(name)
+            table.column(f"{name} before", footer=_percent(before), right=True)
+            table.column("now", footer=_percent(now), right=True)
+            table.column("change", footer=_points(before, now), right=True)
+        for label, title in enumerate(self.classes):
+            cells: list[str] = []
+            for name in names:
+                pair = (other.scores[name].class_iou[label], self.scores[name].class_iou[label])
+                cells += [_percent(pair[0]), _percent(pair[1]), _points(*pair)]
+            table.row(title, *cells)
+        return table
+
+    def caveats(self, other: EvalReport) -> list[str]:
+        """In what the reports differ besides the model, so that their numbers may not be comparable; sentences."""
+        found = []
+        for what in ("dataset", "split", "images"):
+            before, now = getattr(other, what), getattr(self, what)
+            if before != now:
+                found.append(f"{what} {before} there and {now} here")
+        for name in self.scores:
+            pair = other.methods.get(name), self.methods.get(name)
+            if name in other.scores and pair[0] != pair[1]:
+                found.append(f"protocol {name} with other settings")
+        return found
+
+    def to_json(self) -> str:
+        """The report as JSON, shares 0..1."""
+        tree = dataclasses.asdict(self)
+        for kind in ("methods", "confusions"):  # named tuples would become lists of nameless values
+            tree[kind] = {name: _tree(value) for name, value in getattr(self, kind).items()}
+        return json.dumps(tree, indent=2)
+
+    def save(self, path: str | Path) -> None:
+        """Write the JSON file atomically."""
+        with atomic_write(path) as temporary:
+            temporary.write_text(self.to_json() + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> EvalReport:
+        """Read what `save` wrote.
+
+        Raises:
+            DatasetError: The file is missing, or no report.
+        """
+        try:
+            tree = json.loads(Path(path).read_text(encoding="utf-8"))
+            found = cls(
+                **{
+                    **tree,
+                    "classes": tuple(tree["classes"]),
+                    "scores": {name: Scores(**_tuples(values)) for name, values in tree["scores"].items()},
+                    "methods": {name: Method(**values) for name, values in tree["methods"].items()},
+                    "confusions": {
+                        name: tuple(Confusion(**pair) for pair in pairs) for name, pairs in tree["confusions"].items()
+                    },
+                    "boundaries": {k: BoundaryReport(**_tuples(values)) for k, values in tree["boundaries"].items()},
+                    "calibration": {
+                        name: CalibrationReport(
+                            **{**values, "bins": tuple(ReliabilityBin(**b) for b in values["bins"])}
+                        )
+                        for name, values in tree["calibration"].items()
+                    },
+                }
+            )
+            wrong = [name for name, scores in found.scores.items() if len(scores.class_iou) != len(found.classes)]
+            if wrong or not found.scores:
+                raise ValueError("it has no score for every class")
+            return found
+        except OSError as error:
+            raise DatasetError(f"cannot read report {path}: {error.strerror}.") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DatasetError(
+                f"{path} is no report of this version of eval_seg.py ({type(error).__name__}: {error}). Evaluate again."
+            ) from None
+
+
+def _tree(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if hasattr(value, "_asdict"):
+        return value._asdict()
+    return [_tree(part) for part in value]
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _points(before: float | None, now: float | None) -> str:
+    return "-" if before is None or now is None else f"{100 * (now - before):+.2f}"

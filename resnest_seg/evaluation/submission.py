@@ -1,0 +1,147 @@
+"""Submission packs for the servers of Cityscapes and ADE20K: one zip file of PNGs, validated before it is published."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from resnest_seg.errors import DatasetError, printable, unknown_name
+from resnest_seg.files import atomic_write, check_output_file
+from resnest_seg.labels import LabelSpace
+
+
+def cityscapes_name(photo: str) -> str:
+    """The server's name of a prediction: the photo's city, sequence and frame, then _pred_labelIds.png.
+
+    Raises:
+        DatasetError: It is no photo of Cityscapes.
+    """
+    if not photo.endswith("_leftImg8bit.png"):
+        raise DatasetError(f"{photo} cannot be submitted to Cityscapes: its name does not end with _leftImg8bit.png.")
+    return f"{PurePosixPath(photo).name.removesuffix('_leftImg8bit.png')}_pred_labelIds.png"
+
+
+def ade20k_name(photo: str) -> str:
+    """The photo's name with the ending .png."""
+    return f"{PurePosixPath(photo).stem}.png"
+
+
+NAMES: dict[str, Callable[[str], str]] = {"cityscapes": cityscapes_name, "ade20k": ade20k_name}
+"""Data set -> photo's name -> name in the zip. Values are raw ids: 34 label ids of Cityscapes, 1..150 of ADE20K."""
+
+
+class Submission:
+    """Collects predictions in a zip file, which gets its name at the end of a `with` block, after it was validated.
+
+    Args:
+        path: The zip file.
+        label_space: The classes; its name says whose rules hold.
+        photos: All photos of the split, none of which may be missing at the end.
+        overwrite: Replace the file if it exists.
+
+    Raises:
+        ConfigError: There is no server for this data set, or the file exists already.
+        DatasetError: Two photos would have the same name there, or one has a name that no zip file can hold.
+    """
+
+    def __init__(
+        self, path: str | Path, label_space: LabelSpace, photos: Sequence[str], *, overwrite: bool = False
+    ) -> None:
+        if label_space.name not in NAMES:
+            raise unknown_name("submission format: data set", label_space.name, NAMES)
+        self.path, self.label_space = Path(path), label_space
+        check_output_file(self.path, what="submission", overwrite=overwrite, option="--submission")
+        self.expected: set[str] = set()
+        for photo in photos:
+            name = self._name(photo)
+            if name in self.expected:
+                raise DatasetError(f"two photos would both be submitted as {name}, the second is {photo}.")
+            self.expected.add(name)
+        self.sizes: dict[str, tuple[int, int]] = {}
+
+    def __enter__(self) -> Submission:
+        self._writing = atomic_write(self.path)
+        self._temporary = self._writing.__enter__()
+        self._zip = zipfile.ZipFile(self._temporary, "w", zipfile.ZIP_STORED)  # PNGs are compressed already
+        return self
+
+    def _name(self, photo: str) -> str:
+        name = NAMES[self.label_space.name](photo)
+        if printable(name) != name or any(letter in name for letter in ":\\\n\t"):
+            raise DatasetError(
+                f"{photo} cannot be submitted: zip files hold no such name safely (bytes that are no UTF-8, control "
+                "characters, colons, backslashes). Rename it."
+            )
+        return name
+
+    def add(self, photo: str, labels: NDArray[np.uint8], *, size: tuple[int, int]) -> None:
+        """Add the prediction of a photo.
+
+        Args:
+            photo: The photo's path or name.
+            labels: Train ids 0..K-1 at the photo's own size, [H, W].
+            size: The photo's (H, W).
+        """
+        name = self._name(photo)
+        if name in self.sizes:
+            raise DatasetError(f"two photos would both be submitted as {name}, the second is {photo}.")
+        buffer = io.BytesIO()
+        Image.fromarray(self.label_space.decode(labels)).save(buffer, "PNG")
+        self._zip.writestr(name, buffer.getvalue())
+        self.sizes[name] = size
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._zip.close()
+            if kind is None:
+                lacking = sorted(self.expected - set(self.sizes))
+                _require(not lacking, f"{len(lacking)} of {len(self.expected)} photos are missing, first {lacking[:1]}")
+                validate(self._temporary, self.label_space, self.sizes)
+        except BaseException as problem:
+            self._writing.__exit__(type(problem), problem, problem.__traceback__)
+            raise
+        self._writing.__exit__(kind, error, trace)
+
+
+def validate(path: Path, label_space: LabelSpace, sizes: dict[str, tuple[int, int]]) -> None:
+    """Read a submission as a server would.
+
+    Args:
+        path: The zip file.
+        label_space: The classes.
+        sizes: Expected names and their (H, W).
+
+    Raises:
+        DatasetError: A file is missing or too many, has another size or type, or holds an id that is no class.
+    """
+    allowed = np.zeros(256, bool)
+    allowed[list(label_space.raw_ids)] = True
+    with zipfile.ZipFile(path) as content:
+        names = content.namelist()
+        _require(sorted(names) == sorted(sizes), "it does not hold one file for each photo")
+        _require(bool(names), "it is empty")
+        for name in names:
+            with Image.open(io.BytesIO(content.read(name))) as picture:
+                ids = np.array(picture)
+                _require(picture.mode == "L" and picture.format == "PNG", f"{name} is no 8-bit greyscale PNG")
+            _require(ids.shape == sizes[name], f"{name} is {ids.shape}, its photo {sizes[name]} (height, width)")
+            strangers = np.unique(ids[~allowed[ids]])
+            _require(not len(strangers), f"{name} holds ids that are no class: {_listed(strangers)}")
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise DatasetError(f"the submission is not valid: {otherwise}.")
+
+
+def _listed(values: Iterable[int]) -> str:
+    return ", ".join(str(value) for value in list(values)[:8])

@@ -1,0 +1,308 @@
+"""A `Segmenter` as an exportable graph: pixels in, logits, probabilities or labels out, at any size.
+
+The copy that is exported has no auxiliary head, no batch norms where they can be folded, and pools that torch.export
+can follow at sizes that it does not know.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+import resnest_seg
+from resnest_seg.errors import CheckpointError, ExportError
+from resnest_seg.inference.backends import setting_of
+from resnest_seg.inference.exported import ExportInfo
+from resnest_seg.labels import LabelSpace
+from resnest_seg.models.fuse import fold_batch_norms
+from resnest_seg.models.resnest import SplitAttention
+from resnest_seg.models.segmenter import Segmenter
+
+
+def info_of(segmenter: Segmenter, *, pixels: str, layout: str, output: str, precision: str) -> ExportInfo:
+    """What an export of a model will say about itself; a model without a label space gets numbered classes.
+
+    Args:
+        segmenter: The model.
+        pixels: Type of the images, one of `resnest_seg.inference.exported.PIXELS`.
+        layout: Their shape, one of `LAYOUTS`.
+        output: What comes out, one of `OUTPUTS`.
+        precision: One of `PRECISIONS`.
+
+    Raises:
+        ConfigError: An option that does not exist, or more classes than a label space can have.
+        CheckpointError: The model is an image classifier.
+    """
+    model = segmenter.config.model
+    if model.head == "classifier":
+        raise CheckpointError(
+            f"{segmenter.description}: this is an image classifier, it cannot segment and is not exported."
+        )
+    source, digest = _source(segmenter)
+    return ExportInfo(
+        label_space=segmenter.label_space or LabelSpace.numbered(segmenter.num_classes),
+        mean=tuple(segmenter.pixel_mean.double().flatten().tolist()),
+        std=tuple(segmenter.pixel_std.double().flatten().tolist()),
+        description=segmenter.description,
+        encoder=model.encoder,
+        head=model.head,
+        family=model.family,
+        dilation=model.dilation,
+        output_stride=segmenter.output_stride,
+        align_corners=segmenter.align_corners,
+        size_divisor=segmenter.size_divisor,
+        min_size=segmenter.min_size,
+        setting=setting_of(segmenter),
+        pixels=pixels,
+        layout=layout,
+        output=output,
+        precision=precision,
+        source=source,
+        source_sha256=digest,
+        version=resnest_seg.__version__,
+    )
+
+
+def _source(segmenter: Segmenter) -> tuple[str, str]:
+    """The name and the hash of the file that a model was loaded from; of a model in memory, the hash of its weights."""
+    path = segmenter.load_report.path if segmenter.load_report is not None else None
+    if path is not None and path.is_file():
+        return path.name, sha256(path)
+    digest = hashlib.sha256()
+    for key, value in sorted(segmenter.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return "", digest.hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class ExportGraph(nn.Module):
+    """What an exported file computes: images of `info.layout` and `info.pixels` to `info.output`.
+
+    The pixels are normalised, and the logits resized, in float32 in every precision. Images are padded, unlike by the
+    `Segmenter` without asking whether they have to be, because a graph that asks fits one size only.
+
+    Args:
+        segmenter: A model for inference, see `exportable`.
+        info: The options.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, segmenter: Segmenter, info: ExportInfo) -> None:
+        super().__init__()
+        self.register_buffer("mean", segmenter.pixel_mean.float())
+        self.register_buffer("scale", 1 / segmenter.pixel_std.float())
+        self.encoder, self.head, self.info = segmenter.encoder, segmenter.head, info
+        self.dtype = torch.float16 if info.precision == "half" else torch.float32
+        self.encoder.to(self.dtype)
+        self.head.to(self.dtype)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.info.layout == "nhwc":
+            images = images.permute(0, 3, 1, 2).contiguous()
+        height, width = images.shape[2:]
+        x = (images.float() - self.mean) * self.scale
+        tall, wide = self._padded(height), self._padded(width)
+        padded = self.info.size_divisor > 1 or self.info.min_size > 1
+        if padded:
+            x = F.pad(x, (0, wide - width, 0, tall - height))
+        logits = self.head(self.encoder(x.to(self.dtype))).float()
+        logits = F.interpolate(logits, size=(tall, wide), mode="bilinear", align_corners=self.info.align_corners)
+        if padded:  # not by slices, of which torch.export wants to know whether they cut something off
+            logits = logits.index_select(2, torch.arange(height, device=logits.device))
+            logits = logits.index_select(3, torch.arange(width, device=logits.device))
+        if self.info.output == "labels":
+            return logits.argmax(dim=1).to(torch.uint8)
+        return logits.softmax(dim=1) if self.info.output == "softmax" else logits
+
+    def _padded(self, size: int) -> int:
+        """As the `Segmenter` pads, written so that its being a multiple can be proven for a size that is not known."""
+        divisor = self.info.size_divisor
+        steps = (size + divisor - 1) // divisor
+        if self.info.min_size > divisor:
+            steps = torch.sym_max(steps, -(-self.info.min_size // divisor))
+        return divisor * steps
+
+
+def exportable(segmenter: Segmenter, info: ExportInfo) -> ExportGraph:
+    """The graph of a model, on the CPU in eval mode; the model stays as it is.
+
+    Raises:
+        ExportError: Folding its batch norms would change its output.
+    """
+    twin = copy.deepcopy(segmenter).cpu().eval().requires_grad_(False).float()
+    twin.aux_head = None
+    images = 255 * torch.rand(1, info.channels, 72, 88, generator=torch.Generator().manual_seed(0))
+    if not twin.fused:  # without packing convolutions, which are for torch on a CPU alone
+        fold_batch_norms(twin, lambda: twin(images, coarse=True).logits)
+    for name, module in list(twin.named_modules()):
+        other = _followable(module)
+        if other is not None:
+            twin.set_submodule(name, other)
+    for parameter in twin.parameters():
+        # In channels-last memory, torch.export asks of every feature map whether it has more than one pixel.
+        parameter.data = parameter.data.contiguous()
+    return ExportGraph(twin, info).eval()
+
+
+def trace(graph: ExportGraph, *, smallest: int) -> ExportedProgram:
+    """The graph as a program for any batch and size from `smallest` pixels on.
+
+    Raises:
+        ExportError: torch.export cannot follow the network.
+    """
+    info = graph.info
+    shape = (2, 72, 88, info.channels) if info.layout == "nhwc" else (2, info.channels, 72, 88)
+    rows = 1 if info.layout == "nhwc" else 2
+    sizes = {0: Dim("batch", min=1), rows: Dim("height", min=smallest), rows + 1: Dim("width", min=smallest)}
+    images = torch.zeros(shape, dtype=torch.uint8 if info.pixels == "uint8" else torch.float32)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                graph,
+                (images,),
+                dynamic_shapes={"images": sizes},
+                # It cannot prove everything that is true of multiples of 32; then let it look at run time.
+                prefer_deferred_runtime_asserts_over_guards=info.size_divisor > 1,
+            )
+    except Exception as error:  # it raises whatever comes up in it
+        raise ExportError(
+            f"{info.description}: torch.export cannot follow this network at sizes that it does not know "
+            f"({type(error).__name__}: {first_line(error)})."
+        ) from error
+    for node in program.graph.nodes:  # which name the folders of this machine
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def smallest_for_torch(info: ExportInfo) -> int:
+    """Height and width from which on a .pt2 file works: where the last features have more than one pixel.
+
+    torch.export takes a dimension that may be 1 for one that is.
+    """
+    return max(info.output_stride, info.size_divisor) + 1
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, cut to its first line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:300]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pool:
+    """The values of a pool that are one for both directions."""
+
+    kernel: int
+    stride: int
+    padding: int
+
+
+class StridedPool(nn.Module):
+    """A pool with a stride as one without, of which pixels are left out: the same numbers.
+
+    torch.export binds a size to be even or odd where a pool has a stride. `edge` stands for ceil_mode: the last row and
+    column are repeated, which changes no maximum, and no mean of 2 x 2 that leaves out what lies outside.
+    """
+
+    def __init__(self, pool: _Pool, *, mean: bool, edge: bool, count_padding: bool) -> None:
+        super().__init__()
+        self.pool, self.mean, self.edge, self.count_padding = pool, mean, edge, count_padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, stride, padding = self.pool.kernel, self.pool.stride, self.pool.padding
+        if self.edge:
+            x = F.pad(x, (0, stride - 1, 0, stride - 1), mode="replicate")
+        if self.mean:
+            x = F.avg_pool2d(x, kernel, 1, padding, count_include_pad=self.count_padding)
+        else:
+            x = F.max_pool2d(x, kernel, 1, padding)
+        return x[:, :, ::stride, ::stride]
+
+
+class PartMeans(nn.Module):
+    """Adaptive average pooling as two products with matrices of means, for sizes that are not known.
+
+    [N, C, h, w] -> [N, C, rows, columns]; part i of p covers the pixels floor(i h / p) to ceil((i + 1) h / p) - 1.
+    """
+
+    def __init__(self, rows: int, columns: int) -> None:
+        super().__init__()
+        self.rows, self.columns = rows, columns
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rows == self.columns == 1:
+            return x.mean(dim=(2, 3), keepdim=True)
+        return _means(self.rows, x.shape[2], x) @ x @ _means(self.columns, x.shape[3], x).T
+
+
+class CopiedSplits(SplitAttention):
+    """`SplitAttention` on copies of the splits: of views, torch.export asks how their strides compare.
+
+    Other runtimes have no strides, so that nothing is copied there.
+    """
+
+    def __init__(self, module: SplitAttention) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(module.__dict__)
+
+    def weighted_sum(self, features: Tensor, weights: Tensor) -> Tensor:
+        """As of `SplitAttention`."""
+        splits = [split.contiguous() for split in features.chunk(self.radix, dim=1)]
+        products = [split * weight for split, weight in zip(splits, weights.chunk(self.radix, dim=1), strict=True)]
+        return sum(products[1:], start=products[0])
+
+
+def _means(parts: int, size: int, like: Tensor) -> Tensor:
+    """[parts, size]: in each row the weights of the pixels of a part."""
+    part = torch.arange(parts, device=like.device)[:, None]
+    place = torch.arange(size, device=like.device)
+    # floor(part size / parts) <= place < ceil((part + 1) size / parts), without divisions
+    inside = ((place + 1) * parts > part * size) & (place * parts < (part + 1) * size)
+    weights = inside.to(like.dtype)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _followable(module: nn.Module) -> nn.Module | None:
+    """What computes the same as a module at every size; None for those that can stay."""
+    if isinstance(module, SplitAttention):
+        return CopiedSplits(module)
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        size = module.output_size
+        rows, columns = (size, size) if not isinstance(size, tuple) else size
+        return None if rows is None or columns is None else PartMeans(rows, columns)
+    if not isinstance(module, nn.AvgPool2d | nn.MaxPool2d):
+        return None
+    pool = _Pool(*(_single(value) for value in (module.kernel_size, module.stride, module.padding)))
+    mean = isinstance(module, nn.AvgPool2d)
+    plain = module.divisor_override is None if isinstance(module, nn.AvgPool2d) else _single(module.dilation) == 1
+    edge = bool(module.ceil_mode) and pool.stride > 1
+    fits = not edge or (pool.padding == 0 and pool.kernel >= pool.stride)
+    if mean and edge:
+        fits = fits and pool.kernel == pool.stride == 2 and not module.count_include_pad
+    if min(pool.kernel, pool.stride, pool.padding + 1) < 1 or pool.stride == 1 or not (plain and fits):
+        return None
+    count = isinstance(module, nn.AvgPool2d) and module.count_include_pad
+    return StridedPool(pool, mean=mean, edge=edge, count_padding=count)
+
+
+def _single(value: int | tuple[int, ...]) -> int:
+    """A value for both directions; -1 where they differ."""
+    if isinstance(value, tuple):
+        return value[0] if len(set(value)) == 1 else -1
+    return value

@@ -1,0 +1,269 @@
+"""Inputs of a prediction as the user names them: files, folders, patterns, addresses, videos and cameras."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import glob
+import http.client
+import os
+import re
+import stat
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.files import result_places
+from resnest_seg.io.download import Pace, paced_handlers
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+"""Endings of files that are taken for videos."""
+
+LIMIT = 256 << 20
+"""Bytes that `fetch_image` takes at most: more than a photo of 200 megapixels."""
+
+PACE = Pace(rate=4096)
+"""What an image must come at: more than a file that is fetched once, as others wait for it."""
+
+_CHUNK = 1 << 20
+_CAMERA = re.compile(r"(?:camera:|/dev/video)?(\d{1,3})")
+_ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """One thing to segment.
+
+    Attributes:
+        kind: What it is, and with that how it is read: an image or a video file, a camera, an image at an address.
+        source: The file's path, the address, or "camera:0".
+        place: Where its results go: a relative path without ending, below the output folder.
+    """
+
+    kind: Literal["image", "video", "camera", "address"]
+    source: str
+    place: Path
+
+
+def plan(
+    words: Sequence[str], output: str | Path, *, suffixes: Sequence[str], endings: Sequence[str] = (".png",)
+) -> tuple[list[Input], list[str]]:
+    """What the words of a command line name, in their order; and what is wrong with some of them, a sentence each.
+
+    A word is, whatever fits first:
+
+    - a file that exists: a video by its ending (`VIDEO_SUFFIXES`), an image otherwise, whatever its ending;
+    - a folder: its images and videos, with those in subfolders, sorted; their places keep the subfolders. Names that
+      begin with a dot and `__MACOSX` are left out, and so is the output folder where it lies inside;
+    - an http or https address of an image;
+    - a camera: `0`, `camera:0` or `/dev/video0`;
+    - a pattern with `*`, `?`, `[...]`, or `**` for any subfolders: the images and videos that match. Their places are
+      relative to the part of the pattern before its first wildcard. The output folder is left out as above.
+
+    The same file for the same place counts once. Places are made by `resnest_seg.files.result_places`: no two inputs
+    are written to the same file. Nothing is opened here.
+
+    Args:
+        words: The inputs as the user gave them.
+        output: The folder that results go to; it need not exist.
+        suffixes: Lower-case endings of image files, with dots.
+        endings: Of the files that results are written to.
+
+    Returns:
+        Inputs with different places, and the problems.
+    """
+    known = (*suffixes, *VIDEO_SUFFIXES)
+    found: dict[str, Input] = {}
+    problems: list[str] = []
+    for word in words:
+        try:
+            for item in _named(word, Path(output), known, problems):
+                found.setdefault(f"{item.place} {_origin(item)}", item)
+        except OSError as error:
+            problems.append(f"cannot read {error.filename or word}: {error.strerror}.")
+    places = result_places({key: item.place.as_posix() for key, item in found.items()}, endings=endings)
+    return [dataclasses.replace(item, place=places[key]) for key, item in found.items()], problems
+
+
+def _origin(item: Input) -> str:
+    return os.path.realpath(item.source) if item.kind in ("image", "video") else item.source
+
+
+def _named(word: str, output: Path, known: Sequence[str], problems: list[str]) -> list[Input]:
+    """What one word names; an OSError of a file system that refuses is the caller's to report."""
+    if not word.strip():
+        problems.append("an input is empty: is a shell variable not set?")
+        return []
+    if "\0" in word:
+        problems.append(f"no file or folder {word}: names hold no zero byte.")
+        return []
+    mode = _mode(word)
+    if mode is not None and stat.S_ISDIR(mode):
+        return _in_folder(Path(word), output, known, problems)
+    if mode is not None and (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+        return [_file(Path(word), Path(Path(word).name))]
+    if address := _ADDRESS.match(word):
+        return _at_address(word, address[1].lower(), problems)
+    if camera := _CAMERA.fullmatch(word):
+        return [Input("camera", f"camera:{int(camera[1])}", Path(f"camera_{int(camera[1])}"))]
+    if mode is not None:
+        problems.append(f"{word} is neither a file nor a folder.")
+        return []
+    if glob.has_magic(word):
+        return _matching(word, output, known, problems)
+    problems.append(f"no file or folder {word}.")
+    return []
+
+
+def _mode(word: str) -> int | None:
+    """What kind of thing a path is, None where there is nothing."""
+    try:
+        return Path(word).stat().st_mode
+    except OSError as error:
+        # an address or a pattern may be longer than a name can be, and Windows knows names that cannot exist
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL):
+            return None
+        raise
+
+
+def _file(path: Path, place: Path) -> Input:
+    return Input("video" if path.suffix.lower() in VIDEO_SUFFIXES else "image", str(path), place)
+
+
+def _in_folder(folder: Path, output: Path, known: Sequence[str], problems: list[str]) -> list[Input]:
+    if folder.resolve() == output.resolve():
+        problems.append(f"folder {folder} is the output folder too: its results would be taken for photos next time. "
+                        "Choose another --output.")  # fmt: skip
+        return []
+    found = [
+        _file(path, path.relative_to(folder))
+        for path in _walk(folder, _left_out(folder, output), problems)
+        if path.suffix.lower() in known
+    ]
+    if not found:
+        problems.append(f"folder {folder} holds no image or video ({', '.join(known)}).")
+    return sorted(found, key=lambda item: Path(item.source))
+
+
+def _left_out(root: Path, output: Path) -> Path | None:
+    """The output folder where it lies inside `root`; None elsewhere, for who names his results wants them."""
+    return output.resolve() if root.resolve() in output.resolve().parents else None
+
+
+def _walk(folder: Path, left_out: Path | None, problems: list[str]) -> Iterator[Path]:
+    """Files below a folder; links to folders are not followed, which could lead round in circles."""
+
+    def refused(error: OSError) -> None:
+        problems.append(f"cannot read folder {error.filename}: {error.strerror}.")
+
+    for parent, folders, files in os.walk(folder, onerror=refused):
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith((".", "__MACOSX"))
+            and (left_out is None or (Path(parent) / name).resolve() != left_out)
+        ]
+        yield from (path for name in files if not name.startswith(".") and (path := Path(parent, name)).is_file())
+
+
+def _matching(pattern: str, output: Path, known: Sequence[str], problems: list[str]) -> list[Input]:
+    parts = Path(pattern).parts
+    root = Path(*parts[: next(index for index, part in enumerate(parts) if glob.has_magic(part))])
+    left_out = _left_out(root, output)
+    matches = sorted(Path(match) for match in glob.glob(pattern, recursive=True))  # noqa: PTH207, Path.glob takes no absolute patterns
+    files = [
+        path
+        for path in matches
+        if path.suffix.lower() in known
+        and path.is_file()
+        and (left_out is None or left_out not in path.resolve().parents)
+    ]
+    if not files:
+        what = f"only folders and other files, among {len(matches)}" if matches else "nothing"
+        problems.append(f"pattern {pattern} matches {what}: it must match images or videos ({', '.join(known)}).")
+    return [_file(path, path.relative_to(root)) for path in files]
+
+
+def _at_address(word: str, scheme: str, problems: list[str]) -> list[Input]:
+    try:
+        address = urllib.parse.urlsplit(word)
+    except ValueError as error:  # "http://[": no address of a machine
+        problems.append(f"{word} is no address: {error}.")
+        return []
+    if scheme not in ("http", "https") or not address.hostname:
+        problems.append(f"{word} is no http or https address of an image.")
+        return []
+    name = Path(urllib.parse.unquote(address.path)).name
+    if Path(name).suffix.lower() in VIDEO_SUFFIXES:
+        problems.append(f"{word} is a video: fetch the file, then give its path.")
+        return []
+    # a stranger's name becomes one plain file name, wherever its slashes and dots would lead
+    stem = re.sub(r"[^\w.-]+", "_", Path(name).stem).lstrip(".")[:100]
+    plain = stem or re.sub(r"[^\w.-]+", "_", address.hostname)
+    return [Input("address", word, Path(plain + (re.sub(r"[^\w.]+", "", Path(name).suffix)[:10] or ".image")))]
+
+
+def fetch_image(url: str, *, limit_bytes: int = LIMIT, timeout: float = 30.0, pace: Pace = PACE) -> bytes:
+    """Fetch what is at an address, in memory; whether it is an image is `resnest_seg.io.images.decode_image`'s to say.
+
+    Redirections are followed, to http and https addresses only. Proxies are those of the environment.
+
+    Args:
+        url: http or https address.
+        limit_bytes: More is refused, before or while it is read.
+        timeout: Seconds of silence after which it is given up.
+        pace: Speed below which it is given up as well.
+
+    Raises:
+        DatasetError: No answer, an answer that is an error, one that breaks off, or too much.
+        ConfigError: The address is not of http or https.
+    """
+    if urllib.parse.urlsplit(url).scheme.lower() not in ("http", "https"):
+        raise ConfigError(f"only http and https addresses can be fetched, not {url}.")
+    try:
+        data, length = _get(url, limit_bytes, timeout, pace)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise DatasetError(f"cannot fetch {url}: HTTP {error.code} {error.reason}.") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: no port, no host name
+        reason = getattr(error, "reason", error)
+        silent = isinstance(reason, TimeoutError)
+        why = f"no answer for {timeout:g} s" if silent else str(reason) or type(error).__name__
+        raise DatasetError(f"cannot fetch {url}: {why}.") from None
+    if max(len(data), length or 0) > limit_bytes:
+        size = f"{length} bytes" if length else f"more than {limit_bytes} bytes"
+        raise DatasetError(f"cannot fetch {url}: it has {size}, and an image may have {limit_bytes}. "
+                           "Fetch the file, then give its path.")  # fmt: skip
+    if length is not None and len(data) < length:
+        raise DatasetError(f"cannot fetch {url}: the connection broke off after {len(data)} of {length} bytes.")
+    return data
+
+
+def _get(url: str, limit_bytes: int, timeout: float, pace: Pace) -> tuple[bytes, int | None]:
+    """What is at the address, and how long the server says it is; stops reading once it is too much."""
+    opener = urllib.request.OpenerDirector()  # knows http and https, so that no answer leads to ftp or a file
+    for handler in (
+        urllib.request.ProxyHandler(),
+        *paced_handlers(pace),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
+        opener.add_handler(handler)
+    plain = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")  # blanks and letters of other scripts
+    # Several public archives refuse the name that urllib gives itself.
+    request = urllib.request.Request(plain, headers={"User-Agent": "resnest-seg"})
+    response = opener.open(request, timeout=timeout)
+    if response is None:
+        raise OSError("it leads to an address of another kind than http")
+    with response:
+        length = response.headers.get("Content-Length", "")
+        size = int(length) if length.isdecimal() else None
+        data = bytearray()
+        while (size or 0) <= limit_bytes >= len(data) and (chunk := response.read1(_CHUNK)):
+            data += chunk
+    return bytes(data), size

@@ -1,0 +1,472 @@
+"""Inference protocols carried out in torch: from a `logits_fn` and an image to scores or labels, in bounded memory.
+
+A `logits_fn` maps images [N, 3, H, W] (RGB, 0..255) to logits [N, K, h, w], at the images' size or coarser; coarse
+logits are resized bilinearly here, a few rows at a time, and windows are run when their rows are asked for. Nothing
+here knows a model class or a data set, so the same functions serve validation, evaluation and a user's photo.
+
+The memory at a time is that of the logits of the windows that the current rows need, at the size the network gives
+them, and a slab of rows of scores within the memory budget; the scores of the whole image exist only on request.
+
+Shapes: K classes, H x W image pixels, h x w pixels of a resized view or of coarse logits, r rows, F flips (1 or 2).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resnest_seg.errors import CheckpointError, ConfigError
+from resnest_seg.inference.protocols import Protocol, Window, with_options
+from resnest_seg.io.resize import pixel_weights, taps
+from resnest_seg.models.segmenter import PixelRange
+
+LogitsFn = Callable[[Tensor], Tensor]
+"""Images [N, 3, H, W] -> logits [N, K, h, w], at the images' size or coarser."""
+
+CPU_PIXELS, GPU_PIXELS = 2 * 512 * 512, 16 * 512 * 512
+"""Pixels of the images that one call of the network gets, where no batch size is given."""
+
+
+class Runner:
+    """A `logits_fn` with what must be known to use it, called on batches that fit into memory.
+
+    When CUDA runs out of memory, the batch is halved and the images are run again; what fitted is remembered.
+
+    Args:
+        logits_fn: Images [N, 3, H, W] -> logits [N, K, h, w].
+        stride: Input pixels per step of the network's last features.
+        align_corners: How coarse logits are resized: PyTorch-Encoding aligns corners, mmsegmentation does not.
+        batch: Images a call; None takes as many as have a fixed number of pixels, more on a GPU.
+        device: Where the network is; images are moved there. None leaves them where they are.
+        pixel_range: What looks at float images before views are made of them; None does not, for a network whose range
+            is not known.
+
+    Raises:
+        ConfigError: A batch below 1.
+        CheckpointError: From a call: logits that are no finite numbers, whose labels would be garbage.
+    """
+
+    def __init__(
+        self,
+        logits_fn: LogitsFn,
+        *,
+        stride: int = 8,
+        align_corners: bool = True,
+        batch: int | None = None,
+        device: torch.device | str | None = None,
+        pixel_range: PixelRange | None = None,
+    ) -> None:
+        if batch is not None and batch < 1:
+            raise ConfigError(f"a batch must have at least 1 image, not {batch}.")
+        self.logits_fn, self.stride, self.align_corners = logits_fn, stride, align_corners
+        self.batch, self.device, self._limit = batch, device, math.inf
+        self.pixel_range = pixel_range
+
+    def __call__(self, crops: Sequence[Callable[[], Tensor]]) -> Tensor:
+        """Functions that give images [3, H, W] of one size -> float32 logits [N, K, h, w]."""
+        found: Tensor | None = None  # in one piece: small ones between the network's large ones would fragment memory
+        done = 0
+        while found is None or done < len(crops):
+            first = crops[done]()
+            part = crops[done + 1 : done + self.batch_size(first.shape[1] * first.shape[2], first)]
+            images = torch.stack([first, *(crop() for crop in part)])
+            try:
+                logits = self.logits_fn(images.to(self.device))
+            except torch.OutOfMemoryError:
+                if len(images) == 1:
+                    raise
+                self._limit = len(images) // 2 * first[0].numel()
+                continue
+            if found is None:
+                found = logits.new_empty((len(crops), *logits.shape[1:]), dtype=torch.float32)
+            found[done : done + len(images)] = logits
+            done += len(images)
+        if not bool(found.isfinite().all()):
+            raise CheckpointError(
+                "the model's logits are not all finite numbers (NaN or infinity): its weights are damaged, or they "
+                "overflow in this precision. Try another checkpoint, or precision fp32."
+            )
+        return found
+
+    def batch_size(self, pixels: int, image: Tensor) -> int:
+        """How many windows of so many pixels, cut from an image, one call takes."""
+        gpu = image.is_cuda if self.device is None else torch.device(self.device).type == "cuda"
+        usual = self.batch if self.batch is not None else (GPU_PIXELS if gpu else CPU_PIXELS) // pixels
+        return max(int(min(usual, self._limit / pixels)), 1)
+
+
+class View:
+    """One resized copy of an image, whose windows go through the network as rows of its logits are asked for.
+
+    Args:
+        run: The network.
+        image: [3, H, W], RGB 0..255; anything with `shape` and slices of tensors will do if no resizing is needed.
+        size: Height and width of the view.
+        protocol: What decides the windows, flips and merging.
+    """
+
+    def __init__(self, run: Runner, image: Any, size: tuple[int, int], protocol: Protocol) -> None:
+        self.run, self.protocol = run, protocol
+        self.size = size
+        self.image = resized_image(image, size, protocol)
+        self.flips = (False, True) if protocol.flip else (False,)
+        self.bands: dict[int, list[Window]] = {}
+        for window in protocol.windows(*self.size, stride=run.stride):
+            self.bands.setdefault(window.top, []).append(window)
+        self._logits: dict[int, Tensor] = {}  # top of a band -> [windows, F, K, h, w]
+        self._weights: Tensor | None = None  # of a window's pixels, where windows are blended
+        self.shift, self.dtype = 0.0, torch.float32
+
+    def band(self, top: int) -> Tensor:
+        """Coarse logits of the windows that begin at this row, [windows, F, K, h, w]; computed once."""
+        if top not in self._logits:
+            _load([(self, top)])
+        return self._logits[top]
+
+    def take(self, top: int, logits: Tensor) -> None:
+        """Take over the logits of a band, [windows * F, K, h, w]."""
+        logits = logits.unflatten(0, (-1, len(self.flips)))
+        if len(self.flips) > 1 and self.protocol.merge == "exp":  # resizing is linear: flips can be summed before it
+            logits = logits[:, :1] + logits[:, 1:].flip(-1)
+        self._logits[top] = logits
+
+    @property
+    def calls(self) -> float:
+        """How many calls of the network the view is worth: below 1 where others fit in, too."""
+        sizes = [window.height * window.width for windows in self.bands.values() for window in windows]
+        return len(self.flips) * sum(1 / self.run.batch_size(pixels, self.image) for pixels in sizes)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the logits of all windows are there."""
+        return len(self._logits) == len(self.bands)
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Logits, or exponentials of them, in the view's own pixels: [F, K, last - first, w], all turned one way.
+
+        Rows must be asked for from the top down: windows that end above `first` are forgotten.
+        """
+        for top in [top for top in self._logits if top + self.bands[top][0].height <= first]:
+            if self.protocol.merge != "exp":  # whose logits are all needed first, and kept
+                del self._logits[top]
+        tops = [top for top in self.bands if top < last and top + self.bands[top][0].height > first]
+        if len(self.bands) == 1 and len(self.bands[tops[0]]) == 1:
+            return self._turned_back(self._part(self.band(tops[0])[0], self.bands[tops[0]][0], first, last))
+        sums: Tensor | None = None
+        for top in tops:
+            for window, logits in zip(self.bands[top], self.band(top), strict=True):
+                a, b = max(first, top), min(last, top + window.height)
+                part = self._part(logits, window, a, b)
+                if sums is None:
+                    sums = part.new_zeros((*part.shape[:2], last - first, self.size[1]))
+                    weights = part.new_zeros((last - first, self.size[1]))
+                place = (slice(a - first, b - first), slice(window.left, window.left + part.shape[3]))
+                if self.protocol.blend == "none":
+                    weights[place] += 1
+                else:
+                    if self._weights is None:
+                        weights_of = pixel_weights(window.height, window.width, self.protocol.blend)
+                        self._weights = torch.from_numpy(weights_of).to(part)
+                    weight = self._weights[a - top : b - top, : part.shape[3]]
+                    weights[place] += weight
+                    part = part * weight
+                sums[:, :, place[0], place[1]] += part
+        assert sums is not None
+        return self._turned_back(sums.div_(weights))
+
+    def _part(self, logits: Tensor, window: Window, first: int, last: int) -> Tensor:
+        """Rows first..last of the view within one window: [F, K, last - first, columns of the view]."""
+        rows = range(first - window.top, last - window.top)
+        part = resized_rows(logits, (window.height, window.width), rows, align_corners=self.run.align_corners)
+        part = part[..., : self.size[1] - window.left]
+        if self.protocol.merge != "exp":
+            return part
+        part = part.to(self.dtype)
+        return (part - self.shift).exp_() if self.shift else part.exp()
+
+    def _turned_back(self, rows: Tensor) -> Tensor:
+        return rows if len(rows) == 1 else torch.stack([rows[0], rows[1].flip(-1)])
+
+    def _crop(self, window: Window, mirrored: bool) -> Tensor:
+        """A window of the view, [3, height, width]; of the mirrored view, or, for `exp`, the mirrored window."""
+        left = window.left
+        if mirrored and self.protocol.merge != "exp":
+            left = self.size[1] - window.left - window.width
+        rows = slice(window.top, min(window.top + window.height, self.size[0]))
+        columns = slice(max(left, 0), min(left + window.width, self.size[1]))
+        crop: Tensor = self.image[:, rows, columns]
+        missing = (columns.start - left, left + window.width - columns.stop)
+        below = window.height - crop.shape[1]
+        if below or any(missing):
+            crop = F.pad(crop, (*missing, 0, below))
+        return crop.flip(-1) if mirrored else crop
+
+
+def preload(views: Sequence[View]) -> None:
+    """Run all windows of views, be they of one image or of several, in as few calls of the network as possible."""
+    _load([(view, top) for view in views for top in view.bands])
+
+
+def _load(bands: Sequence[tuple[View, int]]) -> None:
+    """Run the windows of (view, top) bands; those of one size go together."""
+    sizes: dict[tuple[int, int], list[tuple[View, int]]] = {}
+    for view, top in bands:
+        sizes.setdefault(view.bands[top][0][2:], []).append((view, top))
+    for group in sizes.values():
+        crops = [
+            functools.partial(view._crop, window, mirrored)
+            for view, top in group
+            for window in view.bands[top]
+            for mirrored in view.flips
+        ]
+        found = group[0][0].run(crops)
+        counts = [len(view.bands[top]) * len(view.flips) for view, top in group]
+        for (view, top), logits in zip(group, found.split(counts), strict=True):
+            view.take(top, logits)
+
+
+def views_of(run: Runner, image: Any, protocol: Protocol) -> list[View]:
+    """The views of an image [3, H, W], one a scale."""
+    _, height, width = image.shape
+    if run.pixel_range is not None and isinstance(image, Tensor):
+        run.pixel_range.check(image)
+    return [View(run, image, protocol.size(height, width, scale), protocol) for scale in protocol.scales]
+
+
+def resized_image(image: Any, size: tuple[int, int], protocol: Protocol) -> Any:
+    """The image [3, H, W] at the size of a view, as the protocol resizes; the image itself where it has that size."""
+    if tuple(image.shape[1:]) == size:
+        return image
+    assert isinstance(image, Tensor), "an image that is read by windows cannot be resized"
+    if protocol.resize in ("long_edge", "tensor"):
+        corners = protocol.resize == "long_edge"
+        return F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=corners)[0]
+    pixels = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
+    resized = cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    return torch.from_numpy(resized.reshape(*size, -1)).permute(2, 0, 1).to(image.device)
+
+
+def resized_rows(
+    x: Tensor, size: tuple[int, int], rows: range, *, align_corners: bool, source: tuple[int, int] | None = None
+) -> Tensor:
+    """Some rows of a bilinearly resized map: `F.interpolate(x, size)[:, :, rows]` without the other rows.
+
+    Args:
+        x: [F, K, h, w].
+        size: (H, W) of the whole resized map.
+        rows: Consecutive rows of it.
+        align_corners: As in `F.interpolate`.
+        source: Where x holds only some rows of the map to be resized: the height of that map, and x's first row in it.
+
+    Returns:
+        [F, K, len(rows), W].
+    """
+    height, offset = source or (x.shape[2], 0)
+    if height == size[0]:
+        x = x[:, :, rows.start - offset : rows.stop - offset]
+    else:
+        upper, shares = taps(rows, height, size[0], align_corners)
+        above = torch.from_numpy(upper).to(x.device) - offset
+        share = torch.from_numpy(shares).to(x.device, x.dtype)[:, None]
+        below = (above + 1).clamp(max=x.shape[2] - 1)
+        x = torch.lerp(x[:, :, above], x[:, :, below], share)
+    if x.shape[3] == size[1]:
+        return x
+    # Rows first and then columns, of few rows at a time: each value has two taps, and stays in the cache.
+    return F.interpolate(x.flatten(0, 2)[None], size=size[1], mode="linear", align_corners=align_corners)[0].view(
+        *x.shape[:3], size[1]
+    )
+
+
+MEMORY = 1 << 30
+"""Default budget of a slab of scores, in bytes."""
+
+CPU_SLAB = 1 << 24
+"""On a CPU, slabs stay within this many bytes: they fit its caches, and are several times as fast for that."""
+
+EXP_LIMIT, EXP_LIMIT_64 = 80.0, 700.0
+"""Exponents up to which a sum of exponentials is safe in float32 and in float64."""
+
+
+def score_rows(
+    run: Runner,
+    image: Any,
+    protocol: Protocol,
+    *,
+    memory: int = MEMORY,
+    slab_rows: int | None = None,
+    views: list[View] | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """The scores of an image, a slab of rows at a time.
+
+    Args:
+        run: The network.
+        image: [3, H, W], RGB 0..255, uint8 or float.
+        protocol: How it is shown to the network, and how its answers are merged.
+        memory: Bytes that the scores of a slab and their intermediates may take.
+        slab_rows: Rows of a slab; None takes what the memory allows.
+        views: `views_of` the image where they have been preloaded; None makes them.
+
+    Yields:
+        The first row of a slab, and its scores [K, r, W]: the protocol's mean logits, mean probabilities, or sum of
+        exponentials (of float64, where float32 could not hold them).
+    """
+    height, width = image.shape[1:]
+    views = views_of(run, image, protocol) if views is None else views
+    if protocol.merge == "exp":  # which need the largest logit of the whole image first
+        preload([view for view in views if not view.loaded])
+        _agree_on_exponents(views)
+    classes = views[0].band(0).shape[2]
+    if slab_rows is None:
+        row = 4 * classes * max(width, *(view.size[0] * view.size[1] // height for view in views))
+        # a slab of scores, one of a view with its flips, and what computing and resizing that takes
+        slab_rows = memory // (row * (2 + 4 * len(views[0].flips)))
+        if not views[0].band(0).is_cuda:
+            slab_rows = min(slab_rows, CPU_SLAB // row)
+        slab_rows = max(slab_rows, 1)
+    for first in range(0, height, slab_rows):
+        last = min(first + slab_rows, height)
+        yield first, _merged(views, first, last, size=(height, width), protocol=protocol)
+
+
+def _merged(views: list[View], first: int, last: int, *, size: tuple[int, int], protocol: Protocol) -> Tensor:
+    """Rows first..last of the image's scores, [K, last - first, W]."""
+    total: Tensor | None = None
+    corners = {"long_edge": True, "tensor": False}.get(protocol.resize, views[0].run.align_corners)
+    for view in views:
+        if view.size == size:
+            rows = view.rows(first, last)
+        else:
+            upper, _ = taps(range(first, last), view.size[0], size[0], corners)
+            source = range(int(upper[0]), min(int(upper[-1]) + 2, view.size[0]))
+            slab = view.rows(source.start, source.stop)
+            rows = resized_rows(
+                slab, size, range(first, last), align_corners=corners, source=(view.size[0], source.start)
+            )
+        if protocol.merge == "softmax":
+            rows = rows.softmax(dim=1)
+        scores = rows.sum(dim=0) if len(rows) > 1 else rows[0]
+        total = scores if total is None else total + scores
+    assert total is not None
+    return total if protocol.merge == "exp" else total / (len(views) * len(views[0].flips))
+
+
+def scores(run: Runner, image: Any, protocol: Protocol, *, memory: int = MEMORY) -> Tensor:
+    """All scores of an image, [K, H, W]; see `score_rows`."""
+    return torch.cat([slab for _, slab in score_rows(run, image, protocol, memory=memory)], dim=1)
+
+
+def labels(run: Runner, image: Any, protocol: Protocol, *, memory: int = MEMORY) -> Tensor:
+    """The best class of every pixel, uint8 [H, W], without the scores of the whole image in memory."""
+    slabs = score_rows(run, image, protocol, memory=memory)
+    return torch.cat([slab.argmax(dim=0).to(torch.uint8) for _, slab in slabs])
+
+
+def probabilities(scores: Tensor, merge: str) -> Tensor:
+    """Scores [K, ...] of a protocol with this `merge` -> class probabilities, float32 [K, ...]."""
+    if merge == "logits":
+        return scores.softmax(dim=0)
+    return (scores / scores.sum(dim=0)).float()
+
+
+def whole(logits_fn: LogitsFn, image: Tensor, *, stride: int = 8, align_corners: bool = True) -> Tensor:
+    """One pass over the whole image at its own size.
+
+    The image is padded right and below with black to multiples of `stride`, as in training, and the logits are cropped
+    back, so that features lie at the same pixels whatever the size.
+
+    Args:
+        logits_fn: Images [N, 3, H, W] -> logits [N, K, h, w].
+        image: [3, H, W], RGB 0..255.
+        stride: Sizes become multiples of this many pixels, the network's output stride.
+        align_corners: How logits that are coarser than the image are resized.
+
+    Returns:
+        Logits [K, H, W].
+    """
+    run = Runner(logits_fn, stride=stride, align_corners=align_corners)
+    return scores(run, image, Protocol("whole", padding="stride"))
+
+
+def sliding_window(
+    logits_fn: LogitsFn,
+    image: Tensor,
+    *,
+    window: int = 480,
+    overlap: int = 160,
+    blend: str = "none",
+    align_corners: bool = True,
+    batch: int | None = None,
+) -> Tensor:
+    """The mean logits of overlapping square windows, the last of each row and column shifted inward.
+
+    Args:
+        logits_fn: Images [N, 3, H, W] -> logits [N, K, h, w].
+        image: [3, H, W], RGB 0..255.
+        window: Edge of a window in pixels; a smaller image is its own window.
+        overlap: Pixels that neighbours share, below `window`.
+        blend: "none", or "hann" or "distance": pixels near the edge of a window count less.
+        align_corners: How logits that are coarser than the image are resized.
+        batch: Windows a call; None chooses.
+
+    Returns:
+        Logits [K, H, W].
+    """
+    method = with_options(Protocol("slide"), window=window, overlap=overlap, blend=blend)
+    return scores(Runner(logits_fn, align_corners=align_corners, batch=batch), image, method)
+
+
+def multiscale(
+    logits_fn: LogitsFn,
+    image: Tensor,
+    *,
+    scales: Sequence[float] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+    flip: bool = True,
+    window: int | None = None,
+    overlap: int | None = None,
+    merge: str = "softmax",
+    align_corners: bool = True,
+    batch: int | None = None,
+) -> Tensor:
+    """Several sizes of an image, mirrored as well, merged: mmsegmentation's test-time augmentation by default.
+
+    Args:
+        logits_fn: Images [N, 3, H, W] -> logits [N, K, h, w].
+        image: [3, H, W], RGB 0..255.
+        scales: Sizes of the views, as multiples of the image's.
+        flip: Show every view mirrored as well.
+        window: Edge of square windows within a view, in pixels; None takes views as a whole.
+        overlap: Pixels that neighbouring windows share; None is an eighth of the window.
+        merge: What is averaged: "logits", their "softmax", or "exp" of the sum over flips.
+        align_corners: How logits that are coarser than the image are resized.
+        batch: Images a call; None chooses.
+
+    Returns:
+        Scores [K, H, W], see `score_rows`.
+    """
+    method = with_options(Protocol("multiscale"), scales=scales, flip=flip, window=window, overlap=overlap, merge=merge)
+    return scores(Runner(logits_fn, align_corners=align_corners, batch=batch), image, method)
+
+
+def _agree_on_exponents(views: list[View]) -> None:
+    """Choose one shift and precision for all exponentials of an image, so that their sums neither overflow nor vanish.
+
+    Values are those of the plain formula wherever float32 can hold the best class of every pixel; beyond, float64 holds
+    logits that are up to 1400 apart, and only what lies outside is scaled, by the same factor everywhere.
+    """
+    bands = [view.band(start) for view in views for start in view.bands]  # [windows, 1, K, h, w]
+    top = max(float(band.max()) for band in bands)
+    weakest = min(float(band.amax(dim=2).min()) for band in bands)  # the pixel whose best class is the lowest
+    if top <= EXP_LIMIT and weakest >= -EXP_LIMIT:
+        return
+    shift = top - min(max(top, -EXP_LIMIT_64), EXP_LIMIT_64)
+    for view in views:
+        view.dtype, view.shift = torch.float64, shift

@@ -1,0 +1,32 @@
+"""Images, masks, videos and label files: reading, writing, resizing and drawing. No torch."""
+
+from resnest_seg import lazy_exports
+
+_HOMES = {
+    "Digest": "download",
+    "LargeImage": "large_images",
+    "LargeLabels": "large_images",
+    "PalettePng": "images",
+    "VideoReader": "video",
+    "VideoWriter": "video",
+    "as_pixels": "images",
+    "colourise": "visualize",
+    "contact_sheet": "visualize",
+    "decode_image": "images",
+    "decode_mask": "masks",
+    "download": "download",
+    "error_map": "visualize",
+    "image_size": "images",
+    "mask_palette": "masks",
+    "overlay": "visualize",
+    "polygons": "polygons",
+    "read_image": "images",
+    "resized_rows": "resize",
+    "write_labels": "visualize",
+    "write_png": "visualize",
+    "write_polygons": "polygons",
+    "write_video": "video",
+}
+
+__all__ = sorted(_HOMES)
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

@@ -1,0 +1,291 @@
+"""Downloads: resumed where they broke off, checked against their hash, and never half there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import hashlib
+import http.client
+import io
+import socket
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+from resnest_seg.errors import DownloadError, ResNeStSegError
+from resnest_seg.io.display import ShownText, progress_bars
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """The least speed of an answer.
+
+    Attributes:
+        rate: Bytes a second; by default a tenth of what a telephone modem carries.
+        window: Seconds that it is averaged over: so long may a line falter.
+    """
+
+    rate: int = 512
+    window: float = 30.0
+
+
+class TooSlowError(ConnectionError):
+    """An answer that does not keep its `Pace`."""
+
+
+def paced_handlers(pace: Pace) -> list[urllib.request.BaseHandler]:
+    """What `urllib.request.build_opener` takes to open http and https addresses whose answers keep a pace."""
+    return [_HTTPHandler(pace), _HTTPSHandler(pace)]
+
+
+class _HTTPHandler(urllib.request.HTTPHandler):
+    def __init__(self, pace: Pace) -> None:
+        super().__init__()
+        self.pace = pace
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(functools.partial(_HTTPConnection, pace=self.pace), req)
+
+
+class _HTTPSHandler(urllib.request.HTTPSHandler):
+    def __init__(self, pace: Pace) -> None:
+        super().__init__()
+        self.pace = pace
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(functools.partial(_HTTPSConnection, pace=self.pace), req)
+
+
+class _HTTPConnection(http.client.HTTPConnection):
+    def __init__(self, host: str, *, timeout: float, pace: Pace) -> None:
+        super().__init__(host, timeout=timeout)
+        self.response_class = functools.partial(_response, pace)  # type: ignore[assignment]  # it is only called
+
+
+class _HTTPSConnection(http.client.HTTPSConnection):
+    def __init__(self, host: str, *, timeout: float, pace: Pace) -> None:
+        super().__init__(host, timeout=timeout)
+        self.response_class = functools.partial(_response, pace)  # type: ignore[assignment]
+
+
+def _response(
+    pace: Pace, sock: socket.socket, debuglevel: int = 0, method: str | None = None
+) -> http.client.HTTPResponse:
+    return http.client.HTTPResponse(_Socket(sock, pace), debuglevel, method)  # type: ignore[arg-type]
+
+
+class _Socket:
+    """Of a socket, what an `HTTPResponse` asks for: the file that it is read through."""
+
+    def __init__(self, connection: socket.socket, pace: Pace) -> None:
+        self._connection, self._pace = connection, pace
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        assert mode == "rb", mode
+        return io.BufferedReader(_Counted(self._connection.makefile("rb", buffering=0), self._pace))
+
+
+class _Counted(io.RawIOBase):
+    """The bytes of a connection, counted as they arrive."""
+
+    def __init__(self, raw: socket.SocketIO, pace: Pace) -> None:
+        self._raw, self._pace, self._got = raw, pace, 0
+        self._began: float | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        got = self._raw.readinto(buffer)
+        now = time.monotonic()
+        if self._began is None:  # how long the server may think before it begins is limited by the socket's own time
+            self._began = now
+        self._got += got or 0
+        took = now - self._began
+        if took > self._pace.window:
+            if got and self._got < self._pace.rate * took:
+                raise TooSlowError(
+                    f"it came at {self._got / took:.0f} bytes a second for {took:.0f} s, and the least is "
+                    f"{self._pace.rate}"
+                )
+            self._began, self._got = now, 0
+        return got
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+CHUNK = 1 << 20
+"""Bytes read at once."""
+
+TRIES = 4
+"""Attempts in a row that fetch next to nothing, before a download is given up. Each continues where the last broke off.
+"""
+
+PROGRESS = 1 << 16
+"""Bytes that an attempt must fetch to be more than next to nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Digest:
+    """A hash that a file must have.
+
+    Attributes:
+        algorithm: A name that `hashlib` knows, such as "sha256".
+        prefix: The first hexadecimal digits, as many as are known.
+        member: For a zip whose hash is that of a file inside it: gives the name of that file, from the path and the
+            open zip, or raises a `ResNeStSegError`. None for other files.
+    """
+
+    algorithm: str
+    prefix: str
+    member: Callable[[Path, zipfile.ZipFile], str] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.algorithm.upper()} {self.prefix}...{' inside the zip' if self.member else ''}"
+
+    def matches(self, path: Path) -> bool:
+        """Whether the file's content has this hash; False for a damaged zip."""
+        with contextlib.ExitStack() as opened:
+            file: IO[bytes] = opened.enter_context(open(path, "rb"))
+            if self.member is not None:
+                try:
+                    archive = opened.enter_context(zipfile.ZipFile(file))
+                    file = opened.enter_context(archive.open(self.member(path, archive)))
+                    return self._is_of(file)
+                except (zipfile.BadZipFile, ResNeStSegError, EOFError, zlib.error):
+                    return False
+            return self._is_of(file)
+
+    def _is_of(self, file: IO[bytes]) -> bool:
+        content = hashlib.new(self.algorithm)
+        while chunk := file.read(CHUNK):
+            content.update(chunk)
+        return content.hexdigest().startswith(self.prefix)
+
+
+def download(
+    url: str,
+    path: Path,
+    *,
+    digest: Digest | None = None,
+    timeout: float = 30.0,
+    pace: Pace = Pace(),  # a constant
+    pause: Callable[[float], object] = time.sleep,
+) -> Path:
+    """Fetch `url` to `path`, unless it is there already.
+
+    Bytes go to `path`.part first, which survives an interruption and is continued by the next call. Only a complete
+    file with the right hash gets the name `path`. Several processes may call this at the same time: one fetches.
+
+    Args:
+        url: http or https address.
+        path: Where the file goes.
+        digest: The hash it must have; None checks the length only.
+        timeout: Seconds of silence after which an attempt counts as broken off.
+        pace: Speed below which it does as well.
+        pause: Waits the given seconds between attempts.
+
+    Raises:
+        DownloadError: It cannot be fetched, or is another file; says how to get and where to put it by hand.
+    """
+    if path.exists():  # no lock: the folder may be one that others keep
+        return _checked(path, digest)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f"{path.name}.lock")):
+            if path.exists():
+                return _checked(path, digest)
+            problem = _attempt(url, path, digest=digest, timeout=timeout, pace=pace, pause=pause)
+    except OSError as error:
+        raise DownloadError(f"cannot write {path}: {error.strerror or error}.") from None
+    if problem is not None:
+        known = f" (it must have {digest})" if digest is not None else ""
+        raise DownloadError(
+            f"cannot download {url}: {problem}. Without a network, fetch the file{known} elsewhere and put it at "
+            f"{path}."
+        )
+    return path
+
+
+def _checked(path: Path, digest: Digest | None) -> Path:
+    if digest is not None and not digest.matches(path):
+        raise DownloadError(f"{path} is not the published file: its hash is not {digest}. Delete it to fetch it again.")
+    return path
+
+
+def _attempt(
+    url: str, path: Path, *, digest: Digest | None, timeout: float, pace: Pace, pause: Callable[[float], object]
+) -> str | None:
+    """Fetch until the file is there, or until it makes no sense any more; returns what the problem is, if any."""
+    part = path.with_name(f"{path.name}.part")
+    problem, failures = "", 0
+    if digest is not None and part.exists() and digest.matches(part):  # stopped just before it got its name
+        part.replace(path)
+        return None
+    while failures < TRIES:
+        had = part.stat().st_size if part.exists() else 0
+        try:
+            _fetch(url, part, timeout=timeout, pace=pace)
+        except urllib.error.HTTPError as error:
+            problem = f"HTTP {error.code} {error.reason}"
+            if error.code < 500 and error.code != 429:
+                break  # asking again will not help
+        except (OSError, http.client.HTTPException) as error:
+            problem = str(getattr(error, "reason", error)) or type(error).__name__
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise DownloadError(f"cannot write {part}: the disk is full. Free some space and try again.") from None
+        else:
+            if digest is None or digest.matches(part):
+                part.replace(path)
+                return None
+            part.unlink()
+            problem = f"the file there is another one, its hash is not {digest}"
+            if not had:
+                break  # a continued one may have begun as an older file: that is worth a fresh start
+        grown = part.exists() and part.stat().st_size >= had + PROGRESS
+        failures = 0 if grown else failures + 1
+        if failures < TRIES:
+            pause(2.0 ** max(failures - 1, 0))
+    return problem
+
+
+def _fetch(url: str, part: Path, *, timeout: float, pace: Pace) -> None:
+    """One attempt: append what is missing to `part`; returns when it is as long as the server says."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.build_opener(*paced_handlers(pace)).open(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        part.unlink()  # longer than the file on the server: it is no beginning of it
+        raise ConnectionError("what was fetched before does not belong to this file") from None
+    with response, open(part, "ab") as file, _bar() as progress:
+        start = (response.headers.get("Content-Range") or "").removeprefix("bytes ").partition("-")[0]
+        if response.status != 206 or start != str(have):  # the server cannot continue, or there was nothing to continue
+            file.truncate(0)
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length is not None else None
+        task = progress.add_task(part.name.removesuffix(".part"), total=total, completed=have)
+        while chunk := response.read(CHUNK):
+            file.write(chunk)
+            progress.update(task, advance=len(chunk))
+    if total is not None and part.stat().st_size != total:
+        raise ConnectionError(f"the connection broke off after {part.stat().st_size} of {total} bytes")
+
+
+def _bar() -> Progress:
+    return progress_bars(ShownText(), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())

@@ -1,0 +1,93 @@
+"""Sizes of resized images, and bilinear resizing a few rows at a time, in NumPy and to torch's own rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+
+def taps(rows: range, source: int, target: int, align_corners: bool) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """For rows of a resized map: the upper of the two rows they lie between, and the share of the lower.
+
+    Args:
+        rows: Consecutive rows of the resized map.
+        source: Rows of the map to be resized.
+        target: Rows of the whole resized map.
+        align_corners: As in torch's `interpolate`.
+    """
+    places = np.arange(rows.start, rows.stop, dtype=np.float32)  # torch's own arithmetic, to the same bits
+    if align_corners:
+        places = places * np.float32((source - 1) / max(target - 1, 1))
+    else:
+        places = np.maximum((places + np.float32(0.5)) * np.float32(source / target) - np.float32(0.5), 0)
+    above = np.minimum(np.floor(places), source - 1)
+    return above.astype(np.int64), places - above
+
+
+def resized_rows(x: Floats, size: tuple[int, int], rows: range, *, align_corners: bool) -> Floats:
+    """Some rows of a bilinearly resized map.
+
+    Args:
+        x: [K, h, w], float32 or float64.
+        size: (H, W) of the whole resized map.
+        rows: Consecutive rows of it.
+        align_corners: As in torch's `interpolate`.
+
+    Returns:
+        [K, len(rows), W], of x's type.
+    """
+    if x.shape[1] == size[0]:
+        x = x[:, rows.start : rows.stop]
+    else:
+        above, share = taps(rows, x.shape[1], size[0], align_corners)
+        below = np.minimum(above + 1, x.shape[1] - 1)
+        x = _between(x[:, above], x[:, below], share[:, None].astype(x.dtype))
+    if x.shape[2] == size[1]:
+        return x
+    before, share = taps(range(size[1]), x.shape[2], size[1], align_corners)
+    return _between(x[..., before], x[..., np.minimum(before + 1, x.shape[2] - 1)], share.astype(x.dtype))
+
+
+def _between(first: Floats, second: Floats, share: Floats) -> Floats:
+    """first + share * (second - first), in the memory of `second`, which is a copy."""
+    second -= first
+    second *= share
+    second += first
+    return second
+
+
+def pixel_weights(height: int, width: int, blend: str) -> NDArray[np.float32]:
+    """Weights of a window's pixels, [height, width], above 0.
+
+    Args:
+        height: Of the window.
+        width: Of the window.
+        blend: "none" (all alike), "hann" or "distance", see `resnest_seg.inference.protocols.Protocol`.
+    """
+    if blend == "none":
+        return np.ones((height, width), np.float32)
+    middles = [(np.arange(length, dtype=np.float32) + np.float32(0.5)) / length for length in (height, width)]
+    if blend == "hann":
+        down, right = (np.sin(np.pi * middle) ** 2 for middle in middles)
+        faded: NDArray[np.float32] = (down[:, None] * right).astype(np.float32)
+        return faded
+    down, right = (
+        (1 - np.abs(2 * middle - 1)) * length for middle, length in zip(middles, (height, width), strict=True)
+    )
+    nearest: NDArray[np.float32] = np.minimum(down[:, None], right).astype(np.float32)
+    return nearest
+
+
+def long_edge_size(height: int, width: int, long: int) -> tuple[int, int]:
+    """(H, W) with a long edge of `long` pixels, rounded as PyTorch-Encoding rounds."""
+    if height > width:
+        return long, max(int(1.0 * width * long / height + 0.5), 1)
+    return max(int(1.0 * height * long / width + 0.5), 1), long
+
+
+def canvas_size(height: int, width: int, canvas: tuple[int, int]) -> tuple[int, int]:
+    """The largest (H, W) of the same shape within a canvas of (long, short) edges, rounded as mmsegmentation rounds."""
+    scale = min(max(canvas) / max(height, width), min(canvas) / min(height, width))
+    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)

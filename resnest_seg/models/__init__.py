@@ -1,0 +1,33 @@
+"""Networks and their weights: ResNeSt, heads, `Segmenter`, checkpoints, published files."""
+
+from resnest_seg import lazy_exports
+
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "DeepLabV3Head": "heads",
+    "FCNHead": "heads",
+    "LoadReport": "segmenter",
+    "PUBLISHED": "published",
+    "PublishedCheckpoint": "published",
+    "Recognised": "conversion",
+    "ResNeSt": "resnest",
+    "ResNeStSMPEncoder": "smp",
+    "SMPEncoder": "smp",
+    "Segmenter": "segmenter",
+    "SegmenterOutput": "segmenter",
+    "SplitAttention": "resnest",
+    "TrainingState": "checkpoint",
+    "WeightFile": "weight_files",
+    "build_encoder": "segmenter",
+    "build_segmenter": "loading",
+    "fuse_model": "fuse",
+    "load_checkpoint": "loading",
+    "load_fitting": "loading",
+    "published": "published",
+    "published_names": "published",
+    "read_weights": "weight_files",
+    "recognise": "conversion",
+}
+
+__all__ = sorted(_HOMES)
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

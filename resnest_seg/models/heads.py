@@ -1,0 +1,336 @@
+"""Decoders in the authors' form and in mmsegmentation's: features to logits at feature stride.
+
+`FCNHead` and `DeepLabV3Head` are built as in PyTorch-Encoding, the authors' segmentation code; the `MMSeg*` heads as in
+mmsegmentation, wider, and resized without aligned corners. Module names follow the originals, so that their state dicts
+load key by key. A head reads what it needs of an encoder's features, whose last four are c1, c2, c3, c4.
+
+Papers: Long et al., "Fully Convolutional Networks for Semantic Segmentation", https://arxiv.org/abs/1411.4038; Zhao et
+al., "Pyramid Scene Parsing Network", https://arxiv.org/abs/1612.01105; Chen et al., "Rethinking Atrous Convolution for
+Semantic Image Segmentation", https://arxiv.org/abs/1706.05587, and "Encoder-Decoder with Atrous Separable Convolution",
+https://arxiv.org/abs/1802.02611.
+
+Shapes: N batch, C channels, h x w feature pixels, H x W image pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _conv_bn_relu(in_channels: int, channels: int, *, kernel_size: int, dilation: int = 1) -> nn.Sequential:
+    padding = dilation * (kernel_size // 2)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, kernel_size, padding=padding, dilation=dilation, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+class FCNHead(nn.Module):
+    """3x3 convolution to a quarter of the channels, dropout, 1x1 convolution.
+
+    Features -> logits [N, K, h, w] of the stage that is read.
+
+    Args:
+        in_channels: Channels of that stage.
+        num_classes: K.
+        stage: Its place in the features: -1 is c4, -2 is c3.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, *, stage: int = -1) -> None:
+        super().__init__()
+        channels, self.stage = in_channels // 4, stage
+        self.conv5 = nn.Sequential(
+            *_conv_bn_relu(in_channels, channels, kernel_size=3),
+            nn.Dropout(0.1),
+            nn.Conv2d(channels, num_classes, kernel_size=1),
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        logits: Tensor = self.conv5(features[self.stage])
+        return logits
+
+
+class ImagePooling(nn.Module):
+    """The mean over all pixels through a 1x1 convolution, spread over all pixels again."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.gap = nn.Sequential(nn.AdaptiveAvgPool2d(1), *_conv_bn_relu(in_channels, channels, kernel_size=1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        # Bilinear upsampling from one pixel is a copy of that pixel.
+        pooled: Tensor = self.gap(features)
+        return pooled.expand(-1, -1, *features.shape[2:])
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: five views of the features, concatenated and projected.
+
+    [N, C, H, W] -> [N, C / 8, H, W].
+
+    Args:
+        in_channels: C.
+        rates: Dilation rates of the three 3x3 branches.
+    """
+
+    def __init__(self, in_channels: int, *, rates: tuple[int, int, int]) -> None:
+        super().__init__()
+        channels = in_channels // 8
+        self.channels = channels
+        self.b0 = _conv_bn_relu(in_channels, channels, kernel_size=1)
+        self.b1 = _conv_bn_relu(in_channels, channels, kernel_size=3, dilation=rates[0])
+        self.b2 = _conv_bn_relu(in_channels, channels, kernel_size=3, dilation=rates[1])
+        self.b3 = _conv_bn_relu(in_channels, channels, kernel_size=3, dilation=rates[2])
+        self.b4 = ImagePooling(in_channels, channels)
+        self.project = nn.Sequential(*_conv_bn_relu(5 * channels, channels, kernel_size=1), nn.Dropout2d(0.5))
+
+    def forward(self, features: Tensor) -> Tensor:
+        views = [branch(features) for branch in (self.b0, self.b1, self.b2, self.b3, self.b4)]
+        projected: Tensor = self.project(torch.cat(views, dim=1))
+        return projected
+
+
+class DeepLabV3Head(nn.Module):
+    """ASPP, a 3x3 convolution, dropout, 1x1 convolution: features -> logits [N, K, h, w] of c4.
+
+    Args:
+        in_channels: Channels of c4.
+        num_classes: K.
+        output_stride: Input pixels per pixel of c4; the ASPP rates 12, 24, 36 are those of output stride 8 and
+            shrink as it grows, so that they span the same part of the image.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, *, output_stride: int = 8) -> None:
+        super().__init__()
+        self.aspp = ASPP(in_channels, rates=aspp_rates(output_stride))
+        channels = self.aspp.channels
+        self.block = nn.Sequential(
+            *_conv_bn_relu(channels, channels, kernel_size=3),
+            nn.Dropout(0.1),
+            nn.Conv2d(channels, num_classes, kernel_size=1),
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        logits: Tensor = self.block(self.aspp(features[-1]))
+        return logits
+
+
+class ClassifierHead(nn.Module):
+    """Mean over all pixels, one linear layer: features -> logits [N, K, 1, 1].
+
+    With it a `Segmenter` is an image classifier: one answer for the whole image. It reads the classifiers that the
+    encoders were pre-trained with.
+
+    Args:
+        in_channels: Channels of c4.
+        num_classes: K.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.0)  # training sets its probability
+        self.fc = nn.Linear(in_channels, num_classes)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        logits: Tensor = self.fc(self.dropout(features[-1].mean(dim=(2, 3))))
+        return logits[..., None, None]
+
+
+def aspp_rates(output_stride: int) -> tuple[int, int, int]:
+    """Dilation rates of the three 3x3 branches of an ASPP: 12, 24, 36 at output stride 8, 6, 12, 18 at 16."""
+    unit = 12 * 8 // output_stride
+    return unit, 2 * unit, 3 * unit
+
+
+def resize_logits(logits: Tensor, size: tuple[int, int], *, align_corners: bool) -> Tensor:
+    """Bilinear to `size` (H, W): [N, K, h, w] -> [N, K, H, W].
+
+    PyTorch-Encoding aligns the corners, mmsegmentation does not. One pixel becomes a view of itself, without a copy.
+    """
+    if logits.shape[2:] == (1, 1):
+        return logits.expand(-1, -1, *size)
+    if logits.shape[2:] == size:
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
+
+
+CHANNELS = 512
+"""Width of every main head."""
+
+
+class ConvModule(nn.Module):
+    """Convolution that keeps the size, batch norm, ReLU: [N, C, h, w] -> [N, C', h, w]."""
+
+    def __init__(
+        self, in_channels: int, channels: int, kernel_size: int, *, dilation: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__()
+        padding = dilation * (kernel_size // 2)
+        self.conv = nn.Conv2d(
+            in_channels, channels, kernel_size, padding=padding, dilation=dilation, groups=groups, bias=False
+        )
+        self.bn = nn.BatchNorm2d(channels)
+        self.activate = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated: Tensor = self.activate(self.bn(self.conv(x)))
+        return activated
+
+
+class SeparableConvModule(nn.Module):
+    """A 3x3 convolution within each channel, then a 1x1 over them, each with norm and ReLU: [N, C, h, w] -> C'."""
+
+    def __init__(self, in_channels: int, channels: int, *, dilation: int = 1) -> None:
+        super().__init__()
+        self.depthwise_conv = ConvModule(in_channels, in_channels, 3, dilation=dilation, groups=in_channels)
+        self.pointwise_conv = ConvModule(in_channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.pointwise_conv(self.depthwise_conv(x))
+        return mixed
+
+
+class MMSegHead(nn.Module, ABC):
+    """What mmsegmentation's heads share: dropout of whole channels and the 1x1 convolution to classes.
+
+    Args:
+        channels: Channels of what `_decode` returns.
+        num_classes: K.
+    """
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout2d(0.1)
+        self.conv_seg = nn.Conv2d(channels, num_classes, kernel_size=1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        logits: Tensor = self.conv_seg(self.dropout(self._decode(features)))
+        return logits
+
+    @abstractmethod
+    def _decode(self, features: Sequence[Tensor]) -> Tensor:
+        """Features -> [N, channels, h, w]."""
+
+
+class MMSegFCNHead(MMSegHead):
+    """Two 3x3 convolutions, concatenated with what went in, and a third. Reads c4.
+
+    Args:
+        in_channels: Channels of c4.
+        num_classes: K.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(CHANNELS, num_classes)
+        self.convs = nn.Sequential(ConvModule(in_channels, CHANNELS, 3), ConvModule(CHANNELS, CHANNELS, 3))
+        self.conv_cat = ConvModule(in_channels + CHANNELS, CHANNELS, 3)
+
+    def _decode(self, features: Sequence[Tensor]) -> Tensor:
+        c4 = features[-1]
+        decoded: Tensor = self.conv_cat(torch.cat([c4, self.convs(c4)], dim=1))
+        return decoded
+
+
+class MMSegAuxHead(MMSegHead):
+    """One 3x3 convolution to 256 channels. Reads c3.
+
+    Args:
+        in_channels: Channels of c3.
+        num_classes: K.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(256, num_classes)
+        self.convs = nn.Sequential(ConvModule(in_channels, 256, 3))
+
+    def _decode(self, features: Sequence[Tensor]) -> Tensor:
+        decoded: Tensor = self.convs(features[-2])
+        return decoded
+
+
+class MMSegPSPHead(MMSegHead):
+    """Means over 1x1, 2x2, 3x3 and 6x6 parts of the image beside the features, and a 3x3 convolution. Reads c4.
+
+    Args:
+        in_channels: Channels of c4.
+        num_classes: K.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(CHANNELS, num_classes)
+        self.psp_modules = nn.ModuleList(
+            nn.Sequential(nn.AdaptiveAvgPool2d(parts), ConvModule(in_channels, CHANNELS, 1)) for parts in (1, 2, 3, 6)
+        )
+        self.bottleneck = ConvModule(in_channels + 4 * CHANNELS, CHANNELS, 3)
+
+    def _decode(self, features: Sequence[Tensor]) -> Tensor:
+        c4 = features[-1]
+        means = [_resize(module(c4), c4) for module in self.psp_modules]
+        decoded: Tensor = self.bottleneck(torch.cat([c4, *means], dim=1))
+        return decoded
+
+
+class MMSegDeepLabV3Head(MMSegHead):
+    """Image mean, 1x1 and three dilated 3x3 convolutions, concatenated, and a 3x3 convolution. Reads c4.
+
+    Args:
+        in_channels: Channels of c4.
+        num_classes: K.
+        rates: Dilation rates of the 3x3 convolutions.
+        separable: Make these depthwise separable.
+    """
+
+    def __init__(
+        self, in_channels: int, num_classes: int, *, rates: tuple[int, int, int], separable: bool = False
+    ) -> None:
+        super().__init__(CHANNELS, num_classes)
+        self.image_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvModule(in_channels, CHANNELS, 1))
+        views: list[nn.Module] = [ConvModule(in_channels, CHANNELS, 1)]
+        for rate in rates:
+            if separable:
+                views.append(SeparableConvModule(in_channels, CHANNELS, dilation=rate))
+            else:
+                views.append(ConvModule(in_channels, CHANNELS, 3, dilation=rate))
+        self.aspp_modules = nn.ModuleList(views)
+        self.bottleneck = ConvModule(5 * CHANNELS, CHANNELS, 3)
+
+    def _decode(self, features: Sequence[Tensor]) -> Tensor:
+        c4 = features[-1]
+        mean = self.image_pool(c4).expand(-1, -1, *c4.shape[2:])  # bilinear from one pixel is a copy of it
+        decoded: Tensor = self.bottleneck(torch.cat([mean, *(view(c4) for view in self.aspp_modules)], dim=1))
+        return decoded
+
+
+class MMSegDeepLabV3PlusHead(MMSegDeepLabV3Head):
+    """DeepLabV3 with separable convolutions, refined at the size of c1. Reads c1 and c4.
+
+    Args:
+        in_channels: Channels of c4.
+        num_classes: K.
+        low_channels: Channels of c1.
+        rates: Dilation rates of the 3x3 convolutions.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, *, low_channels: int, rates: tuple[int, int, int]) -> None:
+        super().__init__(in_channels, num_classes, rates=rates, separable=True)
+        self.c1_bottleneck = ConvModule(low_channels, 48, 1)
+        self.sep_bottleneck = nn.Sequential(
+            SeparableConvModule(CHANNELS + 48, CHANNELS), SeparableConvModule(CHANNELS, CHANNELS)
+        )
+
+    def _decode(self, features: Sequence[Tensor]) -> Tensor:
+        c1 = self.c1_bottleneck(features[-4])
+        pyramid = _resize(super()._decode(features), c1)
+        decoded: Tensor = self.sep_bottleneck(torch.cat([pyramid, c1], dim=1))
+        return decoded
+
+
+def _resize(x: Tensor, like: Tensor) -> Tensor:
+    """Bilinear to the height and width of `like`, without aligned corners."""
+    return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,257 @@
+"""Published checkpoints of ResNeSt and its rivals: name, address, hash, network and figures of each.
+
+Sources: the release of the ResNeSt repository (ImageNet), PyTorch-Encoding (ADE20K, Pascal Context), mmsegmentation
+v0.5 (ADE20K, Cityscapes), timm's repositories on the Hugging Face hub, torchvision (ResNet and ResNeXt, ImageNet).
+Files are kept where torch.hub keeps its own, so those that another package has fetched are found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from resnest_seg.errors import ConfigError, DownloadError
+from resnest_seg.io.download import Digest, download
+from resnest_seg.models.weight_files import weight_member
+
+RESNEST_RELEASE = "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1"
+ENCODING_BUCKET = "https://s3.us-west-1.wasabisys.com/encoding/models"
+MMSEG_BUCKET = "https://download.openmmlab.com/mmsegmentation/v0.5/resnest"
+TORCHVISION_BUCKET = "https://download.pytorch.org/models"
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedCheckpoint:
+    """A file that somebody published.
+
+    Attributes:
+        name: What `load_checkpoint` takes: the file's name without ending, or the hub's repository.
+        source: Where it comes from.
+        millions: Its parameters, in millions, those of an auxiliary head included. A file holds four bytes for each.
+        encoder: Our name of its encoder.
+        head: Its head, "classifier" for ImageNet.
+        dataset: What it was trained on.
+        single_scale: Published mIoU with one scale; top-1 accuracy for ImageNet. In percent.
+        multi_scale: Published mIoU with several scales and flip, by the source's own protocol. In percent.
+        pixel_accuracy: Published pixel accuracy of the multi-scale figure. In percent.
+        size: Side in pixels of the images or crops that the figures were measured with.
+    """
+
+    name: str
+    source: Literal["resnest", "encoding", "mmseg", "timm", "torchvision"]
+    millions: float
+    encoder: str
+    head: str = "classifier"
+    dataset: str = "imagenet"
+    single_scale: float | None = None
+    multi_scale: float | None = None
+    pixel_accuracy: float | None = None
+    size: int = 224
+
+    @property
+    def url(self) -> str:
+        """Where the file is published."""
+        match self.source:
+            case "resnest":
+                return f"{RESNEST_RELEASE}/{self.name}.pth"
+            case "encoding":
+                return f"{ENCODING_BUCKET}/{self.name}.zip"
+            case "mmseg":
+                return f"{MMSEG_BUCKET}/{self.alias}/{self.name}.pth"
+            case "torchvision":
+                return f"{TORCHVISION_BUCKET}/{self.name}.pth"
+            case "timm":
+                return f"https://huggingface.co/{self.name}/resolve/main/model.safetensors"
+
+    @property
+    def alias(self) -> str:
+        """The name without date and hash; also accepted."""
+        return re.sub(r"(_\d{8}_\d{6})?-[0-9a-f]{8}$", "", self.name)
+
+    @property
+    def digest(self) -> Digest | None:
+        """The hash of the weight file as its name tells it; the hub verifies its own files."""
+        known = re.search(r"-([0-9a-f]{8})$", self.name)
+        if known is None:
+            return None
+        return (
+            Digest("sha1", known[1], member=weight_member) if self.source == "encoding" else Digest("sha256", known[1])
+        )
+
+    @property
+    def path(self) -> Path:
+        """Where the file is kept, and where it can be put by hand."""
+        endings = {"encoding": ".zip", "timm": ".safetensors"}
+        return weights_folder() / f"{self.name.replace('/', '_')}{endings.get(self.source, '.pth')}"
+
+    @property
+    def local_path(self) -> Path | None:
+        """The file on this machine, if it is there."""
+        places = [self.path]
+        if self.source == "encoding":
+            places.append(self.path.with_suffix(".pth"))
+        if self.source == "timm":
+            cached = try_to_load_from_cache(self.name, "model.safetensors")
+            places += [Path(cached)] if isinstance(cached, str) else []
+        return next((path for path in places if path.is_file()), None)
+
+    def fetch(self) -> Path:
+        """The file on this machine, downloaded if it is not there.
+
+        Raises:
+            DownloadError: It cannot be fetched, or is not what was published; says where to put it by hand.
+        """
+        digest, path = self.digest, self.local_path or self.path
+        if self.source == "timm" and path.is_file():
+            return path  # the hub's client has checked it, or a person has put it there
+        if digest is not None and path.suffix != ".zip":
+            digest = dataclasses.replace(digest, member=None)
+        if self.source != "timm":
+            return download(self.url, path, digest=digest)
+        try:
+            return Path(hf_hub_download(self.name, "model.safetensors"))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            reason = type(error).__name__
+            raise DownloadError(
+                f"cannot download {self.url} ({reason}). Without a network, fetch the file elsewhere and put it at "
+                f"{path}."
+            ) from None
+
+
+def weights_folder() -> Path:
+    """The folder of torch.hub for weights: $TORCH_HOME/hub/checkpoints, by default in ~/.cache/torch."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _imagenet(
+    stem: str, millions: float, encoder: str, top1: float | None = None, size: int = 224
+) -> PublishedCheckpoint:
+    return PublishedCheckpoint(stem, "resnest", millions, encoder, single_scale=top1, size=size)
+
+
+def _encoding(
+    stem: str,
+    millions: float,
+    encoder: str,
+    head: str,
+    dataset: str,
+    multi: float | None = None,
+    accuracy: float | None = None,
+) -> PublishedCheckpoint:
+    return PublishedCheckpoint(stem, "encoding", millions, encoder, head, dataset, None, multi, accuracy, 480)
+
+
+def _mmseg(stem: str, millions: float, head: str, dataset: str, single: float, multi: float) -> PublishedCheckpoint:
+    crop = 512 if dataset == "ade20k" else 1024
+    return PublishedCheckpoint(stem, "mmseg", millions, "resnest101", head, dataset, single, multi, None, crop)
+
+
+def _timm(model: str, millions: float, encoder: str, size: int = 224) -> PublishedCheckpoint:
+    return PublishedCheckpoint(f"timm/{model}", "timm", millions, encoder, size=size)
+
+
+def _torchvision(stem: str, millions: float, encoder: str, top1: float) -> PublishedCheckpoint:
+    return PublishedCheckpoint(stem, "torchvision", millions, encoder, single_scale=top1)
+
+
+PUBLISHED: tuple[PublishedCheckpoint, ...] = (
+    _imagenet("resnest50-528c19ca", 27.48, "resnest50", 81.03),
+    _imagenet("resnest101-22405ba7", 48.28, "resnest101", 82.83, 256),
+    _imagenet("resnest200-75117900", 70.2, "resnest200", 83.84, 320),
+    _imagenet("resnest269-0cc87c48", 110.93, "resnest269", 84.54, 416),
+    _imagenet("resnest50_fast_1s1x64d-d8fbf808", 26.22, "resnest50_fast_1s1x64d"),
+    _imagenet("resnest50_fast_2s1x64d-44938639", 27.48, "resnest50_fast_2s1x64d"),
+    _imagenet("resnest50_fast_4s1x64d-f74f3fc3", 31.91, "resnest50_fast_4s1x64d"),
+    _imagenet("resnest50_fast_1s2x40d-32830b84", 25.95, "resnest50_fast_1s2x40d"),
+    _imagenet("resnest50_fast_2s2x40d-9d126481", 26.94, "resnest50_fast_2s2x40d"),
+    _imagenet("resnest50_fast_4s2x40d-41d14ed0", 30.42, "resnest50_fast_4s2x40d"),
+    _imagenet("resnest50_fast_1s4x24d-d4a4f76f", 25.68, "resnest50_fast_1s4x24d"),
+    _timm("resnest14d.gluon_in1k", 10.61, "resnest14"),
+    _timm("resnest26d.gluon_in1k", 17.07, "resnest26"),
+    _timm("resnest50d.in1k", 27.48, "resnest50"),
+    _timm("resnest101e.in1k", 48.28, "resnest101", 256),
+    _timm("resnest200e.in1k", 70.2, "resnest200", 320),
+    _timm("resnest269e.in1k", 110.93, "resnest269", 416),
+    _timm("resnest50d_4s2x40d.in1k", 30.42, "resnest50_fast_4s2x40d"),
+    _timm("resnest50d_1s4x24d.in1k", 25.68, "resnest50_fast_1s4x24d"),
+    _torchvision("resnet50-0676ba61", 25.56, "resnet50", 76.13),
+    _torchvision("resnet101-63fe2227", 44.55, "resnet101", 77.37),
+    _torchvision("resnet152-394f9c45", 60.19, "resnet152", 78.31),
+    _torchvision("resnext50_32x4d-7cdf4587", 25.03, "resnext50_32x4d", 77.62),
+    _torchvision("resnext101_32x8d-8ba56ff5", 88.79, "resnext101_32x8d", 79.31),
+    _encoding("fcn_resnest50_ade-4aba491a", 37.35, "resnest50", "fcn", "ade20k", 42.94, 80.18),
+    _encoding("deeplab_resnest50_ade-2225f09d", 44.0, "resnest50", "deeplabv3", "ade20k", 45.12, 81.17),
+    _encoding("deeplab_resnest101_ade-06ca799c", 64.79, "resnest101", "deeplabv3", "ade20k", 46.91, 82.07),
+    _encoding("deeplab_resnest200_ade-7b9e7d3e", 86.71, "resnest200", "deeplabv3", "ade20k", 48.36, 82.45),
+    _encoding("deeplab_resnest269_ade-0074dd10", 127.44, "resnest269", "deeplabv3", "ade20k", 47.60, 82.62),
+    _encoding("fcn_resnest50_pcontext-77a2161d", 37.28, "resnest50", "fcn", "pascal_context"),
+    _encoding("deeplab_resnest50_pcontext-08dccbc4", 43.95, "resnest50", "deeplabv3", "pascal_context", 53.19, 80.41),
+    _encoding("deeplab_resnest101_pcontext-faf58418", 64.74, "resnest101", "deeplabv3", "pascal_context", 56.49, 81.91),
+    _encoding("deeplab_resnest200_pcontext-fe76a265", 86.67, "resnest200", "deeplabv3", "pascal_context", 58.37, 82.50),
+    _encoding("deeplab_resnest269_pcontext-b661fd26", 127.4, "resnest269", "deeplabv3", "pascal_context", 58.92, 83.06),
+    _mmseg("fcn_s101-d8_512x512_160k_ade20k_20200807_145416-d3160329", 72.3, "fcn", "ade20k", 45.62, 46.16),
+    _mmseg("pspnet_s101-d8_512x512_160k_ade20k_20200807_145416-a6daa92a", 71.78, "pspnet", "ade20k", 45.44, 46.28),
+    _mmseg(
+        "deeplabv3_s101-d8_512x512_160k_ade20k_20200807_144503-17ecabe5", 90.91, "deeplabv3", "ade20k", 45.71, 46.59
+    ),
+    _mmseg(
+        "deeplabv3plus_s101-d8_512x512_160k_ade20k_20200807_144503-27b26226",
+        66.39,
+        "deeplabv3plus",
+        "ade20k",
+        46.47,
+        47.27,
+    ),
+    _mmseg("fcn_s101-d8_512x1024_80k_cityscapes_20200807_140631-f8d155b3", 72.2, "fcn", "cityscapes", 77.56, 78.98),
+    _mmseg(
+        "pspnet_s101-d8_512x1024_80k_cityscapes_20200807_140631-c75f3b99", 71.67, "pspnet", "cityscapes", 78.57, 79.19
+    ),
+    _mmseg(
+        "deeplabv3_s101-d8_512x1024_80k_cityscapes_20200807_144429-b73c4270",
+        90.81,
+        "deeplabv3",
+        "cityscapes",
+        79.67,
+        80.51,
+    ),
+    _mmseg(
+        "deeplabv3plus_s101-d8_512x1024_80k_cityscapes_20200807_144429-1239eb43",
+        66.29,
+        "deeplabv3plus",
+        "cityscapes",
+        79.62,
+        80.27,
+    ),
+)
+
+
+def published(name: str) -> PublishedCheckpoint | None:
+    """The published checkpoint of a name or alias; None if there is none."""
+    return next((entry for entry in PUBLISHED if name in (entry.name, entry.alias)), None)
+
+
+def published_names() -> list[str]:
+    """The short names, in the order of the table."""
+    return [entry.alias for entry in PUBLISHED]
+
+
+def imagenet_checkpoint(encoder: str) -> PublishedCheckpoint:
+    """The ImageNet weights that an encoder starts from.
+
+    Raises:
+        ConfigError: None were published for this encoder.
+    """
+    found = next((entry for entry in PUBLISHED if entry.encoder == encoder and entry.dataset == "imagenet"), None)
+    if found is None:
+        known = dict.fromkeys(entry.encoder for entry in PUBLISHED if entry.dataset == "imagenet")
+        raise ConfigError(
+            f"there are no published ImageNet weights for encoder {encoder!r}. Set encoder_weights to null (start from "
+            f"fresh weights), to the path of a weight file, or choose one of: {', '.join(known)}."
+        )
+    return found

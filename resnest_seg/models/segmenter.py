@@ -1,0 +1,574 @@
+"""`Segmenter`, the whole model (pixel statistics, encoder, head, auxiliary head), and its builders.
+
+Pixels in, logits out. Encoders and heads are chosen by name from dict literals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
+
+from resnest_seg.config import ModelConfig, RunConfig
+from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, unknown_name
+from resnest_seg.labels import LabelSpace
+from resnest_seg.models.checkpoint import HUB_FILE, Checkpoint, find_checkpoint
+from resnest_seg.models.fuse import fuse_model
+from resnest_seg.models.heads import (
+    ClassifierHead,
+    DeepLabV3Head,
+    FCNHead,
+    MMSegAuxHead,
+    MMSegDeepLabV3Head,
+    MMSegDeepLabV3PlusHead,
+    MMSegFCNHead,
+    MMSegPSPHead,
+    aspp_rates,
+    resize_logits,
+)
+from resnest_seg.models.resnest import DILATIONS, SMP, ResNeSt
+from resnest_seg.models.weight_files import check_finite, naming_file
+
+
+class PixelRange:
+    """Looks at the images that a model is given until it knows their range, and warns if that is 0..1.
+
+    The sign is a float image whose maximum is at most 1 and that has a value which is no whole number. The second half
+    is there for photos that are black, or nearly so: their pixels are 0 and 1. They say nothing, and the next images
+    are looked at. One maximum above 1 settles it.
+
+    Only float tensors are looked at, and only while nothing is settled, because reading a value makes a GPU wait. What
+    is traced, exported, captured into a CUDA graph or made of fake tensors has no values, and is left alone.
+    """
+
+    def __init__(self) -> None:
+        self._settled = False
+
+    def check(self, images: Tensor) -> None:
+        """Warn with a `UserWarning`, once, if images of any shape are in 0..1."""
+        if torch.compiler.is_compiling() or self._settled or not _has_values(images):
+            return
+        low, high = (float(bound) for bound in images.detach().aminmax())
+        if high <= 1 and bool((images == images.round()).all()):
+            return
+        self._settled = True
+        if high <= 1:
+            warnings.warn(
+                f"the images are floats from {low:.4g} to {high:.4g}, and this model takes RGB 0..255: it normalises "
+                "them itself. Multiply images in 0..1 by 255, and undo a normalisation; or pass uint8.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    @contextlib.contextmanager
+    def trusted(self) -> Iterator[None]:
+        """Within this context nothing is looked at: what comes was made of images that have been.
+
+        A nearly black photo that has been resized has a maximum of 1 and values between, too.
+        """
+        before, self._settled = self._settled, True
+        try:
+            yield
+        finally:
+            self._settled = before
+
+
+def _has_values(images: Tensor) -> bool:
+    """Whether it is a float tensor whose values can be read here and now."""
+    return (
+        not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and type(images) is Tensor  # no fake tensor, nor another subclass
+        and images.is_floating_point()
+        and images.numel() > 0
+        and images.device.type != "meta"
+        and not (images.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
+
+
+PIXEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+"""Mean of ImageNet's pixels, RGB, 0..255."""
+
+PIXEL_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+"""Standard deviation of ImageNet's pixels, RGB, 0..255."""
+
+
+class SegmenterOutput(NamedTuple):
+    """What a `Segmenter` returns.
+
+    Attributes:
+        logits: Class scores before softmax at the input's size, [N, K, H, W]; of a `coarse` call at feature size.
+        aux_logits: The auxiliary head's, likewise; None in eval mode or without an auxiliary head.
+    """
+
+    logits: Tensor
+    aux_logits: Tensor | None
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What `load_checkpoint` found and did; `str` of it is for people.
+
+    Attributes:
+        path: The file.
+        format: Whose format it has.
+        network: The network that it was recognised as, in one line.
+        loaded: Number of tensors that were loaded.
+        skipped: (name in the file, why) of what was not.
+        kept: Names in the model that the file does not have and need not.
+        assumed: What the file does not tell, one sentence each.
+    """
+
+    path: Path
+    format: str
+    network: str
+    loaded: int
+    skipped: tuple[tuple[str, str], ...] = ()
+    kept: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.format}, {self.network}; {self.loaded} tensors loaded"]
+        for reason in dict.fromkeys(why for _, why in self.skipped):
+            names = [name for name, why in self.skipped if why == reason]
+            lines.append(f"  not used: {names[0]}{_and_more(names)} ({reason})")
+        if self.kept:
+            lines.append(f"  not in the file, kept as built: {self.kept[0]}{_and_more(self.kept)}")
+        return "\n".join(lines + [f"  assumed {sentence}" for sentence in self.assumed])
+
+
+class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["semantic-segmentation"]):
+    """Images [N, 3, H, W], RGB 0..255 (uint8 or float) -> `SegmenterOutput`.
+
+    With `coarse=True` the logits stay at feature size, about 64 times smaller, for a caller that resizes them to the
+    images' size itself, bilinearly by `align_corners`. Where the model had to pad the images, they have full size all
+    the same, because the padding is cut off there.
+
+    The model normalises by itself, with its own buffers, so that loaders, predictors and exports cannot disagree.
+    Float images in 0..1 are warned of, once.
+    Any H, W >= 1; runs in channels-last memory, which the layers of this network prefer on CPU and GPU.
+
+    `save_pretrained(folder)`, `from_pretrained(folder_or_repository)` and `push_to_hub(repository)` are those of the
+    Hugging Face hub; what they write is one checkpoint file of ours, which `load_checkpoint` reads as well.
+
+    Args:
+        encoder: Normalised images -> features, the last four being c1, c2, c3, c4.
+        head: Features -> logits at feature stride.
+        aux_head: The same, used in training only.
+        config: The run that the model was trained by, or at least its network.
+        num_classes: K.
+        label_space: The classes, in the order of the logits, where they are known.
+
+    Attributes:
+        load_report: What was loaded into the model, where `load_checkpoint` made it.
+        fused: `fuse` was called.
+        pixel_range: What looks at float images, until their range is known.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    load_report: LoadReport | None = None
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        aux_head: nn.Module | None = None,
+        *,
+        config: RunConfig,
+        num_classes: int,
+        label_space: LabelSpace | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.num_classes, self.label_space = config, num_classes, label_space
+        mean, std = getattr(encoder, "pixel_mean", None), getattr(encoder, "pixel_std", None)
+        channels = config.model.in_channels
+        self.register_buffer("pixel_mean", _pixel_buffer(mean or PIXEL_MEAN, channels))
+        self.register_buffer("pixel_std", _pixel_buffer(std or PIXEL_STD, channels))
+        self.encoder = encoder
+        self.head = head
+        self.aux_head = aux_head
+        self.size_divisor = max(getattr(part, "size_divisor", 1) for part in (encoder, head))
+        self.min_size: int = getattr(head, "min_size", 1)
+        self.align_corners, self.fused = config.model.family != "mmseg", False
+        self.pixel_range = PixelRange()
+
+    @property
+    def output_stride(self) -> int:
+        """Input pixels per step of the last features."""
+        return self.config.model.output_stride
+
+    @property
+    def description(self) -> str:
+        """Encoder, head, output stride, dilation variant and rectification in one line: what decides the numbers."""
+        model = self.config.model
+        head = f"mmseg {model.head}" if model.family == "mmseg" else model.head
+        dilation = "" if model.encoder.startswith(SMP) else f", dilation {model.dilation}"
+        rectify = "" if model.rectify == "none" else f", {model.rectify}"
+        name = f"{model.encoder} {head}, output stride {model.output_stride}{dilation}{rectify}"
+        return name + ", fused" * self.fused
+
+    def forward(self, images: Tensor, *, coarse: bool = False) -> SegmenterOutput:
+        self.pixel_range.check(images)
+        x = self.normalise(images)
+        height, width = images.shape[2:]
+        right, below = (self._padding(size) for size in (width, height))
+        if right or below:  # with zeros, the mean pixel
+            x = F.pad(x, (0, right, 0, below))
+        features = self.encoder(x)
+        logits = self.head(features)
+        aux_logits = self.aux_head(features) if self.training and self.aux_head is not None else None
+        if coarse and not (right or below):
+            return SegmenterOutput(logits, aux_logits)
+        padded = (x.shape[2], x.shape[3])
+        logits = self._resize(logits, padded)[..., :height, :width]
+        if aux_logits is not None:
+            aux_logits = self._resize(aux_logits, padded)[..., :height, :width]
+        return SegmenterOutput(logits, aux_logits)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Pixels 0..255 to zero mean and unit variance over ImageNet, in channels-last memory.
+
+        Raises:
+            ConfigError: The images have another shape than [N, in_channels, H, W].
+        """
+        channels = self.pixel_mean.shape[1]
+        if images.dim() != 4 or images.shape[1] != channels:
+            raise ConfigError(f"images must have the shape [N, {channels}, H, W], not {list(images.shape)}.")
+        images = images.to(dtype=self.pixel_mean.dtype, memory_format=torch.channels_last)
+        return (images - self.pixel_mean) / self.pixel_std
+
+    def _padding(self, size: int) -> int:
+        """Pixels that an image side of `size` lacks for the parts of the model that take not every size."""
+        return max(size + -size % self.size_divisor, self.min_size) - size
+
+    def _resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        return resize_logits(logits, size, align_corners=self.align_corners)
+
+    def fuse(self) -> Segmenter:
+        """Make this a faster model for inference alone, in place, with the same numbers but for rounding; returns it.
+
+        Batch norms go into convolutions, the auxiliary head and gradients go; an `ExportError` if the numbers differ.
+        Fuse a `copy.deepcopy` of a model that is still to be trained or saved: a fused one refuses, by `ConfigError`.
+        """
+        if not self.fused:
+            self.aux_head = None
+            fuse_model(self, lambda images: self(images, coarse=True).logits, self.pixel_mean.shape[1])
+        self.fused = True
+        return self
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """As of every module, but that a fused model refuses training mode with a `ConfigError`."""
+        if mode and self.fused:
+            raise ConfigError("a fused model cannot be trained: it has no batch norms. Load it again, without fuse().")
+        return super().train(mode)
+
+    def to_checkpoint(self) -> Checkpoint:
+        """What a checkpoint file of this model holds, without training state; a `ConfigError` if it is fused."""
+        if self.fused:
+            raise ConfigError("a fused model cannot be saved: it has no batch norms. Save it before fuse().")
+        return Checkpoint(self.config, self.label_space, self.state_dict(), num_classes=self.num_classes)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Segmenter:
+        """Rebuild the model of a checkpoint, in eval mode and in the precision that it was saved in.
+
+        Raises:
+            CheckpointError: The weights do not fit the config or the number of classes, or are not finite.
+            ConfigError: The config names what this version does not have.
+        """
+        segmenter = fresh_segmenter(checkpoint.config, checkpoint.label_space, num_classes=checkpoint.num_classes)
+        if "pixel_mean" in checkpoint.weights:
+            segmenter.to(checkpoint.weights["pixel_mean"].dtype)
+        kept = [key for key in load_weights(segmenter, checkpoint.weights) if key.startswith("pixel_")]
+        if kept:
+            raise CheckpointError(
+                f"the checkpoint lacks {' and '.join(kept)}, without which pixels cannot be normalised."
+            )
+        return segmenter.eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.to_checkpoint().save(Path(save_directory) / HUB_FILE)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # the file says everything else
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+    ) -> Segmenter:
+        """Load what `save_pretrained` wrote or `push_to_hub` uploaded, in eval mode.
+
+        Args:
+            pretrained_model_name_or_path: A folder, a file, or a repository of the hub such as "someone/model".
+            revision: Branch, tag or commit of the repository.
+            token: For private repositories; None takes the one that is logged in.
+            cache_dir: Where the hub's client keeps files; None is its own folder.
+            force_download: Fetch the file even if it is there.
+            local_files_only: Ask no network.
+
+        Raises:
+            DownloadError: There is no such folder, and the repository's file cannot be fetched.
+            CheckpointError: The file is damaged, or not ours.
+        """
+        source = str(pretrained_model_name_or_path)
+        if Path(source).exists():
+            return cls._from_file(find_checkpoint(source))
+        try:
+            path = hf_hub_download(
+                source,
+                HUB_FILE,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+            )
+        except (OSError, HfHubHTTPError, HFValidationError) as error:
+            raise DownloadError(
+                f"{source!r} is no folder, and no file {HUB_FILE} of a repository of that name can be fetched from the "
+                f"hub ({type(error).__name__}: {str(error).splitlines()[0]})."
+            ) from None
+        return cls._from_file(Path(path))
+
+    @classmethod
+    def _from_file(cls, path: Path) -> Segmenter:
+        with naming_file(path):
+            return cls.from_checkpoint(Checkpoint.load(path))
+
+
+def fresh_segmenter(
+    config: RunConfig, label_space: LabelSpace | None, *, num_classes: int | None = None, smp_weights: bool = False
+) -> Segmenter:
+    """The model that a config describes, in training mode and channels-last memory, with fresh weights.
+
+    Args:
+        config: The run; its `model` counts.
+        label_space: The classes, where they are known.
+        num_classes: K, where the label space is None.
+        smp_weights: Let an encoder of SMP load `config.model.encoder_weights`.
+
+    Raises:
+        ConfigError: Unknown name (the nearest is named), a value out of range, or parts that do not fit together.
+    """
+    model = config.model
+    classes = len(label_space) if label_space is not None else num_classes
+    if classes is None or classes < 1:
+        raise ConfigError(f"num_classes must be at least 1, not {classes}.")
+    check_names(model)
+    encoder = build_encoder(model, pretrained=smp_weights)
+    head, aux_head = head_for(model, encoder, classes), aux_head_for(model, encoder, classes)
+    if model.encoder.startswith(SMP) or model.head.startswith(SMP):
+        heads = [head] if aux_head is None else [head, aux_head]
+        freeze_unread(encoder, heads, in_channels=model.in_channels)
+    segmenter = Segmenter(
+        encoder=encoder,
+        head=head,
+        aux_head=aux_head,
+        config=config,
+        num_classes=classes,
+        label_space=label_space,
+    )
+    convert_conv2d_weight_memory_format(segmenter, torch.channels_last)
+    return segmenter
+
+
+def load_weights(segmenter: Segmenter, weights: Mapping[str, Tensor]) -> list[str]:
+    """Copy a state dict into a model; every key must be there with the right shape, and no other.
+
+    Expected to be absent from files of others are the pixel statistics and, from old ones, the counters
+    `num_batches_tracked`, which decide nothing: they keep the values that the model has.
+
+    Returns:
+        The keys that kept their values.
+
+    Raises:
+        CheckpointError: It does not fit, or is not finite; names the first keys of each kind.
+    """
+    own = segmenter.state_dict()
+    absent = [key for key in own if key not in weights]
+    kept = [key for key in absent if key.endswith("num_batches_tracked") or key.startswith("pixel_")]
+    problems = {
+        "missing": [key for key in absent if key not in kept],
+        "unexpected": [key for key in weights if key not in own],
+        "of another shape": misfits(weights, own),
+    }
+    found = [f"{len(keys)} {kind}, first {keys[0]}" for kind, keys in problems.items() if keys]
+    if found:
+        raise CheckpointError(f"the weights do not fit the model: {'; '.join(found)}.")
+    check_finite(weights, own)
+    segmenter.load_state_dict(dict(weights), strict=False)
+    return kept
+
+
+def _pixel_buffer(values: Sequence[float], channels: int) -> Tensor:
+    """Statistics of R, G, B for any number of channels, [1, C, 1, 1]: one channel gets the mean, more repeat them."""
+    if channels == 1:
+        values = [sum(values) / len(values)]
+    return torch.tensor([values[channel % len(values)] for channel in range(channels)]).view(1, channels, 1, 1)
+
+
+def _and_more(names: tuple[str, ...] | list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+HeadBuilder = Callable[[tuple[int, ...], int, int], nn.Module]
+"""(channels of c1..c4, K, output stride) -> head."""
+
+HEADS: dict[str, dict[str, HeadBuilder]] = {
+    # family -> name -> head
+    "encoding": {
+        "fcn": lambda channels, classes, stride: FCNHead(channels[3], classes),
+        "deeplabv3": lambda channels, classes, stride: DeepLabV3Head(channels[3], classes, output_stride=stride),
+        "classifier": lambda channels, classes, stride: ClassifierHead(channels[3], classes),
+    },
+    "mmseg": {
+        "fcn": lambda channels, classes, stride: MMSegFCNHead(channels[3], classes),
+        "pspnet": lambda channels, classes, stride: MMSegPSPHead(channels[3], classes),
+        "deeplabv3": lambda channels, classes, stride: MMSegDeepLabV3Head(
+            channels[3], classes, rates=aspp_rates(stride)
+        ),
+        "deeplabv3plus": lambda channels, classes, stride: MMSegDeepLabV3PlusHead(
+            channels[3], classes, low_channels=channels[0], rates=aspp_rates(stride)
+        ),
+    },
+}
+
+AUX_HEADS: dict[str, HeadBuilder] = {
+    "encoding": lambda channels, classes, stride: FCNHead(channels[2], classes, stage=-2),
+    "mmseg": lambda channels, classes, stride: MMSegAuxHead(channels[2], classes),
+}
+
+
+def build_encoder(model: ModelConfig, *, pretrained: bool = False) -> nn.Module:
+    """The encoder that a config describes, as a feature extractor; ours has fresh weights, see `load_encoder`.
+
+    Args:
+        model: The network.
+        pretrained: Let an encoder of SMP load `model.encoder_weights`.
+
+    Returns:
+        Normalised images [N, C, H, W] -> features, the last four being c1, c2, c3, c4, with their channels in
+        `.channels`.
+
+    Raises:
+        ConfigError: Unknown name (the nearest is named), or an encoder that cannot be dilated.
+        DownloadError: The weights cannot be fetched.
+        CheckpointError: The weights do not fit.
+    """
+    if model.encoder.startswith(SMP):
+        from resnest_seg.models.smp import SMPEncoder
+
+        weights = model.encoder_weights if pretrained else None
+        if any((model.drop_block, model.drop_path, model.zero_gamma, model.checkpointing, model.rectify != "none")):
+            raise ConfigError(
+                f"encoder {model.encoder} is not ours: drop_block, drop_path, zero_gamma, rectify and checkpointing do "
+                "not go with it."
+            )
+        name = model.encoder.removeprefix(SMP)
+        return SMPEncoder(name, output_stride=model.output_stride, in_channels=model.in_channels, weights=weights)
+    if model.head.startswith(SMP):
+        from resnest_seg.models.smp import ResNeStSMPEncoder
+
+        return ResNeStSMPEncoder(model)
+    return ResNeSt(model)
+
+
+def check_names(model: ModelConfig) -> None:
+    """Refuse names that nothing would look up, and options that do not go together.
+
+    Raises:
+        ConfigError: Says which.
+    """
+    if model.family not in HEADS:
+        raise unknown_name("family", model.family, HEADS)
+    if model.dilation not in DILATIONS:
+        raise unknown_name("dilation", model.dilation, DILATIONS)
+    if model.zero_gamma and model.encoder_weights is not None:
+        raise ConfigError(
+            "zero_gamma is a way to start from fresh weights, and encoder_weights brings its own: set one of the two."
+        )
+
+
+def head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Module:
+    """The main head that a config describes, for what an encoder returns.
+
+    Raises:
+        ConfigError: Unknown name, or a head that does not exist in this family or at this output stride.
+    """
+    if model.head.startswith(SMP):
+        from resnest_seg.models.smp import build_smp_head
+
+        assert isinstance(encoder.out_channels, list)
+        name = model.head.removeprefix(SMP)
+        return build_smp_head(name, encoder.out_channels, num_classes, output_stride=model.output_stride)
+    if model.head not in HEADS[model.family]:
+        elsewhere = [family for family in HEADS if model.head in HEADS[family]]
+        if elsewhere:
+            raise ConfigError(f"head {model.head!r} exists in family {elsewhere[0]!r} only: set family to it.")
+        known = dict.fromkeys(name for heads in HEADS.values() for name in heads)
+        raise unknown_name("head", model.head, [*known, f"{SMP}NAME"])
+    return HEADS[model.family][model.head](_channels(encoder), num_classes, model.output_stride)
+
+
+def aux_head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Module | None:
+    """The auxiliary head on c3 that a config describes; None without one, and for image classifiers."""
+    if not model.aux_head or model.head == "classifier":
+        return None
+    return AUX_HEADS[model.family](_channels(encoder), num_classes, model.output_stride)
+
+
+def freeze_unread(encoder: nn.Module, heads: Sequence[nn.Module], *, in_channels: int) -> None:
+    """Take the gradients from parameters that no head's output depends on, found by a small image of zeros.
+
+    Encoders of SMP have such: parts of a classifier's last layers, and in HRNet the branches to levels that a head does
+    not read. They would get no gradient, so no state of the optimiser that a run could be resumed with, and
+    DistributedDataParallel would stop at the second step.
+
+    Args:
+        encoder: Normalised images [1, in_channels, S, S] -> features.
+        heads: Features -> logits, each.
+        in_channels: Channels of the images.
+    """
+    parts = [encoder, *heads]
+    modes = [(module, module.training) for part in parts for module in part.modules()]
+    parameters = [parameter for part in parts for parameter in part.parameters()]
+    side = max(64, *(getattr(head, "min_size", 1) for head in heads))
+    with torch.enable_grad():
+        for part in parts:
+            part.eval()
+        features = encoder(parameters[0].new_zeros(1, in_channels, side, side))
+        total = torch.stack([head(features).float().sum() for head in heads]).sum()
+        if total.requires_grad:  # not in inference mode, where nothing is trained
+            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.requires_grad_(gradient is not None)
+    for module, training in modes:
+        module.training = training
+
+
+def misfits(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """The keys that both have with different shapes, and these shapes."""
+    return [
+        f"{key} {list(weights[key].shape)} instead of {list(value.shape)}"
+        for key, value in own.items()
+        if key in weights and weights[key].shape != value.shape
+    ]
+
+
+def _channels(encoder: nn.Module) -> tuple[int, ...]:
+    assert isinstance(encoder.channels, tuple)
+    return encoder.channels

@@ -1,0 +1,320 @@
+"""The bridge to segmentation-models-pytorch: its encoders in our `Segmenter`, and our encoders under its decoders.
+
+Importing this module imports that package, which takes seconds, so it is imported where a name begins with `smp:`.
+
+SMP's contract for encoders: images -> a list of features at strides 1, 2, 4, 8, 16, 32 (the last ones less when
+dilated), the first being the images themselves, with `out_channels`, `output_stride` and `make_dilated`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import segmentation_models_pytorch as smp
+import torch
+from segmentation_models_pytorch.base import SegmentationHead
+from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
+from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder, DeepLabV3PlusDecoder
+from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
+from segmentation_models_pytorch.decoders.linknet.decoder import LinknetDecoder
+from segmentation_models_pytorch.decoders.manet.decoder import MAnetDecoder
+from segmentation_models_pytorch.decoders.pan.decoder import PANDecoder
+from segmentation_models_pytorch.decoders.pspnet.decoder import PSPDecoder
+from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
+from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
+from segmentation_models_pytorch.decoders.unetplusplus.decoder import UnetPlusPlusDecoder
+from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
+from segmentation_models_pytorch.encoders._base import EncoderMixin
+from torch import Tensor, nn
+
+from resnest_seg.config import ModelConfig
+from resnest_seg.errors import ConfigError, DownloadError, unknown_name
+from resnest_seg.models.resnest import SMP, SPECS, ResNeSt
+
+DEPTH = 5
+"""Features below the images that encoders give and decoders read."""
+
+
+class ResNeStSMPEncoder(ResNeSt, EncoderMixin):  # type: ignore[misc]  # SMP has no types
+    """One of our encoders that keeps SMP's contract; the same state dict as `ResNeSt`.
+
+    Normalised images [N, in_channels, H, W] -> [images, stem, c1, c2, c3, c4] at strides 1, 2, 4, 8, 16, 32, the last
+    ones limited to the output stride.
+
+    Args:
+        model: The network, see `ResNeSt`.
+
+    Raises:
+        ConfigError: Unknown name, output stride, dilation variant or rectification.
+    """
+
+    size_divisor = 1
+    output_stride: int = 32  # hides SMP's property of that name
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__(model)
+        spec = SPECS[model.encoder]
+        stem = 2 * spec.stem_width if spec.deep_stem else 64
+        self._out_channels = [model.in_channels, stem, *self.channels]
+        self._depth, self._in_channels = DEPTH, model.in_channels
+
+    def forward(self, images: Tensor) -> list[Tensor]:  # type: ignore[override]
+        stem = self.stem(images)
+        return [images, stem, *self.stages(stem)]
+
+    def get_stages(self) -> dict[int, Sequence[nn.Module]]:
+        """Output stride -> the stages at it, as SMP wants it."""
+        return {16: [self.layer3], 32: [self.layer4]}
+
+    def make_dilated(self, output_stride: int) -> None:
+        """Refuse what SMP does here: the stride of these blocks lives in a pool, which surgery on convolutions misses.
+
+        Raises:
+            ConfigError: The encoder was built with another output stride.
+        """
+        if output_stride != self.output_stride:
+            raise ConfigError(
+                f"this encoder was built with output stride {self.output_stride}: build it with {output_stride}."
+            )
+
+
+class SMPEncoder(nn.Module):
+    """One of SMP's encoders in our `Segmenter`.
+
+    Normalised images [N, in_channels, H, W], H and W multiples of 32 -> what SMP's encoder returns, the last four being
+    c1, c2, c3, c4.
+
+    Args:
+        name: SMP's name, such as "resnet18", "se_resnext50_32x4d", "timm-skresnet18" or "tu-convnext_tiny".
+        output_stride: 8, 16 or 32.
+        in_channels: Channels of the images.
+        weights: SMP's name of pre-trained weights, such as "imagenet"; None is never asked for on a network.
+
+    Attributes:
+        pixel_mean: Mean of the pixels, 0..255, that the weights were trained with; None without weights.
+        pixel_std: Standard deviation, likewise.
+
+    Raises:
+        ConfigError: SMP has no such encoder or weights, or this one cannot be dilated.
+        DownloadError: The weights cannot be fetched.
+    """
+
+    dilation = "smp"
+    size_divisor = 32
+    pixel_mean: tuple[float, ...] | None
+    pixel_std: tuple[float, ...] | None
+
+    def __init__(self, name: str, *, output_stride: int, in_channels: int, weights: str | None = None) -> None:
+        super().__init__()
+        self.output_stride = output_stride
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about names that SMP will drop some day
+                self.encoder = smp.encoders.get_encoder(
+                    name, in_channels=in_channels, depth=DEPTH, weights=weights, output_stride=output_stride
+                )
+                reached = self._probe(in_channels)
+        except OSError as error:  # the hub's errors are
+            raise DownloadError(
+                f"cannot download the {weights!r} weights of encoder {SMP}{name} ({type(error).__name__}). Without "
+                "a network, set encoder_weights to null."
+            ) from None
+        except KeyError as error:
+            if name not in smp.encoders.get_encoder_names():
+                raise unknown_name("encoder", f"{SMP}{name}", _encoder_names()) from None
+            hint = " Files are for encoders of ours." if Path(str(weights)).is_file() else ""
+            raise ConfigError(f"encoder {SMP}{name}: {' '.join(str(error.args[0]).split())}.{hint}") from None
+        except (ValueError, RuntimeError, TypeError, AssertionError, AttributeError) as error:
+            # each of SMP's and timm's encoders refuses in its own way
+            advice = (
+                ""
+                if output_stride == 32
+                else " Use output_stride 32, or an encoder that can be dilated, such as smp:resnet50."
+            )
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ConfigError(
+                f"encoder {SMP}{name} cannot be built with output_stride {output_stride}: {reason}{advice}"
+            ) from None
+        channels = self.encoder.out_channels
+        if len(channels) < DEPTH + 1 or 0 in channels[2:]:
+            raise ConfigError(f"encoder {SMP}{name} has no features at strides 4, 8, 16 and 32: {channels}.")
+        self.out_channels, self.channels = list(channels), tuple(channels[-4:])
+        if reached != output_stride:
+            raise ConfigError(
+                f"encoder {SMP}{name} cannot be dilated: asked for output stride {output_stride}, its last features "
+                f"are at {reached}. Use output_stride {reached}, or an encoder that can, such as smp:resnet50."
+            )
+        self.pixel_mean, self.pixel_std = _pixel_statistics(name, weights)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        features: list[Tensor] = self.encoder(images)
+        return features
+
+    @torch.no_grad()
+    def _probe(self, in_channels: int) -> int:
+        """The output stride as it is, not as it is said to be."""
+        was_training = self.encoder.training
+        self.encoder.eval()
+        features = self.encoder(next(self.encoder.parameters()).new_zeros(1, in_channels, 64, 64))
+        self.encoder.train(was_training)
+        return 64 // int(features[-1].shape[2])
+
+
+class SMPHead(nn.Module):
+    """One of SMP's decoders with its convolution to classes: features -> logits [N, K, h, w].
+
+    h and w are those of the decoder's output, a half to an eighth of the image's; the `Segmenter` resizes.
+
+    Args:
+        decoder: Features, as a list in SMP's order -> [N, channels, h, w].
+        channels: Channels of what it returns.
+        num_classes: K.
+        kernel_size: Of the convolution to classes.
+        min_size: Smallest height and width of an image, in pixels, that the decoder can work with.
+    """
+
+    size_divisor = 32
+
+    def __init__(
+        self, decoder: nn.Module, *, channels: int, num_classes: int, kernel_size: int, min_size: int = 32
+    ) -> None:
+        super().__init__()
+        self.min_size = min_size
+        self.decoder = decoder
+        self.segmentation_head = SegmentationHead(channels, num_classes, kernel_size=kernel_size)
+        initialize_decoder(self.decoder)
+        initialize_head(self.segmentation_head)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        logits: Tensor = self.segmentation_head(self.decoder(list(features)))
+        return logits
+
+
+class Decoder(Protocol):
+    """Builds an `SMPHead`: (channels of all features, K, output stride)."""
+
+    def __call__(self, channels: list[int], classes: int, stride: int) -> SMPHead: ...
+
+
+UNET_CHANNELS = (256, 128, 64, 32, 16)
+
+
+def _unet(channels: list[int], classes: int, stride: int) -> SMPHead:
+    decoder = UnetDecoder(encoder_channels=channels, decoder_channels=UNET_CHANNELS, n_blocks=DEPTH)
+    return SMPHead(decoder, channels=UNET_CHANNELS[-1], num_classes=classes, kernel_size=3)
+
+
+def _unetplusplus(channels: list[int], classes: int, stride: int) -> SMPHead:
+    decoder = UnetPlusPlusDecoder(encoder_channels=channels, decoder_channels=UNET_CHANNELS, n_blocks=DEPTH)
+    return SMPHead(decoder, channels=UNET_CHANNELS[-1], num_classes=classes, kernel_size=3)
+
+
+def _manet(channels: list[int], classes: int, stride: int) -> SMPHead:
+    decoder = MAnetDecoder(encoder_channels=channels, decoder_channels=UNET_CHANNELS, n_blocks=DEPTH)
+    return SMPHead(decoder, channels=UNET_CHANNELS[-1], num_classes=classes, kernel_size=3)
+
+
+def _linknet(channels: list[int], classes: int, stride: int) -> SMPHead:
+    decoder = LinknetDecoder(encoder_channels=channels, prefinal_channels=32, n_blocks=DEPTH)
+    return SMPHead(decoder, channels=32, num_classes=classes, kernel_size=1)
+
+
+def _fpn(channels: list[int], classes: int, stride: int) -> SMPHead:
+    decoder = FPNDecoder(encoder_channels=channels, encoder_depth=DEPTH)
+    return SMPHead(decoder, channels=decoder.out_channels, num_classes=classes, kernel_size=1)
+
+
+def _pspnet(channels: list[int], classes: int, stride: int) -> SMPHead:
+    decoder = PSPDecoder(encoder_channels=channels, out_channels=512)
+    return SMPHead(decoder, channels=512, num_classes=classes, kernel_size=3)
+
+
+def _deeplabv3(channels: list[int], classes: int, stride: int) -> SMPHead:
+    decoder = DeepLabV3Decoder(
+        in_channels=channels[-1], out_channels=256, atrous_rates=(12, 24, 36), aspp_separable=False, aspp_dropout=0.5
+    )
+    return SMPHead(decoder, channels=256, num_classes=classes, kernel_size=1)
+
+
+def _deeplabv3plus(channels: list[int], classes: int, stride: int) -> SMPHead:
+    decoder = DeepLabV3PlusDecoder(
+        encoder_channels=channels,
+        encoder_depth=DEPTH,
+        out_channels=256,
+        atrous_rates=(12, 24, 36),
+        output_stride=stride,
+        aspp_separable=True,
+        aspp_dropout=0.5,
+    )
+    return SMPHead(decoder, channels=256, num_classes=classes, kernel_size=1)
+
+
+def _pan(channels: list[int], classes: int, stride: int) -> SMPHead:
+    decoder = PANDecoder(encoder_channels=channels, encoder_depth=DEPTH, decoder_channels=32)
+    # It halves c4 three times.
+    return SMPHead(decoder, channels=32, num_classes=classes, kernel_size=3, min_size=8 * stride)
+
+
+def _upernet(channels: list[int], classes: int, stride: int) -> SMPHead:
+    decoder = UPerNetDecoder(encoder_channels=channels, encoder_depth=DEPTH, decoder_channels=256)
+    return SMPHead(decoder, channels=256, num_classes=classes, kernel_size=1)
+
+
+def _segformer(channels: list[int], classes: int, stride: int) -> SMPHead:
+    decoder = SegformerDecoder(encoder_channels=channels, encoder_depth=DEPTH, segmentation_channels=256)
+    return SMPHead(decoder, channels=256, num_classes=classes, kernel_size=1)
+
+
+DECODERS: dict[str, tuple[Decoder, tuple[int, ...]]] = {
+    # name -> its builder, the output strides that it can work with
+    "unet": (_unet, (8, 16, 32)),
+    "unetplusplus": (_unetplusplus, (32,)),
+    "manet": (_manet, (32,)),
+    "linknet": (_linknet, (32,)),
+    "fpn": (_fpn, (32,)),
+    "pspnet": (_pspnet, (8, 16, 32)),
+    "deeplabv3": (_deeplabv3, (8, 16, 32)),
+    "deeplabv3plus": (_deeplabv3plus, (8, 16)),
+    "pan": (_pan, (16, 32)),
+    "upernet": (_upernet, (8, 16, 32)),
+    "segformer": (_segformer, (8, 16, 32)),
+}
+
+
+def build_smp_head(name: str, channels: list[int], num_classes: int, *, output_stride: int) -> SMPHead:
+    """Build one of SMP's decoders, with its own defaults and fresh weights.
+
+    Args:
+        name: A key of `DECODERS`.
+        channels: Channels of all six features, those of the images first.
+        num_classes: K.
+        output_stride: Of the encoder.
+
+    Raises:
+        ConfigError: Unknown name, or the decoder cannot work with this output stride.
+    """
+    if name not in DECODERS:
+        raise unknown_name("head", f"{SMP}{name}", [f"{SMP}{known}" for known in DECODERS])
+    decoder, strides = DECODERS[name]
+    if output_stride not in strides:
+        raise ConfigError(
+            f"head {SMP}{name} works with output_stride {' or '.join(str(stride) for stride in strides)}, not "
+            f"{output_stride}."
+        )
+    return decoder(channels, num_classes, output_stride)
+
+
+def _pixel_statistics(name: str, weights: str | None) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Mean and standard deviation of the pixels, 0..255, for pre-trained weights."""
+    if weights is None:
+        return None, None
+    settings = smp.encoders.get_preprocessing_params(name, weights)
+    scale = 255 / max(settings["input_range"])
+    return tuple(scale * value for value in settings["mean"]), tuple(scale * value for value in settings["std"])
+
+
+def _encoder_names() -> list[str]:
+    return [f"{SMP}{name}" for name in smp.encoders.get_encoder_names() if not name.startswith("timm-")]

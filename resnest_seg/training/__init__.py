@@ -1,0 +1,26 @@
+"""Training: trainer, tasks, losses, optimisers, distributed runs, run folders, memory planning."""
+
+from resnest_seg import lazy_exports
+
+_HOMES = {
+    "ClassFolder": "classification",
+    "ClassificationTask": "classification",
+    "Devices": "memory",
+    "Plan": "memory",
+    "RunFolder": "run_folder",
+    "Schedule": "optim",
+    "SegmentationLoss": "losses",
+    "SegmentationTask": "tasks",
+    "Task": "tasks",
+    "Trainer": "trainer",
+    "WeightAverage": "optim",
+    "build_optimizer": "optim",
+    "dry_run": "dry_run",
+    "dry_run_classifier": "dry_run",
+    "faster_weight_gradients": "cpu_gradients",
+    "lean_cross_entropy": "chunked_loss",
+    "plan": "memory",
+}
+
+__all__ = sorted(_HOMES)
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)

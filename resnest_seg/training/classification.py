@@ -1,0 +1,331 @@
+"""Training of image classifiers, whose encoder a segmenter then starts from: augmented crops, top-1 accuracy.
+
+Images lie in folders that are named after their classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from rich.progress import Progress
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from resnest_seg.config import ClassifyConfig, PretrainConfig, RunConfig
+from resnest_seg.data.loader import run_loader
+from resnest_seg.data.transforms import sample_seed
+from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, printable
+from resnest_seg.io.images import IMAGE_SUFFIXES, read_image
+from resnest_seg.labels import LabelSpace
+from resnest_seg.models.checkpoint import TrainingState
+from resnest_seg.models.segmenter import Segmenter
+from resnest_seg.training.distributed import StopSignal
+from resnest_seg.training.run_folder import CLASSES
+
+
+class ClassFolder:
+    """`root/split/<class>/*` (also deeper): images, whose folder says what they show, in the order of their paths.
+
+    Args:
+        root: The folder that holds the splits.
+        split: "train" or "val".
+
+    Attributes:
+        names: The classes, sorted; the place of a name is its label.
+        paths: The images.
+        labels: What they show.
+
+    Raises:
+        DatasetError: No such folder, or a class without images.
+    """
+
+    def __init__(self, root: str | Path, split: str) -> None:
+        folder, self.split = Path(root) / split, split
+        classes = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        if len(classes) < 2:
+            raise DatasetError(
+                f"{folder} must be a folder with one folder of images for each of at least two classes, and it has "
+                f"{len(classes)}. Set data.root to the folder that holds train and val."
+            )
+        self.names = tuple(printable(path.name) for path in classes)
+        self.paths: list[Path] = []
+        self.labels: list[int] = []
+        for label, place in enumerate(classes):
+            found = sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise DatasetError(f"{place} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
+            self.paths += found
+            self.labels += [label] * len(found)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        """An image, RGB [H, W, 3], and its label.
+
+        Raises:
+            DatasetError: It cannot be read; names the file.
+        """
+        return read_image(self.paths[index]), self.labels[index]
+
+    def identity(self) -> str:
+        """What tells whether these are the same images in the same order: a hash of their places and classes."""
+        places = "\n".join(f"{path.parent.name}/{path.name}" for path in self.paths)
+        listed = f"{self.split}\n{self.names}\n{places}".encode("utf-8", "surrogateescape")
+        return hashlib.sha256(listed).hexdigest()
+
+
+class ClassBatch(NamedTuple):
+    """Samples of one size, stacked.
+
+    Attributes:
+        images: RGB 0..255, uint8 [N, 3, H, W].
+        labels: int64 [N].
+        names: The files.
+    """
+
+    images: Tensor
+    labels: Tensor
+    names: list[str]
+
+
+def train_transform(config: PretrainConfig) -> v2.Transform:
+    """A random part of the image at any size and nearly any shape, flipped or not, with changed colours and geometry.
+
+    uint8 [3, H, W] -> uint8 [3, crop, crop].
+    """
+    own, crop = config.classify, config.data.crop_size
+    steps: list[v2.Transform] = [
+        v2.RandomResizedCrop((crop, config.data.crop_width or crop), scale=(own.area_min, 1.0), antialias=True),
+        v2.RandomHorizontalFlip(config.data.flip),
+    ]
+    policies = {"auto": v2.AutoAugment, "rand": v2.RandAugment}
+    if own.augment in policies:
+        steps.append(policies[own.augment](interpolation=v2.InterpolationMode.BILINEAR))
+    return v2.Compose(steps)
+
+
+def eval_transform(config: PretrainConfig) -> v2.Transform:
+    """The middle of the resized image: uint8 [3, H, W] -> uint8 [3, crop, crop]."""
+    crop = config.data.crop_size
+    resize = v2.Resize(round(crop / config.classify.eval_share), antialias=True)
+    return v2.Compose([resize, v2.CenterCrop((crop, config.data.crop_width or crop))])
+
+
+def class_batches(
+    dataset: ClassFolder,
+    batches: Iterable[Sequence[tuple[int, int]]],
+    *,
+    transform: v2.Transform,
+    seed: int = 0,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Generator[ClassBatch, None, None]:
+    """Load batches in the given order.
+
+    Args:
+        dataset: Where the images come from.
+        batches: The (epoch, index) of the samples of each batch; see `resnest_seg.data.loader.training_batches`.
+        transform: Makes all images of a batch equally large; seeded by (seed, epoch, index).
+        seed: Decides the augmentation.
+        workers: Loader processes; the batches do not depend on their number.
+        pin_memory: Put batches into page-locked memory, for copies to a GPU.
+
+    Raises:
+        DatasetError: An image cannot be read; names the file.
+        ResNeStSegError: A loader process could not be started, or died.
+    """
+    yield from run_loader(_View(dataset, transform, seed), batches, _collate, workers=workers, pin_memory=pin_memory)
+
+
+class _View(Dataset["tuple[Tensor, int, str] | DatasetError"]):
+    """Samples by (epoch, index). An error is handed on as a value: raised in a worker it would be a traceback."""
+
+    def __init__(self, dataset: ClassFolder, transform: v2.Transform, seed: int) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int, str] | DatasetError:
+        epoch, index = place
+        try:
+            image, label = self.dataset[index]
+        except DatasetError as error:
+            return error
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
+            torch.manual_seed(sample_seed(self.seed, epoch, index))
+            pixels: Tensor = self.transform(torch.from_numpy(image).permute(2, 0, 1))
+        return pixels, label, printable(str(self.dataset.paths[index]))
+
+
+def _collate(samples: Sequence[tuple[Tensor, int, str] | DatasetError]) -> ClassBatch | DatasetError:
+    good: list[tuple[Tensor, int, str]] = []
+    for sample in samples:
+        if isinstance(sample, DatasetError):
+            return sample
+        good.append(sample)
+    images, labels, names = zip(*good, strict=True)
+    return ClassBatch(torch.stack(images), torch.tensor(labels), list(names))
+
+
+class ClassificationTask:
+    """A `resnest_seg.training.tasks.Task`.
+
+    Args:
+        config: The run.
+        train: The training split.
+        validation: The validation split, of the same classes.
+
+    Raises:
+        DatasetError: The splits have other classes.
+    """
+
+    score = "top1"
+    probabilities = None
+    label_space: LabelSpace | None = None
+
+    def __init__(self, config: PretrainConfig, train: ClassFolder, validation: ClassFolder) -> None:
+        if train.names != validation.names:
+            differing = sorted(set(train.names) ^ set(validation.names))
+            raise DatasetError(f"the splits have other classes: {', '.join(differing[:5])} is in one of them only.")
+        self.run, self.train, self.validation = config, train, validation
+        self.size, self.num_classes, self.config = len(train), len(train.names), config.run
+        self.files: Mapping[str, str] = {CLASSES: "".join(f"{name}\n" for name in train.names)}
+        self.mix = batch_mix(config, self.num_classes)
+
+    def identity(self) -> str:
+        """Of the training images."""
+        return self.train.identity()
+
+    def values(self) -> dict[str, Any]:
+        """The group of the config that a checkpoint does not carry."""
+        return {"classify": dataclasses.asdict(self.run.classify)}
+
+    def whole_config(self, config: RunConfig, state: TrainingState) -> PretrainConfig:
+        """With that group.
+
+        Raises:
+            CheckpointError: The state is not a classifier's.
+        """
+        if "classify" not in state.values:
+            raise CheckpointError("this is no state of a classifier's training: it cannot be resumed.")
+        groups = {field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)}
+        return PretrainConfig(**groups, classify=ClassifyConfig(**state.values["classify"]))
+
+    def begin(self, segmenter: Segmenter, device: torch.device) -> None:
+        """Set the dropout.
+
+        Raises:
+            ConfigError: The model has another number of classes.
+        """
+        if segmenter.num_classes != self.num_classes:
+            raise ConfigError(f"the model has {segmenter.num_classes} classes, and the data {self.num_classes}.")
+        segmenter.head.dropout.p = self.run.classify.dropout  # type: ignore[union-attr]
+
+    def model(self, segmenter: Segmenter) -> torch.nn.Module:
+        """Gives class scores."""
+        return _Scores(segmenter)
+
+    def batches(
+        self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool
+    ) -> Generator[ClassBatch, None, None]:
+        """Augmented crops."""
+        return class_batches(
+            self.train,
+            order,
+            transform=train_transform(self.run),
+            seed=self.run.seed,
+            workers=self.run.data.workers,
+            pin_memory=pin_memory,
+        )
+
+    def weight_of(self, labels: Tensor) -> Tensor:
+        """Images."""
+        return torch.tensor(len(labels), device=labels.device)
+
+    def inputs(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed, if the config says so: labels [N] become shares of classes [N, K]."""
+        mixed: tuple[Tensor, Tensor] = (images, labels) if self.mix is None else self.mix(images.float(), labels)
+        return mixed
+
+    def loss(self, output: Tensor, labels: Tensor, *, total: Tensor) -> Tensor:
+        """Cross-entropy with smoothed labels."""
+        smoothing = self.run.classify.label_smoothing
+        return F.cross_entropy(output.float(), labels, label_smoothing=smoothing, reduction="sum") / total
+
+    def validate(
+        self, segmenter: Segmenter, engine: Accelerator, *, stop: StopSignal, progress: Progress
+    ) -> Mapping[str, float] | None:
+        """Top-1 and top-5 accuracy, 0..1, each process its share."""
+        train, workers = self.run.train, self.run.data.workers
+        mine = range(engine.process_index, len(self.validation), engine.num_processes)
+        size = max(train.batch_size // (train.accumulation * engine.num_processes), 1)
+        order = [[(0, index) for index in mine[first : first + size]] for first in range(0, len(mine), size)]
+        batches = class_batches(self.validation, order, transform=eval_transform(self.run), workers=workers)
+        bar = progress.add_task("validating", total=len(order), shown="")
+
+        def until_stopped() -> Iterator[ClassBatch]:
+            for batch in batches:
+                if stop.number is not None:
+                    return
+                progress.update(bar, advance=1)
+                yield batch
+
+        with contextlib.closing(batches):
+            counts = [*accuracy(segmenter, until_stopped(), device=engine.device), len(mine)]
+        progress.remove_task(bar)
+        if stop.anywhere(engine) is not None:
+            return None
+        top1, top5, images = engine.reduce(torch.tensor(counts, device=engine.device), reduction="sum").tolist()
+        return {"top1": top1 / images, "top5": top5 / images}
+
+    def show(self, scores: Mapping[str, float]) -> str:
+        """In percent."""
+        return f"val top-1 {100 * scores['top1']:.2f}  top-5 {100 * scores['top5']:.2f}"
+
+    def draw(self, engine: Accelerator, *, folder: Path, epoch: int, step: int) -> None:
+        """Nothing."""
+
+
+class _Scores(torch.nn.Module):
+    """A `Segmenter` with head "classifier" as images [N, 3, H, W] -> class scores [N, K]."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+
+    def forward(self, images: Tensor) -> Tensor:
+        # An encoder that pads images gives full-size logits, equal everywhere.
+        scores: Tensor = self.segmenter(images, coarse=True).logits[:, :, 0, 0]
+        return scores
+
+
+def batch_mix(config: PretrainConfig, num_classes: int) -> v2.Transform | None:
+    """MixUp, CutMix, either one by chance, or None: (images, labels [N]) -> (images, shares of classes [N, K])."""
+    own, mixes = config.classify, []
+    if own.mixup:
+        mixes.append(v2.MixUp(alpha=own.mixup, num_classes=num_classes))
+    if own.cutmix:
+        mixes.append(v2.CutMix(alpha=own.cutmix, num_classes=num_classes))
+    return v2.RandomChoice(mixes) if len(mixes) > 1 else mixes[0] if mixes else None
+
+
+def accuracy(segmenter: Segmenter, batches: Iterator[ClassBatch], *, device: torch.device) -> tuple[int, int]:
+    """How many images of the batches have their class among the first one and the first five; in eval mode."""
+    segmenter.eval()
+    model, first, among = _Scores(segmenter), 0, 0
+    with torch.inference_mode():
+        for batch in batches:
+            scores = model(batch.images.to(device))
+            right = scores.topk(min(5, scores.shape[1])).indices.cpu() == batch.labels[:, None]  # [N, 5]
+            first, among = first + int(right[:, 0].sum()), among + int(right.sum())
+    return first, among

@@ -1,0 +1,273 @@
+"""Devices, processes, precision and stop signals of a run through accelerate; sharding of the model by FSDP2."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from resnest_seg.config import RunConfig, flatten
+from resnest_seg.errors import ConfigError, unknown_name
+from resnest_seg.training.optim import frozen_names
+
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+"""Our names of precisions -> accelerate's."""
+
+PARALLEL = ("ddp", "fsdp")
+"""How several processes share a model."""
+
+TRACKERS = ("tensorboard", "wandb")
+"""Where curves can be drawn."""
+
+
+def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
+    """The engine for the devices and processes at hand, with the config's precision.
+
+    Raises:
+        ConfigError: Unknown precision, one that the device lacks, a batch that the processes cannot share, processes
+            that do not find each other, an unknown tracker or one that is not installed.
+    """
+    log_with = trackers(config.train.trackers)
+    if config.train.parallel not in PARALLEL:
+        raise unknown_name("train.parallel", config.train.parallel, PARALLEL)
+    wanted = config.train.precision
+    if wanted not in ("auto", *PRECISIONS):
+        raise unknown_name("train.precision", wanted, ("auto", *PRECISIONS))
+    gpu, processes = torch.cuda.is_available(), launched()
+    if wanted == "auto":
+        wanted = "fp32" if not gpu else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if wanted == "fp16" and not gpu:
+        raise ConfigError("train.precision fp16 needs a GPU. Use auto, fp32 or bf16.")
+    if wanted == "fp16" and config.train.parallel == "fsdp":
+        raise ConfigError("train.precision fp16 does not go with train.parallel fsdp. Use bf16 or fp32, or ddp.")
+    _join_again()
+    # DDP orders its sums anew after the first step of a process, so three or more would round otherwise after a resume.
+    # Where it looks for unused parameters it does not (it warns that there are none): on CPUs, which resume to the bit.
+    ddp = [] if gpu else [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    try:
+        engine = Accelerator(
+            cpu=processes > 1 and not gpu,  # or each of them would begin a run of its own
+            mixed_precision=PRECISIONS[wanted],
+            log_with=log_with or None,
+            project_dir=output,
+            kwargs_handlers=ddp,
+        )
+    except ValueError as error:  # accelerate keeps one precision a process
+        raise ConfigError(f"train.precision {wanted} cannot be set up in this process: {error}") from None
+    if engine.num_processes < processes:
+        raise ConfigError(
+            f"WORLD_SIZE says that {processes} processes train together, and this one found {engine.num_processes}: "
+            "each would train by itself into the same folder. Start them with torchrun."
+        )
+    shares = config.train.accumulation * engine.num_processes
+    if config.train.batch_size % shares:
+        raise ConfigError(
+            f"train.batch_size ({config.train.batch_size}) must be a multiple of train.accumulation x processes "
+            f"({config.train.accumulation} x {engine.num_processes})."
+        )
+    names = set(frozen_names(config.optim))
+    frozen = "head_bn" in names and bool(names & {"bn", "encoder"})
+    if config.train.batch_size // shares == 1 and not frozen and not shares_statistics(config, engine):
+        raise ConfigError(
+            f"train.batch_size ({config.train.batch_size}) leaves one image for each of {config.train.accumulation} "
+            f"micro-batches x {engine.num_processes} processes, and batch norm needs two. Lower train.accumulation, or "
+            "keep the statistics of all batch norms with optim.freeze bn,head_bn."
+        )
+    return engine
+
+
+def launched() -> int:
+    """How many processes were started to train together, by what torchrun tells each of them.
+
+    Raises:
+        ConfigError: Something tells but a part of it: each process would train by itself, or wait for ever.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if count > 1 and missing:
+        raise ConfigError(
+            f"WORLD_SIZE says that {count} processes train together, but {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not set, so they would not find each other. Start them with "
+            "torchrun, which sets all of them; for a single process unset WORLD_SIZE."
+        )
+    return count
+
+
+def precision_of(engine: Accelerator) -> str:
+    """Our name of the precision that an engine computes in: what `train.precision` auto became."""
+    return next(name for name, theirs in PRECISIONS.items() if theirs == engine.mixed_precision)
+
+
+def check_agreement(config: RunConfig, engine: Accelerator) -> None:
+    """Meet all processes, and see that they divide the batch alike: samples would be lost and doubled without a word.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    found = gather_object([config.train.accumulation])
+    if len(set(found)) > 1:
+        raise ConfigError(
+            f"the processes divide the batch differently (train.accumulation {', '.join(map(str, found))}): --budget "
+            "auto found other memory on some of the machines. Give --budget the GiB of the smallest, on all of them."
+        )
+
+
+def _join_again() -> None:
+    """After a restart by torchrun's agent: let the processes meet under a name of their own.
+
+    The agent's store still holds the addresses of the processes that died, and new ones would call those
+    (github.com/pytorch/pytorch/issues/135712). Agents of several machines count restarts differently: there, they must
+    make a new store each time, which TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 tells them.
+    """
+    env = os.environ
+    restarts = int(env.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or env.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") == "1":
+        return
+    if int(env.get("GROUP_WORLD_SIZE", "1")) > 1:
+        if int(env.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0 and env.get("RANK") == "0":
+            print(
+                "warning: torchrun cannot restart workers on several machines unless "
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is exported on each before it starts.",
+                file=sys.stderr,
+            )
+        return
+    if restarts and not torch.distributed.is_initialized():
+        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch's own stubs lack them
+
+        on_gpu = torch.cuda.is_available() and env.get("ACCELERATE_USE_CPU", "false").lower() not in ("true", "1")
+        if on_gpu:
+            torch.cuda.set_device(int(env["LOCAL_RANK"]))
+        store = TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False)
+        torch.distributed.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            store=PrefixStore(f"restart_{restarts}", store),
+            rank=int(env["RANK"]),
+            world_size=int(env["WORLD_SIZE"]),
+        )
+
+
+def shares_statistics(config: RunConfig, engine: Accelerator) -> bool:
+    """Whether batch norm sees the images of all processes; torch has this for GPUs only."""
+    return config.train.sync_bn and engine.num_processes > 1 and bool(engine.device.type == "cuda")
+
+
+def trackers(names: str) -> list[str]:
+    """The trackers that `train.trackers` names, in the order of `TRACKERS`.
+
+    Raises:
+        ConfigError: Unknown, or not installed.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip() not in ("", "none")]
+    for name in wanted:
+        if name not in TRACKERS:
+            raise unknown_name("train.trackers", name, (*TRACKERS, "none"))
+    if "wandb" in wanted and importlib.util.find_spec("wandb") is None:
+        raise ConfigError("train.trackers wandb needs its client: pip install wandb. Or use tensorboard.")
+    return [name for name in TRACKERS if name in wanted]
+
+
+def begin_trackers(config: RunConfig, engine: Accelerator, *, folder: Path, identity: str, step: int) -> None:
+    """Begin the curves of a run, or continue them from `step` on: `identity` is what tells the run from others."""
+    wandb = {"dir": str(folder), "id": identity, "resume": "allow"}
+    drawn = {"tensorboard": {"purge_step": step + 1}, "wandb": wandb}
+    used = trackers(config.train.trackers)
+    values = {key: str(value) for key, value in flatten(config).items()}
+    engine.init_trackers("resnest_seg", values, init_kwargs={name: drawn[name] for name in used})
+
+
+def splits_model(config: RunConfig, engine: Accelerator) -> bool:
+    """Whether each process holds a part of the model only (FSDP2)."""
+    return config.train.parallel == "fsdp" and engine.num_processes > 1
+
+
+class StopSignal:
+    """Within this context, the first Ctrl-C or SIGTERM only sets `number`; a second Ctrl-C raises as usual."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def __enter__(self) -> StopSignal:
+        self._before = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nstopping after this step (press Ctrl-C again to stop at once) ...", file=sys.stderr)
+
+    def anywhere(self, engine: Accelerator) -> int | None:
+        """The signal that any process got, SIGTERM first: all must leave the loop at the same step, so all ask."""
+        if engine.num_processes == 1:
+            return self.number
+        got = [self.number == number for number in (signal.SIGTERM, signal.SIGINT)]
+        counts = engine.reduce(torch.tensor(got, dtype=torch.int64, device=engine.device), reduction="sum").tolist()
+        return signal.SIGTERM if counts[0] else signal.SIGINT if counts[1] else None
+
+
+UNIT = 1_000_000
+"""Parameters from which on a child module is gathered on its own, while its neighbours stay split."""
+
+
+def shard(model: nn.Module, *, processes: int, device: str) -> None:
+    """Split a model's parameters over all processes, in place; buffers stay whole on each.
+
+    Children of at least `UNIT` parameters, at any depth, are gathered one at a time for the forward and backward pass.
+
+    Args:
+        model: The model, on its device, with the same values on every process.
+        processes: How many there are.
+        device: "cuda" or "cpu".
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device, (processes,))
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
+    for module in reversed(list(model.modules())[1:]):  # children before parents
+        own = sum(p.numel() for p in module.parameters() if not hasattr(p, "full_tensor"))
+        called = not isinstance(module, nn.ModuleList | nn.ModuleDict)  # or FSDP2 would never gather it
+        if own >= UNIT and called:
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors with their split ones gathered: all processes must call this together."""
+    return {key: value.full_tensor() if hasattr(value, "full_tensor") else value for key, value in tensors.items()}
+
+
+def part_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """This process's part of a whole tensor that belongs to `parameter`; itself if that is whole or of other shape."""
+    if not hasattr(parameter, "full_tensor") or value.shape != parameter.shape:
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(parameter, DTensor)
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+@contextlib.contextmanager
+def gradients_stay(model: nn.Module) -> Iterator[None]:
+    """Within this, the backward pass of a split model adds gradients up without sending them."""
+    from torch.distributed.fsdp import FSDPModule
+
+    assert isinstance(model, FSDPModule)
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)

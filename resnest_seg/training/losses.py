@@ -1,0 +1,187 @@
+"""Training losses by name: main head plus weighted auxiliary head, over labelled pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resnest_seg.config import LOSSES, TrainConfig, loss_names
+from resnest_seg.errors import ConfigError, unknown_name
+from resnest_seg.labels import IGNORE_LABEL
+from resnest_seg.training.chunked_loss import lean_cross_entropy, true_class_probabilities
+
+REGION_LOSSES = {"dice": "DiceLoss", "focal": "FocalLoss", "lovasz": "LovaszLoss", "tversky": "TverskyLoss"}
+"""Names of segmentation-models-pytorch's; with its defaults, logits and labels of full size -> a mean."""
+
+
+def _region_loss(name: str) -> nn.Module:
+    from segmentation_models_pytorch import losses  # here, as it takes seconds to import and few need it
+
+    loss: nn.Module = getattr(losses, REGION_LOSSES[name])("multiclass", ignore_index=IGNORE_LABEL)
+    return loss
+
+
+def labelled_pixels(labels: Tensor) -> Tensor:
+    """How many pixels of `labels` [N, H, W] count, int64 scalar."""
+    return (labels != IGNORE_LABEL).sum()
+
+
+class CoarseLogits(nn.Module):
+    """A `Segmenter` that is called with `coarse=True`: what the engine prepares, and the loss takes the logits of.
+
+    The engine patches half precision into the module it is given. The segmenter within stays as it is, so that
+    validation computes what an evaluation of the saved file computes.
+    """
+
+    def __init__(self, segmenter: nn.Module) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+
+    def forward(self, images: Tensor) -> Any:
+        return self.segmenter(images, coarse=True)
+
+
+class SegmentationLoss(nn.Module):
+    """The sum of the named losses of the main logits, plus `aux_weight` times that of the auxiliary ones.
+
+    Logits may have the labels' size or a smaller one (`Segmenter(images, coarse=True)`), which takes far less memory
+    in cross-entropy and ohem.
+
+    The loss is divided by a number that the caller gives, because with accumulation or several processes the right
+    divisor is that of the whole effective batch: the sum of `weight_of(labels)` over its parts. Cross-entropy of parts
+    then adds up to exactly that of the whole. The other losses are means over the part that they are given, which
+    enter by the part's share of the divisor: the parts add up to a weighted mean of their means, which for them is near
+    that of the whole and not equal to it. A batch in which everything is ignored has loss 0 and gradient 0, not NaN.
+
+    Args:
+        aux_weight: Weight of the auxiliary loss (0.2 for the authors, 0.4 for mmsegmentation).
+        names: Of `LOSSES`, each once.
+        align_corners: How logits are resized, as in `F.interpolate`: `Segmenter.align_corners`.
+        class_weights: Of each class in cross_entropy and ohem, [K]; None weighs all equally.
+        label_smoothing: Share of the target that cross_entropy and ohem spread over all classes.
+        ohem_threshold: ohem keeps pixels whose own class has less than this probability.
+        ohem_min_kept: And at least so many pixels an image, the hardest.
+
+    Raises:
+        ConfigError: Unknown loss.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        aux_weight: float,
+        *,
+        names: Sequence[str] = ("cross_entropy",),
+        align_corners: bool = False,
+        class_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        ohem_threshold: float = 0.7,
+        ohem_min_kept: int = 100_000,
+    ) -> None:
+        super().__init__()
+        for name in names:
+            if name not in LOSSES:
+                raise unknown_name("loss", name, LOSSES)
+        self.aux_weight, self.names, self.align_corners = aux_weight, tuple(names), align_corners
+        self.label_smoothing, self.ohem_threshold, self.ohem_min_kept = label_smoothing, ohem_threshold, ohem_min_kept
+        self.register_buffer("class_weights", class_weights)
+        self.region = nn.ModuleDict({name: _region_loss(name) for name in names if name in REGION_LOSSES})
+
+    @classmethod
+    def from_config(
+        cls, train: TrainConfig, *, align_corners: bool, class_weights: Tensor | None = None
+    ) -> SegmentationLoss:
+        """The loss of a run; the class weights that the config names come from `class_weights` of this module.
+
+        Raises:
+            ConfigError: The config names class weights and none are given, or the other way round.
+        """
+        if (class_weights is None) != (train.class_weights == "none"):
+            given = "none were given" if class_weights is None else "some were given"
+            raise ConfigError(
+                f"train.class_weights is {train.class_weights}, and {given}: see resnest_seg.data.balance."
+            )
+        return cls(
+            train.aux_weight,
+            names=loss_names(train.loss),
+            align_corners=align_corners,
+            class_weights=class_weights,
+            label_smoothing=train.label_smoothing,
+            ohem_threshold=train.ohem_threshold,
+            ohem_min_kept=train.ohem_min_kept,
+        )
+
+    def weight_of(self, labels: Tensor) -> Tensor:
+        """What a batch adds to the divisor: its labelled pixels, or with class weights the sum of their weights."""
+        if self.class_weights is None:
+            return labelled_pixels(labels)
+        weights = self.class_weights.to(labels.device)
+        return F.pad(weights, (0, IGNORE_LABEL + 1 - len(weights)))[labels.long()].sum()
+
+    def forward(self, logits: Tensor, aux_logits: Tensor | None, labels: Tensor, *, pixels: Tensor) -> Tensor:
+        """The loss, a float32 scalar.
+
+        Args:
+            logits: [N, K, h, w], of the labels' size or smaller.
+            aux_logits: Likewise, of any size, or None without an auxiliary head.
+            labels: [N, H, W] uint8 or int64, 0..K-1 or `IGNORE_LABEL`.
+            pixels: What to divide by, a scalar: `weight_of` summed over the effective batch.
+        """
+        total = self._summed(logits, labels)
+        if aux_logits is not None:
+            total = total + self.aux_weight * self._summed(aux_logits, labels)
+        return total / torch.where(pixels > 0, pixels, 1)
+
+    def _summed(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The losses as sums over the batch; a mean counts as often as the batch's share of the divisor."""
+        parts = []
+        if "cross_entropy" in self.names:
+            parts.append(self._cross_entropy(logits, labels))
+        if "ohem" in self.names:
+            hard = self._hard_labels(logits, labels)
+            kept = self.weight_of(hard)
+            mean = self._cross_entropy(logits, hard) / torch.where(kept > 0, kept, 1)
+            parts.append(mean * self.weight_of(labels))
+        if self.region:
+            parts.append(self._region(logits, labels) * self.weight_of(labels))
+        return torch.stack(parts).sum()
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return lean_cross_entropy(
+            logits,
+            labels,
+            align_corners=self.align_corners,
+            label_smoothing=self.label_smoothing,
+            class_weights=self.class_weights,
+        )
+
+    def _hard_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The labels of hard pixels, the rest ignored.
+
+        As in HRNet's OhemCrossEntropy (https://github.com/HRNet/HRNet-Semantic-Segmentation) and mmsegmentation's
+        OHEMPixelSampler: below the threshold, which is raised until enough pixels of the batch are kept.
+        """
+        with torch.no_grad():
+            sure = true_class_probabilities(logits, labels, align_corners=self.align_corners)
+            sure = sure.masked_fill(labels == IGNORE_LABEL, 2.0)  # easier than any
+            hard = sure < self.ohem_threshold
+            enough = min(self.ohem_min_kept * len(labels), sure.numel())
+            if enough:
+                hard |= sure <= sure.flatten().kthvalue(enough).values
+            return labels.masked_fill(~hard, IGNORE_LABEL)
+
+    def _region(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The sum of segmentation-models-pytorch's losses, a scalar; they know no batch without labels."""
+        if not bool((labels != IGNORE_LABEL).any()):
+            return logits.float().sum() * 0.0
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = logits.float()
+            if logits.shape[2:] != labels.shape[1:]:
+                size = (labels.shape[1], labels.shape[2])
+                logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
+            return torch.stack([loss(logits, labels.long()) for loss in self.region.values()]).sum()

@@ -1,0 +1,330 @@
+"""Optimisers: parameter groups, frozen stages and statistics, learning-rate schedules, and the weight average.
+
+The learning rate is a pure function of the step, so a resumed run needs no state of a scheduler.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from resnest_seg.config import OptimConfig, RunConfig, TrainConfig
+from resnest_seg.errors import ConfigError, unknown_name
+from resnest_seg.models.resnest import ResNeSt
+
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
+"""The parts of an encoder of ours, from the image on."""
+
+FREEZABLE = (*STAGES, "encoder", "bn", "head_bn")
+"""What `optim.freeze` can name."""
+
+DECAYS: dict[str, Callable[[nn.Parameter], bool]] = {
+    # name -> whether weight decay applies to a parameter; norms and biases have one dimension
+    "all": lambda parameter: True,
+    "weights": lambda parameter: parameter.ndim > 1,
+}
+
+BETA2 = 0.999
+"""AdamW's second beta, everywhere in the field."""
+
+Groups = list[dict[str, Any]]
+
+OPTIMIZERS: dict[str, Callable[[Groups, OptimConfig], torch.optim.Optimizer]] = {
+    "sgd": lambda groups, config: torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum),
+    "adamw": lambda groups, config: torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, BETA2)),
+}
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser of a config, over all parameters that require gradients.
+
+    Parameters of one rate and one decay form a group; each group carries `lr_factor`, with which `set_lr` multiplies
+    the schedule. In the simplest case there are two groups, what is named encoder.* and the rest, as the authors train.
+
+    Args:
+        model: With the names of a `Segmenter`, after `freeze`.
+        config: Optimiser, factors and decay.
+
+    Raises:
+        ConfigError: Unknown optimiser or decay; everything is frozen; `layer_decay` for an encoder without our stages.
+    """
+    groups = parameter_groups(model, config)
+    if config.optimizer not in OPTIMIZERS:
+        raise unknown_name("optim.optimizer", config.optimizer, OPTIMIZERS)
+    return OPTIMIZERS[config.optimizer](groups, config)
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> Groups:
+    """The trained parameters in the model's order, grouped by rate and decay; see `build_optimizer`."""
+    if config.decay not in DECAYS:
+        raise unknown_name("optim.decay", config.decay, DECAYS)
+    if config.layer_decay != 1 and not isinstance(getattr(model, "encoder", None), ResNeSt):
+        raise ConfigError("optim.layer_decay needs an encoder whose stages are known, one of ours: set it to 1.")
+    decays = DECAYS[config.decay]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = config.weight_decay if decays(parameter) else 0.0
+            groups.setdefault((lr_factor(name, config), decay), []).append(parameter)
+    if not groups:
+        raise ConfigError(f"optim.freeze {config.freeze!r} leaves nothing to train.")
+    return [
+        {"params": parameters, "lr_factor": factor, "weight_decay": decay}
+        for (factor, decay), parameters in groups.items()
+    ]
+
+
+def lr_factor(name: str, config: OptimConfig) -> float:
+    """The rate of a parameter of a `Segmenter`, times that of the schedule.
+
+    With a layer decay d: d for layer4, d ** 2 for layer3, ..., d ** 5 for the stem, and `head_lr_factor` for the heads.
+    """
+    if not name.startswith("encoder."):
+        return config.head_lr_factor
+    return float(config.layer_decay ** (len(STAGES) - STAGES.index(stage_of(name)))) if config.layer_decay != 1 else 1.0
+
+
+def stage_of(name: str) -> str:
+    """The stage that a parameter of an encoder of ours lies in, by its name in a `Segmenter`."""
+    part = name.split(".")[1]
+    return part if part in STAGES else "stem"
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every parameter group to `lr` times the group's own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+
+
+def frozen_names(config: OptimConfig) -> tuple[str, ...]:
+    """What `optim.freeze` names, in the order of `FREEZABLE`.
+
+    Raises:
+        ConfigError: Unknown name.
+    """
+    names = [name.strip() for name in (config.freeze or "").split(",") if name.strip()]
+    for name in names:
+        if name not in FREEZABLE:
+            raise unknown_name("part in optim.freeze", name, FREEZABLE)
+    return tuple(name for name in FREEZABLE if name in names)
+
+
+def freeze(model: nn.Module, config: OptimConfig) -> None:
+    """Take the gradients from the parameters of the stages that `optim.freeze` names. Call it before `build_optimizer`.
+
+    `hold_frozen` does the rest in every step.
+
+    Raises:
+        ConfigError: Unknown name, or a stage of an encoder that is not ours.
+    """
+    for part in _frozen_parts(model, frozen_names(config)):
+        part.requires_grad_(False)
+
+
+def hold_frozen(model: nn.Module, config: OptimConfig) -> None:
+    """Put what is frozen into eval mode. Call it after every `model.train()`, which puts all of it into training mode.
+
+    A frozen stage computes what it computes in an evaluation: fixed statistics, no DropBlock. Of "bn" and "head_bn",
+    the norms of the encoder or the heads keep their statistics, while their weights and biases are trained.
+    """
+    names = frozen_names(config)
+    for part in _frozen_parts(model, names):
+        part.eval()
+    for name, module in model.named_modules():
+        kind = "bn" if name.startswith("encoder.") else "head_bn"
+        if kind in names and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def _frozen_parts(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
+    """The modules of the frozen stages."""
+    encoder, parts = model.get_submodule("encoder"), list[nn.Module]()
+    for name in names:
+        if name == "encoder":
+            parts.append(encoder)
+        elif name in STAGES:
+            if not isinstance(encoder, ResNeSt):
+                raise ConfigError(f"optim.freeze {name}: the stages of this encoder are not known. Use encoder or bn.")
+            parts += [encoder.conv1, encoder.bn1] if name == "stem" else [encoder.get_submodule(name)]
+    return parts
+
+
+WARMUP_START = 1e-3
+"""Share of the full rate that a warm-up begins with."""
+
+
+def poly(progress: float, *, power: float) -> float:
+    """(1 - progress) ** power: 1 at the start, 0 at the end. Liu et al., https://arxiv.org/abs/1506.04579."""
+    return math.pow(1 - progress, power)
+
+
+def cosine(progress: float) -> float:
+    """Half a cosine wave from 1 to 0. Loshchilov and Hutter, https://arxiv.org/abs/1608.03983, without restarts."""
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+CURVES: dict[str, Callable[[float, float], float]] = {
+    # name -> (progress 0..1, power) -> share of the way from the floor to the full rate
+    "poly": lambda progress, power: poly(progress, power=power),
+    "cosine": lambda progress, power: cosine(progress),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then a curve from `lr` down to `min_lr`: torch's SequentialLR of LinearLR and the curve's own.
+
+    Attributes:
+        steps: Optimiser steps of the run; from there on the rate is `min_lr`.
+        lr: Full rate, reached at the end of the warm-up.
+        curve: A key of `CURVES`.
+        power: Exponent of poly.
+        min_lr: Rate at the end. With it, poly is mmsegmentation's: (lr - min_lr) * (1 - t) ** power + min_lr.
+        warmup_steps: Steps of the warm-up, of which the first has `lr * WARMUP_START`; the curve has the rest.
+    """
+
+    steps: int
+    lr: float
+    curve: str = "poly"
+    power: float = 0.9
+    min_lr: float = 0.0
+    warmup_steps: int = 0
+
+    @classmethod
+    def from_config(cls, config: RunConfig, *, steps_per_epoch: int) -> Schedule:
+        """The schedule of a run, with rates for the batch that it has.
+
+        Raises:
+            ConfigError: Unknown schedule, or a warm-up as long as the run.
+        """
+        optim, factor = config.optim, batch_factor(config)
+        if optim.schedule not in CURVES:
+            raise unknown_name("optim.schedule", optim.schedule, CURVES)
+        steps = run_steps(config.train, steps_per_epoch=steps_per_epoch)
+        unit = 1 if config.train.epochs is None else steps_per_epoch
+        warmup_steps = round(optim.warmup * unit)
+        if warmup_steps >= steps:
+            raise ConfigError(
+                f"optim.warmup ({optim.warmup}) takes {warmup_steps} of the run's {steps} steps: lower it."
+            )
+        return cls(
+            steps,
+            optim.lr * factor,
+            optim.schedule,
+            optim.power,
+            min_lr=optim.min_lr * factor,
+            warmup_steps=warmup_steps,
+        )
+
+    def __call__(self, step: int) -> float:
+        """The rate of step 0, 1, 2, ..."""
+        if step < self.warmup_steps:
+            return self.lr * (WARMUP_START + (1 - WARMUP_START) * step / self.warmup_steps)
+        progress = min((step - self.warmup_steps) / (self.steps - self.warmup_steps), 1.0)
+        return self.min_lr + (self.lr - self.min_lr) * CURVES[self.curve](progress, self.power)
+
+
+def run_steps(train: TrainConfig, *, steps_per_epoch: int) -> int:
+    """Optimiser steps of a run: its iterations, or its epochs' steps."""
+    if train.iterations is not None:
+        return train.iterations
+    assert train.epochs is not None  # the config holds one of the two
+    return train.epochs * steps_per_epoch
+
+
+def batch_factor(config: RunConfig) -> float:
+    """What rates are multiplied by, because the batch is another than the one they are meant for.
+
+    The linear scaling rule: Goyal et al., https://arxiv.org/abs/1706.02677.
+    """
+    reference = config.optim.reference_batch
+    return 1.0 if reference is None else config.train.batch_size / reference
+
+
+def describe_lr(config: RunConfig) -> str:
+    """The full rate for people, and where it comes from when the batch is not the one of the recipe."""
+    optim, batch = config.optim, config.train.batch_size
+    lr = f"{optim.lr * batch_factor(config):.4g}"
+    if batch_factor(config) == 1:
+        return f"lr {lr}"
+    return (
+        f"lr {lr} ({optim.lr:g} is for {optim.reference_batch} images a step, and this run has {batch}; "
+        "optim.reference_batch null would keep it)"
+    )
+
+
+LENGTHS = 5
+"""A run should be so many times as long as the average, which is over about 1 / (1 - decay) steps."""
+
+
+def decay_of(update: int, decay: float) -> float:
+    """The decay of update 0, 1, 2, ...: min(decay, (1 + t) / (10 + t)), so that the fresh weights are soon forgotten.
+
+    After T updates of the warm-up they weigh 1 / C(T + 9, 9): a tenth after the first, a ten-millionth after 20. The
+    form is that of TensorFlow's ExponentialMovingAverage with `num_updates`, as EfficientNet and its followers use it.
+    """
+    return min(decay, (1 + update) / (10 + update))
+
+
+def too_short(decay: float, steps: int) -> str | None:
+    """What is wrong with a decay for a run of so many steps, in words; None if nothing is."""
+    if decay == 0 or decay <= round(fitting := 1 - LENGTHS / steps, 9):
+        return None
+    down = math.floor(10_000 * fitting) / 10_000
+    advice = f"train.ema {down:g} or less would fit" if fitting > 0.1 else "train.ema 0 keeps none"
+    return (
+        f"train.ema {decay:g} averages over about {1 / (1 - decay):.0f} steps, and the run has {steps}, fewer than "
+        f"{LENGTHS} times as many: its decay still warms up at the end ({decay_of(steps, decay):.3g}). {advice}."
+    )
+
+
+class WeightAverage:
+    """average <- d * average + (1 - d) * weights, from the given weights on; batch norm's statistics too.
+
+    d is `decay_of` the update. Numbers that are no floats (batch counters) are copied. Works on weights that are split
+    over processes: each averages its part.
+
+    Args:
+        model: The model whose weights are followed.
+        decay: 0..1, reached after about 9 / (1 - decay) updates.
+
+    Attributes:
+        updates: How many there were.
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float) -> None:
+        self.model, self.decay, self.updates = model, decay, 0
+        self.values: dict[str, Tensor] = {key: value.detach().clone() for key, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take one step towards the model's weights."""
+        now = {key: _local(value) for key, value in self.model.state_dict().items()}
+        floats = [key for key, value in now.items() if value.is_floating_point()]
+        mix = get_ema_multi_avg_fn(decay_of(self.updates, self.decay))
+        mix([_local(self.values[key]) for key in floats], [now[key] for key in floats], 0)
+        for key in now.keys() - set(floats):
+            _local(self.values[key]).copy_(now[key])
+        self.updates += 1
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor], *, updates: int) -> None:
+        """Put saved values back, and how many updates had made them.
+
+        Raises:
+            KeyError: One is missing.
+        """
+        for key, own in self.values.items():
+            own.copy_(values[key])
+        self.updates = updates
+
+
+def _local(value: Tensor) -> Tensor:
+    """This process's part of a tensor that is split over processes (a DTensor), sharing its memory."""
+    return value.to_local() if hasattr(value, "to_local") else value

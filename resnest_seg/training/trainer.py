@@ -1,0 +1,498 @@
+"""The training loop: one function a screen long, the same for one process and for many.
+
+A step's work depends on the config, the step and the saved state alone: the samples on (seed, epoch, index), the
+learning rate on the step, dropout on (seed, step, process): the random state needs no saving. So a run that was killed
+continues as if nothing had happened, to the same bits on a CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import math
+import os
+import platform
+import sys
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from rich.progress import Progress
+
+from resnest_seg.config import RunConfig
+from resnest_seg.data.loader import training_batches
+from resnest_seg.data.transforms import sample_seed
+from resnest_seg.errors import CheckpointError
+from resnest_seg.io.display import console
+from resnest_seg.models.checkpoint import BEST, CONFIG, LAST, Checkpoint, TrainingState
+from resnest_seg.models.segmenter import Segmenter, load_weights
+from resnest_seg.training.cpu_gradients import faster_weight_gradients
+from resnest_seg.training.distributed import (
+    StopSignal,
+    accelerator_for,
+    begin_trackers,
+    check_agreement,
+    gradients_stay,
+    part_like,
+    precision_of,
+    shard,
+    shares_statistics,
+    splits_model,
+    whole,
+)
+from resnest_seg.training.monitor import Gauge, check_finite, enough_memory, gradient_norm, progress_bars
+from resnest_seg.training.optim import (
+    Schedule,
+    WeightAverage,
+    build_optimizer,
+    describe_lr,
+    freeze,
+    hold_frozen,
+    set_lr,
+    too_short,
+)
+from resnest_seg.training.run_folder import (
+    MACHINE,
+    METRICS,
+    RunFolder,
+    config_changes,
+    optimizer_state,
+    optimizer_tensors,
+    restore_optimizer,
+)
+from resnest_seg.training.tasks import LabelledBatch, Task, share_buffers
+
+
+class Trainer:
+    """Trains a model into a run folder, see `resnest_seg.training.run_folder`.
+
+    Args:
+        config: The run.
+        segmenter: The model, with fresh or loaded weights.
+        task: What it is trained for: samples, loss and score.
+        output: The run folder. It must not exist, unless the run is resumed.
+        resume: Continue from the folder's newest whole state.
+        adopt: Begin in a folder that exists if a run has saved nothing into it yet.
+        allow_changes: Config keys that a resumed run may change, beyond `MAY_CHANGE`.
+
+    Attributes:
+        step: Optimiser steps done.
+        stopped_by: The signal that ended `fit`, or None.
+        doubts: What in the config can hardly be meant, in words.
+
+    Raises:
+        ConfigError: Unknown precision or tracker; a batch that cannot be divided; a model that does not fit the data.
+        CheckpointError: The folder exists already, cannot be resumed, or is another live run's.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        segmenter: Segmenter,
+        task: Task,
+        output: str | Path,
+        resume: bool = False,
+        adopt: bool = False,
+        allow_changes: Collection[str] = (),
+    ) -> None:
+        self.config, self.task, self.output = config, task, Path(output)
+        self.folder = RunFolder(output, keep=config.train.keep)
+        self.steps_per_epoch = max(task.size // config.train.batch_size, 1)
+        self.schedule = Schedule.from_config(config, steps_per_epoch=self.steps_per_epoch)
+        self.steps = self.schedule.steps
+        self.step, self.best_score, self.validated_step, self.stale_validations = 0, -1.0, 0, 0
+        self.best_of = "weights"
+        self.stopped_by: int | None = None
+        self.changes: list[str] = []
+        self.doubts = [text for text in (too_short(config.train.ema, self.steps),) if text is not None]
+        if os.environ.get("RANK", "0") == "0":
+            self.folder.check_free()
+        saved = self._open_state(allow_changes) if resume else None
+        if saved is None:
+            self.folder.check_new(adopt=adopt)
+        self.engine = accelerator_for(config, self.output / "tensorboard")
+        check_agreement(config, self.engine)  # nor does the main process make the folder before all found it missing
+        self.precision = precision_of(self.engine)
+        if saved is not None:
+            self._check_precision(saved, allow_changes)
+        self.console = console(quiet=not self.engine.is_main_process)
+        task.begin(segmenter, self.engine.device)
+        self._build(segmenter, saved)
+        self.gauge = Gauge()
+
+    def _build(self, segmenter: Segmenter, saved: Checkpoint | None) -> None:
+        """Put model, average and optimiser on their devices, with the values of a saved state."""
+        if saved is not None:
+            load_weights(segmenter, saved.weights)
+        if shares_statistics(self.config, self.engine):
+            segmenter = torch.nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)
+        self.segmenter = segmenter.to(self.engine.device)
+        freeze(self.segmenter, self.config.optim)
+        self.splits = splits_model(self.config, self.engine)
+        # What is validated and kept as best: whole on every process.
+        apart = self.splits or self.config.train.ema > 0
+        self.judged: Segmenter = copy.deepcopy(self.segmenter).eval() if apart else self.segmenter
+        if self.splits:
+            shard(self.segmenter, processes=self.engine.num_processes, device=self.engine.device.type)
+        optimizer = build_optimizer(self.segmenter, self.config.optim)
+        model = self.task.model(self.segmenter)
+        if self.splits:
+            self.model, self.optimizer = model, self.engine.prepare(optimizer)
+        else:
+            self.model, self.optimizer = self.engine.prepare(model, optimizer)
+        decay = self.config.train.ema
+        self.average = WeightAverage(self.segmenter, decay=decay) if decay else None
+        if saved is not None:
+            self._restore(saved)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do: all steps done and validated, or patience ran out."""
+        patience = self.config.train.patience
+        validated = self.step == self.validated_step
+        return validated and (self.step >= self.steps or 0 < patience <= self.stale_validations)
+
+    def fit(self, *, until: int | None = None) -> bool:
+        """Train to the end, or until Ctrl-C or SIGTERM, which end the step, save, and stop.
+
+        Args:
+            until: Stop after this step as if a signal had come; None trains to the end.
+
+        Returns:
+            Whether the run is complete.
+
+        Raises:
+            CheckpointError: Another run trains into the folder, or the disk is full.
+            DatasetError: A sample cannot be loaded.
+            ResNeStSegError: The loss or the gradient is not finite; the weights are those before the bad step. Or a
+                loader process died.
+        """
+        with (
+            self._open_run(),
+            StopSignal() as stop,
+            contextlib.closing(self._batches()) as batches,
+            progress_bars(self.console) as progress,
+            faster_weight_gradients(self.segmenter),
+        ):
+            bar = progress.add_task("training", total=self.steps, completed=self.step, shown="")
+            if self._validation_due():  # the run was killed between a step and its validation
+                self._validate(stop, progress)
+            self.gauge.restart()
+            while not self.finished and self.stopped_by is None and self.step != until:
+                lr = self.schedule(self.step)
+                set_lr(self.optimizer, lr)
+                with self.gauge.waiting():
+                    parts = list(itertools.islice(batches, self.config.train.accumulation))
+                with enough_memory(self.config.train, self.engine.num_processes, where=f"step {self.step}"):
+                    loss, norm = self._optimise(parts)
+                self.step += 1
+                speed = self.gauge.count(self.config.train.batch_size)
+                progress.update(bar, advance=1, shown=f"loss {loss:.3f}  lr {lr:.2g}  {speed:.1f} images/s")
+                if self.step % self.config.train.log_every == 0 or self.step == 1:
+                    self._log(METRICS, "train", {"loss": loss, "grad_norm": norm, "lr": lr, **self._rates()})
+                    self._log(MACHINE, "speed", self.gauge.read())
+                self.stopped_by = stop.anywhere(self.engine)
+                if self.stopped_by or self.step == until or self._save_due() or self._validation_due():
+                    self._save_state()
+                if self._validation_due() and self.stopped_by is None and self.step != until:
+                    self._validate(stop, progress)
+                    self.gauge.restart()
+        self.engine.end_training()
+        return self.finished
+
+    def _optimise(self, parts: Sequence[LabelledBatch]) -> tuple[float, float]:
+        """One optimiser step over the micro-batches of the effective batch; returns its loss and gradient norm."""
+        self.model.train()
+        hold_frozen(self.segmenter, self.config.optim)
+        torch.manual_seed(sample_seed(self.config.seed, self.step, self.engine.process_index))  # dropout's
+        device, processes = self.engine.device, self.engine.num_processes
+        labels = [part.labels.to(device, non_blocking=True) for part in parts]
+        weight = torch.stack([self.task.weight_of(own) for own in labels]).sum()
+        weight = self.engine.reduce(weight, reduction="sum")
+        total = torch.zeros((), device=device)
+        for number, part in enumerate(parts):
+            images, targets = self.task.inputs(part.images.to(device, non_blocking=True), labels[number])
+            with self._micro_batch(is_last=number == len(parts) - 1):
+                loss = self.task.loss(self.model(images), targets, total=weight)
+                # Gradients are averaged over processes, and the loss is already divided by all processes' weight.
+                self.engine.backward(loss * processes)
+            total += loss.detach()
+        scaler = self.engine.scaler
+        if scaler is not None:
+            self.engine.unscale_gradients(self.optimizer)
+        total = self.engine.reduce(total, reduction="sum")
+        loss_value, norm = torch.stack([total, gradient_norm(self.segmenter.parameters()).to(device)]).tolist()
+        check_finite(
+            loss_value,
+            norm,
+            self.segmenter,
+            where=f"step {self.step} (epoch {self.epoch}, lr {self.optimizer.param_groups[0]['lr']:.3g})",
+            files=lambda: gather_object([name for part in parts for name in part.names]),
+            allow_inf=scaler is not None and scaler.get_scale() > 1,
+        )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update()
+        return loss_value, norm
+
+    @contextlib.contextmanager
+    def _micro_batch(self, *, is_last: bool) -> Iterator[None]:
+        """Precision and communication of one forward and backward pass: gradients travel after the last one only."""
+        if self.splits:
+            with self.engine.autocast(), contextlib.nullcontext() if is_last else gradients_stay(self.segmenter):
+                yield
+        else:
+            with contextlib.nullcontext() if is_last else self.engine.no_sync(self.model):
+                yield
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed so far."""
+        return self.step // self.steps_per_epoch
+
+    def _batches(self) -> Generator[LabelledBatch, None, None]:
+        """This process's micro-batches, from the current step to the last."""
+        order = training_batches(
+            self.task.size,
+            seed=self.config.seed,
+            batch_size=self.config.train.batch_size,
+            steps=range(self.step, self.steps),
+            parts=self.config.train.accumulation,
+            rank=self.engine.process_index,
+            processes=self.engine.num_processes,
+            probabilities=self.task.probabilities,
+        )
+        return self.task.batches(order, pin_memory=self.engine.device.type == "cuda")
+
+    def _save_due(self) -> bool:
+        return self.step % (self.config.train.save_every or self.steps_per_epoch) == 0 or self.step == self.steps
+
+    def _validation_due(self) -> bool:
+        train = self.config.train
+        every = train.validate_every_steps or train.validate_every * self.steps_per_epoch
+        due = self.step % every == 0 or self.step == self.steps
+        return due and self.step > self.validated_step
+
+    def _validate(self, stop: StopSignal, progress: Progress) -> None:
+        """Evaluate the validation split and keep the best weights; nothing happens if the run is told to stop.
+
+        Where there is an average of the weights, both are evaluated, and the better one's scores are those of the
+        validation: what is kept as best, and what `train.patience` looks at.
+        """
+        found: dict[str, Mapping[str, float]] = {}
+        better = ""
+        for name in ("weights",) if self.average is None else ("average", "weights"):
+            self._show_to_judge(name)
+            scores = self.task.validate(self.judged, self.engine, stop=stop, progress=progress)
+            if scores is None:
+                self.stopped_by = stop.anywhere(self.engine)
+                return
+            found[name] = scores
+            if not better or scores[self.task.score] > found[better][self.task.score]:
+                better = name
+                self.task.draw(self.engine, folder=self.output, epoch=self.epoch, step=self.step)
+        self._report(found, better)
+        self.stale_validations += 1
+        if found[better][self.task.score] > self.best_score:
+            self.best_score, self.best_of, self.stale_validations = found[better][self.task.score], better, 0
+            if name != better:
+                self._show_to_judge(better)
+            if self.engine.is_main_process:
+                origin = {"step": self.step, "of": better, **found[better]}
+                self.folder.save_best(self._checkpoint(self.judged.state_dict(), origin=origin))
+        self.validated_step = self.step
+        self._save_state()
+        if self.finished and self.step < self.steps:
+            self.console.print(
+                f"ended early: {self.stale_validations} validations in a row without a better {self.task.score}"
+            )
+
+    def _show_to_judge(self, name: str) -> None:
+        """Put the "weights" or their "average" into the model that is validated, the same on every process."""
+        if self.judged is not self.segmenter:
+            average = self.average if name == "average" else None
+            values = self.segmenter.state_dict() if average is None else average.values
+            load_weights(self.judged, whole(values))
+        share_buffers(self.judged, self.engine)
+
+    def _report(self, found: Mapping[str, Mapping[str, float]], better: str) -> None:
+        """Log and print the scores of a validation: the better ones and, if there are two, whose they are and both."""
+        values: dict[str, Any] = dict(found[better])
+        shown = self.task.show(found[better])
+        if len(found) > 1:
+            values["of"] = better
+            values |= {f"{name}/{key}": value for name, scores in found.items() for key, value in scores.items()}
+            other = next(name for name in found if name != better)
+            shown += f"  of the {better} ({other}: {100 * found[other][self.task.score]:.2f})"
+        self._log(METRICS, "validation", values)
+        epochs = math.ceil(self.steps / self.steps_per_epoch)
+        self.console.print(f"epoch {self.epoch:>3}/{epochs}  step {self.step}  {shown}")
+
+    def _rates(self) -> dict[str, float]:
+        """The learning rate of every parameter group."""
+        return {f"lr/{number}": group["lr"] for number, group in enumerate(self.optimizer.param_groups)}
+
+    def _log(self, file: str, kind: str, values: dict[str, Any]) -> None:
+        """Append a line to a file of the run folder and points to the trackers' curves."""
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        self.engine.log({f"{kind}/{name}": value for name, value in numbers.items()}, step=self.step)
+        if self.engine.is_main_process:
+            epoch = round(self.step / self.steps_per_epoch, 4)
+            self.folder.append(file, {"kind": kind, "step": self.step, "epoch": epoch, **values})
+
+    @contextlib.contextmanager
+    def _open_run(self) -> Iterator[None]:
+        """Within this, the run folder is this run's alone; begins by making it, or going back to where it continues."""
+        with contextlib.ExitStack() as held:
+            refusal = ""
+            if self.engine.is_main_process:
+                try:
+                    held.enter_context(self.folder.held())
+                except CheckpointError as error:
+                    refusal = str(error)
+            refusals = [text for text in gather_object([refusal]) if text]
+            if refusals:
+                raise CheckpointError(refusals[0])
+            self._begin()
+            yield
+
+    def _begin(self) -> None:
+        """Create the run folder, or cut a resumed run's metrics back to the step it continues from; say what is run."""
+        if self.engine.is_main_process:
+            reached = {"train": self.step, "validation": self.validated_step}
+            self.folder.open(self.config, reached, files=self.task.files, say=_warn)
+        self.engine.wait_for_everyone()
+        identity = self.folder.identity()
+        begin_trackers(self.config, self.engine, folder=self.output, identity=identity, step=self.step)
+        versions = {"torch": torch.__version__, "python": platform.python_version(), "host": platform.node()}
+        started = {"processes": self.engine.num_processes, "device": str(self.engine.device), **versions}
+        self._log(MACHINE, "start", {"id": identity, **started, "changes": self.changes})
+        if self.changes:
+            self.console.print(f"changed since the run began: {', '.join(self.changes)}", soft_wrap=True)
+        if self.step == 0:
+            self._save_state()  # from here on the folder can be resumed, whatever happens
+        self.console.print(
+            f"{self.segmenter.description}, {self.task.num_classes} classes; "
+            f"{self.task.size} training images, {self.steps / self.steps_per_epoch:g} epochs = {self.steps} steps of "
+            f"{self.config.train.batch_size} images ({self.config.train.accumulation} micro-batches x "
+            f"{self.engine.num_processes} processes) on {self.engine.device}, {self.precision}, "
+            f"{describe_lr(self.config)}; run folder {self.output}",
+            soft_wrap=True,
+        )
+
+    def _save_state(self) -> None:
+        """Save everything that the run needs to continue; all processes take part."""
+        tensors = whole(optimizer_tensors(self.optimizer, list(self._trained())))
+        if self.average is not None:
+            tensors |= {f"average.{key}": value for key, value in whole(self.average.values).items()}
+        weights = whole(self.segmenter.state_dict())
+        if self.engine.is_main_process:
+            self.folder.save_state(self._checkpoint(weights, TrainingState(self._values(), tensors)), self.step)
+        self.engine.wait_for_everyone()
+
+    def _checkpoint(
+        self,
+        weights: dict[str, torch.Tensor],
+        state: TrainingState | None = None,
+        *,
+        origin: Mapping[str, Any] | None = None,
+    ) -> Checkpoint:
+        task = self.task
+        return Checkpoint(task.config, task.label_space, weights, state, task.num_classes, origin or {})
+
+    def _values(self) -> dict[str, Any]:
+        """The part of the state that is plain values."""
+        values: dict[str, Any] = {
+            "step": self.step,
+            f"best_{self.task.score}": self.best_score,
+            "validated_step": self.validated_step,
+            "stale_validations": self.stale_validations,
+            "precision": self.precision,
+            "data": self.task.identity(),
+            **self.task.values(),
+        }
+        if self.average is not None:
+            values |= {"average_updates": self.average.updates, "best_of": self.best_of}
+        if self.engine.scaler is not None:
+            values["scaler"] = self.engine.scaler.state_dict()
+        return values
+
+    def _open_state(self, allow_changes: Collection[str]) -> Checkpoint:
+        """The state to continue from, if it is one of this run."""
+        saved = self.folder.load_state(say=_warn)
+        assert saved.training is not None
+        try:
+            before = self.task.whole_config(saved.config, saved.training)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.output / LAST}: {error}") from None
+        self.changes = config_changes(before, self.config, allowed=allow_changes, file=self.output / CONFIG)
+        identity = self.task.identity()
+        if saved.training.values.get("data", identity) != identity:
+            raise CheckpointError(
+                f"the training split is not that of {self.output / LAST} any more: photos, masks or classes were "
+                "added, removed or renamed. A resumed run would be another one. Put them back, or begin a new run."
+            )
+        return saved
+
+    def _check_precision(self, saved: Checkpoint, allow_changes: Collection[str]) -> None:
+        """Refuse to go on in another precision than before, which `train.precision` auto can become elsewhere."""
+        assert saved.training is not None
+        before = saved.training.values.get("precision", self.precision)  # older states do not tell
+        if before == self.precision:
+            return
+        if "train.precision" not in allow_changes:
+            raise CheckpointError(
+                f"{self.output / LAST} was computed in {before}, and on {self.engine.device} train.precision "
+                f"{self.config.train.precision} is {self.precision}: the run would be another one. To go on in "
+                f"{before} all the same: --train.precision {before} --allow-changes train.precision; in "
+                f"{self.precision}: --allow-changes train.precision"
+            )
+        self.changes.append(f"arithmetic ({before} -> {self.precision})")
+
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters of the optimiser by their names, in its order."""
+        names = {parameter: name for name, parameter in self.segmenter.named_parameters()}
+        return {names[parameter]: parameter for group in self.optimizer.param_groups for parameter in group["params"]}
+
+    def _restore(self, saved: Checkpoint) -> None:
+        """Take over optimiser, average and counters of a state."""
+        assert saved.training is not None
+        values, tensors = saved.training.values, saved.training.tensors
+        try:
+            state = optimizer_state(tensors) if saved.config.optim.optimizer == self.config.optim.optimizer else {}
+            may_differ = any(change.startswith("optim.freeze ") for change in self.changes)
+            restore_optimizer(self.optimizer, self._trained(), state, may_differ=may_differ)
+            if self.average is not None and saved.config.train.ema:  # else it begins here, from the saved weights
+                mean, updates = self.average.values, int(values.get("average_updates", values["step"]))
+                averages = {key: part_like(tensors[f"average.{key}"], mean[key]) for key in mean}
+                self.average.load(averages, updates=updates)
+            if self.engine.scaler is not None and values.get("precision", self.precision) == self.precision:
+                self.engine.scaler.load_state_dict(values["scaler"])
+            self.step, self.validated_step = int(values["step"]), int(values["validated_step"])
+            self.best_score = float(values[f"best_{self.task.score}"])
+            self.best_of = str(values.get("best_of", "average" if saved.config.train.ema else "weights"))
+            self.stale_validations = int(values.get("stale_validations", 0))
+        except (KeyError, ValueError, IndexError) as error:
+            raise CheckpointError(
+                f"{self.output / LAST} cannot be resumed here: no or another state of {error}."
+            ) from None
+        if self.step > self.steps:
+            raise CheckpointError(
+                f"{self.output / LAST} is at step {self.step}, and the run would have {self.steps} only: it cannot be "
+                f"shortened to less than it has done. Its best weights are {self.output / BEST}."
+            )
+        steps = gather_object([self.step])
+        if len(set(steps)) > 1:
+            raise CheckpointError(
+                f"the processes found different states in {self.output} (steps {steps}): the run folder must lie "
+                "where all machines see the same files."
+            )
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,104 @@
+"""Which sample comes when, and that workers change nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+from resnest_seg.config import DataConfig
+from resnest_seg.data.loader import build_loader, training_batches
+from resnest_seg.data.transforms import TrainTransform
+from resnest_seg.errors import DatasetError
+
+
+def test_every_epoch_holds_every_sample_once():
+    batches = list(training_batches(10, seed=0, batch_size=4, steps=range(10)))
+    places = [place for batch in batches for place in batch]
+    assert len(places) == 40
+    for epoch in range(4):
+        indices = [index for of_epoch, index in places if of_epoch == epoch]
+        assert sorted(indices) == list(range(10))
+    assert [i for e, i in places if e == 0] != [i for e, i in places if e == 1]
+
+
+def test_starting_late_is_the_same_as_skipping():
+    every = list(training_batches(7, seed=3, batch_size=2, steps=range(20)))
+    assert list(training_batches(7, seed=3, batch_size=2, steps=range(13, 20))) == every[13:]
+
+
+@pytest.mark.parametrize(("parts", "processes"), [(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)])
+def test_the_effective_batch_does_not_depend_on_how_it_is_divided(parts, processes):
+    whole = list(training_batches(9, seed=1, batch_size=4, steps=range(6)))
+    shares = [
+        list(training_batches(9, seed=1, batch_size=4, steps=range(6), parts=parts, rank=rank, processes=processes))
+        for rank in range(processes)
+    ]
+    for step in range(6):
+        together = [place for part in range(parts) for share in shares for place in share[step * parts + part]]
+        assert together == whole[step]
+
+
+def test_a_data_set_smaller_than_a_batch_goes_round():
+    batch = next(training_batches(3, seed=0, batch_size=8, steps=range(1)))
+    assert [epoch for epoch, _ in batch] == [0, 0, 0, 1, 1, 1, 2, 2]
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(small_dataset):
+    transform = TrainTransform.from_config(DataConfig(base_size=48, crop_size=32))
+    order = list(training_batches(6, seed=0, batch_size=3, steps=range(5)))
+    runs = [list(build_loader(small_dataset, order, transform=transform, seed=7, workers=n)) for n in (0, 1, 2)]
+    assert len(runs[0]) == 5
+    for other in runs[1:]:
+        for first, second in zip(runs[0], other, strict=True):
+            assert first.names == second.names
+            assert torch.equal(first.images, second.images)
+            assert torch.equal(first.labels, second.labels)
+
+
+def test_whole_images_in_channels_last_memory(small_dataset):
+    batch = next(build_loader(small_dataset, [[(0, 2)]]))
+    sample = small_dataset[2]
+    assert batch.images.shape == (1, 3, 42, 56)
+    assert batch.images.dtype == batch.labels.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert np.array_equal(batch.images[0].permute(1, 2, 0).numpy(), sample.image)
+    assert np.array_equal(batch.labels[0].numpy(), sample.labels)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_sample_arrives_as_one_clear_message(small_dataset, workers):
+    class Broken(type(small_dataset)):
+        def __getitem__(self, index):
+            if index == 4:
+                raise DatasetError("cannot read photo_4.png: damaged.")
+            return super().__getitem__(index)
+
+    loader = build_loader(Broken(), [[(0, 1)], [(0, 4)], [(0, 2)]], workers=workers)
+    assert next(loader).names == ["sample 1"]
+    with pytest.raises(DatasetError) as error:
+        next(loader)
+    assert str(error.value) == "cannot read photo_4.png: damaged."
+
+
+def test_probabilities_decide_how_often_a_sample_comes():
+    probabilities = np.array([0.1, 0.0, 0.6, 0.3])
+    batches = list(training_batches(4, seed=1, batch_size=4, steps=range(500), probabilities=probabilities))
+    counts = np.bincount([index for batch in batches for _, index in batch], minlength=4) / 2000
+    assert np.abs(counts - probabilities).max() < 0.04
+    assert counts[1] == 0
+    places = [place for batch in batches for place in batch]
+    assert len(set(places)) == len(places)  # drawn again, a photo is cut in another way
+    late = list(training_batches(4, seed=1, batch_size=4, steps=range(300, 302), probabilities=probabilities))
+    assert late == batches[300:302]  # a resumed run continues in the same row
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_class_mix_depends_on_the_place_alone(small_dataset, workers):
+    plain = TrainTransform.from_config(DataConfig(base_size=56, crop_size=32))
+    mixing = TrainTransform.from_config(DataConfig(base_size=56, crop_size=32, class_mix=1.0))
+    batches = [[(3, index)] for index in range(6)]
+    once, twice, without = (
+        [batch.images for batch in build_loader(small_dataset, batches, transform=transform, seed=5, workers=count)]
+        for transform, count in ((mixing, workers), (mixing, 0), (plain, 0))
+    )
+    assert all((a == b).all() for a, b in zip(once, twice, strict=True))
+    assert not all((a == b).all() for a, b in zip(once, without, strict=True))

@@ -1,0 +1,274 @@
+"""Configs: files, overrides, and mistakes in both."""
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from resnest_seg.config import (
+    ModelConfig,
+    PretrainConfig,
+    RunConfig,
+    check_values,
+    config_keys,
+    flatten,
+    kinds_of,
+    load_run_config,
+    run_config_from_dict,
+    to_yaml,
+)
+from resnest_seg.errors import ConfigError
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = [path for path in CONFIGS if "_classifier_" not in path.stem]  # see test_pretraining.py
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_shipped_config_is_whole_and_says_what_it_is(path):
+    text = path.read_text(encoding="utf-8")
+    tree = yaml.safe_load(text)
+    given = [f"{group}.{key}" if isinstance(values, dict) else group
+             for group, values in tree.items() for key in (values if isinstance(values, dict) else [None])]  # fmt: skip
+    assert given == config_keys()
+    config = load_run_config(path)
+    suffix = "_mmseg" if config.model.family == "mmseg" else ""
+    assert path.stem == f"{config.data.dataset}_{config.model.head}_{config.model.encoder}{suffix}"
+    header = [line for line in text.splitlines() if line.startswith("#")]
+    for word in ("What for:", "Expect:", "Takes:", "Command:"):
+        assert any(word in line for line in header), f"{path.name} has no line {word}"
+    assert header[0].startswith(f"# {TITLES[config.model.head]} on ")
+    commands = [line for line in header if f"tools/train_seg.py --config configs/{path.name}" in line]
+    assert commands or path.stem in SHORT, f"{path.name} does not say how to train it"
+
+
+TITLES = {"fcn": "FCN", "deeplabv3": "DeepLabV3", "pspnet": "PSPNet", "deeplabv3plus": "DeepLabV3+"}
+
+SHORT = ("ade20k_deeplabv3_resnest50", "cityscapes_deeplabv3_resnest50", "camvid_deeplabv3_resnest50",
+         "folder_deeplabv3_resnest50", "synthetic_fcn_resnest14_tiny")  # fmt: skip
+"""Trained with --dataset NAME alone."""
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_network_of_a_shipped_config_can_be_built(path):
+    """Without memory or weights; the names are those of the published file where there is one."""
+    import torch
+
+    from resnest_seg.models.loading import segmenter_for
+    from resnest_seg.models.published import PUBLISHED
+
+    config = load_run_config(path)
+    with torch.device("meta"):
+        segmenter = segmenter_for(config, None, num_classes=NUM_CLASSES[config.data.dataset], pretrained=False)
+    source = {"mmseg": "mmseg", "encoding": "encoding"}[config.model.family]
+    network = (source, config.model.encoder, config.model.head, config.data.dataset)
+    for entry in PUBLISHED:
+        if (entry.source, entry.encoder, entry.head, entry.dataset) == network:
+            millions = sum(parameter.numel() for parameter in segmenter.parameters()) / 1e6
+            assert millions == pytest.approx(entry.millions, abs=0.01)
+
+
+NUM_CLASSES = {"ade20k": 150, "cityscapes": 19, "camvid": 11, "synthetic": 10, "folder": 2}
+
+FIGURES = {
+    # The published figures, as the sources print them: name -> single scale and several, or several and pixel accuracy
+    "ade20k_fcn_resnest50": "42.94 mIoU and 80.18 pixel accuracy",
+    "ade20k_deeplabv3_resnest50": "45.12 mIoU and 81.17 pixel accuracy",
+    "ade20k_deeplabv3_resnest101": "46.91 mIoU and 82.07 pixel accuracy",
+    "ade20k_deeplabv3_resnest200": "48.36 mIoU and 82.45 pixel accuracy",
+    "ade20k_deeplabv3_resnest269": "47.60 mIoU and 82.62 pixel accuracy",
+    "ade20k_fcn_resnest101_mmseg": "45.62 mIoU (single scale) and 46.16",
+    "ade20k_pspnet_resnest101_mmseg": "45.44 mIoU (single scale) and 46.28",
+    "ade20k_deeplabv3_resnest101_mmseg": "45.71 mIoU (single scale) and 46.59",
+    "ade20k_deeplabv3plus_resnest101_mmseg": "46.47 mIoU (single scale) and 47.27",
+    "cityscapes_fcn_resnest101_mmseg": "77.56 mIoU (single scale) and 78.98",
+    "cityscapes_pspnet_resnest101_mmseg": "78.57 mIoU (single scale) and 79.19",
+    "cityscapes_deeplabv3_resnest101_mmseg": "79.67 mIoU (single scale) and 80.51",
+    "cityscapes_deeplabv3plus_resnest101_mmseg": "79.62 mIoU (single scale) and 80.27",
+}
+
+ENCODING = {"optim.optimizer": "sgd", "optim.momentum": 0.9, "optim.lr": 0.01, "optim.reference_batch": 16,
+            "train.batch_size": 16, "optim.weight_decay": 1e-4, "optim.decay": "all", "optim.head_lr_factor": 10,
+            "optim.schedule": "poly", "optim.power": 0.9, "optim.min_lr": 0, "optim.warmup": 0, "train.aux_weight": 0.2,
+            "data.base_size": 520, "data.crop_size": 480, "data.recipe": "encoding", "data.flip": 0.5,
+            "data.scale_min": 0.5, "data.scale_max": 2, "data.blur": 0, "train.sync_bn": True,
+            "model.dilation": "encoding", "model.output_stride": 8, "model.encoder_weights": "imagenet"}  # fmt: skip
+"""PyTorch-Encoding on ADE20K."""
+
+MMSEG = ENCODING | {"optim.weight_decay": 5e-4, "optim.head_lr_factor": 1, "optim.min_lr": 1e-4,
+                    "train.aux_weight": 0.4, "data.base_size": 512, "data.long_edge": 2048, "data.crop_size": 512,
+                    "data.recipe": "mmseg", "train.epochs": None, "train.iterations": 160_000,
+                    "model.dilation": "mmseg"}  # fmt: skip
+"""mmsegmentation on ADE20K."""
+
+CITYSCAPES = {"data.base_size": 1024, "data.crop_width": 1024, "train.iterations": 80_000, "train.batch_size": 8,
+              "optim.reference_batch": 8}  # fmt: skip
+"""What is different there on Cityscapes."""
+
+GLUON = {"data.base_size": 2048, "data.crop_size": 768, "train.batch_size": 16, "train.epochs": 240}
+"""GluonCV on Cityscapes."""
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_recipes_are_the_published_ones(path):
+    config, text = load_run_config(path), path.read_text(encoding="utf-8")
+    header, flat = " ".join(text.partition("model:")[0].split()), flatten(config)
+    if path.stem in FIGURES:
+        assert f"the recipe behind {'the' if path.stem[-6:] != '_mmseg' else 'mmsegmentation'}" in header
+        assert FIGURES[path.stem] in header
+    else:
+        assert "the recipe behind" not in header
+    if config.data.dataset not in ("ade20k", "cityscapes"):
+        return
+    expected = MMSEG if config.model.family == "mmseg" else ENCODING
+    if config.data.dataset == "cityscapes":
+        expected = expected | (CITYSCAPES if config.model.family == "mmseg" else GLUON)
+    elif config.model.family == "encoding":
+        expected = expected | {"train.epochs": 180 if config.model.encoder in ("resnest101", "resnest200") else 120}
+    assert {key: flat[key] for key in expected} == expected
+    photos = {"ade20k": 20_210, "cityscapes": 2_975}[config.data.dataset]
+    steps = config.train.iterations or config.train.epochs * (photos // config.train.batch_size)
+    assert f"{steps:,} steps of {config.train.batch_size} images" in header
+
+
+def test_there_is_a_recipe_for_every_published_pair():
+    stems = {path.stem for path in CONFIGS}
+    assert set(FIGURES) <= stems
+    assert {f"ade20k_{head}_resnest{depth}" for head in ("fcn", "deeplabv3") for depth in (50, 101, 200, 269)} <= stems
+    assert {f"cityscapes_deeplabv3_resnest{depth}" for depth in (50, 101)} <= stems
+
+
+def test_a_config_survives_the_way_through_its_file(tmp_path):
+    config = RunConfig(model=ModelConfig(encoder="resnest14", aux_head=False), seed=7, output="runs/x")
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load_run_config(tmp_path / "config.yaml") == config
+    assert run_config_from_dict(dataclasses.asdict(config)) == config
+    assert list(flatten(config)) == config_keys()
+
+
+def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("optim: {lr: 0.5, power: 2}\ndata:\n  dataset: camvid\n")
+    config = load_run_config(path, overrides=["--optim.lr", "0.25", "--eval.limit=3", "--model.aux_head=false"])
+    assert (config.optim.lr, config.optim.power, config.data.dataset) == (0.25, 2, "camvid")
+    assert (config.eval.limit, config.model.aux_head, config.optim.momentum) == (3, False, 0.9)
+
+
+LAUGHS = "train: {loss: [&a0 [x], " + ", ".join(f"&a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)) + "]}"
+"""A list of 9 ** 29 letters."""
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("optim:\n  lrr: 1", "unknown key in {path}: 'optim.lrr'. Did you mean 'optim.lr'?"),
+        ("train:\n  iterations: 9", "exactly one of train.epochs (120) and train.iterations (9) must be given"),
+        ("train:\n  epochs: null", "exactly one of train.epochs (None) and train.iterations (None)"),
+        ("optim:\n  layer_decay: 0", "optim.layer_decay must be a number above 0 and at most 1, not 0"),
+        ("optim:\n  min_lr: 1", "optim.min_lr (1.0) is above optim.lr (0.01)"),
+        ("optim:\n  reference_batch: 0", "optim.reference_batch must be a whole number from 1 to 65536 or null, not 0"),
+        ("optims:\n  lr: 1", "unknown key in {path}: 'optims'."),
+        ("optim:\n  lr: fast", 'Parser key "optim.lr"'),
+        ("train:\n  epochs: 2.5", 'Parser key "train.epochs"'),
+        ("train:\n  epochs: 0", "train.epochs must be a whole number from 1 to 1000000000 or null, not 0"),
+        ("data:\n  flip: 1.5", "data.flip must be a number from 0 to 1, not 1.5"),
+        ("data:\n  scale_min: 3", "data.scale_max (2.0) is below data.scale_min (3.0)"),
+        ("model:\n  output_stride: 7", "model.output_stride must be 8, 16 or 32, not 7"),
+        ("optim:\n  lr: .inf", "optim.lr must be a number above 0 and at most 100, not inf"),
+        ("seed: 99999999999999999999999", "seed must be a whole number from 0 to below 9223372036854775808, not 99"),
+        ("model:", "model in {path} must be a mapping of its keys, not None"),
+        ("eval:\n  limit: 0", "eval.limit must be a whole number from 1"),
+        ("train:\n  loss: cross_entropi", "unknown loss in train.loss: 'cross_entropi'. Did you mean 'cross_entropy'?"),
+        ("train:\n  loss: dice+", "unknown loss in train.loss: ''"),
+        ("train:\n  loss: dice+dice", "train.loss names dice twice"),
+        ("train:\n  class_weights: frequency", "Did you mean 'median_frequency'?"),
+        ("train:\n  label_smoothing: 1.5", "train.label_smoothing must be a number from 0 to below 1, not 1.5"),
+        ("train:\n  ohem_threshold: -1", "train.ohem_threshold must be a number from 0 to 1, not -1"),
+        ("train:\n  ohem_min_kept: -1", "train.ohem_min_kept must be a whole number from 0"),
+        ("train: {loss: dice, label_smoothing: 0.1}", "train.label_smoothing belongs to cross_entropy and ohem"),
+        ("train: {loss: dice, class_weights: median_frequency}", "train.class_weights belongs to cross_entropy"),
+        ("- a\n- b", "{path} must hold a mapping"),
+        ("optim: [1, 2", "{path} is not valid YAML"),
+        ("optim:\n  lr: 1\noptim:\n  power: 2", "the key 'optim' stands on line 1 and again on line 3"),
+        ("optim: {lr: 1, lr: 2}", "the key 'lr' stands on line 1 and again on line 1"),
+        ("data:\n  root: " + 9999 * "[", "{path} is not valid YAML: line 2 is nested more than 50 levels deep"),
+        (LAUGHS, "train.loss in {path} must be one value, not a list"),
+        ("optim: &a {lr: *a}", "optim.lr in {path} must be one value"),
+        ("data:\n  crop_size: 1000000", "data.crop_size must be a whole number from 1 to 16384, not 1000000"),
+        ("data:\n  color_jitter: 1e9", "data.color_jitter must be a number from 0 to 2, not 1000000000.0"),
+        ("data:\n  root: ''", "data.root is empty: is a shell variable not set? Leave it out, or give null."),
+        ('data:\n  root: "a\\0b"', "data.root holds a zero byte"),
+    ],
+)
+def test_mistakes_in_a_file(tmp_path, text, says):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_run_config(path)
+    assert says.format(path=path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--optim.lrr", "1"], "unknown option '--optim.lrr'. Did you mean '--optim.lr'?"),
+        (["--optim.lr", "fast"], 'Parser key "optim.lr"'),
+        (["--data.workers", "-1"], "data.workers must be a whole number from 0 to 256, not -1"),
+        (["loose"], "loose"),
+    ],
+)
+def test_mistakes_on_the_command_line(tmp_path, words, says):
+    path = tmp_path / "run.yaml"
+    path.write_text("seed: 1")
+    with pytest.raises(ConfigError) as error:
+        load_run_config(path, overrides=words)
+    assert says in str(error.value)
+
+
+NUMBERS = {key: kind for key, kind in kinds_of(PretrainConfig).items() if kind.type in (int, float)}
+
+
+def with_value(key, value):
+    """A whole config with one value changed, as a checkpoint's metadata would bring it."""
+    tree = dataclasses.asdict(PretrainConfig() if key.startswith("classify.") else RunConfig())
+    group, _, name = key.rpartition(".")
+    (tree[group] if group else tree)[name] = value
+    kinds = kinds_of(PretrainConfig if key.startswith("classify.") else RunConfig)
+    groups = {group: values for group, values in tree.items() if isinstance(values, dict)}
+    check_values(
+        {key: value for key, value in tree.items() if key not in groups}
+        | {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()},
+        kinds,
+    )
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_no_number_is_without_bounds(key):
+    for value in (math.nan, math.inf, -math.inf, 1e30, -1e30, -1, 10**30, "1", [1], True, "nan"):
+        with pytest.raises(ConfigError) as error:
+            with_value(key, value)
+        assert str(error.value).startswith(f"{key} must be ")
+        assert f"not {'a list' if isinstance(value, list) else repr(value)}." in str(error.value)
+
+
+@pytest.mark.parametrize("key", [key for key, kind in kinds_of().items() if kind.type in (str, bool)])
+def test_text_and_switches_are_of_their_type(key):
+    for value in (3, 0.5, [], {1}, b"x"):
+        with pytest.raises(ConfigError, match=f"^{re.escape(key)} must be "):
+            with_value(key, value)
+    if kinds_of()[key].type is str:
+        for value in ("", "  ", "a\0b"):
+            with pytest.raises(ConfigError, match=f"^{re.escape(key)} "):
+                with_value(key, value)
+
+
+def test_a_missing_file():
+    with pytest.raises(ConfigError, match=r"no config file nowhere.yaml"):
+        load_run_config("nowhere.yaml")
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunConfig().seed = 3

@@ -1,0 +1,389 @@
+"""Protocols against the originals' numbers, their plain re-implementations, and laws."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import plain_protocols
+from support.reference import GOLDEN, reference_segmenter
+
+from resnest_seg.errors import CheckpointError, ConfigError
+from resnest_seg.inference.protocols import SCALES, Protocol, Setting, protocol, with_options
+from resnest_seg.inference.torch_engine import (
+    Runner,
+    View,
+    labels,
+    multiscale,
+    probabilities,
+    resized_rows,
+    score_rows,
+    scores,
+    sliding_window,
+    whole,
+)
+
+MEAN, STD = (255 * torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+
+
+def photo(height, width, seed=0):
+    """A smooth random picture [3, H, W], uint8."""
+    random = np.random.default_rng(seed)
+    small = random.integers(0, 256, (height // 6 + 2, width // 6 + 2, 3), dtype=np.uint8)
+    return torch.from_numpy(cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)).permute(2, 0, 1)
+
+
+def network(*, classes=5, stride=8, seed=0, gain=1.0):
+    """A small random network of two layers that sees where the black padding is: images -> coarse logits."""
+    random = torch.Generator().manual_seed(seed)
+    first = torch.randn(6, 3, 9, 9, generator=random) * 0.05
+    second = torch.randn(classes, 6, 1, 1, generator=random)
+
+    def logits_fn(images):
+        x = F.conv2d((images.float() - MEAN) / STD, first, stride=stride, padding=4).relu()
+        return gain * F.conv2d(x + x.mean(dim=(2, 3), keepdim=True), second)
+
+    return logits_fn
+
+
+def full_size(logits_fn, *, align_corners):
+    """The same network with its logits resized to the images' size."""
+    return lambda images: F.interpolate(
+        logits_fn(images), size=images.shape[2:], mode="bilinear", align_corners=align_corners
+    )
+
+
+def local(images):
+    """A function of each pixel alone, 3 classes."""
+    return images.float() * torch.tensor([1.0, 2.0, -1.0]).view(1, 3, 1, 1)
+
+
+def assert_close(ours, theirs, tolerance=1e-4):
+    assert ours.shape == theirs.shape
+    assert float((ours - theirs).abs().max()) <= tolerance * float(theirs.abs().max())
+
+
+# The originals' numbers
+
+
+def assert_golden(found, golden):
+    values = found.flatten().numpy()[golden["idx"]]
+    assert np.abs(values - golden["val"]).max() / np.abs(golden["val"]).max() < 1e-4
+    assert (found.argmax(dim=0).numpy() == golden["pred"]).mean() > 0.999
+
+
+@torch.inference_mode()
+def test_encoding_gives_the_originals_scores():
+    golden, model = np.load(GOLDEN / "ms_a.npz"), reference_segmenter("deeplab_resnest50")
+    size = (1, 3, int(golden["h"]), int(golden["w"]))
+    values = torch.from_numpy(np.random.RandomState(int(golden["seed"])).standard_normal(size).astype(np.float32))
+    image = (values * model.pixel_std + model.pixel_mean)[0]
+    crop = int(golden["crop_size"])
+    method = protocol("encoding", setting=Setting(base_size=int(golden["base_size"]), crop=(crop, crop)))
+    method = with_options(method, scales=[float(scale) for scale in golden["scales"]], flip=bool(golden["flip"]))
+    run = Runner(lambda images: model(images, coarse=True).logits)
+    assert_golden(scores(run, image, method), golden)
+    assert (labels(run, image, method).numpy() == golden["pred"]).mean() > 0.999
+
+
+@torch.inference_mode()
+def test_mmseg_gives_the_originals_scores():
+    golden, model = np.load(GOLDEN / "mmseg_ms_fcn_city.npz"), reference_segmenter("mmseg_fcn_city")
+    height, width = int(golden["h"]), int(golden["w"])
+    blocks = np.random.RandomState(int(golden["seed"])).randint(0, 256, (height // 8 + 2, width // 8 + 2, 3))
+    image = np.kron(blocks.astype(np.uint8), np.ones((8, 8, 1), np.uint8))[:height, :width]
+    run = Runner(lambda images: model(images, coarse=True).logits, align_corners=model.align_corners)
+    method = with_options(protocol("mmseg"), scales=[float(scale) for scale in golden["scales"]])
+    assert_golden(scores(run, torch.from_numpy(image).permute(2, 0, 1), method), golden)
+
+
+# Plain re-implementations
+
+
+@pytest.mark.parametrize("size", [(50, 70), (70, 50), (30, 31), (96, 40), (20, 100), (1, 9)])
+@pytest.mark.parametrize("flip", [True, False])
+def test_encoding_equals_the_plain_loop(size, flip):
+    image, fn = photo(*size), network()
+    method = protocol("encoding", setting=Setting(base_size=64, crop=(48, 48)))
+    ours = scores(Runner(fn), image, with_options(method, flip=flip))
+    plain = plain_protocols.encoding(
+        lambda x: full_size(fn, align_corners=True)(x * STD + MEAN),
+        (image[None] - MEAN) / STD,
+        base_size=64,
+        crop_size=48,
+        scales=SCALES,
+        flip=flip,
+    )
+    assert_close(ours, plain[0])
+
+
+@pytest.mark.parametrize("size", [(50, 70), (31, 30), (1, 9)])
+def test_mmseg_equals_the_plain_loop(size):
+    image, fn = photo(*size), network()
+    ours = scores(Runner(fn, align_corners=False), image, protocol("mmseg"))
+    plain = plain_protocols.mmseg(
+        lambda x: full_size(fn, align_corners=False)(x * STD + MEAN), image.permute(1, 2, 0).numpy(), scales=SCALES
+    )
+    assert_close(ours, plain[0])
+
+
+def test_mmseg0_is_mmseg_on_scales_of_a_canvas():
+    image, fn = photo(60, 100), network()
+    method = with_options(
+        protocol("mmseg0", setting=Setting(recipe="mmseg", base_size=90, long_edge=200)), scales=(0.5, 1.0)
+    )
+    assert [method.size(60, 100, scale) for scale in method.scales] == [(45, 75), (90, 150)]
+    views = []
+    for height, width in ((45, 75), (90, 150)):
+        resized = torch.from_numpy(cv2.resize(image.permute(1, 2, 0).numpy(), (width, height))).permute(2, 0, 1)[None]
+        for flip in (False, True):
+            logits = full_size(fn, align_corners=False)(resized.flip(3) if flip else resized)
+            logits = logits.flip(3) if flip else logits
+            views.append(F.interpolate(logits, size=(60, 100), mode="bilinear", align_corners=False).softmax(dim=1))
+    assert_close(scores(Runner(fn, align_corners=False), image, method), (sum(views) / 4)[0])
+
+
+def slide_plainly(fn, image, window, step):
+    """mmsegmentation's slide mode: windows shifted inward, logits divided by counts."""
+    height, width = image.shape[1:]
+    tall, wide = min(window, height), min(window, width)
+    total, count = 0, torch.zeros(height, width)
+    for row in range(max(height - window + step - 1, 0) // step + 1):
+        for column in range(max(width - window + step - 1, 0) // step + 1):
+            bottom, right = min(row * step + window, height), min(column * step + window, width)
+            top, left = max(bottom - window, 0), max(right - window, 0)
+            part = fn(image[None, :, top:bottom, left:right])[0]
+            total = total + F.pad(part, (left, width - left - wide, top, height - top - tall))
+            count[top:bottom, left:right] += 1
+    return total / count
+
+
+@pytest.mark.parametrize("size", [(50, 70), (48, 48), (30, 100), (20, 20), (49, 111)])
+def test_slide_equals_the_plain_loop(size):
+    image, fn = photo(*size), network()
+    ours = scores(Runner(fn), image, protocol("slide", setting=Setting(crop=(48, 48))))
+    assert_close(ours, slide_plainly(full_size(fn, align_corners=True), image, 48, 32))
+
+
+@pytest.mark.parametrize("window", [None, 48])
+def test_paddle_averages_raw_logits(window):
+    image, fn = photo(50, 70), network()
+    method = with_options(protocol("paddle"), scales=(0.5, 1.5), window=window, overlap=window and 16)
+    views = []
+    for size in ((25, 35), (75, 105)):
+        resized = F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=False)[0]
+        for flip in (False, True):
+            x, plain = resized.flip(2) if flip else resized, full_size(fn, align_corners=False)
+            logits = slide_plainly(plain, x, window, 32)[None] if window else plain(x[None])
+            logits = logits.flip(3) if flip else logits
+            views.append(F.interpolate(logits, size=(50, 70), mode="bilinear", align_corners=False)[0])
+    assert_close(scores(Runner(fn, align_corners=False), image, method), sum(views) / 4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 40), st.integers(1, 40), st.booleans(), st.data())
+def test_resized_rows_are_rows_of_the_resized_map(h, w, height, width, align_corners, data):
+    x = torch.randn(2, 3, h, w, generator=torch.Generator().manual_seed(0))
+    first = data.draw(st.integers(0, height - 1))
+    last = data.draw(st.integers(first + 1, height))
+    whole_map = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=align_corners)
+    ours = resized_rows(x, (height, width), range(first, last), align_corners=align_corners)
+    assert torch.allclose(ours, whole_map[:, :, first:last], atol=1e-5)
+
+
+# Laws
+
+
+def test_whole_pads_with_black_to_the_stride_and_crops_back():
+    seen = []
+
+    def logits_fn(images):
+        seen.append(images)
+        return images.float()
+
+    image = photo(13, 21)
+    assert torch.equal(whole(logits_fn, image, stride=8), image.float())
+    assert seen[0].shape == (1, 3, 16, 24)
+    assert seen[0][0, :, 13:].max() == seen[0][0, :, :, 21:].max() == 0
+    assert whole(logits_fn, photo(16, 24)).shape == (3, 16, 24)
+
+
+@pytest.mark.parametrize("merge", ["logits", "softmax"])
+def test_one_scale_without_flip_is_whole(merge):
+    image, fn = photo(48, 64), network()
+    expected = whole(fn, image)
+    expected = expected.softmax(dim=0) if merge == "softmax" else expected
+    assert_close(multiscale(fn, image, scales=[1.0], flip=False, merge=merge), expected, 1e-6)
+    assert torch.equal(sliding_window(fn, image, window=64, overlap=0), whole(fn, image))
+
+
+@pytest.mark.parametrize("name", ["mmseg", "mmseg0", "paddle"])
+def test_a_mirrored_image_gives_mirrored_labels(name):
+    image, fn = photo(50, 70), network()
+    method = protocol(name, setting=Setting(recipe="mmseg", base_size=64, long_edge=128))
+    run = Runner(fn, align_corners=False)
+    assert torch.equal(labels(run, image.flip(2), method), labels(run, image, method).flip(1))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    window=st.integers(1, 50),
+    share=st.floats(0, 0.95),
+    placement=st.sampled_from(["inward", "cut", "even"]),
+    padding=st.sampled_from(["none", "stride", "window"]),
+    blend=st.sampled_from(["none", "hann", "distance"]),
+    flip=st.booleans(),
+)
+def test_windows_over_the_identity_give_the_image_back(height, width, window, share, placement, padding, blend, flip):
+    image, step = photo(height, width), max(window - int(window * share), 1)
+    method = Protocol(
+        window=(window, window), step=(step, step), placement=placement, padding=padding, blend=blend, flip=flip
+    )
+    found = scores(Runner(lambda images: images.float(), batch=1000), image, method)
+    assert torch.allclose(found, image.float(), atol=1e-2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["whole", "slide", "mmseg", "mmseg0", "paddle", "encoding"])
+def test_a_constant_image_gives_constant_labels(name):
+    method = protocol(name, setting=Setting(base_size=64, crop=(48, 48)))
+    if name == "mmseg0":
+        method = protocol(name, setting=Setting(recipe="mmseg", base_size=64, long_edge=128))
+    for value in (3, 120, 250):
+        found = labels(Runner(local), torch.full((3, 50, 70), value, dtype=torch.uint8), method)
+        assert found.unique().tolist() == [1]
+
+
+@pytest.mark.parametrize("name", ["whole", "slide", "mmseg", "paddle", "encoding"])
+@pytest.mark.parametrize("coarse", [True, False])
+def test_slabs_of_any_height_give_the_same_scores(name, coarse):
+    image, fn = photo(50, 70), network()
+    fn = fn if coarse else full_size(fn, align_corners=True)
+    method = protocol(name, setting=Setting(base_size=64, crop=(48, 48)))
+    at_once = list(score_rows(Runner(fn), image, method, slab_rows=50))
+    assert [first for first, _ in at_once] == [0]
+    for rows in (1, 7, 32):
+        slabs = list(score_rows(Runner(fn), image, method, slab_rows=rows))
+        assert [first for first, _ in slabs] == list(range(0, 50, rows))
+        assert_close(torch.cat([slab for _, slab in slabs], dim=1), at_once[0][1], 1e-6)
+
+
+def test_blended_tiles_equal_whole_for_a_function_of_small_view():
+    """A window's outermost pixels lack their neighbours, and blending takes these from the window beside it."""
+    image, blur = photo(100, 130), torch.ones(3, 1, 3, 3) / 9
+
+    def fn(images):
+        return F.conv2d(images.float(), blur, padding=1, groups=3)
+
+    errors = {}
+    for blend in ("none", "hann", "distance"):
+        assert_close(sliding_window(local, image, window=40, overlap=24, blend=blend), local(image[None])[0], 1e-5)
+        tiled = sliding_window(fn, image, window=40, overlap=24, blend=blend)
+        errors[blend] = float((tiled - whole(fn, image))[:, 1:-1, 1:-1].abs().max())
+    assert errors["hann"] < 1 < errors["distance"] < errors["none"] / 2  # grey levels
+
+
+def test_windows_are_forgotten_once_they_lie_above():
+    view = View(Runner(lambda images: images.float()), photo(400, 30), (400, 30),
+                Protocol(window=(40, 40), step=(30, 30)))  # fmt: skip
+    held = []
+    for first in range(0, 400, 10):
+        view.rows(first, first + 10)
+        held.append(len(view._logits))
+    assert max(held) == 2
+
+
+# Numbers at their limits
+
+
+@pytest.mark.parametrize("gain", [1, 100, 1000, 20000])
+def test_exponentials_neither_overflow_nor_vanish(gain):
+    image, fn = photo(50, 70), network(gain=gain)
+    method = protocol("encoding", setting=Setting(base_size=64, crop=(48, 48)))
+    found = scores(Runner(fn), image, method)
+    assert found.isfinite().all()
+    peak = fn(image[None]).abs().max() * 2
+    assert found.dtype == (torch.float32 if peak < 80 else torch.float64)
+    if peak < 300:  # what double precision can check plainly
+        plain = plain_protocols.encoding(
+            lambda x: full_size(fn, align_corners=True)(x * STD + MEAN).double(),
+            (image[None] - MEAN) / STD, base_size=64, crop_size=48, scales=SCALES, flip=True)  # fmt: skip
+        assert (found.argmax(dim=0) == plain[0].argmax(dim=0)).float().mean() > 0.999
+    assert torch.allclose(probabilities(found, "exp").sum(dim=0), torch.ones(50, 70), atol=1e-5) or peak > 1400
+
+
+@pytest.mark.parametrize("offset", [-70, -200, -5000, 5000])
+def test_what_is_added_to_all_logits_changes_no_label(offset):
+    """As for a softmax; in float32 the exponentials of all classes would vanish, or overflow, together."""
+    image, fn = photo(50, 70), network()
+    method = protocol("encoding", setting=Setting(base_size=64, crop=(48, 48)))
+    moved = scores(Runner(lambda images: fn(images).double() + offset), image, method)
+    assert moved.amax(dim=0).min() > 0
+    assert moved.isfinite().all()
+    assert (
+        moved.argmax(dim=0) == labels(Runner(fn), image, method)
+    ).float().mean() > 0.99  # float32 keeps 1e-4 of 5000
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["whole", "encoding"])
+def test_logits_that_are_no_numbers_are_refused(value, name):
+    def broken(images):
+        logits = network()(images)
+        logits[0, 1, 0, 0] = value
+        return logits
+
+    with pytest.raises(CheckpointError, match="not all finite numbers"):
+        labels(Runner(broken), photo(50, 70), protocol(name))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_networks_are_accumulated_in_float32(dtype):
+    image, fn = photo(50, 70), network(gain=20)
+    for name in ("encoding", "mmseg", "paddle", "whole"):
+        method = protocol(name, setting=Setting(base_size=64, crop=(48, 48)))
+        found = scores(Runner(lambda images: fn(images).to(dtype)), image, method)
+        rounded = scores(Runner(lambda images: fn(images).to(dtype).double()), image, method)
+        assert found.dtype in (torch.float32, torch.float64)
+        assert torch.equal(found, rounded)
+        assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, None])
+def test_batches_change_nothing(batch):
+    image, fn = photo(90, 120), network()
+    method = protocol("encoding", setting=Setting(base_size=128, crop=(48, 48)))
+    one = scores(Runner(fn, batch=1), image, method)
+    assert_close(scores(Runner(fn, batch=batch), image, method), one, 1e-5)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_remembered():
+    image, fn, sizes = photo(90, 120), network(), []
+
+    def small_gpu(images):
+        sizes.append(len(images))
+        if len(images) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return fn(images)
+
+    method = protocol("encoding", setting=Setting(base_size=128, crop=(48, 48)))
+    run = Runner(small_gpu, batch=16)
+    assert_close(scores(run, image, method), scores(Runner(fn, batch=1), image, method), 1e-5)
+    assert max(sizes) > 3
+    sizes.clear()
+    scores(run, image, method)
+    assert max(sizes) <= 3
+
+    def no_gpu(images):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        scores(Runner(no_gpu), image, method)
+
+
+def test_bad_values_are_refused():
+    with pytest.raises(ConfigError, match="at least 1 image, not 0"):
+        Runner(local, batch=0)

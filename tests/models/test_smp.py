@@ -1,0 +1,212 @@
+"""The bridge to segmentation-models-pytorch, in both directions."""
+
+import warnings
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from segmentation_models_pytorch.encoders._base import EncoderMixin
+
+from resnest_seg.config import ModelConfig
+from resnest_seg.errors import ConfigError, DownloadError
+from resnest_seg.models.loading import build_segmenter
+from resnest_seg.models.resnest import ResNeSt
+from resnest_seg.models.smp import DECODERS, ResNeStSMPEncoder, SMPEncoder
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+def test_our_encoder_keeps_smps_contract(output_stride):
+    encoder = ResNeStSMPEncoder(ModelConfig("resnest14_tiny", output_stride=output_stride, in_channels=4)).eval()
+    assert isinstance(encoder, EncoderMixin)
+    images = torch.randn(2, 4, 64, 96)
+    features = encoder(images)
+    assert encoder.out_channels == [feature.shape[1] for feature in features]
+    strides = [1, 2, 4, 8, min(16, output_stride), output_stride]
+    assert [feature.shape[2:] for feature in features] == [(64 // s, 96 // s) for s in strides]
+    assert encoder.output_stride == output_stride
+    assert torch.equal(features[0], images)
+    encoder.make_dilated(output_stride)
+    with pytest.raises(ConfigError, match="built with output stride"):
+        encoder.make_dilated(4)
+
+
+@torch.inference_mode()
+def test_our_encoder_under_smp_is_our_encoder():
+    plain = ResNeSt(ModelConfig("resnest14_tiny", output_stride=8, dilation="timm")).eval()
+    bridge = ResNeStSMPEncoder(ModelConfig("resnest14_tiny", output_stride=8, dilation="timm")).eval()
+    bridge.load_state_dict(plain.state_dict())
+    images = torch.randn(1, 3, 33, 47)
+    for ours, theirs in zip(plain(images), bridge(images)[2:], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@torch.inference_mode()
+def test_a_whole_smp_model_runs_on_our_encoder():
+    """Put into SMP's own model class, whose encoder of the same channels it replaces."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = smp.UPerNet("resnet50", encoder_weights=None, classes=4)
+    model.encoder = ResNeStSMPEncoder(ModelConfig("resnest14", output_stride=32))
+    assert model.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 4, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("head", "output_stride"), [(head, stride) for head, (_, strides) in DECODERS.items() for stride in strides]
+)
+def test_every_decoder_segments_on_our_encoder(head, output_stride):
+    """Any size, with the auxiliary head, and with a gradient for every parameter."""
+    segmenter = build_segmenter("resnest14_tiny", head=f"smp:{head}", num_classes=3, output_stride=output_stride)
+    output = segmenter(torch.randint(0, 256, (2, 3, 45, 70), dtype=torch.uint8))
+    assert output.logits.shape == output.aux_logits.shape == (2, 3, 45, 70)
+    (output.logits.square().mean() + output.aux_logits.square().mean()).backward()
+    assert [name for name, p in segmenter.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride"),
+    [("resnet18", 8), ("se_resnet50", 16), ("timm-skresnet18", 16), ("efficientnet-b0", 8), ("mit_b0", 32),
+     ("densenet121", 32), ("vgg11", 32), ("tu-resnest14d", 8), ("tu-hrnet_w18_small", 32)],
+)  # fmt: skip
+def test_smps_encoders_segment_under_our_heads(name, output_stride):
+    segmenter = build_segmenter(f"smp:{name}", head="fcn", num_classes=3, output_stride=output_stride).eval()
+    assert segmenter(torch.zeros(1, 3, 45, 70, dtype=torch.uint8)).logits.shape == (1, 3, 45, 70)
+    features = segmenter.encoder(torch.zeros(1, 3, 64, 96))
+    assert [feature.shape[1] for feature in features[-4:]] == list(segmenter.encoder.channels)
+    assert features[-1].shape[2:] == (64 // output_stride, 96 // output_stride)
+    output = segmenter.train()(torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8))
+    (output.logits.square().mean() + output.aux_logits.square().mean()).backward()
+    trained = [(key, parameter) for key, parameter in segmenter.named_parameters() if parameter.requires_grad]
+    assert [key for key, parameter in trained if parameter.grad is None] == []  # or DistributedDataParallel stops
+
+
+def test_what_no_head_reads_is_frozen_and_nothing_else():
+    """By another way: what moves when a parameter does. HRNet's last fusion feeds levels that FCN passes over."""
+    torch.manual_seed(0)
+    segmenter = build_segmenter("smp:tu-hrnet_w18_small", head="fcn", num_classes=2, output_stride=32, aux_head=False)
+    assert segmenter.training
+    frozen = [name for name, parameter in segmenter.named_parameters() if not parameter.requires_grad]
+    assert frozen
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    parameters = dict(segmenter.eval().named_parameters())
+    with torch.inference_mode():
+        for module in segmenter.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.fill_(1)  # timm begins some with 0, behind which nothing moves yet
+        before = segmenter(images).logits
+        trained = [name for name in parameters if name not in frozen]
+        for name in [*frozen[::5], *trained[::20]]:
+            parameters[name].add_(0.5)
+            changed = not torch.equal(segmenter(images).logits, before)
+            parameters[name].sub_(0.5)
+            assert changed == (name not in frozen), name
+    read = build_segmenter("smp:tu-hrnet_w18_small", head="smp:unet", num_classes=2, output_stride=32, aux_head=False)
+    assert all(parameter.requires_grad for parameter in read.parameters())
+
+
+ARCHITECTURES = {
+    "unet": smp.Unet,
+    "unetplusplus": smp.UnetPlusPlus,
+    "manet": smp.MAnet,
+    "linknet": smp.Linknet,
+    "fpn": smp.FPN,
+    "deeplabv3": smp.DeepLabV3,
+    "pan": smp.PAN,
+    "upernet": smp.UPerNet,
+    "segformer": smp.Segformer,
+}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("head", ARCHITECTURES)
+def test_heads_are_those_of_smps_own_models(head):
+    """The same weights in SMP's model and in ours, on a size that needs no padding: the same logits."""
+    stride = 8 if head == "deeplabv3" else 32
+    options = (
+        {"encoder_output_stride": 8} if head == "deeplabv3" else {"encoder_output_stride": 32} if head == "pan" else {}
+    )
+    theirs = ARCHITECTURES[head]("resnet18", encoder_weights=None, classes=3, **options).eval()
+    ours = build_segmenter(
+        "smp:resnet18", head=f"smp:{head}", num_classes=3, output_stride=stride, aux_head=False
+    ).eval()
+    state = {key.replace("encoder.", "encoder.encoder.", 1) if key.startswith("encoder.") else f"head.{key}": value
+             for key, value in theirs.state_dict().items()}  # fmt: skip
+    missing, unexpected = ours.load_state_dict(state, strict=False)
+    assert (sorted(missing), unexpected) == (["pixel_mean", "pixel_std"], [])
+    images = torch.randint(0, 256, (1, 3, 256, 256), dtype=torch.uint8)
+    expected = theirs(ours.normalise(images))
+    assert torch.allclose(ours(images).logits, expected, atol=1e-4 * expected.abs().max())
+
+
+@torch.inference_mode()
+def test_the_timm_variant_is_what_smp_users_get():
+    """SMP's tu-resnest14d at output stride 8 and ours with dilation="timm", on the same weights."""
+    theirs = SMPEncoder("tu-resnest14d", output_stride=8, in_channels=3).eval()
+    ours = ResNeSt(ModelConfig("resnest14", output_stride=8, dilation="timm")).eval()
+    weights = {key.removeprefix("encoder.model."): value for key, value in theirs.state_dict().items()}
+    ours.load_state_dict(weights)
+    images = torch.randn(1, 3, 64, 96)
+    for a, b in zip(ours(images), theirs(images)[2:], strict=True):
+        assert torch.allclose(a, b, atol=1e-4 * b.abs().max())
+
+
+@torch.inference_mode()
+def test_both_ends_may_be_smps():
+    segmenter = build_segmenter("smp:resnet18", head="smp:unet", num_classes=2, output_stride=32, in_channels=1).eval()
+    assert segmenter(torch.zeros(1, 1, 40, 40)).logits.shape == (1, 2, 40, 40)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (
+            {"encoder": "smp:densenet121"},
+            "smp:densenet121 cannot be built with output_stride 8: DenseNet encoders do not",
+        ),
+        ({"encoder": "smp:resnet19"}, "unknown encoder 'smp:resnet19'. Did you mean 'smp:resnet1"),
+        ({"encoder": "smp:tu-nothing"}, "smp:tu-nothing cannot be built"),
+        ({"encoder": "smp:resnet18", "drop_block": 0.1}, "encoder smp:resnet18 is not ours"),
+        ({"encoder": "smp:resnet18", "encoder_weights": "imagenot"}, "Wrong pretrained weights `imagenot`"),
+        ({"head": "smp:unetz"}, "unknown head 'smp:unetz'. Did you mean 'smp:unet'?"),
+        ({"head": "smp:fpn"}, "head smp:fpn works with output_stride 32, not 8"),
+    ],
+)
+def test_what_does_not_exist_or_fit_is_named(values, says):
+    with pytest.raises(ConfigError) as error:
+        build_segmenter(**({"encoder": "resnest14_tiny", "head": "fcn"} | values))
+    assert says in str(error.value)
+
+
+def test_an_encoder_that_only_says_it_is_dilated_is_refused(monkeypatch):
+    """What counts is the size of the features, not an attribute."""
+    real = smp.encoders.get_encoder
+
+    def pretender(name, *, output_stride, **options):
+        encoder = real(name, output_stride=32, **options)
+        encoder._output_stride = output_stride
+        return encoder
+
+    monkeypatch.setattr(smp.encoders, "get_encoder", pretender)
+    with pytest.raises(ConfigError, match="smp:resnet18 cannot be dilated: asked for output stride 8"):
+        SMPEncoder("resnet18", output_stride=8, in_channels=3)
+
+
+def test_pretrained_weights_bring_their_pixel_statistics(monkeypatch):
+    real = smp.encoders.get_encoder
+    settings = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1], "input_range": [0, 1]}
+    monkeypatch.setattr(
+        smp.encoders, "get_encoder", lambda name, *, weights, **options: real(name, weights=None, **options)
+    )
+    monkeypatch.setattr(smp.encoders, "get_preprocessing_params", lambda name, weights: settings)
+    segmenter = build_segmenter("smp:resnet18", head="fcn", encoder_weights="imagenet")
+    assert segmenter.pixel_mean.flatten().tolist() == pytest.approx([127.5, 102, 76.5])
+    assert segmenter.pixel_std.flatten().tolist() == pytest.approx([51, 51, 25.5])
+
+
+def test_weights_that_cannot_be_fetched_are_one_error(monkeypatch):
+    def offline(name, *, weights, **options):
+        raise FileNotFoundError("no network")
+
+    monkeypatch.setattr(smp.encoders, "get_encoder", offline)
+    with pytest.raises(DownloadError, match="cannot download the 'imagenet' weights of encoder smp:resnet18"):
+        build_segmenter("smp:resnet18", head="fcn", encoder_weights="imagenet")

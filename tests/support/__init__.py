@@ -1,0 +1,1 @@
+"""What tests share: models, data, servers and reference numbers made small."""

@@ -1,0 +1,162 @@
+"""Trains in two forked processes over gloo, so that a test pays for the imports once.
+
+python tests/many_processes.py FOLDER: runs FOLDER/ddp and FOLDER/fsdp, which are left alone, and FOLDER/fsdp_resumed,
+which is stopped after three steps and continued by other processes.
+python tests/many_processes.py FOLDER classifier: runs FOLDER/whole and FOLDER/resumed of a classifier, the second of
+which dies before its last validation.
+"""
+
+import dataclasses
+import os
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch._dynamo  # which torch imports when an optimiser is built: seconds that each child would spend
+import torch.distributed.fsdp
+import torch.distributed.tensor
+
+import resnest_seg.training.distributed
+from resnest_seg.config import (
+    ClassifyConfig,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    PretrainConfig,
+    RunConfig,
+    TrainConfig,
+)
+from resnest_seg.data.datasets import Sample, SegmentationDataset
+from resnest_seg.labels import LabelSpace
+from resnest_seg.models.loading import build_segmenter
+from resnest_seg.training.classification import ClassFolder, ClassificationTask
+from resnest_seg.training.tasks import SegmentationTask
+from resnest_seg.training.trainer import Trainer
+from support import fake_data
+
+CONFIG = RunConfig(
+    model=ModelConfig(encoder="resnest14_tiny", head="fcn", output_stride=32),
+    data=DataConfig(base_size=56, crop_size=32, workers=0),
+    optim=OptimConfig(lr=0.02, reference_batch=None, head_lr_factor=3, freeze="bn,head_bn"),
+    train=TrainConfig(epochs=3, batch_size=4, ema=0.5, keep=9, log_every=1, trackers="none"),
+    eval=EvalConfig(sheet=0),
+)
+"""Six steps of four images, batch norm frozen, no dropout: then only the order of sums tells the ways apart."""
+
+
+class Uneven(SegmentationDataset):
+    """Eight pictures, of which most of some and nothing of others is ignored."""
+
+    label_space, split = LabelSpace.numbered(3, name="three"), "train"
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        random = np.random.default_rng(index)
+        image = random.integers(0, 256, (40, 56, 3), dtype=np.uint8)
+        labels = random.integers(0, 3, (40, 56), dtype=np.uint8)
+        labels[: 5 * index] = 255
+        return Sample(image, labels, f"picture {index}")
+
+
+def train(output, *, until=None, resume=False, **changes):
+    """One run; returns its trainer."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, **changes))
+    segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=3, output_stride=32)
+    for module in segmenter.modules():
+        if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
+            module.p = 0.0  # its masks depend on how the batch is divided
+    data = Uneven()
+    task = SegmentationTask(config, data, data)
+    trainer = Trainer(config, segmenter=segmenter, task=task, output=output, resume=resume)
+    trainer.fit(until=until)
+    return trainer
+
+
+def classify(output, *, dies=False, resume=False):
+    """A run of a classifier on three colours of noise, whose batch norm keeps statistics for each process."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    root = output.parent / "colours"
+    config = PretrainConfig(
+        model=ModelConfig(encoder="resnest14_tiny", head="classifier", output_stride=32, aux_head=False),
+        data=DataConfig(dataset="colours", crop_size=32, workers=0),
+        optim=OptimConfig(lr=0.05, reference_batch=None),
+        train=TrainConfig(epochs=4, batch_size=8, validate_every=2, log_every=1, trackers="none", sync_bn=False),
+        classify=ClassifyConfig(augment="none"),
+    )
+    task = ClassificationTask(config, ClassFolder(root, "train"), ClassFolder(root, "val"))
+    validate = task.validate
+    if dies:  # at the end, where the scores are not those of chance
+        task.validate = lambda *given, **options: sys.exit(0) if trainer.step == 12 else validate(*given, **options)
+    segmenter = build_segmenter("resnest14_tiny", head="classifier", num_classes=3, output_stride=32)
+    for module in segmenter.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0  # the last batch alone, of which each process sees another half
+    trainer = Trainer(config, segmenter=segmenter, task=task, output=output, resume=resume)
+    try:
+        trainer.fit()
+    except SystemExit:
+        assert dies
+
+
+def write_colours(root, *, validation=4, noise=40):
+    """Three classes of noise in three colours: 24 images for training."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", validation)):
+        for name, color in (("blue", (30, 40, 200)), ("green", (40, 190, 60)), ("red", (200, 50, 40))):
+            for index in range(count):
+                photo = np.clip(random.normal(color, noise, (36, 44, 3)), 0, 255).astype(np.uint8)
+                fake_data.write(root / split / name / f"{index}.png", photo)
+
+
+def in_two(work, output, **options):
+    """Run `train` or `classify` in two processes that share the batch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(2):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+            try:
+                work(output, **options)
+                status = 0
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        children.append(pid)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    if any(statuses):
+        raise SystemExit(f"{output}: exit codes {statuses}")
+
+
+def main():
+    folder = Path(sys.argv[1])
+    if "classifier" in sys.argv:
+        write_colours(folder / "colours", validation=30, noise=120)
+        in_two(classify, folder / "whole")
+        in_two(classify, folder / "resumed", dies=True)
+        in_two(classify, folder / "resumed", resume=True)
+        return
+    resnest_seg.training.distributed.UNIT = 5_000  # so that this small net is split into several units
+    in_two(train, folder / "ddp")
+    in_two(train, folder / "fsdp", parallel="fsdp")
+    in_two(train, folder / "fsdp_resumed", parallel="fsdp", until=3)
+    in_two(train, folder / "fsdp_resumed", parallel="fsdp", resume=True)
+
+
+if __name__ == "__main__":
+    main()
