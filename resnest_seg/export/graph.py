@@ -148,7 +148,7 @@ def exportable(segmenter: Segmenter, info: ExportInfo) -> ExportGraph:
     twin = copy.deepcopy(segmenter).cpu().eval().requires_grad_(False).float()
     twin.aux_head = None
     images = 255 * torch.rand(1, info.channels, 72, 88, generator=torch.Generator().manual_seed(0))
-    if not twin.fused:  # without packing convolutions, which are for torch on a CPU alone
+    if not twin.fused:
         fold_batch_norms(twin, lambda: twin(images, coarse=True).logits)
     for name, module in list(twin.named_modules()):
         other = _followable(module)

@@ -7,10 +7,9 @@ the outputs have stayed the same.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,108 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from resnest_seg.errors import ExportError
-from resnest_seg.models.heads import ConvModule
-from resnest_seg.models.resnest import Bottleneck, ResNeSt, SplitAttention
-
-
-@dataclasses.dataclass(frozen=True)
-class _Pack:
-    """A weight in oneDNN's order, and what it was made of."""
-
-    weight: Tensor
-    source: tuple[object, ...]
-
-
-class PackedConv2d(nn.Conv2d):
-    """A convolution, optionally with ReLU, that shares the parameters of the one it is made of.
-
-    [N, C, H, W] -> [N, C', H', W']. `add`, a tensor of the result's shape that nobody needs afterwards, is added to the
-    result before ReLU; it may be overwritten, and may be what is returned.
-
-    The packed weight is made by the first call and whenever the parameters have changed; it doubles the memory that a
-    weight takes, and is neither copied nor saved.
-
-    Args:
-        conv: Of torch's own class, with zero padding.
-
-    Attributes:
-        relu: End with ReLU.
-    """
-
-    relu = False
-    _pack: _Pack | None = None
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(conv.__dict__)
-
-    def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        if not self._packs(x):
-            out = super().forward(x)
-            if add is not None:
-                out = out.add_(add)
-            return out.relu_() if self.relu else out
-        weight, where = self._packed(x), (self.padding, self.stride, self.dilation, self.groups)
-        result: Tensor
-        if add is None:
-            relu = "relu" if self.relu else "none"
-            result = torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *where, relu, [], "")
-        else:
-            result = torch.ops.mkldnn._convolution_pointwise_.binary(
-                add, x, weight, self.bias, *where, "add", 1.0, "relu" if self.relu else None, [], None
-            )
-        return result
-
-    def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in self.__dict__.items() if key != "_pack"}
-
-    def _packs(self, x: Tensor) -> bool:
-        """Whether the packed way is open for this input."""
-        return (
-            type(x) is Tensor
-            and x.device.type == self.weight.device.type == "cpu"
-            and x.dtype == self.weight.dtype
-            and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _has_bfloat16()))
-            and x.numel() > 0
-            and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
-            and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch._C._is_tracing())
-            and torch.backends.mkldnn.is_available()
-            and bool(torch.backends.mkldnn.enabled)
-        )
-
-    def _packed(self, x: Tensor) -> Tensor:
-        weight = self.weight.detach()
-        version = -1 if weight.is_inference() else weight._version
-        source = (weight.data_ptr(), version, weight.dtype)
-        if self._pack is None or self._pack.source != source:
-            pack = torch.ops.aten.mkldnn_reorder_conv2d_weight
-            where = (self.padding, self.stride, self.dilation, self.groups)
-            self._pack = _Pack(pack(weight.contiguous().to_mkldnn(), *where, list(x.shape)), source)
-        return self._pack.weight
-
-
-def _has_bfloat16() -> bool:
-    """Whether oneDNN multiplies bfloat16 on this processor; the packed way would refuse otherwise."""
-    supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return supported
-
-
-def packable(module: nn.Module) -> bool:
-    """Whether a module is a convolution that `PackedConv2d` can stand for."""
-    return is_convolution(module) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-
-
-def is_convolution(module: nn.Module) -> bool:
-    """True for `nn.Conv2d` itself; a derived class may compute something else."""
-    return type(module) is nn.Conv2d
-
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
 """Precision -> the largest difference of outputs, as a share of the largest output, that rounding may explain."""
 
 
 def fuse_model(model: nn.Module, forward: Callable[[Tensor], Tensor], channels: int) -> None:
-    """Make a model a faster one for inference, in place: eval mode, no gradients, norms folded, convolutions packed.
+    """Make a model a faster one for inference, in place: eval mode, no gradients, norms folded.
 
     Args:
         model: Of one precision, which it keeps; weights are folded in float64 and rounded once.
@@ -139,7 +43,6 @@ def fuse_model(model: nn.Module, forward: Callable[[Tensor], Tensor], channels: 
     images = 255 * torch.rand(1, channels, 72, 88, generator=torch.Generator().manual_seed(0)).to(device, exact)
     with torch.no_grad(), torch.autocast(device.type, enabled=False), _unchanged(lambda: forward(images)):
         fold_batch_norms(model, lambda: forward(images))
-        pack_convolutions(model)
         convert_conv2d_weight_memory_format(model, torch.channels_last)
     model.to(dtype)
 
@@ -172,70 +75,6 @@ def fold_batch_norms(model: nn.Module, forward: Callable[[], object]) -> int:
         )
         model.set_submodule(names[norm], nn.Identity().eval())
     return len(pairs)
-
-
-class FusedBottleneck(Bottleneck):
-    """`Bottleneck` whose norms are folded, with ReLU and the shortcut within the convolutions.
-
-    What goes in is overwritten where it is the shortcut itself; the features that an encoder returns are not, because
-    the first block of each stage has a convolution there.
-    """
-
-    def __init__(self, block: Bottleneck) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(block.__dict__)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.avd_last(self.conv2(self.avd_first(self.conv1(x))))
-        activated: Tensor = self.conv3(out, self.downsample(x))
-        return activated
-
-
-def pack_convolutions(model: nn.Module) -> None:
-    """Let every convolution keep its weights in oneDNN's order and, where it is known to come next, apply ReLU.
-
-    Args:
-        model: In eval mode, its batch norms folded.
-    """
-    for name, module in list(model.named_modules()):
-        if packable(module):
-            assert isinstance(module, nn.Conv2d)
-            model.set_submodule(name, PackedConv2d(module))
-    times = collections.Counter(module for _, module in model.named_modules(remove_duplicate=False))
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Sequential | ConvModule):
-            _absorb(module, {child for child in module.children() if times[child] == 1})
-        elif isinstance(module, SplitAttention):
-            if _take_relu(module.conv, module.bn0) and _take_relu(module.fc1, module.bn1):
-                module.set_submodule("relu", nn.Identity())
-        elif isinstance(module, ResNeSt):
-            last = module.conv1[-1] if isinstance(module.conv1, nn.Sequential) else module.conv1
-            if _take_relu(last, module.bn1):
-                module.set_submodule("relu", nn.Identity())
-        elif isinstance(module, Bottleneck):
-            if isinstance(module.act2, nn.ReLU) and _take_relu(module.conv2, module.bn2):
-                module.act2 = nn.Identity()
-            if _take_relu(module.conv1, module.bn1) and _take_relu(module.conv3, module.bn3):
-                model.set_submodule(name, FusedBottleneck(module))
-
-
-def _take_relu(conv: nn.Module, norm: nn.Module) -> bool:
-    """Let a convolution end with the ReLU that follows it and its norm; False if that is not possible."""
-    if not (isinstance(conv, PackedConv2d) and isinstance(norm, nn.Identity)):
-        return False
-    conv.relu = True
-    return True
-
-
-def _absorb(sequence: nn.Module, once: Collection[nn.Module]) -> None:
-    """ReLUs of a sequence of modules go into the convolutions before them, if both occur `once` in the model."""
-    last: nn.Module | None = None
-    for name, child in list(sequence.named_children()):
-        if type(child) is nn.ReLU and isinstance(last, PackedConv2d) and {last, child} <= set(once):
-            last.relu = True
-            setattr(sequence, name, nn.Identity())
-        elif not isinstance(child, nn.Identity):
-            last = child
 
 
 @contextlib.contextmanager
@@ -319,7 +158,7 @@ def _watched(model: nn.Module) -> Iterator[_Watch]:
     """Within this context, the forward passes of a model are watched."""
     with _Watch() as watch, contextlib.ExitStack() as hooks:
         for module in model.modules():
-            if is_convolution(module):
+            if type(module) is nn.Conv2d:
                 hooks.callback(module.register_forward_hook(watch.came_out).remove)
             elif type(module) is nn.BatchNorm2d and module.running_mean is not None:
                 hooks.callback(module.register_forward_pre_hook(watch.sees).remove)

@@ -153,7 +153,7 @@ def _read(path: Path, file: BinaryIO) -> WeightFile:
         wanted = _forbidden(str(error))
         # A file that ends within a name: the reader takes the last letter for the end of the line.
         broken_off = wanted is not None and _tail(file)[:-1].endswith(wanted.rpartition(".")[2].encode())
-        if wanted is None or broken_off or start[:1] not in (b"\x80", b"P"):  # neither a pickle nor a zip
+        if wanted is None or broken_off or not start.startswith((b"\x80", b"PK\x03\x04")):  # neither a pickle nor a zip
             raise CheckpointError(
                 f"{path} is no checkpoint, or a damaged one: no torch file can be read from it."
             ) from None

@@ -70,7 +70,8 @@ class Devices:
         return max(int((self.memory - RESERVE) * (1 - MARGIN)), 0)
 
     def __str__(self) -> str:
-        return f"{self.count} x {self.kind} with {gib(self.memory)} ({gib(self.usable)} usable)"
+        usable = f"{gib(self.usable)} usable" if self.usable else f"nothing usable, as {gib(RESERVE)} is kept free"
+        return f"{self.count} x {self.kind} with {gib(self.memory)} ({usable})"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -362,7 +362,11 @@ TRAIN, EVAL, PREDICT, ZOO = "train_seg", "eval_seg", "predict_seg", "zoo_seg"
             ["--dataset", "synthetic", "--train.accumulation", "4"],
             "leaves one image for each of 4 micro-batches",
         ),
-        (EVAL, ["--checkpoint", "{run}", "--output", "{tmp}/empty"], "{tmp}/empty already exists"),
+        (
+            EVAL,
+            ["--checkpoint", "{run}", "--output", "{tmp}/empty"],
+            "{tmp}/empty: it is a folder. Choose a file with --output",
+        ),
         (PREDICT, ["--checkpoint", "{run}", "{tmp}/junk.jpg", "--alpha", "2"], "--alpha must be from 0 to 1, not 2.0"),
     ],
 )

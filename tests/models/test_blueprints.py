@@ -2,12 +2,13 @@
 
 import pytest
 
-from resnest_seg.models.resnest import PLAIN, SPECS, stage_plans
+from resnest_seg.config import ModelConfig
+from resnest_seg.models.resnest import SPECS, stage_plans
 
 
 def first_blocks(name, output_stride, dilation):
     """(stride, rate, pool, mean of the shortcut) of the first block of each stage."""
-    plans = stage_plans(SPECS[name], output_stride=output_stride, dilation=dilation, options=PLAIN)
+    plans = stage_plans(SPECS[name], ModelConfig(name, output_stride=output_stride, dilation=dilation))
     return [(p.stride, p.rate, p.pool, p.mean_shortcut) for p, *_ in plans]
 
 
@@ -24,7 +25,7 @@ def test_first_blocks_of_dilated_stages(dilation, pool, mean):
 
 
 def test_later_blocks_have_the_stages_rate_and_no_pool():
-    stages = stage_plans(SPECS["resnest50"], output_stride=8, dilation="encoding", options=PLAIN)
+    stages = stage_plans(SPECS["resnest50"], ModelConfig("resnest50"))
     for plans, rate in zip(stages, (1, 1, 2, 4), strict=True):
         assert all((plan.stride, plan.rate, plan.pool, plan.project) == (1, rate, False, False) for plan in plans[1:])
 

@@ -7,10 +7,11 @@ import torch
 from support.reference import fill
 from torch import nn
 
+from resnest_seg.config import ModelConfig
 from resnest_seg.errors import ConfigError, ExportError
 from resnest_seg.models.fuse import fold_batch_norms, fuse_model
 from resnest_seg.models.loading import build_segmenter
-from resnest_seg.models.resnest import DILATIONS, EncoderSpec, ResNeSt
+from resnest_seg.models.resnest import DILATIONS, SPECS, EncoderSpec, ResNeSt
 
 NETWORKS = [
     {"head": "fcn"},
@@ -56,7 +57,11 @@ def test_a_fused_model_gives_the_same_logits(values):
     fused = copy.deepcopy(plain)
     assert fused.fuse() is fused
     assert len(norms(fused)) < len(norms(plain))
-    assert_same(fused, plain, 255 * torch.rand(1, values.get("in_channels", 3), 65, 97))
+    assert_same(
+        fused,
+        plain,
+        255 * torch.rand(1, values.get("in_channels", 3), 65, 97, generator=torch.Generator().manual_seed(0)),
+    )
 
 
 SMALL = {
@@ -69,12 +74,13 @@ SMALL = {
 
 @pytest.mark.parametrize("spec", SMALL.values(), ids=list(SMALL))
 @pytest.mark.parametrize("dilation", DILATIONS)
-def test_every_kind_of_encoder_loses_all_its_norms(spec, dilation):
-    plain = fill(ResNeSt(spec, output_stride=8, dilation=dilation))
+def test_every_kind_of_encoder_loses_all_its_norms(spec, dilation, monkeypatch):
+    monkeypatch.setitem(SPECS, "small", spec)
+    plain = fill(ResNeSt(ModelConfig("small", dilation=dilation)))
     fused = copy.deepcopy(plain)
     fuse_model(fused, lambda images: fused(images)[-1], 3)
     assert norms(fused) == []
-    images = torch.randn(1, 3, 40, 56)
+    images = torch.randn(1, 3, 40, 56, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         for ours, expected in zip(fused(images), plain(images), strict=True):
             assert (ours - expected).abs().max() < 1e-4 * expected.abs().max()

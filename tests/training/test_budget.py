@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -182,7 +183,7 @@ def test_a_plan_keeps_the_recipe_and_says_so():
     console.file.close()
     assert "The recipe holds: 16 images a step (micro-batch x accumulate x devices), 120 epochs, lr 0.01." in text
     assert "chosen: the most without checkpointing" in text
-    assert "GiB too much" in text
+    assert re.search(r"[GM]iB too much", text)
     assert "batch norm needs two images" in text
 
 
@@ -236,5 +237,5 @@ def test_little_memory_is_told_in_mebibytes():
     )
     with pytest.raises(ConfigError) as raised:
         plan(config, num_classes=10, devices=Devices(1, 2**20, "cpu"))
-    assert "with 1.0 MiB (nothing, as 1.0 GiB is kept free, usable)" in str(raised.value)
+    assert "with 1.0 MiB (nothing usable, as 1.0 GiB is kept free)" in str(raised.value)
     assert "0.0 GiB" not in str(raised.value)

@@ -172,9 +172,14 @@ class OtherConv2d(nn.Conv2d):
     """Of a derived class, which may compute something else."""
 
 
-@pytest.mark.parametrize(("capability", "expected"), [("AVX2", True), ("AVX512", False), ("DEFAULT", False)])
-def test_the_processor_decides(capability, expected, monkeypatch):
+@pytest.mark.parametrize(
+    ("capability", "tiles", "expected"),
+    [("AVX2", False, True), ("AVX2", True, True), ("AVX512", False, False), ("AVX512", True, True),
+     ("DEFAULT", True, False), ("SVE256", False, False)],
+)  # fmt: skip
+def test_the_processor_decides(capability, tiles, expected, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": tiles})
     assert products_are_faster() is expected
     model = nn.Conv2d(64, 64, 1)
     with faster_weight_gradients(model):

@@ -79,7 +79,7 @@ def predicting(options: argparse.Namespace, *, fuse: bool, compiled: bool = Fals
 
     model = ours(options)
     model.label_space = LabelSpace.of("ade20k")
-    counted = ours(options)  # packed convolutions are not counted
+    counted = ours(options)  # with its norms, as the peers have theirs
     predictor = Predictor(
         model,
         device=options.device,

@@ -39,13 +39,18 @@ def _fresh_engine():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.fixture(autouse=True)
-def _no_children_left():
-    """A test that fails leaves no processes to the next one, nor to the exit of pytest."""
-    yield
+def end_children():
     for child in multiprocessing.active_children():
         child.kill()
         child.join()
+
+
+@pytest.fixture(autouse=True)
+def _no_children_left():
+    """Other files leave no processes to a test, which counts them, nor a test that fails to the exit of pytest."""
+    end_children()
+    yield
+    end_children()
 
 
 def stuck(dataset, at, seconds=600):
