@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check setup clean
+.PHONY: demo test test-fast check golden setup clean
 
 demo: $(READY)  ## train on drawn street scenes, evaluate, draw; minutes on 2 CPU cores
 	rm -rf runs/demo
@@ -18,6 +18,12 @@ demo: $(READY)  ## train on drawn street scenes, evaluate, draw; minutes on 2 CP
 
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-fast: $(READY)  ## the tests for daily work: no processes, no compilers
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+
+golden: $(READY)  ## rewrite the golden list of config keys, after a deliberate change
+	$(BIN)/python tests/support/config_keys_file.py
 
 check: $(READY)  ## tests, lint, formatting, types
 	$(BIN)/ruff format --check .

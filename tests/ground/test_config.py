@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support import config_keys_file
 
 from resnest_seg.config import (
     ModelConfig,
@@ -272,3 +273,8 @@ def test_a_missing_file():
 def test_configs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         RunConfig().seed = 3
+
+
+def test_keys_and_defaults_change_only_on_purpose():
+    """`make golden` rewrites the file, whose difference a reader of the change then sees."""
+    assert config_keys_file.FILE.read_text(encoding="utf-8") == config_keys_file.lines()
