@@ -17,11 +17,11 @@ from resnest_seg.errors import DatasetError, printable
 
 
 class Source(ABC):
-    """Files by name."""
+    """Protocol of a storage of files by name."""
 
     @abstractmethod
     def names(self, folder: str) -> list[str]:
-        """Names of all files below a folder, sorted; empty where there is no such folder."""
+        """List the names of all files below a folder, sorted; empty if there is no such folder."""
 
     @abstractmethod
     def has(self, name: str) -> bool:
@@ -29,19 +29,19 @@ class Source(ABC):
 
     @abstractmethod
     def blocks(self, name: str) -> bool:
-        """Whether the name is taken by something that is no file: a folder, or a link to nothing."""
+        """True if the name is that of a folder or a dangling link."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
         """A file's content.
 
         Raises:
-            DatasetError: It is missing or damaged; names it.
+            DatasetError: The file is missing or corrupt; the message names it.
         """
 
     @abstractmethod
     def locate(self, name: str) -> str:
-        """Where a file is, for people: bytes of its name that are no UTF-8 are escaped, as `\\xff`."""
+        """Return a file's path for messages; bytes that are not UTF-8 are escaped, as `\\xff`."""
 
 
 class FolderSource(Source):
@@ -73,7 +73,7 @@ class FolderSource(Source):
         return (self.root / name).is_file()
 
     def blocks(self, name: str) -> bool:
-        """Whether the name is taken by something that is no file."""
+        """True if the name is that of a folder or a dangling link."""
         return not self.has(name) and os.path.lexists(self.root / name)
 
     def read(self, name: str) -> bytes:
@@ -89,13 +89,13 @@ class FolderSource(Source):
 
 
 class ZipSource(Source):
-    """Files in one or several zip files, as if they were unpacked into one folder.
+    """Files in one or several zip files, as if unpacked into one folder.
 
     Args:
         paths: The zip files.
 
     Raises:
-        DatasetError: One is no zip file, or a truncated one.
+        DatasetError: A file is not a zip file, or is truncated.
     """
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
@@ -114,7 +114,7 @@ class ZipSource(Source):
         return name in self.owners
 
     def blocks(self, name: str) -> bool:
-        """Whether the name is taken by a folder with files in it."""
+        """True if the name is that of a folder with files."""
         return any(file.startswith(f"{name}/") for file in self.owners)
 
     def read(self, name: str) -> bytes:
@@ -131,7 +131,7 @@ class ZipSource(Source):
         return printable(f"{self.paths[self.owners.get(name, 0)]}!{name}")
 
     def _archive(self, place: int) -> zipfile.ZipFile:
-        """The open zip file of this process: a file position must not be shared with a worker."""
+        """Return the zip file, opened by this process: processes must not share a file position."""
         if getattr(self, "_owner", None) != os.getpid():
             self._owner, self._open = os.getpid(), dict[int, zipfile.ZipFile]()
         if place not in self._open:
@@ -139,7 +139,7 @@ class ZipSource(Source):
                 self._open[place] = zipfile.ZipFile(self.paths[place])
             except (zipfile.BadZipFile, OSError) as error:
                 raise DatasetError(
-                    f"cannot read {self.paths[place]}: no zip file, or a truncated one ({error})."
+                    f"cannot read {self.paths[place]}: not a zip file, or a truncated one ({error})."
                 ) from None
         return self._open[place]
 
@@ -148,7 +148,7 @@ class ZipSource(Source):
 
 
 def base_of(source: Source, folder: str) -> str:
-    """What stands before `folder` in a zip file that holds the whole in a folder of its own: "" or "that/"."""
+    """Return the prefix of `folder` in a zip file that wraps everything in one top folder: "" or "top/"."""
     if not isinstance(source, ZipSource) or source.names(folder):
         return ""
     inside = (name.partition(f"/{folder}/")[0] for name in source.names("") if f"/{folder}/" in name)
@@ -157,11 +157,11 @@ def base_of(source: Source, folder: str) -> str:
 
 
 def open_source(root: str | Path, *, zips: Sequence[str]) -> Source:
-    """The source that `root` means.
+    """Open the storage at `root`.
 
     Args:
-        root: A folder, a zip file, or a folder with the official zip files in it.
-        zips: Names of the official zip files; where the folder holds all of them, they are read.
+        root: A folder, a zip file, or a folder that contains the official zip files.
+        zips: Names of the official zip files; they are read if the folder contains all of them.
     """
     root = Path(root)
     if root.is_file():
