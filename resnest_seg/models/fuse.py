@@ -1,8 +1,8 @@
 """Folding batch norms into convolutions for inference, with the same outputs.
 
-Which norm follows which convolution is not guessed from names or from the order of modules: one forward pass of a small
-image shows which module reads the output of which. That works for every network, ours or not. Another pass proves that
-the outputs have stayed the same.
+Pairs of convolution and norm are not guessed from names or from the order of modules: a forward pass of a small image
+shows which module reads the output of which. That works for every network. Another pass verifies that the outputs are
+unchanged.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from resnest_seg.models.resnest import Bottleneck, ResNeSt, SplitAttention
 
 @dataclasses.dataclass(frozen=True)
 class _Pack:
-    """A weight in oneDNN's order, and what it was made of."""
+    """A weight in oneDNN's layout, and the parameters that it was made from."""
 
     weight: Tensor
     source: tuple[object, ...]
 
 
 class PackedConv2d(nn.Conv2d):
-    """A convolution, optionally with ReLU, that shares the parameters of the one it is made of.
+    """A convolution, optionally with ReLU, that shares the parameters of the original.
 
-    [N, C, H, W] -> [N, C', H', W']. `add`, a tensor of the result's shape that nobody needs afterwards, is added to the
-    result before ReLU; it may be overwritten, and may be what is returned.
+    [N, C, H, W] -> [N, C', H', W']. `add`, a tensor of the output's shape, is added before ReLU; it may be overwritten
+    and returned.
 
-    The packed weight is made by the first call and whenever the parameters have changed; it doubles the memory that a
-    weight takes, and is neither copied nor saved.
+    The packed weight is made by the first call and whenever the parameters change; it doubles the memory of the weight
+    and is neither copied nor saved.
 
     Args:
-        conv: Of torch's own class, with zero padding.
+        conv: An `nn.Conv2d`, not of a subclass, with zero padding.
 
     Attributes:
-        relu: End with ReLU.
+        relu: Apply ReLU to the output.
     """
 
     relu = False
@@ -76,7 +76,7 @@ class PackedConv2d(nn.Conv2d):
         return {key: value for key, value in self.__dict__.items() if key != "_pack"}
 
     def _packs(self, x: Tensor) -> bool:
-        """Whether the packed way is open for this input."""
+        """True if the packed weight can be used for this input."""
         return (
             type(x) is Tensor
             and x.device.type == self.weight.device.type == "cpu"
@@ -101,39 +101,39 @@ class PackedConv2d(nn.Conv2d):
 
 
 def _has_bfloat16() -> bool:
-    """Whether oneDNN multiplies bfloat16 on this processor; the packed way would refuse otherwise."""
+    """True if oneDNN supports bfloat16 on this processor; packed convolutions would raise otherwise."""
     supported: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return supported
 
 
 def packable(module: nn.Module) -> bool:
-    """Whether a module is a convolution that `PackedConv2d` can stand for."""
+    """True if `PackedConv2d` can replace the module."""
     return is_convolution(module) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
 
 def is_convolution(module: nn.Module) -> bool:
-    """True for `nn.Conv2d` itself; a derived class may compute something else."""
+    """True for `nn.Conv2d` itself; a subclass may compute something else."""
     return type(module) is nn.Conv2d
 
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
-"""Precision -> the largest difference of outputs, as a share of the largest output, that rounding may explain."""
+"""Precision -> largest difference of outputs that rounding explains, as a share of the largest output."""
 
 
 def fuse_model(model: nn.Module, forward: Callable[[Tensor], Tensor], channels: int) -> None:
-    """Make a model a faster one for inference, in place: eval mode, no gradients, norms folded, convolutions packed.
+    """Optimise a model for inference in place: eval mode, no gradients, norms folded, convolutions packed.
 
     Args:
-        model: Of one precision, which it keeps; weights are folded in float64 and rounded once.
-        forward: Runs the model on images [N, channels, H, W] 0..255 and returns what must not change.
-        channels: Of the images.
+        model: A model with parameters of one dtype, which is kept; weights are folded in float64 and rounded once.
+        forward: Runs the model on images [N, channels, H, W] 0..255 and returns the output that must not change.
+        channels: Channels of the images.
 
     Raises:
-        ExportError: The output changed by more than rounding explains; says how much. The model is then of no use.
+        ExportError: The output changed by more than rounding explains. The model must not be used then.
     """
     parameter = next(model.parameters())
     dtype, device = parameter.dtype, parameter.device
-    # In float32, networks may differ from themselves by 1e-3 after many layers of rounding; Apple's GPUs have no more.
+    # Checked in float64: in float32, rounding in many layers may add up to 1e-3. Apple's GPUs have no float64.
     exact = torch.float32 if device.type == "mps" else torch.float64
     model.eval().requires_grad_(False).to(exact)
     images = 255 * torch.rand(1, channels, 72, 88, generator=torch.Generator().manual_seed(0)).to(device, exact)
@@ -148,12 +148,12 @@ def fuse_model(model: nn.Module, forward: Callable[[Tensor], Tensor], channels: 
 def fold_batch_norms(model: nn.Module, forward: Callable[[], object]) -> int:
     """Fold every batch norm that directly follows a convolution into it, in place.
 
-    All of these become `nn.Identity`. A norm stays where something stands between it and its convolution (a rectified
-    convolution multiplies by a map), where somebody else reads the convolution's output as well, where one of the two
-    runs twice, and where either is of a class derived from torch's, which may do more.
+    Folded norms become `nn.Identity`. A norm is kept if there is an operation between it and its convolution (a
+    rectified convolution multiplies by a map), if another module reads the convolution's output, if one of the two runs
+    twice, or if either is of a subclass of torch's class, which may do more.
 
     Args:
-        model: In eval mode.
+        model: A model in eval mode.
         forward: Runs the model on a small image.
 
     Returns:
@@ -175,10 +175,10 @@ def fold_batch_norms(model: nn.Module, forward: Callable[[], object]) -> int:
 
 
 class FusedBottleneck(Bottleneck):
-    """`Bottleneck` whose norms are folded, with ReLU and the shortcut within the convolutions.
+    """`Bottleneck` with folded norms, whose convolutions apply ReLU and add the shortcut.
 
-    What goes in is overwritten where it is the shortcut itself; the features that an encoder returns are not, because
-    the first block of each stage has a convolution there.
+    An identity shortcut overwrites the block's input; the features that an encoder returns are safe, because the first
+    block of each stage has a convolution in its shortcut.
     """
 
     def __init__(self, block: Bottleneck) -> None:
@@ -192,10 +192,10 @@ class FusedBottleneck(Bottleneck):
 
 
 def pack_convolutions(model: nn.Module) -> None:
-    """Let every convolution keep its weights in oneDNN's order and, where it is known to come next, apply ReLU.
+    """Replace convolutions by `PackedConv2d`, which also applies the ReLU that is known to follow.
 
     Args:
-        model: In eval mode, its batch norms folded.
+        model: A model in eval mode with folded batch norms.
     """
     for name, module in list(model.named_modules()):
         if packable(module):
@@ -220,7 +220,7 @@ def pack_convolutions(model: nn.Module) -> None:
 
 
 def _take_relu(conv: nn.Module, norm: nn.Module) -> bool:
-    """Let a convolution end with the ReLU that follows it and its norm; False if that is not possible."""
+    """Absorb the ReLU after a convolution and its norm into the convolution; False if that is not possible."""
     if not (isinstance(conv, PackedConv2d) and isinstance(norm, nn.Identity)):
         return False
     conv.relu = True
@@ -228,7 +228,7 @@ def _take_relu(conv: nn.Module, norm: nn.Module) -> bool:
 
 
 def _absorb(sequence: nn.Module, once: Collection[nn.Module]) -> None:
-    """ReLUs of a sequence of modules go into the convolutions before them, if both occur `once` in the model."""
+    """Absorb the ReLUs of a sequence into the convolutions before them, if both occur `once` in the model."""
     last: nn.Module | None = None
     for name, child in list(sequence.named_children()):
         if type(child) is nn.ReLU and isinstance(last, PackedConv2d) and {last, child} <= set(once):
@@ -240,10 +240,10 @@ def _absorb(sequence: nn.Module, once: Collection[nn.Module]) -> None:
 
 @contextlib.contextmanager
 def _unchanged(forward: Callable[[], Tensor]) -> Iterator[None]:
-    """What happens to a model within this context does not change its output.
+    """Context that verifies that changes to a model within it do not change its output.
 
     Raises:
-        ExportError: It did, by more than rounding explains; says how much. The model is then of no use.
+        ExportError: The output changed by more than rounding explains; the message gives the difference.
     """
     before = forward().clone()
     yield
@@ -256,7 +256,7 @@ def _unchanged(forward: Callable[[], Tensor]) -> Iterator[None]:
 
 
 def _difference(now: Tensor, before: Tensor) -> float:
-    """Largest difference as a share of the largest value before; infinite where other values are finite than before."""
+    """Return the largest difference as a share of the largest value before; infinite if finiteness changed."""
     finite = before.isfinite()
     if not torch.equal(finite, now.isfinite()):
         return float("inf")
@@ -267,7 +267,7 @@ def _difference(now: Tensor, before: Tensor) -> float:
 
 @dataclasses.dataclass
 class _Output:
-    """What came out of one call of a convolution, and who has read it."""
+    """The output of one call of a convolution, and its readers."""
 
     conv: nn.Conv2d
     tensor: Tensor  # kept alive, so that no other gets its id
@@ -276,7 +276,7 @@ class _Output:
 
 
 class _Watch(TorchDispatchMode):
-    """Within this context, notes who reads the outputs of convolutions; `sees` and `came_out` are hooks of modules."""
+    """Context that records the readers of convolutions' outputs; `sees` and `came_out` are hooks of modules."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -293,20 +293,20 @@ class _Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def came_out(self, conv: nn.Module, inputs: object, output: Tensor) -> None:
-        """A convolution has run."""
+        """Record the output of a convolution."""
         assert isinstance(conv, nn.Conv2d)
         self.calls[conv] = self.calls.get(conv, 0) + 1
         self.outputs[id(output)] = _Output(conv, output)
 
     def sees(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """A batch norm is about to run."""
+        """Record that a batch norm is about to read its input."""
         assert isinstance(norm, nn.BatchNorm2d)
         self.calls[norm] = self.calls.get(norm, 0) + 1
         if id(inputs[0]) in self.outputs:
             self.outputs[id(inputs[0])].norm = norm
 
     def pairs(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-        """Convolutions and the batch norms that alone read their output."""
+        """Return pairs of a convolution and the batch norm that is the only reader of its output."""
         return [
             (output.conv, output.norm)
             for output in self.outputs.values()
@@ -316,7 +316,7 @@ class _Watch(TorchDispatchMode):
 
 @contextlib.contextmanager
 def _watched(model: nn.Module) -> Iterator[_Watch]:
-    """Within this context, the forward passes of a model are watched."""
+    """Context that records the forward passes of a model."""
     with _Watch() as watch, contextlib.ExitStack() as hooks:
         for module in model.modules():
             if is_convolution(module):
