@@ -2,8 +2,8 @@
 
 oneDNN, the library beneath torch's convolutions, computes the gradient of the weights in channels-last memory much
 slower than it convolves on processors with AVX2, and multiplies by the zeros of the padding: at rate 36, on features of
-30 x 30 pixels, these are eight ninths of all. With AVX-512 its own kernels are the faster ones, so the choice goes by
-the processor. `docs/performance.md` has the figures.
+30 x 30 pixels, these are eight ninths of all products. With AVX-512 oneDNN's kernels are faster, so the choice depends
+on the processor. `docs/performance.md` has the measurements.
 """
 
 from __future__ import annotations
