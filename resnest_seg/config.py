@@ -352,7 +352,7 @@ class OptimConfig:
     weight_decay: float = within(1e-4, 0, 10)
     """L2 penalty of SGD; decoupled decay of AdamW."""
     decay: str = "all"
-    """What weight_decay applies to: all parameters, or weights only, which leaves out norms and biases."""
+    """Scope of weight_decay: all parameters, or weights only, without norms and biases."""
     schedule: str = "poly"
     """Learning-rate schedule after the warm-up: poly, (1 - t) ** power, or cosine, (1 + cos(pi t)) / 2."""
     power: float = within(0.9, 0, 100, above=True)
@@ -631,15 +631,15 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        own = self.classify
+        classify = self.classify
         if self.model.head != "classifier":
             raise ConfigError(f"model.head must be classifier here, not {self.model.head!r}.")
         flat, usual = flatten(self), flatten(RunConfig())
         for key in WITHOUT_EFFECT:
             if flat[key] != usual[key]:
                 raise ConfigError(f"{key} has no effect on a classifier: leave it at {usual[key]}, not {flat[key]}.")
-        if own.augment not in AUGMENTS:
-            raise unknown_name("classify.augment", own.augment, AUGMENTS)
+        if classify.augment not in AUGMENTS:
+            raise unknown_name("classify.augment", classify.augment, AUGMENTS)
 
     @property
     def run(self) -> RunConfig:

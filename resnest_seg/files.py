@@ -40,18 +40,17 @@ def result_places(names: Mapping[str, str], *, endings: Sequence[str]) -> dict[s
     """
     tries = dict.fromkeys(names, 0)
     while True:
-        places = {identity: _place(identity, names[identity], number) for identity, number in tries.items()}
+        paths = {identity: _place(identity, names[identity], number) for identity, number in tries.items()}
         files = {
-            identity: [_folded(place.with_name(place.name + end)) for end in endings]
-            for identity, place in places.items()
+            identity: [_folded(path.with_name(path.name + end)) for end in endings] for identity, path in paths.items()
         }
         counts = collections.Counter(file for group in files.values() for file in group)
-        folders = {_folded(parent) for place in places.values() for parent in place.parents}
+        folders = {_folded(parent) for path in paths.values() for parent in path.parents}
         clashes = [
             identity for identity, group in files.items() if any(counts[file] > 1 or file in folders for file in group)
         ]
         if not clashes:
-            return {identity: Path(place) for identity, place in places.items()}
+            return {identity: Path(path) for identity, path in paths.items()}
         for identity in clashes:
             tries[identity] += 1
 
@@ -118,7 +117,7 @@ def check_output_folder(folder: str | Path, *, option: str = "--output") -> None
     folder = Path(folder)
     with _refusals(folder, option), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         folder.stat()
-    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
         raise ConfigError(f"cannot write to {folder}: {nearest} is not a folder. Choose another {option}.")
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -141,13 +140,13 @@ def check_not_inputs(results: Sequence[Path], inputs: Sequence[str | Path], *, o
     Raises:
         ConfigError: An output is an input; the message names the first.
     """
-    existing = {found: path for path in results if (found := _file_id(path)) is not None}
+    existing = {file_id: path for path in results if (file_id := _file_id(path)) is not None}
     if not existing:  # the usual case, in which a hundred thousand inputs need not be looked up
         return
     for path in inputs:
-        if (found := _file_id(path)) in existing:
+        if (file_id := _file_id(path)) in existing:
             raise ConfigError(
-                f"{existing[found]} is an input file, and a result would overwrite it. Choose another {option}."
+                f"{existing[file_id]} is an input file, and a result would overwrite it. Choose another {option}."
             )
 
 
@@ -231,6 +230,6 @@ def remove_leftovers(folder: Path, names: Collection[str]) -> None:
     """
     stems = {Path(name).stem for name in names}
     for path in folder.glob(".*.tmp*"):
-        found = TEMPORARY.fullmatch(path.name)
-        if found and found["stem"] in stems:
+        match = TEMPORARY.fullmatch(path.name)
+        if match and match["stem"] in stems:
             path.unlink(missing_ok=True)

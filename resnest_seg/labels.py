@@ -175,14 +175,14 @@ class LabelSpace:
                 f"several classes of label space {self.name!r} share the colour {twin}: their masks are ambiguous"
             )
         pixels = picture.astype(np.int64) @ np.array([65536, 256, 1])
-        places = np.searchsorted(codes[order], pixels).clip(max=len(codes) - 1)
-        unknown = codes[order][places] != pixels
+        indices = np.searchsorted(codes[order], pixels).clip(max=len(codes) - 1)
+        unknown = codes[order][indices] != pixels
         if unknown.any():
             colors, counts = np.unique(picture[unknown], axis=0, return_counts=True)
             shown = ", ".join(f"({r}, {g}, {b})" for r, g, b in colors[np.argsort(-counts)][:4])
             raise DatasetError(f"the mask has colours that are not in label space {self.name!r}: {shown}"
                                + (", ..." if len(colors) > 4 else ""))  # fmt: skip
-        labels: NDArray[np.uint8] = targets[order][places]
+        labels: NDArray[np.uint8] = targets[order][indices]
         return labels
 
     def decode(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:

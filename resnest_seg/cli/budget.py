@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         classes = int(number(chosen["--classes"], "--classes", 1, 255))
     else:
         classes = 21 if config.data.dataset == "folder" else len(LabelSpace.of(config.data.dataset))
-    found = plan(config, num_classes=classes, devices=devices)
-    console().print(found.table())
+    planned = plan(config, num_classes=classes, devices=devices)
+    console().print(planned.table())
     launch = "python" if devices.count == 1 else f"accelerate launch --num_processes {devices.count}"
     where = f"--dataset {chosen['--dataset']}" if chosen["--dataset"] else f"--config {path}"
-    print(" ".join([launch, "tools/train_seg.py", where, *found.words, *overrides]))
+    print(" ".join([launch, "tools/train_seg.py", where, *planned.words, *overrides]))
     return 0

@@ -100,11 +100,11 @@ def targets(options: argparse.Namespace) -> dict[str, Path]:
     if options.output and name.is_dir():
         raise ConfigError(f"--output {name} is a folder: name a file in it, such as {name / 'model.onnx'}.")
     stem = name.with_suffix("") if name.suffix in FORMATS.values() else name
-    found = {kind: stem.with_name(stem.name + FORMATS[kind]) for kind in options.format}
-    weights = [path.with_suffix(".bin") for kind, path in found.items() if kind == "openvino"]
-    for path in (*found.values(), *weights):
+    paths = {kind: stem.with_name(stem.name + FORMATS[kind]) for kind in options.format}
+    weights = [path.with_suffix(".bin") for kind, path in paths.items() if kind == "openvino"]
+    for path in (*paths.values(), *weights):
         check_output_file(path, what="file", overwrite=options.overwrite)
-    return found
+    return paths
 
 
 def photos(words: Sequence[str], count: int) -> list[NDArray[np.uint8]]:
@@ -121,7 +121,7 @@ def photos(words: Sequence[str], count: int) -> list[NDArray[np.uint8]]:
         raise DatasetError(" ".join(problems))
     paths = [item.source for item in items if item.kind == "image"]
     count = min(count, len(paths))
-    return [read_image(paths[place * len(paths) // count]) for place in range(count)]
+    return [read_image(paths[index * len(paths) // count]) for index in range(count)]
 
 
 def datasets(
@@ -155,7 +155,7 @@ def calibration(dataset: SegmentationDataset | None, count: int, given: list[Any
     if dataset is None:
         return given[:count]
     count = min(count, len(dataset))
-    return [dataset[place * len(dataset) // count].image for place in range(count)]
+    return [dataset[index * len(dataset) // count].image for index in range(count)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -190,10 +190,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for kind, path in files.items():
             total = min(len(scored), options.limit or len(scored)) if scored is not None else None
             bar = progress.add_task(f"{kind}: {path}", total=total)
-            own = {"aoti": options.aoti} if kind == "torch" else {}
+            extra = {"aoti": options.aoti} if kind == "torch" else {}
             try:
                 proof = EXPORTERS[kind](
-                    segmenter, path, on_image=lambda bar=bar: progress.update(bar, advance=1), **common, **own
+                    segmenter, path, on_image=lambda bar=bar: progress.update(bar, advance=1), **common, **extra
                 )
             except ExportError as error:  # the other formats are still exported
                 problems.append(str(error))

@@ -117,9 +117,9 @@ def results(item: Input, options: argparse.Namespace) -> list[Path]:
     Raises:
         ConfigError: A file exists.
     """
-    place = Path(options.output) / item.place
+    stem = Path(options.output) / item.place
     endings = [ENDINGS[kind] for kind in options.write] if item.kind in ("image", "address") else [VIDEO_ENDING]
-    paths = [place.with_name(place.name + ending) for ending in endings]
+    paths = [stem.with_name(stem.name + ending) for ending in endings]
     for path in paths:
         check_output_file(path, what=item.source, overwrite=options.overwrite)
     return paths
@@ -191,7 +191,7 @@ def segment_video(
         raise DatasetError(f"{problem} {writer.frames} frames are in {path}.")
 
 
-def segment(predictor: Predictor, items: Sequence[Input], places: Sequence[list[Path]], options: argparse.Namespace,
+def segment(predictor: Predictor, items: Sequence[Input], outputs: Sequence[list[Path]], options: argparse.Namespace,
             problems: list[str]) -> tuple[int, OSError | None]:  # fmt: skip
     """Segment the inputs one after the other; errors of single inputs are added to the problems.
 
@@ -205,7 +205,7 @@ def segment(predictor: Predictor, items: Sequence[Input], places: Sequence[list[
     done = 0
     with progress_bars() as progress:
         bar = progress.add_task("segmenting", total=len(items))
-        for item, paths in zip(items, places, strict=True):
+        for item, paths in zip(items, outputs, strict=True):
             try:
                 if item.kind in ("image", "address"):
                     segment_image(predictor, item, paths, options)
@@ -237,8 +237,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     endings = (*ENDINGS.values(), VIDEO_ENDING)
     items, problems = plan(options.inputs, options.output, suffixes=IMAGE_SUFFIXES, endings=endings)
-    places = [results(item, options) for item in items]
-    check_not_inputs([path for paths in places for path in paths], [item.source for item in items])
+    outputs = [results(item, options) for item in items]
+    check_not_inputs([path for paths in outputs for path in paths], [item.source for item in items])
     done, stopped = 0, None
     if items:
         model = open_model(options.checkpoint, device=options.device, precision=options.precision,
@@ -247,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise no_scores(model.file)
         predictor = Predictor(model, protocol=protocol_for(options, model))
         print(f"protocol {predictor.protocol.description}", file=sys.stderr)
-        done, stopped = segment(predictor, items, places, options, problems)
+        done, stopped = segment(predictor, items, outputs, options, problems)
     if done:
         print(f"{done} of {len(items)} inputs segmented into {options.output}: {', '.join(options.write)}")
     if problems:

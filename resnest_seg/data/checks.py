@@ -131,8 +131,8 @@ def diagnose(
     facts: dict[str, list[SampleFacts]] = {}
     for dataset in splits:
         seen = facts.setdefault(dataset.split, [])
-        with contextlib.closing(scan(dataset, spread(len(dataset), limit), workers=workers)) as found:
-            for fact in found:
+        with contextlib.closing(scan(dataset, spread(len(dataset), limit), workers=workers)) as scanned:
+            for fact in scanned:
                 seen.append(fact)
                 if on_sample is not None:
                     on_sample(fact)
@@ -260,7 +260,7 @@ def spread(size: int, count: int | None) -> list[int]:
     """Return `count` indices of 0..size - 1, evenly spread and ascending; all if None or at least `size`."""
     if count is None or count >= size:
         return list(range(size))
-    return sorted({place * size // count for place in range(count)})
+    return sorted({index * size // count for index in range(count)})
 
 
 def _findings_of_split(dataset: SegmentationDataset, seen: Sequence[SampleFacts]) -> list[Finding]:

@@ -295,7 +295,7 @@ def _train_ids(space: LabelSpace) -> LabelSpace:
 
 
 def _require(images: Sequence[str], root: str | Path, folder: str, name: str, remedy: str) -> None:
-    if images or (Path(root) / folder).is_dir():  # an empty split has an error of its own
+    if images or (Path(root) / folder).is_dir():  # an empty split raises another error
         return
     raise DatasetError(
         f"data set {name} not found: there is no folder {Path(root) / folder}. To get it: {remedy}. If you have it "

@@ -134,7 +134,7 @@ def _refuse_brightness(ids: NDArray[np.intp]) -> None:
             + csv_lines(
                 [
                     ("background", int(ids[0])),
-                    *((f"object {place}", int(value)) for place, value in enumerate(ids[1:], 1)),
+                    *((f"object {index}", int(value)) for index, value in enumerate(ids[1:], 1)),
                 ]
             )
         )
@@ -179,8 +179,8 @@ def _rows_of_yaml(text: str, path: str) -> list[dict[str, Any]]:
     if not isinstance(entries, list):
         raise ValueError("not a list")
     rows = [dict(entry) if isinstance(entry, Mapping) else {"name": entry} for entry in entries]
-    for place, row in enumerate(rows, 1):
-        where = f"entry {place}"
+    for index, row in enumerate(rows, 1):
+        where = f"entry {index}"
         strangers = set(row) - {"name", "id", "color", "ignore"}
         if strangers:
             raise ValueError(f"{where}: unknown keys {', '.join(sorted(map(str, strangers)))}")
@@ -236,7 +236,7 @@ def _ids(rows: Sequence[Mapping[str, Any]]) -> list[int]:
     without = [row["where"] for row in rows if "id" not in row]
     if 0 < len(without) < len(rows):
         raise ValueError(f"{without[0]} has no id, but others have: give all of them an id, or none")
-    given = [int(row.get("id", place)) for place, row in enumerate(rows)]
+    given = [int(row.get("id", index)) for index, row in enumerate(rows)]
     twins = [value for value in given if given.count(value) > 1]
     if twins:
         raise ValueError(f"the id {twins[0]} is listed twice")
@@ -345,18 +345,18 @@ def _has(source: Source, name: str) -> bool:
 
 def _by_name(source: Source, folder: str) -> dict[str, str]:
     """Map the names below a folder, without suffix, to files."""
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for name in source.names(folder):
         path = PurePosixPath(name).relative_to(folder)
         if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith((".", "__")) for part in path.parts):
             continue
         stem = unicodedata.normalize("NFC", str(path.with_suffix("")))  # macOS decomposes accents
-        if stem in found:
+        if stem in files:
             raise DatasetError(
-                f"{source.locate(found[stem])} and {source.locate(name)} have the same name except for the suffix."
+                f"{source.locate(files[stem])} and {source.locate(name)} have the same name except for the suffix."
             )
-        found[stem] = name
-    return found
+        files[stem] = name
+    return files
 
 
 def _split(source: Source, base: str, names: list[str], split: str) -> list[str]:
@@ -366,7 +366,7 @@ def _split(source: Source, base: str, names: list[str], split: str) -> list[str]
         outside = [name for name in names if name.partition("/")[0] not in SPLITS]
         if outside:
             raise DatasetError(
-                f"{len(outside)} photos lie beside the folders train, val and test and would not be used, the first is "
+                f"{len(outside)} photos are beside the folders train, val and test and would not be used, the first is "
                 f"{source.locate(f'{base}images/{outside[0]}')}. Move them into one of these folders, or remove them."
             )
         return [name for name in names if name.startswith(f"{split}/")]

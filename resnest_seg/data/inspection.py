@@ -147,13 +147,13 @@ def near_duplicates(
     Returns:
         (index in first, index in second, differing bits), nearest first.
     """
-    found = []
-    for place, one in enumerate(first):
+    pairs = []
+    for index, one in enumerate(first):
         if one.any():
             distance = np.bitwise_count(second ^ one).sum(axis=1)
             near = np.flatnonzero((distance <= bits) & second.any(axis=1))
-            found += [(place, int(other), int(distance[other])) for other in near]
-    return sorted(found, key=lambda pair: pair[2])
+            pairs += [(index, int(other), int(distance[other])) for other in near]
+    return sorted(pairs, key=lambda pair: pair[2])
 
 
 def _label_counts(labels: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:

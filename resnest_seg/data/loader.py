@@ -83,8 +83,8 @@ def training_batches(
         for part in range(parts):
             first = step * batch_size + (part * processes + rank) * length
             batch = []
-            for place in range(first, first + length):
-                epoch, within = divmod(place, size)
+            for position in range(first, first + length):
+                epoch, within = divmod(position, size)
                 if epoch != order_epoch:
                     random, order_epoch = np.random.default_rng([seed, epoch]), epoch
                     order = (
@@ -93,7 +93,7 @@ def training_batches(
                         else random.choice(size, size, p=probabilities)
                     )
                 # With replacement, a photo may occur twice in an epoch: the position makes their augmentations differ.
-                batch.append((epoch if probabilities is None else place, int(order[within])))
+                batch.append((epoch if probabilities is None else position, int(order[within])))
             yield batch
 
 
@@ -315,8 +315,8 @@ class _View(Dataset[Sample | DatasetError]):
     def __init__(self, dataset: SegmentationDataset, transform: TrainTransform | None, seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
-    def __getitem__(self, place: tuple[int, int]) -> Sample | DatasetError:
-        epoch, index = place
+    def __getitem__(self, key: tuple[int, int]) -> Sample | DatasetError:
+        epoch, index = key
         try:
             sample = self.dataset[index]
         except DatasetError as error:

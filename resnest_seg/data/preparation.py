@@ -108,11 +108,11 @@ def missing(root: Path, expected: Mapping[str, int]) -> list[str]:
         root: Its folder.
         expected: Pattern below it, such as "images/training/*.jpg" -> expected number of files.
     """
-    found = {pattern: sum(1 for path in root.glob(pattern) if not path.name.startswith(".")) for pattern in expected}
+    counts = {pattern: sum(1 for path in root.glob(pattern) if not path.name.startswith(".")) for pattern in expected}
     return [
-        f"{root / pattern}: {found[pattern]} files instead of {count}"
+        f"{root / pattern}: {counts[pattern]} files instead of {count}"
         for pattern, count in expected.items()
-        if found[pattern] < count
+        if counts[pattern] < count
     ]
 
 

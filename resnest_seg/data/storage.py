@@ -25,7 +25,7 @@ class Source(ABC):
 
     @abstractmethod
     def has(self, name: str) -> bool:
-        """Whether there is a file of this name."""
+        """True if there is a file of this name."""
 
     @abstractmethod
     def blocks(self, name: str) -> bool:
@@ -33,7 +33,7 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """A file's content.
+        """Read a file.
 
         Raises:
             DatasetError: The file is missing or corrupt; the message names it.
@@ -55,21 +55,21 @@ class FolderSource(Source):
         self.root = Path(root)
 
     def names(self, folder: str) -> list[str]:
-        """Names of all files below a folder, sorted."""
-        found: list[str] = []
+        """List the names of all files below a folder, sorted."""
+        names: list[str] = []
         visited = set[tuple[int, int]]()
-        for place, folders, files in os.walk(self.root / folder, followlinks=True):
-            status = Path(place).stat()
+        for parent, folders, files in os.walk(self.root / folder, followlinks=True):
+            status = Path(parent).stat()
             if (status.st_dev, status.st_ino) in visited:  # a link back
                 folders.clear()
                 continue
             visited.add((status.st_dev, status.st_ino))
-            within = Path(place).relative_to(self.root).as_posix()
-            found += [name if within == "." else f"{within}/{name}" for name in files]
-        return sorted(found)
+            within = Path(parent).relative_to(self.root).as_posix()
+            names += [name if within == "." else f"{within}/{name}" for name in files]
+        return sorted(names)
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of this name."""
+        """True if there is a file of this name."""
         return (self.root / name).is_file()
 
     def blocks(self, name: str) -> bool:
@@ -77,14 +77,14 @@ class FolderSource(Source):
         return not self.has(name) and os.path.lexists(self.root / name)
 
     def read(self, name: str) -> bytes:
-        """A file's content; raises DatasetError where it is missing or damaged."""
+        """Read a file; raises DatasetError if it is missing or corrupt."""
         try:
             return (self.root / name).read_bytes()
         except OSError as error:
             raise DatasetError(f"cannot read {self.locate(name)}: {error.strerror}.") from None
 
     def locate(self, name: str) -> str:
-        """Where a file is, for people."""
+        """Return a file's path for messages."""
         return printable(str(self.root / name))
 
 
@@ -101,16 +101,16 @@ class ZipSource(Source):
     def __init__(self, paths: Sequence[str | Path]) -> None:
         self.paths = [Path(path) for path in paths]
         self.owners: dict[str, int] = {}
-        for place in range(len(self.paths)):
-            members = (name for name in self._archive(place).namelist() if not name.endswith("/"))
-            self.owners |= dict.fromkeys(members, place)
+        for index in range(len(self.paths)):
+            members = (name for name in self._archive(index).namelist() if not name.endswith("/"))
+            self.owners |= dict.fromkeys(members, index)
 
     def names(self, folder: str) -> list[str]:
-        """Names of all files below a folder, sorted."""
+        """List the names of all files below a folder, sorted."""
         return sorted(name for name in self.owners if not folder or name.startswith(f"{folder}/"))
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of this name."""
+        """True if there is a file of this name."""
         return name in self.owners
 
     def blocks(self, name: str) -> bool:
@@ -118,7 +118,7 @@ class ZipSource(Source):
         return any(file.startswith(f"{name}/") for file in self.owners)
 
     def read(self, name: str) -> bytes:
-        """A file's content; raises DatasetError where it is missing or damaged."""
+        """Read a file; raises DatasetError if it is missing or corrupt."""
         if name not in self.owners:
             raise DatasetError(f"cannot read {self.locate(name)}: there is no such file.")
         try:
@@ -127,21 +127,21 @@ class ZipSource(Source):
             raise DatasetError(f"cannot read {self.locate(name)}: {error}.") from None
 
     def locate(self, name: str) -> str:
-        """Where a file is, for people."""
+        """Return a file's path for messages."""
         return printable(f"{self.paths[self.owners.get(name, 0)]}!{name}")
 
-    def _archive(self, place: int) -> zipfile.ZipFile:
+    def _archive(self, index: int) -> zipfile.ZipFile:
         """Return the zip file, opened by this process: processes must not share a file position."""
         if getattr(self, "_owner", None) != os.getpid():
             self._owner, self._open = os.getpid(), dict[int, zipfile.ZipFile]()
-        if place not in self._open:
+        if index not in self._open:
             try:
-                self._open[place] = zipfile.ZipFile(self.paths[place])
+                self._open[index] = zipfile.ZipFile(self.paths[index])
             except (zipfile.BadZipFile, OSError) as error:
                 raise DatasetError(
-                    f"cannot read {self.paths[place]}: not a zip file, or a truncated one ({error})."
+                    f"cannot read {self.paths[index]}: not a zip file, or a truncated one ({error})."
                 ) from None
-        return self._open[place]
+        return self._open[index]
 
     def __getstate__(self) -> dict[str, object]:
         return {"paths": self.paths, "owners": self.owners}

@@ -108,10 +108,10 @@ class BoundaryScores:
         counts, sums = self.state
         size = labels.shape[-2:]
         every = (ids.to("cpu", torch.uint8).reshape(-1, *size).numpy() for ids in (labels, predictions))
-        for truth, found in zip(*every, strict=True):
+        for truth, prediction in zip(*every, strict=True):
             ignored = truth == IGNORE_LABEL
-            pair = _Pair(truth, np.where(ignored, np.uint8(IGNORE_LABEL), found))
-            assert np.array_equal(pair.found == IGNORE_LABEL, ignored), "a prediction of IGNORE_LABEL"
+            pair = _Pair(truth, np.where(ignored, np.uint8(IGNORE_LABEL), prediction))
+            assert np.array_equal(pair.prediction == IGNORE_LABEL, ignored), "a prediction of IGNORE_LABEL"
             images, scores = contour_f(pair, tolerance=self.tolerance * math.hypot(*size))
             parts = boundary_counts(pair, reach=max(round(self.width * math.hypot(*size)), 1))
             every_count, classes = np.stack([*parts, images]), counts.shape[1]
@@ -133,7 +133,7 @@ class _Pair(NamedTuple):
     """Truth and prediction of one image, [H, W], with `IGNORE_LABEL` at ignored pixels in both."""
 
     truth: Labels
-    found: Labels
+    prediction: Labels
 
 
 class _Boundaries(NamedTuple):
@@ -141,31 +141,31 @@ class _Boundaries(NamedTuple):
 
     Attributes:
         truth: Closed boundary of the truth.
-        found: Closed boundary of the prediction.
+        prediction: Closed boundary of the prediction.
         open: Open boundary of both: pixels near an ignored pixel.
     """
 
     truth: Mask
-    found: Mask
+    prediction: Mask
     open: Mask
 
 
 def boundary_counts(pair: _Pair, *, reach: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Count intersection and union, by id [255], of the true and predicted boundary regions `reach` pixels wide."""
-    truth, found, loose = _boundaries(pair, reach)
-    same = pair.truth == pair.found
-    both, either = truth & found & same, (truth | found) & same
+    truth, prediction, loose = _boundaries(pair, reach)
+    same = pair.truth == pair.prediction
+    both, either = truth & prediction & same, (truth | prediction) & same
     intersections = _count(pair.truth[both | (either & loose)])
-    unions = _count(pair.truth[truth]) + _count(pair.found[found]) - _count(pair.truth[both])
+    unions = _count(pair.truth[truth]) + _count(pair.prediction[prediction]) - _count(pair.truth[both])
     return intersections, unions
 
 
 def contour_f(pair: _Pair, *, tolerance: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return, by id [255], 1 if it occurs in truth or prediction, and the F-score of its contours, 0 if absent."""
-    truth, found, loose = _boundaries(pair, 1)
-    labelled, predicted = _count(pair.truth) > 0, _count(pair.found) > 0
-    precision = _shares_within(_only(pair.found, found), _only(pair.truth, truth | loose), tolerance)
-    recall = _shares_within(_only(pair.truth, truth), _only(pair.found, found | loose), tolerance)
+    truth, prediction, loose = _boundaries(pair, 1)
+    labelled, predicted = _count(pair.truth) > 0, _count(pair.prediction) > 0
+    precision = _shares_within(_only(pair.prediction, prediction), _only(pair.truth, truth | loose), tolerance)
+    recall = _shares_within(_only(pair.truth, truth), _only(pair.prediction, prediction | loose), tolerance)
     total = precision + recall
     occurs_twice = labelled & predicted & (total > 0)
     scores = np.divide(2 * precision * recall, total, out=np.zeros(IGNORE_LABEL), where=occurs_twice)
@@ -178,7 +178,7 @@ def _boundaries(pair: _Pair, reach: int) -> _Boundaries:
     loose = np.zeros_like(labelled)
     if not labelled.all():
         loose = cv2.dilate((~labelled).view(np.uint8), _SQUARE, iterations=reach).view(np.bool_) & labelled
-    return _Boundaries(_closed(pair.truth, reach) & labelled, _closed(pair.found, reach) & labelled, loose)
+    return _Boundaries(_closed(pair.truth, reach) & labelled, _closed(pair.prediction, reach) & labelled, loose)
 
 
 def _closed(ids: Labels, reach: int) -> Mask:
@@ -209,14 +209,14 @@ def _shares_within(points: Labels, targets: Labels, tolerance: float) -> NDArray
     reach, limit = int(tolerance + 1e-6), tolerance * tolerance + 1e-6  # integer squares must not fail by rounding
     wide = cv2.copyMakeBorder(targets, reach, reach, reach, reach, cv2.BORDER_CONSTANT, value=IGNORE_LABEL)
     rows, columns = np.nonzero(points != IGNORE_LABEL)
-    places, ids = (rows + reach) * wide.shape[1] + columns + reach, points[rows, columns]
+    positions, ids = (rows + reach) * wide.shape[1] + columns + reach, points[rows, columns]
     total, around = _count(ids), range(-reach, reach + 1)
     steps = sorted((down**2 + right**2, down * wide.shape[1] + right) for down in around for right in around)
     for square, step in steps:
         if square > limit or not ids.size:
             break
-        alone = wide.ravel().take(places + step) != ids
-        places, ids = places[alone], ids[alone]
+        alone = wide.ravel().take(positions + step) != ids
+        positions, ids = positions[alone], ids[alone]
     shares: NDArray[np.float64] = np.divide(total - _count(ids), total, out=np.ones(IGNORE_LABEL), where=total > 0)
     return shares
 

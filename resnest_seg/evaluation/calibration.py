@@ -91,12 +91,12 @@ class Calibration:
         if confidences.dtype != torch.float64:
             confidences = confidences.float()  # half precision cannot represent the edges
         edges = torch.linspace(0, 1, self.bins + 1, dtype=confidences.dtype, device=sums.device)
-        places = torch.bucketize(confidences, edges, right=True).sub_(1).clamp_(0, self.bins)  # NaN: see report()
+        indices = torch.bucketize(confidences, edges, right=True).sub_(1).clamp_(0, self.bins)  # NaN: see report()
         ignored = self.bins + 1  # a bin that is dropped
-        places = torch.where(labels == IGNORE_LABEL, ignored, places)
-        pixels = torch.bincount(places, minlength=ignored + 1)
-        hits = torch.bincount(torch.where(labels == predictions, places, ignored), minlength=ignored + 1)
-        summed = torch.bincount(places, weights=confidences.double(), minlength=ignored + 1)
+        indices = torch.where(labels == IGNORE_LABEL, ignored, indices)
+        pixels = torch.bincount(indices, minlength=ignored + 1)
+        hits = torch.bincount(torch.where(labels == predictions, indices, ignored), minlength=ignored + 1)
+        summed = torch.bincount(indices, weights=confidences.double(), minlength=ignored + 1)
         counts += torch.stack([pixels, hits])[:, :ignored]
         sums += summed[:ignored]
         return self
@@ -114,14 +114,14 @@ class Calibration:
                 "are corrupt, or activations overflow in this precision: try float32, or another checkpoint."
             )
         edges = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64).tolist()
-        found = []
-        for place, (count, hit, total) in enumerate(zip(counts, hits, sums, strict=True)):
-            high = edges[min(place + 1, self.bins)]
+        reliability = []
+        for index, (count, hit, total) in enumerate(zip(counts, hits, sums, strict=True)):
+            high = edges[min(index + 1, self.bins)]
             means = (hit / count, total / count) if count else (None, None)
-            found.append(ReliabilityBin(edges[place], high, count, *means))
+            reliability.append(ReliabilityBin(edges[index], high, count, *means))
         gaps = [abs(hit - total) for hit, total in zip(hits, sums, strict=True)]
         return CalibrationReport(
             expected_calibration_error=sum(gaps) / max(sum(counts), 1),
             maximum_calibration_error=max(gap / max(count, 1) for gap, count in zip(gaps, counts, strict=True)),
-            bins=tuple(found),
+            bins=tuple(reliability),
         )

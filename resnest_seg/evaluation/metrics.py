@@ -149,9 +149,9 @@ class ConfusionMatrix:
         assert limit >= 0, limit
         counts = self.counts.cpu()
         labelled, mistakes = counts.sum(dim=1).tolist(), counts.clone().fill_diagonal_(0).flatten()
-        pixels, places = mistakes.sort(descending=True, stable=True)
-        found = zip(pixels[:limit].tolist(), places[:limit].tolist(), strict=True)
-        cells = [(*divmod(place, len(counts)), count) for count, place in found if count]
+        pixels, indices = mistakes.sort(descending=True, stable=True)
+        largest = zip(pixels[:limit].tolist(), indices[:limit].tolist(), strict=True)
+        cells = [(*divmod(index, len(counts)), count) for count, index in largest if count]
         return tuple(Confusion(label, other, count, count / labelled[label]) for label, other, count in cells)
 
 

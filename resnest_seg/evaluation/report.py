@@ -84,12 +84,12 @@ class EvalReport:
         for each in names:
             add("IoU" if len(names) == 1 else f"{each} IoU", self.scores[each].class_iou, self.mean_iou(each))
         if len(names) == 1:  # more would not fit a terminal
-            scores, found = self.scores[names[0]], self.boundaries.get(names[0])
+            scores, boundary = self.scores[names[0]], self.boundaries.get(names[0])
             add("accuracy", scores.class_accuracy, scores.mean_accuracy)
             add("Dice", scores.class_dice, scores.mean_dice)
-            if found is not None:
-                add("boundary IoU", found.class_boundary_iou, found.mean_boundary_iou)
-                add("boundary F", found.class_boundary_f, found.mean_boundary_f)
+            if boundary is not None:
+                add("boundary IoU", boundary.class_boundary_iou, boundary.mean_boundary_iou)
+                add("boundary F", boundary.class_boundary_f, boundary.mean_boundary_f)
         table.column("share of pixels", right=True)
         columns.append(self.scores[names[0]].class_share)
         for label, title in enumerate(self.classes):
@@ -186,16 +186,16 @@ class EvalReport:
 
     def caveats(self, other: EvalReport) -> list[str]:
         """List differences of the reports besides the model, which may make their scores incomparable."""
-        found = []
+        caveats = []
         for what in ("dataset", "split", "images"):
             before, now = getattr(other, what), getattr(self, what)
             if before != now:
-                found.append(f"{what} {before} there and {now} here")
+                caveats.append(f"{what} {before} there and {now} here")
         for name in self.scores:
             pair = other.methods.get(name), self.methods.get(name)
             if name in other.scores and pair[0] != pair[1]:
-                found.append(f"protocol {name} with other settings")
-        return found
+                caveats.append(f"protocol {name} with other settings")
+        return caveats
 
     def to_json(self) -> str:
         """Serialise the report to JSON; scores are shares 0..1."""
@@ -218,7 +218,7 @@ class EvalReport:
         """
         try:
             tree = json.loads(Path(path).read_text(encoding="utf-8"))
-            found = cls(
+            report = cls(
                 **{
                     **tree,
                     "classes": tuple(tree["classes"]),
@@ -236,10 +236,10 @@ class EvalReport:
                     },
                 }
             )
-            wrong = [name for name, scores in found.scores.items() if len(scores.class_iou) != len(found.classes)]
-            if wrong or not found.scores:
+            wrong = [name for name, scores in report.scores.items() if len(scores.class_iou) != len(report.classes)]
+            if wrong or not report.scores:
                 raise ValueError("it has no score for every class")
-            return found
+            return report
         except OSError as error:
             raise DatasetError(f"cannot read report {path}: {error.strerror}.") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:

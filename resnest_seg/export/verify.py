@@ -143,18 +143,22 @@ class Proof:
     @property
     def breaches(self) -> list[str]:
         """The violated bounds, one sentence each."""
-        found, bounds, error = [], self.bounds, self.relative_error
+        breaches, bounds, error = [], self.bounds, self.relative_error
         if bounds.agreement is not None and not self.agreement >= bounds.agreement:
-            found.append(f"{self.agreement:.3%} of the labels agree (at least {bounds.agreement:.2%})")
+            breaches.append(f"{self.agreement:.3%} of the labels agree (at least {bounds.agreement:.2%})")
         if bounds.relative_error is not None and error is not None and not error <= bounds.relative_error:
-            found.append(f"the output is off by {error:.2g} of its largest value (at most {bounds.relative_error:g})")
+            breaches.append(
+                f"the output is off by {error:.2g} of its largest value (at most {bounds.relative_error:g})"
+            )
         if bounds.drop is not None:
             assert self.mean_iou is not None
             assert self.source_mean_iou is not None
             drop = self.source_mean_iou - self.mean_iou
             if not drop <= bounds.drop:
-                found.append(f"mean IoU {self.scored} drops by {100 * drop:.2f} points (at most {100 * bounds.drop:g})")
-        return found
+                breaches.append(
+                    f"mean IoU {self.scored} drops by {100 * drop:.2f} points (at most {100 * bounds.drop:g})"
+                )
+        return breaches
 
     def table(self) -> PlainTable:
         """Make a table with one row per comparison, and the mean IoU below."""
@@ -209,18 +213,18 @@ def prove(
     info, precision = model.info, model.info.precision
     if evidence.dataset is not None:
         check_fits(segmenter, evidence.dataset)
-    photos, images, own = _photos(evidence)
+    photos, images, full_size = _photos(evidence)
     matrices = ConfusionMatrix(segmenter.num_classes), ConfusionMatrix(segmenter.num_classes)
     rows: list[Comparison] = []
     with _in_eval_mode(segmenter):
-        for photo_batch in _batches(photos, own, smallest=info.smallest):
+        for photo_batch in _batches(photos, full_size, smallest=info.smallest):
             batch = photo_batch[..., np.arange(info.channels) % 3]  # channels beyond RGB repeat RGB
-            expected, found = _outputs(segmenter, model, batch)
-            row = _compare(expected, found, batch)
+            expected, actual = _outputs(segmenter, model, batch)
+            row = _compare(expected, actual, batch)
             rows.append(row)
             if evidence.dataset is None and precision == "int8":
                 truth = _labels(expected)
-                for matrix, output in zip(matrices, (expected, found), strict=True):
+                for matrix, output in zip(matrices, (expected, actual), strict=True):
                     matrix.update(truth, _labels(output))
         if evidence.dataset is not None:
             _score(segmenter, model, evidence, matrices, on_image)
@@ -295,16 +299,16 @@ def _photos(evidence: Evidence) -> tuple[list[NDArray[np.uint8]], str, int]:
     return photos, name, OWN_SIZE
 
 
-def _batches(photos: Sequence[NDArray[np.uint8]], own: int, *, smallest: int) -> Iterator[NDArray[np.uint8]]:
+def _batches(photos: Sequence[NDArray[np.uint8]], full_size: int, *, smallest: int) -> Iterator[NDArray[np.uint8]]:
     """Yield images uint8 [N, H, W, 3]: the photos resized to `SIZES`, then `own` of them at their original size."""
-    place = 0
+    start = 0
     for (height, width), count in SIZES:
         height, width = max(height, smallest), max(width, smallest)
-        chosen = [photos[(place + offset) % len(photos)] for offset in range(count)]
-        place += count
+        chosen = [photos[(start + offset) % len(photos)] for offset in range(count)]
+        start += count
         resized = [cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA) for photo in chosen]
         yield np.stack(resized).astype(np.uint8, copy=False)
-    for photo in photos[:own]:
+    for photo in photos[:full_size]:
         if smallest <= min(photo.shape[:2]) and photo.shape[0] * photo.shape[1] <= LARGEST:
             yield photo[None]
 
@@ -323,15 +327,15 @@ def _labels(output: Tensor) -> Tensor:
     return output.argmax(dim=1).to(torch.uint8) if output.dim() == 4 else output
 
 
-def _compare(expected: Tensor, found: Tensor, images: NDArray[np.uint8]) -> Comparison:
+def _compare(expected: Tensor, actual: Tensor, images: NDArray[np.uint8]) -> Comparison:
     batch, height, width = images.shape[:3]
-    labels = _labels(found)
+    labels = _labels(actual)
     if labels.shape != (batch, height, width):
-        raise ExportError(f"images of {list(images.shape)} gave an output of {list(found.shape)}: its size is wrong.")
+        raise ExportError(f"images of {list(images.shape)} gave an output of {list(actual.shape)}: its size is wrong.")
     agreement = float((labels == _labels(expected)).double().mean())
-    if found.dim() == 3:
+    if actual.dim() == 3:
         return Comparison(height, width, batch, None, None, None, agreement)
-    error = (found - expected).abs()
+    error = (actual - expected).abs()
     largest, scale = float(error.max()), float(expected.abs().max())
     return Comparison(height, width, batch, largest, float(error.mean()), largest / max(scale, 1e-12), agreement)
 
@@ -344,8 +348,8 @@ def _mean_iou(matrix: ConfusionMatrix, *, known: bool) -> float:
     scores = matrix.scores()
     if known:
         return scores.mean_iou
-    found = [iou for iou, share in zip(scores.class_iou, scores.class_share, strict=True) if share and iou is not None]
-    return float(np.mean(found)) if found else 0.0
+    ious = [iou for iou, share in zip(scores.class_iou, scores.class_share, strict=True) if share and iou is not None]
+    return float(np.mean(ious)) if ious else 0.0
 
 
 def _score(

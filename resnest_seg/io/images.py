@@ -174,16 +174,16 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Read the first frame header; markers are parsed as libjpeg, the decoder, parses them."""
-    place = len(JPEG)
-    while (found := JPEG_MARKER.search(data, place)) is not None:
-        kind, place = data[found.start(1)], found.end()
+    offset = len(JPEG)
+    while (match := JPEG_MARKER.search(data, offset)) is not None:
+        kind, offset = data[match.start(1)], match.end()
         if kind in JPEG_FRAMES:
-            height, width = struct.unpack(">HH", data[place + 3 : place + 7])
+            height, width = struct.unpack(">HH", data[offset + 3 : offset + 7])
             return height, width
         if kind in JPEG_NO_HEADER:
             return None
         if kind not in JPEG_ALONE:  # its length includes its own two bytes
-            place += max(struct.unpack(">H", data[place : place + 2])[0], 2)
+            offset += max(struct.unpack(">H", data[offset : offset + 2])[0], 2)
     return None
 
 
@@ -263,12 +263,12 @@ def tiff_tags(data: bytes) -> dict[int, tuple[int, ...]]:
     """
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
-    (place,) = struct.unpack_from(f"{order}Q", data, 8) if big else struct.unpack_from(f"{order}I", data, 4)
-    (entries,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, place)
-    place += 8 if big else 2
+    (offset,) = struct.unpack_from(f"{order}Q", data, 8) if big else struct.unpack_from(f"{order}I", data, 4)
+    (entries,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", data, offset)
+    offset += 8 if big else 2
     form, size = (f"{order}HHQ", 20) if big else (f"{order}HHI", 12)
     tags: dict[int, tuple[int, ...]] = {}
-    for entry in range(place, place + size * min(entries, 1 << 16), size):
+    for entry in range(offset, offset + size * min(entries, 1 << 16), size):
         tag, kind, count = struct.unpack_from(form, data, entry)
         if kind not in _TAG_TYPES or not count:
             continue
@@ -327,10 +327,10 @@ def _opacity(plain: NDArray[Any], data: bytes) -> NDArray[np.uint8] | None:
     if plain.ndim == 3 and plain.shape[2] == 4:
         opacity = plain[..., 3]
         return (opacity >> 8).astype(np.uint8) if opacity.dtype == np.uint16 else opacity.astype(np.uint8)
-    place = data.find(b"tRNS", 0, data.find(b"IDAT"))
-    if data[:8] == PNG and data[25] == 0 and place > 0:  # one grey level is transparent, which OpenCV ignores
+    offset = data.find(b"tRNS", 0, data.find(b"IDAT"))
+    if data[:8] == PNG and data[25] == 0 and offset > 0:  # one grey level is transparent, which OpenCV ignores
         depth = data[24]
-        key = int.from_bytes(data[place + 4 : place + 6], "big")
+        key = int.from_bytes(data[offset + 4 : offset + 6], "big")
         grey = plain if plain.ndim == 2 else plain[..., 0]
         return np.where(grey == (key if depth >= 8 else key * 255 // (2**depth - 1)), 0, 255).astype(np.uint8)
     return None

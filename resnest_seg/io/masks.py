@@ -83,12 +83,12 @@ def _is_lossy_webp(data: bytes) -> bool:
     """True if a WebP file holds a lossy picture, in its plain or its extended form, or in a frame of an animation."""
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
         return False
-    place = 12
-    while place + 8 <= len(data):
-        kind, size = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
+    offset = 12
+    while offset + 8 <= len(data):
+        kind, size = data[offset : offset + 4], int.from_bytes(data[offset + 4 : offset + 8], "little")
         if kind == b"VP8 ":
             return True
-        place += 8 + (16 if kind == b"ANMF" else size + size % 2)  # a frame holds chunks of its own
+        offset += 8 + (16 if kind == b"ANMF" else size + size % 2)  # a frame contains chunks
     return False
 
 

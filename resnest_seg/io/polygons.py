@@ -117,7 +117,7 @@ def _regions(labels: NDArray[np.uint8]) -> list[tuple[int, int, list[Ring]]]:
     for owner, ring in _rings(region, labels != IGNORE_LABEL):
         rings.setdefault(owner, []).append(ring)
     # The exterior comes first, because paths start at upper sides from the top down; the others are holes.
-    return [(int(label_of[owner]), int(sizes[owner]), found) for owner, found in rings.items()]
+    return [(int(label_of[owner]), int(sizes[owner]), region_rings) for owner, region_rings in rings.items()]
 
 
 def _components(labels: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -170,12 +170,12 @@ def _cycles(following: list[int], kept: list[bool]) -> list[list[int]]:
     for start in range(len(following)):
         if seen[start]:
             continue
-        cycle, place = [], start
-        while not seen[place]:
-            seen[place] = 1
-            if kept[place]:
-                cycle.append(place)
-            place = following[place]
+        cycle, element = [], start
+        while not seen[element]:
+            seen[element] = 1
+            if kept[element]:
+                cycle.append(element)
+            element = following[element]
         cycles.append(cycle)
     return cycles
 

@@ -1,4 +1,4 @@
-"""Sizes of resized images, and bilinear resizing a few rows at a time, in NumPy and to torch's own rounding."""
+"""Sizes of resized images, and bilinear resizing a few rows at a time in NumPy, with torch's rounding."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def taps(rows: range, source: int, target: int, align_corners: bool) -> tuple[ND
         target: Height of the resized map.
         align_corners: As in torch's `interpolate`.
     """
-    places = np.arange(rows.start, rows.stop, dtype=np.float32)  # torch's arithmetic, bit for bit
+    positions = np.arange(rows.start, rows.stop, dtype=np.float32)  # torch's arithmetic, bit for bit
     if align_corners:
-        places = places * np.float32((source - 1) / max(target - 1, 1))
+        positions = positions * np.float32((source - 1) / max(target - 1, 1))
     else:
-        places = np.maximum((places + np.float32(0.5)) * np.float32(source / target) - np.float32(0.5), 0)
-    above = np.minimum(np.floor(places), source - 1)
-    return above.astype(np.int64), places - above
+        positions = np.maximum((positions + np.float32(0.5)) * np.float32(source / target) - np.float32(0.5), 0)
+    above = np.minimum(np.floor(positions), source - 1)
+    return above.astype(np.int64), positions - above
 
 
 def resized_rows(x: Floats, size: tuple[int, int], rows: range, *, align_corners: bool) -> Floats:

@@ -20,7 +20,7 @@ Frame = NDArray[np.uint8]
 """RGB, uint8 [H, W, 3]."""
 
 CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".avi": "MJPG", ".mkv": "mp4v"}
-"""Ending -> four letters of the codec: MPEG-4 part 2 and Motion JPEG, which OpenCV's own wheels can encode."""
+"""Suffix -> four letters of the codec: MPEG-4 part 2 and Motion JPEG, which OpenCV's wheels can encode."""
 
 FPS = 25.0
 """Frames per second if a container or camera states none, or an implausible rate."""

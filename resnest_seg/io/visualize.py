@@ -107,8 +107,8 @@ def with_legend(picture: Image, labels: Labels, space: LabelSpace) -> Image:
     columns = max(width // cell, 1)
     rows = -(-len(texts) // columns)
     legend = np.full((rows * _ROW + 4, width, 3), _PAPER, np.uint8)
-    for place, (label, text) in enumerate(zip(present, texts, strict=True)):
-        x, y = place % columns * cell + 4, place // columns * _ROW + 4
+    for index, (label, text) in enumerate(zip(present, texts, strict=True)):
+        x, y = index % columns * cell + 4, index // columns * _ROW + 4
         cv2.rectangle(legend, (x, y), (x + 14, y + 12), space.colors[label], -1)
         cv2.putText(legend, text, (x + 19, y + 10), _FONT, _FONT_SCALE, _INK, 1, cv2.LINE_AA)
     beside = np.full((picture.shape[0], width - picture.shape[1], 3), _PAPER, np.uint8)
@@ -138,7 +138,7 @@ def contact_sheet(
     head = np.full((2 * _ROW + 4, body.shape[1], 3), _PAPER, np.uint8)
     cv2.putText(head, title, (6, 14), _FONT, _FONT_SCALE, _INK, 1, cv2.LINE_AA)
     for column, name in enumerate(("photo", "truth", "prediction", "errors (red)")):
-        place = (column * (width + 4) + 6, _ROW + 14)
-        cv2.putText(head, name, place, _FONT, _FONT_SCALE, _INK, 1, cv2.LINE_AA)
+        origin = (column * (width + 4) + 6, _ROW + 14)
+        cv2.putText(head, name, origin, _FONT, _FONT_SCALE, _INK, 1, cv2.LINE_AA)
     seen = np.concatenate([part.ravel() for _, labels, predictions in samples for part in (labels, predictions)])
     return with_legend(np.vstack([head, body]), seen[None], space)

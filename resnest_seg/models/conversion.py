@@ -294,8 +294,8 @@ def _head(weights: Mapping[str, Tensor]) -> tuple[str, str, int]:
     for sign, head, family, last in HEADS_BY_KEY:
         if sign in weights and last in weights:
             return head, family, weights[last].shape[0]
-    own = [key for key in weights if key.startswith("head.")]
-    found = f"its head has keys such as {own[0]}" if own else "it has no head"
+    head_keys = [key for key in weights if key.startswith("head.")]
+    heads = f"its head has keys such as {head_keys[0]}" if head_keys else "it has no head"
     raise CheckpointError(
-        f"it has an encoder, but no known head ({found}). To start from its encoder, pass the file as encoder_weights."
+        f"it has an encoder, but no known head ({heads}). To start from its encoder, pass the file as encoder_weights."
     )

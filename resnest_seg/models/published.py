@@ -93,13 +93,13 @@ class PublishedCheckpoint:
     @property
     def local_path(self) -> Path | None:
         """Return the file on this machine, or None."""
-        places = [self.path]
+        candidates = [self.path]
         if self.source == "encoding":
-            places.append(self.path.with_suffix(".pth"))
+            candidates.append(self.path.with_suffix(".pth"))
         if self.source == "timm":
             cached = try_to_load_from_cache(self.name, "model.safetensors")
-            places += [Path(cached)] if isinstance(cached, str) else []
-        return next((path for path in places if path.is_file()), None)
+            candidates += [Path(cached)] if isinstance(cached, str) else []
+        return next((path for path in candidates if path.is_file()), None)
 
     def fetch(self) -> Path:
         """Return the file on this machine, downloading it if it is missing.
@@ -247,11 +247,11 @@ def imagenet_checkpoint(encoder: str) -> PublishedCheckpoint:
     Raises:
         ConfigError: There are none for this encoder.
     """
-    found = next((entry for entry in PUBLISHED if entry.encoder == encoder and entry.dataset == "imagenet"), None)
-    if found is None:
+    checkpoint = next((entry for entry in PUBLISHED if entry.encoder == encoder and entry.dataset == "imagenet"), None)
+    if checkpoint is None:
         known = dict.fromkeys(entry.encoder for entry in PUBLISHED if entry.dataset == "imagenet")
         raise ConfigError(
             f"there are no published ImageNet weights for encoder {encoder!r}. Set encoder_weights to null (random "
             f"weights), to the path of a weight file, or choose one of: {', '.join(known)}."
         )
-    return found
+    return checkpoint

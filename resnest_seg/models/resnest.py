@@ -139,11 +139,11 @@ class BlockPlan:
 
 def stage_plans(spec: EncoderSpec, model: ModelConfig) -> Iterator[list[BlockPlan]]:
     """Plan the blocks of the four stages. The dilation variants differ here and nowhere else."""
-    place, last = 0, max(sum(spec.depths) - 1, 1)
+    index, last = 0, max(sum(spec.depths) - 1, 1)
     for stage, (stride, rate) in enumerate(STAGE_STRIDES_AND_RATES[model.output_stride]):
         drop_block, dilated, plans = model.drop_block if stage >= 2 else 0.0, rate > 1, []
         for block in range(spec.depths[stage]):
-            plan = BlockPlan(rate=rate, drop_block=drop_block, drop_path=model.drop_path * place / last)
+            plan = BlockPlan(rate=rate, drop_block=drop_block, drop_path=model.drop_path * index / last)
             if block == 0:
                 plan = dataclasses.replace(
                     plan,
@@ -154,7 +154,7 @@ def stage_plans(spec: EncoderSpec, model: ModelConfig) -> Iterator[list[BlockPla
                     mean_shortcut=model.dilation == "timm" and dilated,
                 )
             plans.append(plan)
-            place += 1
+            index += 1
         yield plans
 
 
@@ -198,8 +198,8 @@ class RectifiedConv2d(nn.Conv2d):
         padding, dilation = self.padding[dim], self.dilation[dim]
         outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
         first = torch.arange(outputs, device=x.device) * stride - padding
-        places = first[:, None] + torch.arange(kernel, device=x.device) * dilation
-        return ((places >= 0) & (places < size)).sum(dim=1)
+        positions = first[:, None] + torch.arange(kernel, device=x.device) * dilation
+        return ((positions >= 0) & (positions < size)).sum(dim=1)
 
 
 def padded_conv(

@@ -129,7 +129,7 @@ class SMPEncoder(nn.Module):
             hint = " Weight files are supported for our encoders only." if Path(str(weights)).is_file() else ""
             raise ConfigError(f"encoder {SMP}{name}: {' '.join(str(error.args[0]).split())}.{hint}") from None
         except (ValueError, RuntimeError, TypeError, AssertionError, AttributeError) as error:
-            # each of SMP's and timm's encoders refuses in its own way
+            # SMP's and timm's encoders raise various exceptions
             advice = (
                 ""
                 if output_stride == 32

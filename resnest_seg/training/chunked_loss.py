@@ -106,13 +106,13 @@ class _Axis(NamedTuple):
         """Compute `F.interpolate`'s weights, on the CPU; None for equal sizes."""
         if coarse == fine:
             return None
-        place = torch.arange(fine, dtype=dtype)
+        position = torch.arange(fine, dtype=dtype)
         if align_corners:
-            place = place * ((coarse - 1) / (fine - 1) if fine > 1 else 0.0)
+            position = position * ((coarse - 1) / (fine - 1) if fine > 1 else 0.0)
         else:
-            place = ((place + 0.5) * (coarse / fine) - 0.5).clamp(min=0)
-        low = place.long().clamp(max=coarse - 1)
-        return cls(low, (low + 1).clamp(max=coarse - 1), place - low)
+            position = ((position + 0.5) * (coarse / fine) - 0.5).clamp(min=0)
+        low = position.long().clamp(max=coarse - 1)
+        return cls(low, (low + 1).clamp(max=coarse - 1), position - low)
 
     def to(self, device: torch.device) -> _Axis:
         return _Axis(*(values.to(device) for values in self))

@@ -114,11 +114,11 @@ def check_agreement(config: RunConfig, engine: Accelerator) -> None:
     Raises:
         ConfigError: They differ.
     """
-    found = gather_object([config.train.accumulation])
-    if len(set(found)) > 1:
+    divisions = gather_object([config.train.accumulation])
+    if len(set(divisions)) > 1:
         raise ConfigError(
-            f"the processes divide the batch differently (train.accumulation {', '.join(map(str, found))}): --budget "
-            "auto found other memory on some of the machines. Give --budget the GiB of the smallest, on all of them."
+            f"the processes divide the batch differently (accumulation {', '.join(map(str, divisions))}): --budget "
+            "auto found other memory on some of the machines. Give --budget the GiB of the smallest on each of them."
         )
 
 
@@ -238,9 +238,9 @@ def shard(model: nn.Module, *, processes: int, device: str) -> None:
     mesh = init_device_mesh(device, (processes,))
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
     for module in reversed(list(model.modules())[1:]):  # children before parents
-        own = sum(p.numel() for p in module.parameters() if not hasattr(p, "full_tensor"))
+        size = sum(p.numel() for p in module.parameters() if not hasattr(p, "full_tensor"))
         called = not isinstance(module, nn.ModuleList | nn.ModuleDict)  # else FSDP2 would never gather it
-        if own >= UNIT and called:
+        if size >= UNIT and called:
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
 

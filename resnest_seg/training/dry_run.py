@@ -143,11 +143,11 @@ def dry_run_classifier(config: PretrainConfig) -> str:
     with tempfile.TemporaryDirectory(prefix="resnest_seg_dry_run_") as folder:
         if not root.exists():
             _write_noise(Path(folder), short)
-        place = root if root.exists() else folder
-        all_of_it = ClassFolder(place, "train")
+        source = root if root.exists() else folder
+        all_of_it = ClassFolder(source, "train")
         doubts = _doubts(config, len(all_of_it)) if root.exists() else []
         train = _first(all_of_it, 2 * short.train.batch_size)
-        task = ClassificationTask(short, train, _first(ClassFolder(place, "val"), IMAGES))
+        task = ClassificationTask(short, train, _first(ClassFolder(source, "val"), IMAGES))
 
         def build() -> Segmenter:
             here = _is_here(short.model.encoder_weights)
@@ -222,9 +222,9 @@ def _write_noise(root: Path, config: PretrainConfig) -> None:
     noise = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     for split in ("train", "val"):
         for name in range(IMAGENET_CLASSES):
-            place = root / split / f"{name:04}"
-            place.mkdir(parents=True)
-            write_png(place / "0.png", noise)
+            class_folder = root / split / f"{name:04}"
+            class_folder.mkdir(parents=True)
+            write_png(class_folder / "0.png", noise)
 
 
 def data_or_stand_in(config: RunConfig, split: str) -> SegmentationDataset:

@@ -278,8 +278,8 @@ def devices_here() -> Devices:
     """Return the devices of this process group: the smallest GPU's memory, or this machine's divided by processes."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if torch.cuda.is_available():
-        found = range(torch.cuda.device_count())
-        return Devices(count, min(torch.cuda.get_device_properties(index).total_memory for index in found), "cuda")
+        indices = range(torch.cuda.device_count())
+        return Devices(count, min(torch.cuda.get_device_properties(index).total_memory for index in indices), "cuda")
     local = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     return Devices(count, machine_memory() // local, "cpu")
 

@@ -321,8 +321,8 @@ class WeightAverage:
         Raises:
             KeyError: A value is missing.
         """
-        for key, own in self.values.items():
-            own.copy_(values[key])
+        for key, average in self.values.items():
+            average.copy_(values[key])
         self.updates = updates
 
 
