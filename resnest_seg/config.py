@@ -1,8 +1,8 @@
-"""The configuration of a run: frozen dataclasses, one YAML file a run, dotted overrides on the command line.
+"""The configuration of a run: frozen dataclasses, one YAML file per run, dotted overrides on the command line.
 
-The dataclasses are the only list of keys there is: `--help`, the YAML reader, the file in the run folder and the
-checkpoint are all derived from them, and the bounds of a key stand beside it. `PretrainConfig` is the configuration of
-a run that trains an image classifier. This module imports no torch, so that `--help` answers at once.
+The dataclasses are the only list of keys: `--help`, the YAML reader, the file in the run folder and the checkpoint are
+derived from them, and the range of a key is declared with it. `PretrainConfig` is the configuration of a run that
+trains an image classifier. This module imports no torch, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 LOSSES = ("cross_entropy", "ohem", "dice", "focal", "lovasz", "tversky")
-"""Names that `train.loss` takes."""
+"""Names in `train.loss`."""
 
 CLASS_WEIGHTS = ("none", "median_frequency", "effective_number")
-"""Names that `train.class_weights` takes."""
+"""Values of `train.class_weights`."""
 
 COUNT = 10**9
-"""Largest value of keys that count epochs, steps or samples: more than any run has."""
+"""Maximum of keys that count epochs, steps or samples, beyond any real run."""
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The numbers that a key takes.
+    """The range of a key's numbers.
 
     Attributes:
-        low: The least.
-        high: The greatest.
-        above: `low` itself is excluded.
-        below: `high` itself is excluded.
+        low: Lower bound.
+        high: Upper bound.
+        above: Exclude `low`.
+        below: Exclude `high`.
     """
 
     low: float
@@ -60,31 +60,31 @@ class Range:
 
 
 def within(default: T, low: float, high: float, *, above: bool = False, below: bool = False) -> T:
-    """A field of a config with its default and the range of its numbers, which `check_values` holds.
+    """Declare a numeric field of a config with its default and its range, which `check_values` enforces.
 
     Args:
-        default: Value where nothing is given; its type, or the field's, says whether the number is a whole one.
-        low: The least value.
-        high: The greatest value: far above what makes sense, so that a typing error costs no machine.
-        above: `low` itself is excluded.
-        below: `high` itself is excluded.
+        default: The default.
+        low: Lower bound.
+        high: Upper bound, far above sensible values; it only catches typing errors.
+        above: Exclude `low`.
+        below: Exclude `high`.
     """
     field: T = dataclasses.field(default=default, metadata={"range": Range(low, high, above, below)})
     return field
 
 
 def shown(value: object) -> str:
-    """A value in a message: short, whatever it is; by aliases, a list may hold itself, or billions of others."""
+    """Format a value for a message, truncated; by YAML aliases a list may contain itself, or billions of others."""
     if isinstance(value, Collection) and not isinstance(value, str | bytes):
         return f"a {type(value).__name__}"
     return reprlib.repr(value)
 
 
 def check_option(name: str, value: float | None, low: float, high: float, *, above: bool = False) -> None:
-    """Refuse a number of the command line, or of a call, outside its range; None was not given.
+    """Check that an option of the command line or of a call is in its range; None means not given.
 
     Raises:
-        ConfigError: Names the option, the range and the value, which may be NaN.
+        ConfigError: The value is out of range or NaN; the message names the option, the range and the value.
     """
     allowed = Range(low, high, above)
     if value is not None and value not in allowed:
@@ -93,12 +93,12 @@ def check_option(name: str, value: float | None, low: float, high: float, *, abo
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What the values of a key are.
+    """The type and range of a key.
 
     Attributes:
         type: str, bool, int or float.
         null: The key may be null.
-        range: Of its numbers, where it has one.
+        range: Range of its numbers, if any.
     """
 
     type: type
@@ -106,10 +106,10 @@ class Kind:
     range: Range | None
 
     def check(self, key: str, value: object) -> None:
-        """Refuse a value of another type, outside the range, or of text that names nothing.
+        """Check a value.
 
         Raises:
-            ConfigError: Names the key, the value, and what it may be.
+            ConfigError: The value has another type, is out of range, or is empty text; the message names the key.
         """
         if value is None and self.null:
             return
@@ -129,14 +129,14 @@ class Kind:
 
 
 def check_values(flat: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
-    """Refuse values of a wrong type, outside the range that stands beside their key, or that contradict each other.
+    """Check the values of a config: their types, their ranges, and their consistency.
 
     Args:
-        flat: Every dotted key of a run's config -> its value, as `resnest_seg.config.flatten` gives them.
-        kinds: The same keys -> what their values are.
+        flat: Every dotted key of a run's config -> its value, as `flatten` returns them.
+        kinds: The same keys -> their types and ranges.
 
     Raises:
-        ConfigError: Names the key, the value, and what it may be.
+        ConfigError: A value is invalid; the message names the key, the value and the valid values.
     """
     for key, value in flat.items():
         kinds[key].check(key, value)
@@ -150,7 +150,7 @@ def check_values(flat: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
 
 
 def _check_course(flat: Mapping[str, Any]) -> None:
-    """How long and how fast a run trains."""
+    """Check the length and the learning rates of a run."""
     epochs, iterations = flat["train.epochs"], flat["train.iterations"]
     if (epochs is None) == (iterations is None):
         raise ConfigError(
@@ -175,10 +175,10 @@ def _check_loss(flat: Mapping[str, Any]) -> None:
 
 
 def loss_names(text: str) -> tuple[str, ...]:
-    """The losses that `train.loss` names, "cross_entropy+dice" -> ("cross_entropy", "dice").
+    """Parse `train.loss`: "cross_entropy+dice" -> ("cross_entropy", "dice").
 
     Raises:
-        ConfigError: An unknown name (the nearest is named), or one that comes twice.
+        ConfigError: A name is unknown (the message suggests the nearest) or repeated.
     """
     names = tuple(name.strip() for name in text.split("+"))
     for name in names:
@@ -190,29 +190,29 @@ def loss_names(text: str) -> tuple[str, ...]:
 
 
 DEEPEST = 50
-"""Levels of lists and mappings inside each other that a file may have."""
+"""Maximum nesting of lists and mappings in a file."""
 
 
 def load_yaml(text: str, name: str) -> Any:
-    """The value that a YAML document holds: mappings, lists, strings, numbers, booleans and None.
+    """Parse a YAML document to mappings, lists, strings, numbers, booleans and None.
 
     Args:
         text: The document.
-        name: What errors call it.
+        name: Its name in error messages.
 
     Raises:
-        ConfigError: It is no YAML, a mapping has a key twice (names both lines), or it is nested more than `DEEPEST`
-            levels deep.
+        ConfigError: The text is not YAML, a mapping has a duplicate key (the message names both lines), or it is
+            nested more than `DEEPEST` levels deep.
     """
     try:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
-        # Not only YAMLError: PyYAML takes `!!bool x` and 2026-13-45 apart without looking.
+        # Not only YAMLError: PyYAML parses `!!bool x` and 2026-13-45 without validation.
         raise ConfigError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's own keeps the last of a repeated key without a word, and recurses as deep as the file goes."""
+    """Loader that rejects duplicate keys and deep nesting; PyYAML's keeps the last key and recurses without limit."""
 
     _depth = 0
 
@@ -228,15 +228,15 @@ class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
-        # Here and not in the constructor, where the keys of `<<: *other` have been added.
+        # Here and not in the constructor, where the keys of `<<: *other` have been merged.
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
             line, content = key.start_mark.line + 1, (key.tag, key.value)
             if content in lines:
                 raise yaml.YAMLError(
-                    f"the key {key.value!r} stands on line {lines[content]} and again on line {line}, and only one of "
-                    "them would count: join the two, or delete one"
+                    f"duplicate key {key.value!r} on lines {lines[content]} and {line}, and only one of them would "
+                    "count: merge the two, or delete one"
                 )
             lines[content] = line
         return node
@@ -254,58 +254,56 @@ class ModelConfig:
     """Decoder: fcn or deeplabv3, in family mmseg also pspnet and deeplabv3plus, or smp:NAME with unet, unetplusplus,
     manet, linknet, fpn, pspnet, deeplabv3, deeplabv3plus, pan, upernet or segformer."""
     family: str = "encoding"
-    """Whose form the heads have, and how logits are resized: encoding (the authors' code, aligned corners) or mmseg
-    (mmsegmentation, wider heads, corners not aligned)."""
+    """Form of the heads and resizing of logits: encoding (the authors', aligned corners) or mmseg (mmsegmentation's,
+    wider heads, corners not aligned)."""
     output_stride: int = 8
-    """Input pixels per step of the last feature map: 8, 16 or 32."""
+    """Input pixels per pixel of the last feature map: 8, 16 or 32."""
     dilation: str = "encoding"
-    """Which network the dilated weights belong to (the variants load each other's weights silently): encoding, mmseg
-    or timm."""
+    """Variant of the dilated network (the variants load each other's weights silently): encoding, mmseg or timm."""
     aux_head: bool = True
     """Train an auxiliary FCN head on the third stage."""
     in_channels: int = within(3, 1, 4096)
-    """Channels of the images. The data sets here have 3."""
+    """Channels of the images; 3 for the data sets of this package."""
     encoder_weights: str | None = None
-    """What the encoder starts from: imagenet (published weights, downloaded once), a weight file of any published
-    format, the name of a published checkpoint (tools/zoo_seg.py lists them), or null for fresh weights."""
+    """Initial weights of the encoder: imagenet (published weights, downloaded once), a weight file of any published
+    format, the name of a published checkpoint (tools/zoo_seg.py lists them), or null for random weights."""
     weights: str | None = None
-    """What the whole model starts from, in place of encoder_weights: a run folder, a weight file of any known format or
-    the name of a published checkpoint. What does not fit, as the classifier of other classes, stays fresh."""
+    """Initial weights of the whole model, in place of encoder_weights: a run folder, a weight file of any known format
+    or the name of a published checkpoint. Tensors that do not fit (a classifier of other classes) stay random."""
     drop_block: float = within(0.0, 0, 1, below=True)
-    """Share of pixels that DropBlock clears in the last two stages while training."""
+    """Share of pixels that DropBlock zeroes in the last two stages during training."""
     drop_path: float = within(0.0, 0, 1, below=True)
-    """Share of images that skip the last residual block while training, less for earlier ones (stochastic depth)."""
+    """Stochastic depth: probability that an image skips the last residual block in training, less for earlier ones."""
     zero_gamma: bool = False
-    """Start with a zero weight in the last norm of every residual branch, so that blocks start as the identity."""
+    """Initialise the last norm of every residual branch with weight 0, so that blocks start as the identity."""
     rectify: str = "none"
-    """Correct padded convolutions at the border: none, rectify or rectify_avg. Another network, equal weights."""
+    """Rectification of padded convolutions at the border: none, rectify or rectify_avg; weights have equal shapes."""
     checkpointing: bool = False
-    """Keep only the blocks' inputs for the backward pass and compute the rest twice: less memory, more time."""
+    """Activation checkpointing: keep only the blocks' inputs and recompute the rest; less memory, more time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The data set and how training samples are cut from it."""
+    """The data set and the augmentation of training samples."""
 
     dataset: str = "ade20k"
     """Data set: synthetic, camvid, ade20k, cityscapes, or folder (your own photos and masks)."""
     root: str | None = None
-    """Its folder or zip file; null looks in $RESNEST_SEG_DATA/<dataset>, then in datasets/<dataset>."""
+    """Its folder or zip file; null for $RESNEST_SEG_DATA/<dataset>, or datasets/<dataset> if that is not set."""
     classes: str | None = None
-    """For folder: a CSV or YAML file of names, ids and colours; null takes classes.csv in the folder, or what the
-    masks hold."""
+    """For folder: the class list, a CSV or YAML file of names, ids and colours; null takes classes.csv in the folder,
+    or infers the classes from the masks."""
     recipe: str = "encoding"
-    """How samples are cut: encoding (the authors': long edge random, padded with black) or mmseg (mmsegmentation's:
-    canvas of long_edge x base_size times a ratio, one class below 75 % of the crop, photometric distortion)."""
+    """Augmentation recipe: encoding (the authors': random long edge, black padding) or mmseg (mmsegmentation's: canvas
+    of long_edge x base_size times a ratio, one class below 75 % of the crop, photometric distortion)."""
     base_size: int = within(520, 1, 16384)
-    """Length in pixels of the edge that scale 1 gives a training image: the long one in recipe encoding, the short
-    one in recipe mmseg."""
+    """Length in pixels of a training image's edge at scale 1: the long edge in recipe encoding, the short in mmseg."""
     long_edge: int = within(2048, 1, 16384)
     """For recipe mmseg: length in pixels of the canvas's long edge at scale 1."""
     crop_size: int = within(480, 1, 16384)
-    """Height in pixels of the training crop, and its width where crop_width is null."""
+    """Height of the training crop in pixels, and its width if crop_width is null."""
     crop_width: int | None = within(None, 1, 16384)
-    """Width in pixels of the training crop; null makes it square."""
+    """Width of the training crop in pixels; null for a square crop."""
     scale_min: float = within(0.5, 0.01, 16)
     """Smallest random scale."""
     scale_max: float = within(2.0, 0.01, 16)
@@ -313,57 +311,56 @@ class DataConfig:
     flip: float = within(0.5, 0, 1)
     """Probability of a horizontal flip."""
     rotate: float = within(0.0, 0, 180)
-    """Rotate by up to this many degrees."""
+    """Maximum rotation in degrees."""
     color_jitter: float = within(0.0, 0, 2)
-    """Change brightness, contrast and saturation by up to this share, and hue by a quarter of it."""
+    """Maximum change of brightness, contrast and saturation, as a share; hue changes by up to a quarter of it."""
     blur: float = within(0.0, 0, 1)
     """Probability of a slight Gaussian blur."""
     coarse_dropout: float = within(0.0, 0, 1)
-    """Probability of covering one to four rectangles, whose labels are ignored."""
+    """Probability of erasing one to four rectangles, whose labels are ignored."""
     class_mix: float = within(0.0, 0, 1)
     """Probability of pasting half of the classes of another sample onto a sample (ClassMix)."""
     rare_class: float | None = within(None, 0.001, 100)
-    """Temperature at which photos with rare classes are drawn more often (0.01 strongly, 1 hardly; needs a pass over
-    all masks); null draws every photo once an epoch."""
+    """Temperature of rare-class sampling (0.01 strong, 1 weak; needs a pass over all masks); null draws every photo
+    once per epoch."""
     check: int = within(64, 0, COUNT)
-    """Samples, spread over the training split, that are read and checked before the first step; 0 checks none."""
+    """Number of training samples, evenly spread, that are checked before the first step; 0 checks none."""
     workers: int = within(4, 0, 256)
     """Loader processes for each training process; 0 loads in the training process. Results do not depend on it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """The optimiser, what it trains, and its schedule."""
+    """The optimiser, the trained parameters, and the schedule."""
 
     optimizer: str = "sgd"
     """Optimiser: sgd (with momentum) or adamw."""
     lr: float = within(0.01, 0, 100, above=True)
     """Highest learning rate of the encoder, for an effective batch of reference_batch images."""
     reference_batch: int | None = within(16, 1, 65536)
-    """Effective batch that lr and min_lr are meant for: they are scaled by train.batch_size / reference_batch. null
-    takes them as they are, whatever the batch."""
+    """Effective batch of lr and min_lr, which are scaled by train.batch_size / reference_batch; null does not scale."""
     head_lr_factor: float = within(10.0, 0, 10000, above=True)
-    """Learning rate of the heads, times that of the encoder."""
+    """Learning rate of the heads, as a multiple of the encoder's."""
     layer_decay: float = within(1.0, 0, 1, above=True)
-    """Learning rate of each encoder stage, times that of the next: layer4 has lr * layer_decay, layer3 that times
-    layer_decay, and so on to the stem. 1 trains all stages alike."""
+    """Learning rate of each encoder stage, as a multiple of the next one's: layer4 has lr * layer_decay, layer3 that
+    times layer_decay, and so on to the stem; 1 for equal rates."""
     freeze: str | None = None
-    """What is not trained, comma-separated: stem, layer1, layer2, layer3, layer4, encoder (all of these); bn keeps the
-    statistics of the encoder's batch norms as they are, head_bn those of the heads'. null trains everything."""
+    """Frozen parts, comma-separated: stem, layer1, layer2, layer3, layer4, encoder (all of these); bn freezes the
+    statistics of the encoder's batch norms, head_bn those of the heads'; null freezes nothing."""
     momentum: float = within(0.9, 0, 1, below=True)
     """Momentum of SGD; the first beta of AdamW."""
     weight_decay: float = within(1e-4, 0, 10)
     """L2 penalty of SGD; decoupled decay of AdamW."""
     decay: str = "all"
-    """What weight_decay applies to: all parameters, or weights only, which leaves out norms and biases."""
+    """Scope of weight_decay: all parameters, or weights only, without norms and biases."""
     schedule: str = "poly"
-    """Course of the learning rate after the warm-up: poly, (1 - t) ** power, or cosine, (1 + cos(pi t)) / 2."""
+    """Learning-rate schedule after the warm-up: poly, (1 - t) ** power, or cosine, (1 + cos(pi t)) / 2."""
     power: float = within(0.9, 0, 100, above=True)
     """Exponent of the poly schedule."""
     min_lr: float = within(0.0, 0, 100)
-    """Learning rate that the schedule ends at, in the unit of lr."""
+    """Learning rate at the end of the schedule, scaled like lr."""
     warmup: float = within(0.0, 0, COUNT)
-    """Length of the linear warm-up from lr / 1000: in epochs where train.epochs counts, else in iterations."""
+    """Length of the linear warm-up from lr / 1000, in epochs if train.epochs is set, else in iterations."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,51 +368,51 @@ class TrainConfig:
     """The training loop."""
 
     epochs: int | None = within(120, 1, COUNT)
-    """Length of the run in passes over the training split; null where train.iterations counts."""
+    """Length of the run in passes over the training split; null if train.iterations is set."""
     iterations: int | None = within(None, 1, COUNT)
-    """Length of the run in optimiser steps, whatever the size of the training split; null where train.epochs counts."""
+    """Length of the run in optimiser steps; null if train.epochs is set."""
     batch_size: int = within(16, 1, 65536)
     """Effective batch: images per optimiser step over all processes and accumulated micro-batches."""
     accumulation: int = within(1, 1, 65536)
-    """Micro-batches per optimiser step; raise it when the effective batch does not fit into memory."""
+    """Micro-batches per optimiser step; raise it if the effective batch does not fit into memory."""
     loss: str = "cross_entropy"
-    """Loss, or several joined by + and added up: cross_entropy; ohem (cross-entropy of hard pixels); and dice, focal,
+    """Loss, or a sum of several joined by +: cross_entropy; ohem (cross-entropy of hard pixels); and dice, focal,
     lovasz, tversky, which need the memory of full-size logits."""
     class_weights: str = "none"
-    """Weights of the classes in cross_entropy and ohem, from the training masks: none, median_frequency or
-    effective_number (both need a pass over all masks)."""
+    """Class weights of cross_entropy and ohem, from the training masks: none, median_frequency or effective_number
+    (both need a pass over all masks)."""
     label_smoothing: float = within(0.0, 0, 1, below=True)
     """Share of the target that cross_entropy and ohem spread over all classes."""
     ohem_threshold: float = within(0.7, 0, 1)
-    """For ohem: a pixel counts whose own class has less than this probability."""
+    """For ohem: keep pixels whose true class has less than this probability."""
     ohem_min_kept: int = within(100_000, 0, COUNT)
-    """For ohem: at least so many pixels an image count, the hardest."""
+    """For ohem: minimum number of pixels per image that are kept, the hardest."""
     aux_weight: float = within(0.2, 0, 100)
     """Weight of the auxiliary head's loss."""
     precision: str = "auto"
-    """Arithmetic: fp32, bf16, fp16, or auto (bf16 or fp16 on a GPU that has it, fp32 elsewhere)."""
+    """Precision: fp32, bf16, fp16, or auto (bf16 or fp16 on a GPU that supports it, fp32 elsewhere)."""
     sync_bn: bool = True
-    """Share batch statistics between processes (several GPU processes only)."""
+    """Synchronise batch norm's statistics over processes (several GPU processes only)."""
     parallel: str = "ddp"
-    """How several processes share a model: ddp (each holds all of it) or fsdp (each holds a part: less memory)."""
+    """Distribution over several processes: ddp (each holds the model) or fsdp (each holds a shard: less memory)."""
     ema: float = within(0.0, 0, 1, below=True)
-    """Decay of a moving average of the weights, after a warm-up, min(ema, (1 + t) / (10 + t)) in update t; for runs of
-    5 / (1 - ema) steps or more. Average and weights are then both validated, at twice the cost, and the better of the
-    two is kept as best. 0 keeps none."""
+    """Decay of a moving average of the weights, after a warm-up: min(ema, (1 + t) / (10 + t)) in update t; for runs of
+    5 / (1 - ema) steps or more. Average and weights are both validated, at twice the cost, and the better is kept as
+    best. 0 disables it."""
     validate_every: int = within(1, 1, COUNT)
     """Epochs between validations; the end of the run is always validated."""
     validate_every_steps: int = within(0, 0, COUNT)
     """Optimiser steps between validations, instead of validate_every; 0 counts epochs."""
     patience: int = within(0, 0, COUNT)
-    """End the run after this many validations in a row without a better mIoU; 0 never does."""
+    """Early stopping: end the run after this many validations without a better mIoU; 0 disables it."""
     save_every: int = within(0, 0, COUNT)
-    """Optimiser steps between saves of the state; 0 saves after every epoch. It is also saved before a validation."""
+    """Optimiser steps between checkpoints; 0 for one after every epoch. One is also saved before a validation."""
     keep: int = within(2, 1, 1000)
-    """States to keep: the newest and those before it, in case it is damaged."""
+    """Number of newest checkpoints to keep, in case one is corrupt."""
     log_every: int = within(10, 1, COUNT)
     """Optimiser steps between lines in metrics.jsonl, machine.jsonl and the trackers."""
     trackers: str = "tensorboard"
-    """Where curves are drawn: tensorboard, wandb (if installed), both with a comma between them, or none."""
+    """Trackers of the curves: tensorboard, wandb (if installed), both separated by a comma, or none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -423,21 +420,21 @@ class EvalConfig:
     """Validation during training."""
 
     split: str = "val"
-    """Split to validate on: train, val or test, as the data set has them."""
+    """Split to validate on: train, val or test, if the data set has it."""
     protocol: str = "whole"
-    """Inference protocol: whole (one pass over the whole image at its own size), slide, or a slower multi-scale one:
+    """Inference protocol: whole (one pass over the image at its original size), slide, or a slower multi-scale one:
     encoding, mmseg, mmseg0, paddle."""
     limit: int | None = within(None, 1, COUNT)
-    """Validate on the first this many images only; null takes all."""
+    """Number of images to validate on, the first ones; null for all."""
     sheet: int = within(6, 0, 256)
-    """Validation images, spread over the split, on the contact sheet of the run folder; 0 draws none."""
+    """Number of validation images, evenly spread, on the contact sheet of the run folder; 0 draws none."""
     memory: int = within(1024, 1, 1 << 24)
-    """MiB that class scores may take; an image with more is scored a few rows at a time."""
+    """Memory limit of class scores in MiB; a larger image is scored a few rows at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides what a run computes."""
+    """The configuration of a run; it determines the result."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -445,9 +442,9 @@ class RunConfig:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     seed: int = within(0, 0, 2**63, below=True)
-    """Seed of the weights, of the order of samples and of their augmentation."""
+    """Seed of the weights, the order of samples and their augmentation."""
     output: str | None = None
-    """Run folder, must not exist yet; null makes runs/<name of the config file>."""
+    """Run folder, which must not exist; null for runs/<name of the config file>."""
 
     def __post_init__(self) -> None:
         check_values(flatten(self), kinds_of(type(self)))
@@ -457,7 +454,7 @@ C = TypeVar("C", bound=RunConfig)
 
 
 def config_keys(owner: type = RunConfig, prefix: str = "") -> list[str]:
-    """All dotted keys of a run's config, in the order of the dataclasses."""
+    """List the dotted keys of a run's config, in the order of the dataclasses."""
     hints = typing.get_type_hints(owner)
     keys: list[str] = []
     for field in dataclasses.fields(owner):
@@ -469,7 +466,7 @@ def config_keys(owner: type = RunConfig, prefix: str = "") -> list[str]:
 
 
 def kinds_of(owner: type = RunConfig, prefix: str = "") -> dict[str, Kind]:
-    """Every dotted key of a kind of config -> what its values are, from its type and what stands beside it."""
+    """Map every dotted key of a kind of config to its type and range."""
     hints = typing.get_type_hints(owner)
     kinds: dict[str, Kind] = {}
     for field in dataclasses.fields(owner):
@@ -483,7 +480,7 @@ def kinds_of(owner: type = RunConfig, prefix: str = "") -> dict[str, Kind]:
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
-    """The config as one dictionary: dotted key -> value."""
+    """Convert a config to one dictionary: dotted key -> value."""
 
     def walk(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         flat: dict[str, Any] = {}
@@ -495,12 +492,12 @@ def flatten(config: RunConfig) -> dict[str, Any]:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The whole resolved config as YAML, every key written out; `load_run_config` reads it back to an equal one."""
+    """Serialise the resolved config to YAML with every key; `load_run_config` reads it back to an equal config."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
 def add_run_arguments(parser: ArgumentParser, kind: type[RunConfig] = RunConfig) -> None:
-    """Add every key of a kind of config to a jsonargparse parser, documented by the dataclasses' own text."""
+    """Add every key of a kind of config to a jsonargparse parser, documented by the dataclasses' docstrings."""
     parser.add_class_arguments(kind)
 
 
@@ -513,13 +510,13 @@ def load_config(path: str | Path, kind: type[C], *, overrides: Sequence[str] = (
     """Read a YAML file of any kind of run and apply dotted overrides.
 
     Args:
-        path: The YAML file; keys that it leaves out keep the dataclasses' defaults.
+        path: The YAML file; missing keys keep the dataclasses' defaults.
         kind: `RunConfig`, or a dataclass that adds groups to it.
-        overrides: Command-line words such as `["--optim.lr", "0.02"]` or `["--optim.lr=0.02"]`.
+        overrides: Command-line arguments such as `["--optim.lr", "0.02"]` or `["--optim.lr=0.02"]`.
 
     Raises:
-        ConfigError: The file is missing or no YAML mapping; a key does not exist (the nearest is named); a value
-            has the wrong type or makes no sense.
+        ConfigError: The file is missing or not a YAML mapping; a key does not exist (the message suggests the nearest);
+            a value is invalid.
     """
     from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
@@ -546,7 +543,7 @@ def run_config_from_dict(values: Mapping[str, Any]) -> RunConfig:
     """Build the config from nested dictionaries, as checkpoints store them.
 
     Raises:
-        ConfigError: A key does not exist, or a value makes no sense.
+        ConfigError: A key does not exist, or a value is invalid.
     """
     return _from_dict(values, RunConfig)
 
@@ -570,7 +567,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
 
 
 def _check_keys(tree: Mapping[str, Any], where: str, kind: type[RunConfig]) -> None:
-    """Refuse a key that no dataclass has, naming where it stands and the nearest key that exists."""
+    """Reject unknown keys; the error names their location and the nearest valid key."""
     keys = config_keys(kind)
     groups = {key.partition(".")[0] for key in keys if "." in key}
     for group, values in tree.items():
@@ -592,22 +589,22 @@ AUGMENTS = ("none", "auto", "rand")
 
 @dataclasses.dataclass(frozen=True)
 class ClassifyConfig:
-    """What training a classifier needs beyond training a segmenter."""
+    """The keys for training a classifier."""
 
     augment: str = "auto"
-    """Changes of colour and shape after the crop: none, auto (AutoAugment, ImageNet's policy) or rand (RandAugment)."""
+    """Augmentation after the crop: none, auto (AutoAugment, ImageNet's policy) or rand (RandAugment)."""
     area_min: float = within(0.08, 0, 1, above=True)
-    """Smallest share of the image that a training crop shows."""
+    """Minimum area of a training crop, as a share of the image."""
     mixup: float = within(0.2, 0, 100)
-    """Alpha of MixUp, which blends pairs of images and of their labels; 0 turns it off."""
+    """Alpha of MixUp, which blends pairs of images and their labels; 0 disables it."""
     cutmix: float = within(0.0, 0, 100)
-    """Alpha of CutMix, which pastes a rectangle of one image into another; with mixup, a batch gets either one."""
+    """Alpha of CutMix, which pastes a rectangle of one image into another; with mixup, each batch gets one of both."""
     label_smoothing: float = within(0.1, 0, 1, below=True)
-    """Share of the truth that is spread over all classes."""
+    """Label smoothing: share of the target that is spread over all classes."""
     dropout: float = within(0.2, 0, 1, below=True)
     """Probability of dropout before the last layer."""
     eval_share: float = within(0.875, 0, 1, above=True)
-    """Side of the validation's centre crop, times the short edge of the resized image."""
+    """Side of the validation's centre crop, as a share of the short edge of the resized image."""
 
 
 WITHOUT_EFFECT = (
@@ -615,14 +612,14 @@ WITHOUT_EFFECT = (
     *(f"train.{name}" for name in ("loss", "class_weights", "label_smoothing")),
     *("data.classes", "model.weights", "eval.limit"),
 )
-"""Keys of `RunConfig` that change nothing about a classifier."""
+"""Keys of `RunConfig` without effect on a classifier."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig(RunConfig):
-    """Everything that decides what the training of a classifier computes.
+    """The configuration for training a classifier; it determines the result.
 
-    Of `RunConfig` all keys count that are not about pixels; those of `WITHOUT_EFFECT` must keep their defaults.
+    The keys of `RunConfig` apply, except for those of `WITHOUT_EFFECT`, which must keep their defaults.
     """
 
     model: ModelConfig = dataclasses.field(
@@ -634,17 +631,17 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        own = self.classify
+        classify = self.classify
         if self.model.head != "classifier":
             raise ConfigError(f"model.head must be classifier here, not {self.model.head!r}.")
         flat, usual = flatten(self), flatten(RunConfig())
         for key in WITHOUT_EFFECT:
             if flat[key] != usual[key]:
                 raise ConfigError(f"{key} has no effect on a classifier: leave it at {usual[key]}, not {flat[key]}.")
-        if own.augment not in AUGMENTS:
-            raise unknown_name("classify.augment", own.augment, AUGMENTS)
+        if classify.augment not in AUGMENTS:
+            raise unknown_name("classify.augment", classify.augment, AUGMENTS)
 
     @property
     def run(self) -> RunConfig:
-        """The same without what only training needs: what a checkpoint of the classifier carries."""
+        """The `RunConfig` part, which a checkpoint of the classifier stores."""
         return RunConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(RunConfig)})

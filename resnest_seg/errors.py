@@ -7,7 +7,7 @@
     ├── DownloadError      a file that cannot be fetched, or is not the one that was published
     └── ExportError        an export that failed or did not agree with its source
 
-Every message says what is wrong, where, the value seen and what fixes it. Mistakes of ours are `assert`s.
+Every message says what is wrong, where, the value seen and what fixes it. Bugs of the library are `assert`s.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 EXIT_SOFTWARE = 70
-"""Exit code of a tool that met an error of ours (EX_SOFTWARE of sysexits.h)."""
+"""Exit code of a tool that hit a bug of the library (EX_SOFTWARE of sysexits.h)."""
 
 EXIT_USER_ERROR = 2
-"""Exit code of a tool that was stopped by a mistake in its input."""
+"""Exit code of a tool that rejects its input."""
 
 EXIT_INTERRUPTED = 130
 """Exit code of a tool that was stopped by Ctrl-C (128 + SIGINT), as shells expect."""
 
 EXIT_TERMINATED = 143
-"""Exit code of what SIGTERM stopped (128 + SIGTERM): serving; or training, after saving: --resume auto goes on."""
+"""Exit code of a server, or of training that has saved its state for --resume auto, after SIGTERM (128 + SIGTERM)."""
 
 
 class ResNeStSegError(ValueError):
-    """Base of every error that is the input's fault and not the library's."""
+    """Base of every error that is caused by the input, not by a bug of the library."""
 
 
 class ConfigError(ResNeStSegError):
@@ -59,7 +59,7 @@ class ExportError(ResNeStSegError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """The error for a `name` that is none of the `known` ones: lists them and points at the nearest."""
+    """Return the error for a `name` that is not in `known`; it lists the known names and suggests the nearest."""
     known = list(known)
     nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
@@ -67,33 +67,33 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
 
 
 def printable(text: str) -> str:
-    """A name as it can be printed and written as UTF-8: bytes that are no UTF-8, and control characters, escaped.
+    """Escape control characters and bytes that are not UTF-8, so that a name can be printed and written as UTF-8.
 
-    File names are bytes to the system; those that are no UTF-8 reach Python as lone surrogates, which no stream takes.
+    File names are bytes to the system; invalid UTF-8 reaches Python as lone surrogates, which no stream accepts.
     """
     return _UNPRINTABLE.sub(_escaped, text)
 
 
 def require_utf8(path: str | Path) -> None:
-    """Refuse a file for a library that takes names as UTF-8 only.
+    """Reject a path that is not UTF-8, for a library that accepts UTF-8 names only.
 
     Raises:
-        DatasetError: The name holds other bytes.
+        DatasetError: The path contains bytes that are not UTF-8.
     """
     try:
         str(path).encode()
     except UnicodeEncodeError:
         raise DatasetError(
-            f"cannot open {printable(str(path))}: its name, or that of a folder above, is no UTF-8, and the library "
-            "for such files takes no other names. Rename it."
+            f"cannot open {printable(str(path))}: its name, or that of a folder above, is not UTF-8, and the library "
+            "for such files accepts UTF-8 names only. Rename it."
         ) from None
 
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f\ud800-\udfff]")  # all but tab, newline
 
 
-def _escaped(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
     if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte 80..ff
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
@@ -102,11 +102,11 @@ def _escaped(found: re.Match[str]) -> str:
 def run_tool(main: Callable[[], int]) -> int:
     """Run a tool's `main` and return the process's exit code.
 
-    A user's mistake, and a file that the system refuses, become one message on standard error and exit code 2, without
-    a traceback. An error of ours becomes one message and exit code 70; its traceback, which a bug report needs, goes
-    into a file in the system's folder for temporary files ($TMPDIR).
+    A user's mistake and an error of the file system become one message on standard error and exit code 2, without a
+    traceback. A bug becomes one message and exit code 70; its traceback, which a bug report needs, is written to a
+    file in the system's folder for temporary files ($TMPDIR).
     """
-    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is escaped, and stops nothing
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show is escaped and raises nothing
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -117,10 +117,10 @@ def run_tool(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except Exception as error:  # the last place where an error of ours can be told from a mistake in the input
+    except Exception as error:  # the last chance to tell a bug from a mistake in the input
         if isinstance(error, OSError) and error.strerror is not None:  # the system's
             name = error.filename if error.filename2 is None else error.filename2
-            where = "standard output, or a file that is not named: " if name is None else f"{printable(str(name))}: "
+            where = "standard output or an unnamed file: " if name is None else f"{printable(str(name))}: "
             print(f"error: {where}{error.strerror}", file=sys.stderr)
             return EXIT_USER_ERROR
         _report_bug(error)
@@ -128,7 +128,7 @@ def run_tool(main: Callable[[], int]) -> int:
 
 
 def _report_bug(error: Exception) -> None:
-    """Say in one line that an error is ours, and where its traceback is."""
+    """Report a bug in one line, with the file that holds its traceback."""
     text = "".join(traceback.format_exception(error))
     try:
         with tempfile.NamedTemporaryFile(

@@ -1,4 +1,4 @@
-"""Atomic file writing: a reader, or a restart after a crash, never meets half a file. Names of outputs."""
+"""Atomic file writing: no reader, and no restart after a crash, sees a partial file. Names of output files."""
 
 from __future__ import annotations
 
@@ -18,46 +18,45 @@ TEMPORARY = re.compile(r"\.(?P<stem>.+)\.\d+\.tmp(\.\w+)?")
 """Names of `atomic_write`'s temporary files."""
 
 LONGEST_PART = 200
-"""Bytes of a part of a place: file systems take 255, and an ending follows."""
+"""Bytes of a path component without suffix; file systems allow 255 with it."""
 
 _HARMFUL = re.compile(r"[\x00-\x1f\x7f:\\]")  # to some system a drive, a folder, or the end of the name
 
 
 def result_places(names: Mapping[str, str], *, endings: Sequence[str]) -> dict[str, Path]:
-    """Where the results of samples go: relative paths that lead out of no folder, no two of them to the same file.
+    """Choose the output paths of samples: relative, inside the output folder, and unique.
 
-    The place of a sample is its name without the ending. Where that would give two samples one file, also on a file
-    system that does not tell upper from lower case, or a file the name of a folder, the ending stays in the name, and
-    if that is not enough, a hash follows. What is dangerous on any system becomes an underscore: absolute paths,
-    `..`, drives (`C:`), backslashes, control characters and bytes that are no UTF-8. Long parts are cut, with a hash.
+    The path of a sample is its name without the suffix. If two samples would share a file (also on a case-insensitive
+    file system), or a file would have the name of a folder, the suffix is kept, and if that is not enough, a hash is
+    appended. What is unsafe on any system becomes an underscore: absolute paths, `..`, drives (`C:`), backslashes,
+    control characters and bytes that are not UTF-8. Long components are truncated, with a hash.
 
     Args:
-        names: What identifies a sample -> its name, such as its path below the root of its data set, with `/`.
-        endings: All that is appended to a place for a file: (".png",).
+        names: Identifier of a sample -> its name, such as its path below the root of its data set, with `/`.
+        endings: Every suffix that is appended to a path: (".png",).
 
     Returns:
-        Identity -> place without ending. It depends on the set of the names, not on their order.
+        Identifier -> path without suffix. It depends on the set of the names, not on their order.
     """
     tries = dict.fromkeys(names, 0)
     while True:
-        places = {identity: _place(identity, names[identity], number) for identity, number in tries.items()}
+        paths = {identity: _place(identity, names[identity], number) for identity, number in tries.items()}
         files = {
-            identity: [_folded(place.with_name(place.name + end)) for end in endings]
-            for identity, place in places.items()
+            identity: [_folded(path.with_name(path.name + end)) for end in endings] for identity, path in paths.items()
         }
         counts = collections.Counter(file for group in files.values() for file in group)
-        folders = {_folded(parent) for place in places.values() for parent in place.parents}
+        folders = {_folded(parent) for path in paths.values() for parent in path.parents}
         clashes = [
             identity for identity, group in files.items() if any(counts[file] > 1 or file in folders for file in group)
         ]
         if not clashes:
-            return {identity: Path(place) for identity, place in places.items()}
+            return {identity: Path(path) for identity, path in paths.items()}
         for identity in clashes:
             tries[identity] += 1
 
 
 def _place(identity: str, name: str, number: int) -> PurePosixPath:
-    """The place that is tried as the `number`th."""
+    """Return candidate `number` for the path of a sample."""
     *folders, last = [part for part in name.split("/") if part not in ("", ".")] or ["unnamed"]
     if number == 0:
         last = PurePosixPath(last).stem
@@ -66,7 +65,7 @@ def _place(identity: str, name: str, number: int) -> PurePosixPath:
 
 
 def _part(name: str) -> str:
-    """One part of a path that is a plain name on every system."""
+    """Make a path component a plain name on every system."""
     plain = _HARMFUL.sub("_", printable(name))
     if not plain.strip(". "):  # "..", and what some system takes for it
         plain = "_" * len(plain)
@@ -81,21 +80,21 @@ def _digest(text: str) -> str:
 
 
 def _folded(path: PurePosixPath) -> str:
-    """What two paths share that some file system takes for the same."""
+    """Return a key that is equal for two paths that some file system treats as the same."""
     return unicodedata.normalize("NFC", str(path)).casefold()
 
 
 def check_output_file(path: str | Path, *, what: str, overwrite: bool, option: str = "--output") -> None:
-    """Refuse a file that could not be written, before the work whose result it takes.
+    """Reject an output file that could not be written, before the work begins.
 
     Args:
         path: The file.
-        what: Its name in errors: "report".
-        overwrite: Whether it may exist.
-        option: What names it on the command line.
+        what: Its description in errors: "report".
+        overwrite: Allow an existing file.
+        option: The command-line option that sets it.
 
     Raises:
-        ConfigError: It exists, is a folder or a device, or lies where nothing can be written.
+        ConfigError: It exists, is a folder or a device, or its folder is not writable.
     """
     path, mode = Path(path), None
     with _refusals(path, option), contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -103,22 +102,22 @@ def check_output_file(path: str | Path, *, what: str, overwrite: bool, option: s
     if mode is not None and stat.S_ISDIR(mode):
         raise ConfigError(f"cannot write the {what} to {path}: it is a folder. Choose a file with {option}.")
     if mode is not None and not stat.S_ISREG(mode):
-        raise ConfigError(f"cannot write the {what} to {path}: it is no regular file. Choose another {option}.")
+        raise ConfigError(f"cannot write the {what} to {path}: it is not a regular file. Choose another {option}.")
     if mode is not None and not overwrite:
         raise ConfigError(f"{what} {path} already exists. Choose another {option}, or pass --overwrite.")
     check_output_folder(path.parent, option=option)
 
 
 def check_output_folder(folder: str | Path, *, option: str = "--output") -> None:
-    """Refuse a folder that exists as something else, or could not be made or written to.
+    """Reject an output folder that could not be created or written to.
 
     Raises:
-        ConfigError: Says why.
+        ConfigError: The path exists and is not a folder, or there is no permission to write.
     """
     folder = Path(folder)
     with _refusals(folder, option), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         folder.stat()
-    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir():
         raise ConfigError(f"cannot write to {folder}: {nearest} is not a folder. Choose another {option}.")
     if not os.access(nearest, os.W_OK | os.X_OK):
@@ -127,7 +126,7 @@ def check_output_folder(folder: str | Path, *, option: str = "--output") -> None
 
 @contextlib.contextmanager
 def _refusals(path: Path, option: str) -> Iterator[None]:
-    """A name that no file system takes is the user's mistake."""
+    """Turn the system's error about an invalid path into a `ConfigError`."""
     try:
         yield
     except (OSError, ValueError) as error:  # ValueError: a zero byte
@@ -136,23 +135,23 @@ def _refusals(path: Path, option: str) -> Iterator[None]:
 
 
 def check_not_inputs(results: Sequence[Path], inputs: Sequence[str | Path], *, option: str = "--output") -> None:
-    """Refuse results that would replace the files they are made from, whatever --overwrite says.
+    """Reject outputs that would replace input files, even with --overwrite.
 
     Raises:
-        ConfigError: Names the first.
+        ConfigError: An output is an input; the message names the first.
     """
-    existing = {found: path for path in results if (found := _file_id(path)) is not None}
+    existing = {file_id: path for path in results if (file_id := _file_id(path)) is not None}
     if not existing:  # the usual case, in which a hundred thousand inputs need not be looked up
         return
     for path in inputs:
-        if (found := _file_id(path)) in existing:
+        if (file_id := _file_id(path)) in existing:
             raise ConfigError(
-                f"{existing[found]} is a file that is read, and a result would overwrite it. Choose another {option}."
+                f"{existing[file_id]} is an input file, and a result would overwrite it. Choose another {option}."
             )
 
 
 def _file_id(path: str | Path) -> tuple[int, int] | None:
-    """What tells a file from all others, whatever its name is written like; None where there is none."""
+    """Return the identity of a file, independent of the spelling of its path; None if there is no such file."""
     try:
         status = Path(path).stat()
     except (OSError, ValueError):
@@ -162,7 +161,7 @@ def _file_id(path: str | Path) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def naming(path: str | Path, *, instead_of: Path | None = None) -> Iterator[None]:
-    """Within this, an error of the system that names no file (a full disk), or a temporary one, names `path`."""
+    """Set the `filename` of an `OSError` without one (a full disk), or with a temporary file's name, to `path`."""
     try:
         yield
     except OSError as error:
@@ -173,15 +172,14 @@ def naming(path: str | Path, *, instead_of: Path | None = None) -> Iterator[None
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what is written there becomes `path` at the end, in one step.
+    """Yield a temporary path beside `path`, and rename it to `path` at the end.
 
-    The data is on the disk before the name changes, and the name before this returns: a power failure leaves the old
-    file or the new one. If the body raises, `path` stays as it was and the temporary file is removed; if the process is
-    killed, `remove_leftovers` removes it later. The file's mode is that of any new file (the umask's), whichever mode
-    the library that writes it prefers.
+    The data is synchronised to the disk before the rename, and the rename before this returns: after a power failure
+    there is the old file or the new one. If the body raises, `path` is unchanged and the temporary file is removed; if
+    the process is killed, `remove_leftovers` removes it later. The file's mode is that of any new file (by the umask).
 
     Raises:
-        OSError: The system refuses, or the disk is full; its `filename` is `path`.
+        OSError: The file cannot be written, or the disk is full; `filename` is `path`.
     """
     path = Path(path)
     temporary = path.with_name(_temporary_name(path))
@@ -192,7 +190,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             temporary.touch()
             mode = temporary.stat().st_mode
             yield temporary
-            temporary.chmod(mode)  # safetensors, for one, makes a file of its own, for the owner alone
+            temporary.chmod(mode)  # safetensors, for one, creates its file readable by the owner only
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -203,18 +201,18 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def _temporary_name(path: Path) -> str:
-    """Short where the file's own name is as long as the file system allows."""
+    """Return a name that fits even if the file's own name has the maximum length."""
     stem, suffix = path.stem, path.suffix
     if len(os.fsencode(suffix)) > 20:
         stem, suffix = path.name, ""
     if len(os.fsencode(stem)) > LONGEST_PART:
         stem = f"{os.fsencode(stem)[:100].decode(errors='ignore')}-{_digest(path.name)[:16]}"
-    # The ending stays last, because image libraries choose the format by it.
+    # The suffix stays last, because image libraries choose the format by it.
     return f".{stem}.{os.getpid()}.tmp{suffix}"
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's list of names to the disk, where the system can (Windows cannot, and needs not)."""
+    """Synchronise a folder's entries to the disk, where the system supports it (Windows does not need it)."""
     with contextlib.suppress(OSError):
         opened = os.open(folder, os.O_RDONLY)
         try:
@@ -224,14 +222,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path, names: Collection[str]) -> None:
-    """Remove the temporary files of some names that killed processes left in a folder.
+    """Remove temporary files of `atomic_write` that killed processes left in a folder.
 
     Args:
-        folder: Where they lie.
-        names: What they would have become; nobody may be writing these there.
+        folder: The folder.
+        names: Names of the files that were being written; no process may be writing them now.
     """
     stems = {Path(name).stem for name in names}
     for path in folder.glob(".*.tmp*"):
-        found = TEMPORARY.fullmatch(path.name)
-        if found and found["stem"] in stems:
+        match = TEMPORARY.fullmatch(path.name)
+        if match and match["stem"] in stems:
             path.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""Label spaces: which raw id in a mask file is which class. The only place where ids are remapped.
+"""Label spaces: the mapping from raw ids in mask files to classes. Ids are remapped here and nowhere else.
 
 A mask file holds *raw ids* (ADE20K: 0..150, Cityscapes: 0..33). Training, metrics and predictions use *train ids*
-0..K-1 and `IGNORE_LABEL`. `LabelSpace.encode` maps the first to the second exactly once, when a file is read, and
-`LabelSpace.decode` maps back when predictions are written for others.
+0..K-1 and `IGNORE_LABEL`. `LabelSpace.encode` maps raw ids to train ids once, when a file is read;
+`LabelSpace.decode` maps back when predictions are written in the data set's format.
 
 The tables in label_tables/ have one row a raw id: `raw_id,train_id,name,red,green,blue`; an empty train id means that
 pixels of this raw id are ignored. Sources: ADE20K's objectInfo150 list and color150 colours, cityscapesScripts'
@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from resnest_seg.errors import ConfigError, DatasetError, unknown_name
 
 IGNORE_LABEL = 255
-"""Train id of pixels that count neither in the loss nor in a metric."""
+"""Train id of pixels that are ignored by losses and metrics."""
 
-_UNKNOWN = 254  # in the encoding table: a raw id that the label space does not know
+_UNKNOWN = 254  # in the encoding table: a raw id outside the label space
 
 _TABLES = Path(__file__).parent / "label_tables"
 
@@ -38,11 +38,11 @@ class LabelSpace:
 
     Attributes:
         name: Name of the data set, such as `"ade20k"`.
-        names: K class names; the position is the train id.
+        names: K class names; the index is the train id.
         colors: K colours (red, green, blue), each 0..255.
-        raw_ids: K raw ids, the ones that `encode` maps to 0..K-1.
-        ignored_raw_ids: Raw ids that may occur in a mask and are mapped to `IGNORE_LABEL`.
-        ignored_colors: The same for masks that hold colours.
+        raw_ids: K raw ids, 0..255, which `encode` maps to 0..K-1.
+        ignored_raw_ids: Raw ids that `encode` maps to `IGNORE_LABEL`.
+        ignored_colors: Colours that `encode_colors` maps to `IGNORE_LABEL`.
     """
 
     name: str
@@ -63,7 +63,7 @@ class LabelSpace:
         """Read a label space that ships with the package: ade20k, camvid, cityscapes, pascal_context or synthetic.
 
         Raises:
-            ConfigError: There is no table of this name.
+            ConfigError: Unknown name.
         """
         known = sorted(path.stem for path in _TABLES.glob("*.csv"))
         if name not in known:
@@ -89,16 +89,16 @@ class LabelSpace:
         colors: Sequence[Sequence[int]] | None = None,
         name: str = "custom",
     ) -> LabelSpace:
-        """A label space for `count` classes of which little is known: raw ids are train ids.
+        """Make a label space of `count` classes whose raw ids are the train ids.
 
         Args:
             count: K, at most 253.
-            names: K names; None numbers them.
-            colors: K colours; None takes the colours of Pascal VOC, from its second on.
+            names: K names; None for "class 0", "class 1", ...
+            colors: K colours; None for Pascal VOC's colours without its background.
             name: Name of the label space.
 
         Raises:
-            ConfigError: Too many classes.
+            ConfigError: `count` is not in 1..253.
         """
         if not 1 <= count < _UNKNOWN:
             raise ConfigError(f"a label space has 1..{_UNKNOWN - 1} classes, not {count}: labels are stored in 8 bits.")
@@ -134,7 +134,7 @@ class LabelSpace:
 
     @property
     def palette(self) -> NDArray[np.uint8]:
-        """Colours by label, uint8 [256, 3]; black for `IGNORE_LABEL` and for labels that are no class."""
+        """Colours by label, uint8 [256, 3]; black for `IGNORE_LABEL` and for labels outside 0..K-1."""
         palette = np.zeros((256, 3), np.uint8)
         palette[: len(self)] = self.colors
         return palette
@@ -143,7 +143,7 @@ class LabelSpace:
         """Map raw ids [H, W] to train ids [H, W] in 0..K-1 or `IGNORE_LABEL`.
 
         Raises:
-            DatasetError: A raw id is neither a class nor listed as ignored; names the ids.
+            DatasetError: A raw id is neither a class nor ignored; the message names the ids.
         """
         table = np.full(256, _UNKNOWN, np.uint8)
         table[list(self.raw_ids)] = np.arange(len(self), dtype=np.uint8)
@@ -153,7 +153,7 @@ class LabelSpace:
             strangers = np.unique(raw[labels == _UNKNOWN])
             shown = ", ".join(str(value) for value in strangers[:8]) + (", ..." if len(strangers) > 8 else "")
             raise DatasetError(
-                f"label out of range: raw id {shown} is no id of label space {self.name!r} "
+                f"label out of range: raw id {shown} is not in label space {self.name!r} "
                 f"(classes {min(self.raw_ids)}..{max(self.raw_ids)}, ignored {list(self.ignored_raw_ids)})"
             )
         return labels
@@ -162,7 +162,8 @@ class LabelSpace:
         """Map a mask of colours, RGB [H, W, 3], to train ids [H, W] in 0..K-1 or `IGNORE_LABEL`.
 
         Raises:
-            DatasetError: A colour is no class's and not listed as ignored, or several classes have the same; names it.
+            DatasetError: A colour is neither a class's nor ignored, or several classes share a colour; the message
+                names it.
         """
         every = [*self.colors, *self.ignored_colors]
         codes = np.array([_color_code(color) for color in every], np.int64)
@@ -171,17 +172,17 @@ class LabelSpace:
         if (np.diff(codes[order]) == 0).any():
             twin = every[int(order[np.flatnonzero(np.diff(codes[order]) == 0)[0]])]
             raise DatasetError(
-                f"several classes of label space {self.name!r} have the colour {twin}: colours cannot tell them apart"
+                f"several classes of label space {self.name!r} share the colour {twin}: their masks are ambiguous"
             )
         pixels = picture.astype(np.int64) @ np.array([65536, 256, 1])
-        places = np.searchsorted(codes[order], pixels).clip(max=len(codes) - 1)
-        unknown = codes[order][places] != pixels
+        indices = np.searchsorted(codes[order], pixels).clip(max=len(codes) - 1)
+        unknown = codes[order][indices] != pixels
         if unknown.any():
             colors, counts = np.unique(picture[unknown], axis=0, return_counts=True)
             shown = ", ".join(f"({r}, {g}, {b})" for r, g, b in colors[np.argsort(-counts)][:4])
-            raise DatasetError(f"the mask holds colours of no class of label space {self.name!r}: {shown}"
+            raise DatasetError(f"the mask has colours that are not in label space {self.name!r}: {shown}"
                                + (", ..." if len(colors) > 4 else ""))  # fmt: skip
-        labels: NDArray[np.uint8] = targets[order][places]
+        labels: NDArray[np.uint8] = targets[order][indices]
         return labels
 
     def decode(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -192,13 +193,13 @@ class LabelSpace:
 
 
 def _color_code(color: Sequence[int]) -> int:
-    """Red, green and blue as one number, red first."""
+    """Pack a colour into one integer, 0xRRGGBB."""
     red, green, blue = color
     return red << 16 | green << 8 | blue
 
 
 def _voc_color(index: int) -> tuple[int, int, int]:
-    """Pascal VOC's colour of a class: the bits of its number, dealt to red, green and blue from the top bit down."""
+    """Return Pascal VOC's colour of a class: its bits are dealt to red, green and blue in turn, from bit 7 down."""
     channels = [0, 0, 0]
     for bit in range(8):
         for channel in range(3):

@@ -1,4 +1,4 @@
-"""How a recipe fits into the memory of devices, which need not be here: a table, and the words that train so.
+"""Plan how a recipe fits into the memory of given devices: prints a table and the training command.
 
 The command is `resnest_seg.cli.budget`.
 """

@@ -1,4 +1,4 @@
-"""Check a data set before training: every photo and mask, ids, classes, duplicates between splits.
+"""Check a data set before training: photos, masks, ids, classes, duplicates between splits.
 
 The command is `resnest_seg.cli.check`.
 """

@@ -1,4 +1,4 @@
-"""Export a model to ONNX, torch (.pt2) or OpenVINO, and prove that the file predicts what the model predicts.
+"""Export a model to ONNX, torch (.pt2) or OpenVINO, and verify that the file's predictions equal the model's.
 
 The command is `resnest_seg.cli.export`.
 """

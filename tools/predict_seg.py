@@ -1,4 +1,4 @@
-"""Segment photos, videos and whatever a camera sees: label PNGs, overlays with a legend, scores, polygons.
+"""Segment photos, videos and camera streams: label PNGs, overlays with a legend, scores, polygons.
 
 The command is `resnest_seg.cli.predict`.
 """

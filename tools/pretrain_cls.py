@@ -1,4 +1,4 @@
-"""Train an image classifier on a folder of images, for an encoder that a segmenter then starts from.
+"""Train an image classifier on a folder of images, to pre-train the encoder of a segmenter.
 
 The command is `resnest_seg.cli.pretrain`.
 """

@@ -1,4 +1,4 @@
-"""List the published checkpoints: what they are, the figures they came with, and which are on this machine.
+"""List the published checkpoints with their published scores, and those that are on this machine.
 
 The command is `resnest_seg.cli.zoo`.
 """

@@ -1,4 +1,4 @@
-"""The command line: one module a verb, each with `main(argv) -> exit code`."""
+"""The command line: one module per verb, each with `main(argv) -> exit code`."""
 
 from resnest_seg import lazy_exports
 

@@ -1,4 +1,4 @@
-"""How a recipe fits into the memory of devices, which need not be here: a table, and the words that train so.
+"""Plan how a recipe fits into the memory of given devices: prints a table and the training command.
 
 python tools/budget_seg.py --dataset ade20k --devices 1 --memory 24
 python tools/budget_seg.py --config configs/ade20k_deeplabv3_resnest200.yaml --devices 4 --memory 80
@@ -17,10 +17,10 @@ from resnest_seg.labels import LabelSpace
 HELP = f"""{__doc__.strip()}
 
   --dataset NAME   the shipped config of a data set: {", ".join(DEFAULT_CONFIGS)}
-  --config FILE    this config
-  --devices N      processes, one a device (default: 1)
-  --memory GIB     memory of each (default: that of the devices here)
-  --device KIND    cuda or cpu (default: cuda with --memory, else what is here)
+  --config FILE    a config file
+  --devices N      number of processes, one per device (default: 1)
+  --memory GIB     memory of each device (default: that of this machine's devices)
+  --device KIND    cuda or cpu (default: cuda with --memory, else this machine's)
   --classes K      number of classes (default: those of the data set; 21 for folder)
   --KEY VALUE      any key of the config, as in train_seg.py, whose --help lists them"""
 
@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         classes = int(number(chosen["--classes"], "--classes", 1, 255))
     else:
         classes = 21 if config.data.dataset == "folder" else len(LabelSpace.of(config.data.dataset))
-    found = plan(config, num_classes=classes, devices=devices)
-    console().print(found.table())
+    planned = plan(config, num_classes=classes, devices=devices)
+    console().print(planned.table())
     launch = "python" if devices.count == 1 else f"accelerate launch --num_processes {devices.count}"
     where = f"--dataset {chosen['--dataset']}" if chosen["--dataset"] else f"--config {path}"
-    print(" ".join([launch, "tools/train_seg.py", where, *found.words, *overrides]))
+    print(" ".join([launch, "tools/train_seg.py", where, *planned.words, *overrides]))
     return 0

@@ -1,9 +1,9 @@
-"""Check a data set before training: every photo and mask, ids, classes, duplicates between splits.
+"""Check a data set before training: photos, masks, ids, classes, duplicates between splits.
 
 python tools/check_dataset.py --dataset ade20k
 python tools/check_dataset.py --dataset folder --data.root /data/mine --workers 8
 
-Exit code 1, with the list of offenders, if training would go wrong.
+Exit code 1 if training would go wrong; the problems are listed with their files.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ SPLITS = ("train", "val", "test")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="check_dataset.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--dataset", required=True, help="synthetic, camvid, ade20k, cityscapes or folder")
     parser.add_argument("--data.root", dest="root", help="folder or zip file (default: as in training)")
-    parser.add_argument("--data.classes", dest="classes", help="for folder: the list of classes (CSV or YAML)")
+    parser.add_argument("--data.classes", dest="classes", help="for folder: the class list (CSV or YAML)")
     parser.add_argument(
-        "--splits", help="by comma, the first is what others are compared with (default: all there are)"
+        "--splits", help="splits separated by commas; the others are compared with the first (default: all)"
     )
-    parser.add_argument("--limit", type=int, help="look at LIMIT samples of each split, spread over it")
-    parser.add_argument("--workers", type=int, default=4, help="processes, at most one a core (default: 4)")
-    parser.add_argument("--output", help="the JSON report (default: check_DATASET.json in this folder)")
+    parser.add_argument("--limit", type=int, help="check LIMIT samples of each split, evenly spread")
+    parser.add_argument("--workers", type=int, default=4, help="loader processes, at most one per core (default: 4)")
+    parser.add_argument("--output", help="the JSON report (default: check_DATASET.json in the current folder)")
     parser.add_argument("--overwrite", action="store_true", help="replace the report if it exists")
     return parser.parse_args(argv)
 
 
 def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset], list[str]]:
-    """The splits that were asked for, without --splits train, val and a test split where there is one; and problems."""
+    """Open the requested splits (default: train, val and, if it exists, test); returns splits and problems."""
     from resnest_seg.data.build import build_dataset
 
     splits = options.splits.split(",") if options.splits else list(SPLITS)
@@ -60,7 +60,7 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check; returns the exit code."""
+    """Check the data set; returns the exit code."""
     options = parse(argv)
     check_option("--limit", options.limit, 1, COUNT)
     check_option("--workers", options.workers, 0, 256)

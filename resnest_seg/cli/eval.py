@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What is evaluated, and what it says about its data.
+    """The model to evaluate, with its metadata on data.
 
     Attributes:
-        model: Ready to run.
+        model: The model, ready to run.
         path: Its file.
-        summary: What was loaded, for people.
-        dataset: The data set that it was trained on.
-        root: That one's folder in training.
-        classes: That one's list of classes in training.
-        split: What it was validated on.
-        memory: Bytes that scores may take.
-        precision: That of the report.
+        summary: A description of the loaded model.
+        dataset: The data set of its training.
+        root: Folder of the data set in training.
+        classes: Class list of the data set in training.
+        split: The split of its validation.
+        memory: Memory limit of scores in bytes.
+        precision: Precision, for the report.
     """
 
     model: Model
@@ -83,7 +83,7 @@ def open_source(options: argparse.Namespace) -> Source:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; the data set and its folder default to those of the checkpoint's own run."""
+    """Parse the command line; the data set and its folder default to those of the checkpoint's run."""
     parser = argparse.ArgumentParser(prog="eval_seg.py", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, "
                         "the name of a published checkpoint (tools/zoo_seg.py lists them), or an exported file: .onnx, "
@@ -94,40 +94,40 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data.root", dest="root", help="folder of the data set (default: as in training)")
     parser.add_argument("--split", help="train, val or test (default: the one validated on in training)")
     parser.add_argument("--protocols", default="whole", help="whole, slide, encoding, mmseg, mmseg0 or paddle, several "
-                        "by comma (default: whole)")  # fmt: skip
-    parser.add_argument("--boundaries", action="store_true", help="boundary IoU and F-score as well")
-    parser.add_argument("--boundary-width", type=float, default=0.02, help="of the region of boundary IoU, as a share "
+                        "separated by commas (default: whole)")  # fmt: skip
+    parser.add_argument("--boundaries", action="store_true", help="compute boundary IoU and F-score as well")
+    parser.add_argument("--boundary-width", type=float, default=0.02, help="width of boundary IoU's region, as a share "
                         "of an image's diagonal (default: 0.02)")  # fmt: skip
-    parser.add_argument("--boundary-tolerance", type=float, default=0.0075, help="distance at which contours match for "
-                        "the boundary F-score, likewise (default: 0.0075)")  # fmt: skip
-    parser.add_argument("--calibration", action="store_true", help="expected calibration error and reliability as well")
-    parser.add_argument("--compare", metavar="JSON", help="show what changed by class from another report to this one")
+    parser.add_argument("--boundary-tolerance", type=float, default=0.0075, help="tolerance of the boundary "
+                        "F-score, as a share of an image's diagonal (default: 0.0075)")  # fmt: skip
+    parser.add_argument("--calibration", action="store_true", help="compute calibration error and reliability as well")
+    parser.add_argument("--compare", metavar="JSON", help="show the changes by class from another report to this one")
     parser.add_argument("--limit", type=int, help="evaluate the first LIMIT images only")
     parser.add_argument("--save-predictions", metavar="DIR", help="write the predictions of the first protocol "
                         "as PNGs, named as the photos are below the data set's root")  # fmt: skip
-    parser.add_argument("--ids", choices=("raw", "train"), default="raw", help="values in these (default: raw)")
+    parser.add_argument("--ids", choices=("raw", "train"), default="raw", help="ids in these PNGs (default: raw)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes (default: 2)")
-    parser.add_argument("--eval.memory", dest="memory", type=int, metavar="MIB", help="MiB that scores may take "
+    parser.add_argument("--eval.memory", dest="memory", type=int, metavar="MIB", help="memory limit of scores in MiB "
                         "(default: eval.memory of the run, 1024; 4096 for exported files)")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
     parser.add_argument("--fuse", action="store_true", help="fold batch norms into convolutions: faster")
     parser.add_argument("--compile", action="store_true", help="torch.compile: slow at first, then faster")
-    parser.add_argument("--batch", type=int, help="images or windows a call of the model (default: what fits)")
+    parser.add_argument("--batch", type=int, help="images or windows per call of the model (default: what fits)")
     parser.add_argument("--output", help="the JSON report (default: eval_DATASET_SPLIT.json beside the checkpoint)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what exists: report, submission, predictions")
-    parser.add_argument("--submission", metavar="ZIP", help="write the predictions of the first protocol as the server "
-                        "of Cityscapes or ADE20K wants them; the split may be without labels")  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace existing report, submission and predictions")
+    parser.add_argument("--submission", metavar="ZIP", help="write the predictions of the first protocol in the format "
+                        "of Cityscapes' or ADE20K's server; the split may be without labels")  # fmt: skip
     return parser.parse_args(argv)
 
 
 def report_path(options: argparse.Namespace, source: Path, name: str, split: str) -> Path:
-    """Where the report goes, before anything is computed for it.
+    """Choose and check the path of the report, before any computation.
 
     Raises:
-        ConfigError: It exists already, or cannot be written.
+        ConfigError: The file exists, or cannot be written.
     """
-    folder = source.parent if Path(options.checkpoint).exists() else Path()  # a published one lies in a shared folder
+    folder = source.parent if Path(options.checkpoint).exists() else Path()  # a published one is in a shared folder
     first = f"_first{options.limit}" if options.limit else ""
     output = Path(options.output) if options.output else folder / f"eval_{name}_{split}{first}.json"
     check_output_file(output, what="report", overwrite=options.overwrite)
@@ -135,17 +135,17 @@ def report_path(options: argparse.Namespace, source: Path, name: str, split: str
 
 
 class Results:
-    """The predictions that are asked for, written image by image.
+    """Writer of the requested predictions, image by image.
 
-    A full disk ends the writing and not the evaluation, whose numbers may have taken hours.
+    A full disk ends the writing but not the evaluation, which may have taken hours.
 
     Args:
         dataset: The data set.
-        indices: The samples whose images come, in their order.
+        indices: The samples, in the order of the predictions.
         options: The command line.
 
     Attributes:
-        problem: What ended the writing.
+        problem: The error that ended the writing, or None.
 
     Raises:
         ConfigError: Photos or masks would be overwritten.
@@ -161,7 +161,7 @@ class Results:
         self.problem: OSError | None = None
         self.paths: dict[str, Path] = {}
         if options.save_predictions:
-            names = [dataset.sample_name(index) for index in range(len(dataset))]  # on every process the same
+            names = [dataset.sample_name(index) for index in range(len(dataset))]  # equal on every process
             places = result_places(dict(zip(names, names, strict=True)), endings=(".png",))
             self.paths = {name: Path(options.save_predictions, f"{place}.png") for name, place in places.items()}
             check_not_inputs(list(self.paths.values()), files_of(dataset), option="--save-predictions")
@@ -171,7 +171,7 @@ class Results:
             self.submission = Submission(options.submission, self.space, photos, overwrite=options.overwrite)
 
     def add(self, image: EvaluatedImage) -> None:
-        """Write what is asked for of the next image."""
+        """Write the requested outputs of the next image."""
         from resnest_seg.io.visualize import write_labels
 
         name = next(self.names)
@@ -188,7 +188,7 @@ class Results:
 
 
 def files_of(dataset: SegmentationDataset) -> list[str | Path]:
-    """The files that a data set is read from."""
+    """List the files that a data set is read from."""
     from resnest_seg.data.datasets import PairedFiles
     from resnest_seg.data.storage import ZipSource
 
@@ -202,10 +202,10 @@ def files_of(dataset: SegmentationDataset) -> list[str | Path]:
 def run(
     source: Source, dataset: SegmentationDataset, measures: Measures, options: argparse.Namespace
 ) -> tuple[EvalReport, OSError | DatasetError | None]:
-    """Evaluate this process's share with a progress bar, and write the predictions that are asked for.
+    """Evaluate this process's share with a progress bar, and write the requested predictions.
 
     Returns:
-        The report; and why the predictions or the submission could not be written, which costs the report nothing.
+        The report, which is complete in any case; and the error in writing predictions or submission, or None.
     """
     from resnest_seg.evaluation.evaluate import evaluate
     from resnest_seg.io.display import progress_bars
@@ -252,15 +252,15 @@ def run(
 
 
 def process_state(options: argparse.Namespace) -> PartialState:
-    """Which of torchrun's processes this is, and the device that is its own; the first call joins the others."""
+    """Return this process's rank and device under torchrun; the first call joins the process group."""
     from accelerate import PartialState
 
-    # exported files give their scores in the computer's own memory, which NCCL cannot sum up
+    # exported files return their scores in host memory, which NCCL cannot sum
     return PartialState(cpu=options.device == "cpu" or is_exported(options.checkpoint))
 
 
 def all_reduce(counts: Tensor) -> Tensor:
-    """The sum over all processes, exact for integers."""
+    """Sum over all processes, exact for integers."""
     from torch import distributed
 
     total = counts.clone()
@@ -274,7 +274,7 @@ def show(report: EvalReport, other: EvalReport | None) -> None:
 
     terminal = console()
     terminal.print(report.table())
-    if len(report.scores) > 1 and report.boundaries:  # asked for, and by class in these tables only
+    if len(report.scores) > 1 and report.boundaries:  # the scores by class are in these tables only
         for name in report.scores:
             terminal.print(report.table(name))
     terminal.print(report.summary())
@@ -286,10 +286,10 @@ def show(report: EvalReport, other: EvalReport | None) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse options that make no sense, before anything is loaded.
+    """Reject contradictory options, before anything is loaded.
 
     Raises:
-        ConfigError: Says which.
+        ConfigError: Options contradict each other, or an output exists.
     """
     check_option("--limit", options.limit, 1, COUNT)
     check_option("--eval.memory", options.memory, 1, 1 << 24)
@@ -298,10 +298,10 @@ def check(options: argparse.Namespace) -> None:
     check_option("--boundary-width", options.boundary_width, 0, 1, above=True)
     check_option("--boundary-tolerance", options.boundary_tolerance, 0, 0.05)
     if options.submission and options.limit is not None:
-        raise ConfigError("a submission needs every photo of the split: leave --limit out.")
+        raise ConfigError("a submission needs every photo of the split: omit --limit.")
     if options.submission and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a submission is written by one process: run it without torchrun.")
-    first = os.environ.get("RANK", "0") == "0"  # when the others look, it may have begun
+    first = os.environ.get("RANK", "0") == "0"  # when the other processes check, the first may have started writing
     if options.save_predictions and not options.overwrite and first and Path(options.save_predictions).exists():
         raise ConfigError(f"{options.save_predictions} exists. Choose another folder, or pass --overwrite.")
     if options.save_predictions:
@@ -315,7 +315,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate; returns the exit code."""
+    """Evaluate the model; returns the exit code."""
     options = parse(argv)
     check(options)
 
@@ -359,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def finish(report: EvalReport, other: EvalReport | None, output: Path) -> None:
-    """Save the report, then show it; show it all the same if the disk is full."""
+    """Save the report and show it, even if the disk is full."""
     if not any(sum(scores.class_share) for scores in report.scores.values()):
         print(f"the {report.split} split of {report.dataset} has no labels: nothing to measure", file=sys.stderr)
         return

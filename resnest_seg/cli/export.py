@@ -1,11 +1,11 @@
-"""Export a model to ONNX, torch (.pt2) or OpenVINO, and prove that the file predicts what the model predicts.
+"""Export a model to ONNX, torch (.pt2) or OpenVINO, and verify that the file's predictions equal the model's.
 
 python tools/export_seg.py --checkpoint runs/my_run --output model.onnx
 python tools/export_seg.py --checkpoint runs/my_run --format onnx torch openvino --result labels --dataset camvid
 python tools/export_seg.py --checkpoint runs/my_run --int8 --calibration-images 64 --output model_int8.onnx
 
-A file that does not agree with its source is not kept, and the exit code is 1; what agrees is proven in a table, and in
-NAME.report.json beside the file. Several formats go to one name with several endings.
+A file that disagrees with its source is not kept, and the exit code is 1. The measured agreement is printed and saved
+in NAME.report.json beside the file. Several formats are written to one name with several suffixes.
 """
 
 from __future__ import annotations
@@ -28,48 +28,48 @@ if TYPE_CHECKING:
     from resnest_seg.models.segmenter import Segmenter
 
 EXIT_NOT_PROVEN = 1
-"""Exit code where a file did not agree with its source, or could not be made."""
+"""Exit code if a file disagreed with its source, or could not be made."""
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
-"""Formats -> the end of their files' names."""
+"""Format -> suffix of its file."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="export_seg.py", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, or "
                         "the name of a published checkpoint (tools/zoo_seg.py lists them)")  # fmt: skip
-    parser.add_argument("--format", nargs="+", choices=tuple(FORMATS), help="one or several (default: what --output "
-                        "ends with, or onnx)")  # fmt: skip
-    parser.add_argument("--output", help="the file; its ending follows the format (default: model.* beside the "
+    parser.add_argument("--format", nargs="+", choices=tuple(FORMATS), help="one or several (default: by the suffix of "
+                        "--output, or onnx)")  # fmt: skip
+    parser.add_argument("--output", help="the file; its suffix follows the format (default: model.* beside the "
                         "checkpoint)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    what = parser.add_argument_group("what the file takes and gives")
+    what = parser.add_argument_group("input and output of the file")
     what.add_argument("--pixels", choices=("uint8", "float32"), default="uint8", help="type of the images, RGB 0..255 "
-                      "in both (default: uint8)")  # fmt: skip
+                      "in either case (default: uint8)")  # fmt: skip
     what.add_argument("--layout", choices=("nchw", "nhwc"), default="nchw", help="default: nchw")
     what.add_argument("--result", choices=("logits", "softmax", "labels"), default="logits", help="default: logits")
     how = parser.add_argument_group("precision")
     how.add_argument("--half", action="store_true", help="weights and arithmetic in half precision")
-    how.add_argument("--int8", action="store_true", help="8 bits, calibrated on training images; not for torch")
-    how.add_argument("--calibration-images", type=int, default=32, metavar="N", help="for --int8 (default: 32)")
-    how.add_argument("--aoti", action="store_true", help="torch as machine code by AOTInductor; needs a C++ compiler")
-    proof = parser.add_argument_group("what the file is compared on (default: drawn street scenes)")
+    how.add_argument("--int8", action="store_true", help="8-bit integers, calibrated on training images; not for torch")
+    how.add_argument("--calibration-images", type=int, default=32, metavar="N", help="number, for --int8 (default: 32)")
+    how.add_argument("--aoti", action="store_true", help="compile torch's file by AOTInductor; needs a C++ compiler")
+    proof = parser.add_argument_group("images for the verification (default: drawn street scenes)")
     proof.add_argument("--images", nargs="+", metavar="PHOTO", help="photos, folders or patterns in quotes")
-    proof.add_argument("--dataset", help="synthetic, camvid, ade20k, cityscapes or folder: mean IoU as well (default: "
+    proof.add_argument("--dataset", help="synthetic, camvid, ade20k, cityscapes or folder, for the mean IoU (default: "
                        "none; with --int8, the one trained on)")  # fmt: skip
     proof.add_argument("--data.root", dest="root", help="folder of the data set (default: as in training)")
     proof.add_argument("--split", help="train, val or test (default: the one validated on in training)")
-    proof.add_argument("--limit", type=int, help="the first LIMIT images of the data set only")
+    proof.add_argument("--limit", type=int, help="use the first LIMIT images of the data set only")
     return parser.parse_args(argv)
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse options that make no sense, before anything is loaded.
+    """Reject contradictory options, before anything is loaded.
 
     Raises:
-        ConfigError: Says which.
+        ConfigError: Options contradict each other.
     """
     check_option("--calibration-images", options.calibration_images, 1, 65536)
     check_option("--limit", options.limit, 1, COUNT)
@@ -79,36 +79,36 @@ def check(options: argparse.Namespace) -> None:
     if options.format is None:
         ending = Path(options.output).suffix if options.output else ".onnx"
         if ending not in endings:
-            raise ConfigError(f"--output {options.output} has no ending of a format: {', '.join(endings)}.")
+            raise ConfigError(f"--output {options.output} has no suffix of a format: {', '.join(endings)}.")
         options.format = [endings[ending]]
     options.format = list(dict.fromkeys(options.format))
     if options.int8 and "torch" in options.format:
-        raise ConfigError("--int8 is for formats onnx and openvino; torch has none here.")
+        raise ConfigError("--int8 is for formats onnx and openvino, not for torch.")
     if options.aoti and "torch" not in options.format:
         raise ConfigError("--aoti is about format torch: add --format torch.")
 
 
 def targets(options: argparse.Namespace) -> dict[str, Path]:
-    """Format -> the file that is written; checked before a model is loaded for it.
+    """Choose and check the output files, format -> path, before a model is loaded.
 
     Raises:
-        ConfigError: One exists already, or cannot be written.
+        ConfigError: A file exists, or cannot be written.
     """
-    source = Path(options.checkpoint)  # a published one lies in a shared folder
+    source = Path(options.checkpoint)  # a published one is in a shared folder
     folder = source if source.is_dir() else source.parent if source.exists() else Path()
     name = Path(options.output) if options.output else folder / "model"
     if options.output and name.is_dir():
         raise ConfigError(f"--output {name} is a folder: name a file in it, such as {name / 'model.onnx'}.")
     stem = name.with_suffix("") if name.suffix in FORMATS.values() else name
-    found = {kind: stem.with_name(stem.name + FORMATS[kind]) for kind in options.format}
-    weights = [path.with_suffix(".bin") for kind, path in found.items() if kind == "openvino"]
-    for path in (*found.values(), *weights):
+    paths = {kind: stem.with_name(stem.name + FORMATS[kind]) for kind in options.format}
+    weights = [path.with_suffix(".bin") for kind, path in paths.items() if kind == "openvino"]
+    for path in (*paths.values(), *weights):
         check_output_file(path, what="file", overwrite=options.overwrite)
-    return found
+    return paths
 
 
 def photos(words: Sequence[str], count: int) -> list[NDArray[np.uint8]]:
-    """The images that words of the command line name; of many, `count` spread over them.
+    """Read at most `count` of the images that the command line names, evenly spread: RGB, uint8 [H, W, 3].
 
     Raises:
         DatasetError: There are none, or one cannot be read.
@@ -121,16 +121,16 @@ def photos(words: Sequence[str], count: int) -> list[NDArray[np.uint8]]:
         raise DatasetError(" ".join(problems))
     paths = [item.source for item in items if item.kind == "image"]
     count = min(count, len(paths))
-    return [read_image(paths[place * len(paths) // count]) for place in range(count)]
+    return [read_image(paths[index * len(paths) // count]) for index in range(count)]
 
 
 def datasets(
     options: argparse.Namespace, segmenter: Segmenter
 ) -> tuple[SegmentationDataset | None, SegmentationDataset | None]:
-    """The labelled images to compare on, and those to calibrate with; None where there are none.
+    """Open the data sets for the comparison and for the calibration; None if not requested.
 
     Raises:
-        ConfigError: int8 without a data set to calibrate with, or without photos.
+        ConfigError: int8 has neither a data set nor photos for the calibration.
     """
     from resnest_seg.data.build import DATASETS, build_dataset
 
@@ -151,15 +151,15 @@ def datasets(
 
 
 def calibration(dataset: SegmentationDataset | None, count: int, given: list[Any]) -> list[NDArray[np.uint8]]:
-    """Images to calibrate with: `count`, spread over the data set, or what was given."""
+    """Return the images for the calibration: `count`, evenly spread over the data set, or the given photos."""
     if dataset is None:
         return given[:count]
     count = min(count, len(dataset))
-    return [dataset[place * len(dataset) // count].image for place in range(count)]
+    return [dataset[index * len(dataset) // count].image for index in range(count)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export; returns the exit code."""
+    """Export the model; returns the exit code."""
     options = parse(argv)
     check(options)
 
@@ -190,16 +190,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         for kind, path in files.items():
             total = min(len(scored), options.limit or len(scored)) if scored is not None else None
             bar = progress.add_task(f"{kind}: {path}", total=total)
-            own = {"aoti": options.aoti} if kind == "torch" else {}
+            extra = {"aoti": options.aoti} if kind == "torch" else {}
             try:
                 proof = EXPORTERS[kind](
-                    segmenter, path, on_image=lambda bar=bar: progress.update(bar, advance=1), **common, **own
+                    segmenter, path, on_image=lambda bar=bar: progress.update(bar, advance=1), **common, **extra
                 )
-            except ExportError as error:  # the others are done all the same
+            except ExportError as error:  # the other formats are still exported
                 problems.append(str(error))
             else:
                 terminal.print(proof.table())
-                print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, proven in {report_path(path)}")
+                print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, verified in {report_path(path)}")
             progress.remove_task(bar)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)

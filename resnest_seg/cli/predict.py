@@ -1,4 +1,4 @@
-"""Segment photos, videos and whatever a camera sees: label PNGs, overlays with a legend, scores, polygons.
+"""Segment photos, videos and camera streams: label PNGs, overlays with a legend, scores, polygons.
 
 python tools/predict_seg.py --checkpoint runs/my_run photo.jpg folder/ "more/**/*.png" --output predictions
 python tools/predict_seg.py --checkpoint runs/my_run --protocol encoding --write labels polygons photo.jpg
@@ -6,7 +6,7 @@ python tools/predict_seg.py --checkpoint runs/my_run drive.mp4
 python tools/predict_seg.py --checkpoint runs/my_run --tile 1024 --overlap 128 satellite.tif
 python tools/predict_seg.py --checkpoint model.onnx photo.jpg
 
-Bad inputs are listed at the end, when the others are done; the exit code is then 1.
+Inputs that cannot be segmented are listed at the end; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
     from resnest_seg.inference.protocols import Protocol
 
 EXIT_SOME_FAILED = 1
-"""Exit code where some inputs could not be segmented, and all others were."""
+"""Exit code if some inputs could not be segmented."""
 
 ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png", "scores": "_scores.npz", "polygons": ".geojson"}
-"""What can be written of an image -> the end of its file name."""
+"""Output of an image -> suffix of its file."""
 
 VIDEO_ENDING = "_overlay.mp4"
-"""That of the file that is written of a video."""
+"""Suffix of the output of a video."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors of the system that every other input would meet, too."""
+"""System errors that would occur for every further input."""
 
 LARGE = 64_000_000
-"""Pixels from which on an image is read, and its labels are written, by windows."""
+"""Minimum pixels of an image that is read, and whose labels are written, by windows."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="predict_seg.py", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a photo, a folder with its subfolders, a pattern "
@@ -57,37 +57,37 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                         "the name of a published checkpoint (tools/zoo_seg.py lists them), or an exported file: .onnx, "
                         ".pt2, .xml")  # fmt: skip
     parser.add_argument("--output", default="predictions", help="folder to write to (default: predictions)")
-    parser.add_argument("--write", nargs="+", choices=tuple(ENDINGS), default=["labels", "overlay"], help="what to "
-                        "write of an image: labels as PNG, overlay with legend, scores (class probabilities, npz, half "
+    parser.add_argument("--write", nargs="+", choices=tuple(ENDINGS), default=["labels", "overlay"], help="outputs of "
+                        "an image: labels as PNG, overlay with legend, scores (class probabilities, npz, half "
                         "precision), polygons (GeoJSON in pixels) (default: labels overlay)")  # fmt: skip
     parser.add_argument("--ids", choices=("raw", "train"), default="raw", help="values in the label PNGs: the data "
-                        "set's own ids, or positions in the list of classes (default: raw)")  # fmt: skip
+                        "set's ids, or indices of the classes (default: raw)")  # fmt: skip
     parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the overlay, 0..1 (default: 0.5)")
-    parser.add_argument("--simplify", type=float, default=0.0, help="pixels by which polygons may be off (default: 0)")
-    parser.add_argument("--frames", type=int, help="frames to take of a video or camera (default: all)")
+    parser.add_argument("--simplify", type=float, default=0.0, help="tolerance of polygons in pixels (default: 0)")
+    parser.add_argument("--frames", type=int, help="maximum frames of a video or camera (default: all)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    how = parser.add_argument_group("how the model is shown an image")
+    how = parser.add_argument_group("inference protocol")
     how.add_argument("--protocol", default="whole", help="whole, slide, encoding, mmseg, mmseg0 or paddle, see the "
                      "README (default: whole)")  # fmt: skip
-    how.add_argument("--scales", type=float, nargs="+", help="sizes of the image, instead of the protocol's")
-    how.add_argument("--flip", action=argparse.BooleanOptionalAction, help="mirrored as well, or not")
-    how.add_argument("--merge", choices=("logits", "softmax", "exp"), help="what of the views is averaged")
+    how.add_argument("--scales", type=float, nargs="+", help="scales of the image, instead of the protocol's")
+    how.add_argument("--flip", action=argparse.BooleanOptionalAction, help="add horizontally flipped views, or do not")
+    how.add_argument("--merge", choices=("logits", "softmax", "exp"), help="quantity of the views that is averaged")
     how.add_argument("--tile", type=int, help="largest edge of tiles in pixels: images of any size in bounded memory")
-    how.add_argument("--overlap", type=int, help="pixels that tiles share (default: an eighth of the tile)")
-    how.add_argument("--blend", choices=("none", "hann", "distance"), help="weights in a tile (default: hann)")
-    run = parser.add_argument_group("what it runs on")
+    how.add_argument("--overlap", type=int, help="overlap of tiles in pixels (default: an eighth of the tile)")
+    how.add_argument("--blend", choices=("none", "hann", "distance"), help="weights of a tile's pixels (default: hann)")
+    run = parser.add_argument_group("execution")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     run.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
     run.add_argument("--compile", action="store_true", help="torch.compile: slow at first, then faster")
-    run.add_argument("--batch", type=int, help="images or tiles a call of the model (default: what fits)")
+    run.add_argument("--batch", type=int, help="images or tiles per call of the model (default: what fits)")
     return parser.parse_args(argv)
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse options that make no sense, before anything is loaded.
+    """Reject contradictory options, before anything is loaded.
 
     Raises:
-        ConfigError: Says which.
+        ConfigError: An option is out of range, or options contradict each other.
     """
     check_option("--alpha", options.alpha, 0, 1)
     check_option("--simplify", options.simplify, 0, 10_000)
@@ -96,13 +96,13 @@ def check(options: argparse.Namespace) -> None:
     check_option("--overlap", options.overlap, 0, 65536)
     check_option("--batch", options.batch, 1, 65536)
     if options.blend is not None and options.tile is None:
-        raise ConfigError("--blend is about tiles: give --tile as well.")
+        raise ConfigError("--blend needs tiles: give --tile as well.")
     options.write = list(dict.fromkeys(options.write))
     check_output_folder(options.output)
 
 
 def protocol_for(options: argparse.Namespace, model: Model) -> Protocol:
-    """The protocol that the options describe."""
+    """Build the protocol of the options."""
     from resnest_seg.inference.protocols import protocol, with_options
 
     base = protocol(options.protocol, setting=model.setting)
@@ -112,21 +112,21 @@ def protocol_for(options: argparse.Namespace, model: Model) -> Protocol:
 
 
 def results(item: Input, options: argparse.Namespace) -> list[Path]:
-    """The files that an input is written to.
+    """Return the output files of an input.
 
     Raises:
-        ConfigError: One exists already.
+        ConfigError: A file exists.
     """
-    place = Path(options.output) / item.place
+    stem = Path(options.output) / item.place
     endings = [ENDINGS[kind] for kind in options.write] if item.kind in ("image", "address") else [VIDEO_ENDING]
-    paths = [place.with_name(place.name + ending) for ending in endings]
+    paths = [stem.with_name(stem.name + ending) for ending in endings]
     for path in paths:
         check_output_file(path, what=item.source, overwrite=options.overwrite)
     return paths
 
 
 def write_image(prediction: Prediction, paths: Sequence[Path], options: argparse.Namespace) -> None:
-    """Write what is asked for of one image."""
+    """Write the requested outputs of one image."""
     from resnest_seg.io.polygons import write_polygons
     from resnest_seg.io.visualize import write_png
 
@@ -142,9 +142,10 @@ def write_image(prediction: Prediction, paths: Sequence[Path], options: argparse
 
 
 def segment_image(predictor: Predictor, item: Input, paths: Sequence[Path], options: argparse.Namespace) -> None:
-    """Segment a photo; with tiles, one that is too large for memory is read and written by windows."""
+    """Segment a photo; with tiles, a large one is read and written by windows."""
     from resnest_seg.inference.inputs import fetch_image
-    from resnest_seg.io.images import decode_image, image_size
+    from resnest_seg.io.images import decode_image
+    from resnest_seg.io.masks import image_size
 
     if item.kind == "address":
         write_image(predictor(decode_image(fetch_image(item.source), item.source)), paths, options)
@@ -156,7 +157,7 @@ def segment_image(predictor: Predictor, item: Input, paths: Sequence[Path], opti
     wanted = dict(zip(options.write, paths, strict=True))
     if options.tile is None or set(wanted) - {"labels", "overlay"} or "labels" not in wanted:
         raise DatasetError(
-            f"{item.source} has {height} x {width} pixels: give --tile 1024, and of --write labels and overlay only."
+            f"{item.source} has {height} x {width} pixels: give --tile 1024, and --write labels or overlay only."
         )
     predictor.segment_file(
         item.source, wanted["labels"], ids=options.ids, overlay_path=wanted.get("overlay"), alpha=options.alpha
@@ -166,10 +167,10 @@ def segment_image(predictor: Predictor, item: Input, paths: Sequence[Path], opti
 def segment_video(
     predictor: Predictor, item: Input, path: Path, options: argparse.Namespace, progress: Progress, bar: TaskID
 ) -> None:
-    """Segment a video or what a camera sees, until it ends or Ctrl-C; the overlay becomes a video.
+    """Segment a video or a camera's stream, until it ends or Ctrl-C; writes an overlay video.
 
     Raises:
-        DatasetError: It cannot be read, or breaks off; what could be read is written before.
+        DatasetError: The input cannot be read, or is truncated; the frames before are written.
     """
     from resnest_seg.io.video import VideoReader, write_video
 
@@ -191,12 +192,12 @@ def segment_video(
         raise DatasetError(f"{problem} {writer.frames} frames are in {path}.")
 
 
-def segment(predictor: Predictor, items: Sequence[Input], places: Sequence[list[Path]], options: argparse.Namespace,
+def segment(predictor: Predictor, items: Sequence[Input], outputs: Sequence[list[Path]], options: argparse.Namespace,
             problems: list[str]) -> tuple[int, OSError | None]:  # fmt: skip
-    """Segment the inputs one after the other; what is wrong with one is added to the problems.
+    """Segment the inputs one after the other; errors of single inputs are added to the problems.
 
     Returns:
-        How many were segmented; and what ended the work, if the disk is full.
+        The number of segmented inputs; and the error that ended the work, such as a full disk, or None.
     """
     import torch
 
@@ -205,17 +206,17 @@ def segment(predictor: Predictor, items: Sequence[Input], places: Sequence[list[
     done = 0
     with progress_bars() as progress:
         bar = progress.add_task("segmenting", total=len(items))
-        for item, paths in zip(items, places, strict=True):
+        for item, paths in zip(items, outputs, strict=True):
             try:
                 if item.kind in ("image", "address"):
                     segment_image(predictor, item, paths, options)
                 else:
                     segment_video(predictor, item, paths[0], options, progress, bar)
                 done += 1
-            except (DatasetError, ConfigError) as error:  # the others are done all the same
+            except (DatasetError, ConfigError) as error:  # the other inputs are still segmented
                 problems.append(str(error) if item.source in str(error) else f"{item.source}: {error}")
             except (MemoryError, torch.OutOfMemoryError):
-                problems.append(f"{item.source}: it needs more memory than there is. Give --tile 512.")
+                problems.append(f"{item.source}: there is not enough memory. Give --tile 512.")
             except OSError as error:
                 if error.errno in FULL:
                     return done, error
@@ -237,8 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     endings = (*ENDINGS.values(), VIDEO_ENDING)
     items, problems = plan(options.inputs, options.output, suffixes=IMAGE_SUFFIXES, endings=endings)
-    places = [results(item, options) for item in items]
-    check_not_inputs([path for paths in places for path in paths], [item.source for item in items])
+    outputs = [results(item, options) for item in items]
+    check_not_inputs([path for paths in outputs for path in paths], [item.source for item in items])
     done, stopped = 0, None
     if items:
         model = open_model(options.checkpoint, device=options.device, precision=options.precision,
@@ -247,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise no_scores(model.file)
         predictor = Predictor(model, protocol=protocol_for(options, model))
         print(f"protocol {predictor.protocol.description}", file=sys.stderr)
-        done, stopped = segment(predictor, items, places, options, problems)
+        done, stopped = segment(predictor, items, outputs, options, problems)
     if done:
         print(f"{done} of {len(items)} inputs segmented into {options.output}: {', '.join(options.write)}")
     if problems:

@@ -1,4 +1,4 @@
-"""Train an image classifier on a folder of images, for an encoder that a segmenter then starts from.
+"""Train an image classifier on a folder of images, to pre-train the encoder of a segmenter.
 
 python tools/pretrain_cls.py --config configs/imagenet_classifier_resnest50.yaml --data.root /data/imagenet
 python tools/pretrain_cls.py --config configs/imagenet_classifier_resnest50.yaml --output runs/cls
@@ -35,11 +35,11 @@ def parse(argv: Sequence[str]) -> Order:
         helper.add_argument("--config", help="train with this YAML file; every key below can be set in it")
         helper.add_argument(
             "--resume",
-            help="continue the run in this folder, with its own config; or auto, with --config: continue the run in "
-            "its output folder if it has saved a state, else begin it",
+            help="resume the run in this folder, with its config; or auto, with --config: resume the run in its output "
+            "folder if there is a checkpoint, else start it",
         )
-        helper.add_argument("--allow-changes", help="keys that a resumed run may change, with commas between them")
-        helper.add_argument("--dry-run", action="store_true", help="try it out in two steps, and leave nothing behind")
+        helper.add_argument("--allow-changes", help="keys that a resumed run may change, separated by commas")
+        helper.add_argument("--dry-run", action="store_true", help="try the run in two steps, without leaving files")
         add_run_arguments(helper, PretrainConfig)
         helper.print_help()
         raise SystemExit(0)
@@ -53,7 +53,7 @@ def parse(argv: Sequence[str]) -> Order:
         if config or dry:
             raise ConfigError("--resume FOLDER takes the config in the run folder: neither --config nor --dry-run.")
         if not (Path(resume) / "config.yaml").is_file():
-            raise CheckpointError(f"{resume} is no run folder that can be resumed: it has no config.yaml.")
+            raise CheckpointError(f"{resume} is not a run folder that can be resumed: it has no config.yaml.")
         run = load_config(Path(resume) / "config.yaml", PretrainConfig, overrides=overrides)
         return Order(run, resume, "yes", allow)
     if config is None:
@@ -63,7 +63,7 @@ def parse(argv: Sequence[str]) -> Order:
 
 
 def trainer_for(order: Order, config: PretrainConfig) -> Trainer:
-    """Everything that a run needs, built and checked."""
+    """Build and check all parts of a run."""
     import torch
 
     from resnest_seg.data.build import data_root
@@ -88,7 +88,7 @@ def trainer_for(order: Order, config: PretrainConfig) -> Trainer:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train; returns the exit code."""
+    """Train the classifier; returns the exit code."""
     order = parse(sys.argv[1:] if argv is None else argv)
     assert isinstance(order.config, PretrainConfig)
     if order.dry:

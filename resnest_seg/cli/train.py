@@ -5,11 +5,11 @@ python tools/train_seg.py --dataset ade20k --data.root /data/ade20k --train.accu
 python tools/train_seg.py --dataset ade20k --budget auto
 python tools/train_seg.py --config my_run.yaml --optim.lr 0.02 --output runs/my_run
 python tools/train_seg.py --resume runs/my_run
-python tools/train_seg.py --dataset ade20k --output runs/my_run --resume auto     # for schedulers: begin or continue
+python tools/train_seg.py --dataset ade20k --output runs/my_run --resume auto     # for schedulers: start or resume
 torchrun --nproc-per-node 8 --max-restarts 3 tools/train_seg.py --dataset ade20k --output runs/my_run
 
-Exit codes: 0 done, 2 a mistake in the input, a full disk, or a folder that another run trains into; 130 stopped by
-Ctrl-C, 143 by SIGTERM; after both the state is saved.
+Exit codes: 0 for complete training; 2 for invalid input, a full disk, or a run folder in use by another process; 130
+after Ctrl-C and 143 after SIGTERM, with a checkpoint saved.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ DEFAULT_CONFIGS = {
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """What the command line asks for.
+    """The parsed command line.
 
     Attributes:
-        config: The run.
-        output: Its folder.
-        resume: "no", "yes", or "auto": if the folder holds a state.
+        config: The config of the run.
+        output: The run folder.
+        resume: "no", "yes", or "auto": if there is a checkpoint in the folder.
         allow: Config keys that a resumed run may change.
-        dry: Only try the run out.
-        budget: Memory that the batch is divided for: "auto", GiB a device, or None to leave it as it is.
+        dry: Do a dry run only.
+        budget: Memory for which the batch is divided: "auto", GiB per device, or None for the config's division.
     """
 
     config: RunConfig
@@ -73,11 +73,11 @@ def parse(argv: Sequence[str]) -> Order:
                         "auto takes the memory of the devices here, a number is GiB for each")  # fmt: skip
     helper.add_argument(
         "--resume",
-        help="continue the run in this folder, with its own config; or auto, with --dataset or --config: continue the "
-        "run in its output folder if it has saved a state, else begin it",
+        help="resume the run in this folder, with its config; or auto, with --dataset or --config: resume the run in "
+        "its output folder if there is a checkpoint, else start it",
     )
-    helper.add_argument("--allow-changes", help="keys that a resumed run may change, with commas between them")
-    helper.add_argument("--dry-run", action="store_true", help="try it all out in two steps, and leave nothing behind")
+    helper.add_argument("--allow-changes", help="keys that a resumed run may change, separated by commas")
+    helper.add_argument("--dry-run", action="store_true", help="try the run in two steps, without leaving files")
     add_run_arguments(helper)
     if "-h" in argv or "--help" in argv:
         helper.print_help()
@@ -95,7 +95,7 @@ def parse(argv: Sequence[str]) -> Order:
         if budget:
             raise ConfigError("--budget does not go with --resume FOLDER: the batch was divided when the run began.")
         if not (Path(resume) / "config.yaml").is_file():
-            raise CheckpointError(f"{resume} is no run folder that can be resumed: it has no config.yaml.")
+            raise CheckpointError(f"{resume} is not a run folder that can be resumed: it has no config.yaml.")
         return Order(load_run_config(Path(resume) / "config.yaml", overrides=overrides), resume, "yes", allow)
     path = config_path(dataset, config)
     run = load_run_config(path, overrides=overrides)
@@ -103,13 +103,12 @@ def parse(argv: Sequence[str]) -> Order:
 
 
 def begun(resume: str | None) -> bool:
-    """Whether a run may have begun already: --resume auto says so, or torchrun's agent, which starts the same command
-    again when a worker died."""
+    """True if the run may have started before: with --resume auto, or after a restart by torchrun's agent."""
     return resume == "auto" or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def config_path(dataset: str | None, config: str | None) -> Path:
-    """The config file that --dataset or --config means, exactly one of which is given."""
+    """Return the config file of --dataset or --config, exactly one of which is given."""
     if dataset is not None and dataset not in DEFAULT_CONFIGS:
         raise unknown_name("data set", dataset, DEFAULT_CONFIGS)
     if (dataset is None) == (config is None):
@@ -118,7 +117,7 @@ def config_path(dataset: str | None, config: str | None) -> Path:
 
 
 def within_budget(config: RunConfig, budget: str, *, num_classes: int) -> RunConfig:
-    """The config with the batch divided so that it fits; prints the table, once for all processes."""
+    """Return the config with the batch divided to fit into memory; the main process prints the table."""
     from resnest_seg.io.display import console
     from resnest_seg.training.memory import GIB, devices_here, plan
 
@@ -132,10 +131,10 @@ def within_budget(config: RunConfig, budget: str, *, num_classes: int) -> RunCon
 
 
 def number(word: str, option: str, low: float, high: float) -> float:
-    """A number from the command line.
+    """Parse a number of the command line.
 
     Raises:
-        ConfigError: It is none, or outside its range.
+        ConfigError: The value is not a number, or is out of range.
     """
     try:
         value = float(word)
@@ -146,7 +145,7 @@ def number(word: str, option: str, low: float, high: float) -> float:
 
 
 def take(argv: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
-    """Take `--name value` and `--name=value` out of the words; the rest are overrides of config keys."""
+    """Extract `--name value` and `--name=value` from the arguments; the rest are overrides of config keys."""
     taken: dict[str, str | None] = dict.fromkeys(names)
     rest, words = [], iter(argv)
     for word in words:
@@ -161,7 +160,7 @@ def take(argv: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str | Non
 
 
 def dry(order: Order) -> str:
-    """Try the run out; returns what was done."""
+    """Do a dry run; returns its report."""
     from resnest_seg.training.dry_run import data_or_stand_in, dry_run
 
     config = order.config
@@ -172,12 +171,12 @@ def dry(order: Order) -> str:
 
 
 def look(config: RunConfig, *splits: SegmentationDataset) -> None:
-    """Refuse data with which training would go wrong, and warn of what a person should look at."""
+    """Reject data with which training would go wrong, and warn of suspicious data."""
     from resnest_seg.data.checks import check_classes, check_samples
 
     warnings: list[str] = []
     for dataset in splits:
-        # Also with data.check 0: it reads few masks where the list of classes is right, and a run is lost where not.
+        # Also with data.check 0: it reads few masks if the class list is right, and the run is useless otherwise.
         warnings += check_classes(dataset, workers=config.data.workers)
         if config.data.check:
             warnings += check_samples(dataset, count=config.data.check, workers=config.data.workers)
@@ -187,7 +186,7 @@ def look(config: RunConfig, *splits: SegmentationDataset) -> None:
 
 
 def trainer_for(order: Order) -> Trainer:
-    """Everything that a run needs, built and checked: data, model with what it starts from, state, folder."""
+    """Build and check all parts of a run: data, model with its initial weights, checkpoint, folder."""
     import torch
 
     from resnest_seg.data.build import dataset_for
@@ -204,7 +203,7 @@ def trainer_for(order: Order) -> Trainer:
     validation = dataset_for(config.data, config.eval.split)
     if not resume:
         look(config, train, validation)
-    if order.budget is not None and resume:  # batch norm depends on the division: it stays, on whatever machine this is
+    if order.budget is not None and resume:  # batch norm depends on the division, which therefore stays, on any machine
         begun = load_run_config(Path(order.output) / "config.yaml")
         config = divided(config, begun.train.accumulation, checkpointing=begun.model.checkpointing)
     elif order.budget is not None:
@@ -235,7 +234,7 @@ def trainer_for(order: Order) -> Trainer:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train; returns the exit code."""
+    """Train the segmenter; returns the exit code."""
     order = parse(sys.argv[1:] if argv is None else argv)
     if order.dry:
         print(dry(order))
@@ -253,8 +252,8 @@ def fit(trainer: Trainer, *, done: str, again: str) -> int:
 
     Args:
         trainer: The run.
-        done: What to say at its end.
-        again: The command that continues it.
+        done: The message at its end.
+        again: The command that resumes it.
     """
     if trainer.engine.is_main_process:
         for doubt in trainer.doubts:
@@ -269,7 +268,7 @@ def fit(trainer: Trainer, *, done: str, again: str) -> int:
         elif saved:
             print(f"stopped and saved. Continue with: {again}", file=sys.stderr)
         else:
-            print(f"stopped at once; what was saved last is good. Continue with: {again}", file=sys.stderr)
+            print(f"stopped at once; the last checkpoint is valid. Continue with: {again}", file=sys.stderr)
     if finished:
         return 0
     return EXIT_TERMINATED if trainer.stopped_by == signal.SIGTERM else EXIT_INTERRUPTED

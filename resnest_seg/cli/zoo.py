@@ -1,4 +1,4 @@
-"""List the published checkpoints: what they are, the figures they came with, and which are on this machine.
+"""List the published checkpoints with their published scores, and those that are on this machine.
 
 python tools/zoo_seg.py
 python tools/zoo_seg.py --dataset ade20k
@@ -24,11 +24,11 @@ DATASETS = ("ade20k", "cityscapes", "pascal_context", "imagenet")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="zoo_seg.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--dataset", help=f"only those trained on one of {', '.join(DATASETS)}")
-    parser.add_argument("--fetch", metavar="NAME", help="download this one, check it, and say where it is")
-    parser.add_argument("--json", action="store_true", help="everything known of them: address, hash, place, figures")
+    parser.add_argument("--dataset", help=f"only checkpoints for one of {', '.join(DATASETS)}")
+    parser.add_argument("--fetch", metavar="NAME", help="download this checkpoint, verify it and print its path")
+    parser.add_argument("--json", action="store_true", help="print all metadata: URL, hash, path, scores")
     return parser.parse_args(argv)
 
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def describe(entry: PublishedCheckpoint) -> dict[str, object]:
-    """Everything that is known of a checkpoint, as plain values."""
+    """Convert the metadata of a checkpoint to plain values."""
     here = entry.local_path
     return dataclasses.asdict(entry) | {
         "alias": entry.alias,
@@ -71,7 +71,7 @@ def describe(entry: PublishedCheckpoint) -> dict[str, object]:
 
 
 def print_table(dataset: str, entries: Sequence[PublishedCheckpoint]) -> None:
-    """One line a checkpoint, narrow enough for 80 columns."""
+    """Print one line per checkpoint, within 80 columns."""
     from resnest_seg.io.display import PlainTable, console
 
     def figure(value: float | None) -> str:

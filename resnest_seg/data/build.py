@@ -1,4 +1,4 @@
-"""Data sets by name, and the folders where they are expected."""
+"""Opening data sets by name, and their default folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import DatasetError, printable, unknown_name
 
 DATASETS: dict[str, Callable[[Path, str, str | None, bool], SegmentationDataset]] = {
-    # (root, split, list of classes, leave missing masks to the reader)
+    # (root, split, class list, allow missing masks)
     "synthetic": lambda root, split, classes, lenient: Synthetic(split),
     "camvid": lambda root, split, classes, lenient: CamVid(root, split, allow_missing=lenient),
     "ade20k": lambda root, split, classes, lenient: ADE20K(root, split, allow_missing=lenient),
@@ -23,7 +23,7 @@ DATASETS: dict[str, Callable[[Path, str, str | None, bool], SegmentationDataset]
 
 
 def data_root(name: str, root: str | Path | None = None) -> Path:
-    """Where a data set is looked for: `root`, else $RESNEST_SEG_DATA/<name>, else datasets/<name>."""
+    """Return the folder of a data set: `root`, else $RESNEST_SEG_DATA/<name>, else datasets/<name>."""
     return Path(root) if root is not None else Path(os.environ.get(DATA_ROOT_VARIABLE, "datasets")) / name
 
 
@@ -39,14 +39,14 @@ def build_dataset(
 
     Args:
         name: A key of `DATASETS`.
-        root: Its folder or zip file; None looks in $RESNEST_SEG_DATA/<name>, then takes datasets/<name>.
-        split: "train", "val" or "test", as the data set has them.
-        classes: For "folder": the list of classes, where it lies elsewhere.
-        allow_missing: Leave missing masks to the reader of the samples, for a tool that lists them all.
+        root: Its folder or zip file; None for $RESNEST_SEG_DATA/<name>, or datasets/<name> if that is not set.
+        split: "train", "val" or "test", if the data set has it.
+        classes: The class list of "folder", if it is outside the folder.
+        allow_missing: Raise for a missing mask when its sample is read, not here; for tools that list all of them.
 
     Raises:
         ConfigError: Unknown name.
-        DatasetError: The data set is not there or incomplete; unknown split.
+        DatasetError: The data set is missing or incomplete, or the split is unknown.
     """
     if name not in DATASETS:
         raise unknown_name("data set", name, DATASETS)
@@ -57,7 +57,7 @@ def dataset_for(data: DataConfig, split: str) -> SegmentationDataset:
     """Open a split of the data set that a config names; see `build_dataset` for the errors.
 
     Raises:
-        DatasetError: Its path has bytes that are not UTF-8; files below it may have such names.
+        DatasetError: Its path is not UTF-8; names of files below it need not be.
     """
     for key, path in (("data.root", data.root), ("data.classes", data.classes)):
         if path is not None and printable(path) != path:

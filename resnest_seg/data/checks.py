@@ -1,4 +1,4 @@
-"""Checks of a data set: every photo and mask is read, and findings name the files and the cause."""
+"""Checks of a data set: read every photo and mask, and report problems with their files and cause."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from resnest_seg.io.display import PlainTable
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
 
 LOOK = 500
-"""Masks that `check_classes` reads at most, as long as nothing is suspicious."""
+"""Maximum number of masks that `check_classes` reads while nothing is suspicious."""
 
 TURNED = "turned photos"
-"""Kind of the finding that photos are turned by their orientation tag, and masks are not."""
+"""Kind of the finding that photos are rotated by their orientation tag and masks are not."""
 
 NOTABLE = 0.01
-"""Share of pixels from which an id that no list names is no accident."""
+"""Share of pixels, 0..1, above which an unlisted id is not an accident."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something that was noticed.
+    """One problem of a data set.
 
     Attributes:
-        severity: "error" where training would go wrong, "warning" where a person should look.
-        kind: What sort of thing, in a few words.
-        message: What is wrong and what to do.
+        severity: "error" if training would fail or learn the wrong classes, "warning" if a person should check.
+        kind: The sort of problem, in a few words.
+        message: What is wrong and how to fix it.
         files: The files concerned.
     """
 
@@ -50,19 +50,19 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What a scan of a data set found.
+    """The result of scanning a data set.
 
     Attributes:
         dataset: Name of the data set.
         classes: Class names.
         samples: Split -> number of samples that were scanned.
-        findings: Errors first.
-        shares: Split -> share of each class in its labelled pixels.
-        ignored: Split -> share of ignored pixels.
-        histogram: Split -> raw id -> pixels, of masks that hold ids.
+        findings: The problems, errors first.
+        shares: Split -> share of each class in the labelled pixels, K values in 0..1.
+        ignored: Split -> share of ignored pixels, 0..1.
+        histogram: Split -> raw id -> number of pixels, for masks of ids.
         sizes: Split -> smallest, median and largest (H, W) by area.
-        median_frequency: Class weights for a loss, of the first split.
-        effective_number: Class weights for a loss, of the first split.
+        median_frequency: K class weights for a loss by `median_frequency_weights`, from the first split.
+        effective_number: K class weights for a loss by `effective_number_weights`, from the first split.
         suggested_crop: Side of a training crop that most photos fill, a multiple of 32.
     """
 
@@ -80,11 +80,11 @@ class Diagnosis:
 
     @property
     def errors(self) -> list[Finding]:
-        """The findings with which training would go wrong."""
+        """The findings of severity "error"."""
         return [finding for finding in self.findings if finding.severity == "error"]
 
     def to_json(self) -> str:
-        """Everything as JSON."""
+        """Serialise all attributes to JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     def save(self, path: str | Path) -> None:
@@ -93,7 +93,7 @@ class Diagnosis:
             temporary.write_text(self.to_json() + "\n", encoding="utf-8")
 
     def table(self) -> PlainTable:
-        """Classes with their shares by split, and weights."""
+        """Make a table of the classes with their shares in each split and their weights."""
         counted = ", ".join(f"{count} {split}" for split, count in self.samples.items())
         table = PlainTable(title=f"{self.dataset}: {counted}", show_footer=True)
         table.column("class", footer="ignored")
@@ -117,13 +117,13 @@ def diagnose(
     """Scan the splits of a data set.
 
     Args:
-        splits: The training split first; opened with `allow_missing`, or missing masks cannot be listed.
-        limit: Scan so many samples of each split, spread over it; None scans all.
-        workers: Processes.
-        on_sample: Called with every sample, for progress bars.
+        splits: The splits, training first; opened with `allow_missing`, so that missing masks can be listed.
+        limit: Number of samples of each split to scan, evenly spread; None scans all.
+        workers: Number of loader processes.
+        on_sample: Called with the facts of every sample, for progress bars.
 
     Raises:
-        DatasetError: There is no split.
+        DatasetError: `splits` is empty.
     """
     if not splits:
         raise DatasetError("there is nothing to scan: no split of the data set was found.")
@@ -131,8 +131,8 @@ def diagnose(
     facts: dict[str, list[SampleFacts]] = {}
     for dataset in splits:
         seen = facts.setdefault(dataset.split, [])
-        with contextlib.closing(scan(dataset, spread(len(dataset), limit), workers=workers)) as found:
-            for fact in found:
+        with contextlib.closing(scan(dataset, spread(len(dataset), limit), workers=workers)) as scanned:
+            for fact in scanned:
                 seen.append(fact)
                 if on_sample is not None:
                     on_sample(fact)
@@ -157,13 +157,13 @@ def diagnose(
 
 
 def check_samples(dataset: SegmentationDataset, *, count: int, workers: int = 0) -> list[str]:
-    """The fast part: read some samples, spread over a split, before a training run begins.
+    """Check some samples, evenly spread over a split, before a training run.
 
     Returns:
-        Warnings that no number of a run would show: photos that are turned and masks that are not.
+        Warnings of problems that training does not show: photos rotated by EXIF whose masks may not be.
 
     Raises:
-        DatasetError: Training would go wrong; names the causes and the first files.
+        DatasetError: There is a finding of severity "error"; the message names the cause and the first file.
     """
     seen = list(scan(dataset, spread(len(dataset), count), workers=workers))
     findings = _findings_of_split(dataset, seen)
@@ -174,21 +174,24 @@ def check_samples(dataset: SegmentationDataset, *, count: int, workers: int = 0)
             f" First: {errors[0].files[0]}" if errors[0].files and errors[0].files[0] not in errors[0].message else ""
         )
         raise DatasetError(
-            f"{errors[0].message}{files}{rest} To look at every file: python tools/check_dataset.py with the same "
-            "--dataset and --data options. To train without this look: --data.check 0."
+            f"{errors[0].message}{files}{rest} To check every file: python tools/check_dataset.py with the same "
+            "--dataset and --data options. To train without this check: --data.check 0."
         )
     return [finding.message for finding in findings if finding.kind == TURNED]
 
 
 def check_classes(dataset: SegmentationDataset, *, workers: int = 0) -> list[str]:
-    """Whether the masks hold the classes that somebody's own list names; says which they do not, in sentences.
+    """Check that the classes of a user's list occur in the masks.
 
-    Reads masks, spread over the split, until every class has been seen: a few, if the list is right. After `LOOK` of
-    them it stops, unless pixels of 255 may be a class that is missing, or only one class has been seen: then it reads
-    on, so that what it refuses is known of all masks.
+    Reads masks, evenly spread over the split, until every class has been seen: a few if the list is right. It stops
+    after `LOOK` masks, unless 255 may be an absent class or only one class has been seen: then it reads all masks, so
+    that an error holds for all of them.
+
+    Returns:
+        Warnings that name absent classes of the training split.
 
     Raises:
-        DatasetError: A class is in no mask, and 255, of which the list says nothing, is.
+        DatasetError: A class is in no mask, while the unlisted id 255 is.
     """
     if not isinstance(dataset, FolderDataset) or not dataset.listed:
         return []
@@ -210,11 +213,7 @@ def check_classes(dataset: SegmentationDataset, *, workers: int = 0) -> list[str
     absent = [name for name, count in zip(dataset.label_space.names, total, strict=False) if not count]
     if not absent or not total[-1] or dataset.split != "train":
         return []
-    which = (
-        f"any of the {seen} masks"
-        if seen == len(dataset)
-        else f"the {seen} of {len(dataset)} masks that were looked at"
-    )
+    which = f"any of the {seen} masks" if seen == len(dataset) else f"the {seen} of {len(dataset)} masks that were read"
     return [
         f"{len(absent)} of {len(dataset.label_space)} classes of the list have no pixel in {which} "
         f"of {dataset.split}: {_few(absent)}. They cannot be learnt."
@@ -222,14 +221,17 @@ def check_classes(dataset: SegmentationDataset, *, workers: int = 0) -> list[str
 
 
 def _what_255_is(dataset: SegmentationDataset, counts: NDArray[np.int64]) -> str | None:
-    """What to say where 255 seems to be a class: one of the list is in no mask, and 255, not in the list, is in some.
+    """Describe the problem if 255 seems to be a class: a listed class is absent, and the unlisted id 255 occurs.
 
-    Where only one class remains there is nothing to learn, however rare 255 is. Otherwise a class may be truly absent,
-    or, in a small split, rare: a notable share of 255 in the masks to train on is asked for, too.
+    If only one class occurs, there is nothing to learn, however rare 255 is. Otherwise the class may be truly absent
+    or, in a small split, rare: then the problem requires a share of `NOTABLE` of 255 in the training split.
 
     Args:
         dataset: A split.
-        counts: Pixels of each class, of the id 255, and all, [K + 2].
+        counts: Pixels of each class, pixels of the id 255, and all pixels: [K + 2].
+
+    Returns:
+        The message; None if there is no problem.
     """
     if not isinstance(dataset, FolderDataset) or not dataset.assumes_ignored or not counts[-2]:
         return None
@@ -255,15 +257,15 @@ def _few(names: Sequence[str]) -> str:
 
 
 def spread(size: int, count: int | None) -> list[int]:
-    """`count` of 0..size - 1, evenly spread and ascending; all of them where None or more."""
+    """Return `count` indices of 0..size - 1, evenly spread and ascending; all if None or at least `size`."""
     if count is None or count >= size:
         return list(range(size))
-    return sorted({place * size // count for place in range(count)})
+    return sorted({index * size // count for index in range(count)})
 
 
 def _findings_of_split(dataset: SegmentationDataset, seen: Sequence[SampleFacts]) -> list[Finding]:
     raw = np.sum([fact.raw_ids for fact in seen], axis=0) if seen else np.zeros(256, np.int64)
-    findings = _suspicions(dataset, raw)  # first, because they are the cause of what follows
+    findings = _suspicions(dataset, raw)  # first, because they cause the findings below
     for kind in dict.fromkeys(fact.kind for fact in seen if fact.kind is not None):
         broken = [fact for fact in seen if fact.kind == kind]
         files = tuple(fact.name if kind in ("unreadable photo", "missing mask") else fact.mask for fact in broken)
@@ -285,7 +287,7 @@ def _findings_of_split(dataset: SegmentationDataset, seen: Sequence[SampleFacts]
         classes = np.sum([fact.labels[:-1] for fact in good], axis=0)
         ids = np.sum([fact.raw_ids for fact in good], axis=0)
         problem = _what_255_is(dataset, np.append(classes, [ids[IGNORE_LABEL], pixels]))
-        if problem is not None:  # a class that a part of the masks does not hold may be in the others
+        if problem is not None:  # a class that is absent from some masks may be in the others
             findings.append(Finding("error" if len(seen) == len(dataset) else "warning", "255 may be a class", problem))
     if isinstance(dataset, PairedFiles) and dataset.orphans:
         files = tuple(dataset.source.locate(name) for name in dataset.orphans)
@@ -294,8 +296,8 @@ def _findings_of_split(dataset: SegmentationDataset, seen: Sequence[SampleFacts]
     turned = [fact for fact in seen if fact.turned != 1 and fact.mask != fact.name]
     if turned:
         message = (
-            f"{len(turned)} of {len(seen)} photos of {dataset.split} are turned upright by their orientation tag "
-            "(EXIF), and masks are never turned: masks must fit the upright photo. The first: "
+            f"{len(turned)} of {len(seen)} photos of {dataset.split} are rotated by their orientation tag (EXIF), and "
+            "masks are never rotated: masks must fit the rotated photo. The first: "
             f"{turned[0].name}, with orientation {turned[0].turned}. If the masks were painted on the pixels as "
             "they are stored, delete the tags: "
             "exiftool -Orientation= -overwrite_original FILES"
@@ -317,7 +319,7 @@ def _findings_of_split(dataset: SegmentationDataset, seen: Sequence[SampleFacts]
 
 
 def _suspicions(dataset: SegmentationDataset, raw: NDArray[np.int64]) -> list[Finding]:
-    """Masks whose ids are all known, or nearly, and mean something else."""
+    """Find masks whose ids are valid but probably mean other classes."""
     if not isinstance(dataset, PairedFiles) or not raw.any():
         return []
     space: LabelSpace = dataset.encoding
@@ -336,7 +338,7 @@ def _suspicions(dataset: SegmentationDataset, raw: NDArray[np.int64]) -> list[Fi
     if space.name == "cityscapes" and space.raw_ids[0] == 7 and len(inner) and top <= 18:
         message = (
             f"files named labelIds hold only ids up to {top}: they are train ids (0..18, 255), where label ids (0..33) "
-            "are expected. Name them *_gtFine_labelTrainIds.png, or make them anew from the polygons."
+            "are expected. Name them *_gtFine_labelTrainIds.png, or regenerate them from the polygons."
         )
         return [Finding("error", "train ids", message)]
     if (
@@ -356,7 +358,7 @@ def _suspicions(dataset: SegmentationDataset, raw: NDArray[np.int64]) -> list[Fi
 
 
 def _train_ids(dataset: SegmentationDataset, good: Sequence[SampleFacts]) -> list[Finding]:
-    """Single masks of Cityscapes that hold train ids, among others that do not."""
+    """Find single Cityscapes masks that hold train ids among masks of label ids."""
     if (
         not isinstance(dataset, PairedFiles)
         or dataset.encoding.name != "cityscapes"
@@ -371,7 +373,7 @@ def _train_ids(dataset: SegmentationDataset, good: Sequence[SampleFacts]) -> lis
 
 
 def _duplicates(facts: dict[str, list[SampleFacts]]) -> list[Finding]:
-    """Photos of other splits that are nearly those of the first."""
+    """Find photos of other splits that nearly equal a photo of the first."""
     findings = []
     splits = list(facts)
     prints = {split: np.stack([fact.fingerprint for fact in seen]) for split, seen in facts.items() if seen}
@@ -399,6 +401,6 @@ def _sizes(seen: Sequence[SampleFacts]) -> list[tuple[int, int]]:
 
 
 def _suggested_crop(seen: Sequence[SampleFacts]) -> int:
-    """The short side that three photos in four have, down to a multiple of 32, at most 768."""
+    """Return the short side that three photos in four reach, rounded down to a multiple of 32, at most 768."""
     short: list[Any] = [min(fact.size) for fact in seen if fact.size != (0, 0)]
     return int(np.clip(np.quantile(short, 0.25) // 32 * 32, 32, 768)) if short else 32

@@ -19,17 +19,17 @@ Floats = NDArray[np.float64]
 
 
 def class_shares(counts: Counts) -> Floats:
-    """Share of each class in all labelled pixels: [..., K] counts, summed over the leading axes -> [K]."""
+    """Return each class's share of all labelled pixels, 0..1: counts [..., K], summed over leading axes -> [K]."""
     total = counts.reshape(-1, counts.shape[-1]).sum(axis=0)
     shares: Floats = total / max(total.sum(), 1)
     return shares
 
 
 def median_frequency_weights(counts: Counts) -> Floats:
-    """Median of the frequencies over each class's frequency; 0 for a class without pixels.
+    """Return median-frequency class weights, [K]: the median of the frequencies divided by each class's frequency.
 
-    A class's frequency is its pixels over all labelled pixels of the photos that show it. Eigen and Fergus,
-    https://arxiv.org/abs/1411.4734.
+    A class's frequency is its pixels divided by all labelled pixels of the photos that show it; an absent class has
+    weight 0. Eigen and Fergus, https://arxiv.org/abs/1411.4734.
 
     Args:
         counts: Labelled pixels by photo and class, [S, K].
@@ -44,13 +44,13 @@ def median_frequency_weights(counts: Counts) -> Floats:
 
 
 def effective_number_weights(counts: Counts, *, beta: float = 0.999999) -> Floats:
-    """(1 - beta) / (1 - beta ** pixels) for each class, scaled to a mean of 1 over classes with pixels, 0 for others.
+    """Return (1 - beta) / (1 - beta ** pixels), [K], scaled to a mean of 1 over present classes; 0 for absent ones.
 
     Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", https://arxiv.org/abs/1901.05555.
 
     Args:
         counts: Labelled pixels by photo and class, [S, K].
-        beta: Below 1; the nearer, the more a rare class weighs.
+        beta: In [0, 1); the nearer to 1, the larger the weights of rare classes.
     """
     pixels = counts.sum(axis=0).astype(np.float64)
     seen = pixels > 0
@@ -60,7 +60,7 @@ def effective_number_weights(counts: Counts, *, beta: float = 0.999999) -> Float
 
 
 def rare_class_probabilities(counts: Counts, *, temperature: float) -> Floats:
-    """Probability of drawing each photo: first a class by exp((1 - share) / temperature), then a photo that shows it.
+    """Return the probability of each photo, [S]: a class by exp((1 - share) / temperature), then a photo with it.
 
     Hoyer et al., "DAFormer", https://arxiv.org/abs/2111.14887, section 3.3. Photos without labels are never drawn.
 
@@ -82,11 +82,11 @@ def rare_class_probabilities(counts: Counts, *, temperature: float) -> Floats:
 
 @dataclasses.dataclass(frozen=True)
 class Balance:
-    """What a run makes of the shares of its classes.
+    """Sampling probabilities and loss weights of a run.
 
     Attributes:
-        probabilities: How often to draw each sample by `data.rare_class`, [S]; None: each once an epoch.
-        class_weights: Of each class in the loss by `train.class_weights`, [K] float32; None: all alike.
+        probabilities: Probability of drawing each sample by `data.rare_class`, [S]; None for once per epoch.
+        class_weights: Class weights in the loss by `train.class_weights`, [K] float32; None for uniform weights.
     """
 
     probabilities: NDArray[np.float64] | None = None
@@ -94,7 +94,7 @@ class Balance:
 
 
 def balance(dataset: SegmentationDataset, config: RunConfig) -> Balance:
-    """Read all masks of a training split, if the config has a key that needs it.
+    """Compute the balance of a training split; reads all masks if a config key needs them.
 
     Raises:
         DatasetError: A mask cannot be read.
@@ -113,7 +113,7 @@ def balance(dataset: SegmentationDataset, config: RunConfig) -> Balance:
 
 
 def class_weights(name: str, counts: NDArray[np.int64]) -> Tensor | None:
-    """The weights that `train.class_weights` names, [K] float32; None for "none".
+    """Compute the weights of `train.class_weights`, [K] float32; None for "none".
 
     Args:
         name: none, median_frequency or effective_number.

@@ -26,7 +26,7 @@ class Sample(NamedTuple):
     Attributes:
         image: RGB, uint8 [H, W, 3].
         labels: Train ids, uint8 [H, W], 0..K-1 or `IGNORE_LABEL`.
-        name: What identifies the sample to a person: the photo's path, or the synthetic scene's number.
+        name: The photo's path, or the synthetic scene's number, for messages.
     """
 
     image: NDArray[np.uint8]
@@ -35,7 +35,7 @@ class Sample(NamedTuple):
 
 
 class SegmentationDataset(ABC):
-    """Photos with labels, in an order that never changes.
+    """Base class: a sequence of samples in a fixed order.
 
     Attributes:
         label_space: The classes.
@@ -49,14 +49,14 @@ class SegmentationDataset(ABC):
     def __len__(self) -> int: ...
 
     def identity(self) -> str:
-        """What tells, without reading a sample, whether these are the same samples in the same order: a hash."""
+        """Return a hash that identifies the samples and their order, without reading one."""
         space = json.dumps(self.label_space.to_dict())
         return hashlib.sha256(f"{len(self)} {self.split} {space}".encode()).hexdigest()
 
     def sample_name(self, index: int) -> str:
-        """What a sample is called within its data set, whatever its root: results are named after it.
+        """Return the name of a sample within its data set, independent of the root; results are named after it.
 
-        The same sample has the same name on every machine, and no two have the same.
+        A sample has the same name on every machine, and names are unique.
         """
         return f"{self.split}_{index:06d}"
 
@@ -65,36 +65,36 @@ class SegmentationDataset(ABC):
         """Read one sample.
 
         Raises:
-            DatasetError: A file cannot be read, sizes differ, or a label is out of range; names the file.
+            DatasetError: A file cannot be read, photo and mask differ in size, or a label is out of range; the
+                message names the file.
         """
 
 
 DATA_ROOT_VARIABLE = "RESNEST_SEG_DATA"
-"""Environment variable: the folder that holds one folder a data set."""
+"""Environment variable: the folder that holds one folder per data set."""
 
 T = TypeVar("T")
 
 
 class PairedFiles(SegmentationDataset):
-    """Photos and masks as files, paired by their names.
+    """A data set of photo and mask files, paired by their names.
 
     Args:
         label_space: The classes.
         split: Name of the split.
-        source: Where the files are.
-        pairs: (photo, mask) by name, in the order of the samples; None where a photo has no mask, and no pixel of it
-            a label.
-        encoding: Maps the raw ids in the masks, where these are others than those of `label_space`.
-        colors: Whether masks may hold colours instead of ids.
-        palettes: Whether a palette that holds the classes' colours tells what its indices mean.
-        masks: All masks there are, to tell which have no photo.
-        allow_missing: Leave missing masks to the reader of the samples, for a tool that lists them all.
+        source: The storage of the files.
+        pairs: Names of (photo, mask), in the order of the samples; a mask of None means that all pixels are ignored.
+        encoding: Label space of the raw ids in the masks, if they differ from those of `label_space`.
+        colors: Accept masks of colours as well as of ids.
+        palettes: Decode a palette mask by its colours, if they are the classes' colours.
+        masks: All existing masks, to detect those without a photo.
+        allow_missing: Raise for a missing mask when its sample is read, not here; for tools that list all of them.
 
     Attributes:
         orphans: Masks without a photo.
 
     Raises:
-        DatasetError: There is no photo, or a mask is not there.
+        DatasetError: There is no photo, or a mask is missing.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class PairedFiles(SegmentationDataset):
             assert mask is not None
             raise DatasetError(
                 f"{len(alone)} of {len(self.pairs)} images of the {split} split have no mask. The first: "
-                f"{source.locate(image)} needs {source.locate(mask)}. Add the masks, or take these images away."
+                f"{source.locate(image)} needs {source.locate(mask)}. Add the masks, or remove these images."
             )
 
     def __len__(self) -> int:
@@ -145,10 +145,10 @@ class PairedFiles(SegmentationDataset):
         return Sample(image, self.encode(mask_name, raw), where)
 
     def read_mask(self, name: str) -> NDArray[np.uint8]:
-        """A mask: ids [H, W], or colours [H, W, 3] also where a palette holds the classes' colours under other indices.
+        """Read a mask, uint8: ids [H, W], or colours [H, W, 3], also of a palette with the classes' colours.
 
         Raises:
-            DatasetError: It is missing, damaged or no mask.
+            DatasetError: The file is missing, corrupt or not a mask.
         """
         data = self.source.read(name)
         raw = decode_mask(data, self.source.locate(name))
@@ -163,34 +163,32 @@ class PairedFiles(SegmentationDataset):
         return palette[raw] if meant and all(color in known for color in painted) else raw
 
     def encode(self, name: str, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The labels [H, W] of a mask of ids or colours.
+        """Convert a mask of ids or colours to train ids [H, W].
 
         Raises:
-            DatasetError: An id or colour that is no class's, or colours where ids belong; names the mask.
+            DatasetError: An id or colour is not in the label space, or colours are not accepted; names the mask.
         """
         where = self.source.locate(name)
         if raw.ndim == 3 and not self.colors:
-            raise DatasetError(f"{where} is a mask of colours (RGB), and {self.label_space.name} has masks of ids.")
+            raise DatasetError(f"{where} is a mask of colours (RGB), but {self.label_space.name} has masks of ids.")
         try:
             return self.encoding.encode_colors(raw) if raw.ndim == 3 else self.encoding.encode(raw)
         except DatasetError as error:
             raise DatasetError(f"{where}: {error}.") from None
 
     def size_problem(self, index: int, image: NDArray[np.uint8], raw: NDArray[np.uint8]) -> str:
-        """What to say where a mask has another size than its photo."""
+        """Describe the problem if mask and photo differ in size; None if they agree."""
         image_name, mask_name = self.pairs[index]
         photo, mask = self.source.locate(image_name), self.source.locate(str(mask_name))
         sizes = [f"{pixels.shape[1]} x {pixels.shape[0]}" for pixels in (raw, image)]
         hint = ""
         if image.shape[:2] == raw.shape[1::-1]:
-            hint = (
-                " Sides are exchanged: if the photo is turned by its orientation tag (EXIF), masks must fit it upright."
-            )
+            hint = " Width and height are swapped: masks must fit the photo as rotated by its orientation tag (EXIF)."
         sides = f"{sizes[0]} pixels (width x height), its photo {photo} is {sizes[1]}"
         return f"mask of another size: {mask} is {sides}.{hint}"
 
     def identity(self) -> str:
-        """A hash of the label space and of the names of all photos and masks, in order."""
+        """Return a hash of the label space and of the names of all photos and masks, in order."""
         names = "\n".join(f"{image} {mask}" for image, mask in self.pairs)
         return hashlib.sha256(f"{super().identity()} {names}".encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -204,7 +202,7 @@ class ADE20K(PairedFiles):
     Terms: research and education, non-commercial. Cite: Zhou et al., "Scene Parsing through ADE20K Dataset", CVPR 2017.
 
     Raises:
-        DatasetError: The data set is not there or incomplete; unknown split.
+        DatasetError: The data set is missing or incomplete, or the split is unknown.
     """
 
     def __init__(self, root: str | Path, split: str = "train", *, allow_missing: bool = False) -> None:
@@ -226,13 +224,13 @@ class Cityscapes(PairedFiles):
 
     Files: leftImg8bit/<split>/<city>/*_leftImg8bit.png and gtFine/<split>/<city>/*_gtFine_labelIds.png below `root`, or
     inside leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, which `root` holds; 11 GB. Masks hold label ids
-    0..33, of which 19 are trained; where there are only *_gtFine_labelTrainIds.png (0..18, 255), these are read. Masks
+    0..33, of which 19 are trained; if there are only *_gtFine_labelTrainIds.png (0..18, 255), these are read. Masks
     of the test split are not published: its samples have no labels.
-    Terms: research, non-commercial, not to be handed on. Cite: Cordts et al., "The Cityscapes Dataset for Semantic
+    Terms: research, non-commercial, no redistribution. Cite: Cordts et al., "The Cityscapes Dataset for Semantic
     Urban Scene Understanding", CVPR 2016.
 
     Raises:
-        DatasetError: The data set is not there or incomplete; unknown split.
+        DatasetError: The data set is missing or incomplete, or the split is unknown.
     """
 
     def __init__(self, root: str | Path, split: str = "train", *, allow_missing: bool = False) -> None:
@@ -270,7 +268,7 @@ class CamVid(PairedFiles):
     Badrinarayanan et al., "SegNet", PAMI 2017.
 
     Raises:
-        DatasetError: The data set is not there or incomplete; unknown split.
+        DatasetError: The data set is missing or incomplete, or the split is unknown.
     """
 
     def __init__(self, root: str | Path, split: str = "train", *, allow_missing: bool = False) -> None:
@@ -285,19 +283,19 @@ class CamVid(PairedFiles):
 
 
 def _images(source: Source, folder: str) -> list[str]:
-    """Image files below a folder, without hidden ones, sorted."""
+    """List the image files below a folder, without hidden ones, sorted."""
     names = (PurePosixPath(name) for name in source.names(folder))
     shown = (name for name in names if not any(part.startswith((".", "__")) for part in name.parts))
     return [str(name) for name in shown if name.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _train_ids(space: LabelSpace) -> LabelSpace:
-    """The same classes for masks that hold train ids already."""
+    """Return the label space for masks of train ids: raw ids equal train ids."""
     return dataclasses.replace(space, raw_ids=tuple(range(len(space))), ignored_raw_ids=(IGNORE_LABEL,))
 
 
 def _require(images: Sequence[str], root: str | Path, folder: str, name: str, remedy: str) -> None:
-    if images or (Path(root) / folder).is_dir():  # an empty split has an error of its own
+    if images or (Path(root) / folder).is_dir():  # an empty split raises another error
         return
     raise DatasetError(
         f"data set {name} not found: there is no folder {Path(root) / folder}. To get it: {remedy}. If you have it "

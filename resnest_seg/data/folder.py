@@ -1,4 +1,4 @@
-"""Data sets of the user's own: a folder of photos, a folder of masks, and a class list.
+"""The user's data sets: a folder of photos, a folder of masks, and a class list.
 
 A class list is a CSV or YAML file; without one, the classes are inferred from the masks.
 """
@@ -27,22 +27,22 @@ from resnest_seg.io.masks import decode_mask, mask_palette
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
 
 COLUMNS = ("name", "id", "red", "green", "blue", "ignore")
-"""Columns of a CSV file of classes; all but the name may be missing."""
+"""Columns of a CSV class list; only `name` is required."""
 
 IGNORE_WORDS = dict.fromkeys(("1", "true", "yes", "x"), True) | dict.fromkeys(("", "0", "false", "no"), False)
-"""What the column `ignore` may hold, in lower case."""
+"""Values of the column `ignore`, in lower case."""
 
 
 def read_classes(path: str | Path, *, name: str = "custom") -> LabelSpace:
-    """Read a label space from a file.
+    """Read a label space from a class list.
 
-    A CSV file has a header with columns of `COLUMNS`; rows without any value are skipped. A YAML file is a list of
-    names, or of mappings with the keys name, id, color (three numbers 0..255) and ignore. Without ids, the order counts
-    from 0; without colours, they are Pascal VOC's. Entries whose `ignore` says yes (see `IGNORE_WORDS`) are no classes:
-    their pixels count neither in training nor in metrics. The id 255 is ignored unless it is listed.
+    A CSV file has a header with columns of `COLUMNS`; empty rows are skipped. A YAML file is a list of names, or of
+    mappings with the keys name, id, color (three numbers 0..255) and ignore. Ids default to the order, from 0, and
+    colours to Pascal VOC's. Entries whose `ignore` is yes (see `IGNORE_WORDS`) are not classes: their pixels are
+    ignored by training and metrics. The id 255 is ignored unless it is listed.
 
     Raises:
-        DatasetError: The file is missing or no such list, or two classes have the same name or id; names the line.
+        DatasetError: The file is missing or malformed, or two classes share a name or id; the message names the line.
     """
     path = Path(path)
     if not path.is_file():
@@ -51,12 +51,12 @@ def read_classes(path: str | Path, *, name: str = "custom") -> LabelSpace:
 
 
 def parse_classes(data: bytes, path: str, *, name: str = "custom") -> LabelSpace:
-    """The same from a file's content; `path` tells its kind, and errors name it."""
+    """Parse the content of a class list as `read_classes` does; the suffix of `path` tells CSV from YAML."""
     try:
         return _label_space(_rows(data, path), name)
     except (ValueError, csv.Error) as error:
         raise DatasetError(
-            f"{path} is no class list ({' '.join(str(error).split())}). A CSV file needs a header with name and, "
+            f"{path} is not a class list ({' '.join(str(error).split())}). A CSV file needs a header with name and, "
             f"optionally, {', '.join(COLUMNS[1:])}; a YAML file a list of names, or of mappings with name, id, color, "
             "ignore."
         ) from None
@@ -71,26 +71,26 @@ def _rows(data: bytes, path: str) -> list[dict[str, Any]]:
 
 
 def names_id(data: bytes, path: str, value: int) -> bool:
-    """Whether a list that `parse_classes` reads says what an id is: a class, or ignored."""
+    """True if a class list declares an id as a class or as ignored."""
     return value in _ids(_rows(data, path))
 
 
 def csv_lines(rows: Iterable[tuple[str, int]]) -> str:
-    """Names and ids as the lines of a CSV file, for errors that say what to write."""
+    """Format names and ids as lines of a CSV file, for error messages."""
     lines = io.StringIO()
     csv.writer(lines, lineterminator="\n").writerows([("name", "id"), *rows])
     return lines.getvalue().rstrip().replace("\n", "\n    ")
 
 
 def infer_classes(masks: Iterable[NDArray[np.uint8]], *, name: str = "custom") -> LabelSpace:
-    """The label space that masks hold: every id but 255, or every colour, in ascending order.
+    """Infer the label space of masks: every id but 255, or every colour, in ascending order.
 
     Args:
-        masks: Of ids [H, W] or of colours [H, W, 3], all of one kind.
+        masks: Masks of ids [H, W] or of colours [H, W, 3], all of one kind.
         name: Name of the label space.
 
     Raises:
-        DatasetError: No mask, masks of both kinds, or more than 253 classes.
+        DatasetError: There is no mask, masks of both kinds, or more than 253 classes.
     """
     ids, colors = np.zeros(256, bool), set[tuple[int, int, int]]()
     for mask in masks:
@@ -101,7 +101,7 @@ def infer_classes(masks: Iterable[NDArray[np.uint8]], *, name: str = "custom") -
             colors |= {(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in codes}
             if len(colors) > 253:
                 raise DatasetError(
-                    "the masks hold more than 253 colours: these are no classes (JPEG masks blur colours). Give a list "
+                    "the masks hold more than 253 colours: these are not classes (JPEG blurs colours). Give a list "
                     "of classes with data.classes."
                 )
     _refuse_brightness(np.flatnonzero(ids))
@@ -120,10 +120,10 @@ def infer_classes(masks: Iterable[NDArray[np.uint8]], *, name: str = "custom") -
 
 
 def _refuse_brightness(ids: NDArray[np.intp]) -> None:
-    """Refuse masks of which 255 is a class: black and white, or evenly spread grey levels.
+    """Reject masks in which 255 seems to be a class: black and white, or evenly spaced grey levels.
 
     Raises:
-        DatasetError: Says what to do.
+        DatasetError: 255 seems to be a class; the message says how to list the classes.
     """
     steps = np.diff(ids)
     if len(ids) and ids[-1] == IGNORE_LABEL and len(ids) >= 2 and steps.min() >= 20 and np.ptp(steps) <= 1:
@@ -134,7 +134,7 @@ def _refuse_brightness(ids: NDArray[np.intp]) -> None:
             + csv_lines(
                 [
                     ("background", int(ids[0])),
-                    *((f"object {place}", int(value)) for place, value in enumerate(ids[1:], 1)),
+                    *((f"object {index}", int(value)) for index, value in enumerate(ids[1:], 1)),
                 ]
             )
         )
@@ -155,7 +155,7 @@ def _rows_of_csv(text: str) -> list[dict[str, Any]]:
         if None in line:
             raise ValueError(f"{where} has more values than the header has columns")
         values = {column: (value or "").strip() for column, value in line.items()}
-        if not any(values.values()):  # as spreadsheets leave below a table
+        if not any(values.values()):  # spreadsheets leave such rows below a table
             continue
         row: dict[str, Any] = {"name": values["name"], "where": where, "ignore": values.get("ignore", "")}
         if values.get("id"):
@@ -179,8 +179,8 @@ def _rows_of_yaml(text: str, path: str) -> list[dict[str, Any]]:
     if not isinstance(entries, list):
         raise ValueError("not a list")
     rows = [dict(entry) if isinstance(entry, Mapping) else {"name": entry} for entry in entries]
-    for place, row in enumerate(rows, 1):
-        where = f"entry {place}"
+    for index, row in enumerate(rows, 1):
+        where = f"entry {index}"
         strangers = set(row) - {"name", "id", "color", "ignore"}
         if strangers:
             raise ValueError(f"{where}: unknown keys {', '.join(sorted(map(str, strangers)))}")
@@ -188,7 +188,7 @@ def _rows_of_yaml(text: str, path: str) -> list[dict[str, Any]]:
             raise ValueError(f"{where} has no name")
         if not isinstance(row["name"], str):
             raise ValueError(
-                f"{where}: YAML reads the name as {_shown(row['name'])}, which is no text (so it does with no, yes, "
+                f"{where}: YAML reads the name as {_shown(row['name'])}, which is not text (as with no, yes, "
                 "on, off, null, numbers and dates): write it in quotes"
             )
         if "id" in row and type(row["id"]) is not int:
@@ -210,7 +210,7 @@ def _label_space(rows: Sequence[Mapping[str, Any]], name: str) -> LabelSpace:
     classes = [(row, value) for row, value, out in zip(rows, given, ignore, strict=True) if not out]
     ignored = [(row, value) for row, value, out in zip(rows, given, ignore, strict=True) if out]
     if not 1 <= len(classes) <= 253:
-        raise ValueError(f"{len(classes)} classes, there must be 1 to 253")
+        raise ValueError(f"{len(classes)} classes; 1 to 253 are allowed")
     first: dict[str, str] = {}
     for row, _ in classes + ignored:
         if not row["name"].strip() or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in row["name"]):
@@ -232,11 +232,11 @@ def _label_space(rows: Sequence[Mapping[str, Any]], name: str) -> LabelSpace:
 
 
 def _ids(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """The id of each row: its own, or its place where no row has one."""
+    """Return the id of each row, or its index if no row has an id."""
     without = [row["where"] for row in rows if "id" not in row]
     if 0 < len(without) < len(rows):
-        raise ValueError(f"{without[0]} has no id, and others have: give all of them one, or none")
-    given = [int(row.get("id", place)) for place, row in enumerate(rows)]
+        raise ValueError(f"{without[0]} has no id, but others have: give all of them an id, or none")
+    given = [int(row.get("id", index)) for index, row in enumerate(rows)]
     twins = [value for value in given if given.count(value) > 1]
     if twins:
         raise ValueError(f"the id {twins[0]} is listed twice")
@@ -247,7 +247,7 @@ def _ids(rows: Sequence[Mapping[str, Any]]) -> list[int]:
 
 def _is_ignored(row: Mapping[str, Any]) -> bool:
     value = row.get("ignore")
-    word = "" if value is None else str(value).strip().lower()  # YAML has made booleans and numbers of some
+    word = "" if value is None else str(value).strip().lower()  # YAML has parsed some as booleans and numbers
     if word not in IGNORE_WORDS:
         raise ValueError(
             f"{row['where']}: ignore must be yes, true, 1 or x, or no, false, 0 or nothing, not {_shown(value)}"
@@ -265,14 +265,14 @@ def _color(row: Mapping[str, Any], default: tuple[int, int, int]) -> tuple[int, 
 SPLITS = ("train", "val", "test")
 
 CLASS_FILES = ("classes.csv", "classes.yaml", "classes.yml")
-"""Names under which the list of classes is looked for."""
+"""File names of the class list, in order of precedence."""
 
 VAL_SHARE = 0.1
-"""Share of the photos that become the val split where nothing else says which do."""
+"""Share of the photos in the val split if neither folders nor lists define it."""
 
 
 class FolderDataset(PairedFiles):
-    """Your own photos and masks, paired by their names without ending.
+    """The user's photos and masks, paired by their names without suffix.
 
     Files below `root` (a folder, or one zip file of it):
 
@@ -281,18 +281,19 @@ class FolderDataset(PairedFiles):
         classes.csv (or .yaml)   names, ids and colours, see `resnest_seg.data.folder`; without it, every id or colour
                                  that the masks hold is a class
 
-    The splits are, whichever is there first: folders images/train, images/val (and test) with the same below masks;
-    lists train.txt, val.txt of names; or one photo in ten, chosen by a hash of its name, so that adding photos moves
-    none from one split to the other.
+    The splits are, in order of precedence: folders images/train, images/val (and test) with the same below masks;
+    lists train.txt, val.txt of names; or one photo in ten as val, chosen by a hash of its name, so that adding photos
+    moves none from one split to the other.
 
     Args:
         root: The folder, or a zip file.
         split: "train", "val" or "test".
-        classes: The list of classes, where it lies elsewhere.
+        classes: The class list, if it is outside `root`.
+        allow_missing: Raise for a missing mask when its sample is read, not here; for tools that list all of them.
 
     Attributes:
-        listed: Whether there is a list of classes; they are those that the masks hold otherwise.
-        assumes_ignored: Whether pixels of 255 are ignored only because the list does not say what 255 is.
+        listed: True if there is a class list; else the classes are inferred from the masks.
+        assumes_ignored: True if the class list does not mention 255, which is ignored by default.
 
     Raises:
         DatasetError: A folder, a mask or the split is missing, two photos have the same name, or the classes cannot be
@@ -336,37 +337,37 @@ class FolderDataset(PairedFiles):
 
 
 def _has(source: Source, name: str) -> bool:
-    """Whether there is such a file; what bears its name and is none is not passed over."""
+    """True if there is such a file; raises `DatasetError` if the name is that of a folder or a dangling link."""
     if source.blocks(name):
-        raise DatasetError(f"{source.locate(name)} must be a file: it is a folder, or a link to nothing.")
+        raise DatasetError(f"{source.locate(name)} must be a file: it is a folder, or a dangling link.")
     return source.has(name)
 
 
 def _by_name(source: Source, folder: str) -> dict[str, str]:
-    """Name below the folder, without ending -> file."""
-    found: dict[str, str] = {}
+    """Map the names below a folder, without suffix, to files."""
+    files: dict[str, str] = {}
     for name in source.names(folder):
         path = PurePosixPath(name).relative_to(folder)
         if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith((".", "__")) for part in path.parts):
             continue
-        stem = unicodedata.normalize("NFC", str(path.with_suffix("")))  # macOS writes accents in another way
-        if stem in found:
+        stem = unicodedata.normalize("NFC", str(path.with_suffix("")))  # macOS decomposes accents
+        if stem in files:
             raise DatasetError(
-                f"{source.locate(found[stem])} and {source.locate(name)} have the same name but for the ending."
+                f"{source.locate(files[stem])} and {source.locate(name)} have the same name except for the suffix."
             )
-        found[stem] = name
-    return found
+        files[stem] = name
+    return files
 
 
 def _split(source: Source, base: str, names: list[str], split: str) -> list[str]:
-    """The names of a split; an empty one is the caller's to refuse."""
+    """Return the names of a split, possibly none."""
     tops = {name.partition("/")[0] for name in names if "/" in name}
     if "train" in tops:
         outside = [name for name in names if name.partition("/")[0] not in SPLITS]
         if outside:
             raise DatasetError(
-                f"{len(outside)} photos lie beside the folders train, val and test and would not be used, the first is "
-                f"{source.locate(f'{base}images/{outside[0]}')}. Move them into one of these folders, or away."
+                f"{len(outside)} photos are beside the folders train, val and test and would not be used, the first is "
+                f"{source.locate(f'{base}images/{outside[0]}')}. Move them into one of these folders, or remove them."
             )
         return [name for name in names if name.startswith(f"{split}/")]
     if _has(source, f"{base}train.txt"):
@@ -380,11 +381,11 @@ def _split(source: Source, base: str, names: list[str], split: str) -> list[str]
 
 
 def _listed(source: Source, listing: str, known: Collection[str]) -> list[str]:
-    """The names that a list file holds, without ending."""
+    """Read the names in a list file, without suffix."""
     data = source.read(listing)
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raise DatasetError(f"{source.locate(listing)} is UTF-16: save it as UTF-8.")
-    # As the system's names of files: bytes that are no UTF-8 mean the files that have the same ones.
+    # Decoded like the system's file names, so that bytes that are not UTF-8 match the same bytes there.
     text = unicodedata.normalize("NFC", data.decode("utf-8-sig", "surrogateescape"))
     chosen = []
     for line in (str(PurePosixPath(line.strip())) for line in text.splitlines() if line.strip()):
@@ -398,14 +399,14 @@ def _listed(source: Source, listing: str, known: Collection[str]) -> list[str]:
 
 
 def _hash_share(name: str) -> float:
-    """A number in 0..1 that depends on the name alone."""
+    """Return a number in [0, 1) that depends on the name alone."""
     return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:6], "big") / 2**48
 
 
 def _folder_label_space(
     source: Source, base: str, masks: Mapping[str, str], classes: str | Path | None, *, lenient: bool
 ) -> tuple[LabelSpace, bool | None]:
-    """The classes, and whether their list says what 255 is; None where they are inferred."""
+    """Return the classes, and True if their list mentions 255; None in its stead if they are inferred."""
     if classes is not None:
         space, data, path = read_classes(classes, name="folder"), Path(classes).read_bytes(), str(classes)
         return space, names_id(data, path, IGNORE_LABEL)
@@ -425,7 +426,7 @@ def _folder_label_space(
             except DatasetError as error:
                 if not lenient:
                     raise
-                refused.append(error)  # whoever scans the data set names it
+                refused.append(error)  # a scan of the data set reports it
                 continue
             palette = mask_palette(data) if mask.ndim == 2 else None
             for index in np.unique(mask).tolist() if palette is not None else ():

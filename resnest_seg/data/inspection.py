@@ -1,4 +1,4 @@
-"""Look at every photo and mask of a data set, in several processes, without stopping at a broken one."""
+"""Inspection of every photo and mask of a data set, in several processes; corrupt files do not stop it."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from torch.utils.data import Dataset
 from resnest_seg.data.datasets import PairedFiles, SegmentationDataset
 from resnest_seg.data.loader import run_loader
 from resnest_seg.errors import DatasetError
-from resnest_seg.io.images import decode_image, orientation
+from resnest_seg.io.images import decode_image
+from resnest_seg.io.masks import orientation
 from resnest_seg.labels import IGNORE_LABEL
 
 T = TypeVar("T")
 
 HASH_SIDE = 16
-"""A photo's fingerprint compares this many rows of as many neighbouring pixels."""
+"""Rows and comparisons per row of a photo's fingerprint."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleFacts:
-    """What was seen of one sample.
+    """Statistics and problems of one sample.
 
     Attributes:
-        name: The photo.
-        mask: The mask, or the photo where it has none of its own.
-        problem: Why the sample cannot be trained on; None where it can.
-        kind: In a word or two, what sort of problem.
-        size: (H, W) of the photo; (0, 0) where it cannot be read.
-        raw_ids: Pixels by raw id, [256]; zeros for masks of colours.
-        labels: Pixels by train id and, last, ignored ones, [K + 1].
-        fingerprint: Bits that nearly equal photos share, [4] uint64; zeros where the photo cannot be read.
-        turned: The photo's orientation tag, 1..8; it stands upright by it, and its mask is never turned.
+        name: Name of the photo.
+        mask: Name of the mask, or of the photo if there is no mask file.
+        problem: Why the sample cannot be trained on; None if it can.
+        kind: The sort of problem, in a word or two.
+        size: (H, W) of the photo; (0, 0) if it cannot be read.
+        raw_ids: Pixels by raw id, int64 [256]; zeros for masks of colours.
+        labels: Pixels by train id and, last, ignored pixels, int64 [K + 1].
+        fingerprint: Difference hash of the photo, uint64 [4]; zeros if it cannot be read.
+        turned: The photo's EXIF orientation, 1..8; the photo is rotated by it, the mask is not.
     """
 
     name: str
@@ -56,7 +57,7 @@ def scan(
     """Inspect samples, in the order of `indices`.
 
     Raises:
-        DatasetError: A sample of a data set without files of its own cannot be made.
+        DatasetError: A sample of a data set other than `PairedFiles` cannot be read.
         ResNeStSegError: A loader process could not be started, or died.
     """
     yield from run_loader(_Inspected(dataset), ([index] for index in indices), _the_only_one, workers=workers)
@@ -65,7 +66,7 @@ def scan(
 def scan_masks(
     dataset: PairedFiles, indices: Sequence[int], *, workers: int = 0
 ) -> Generator[NDArray[np.int64], None, None]:
-    """Pixels of each class, of the id 255, and all, [K + 2], of masks alone; zeros of those that cannot be read.
+    """Count a mask's pixels: of each class, of the id 255, and all, int64 [K + 2]; zeros for unreadable masks.
 
     Raises:
         ResNeStSegError: A loader process could not be started, or died.
@@ -74,7 +75,7 @@ def scan_masks(
 
 
 def inspect_sample(dataset: SegmentationDataset, index: int) -> SampleFacts:
-    """Look at one sample; problems are told, not raised."""
+    """Inspect one sample; problems are returned, not raised."""
     classes = len(dataset.label_space)
     nothing = SampleFacts("", "", None, None, (0, 0), np.zeros(256, np.int64), np.zeros(classes + 1, np.int64),
                           np.zeros(4, np.uint64))  # fmt: skip
@@ -127,7 +128,7 @@ def _inspect_files(dataset: PairedFiles, index: int, facts: SampleFacts) -> Samp
 
 
 def fingerprint(image: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Difference hash of a photo, 256 bits: whether each pixel of a tiny grey copy is brighter than its neighbour."""
+    """Return the difference hash of a photo, 256 bits as uint64 [4]: comparisons of neighbours in a tiny grey copy."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     tiny = cv2.resize(grey, (HASH_SIDE + 1, HASH_SIDE), interpolation=cv2.INTER_AREA).astype(int)
     return np.packbits(tiny[:, 1:] > tiny[:, :-1]).view(np.uint64)
@@ -136,24 +137,24 @@ def fingerprint(image: NDArray[np.uint8]) -> NDArray[np.uint64]:
 def near_duplicates(
     first: NDArray[np.uint64], second: NDArray[np.uint64], *, bits: int = 28
 ) -> list[tuple[int, int, int]]:
-    """Pairs of fingerprints, one of each, that differ in at most so many of 256 bits.
+    """Find pairs of fingerprints that differ in at most `bits` of 256 bits.
 
     Args:
-        first: [A, 4].
-        second: [B, 4].
-        bits: 28 finds recompressed, resized and slightly changed copies (measured: up to 27); different photos of the
-            same kind differed in 74 and more.
+        first: uint64 [A, 4].
+        second: uint64 [B, 4].
+        bits: 28 matches recompressed, resized and slightly edited copies (measured: up to 27); different photos of
+            the same kind differed in 74 and more.
 
     Returns:
-        (place in first, place in second, bits that differ), nearest first.
+        (index in first, index in second, differing bits), nearest first.
     """
-    found = []
-    for place, one in enumerate(first):
+    pairs = []
+    for index, one in enumerate(first):
         if one.any():
             distance = np.bitwise_count(second ^ one).sum(axis=1)
             near = np.flatnonzero((distance <= bits) & second.any(axis=1))
-            found += [(place, int(other), int(distance[other])) for other in near]
-    return sorted(found, key=lambda pair: pair[2])
+            pairs += [(index, int(other), int(distance[other])) for other in near]
+    return sorted(pairs, key=lambda pair: pair[2])
 
 
 def _label_counts(labels: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
@@ -162,7 +163,7 @@ def _label_counts(labels: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
 
 
 class _Inspected(Dataset["SampleFacts | DatasetError"]):
-    """Facts by index. An error is handed on as a value: raised in a loader process it would be a traceback."""
+    """Facts by index. An error is returned as a value: raised in a loader process it would become a traceback."""
 
     def __init__(self, dataset: SegmentationDataset) -> None:
         self.dataset = dataset
@@ -175,7 +176,7 @@ class _Inspected(Dataset["SampleFacts | DatasetError"]):
 
 
 def _the_only_one(batch: Sequence[T]) -> T:
-    """The one sample of a batch of one."""
+    """Return the sample of a batch of one."""
     return batch[0]
 
 
@@ -190,7 +191,7 @@ class _Masks(Dataset["NDArray[np.int64]"]):
         try:
             raw = self.dataset.read_mask(name)
             counts = _label_counts(self.dataset.encode(name, raw), classes)[:-1]
-        except DatasetError:  # the look at samples, and training itself, name it
+        except DatasetError:  # reported by `check_samples` and by training
             return np.zeros(classes + 2, np.int64)
         of_255 = int((raw == IGNORE_LABEL).sum()) if raw.ndim == 2 else 0
         return np.append(counts, [of_255, raw.shape[0] * raw.shape[1]]).astype(np.int64)

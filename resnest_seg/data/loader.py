@@ -1,7 +1,7 @@
 """Batches of a data set: the order of samples, and the worker processes that load them ahead of time.
 
 The order of samples is a pure function of the seed and the step (`training_batches`), so a resumed run continues in
-the middle of an epoch without replaying anything, and any number of processes see the same effective batches.
+the middle of an epoch without replay, and any number of processes see the same effective batches.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from resnest_seg.errors import DatasetError, ResNeStSegError
 T = TypeVar("T")
 
 PATIENCE = 1.0
-"""Seconds that a loader process gets to end by itself when nobody wants its batches any more; then it is killed."""
+"""Seconds that a loader process gets to exit when its batches are no longer needed; then it is killed."""
 
 
 class Batch(NamedTuple):
@@ -60,21 +60,21 @@ def training_batches(
     processes: int = 1,
     probabilities: NDArray[np.float64] | None = None,
 ) -> Iterator[list[tuple[int, int]]]:
-    """Which samples each micro-batch holds: lists of (epoch, index).
+    """Yield the samples of each micro-batch as a list of (epoch, index).
 
-    All epochs' permutations form one endless row of samples; optimiser step s takes `batch_size` of them from place
-    `s * batch_size` on. These are dealt in order to the `parts` micro-batches of the step and, within each, to the
-    processes. So the effective batch of a step is the same however it is divided.
+    The permutations of all epochs form one endless sequence; optimiser step s takes `batch_size` samples from index
+    `s * batch_size` on. They are dealt in order to the `parts` micro-batches of the step and, within each, to the
+    processes. So the effective batch of a step does not depend on how it is divided.
 
     Args:
         size: Samples in the data set, at least 1.
-        seed: Decides the permutations.
+        seed: Seed of the permutations.
         batch_size: Samples per optimiser step, a multiple of parts * processes.
         steps: The optimiser steps.
         parts: Micro-batches per optimiser step and process.
         rank: This process, 0..processes - 1.
-        processes: Processes that share the work.
-        probabilities: Draw an epoch's samples with these, with replacement, [size]; None takes each once an epoch.
+        processes: Number of processes.
+        probabilities: Probabilities [size] of drawing samples with replacement; None takes each once per epoch.
     """
     assert batch_size % (parts * processes) == 0
     length = batch_size // (parts * processes)
@@ -83,8 +83,8 @@ def training_batches(
         for part in range(parts):
             first = step * batch_size + (part * processes + rank) * length
             batch = []
-            for place in range(first, first + length):
-                epoch, within = divmod(place, size)
+            for position in range(first, first + length):
+                epoch, within = divmod(position, size)
                 if epoch != order_epoch:
                     random, order_epoch = np.random.default_rng([seed, epoch]), epoch
                     order = (
@@ -92,8 +92,8 @@ def training_batches(
                         if probabilities is None
                         else random.choice(size, size, p=probabilities)
                     )
-                # Drawn with replacement, a photo may come twice in an epoch: its place makes each another sample.
-                batch.append((epoch if probabilities is None else place, int(order[within])))
+                # With replacement, a photo may occur twice in an epoch: the position makes their augmentations differ.
+                batch.append((epoch if probabilities is None else position, int(order[within])))
             yield batch
 
 
@@ -106,16 +106,16 @@ def build_loader(
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Generator[Batch, None, None]:
-    """Load batches in the given order, in this process or ahead of time in others.
+    """Load batches in the given order, in this process or ahead of time in worker processes.
 
-    The other processes end when the generator is exhausted or closed, or raises; `contextlib.closing` closes it.
+    The workers exit when the generator is exhausted or closed, or raises; `contextlib.closing` closes it.
 
     Args:
-        dataset: Where the samples come from.
+        dataset: The samples.
         batches: The (epoch, index) of the samples of each batch; see `training_batches`.
-        transform: Training augmentation, seeded by (seed, epoch, index); None takes whole images.
-        seed: Decides the augmentation.
-        workers: Loader processes, at most one a core; the batches do not depend on their number.
+        transform: Training augmentation, seeded by (seed, epoch, index); None loads whole images.
+        seed: Seed of the augmentation.
+        workers: Number of loader processes, capped at one per core; the batches do not depend on it.
         pin_memory: Put batches into page-locked memory, for copies to a GPU.
 
     Raises:
@@ -133,17 +133,17 @@ def run_loader(
     workers: int,
     pin_memory: bool = False,
 ) -> Generator[T, None, None]:
-    """A `DataLoader` whose processes survive a signal to the group, end with it, and hand errors on as values.
+    """Run a `DataLoader` whose processes survive signals to the group, exit with the main one and return errors.
 
     Args:
-        view: Sample or error by what `batches` holds.
-        batches: What tells the samples of each batch, as (epoch, index).
-        collate: Samples and errors to a batch, or the first error.
-        workers: Loader processes, at most one a core.
+        view: Maps an element of a batch's list to a sample or an error.
+        batches: Lists of the keys of `view`, one list per batch.
+        collate: Maps samples and errors to a batch, or to the first error.
+        workers: Number of loader processes, capped at one per core.
         pin_memory: Put batches into page-locked memory, for copies to a GPU.
 
     Raises:
-        DatasetError: What a sample or the collation gave.
+        DatasetError: A sample or the collation returned it.
         ResNeStSegError: A loader process could not be started, or died.
     """
     loader = DataLoader(
@@ -153,7 +153,7 @@ def run_loader(
         num_workers=loader_processes(workers),
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # its own: a loader must not draw from the generator that decides dropout
+        generator=torch.Generator(),  # a loader must not draw from the global generator, which decides dropout
     )
     with _running(loader) as loaded:
         for batch in loaded:
@@ -163,9 +163,9 @@ def run_loader(
 
 
 class _Shared:
-    """A collation that puts the tensors of a batch into shared memory.
+    """A collation that moves the tensors of a batch to shared memory.
 
-    torch does it later, in a thread in which an error is printed and the batch lost: training would wait for ever.
+    torch does it later, in a thread where an error is printed and the batch lost: training would wait forever.
     """
 
     def __init__(self, collate: Callable[[Sequence[Any]], T | DatasetError]) -> None:
@@ -187,7 +187,7 @@ class _Shared:
 
 @contextlib.contextmanager
 def _running(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
-    """The batches of a loader whose processes end with this context, or with this process, whatever ends it.
+    """Yield the batches of a loader whose processes end with this context or with this process, for any reason.
 
     torch ends them when nothing refers to its iterator any more. But the traceback of an exception does refer to it,
     and at the exit of the interpreter multiprocessing waits without limit for processes that ignore SIGTERM.
@@ -199,7 +199,7 @@ def _running(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
     owner, processes = os.getpid(), iterator._workers
 
     def kill() -> None:
-        if os.getpid() == owner:  # a forked child that exits has this callback, too
+        if os.getpid() == owner:  # a forked child inherits this callback
             _kill(processes)
 
     atexit.register(kill)
@@ -212,11 +212,11 @@ def _running(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
 
 
 def _started(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The iterator of a loader, with its processes.
+    """Start a loader's processes and return its iterator.
 
-    A signal that comes in between waits until the processes are set up for it. torch's own handler of SIGCHLD is
-    taken away again: it raises the death of a process wherever the main thread is, be it within a step of the
-    optimiser or while a state is saved. `_loaded` tells it between two batches.
+    Signals are deferred until the processes have set up their handlers. torch's handler of SIGCHLD is removed: it
+    raises the death of a process wherever the main thread is, even within an optimiser step or while a checkpoint is
+    saved. `_loaded` raises it between two batches.
     """
     signals = hasattr(signal, "pthread_sigmask") and threading.current_thread() is threading.main_thread()
     present = multiprocessing.active_children()
@@ -239,7 +239,7 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _loaded(iterator: Iterator[Any], processes: Sequence[BaseProcess]) -> Iterator[Any]:
-    """Batches, until there are no more or a process is found dead."""
+    """Yield batches; raise `ResNeStSegError` if a process has died."""
     while True:
         if any(process.exitcode for process in processes):
             raise _death(processes)
@@ -248,8 +248,8 @@ def _loaded(iterator: Iterator[Any], processes: Sequence[BaseProcess]) -> Iterat
         except StopIteration:
             return
         except (RuntimeError, OSError, EOFError):
-            # torch's message about a death, or what reading from a dead process's socket gives just before the system
-            # tells that it is dead.
+            # torch's error about a death, or that of reading from a dead process's socket just before the system
+            # reports the death.
             wait([process.sentinel for process in processes], timeout=PATIENCE)
             if all(process.is_alive() for process in processes):
                 raise
@@ -258,18 +258,18 @@ def _loaded(iterator: Iterator[Any], processes: Sequence[BaseProcess]) -> Iterat
 
 
 def _death(processes: Sequence[BaseProcess]) -> ResNeStSegError:
-    """The error for the first process that is dead."""
+    """Return the error for the first dead process."""
     dead = next(process for process in processes if not process.is_alive())
     code = dead.exitcode or 0
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     if code == -signal.SIGBUS:
         why = _full(len(processes))
     elif code in (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGILL):
-        why = "A library crashed, most often at a damaged photo: data.workers=0 and python -X faulthandler show where."
+        why = "A library crashed, usually on a corrupt photo: data.workers=0 and python -X faulthandler show where."
     else:
-        why = f"Most often the memory ran out (dmesg tells of the OOM killer): {_less(len(processes))}"
+        why = f"Usually memory ran out (dmesg reports the OOM killer): {_less(len(processes))}"
     return ResNeStSegError(
-        f"a loader process (pid {dead.pid}) {how}. {why} What was saved is good: a run continues from it with --resume."
+        f"a loader process (pid {dead.pid}) {how}. {why} Saved checkpoints are valid: a run continues with --resume."
     )
 
 
@@ -278,7 +278,7 @@ def _full(count: int) -> str:
 
 
 def _less(count: int) -> str:
-    """What makes `count` loader processes need less memory."""
+    """Say how to reduce the memory of `count` loader processes."""
     return (
         f"use fewer loader processes (data.workers of a run, --workers of the tools; here {count}), smaller photos, a "
         "smaller data.crop_size, or a higher train.accumulation."
@@ -286,20 +286,20 @@ def _less(count: int) -> str:
 
 
 def _end(iterator: _MultiProcessingDataLoaderIter) -> None:
-    """End a loader's processes: by torch's own way, in which they finish the samples at hand, but not for long."""
+    """Shut a loader's processes down as torch does, letting them finish their samples, with a time limit."""
     if not any(process.is_alive() for process in iterator._workers):
         return
     impatient = threading.Timer(PATIENCE, _kill, [iterator._workers])
     impatient.start()
     try:
-        iterator._shutdown_workers()  # closes pipes and threads as well
+        iterator._shutdown_workers()  # also closes pipes and threads
     finally:
         impatient.cancel()
         _kill(iterator._workers)
 
 
 def _kill(processes: Iterable[BaseProcess]) -> None:
-    """End processes that hold nothing of value."""
+    """Kill processes."""
     for process in processes:
         process.kill()
     for process in processes:
@@ -309,14 +309,14 @@ def _kill(processes: Iterable[BaseProcess]) -> None:
 class _View(Dataset[Sample | DatasetError]):
     """Samples by (epoch, index).
 
-    An error is handed on as a value, because raised in a worker it would arrive as a traceback.
+    An error is returned as a value, because raised in a worker it would arrive as a traceback.
     """
 
     def __init__(self, dataset: SegmentationDataset, transform: TrainTransform | None, seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
-    def __getitem__(self, place: tuple[int, int]) -> Sample | DatasetError:
-        epoch, index = place
+    def __getitem__(self, key: tuple[int, int]) -> Sample | DatasetError:
+        epoch, index = key
         try:
             sample = self.dataset[index]
         except DatasetError as error:
@@ -348,18 +348,18 @@ def _collate(samples: Sequence[Sample | DatasetError]) -> Batch | DatasetError:
 
 
 def loader_processes(workers: int) -> int:
-    """How many of the wanted loader processes make sense here: at most one for each core that this process may use."""
+    """Cap the number of loader processes at the number of cores that this process may use."""
     return min(workers, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else workers
 
 
 def _start_worker(worker: int) -> None:
-    """Set a loader process up: one thread, and signals that leave stopping to the main process.
+    """Set up a loader process: one thread, and SIGINT and SIGTERM ignored.
 
     Schedulers and `timeout` send SIGTERM to the whole process group, and a terminal Ctrl-C, while training needs its
     loader processes to the end of the step. They end when the main process closes the loader or dies: at once, because
-    they have inherited what it had open, its lock on the run folder for instance.
+    they have inherited its open files, such as the lock on the run folder.
     """
-    cv2.setNumThreads(0)  # one thread a worker: more would fight the others for the cores
+    cv2.setNumThreads(0)  # one thread per worker: more would oversubscribe the cores
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -17,22 +17,23 @@ from resnest_seg.io.display import progress_bars
 
 
 def unpack(archive: Path, root: Path, *, inside: str = "", wanted: Sequence[str] = ()) -> int:
-    """Unpack a zip file below `root`: all of it, or nothing.
+    """Unpack a zip file below `root` completely, or change nothing.
 
-    Every name is checked before anything is written, and every file's CRC while it is. Files go to a folder of their
-    own first and into place at the end, so that an interruption, a damaged zip or a full disk leaves nothing half-done.
+    Every name is checked before a file is written, and every file's CRC while it is written. Files are written to a
+    staging folder and moved at the end, so that an interruption, a corrupt zip or a full disk leaves no partial result.
 
     Args:
         archive: The zip file.
-        root: Where its content goes; what is there already is replaced file by file.
-        inside: Only what lies below this folder of the zip, without the folder.
-        wanted: Only names that begin with one of these, after `inside` was taken off; none means all.
+        root: Destination; existing files are replaced one by one.
+        inside: Unpack only this folder of the zip, without the folder's name.
+        wanted: Unpack only names with one of these prefixes, relative to `inside`; empty for all.
 
     Returns:
         The number of files.
 
     Raises:
-        DatasetError: No zip, a damaged one, one with links or with names that lead out of `root`, or a full disk.
+        DatasetError: The file is not a zip, is corrupt, contains links or names that lead out of `root`, or the disk
+            is full.
     """
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{archive.name}.lock"):  # two at once would share the staging folder
@@ -58,8 +59,8 @@ def _unpack(archive: Path, root: Path, inside: str, wanted: tuple[str, ...]) -> 
             (staging / name).replace(root / name)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise DatasetError(
-            f"{archive} is no zip file, or a truncated or damaged one ({error}). Delete it and fetch it again; nothing "
-            "was unpacked."
+            f"{archive} is not a zip file, or a truncated or corrupt one ({error}). Delete it and fetch it again; "
+            "nothing was unpacked."
         ) from None
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -75,16 +76,16 @@ def _unpack(archive: Path, root: Path, inside: str, wanted: tuple[str, ...]) -> 
 def _members(
     archive: Path, content: zipfile.ZipFile, inside: str, wanted: tuple[str, ...]
 ) -> dict[str, zipfile.ZipInfo]:
-    """Name below the root -> member of the zip; directories are left out.
+    """Map names below the root to members of the zip, without directories.
 
     Raises:
-        DatasetError: A name that leads out of the root, a link, or nothing to unpack.
+        DatasetError: A name leads out of the root, a member is a link, or there is no file to unpack.
     """
     members = {}
     prefix = f"{inside}/" if inside else ""
     for member in content.infolist():
-        written = member.orig_filename  # zipfile has cut the other one off at a zero byte
-        path = PureWindowsPath(member.filename)  # which knows drives, servers and both slashes, on every system
+        written = member.orig_filename  # zipfile truncates `filename` at a zero byte
+        path = PureWindowsPath(member.filename)  # parses drives, servers and both slashes, on every system
         if path.drive or path.root or ".." in path.parts or "\0" in written:
             raise DatasetError(f"{archive} holds the name {written!r}, which leads out of its folder: not unpacked.")
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -96,30 +97,30 @@ def _members(
         if not wanted or name.startswith(wanted):
             members[name] = member
     if not members:
-        raise DatasetError(f"{archive} holds nothing of {inside or 'the data set'}: is it another file?")
+        raise DatasetError(f"{archive} has no file of {inside or 'the data set'}: is it another archive?")
     return members
 
 
 def missing(root: Path, expected: Mapping[str, int]) -> list[str]:
-    """What a data set lacks, one sentence each.
+    """List the missing parts of a data set, one sentence each.
 
     Args:
         root: Its folder.
-        expected: Pattern below it, such as "images/training/*.jpg" -> how many files match.
+        expected: Pattern below it, such as "images/training/*.jpg" -> expected number of files.
     """
-    found = {pattern: sum(1 for path in root.glob(pattern) if not path.name.startswith(".")) for pattern in expected}
+    counts = {pattern: sum(1 for path in root.glob(pattern) if not path.name.startswith(".")) for pattern in expected}
     return [
-        f"{root / pattern}: {found[pattern]} files instead of {count}"
+        f"{root / pattern}: {counts[pattern]} files instead of {count}"
         for pattern, count in expected.items()
-        if found[pattern] < count
+        if counts[pattern] < count
     ]
 
 
 def require_complete(root: Path, expected: Mapping[str, int]) -> None:
-    """Refuse a data set that lacks files.
+    """Reject a data set that lacks files.
 
     Raises:
-        DatasetError: Names what is missing.
+        DatasetError: Files are missing; the message lists them.
     """
     lacking = missing(root, expected)
     if lacking:

@@ -17,31 +17,31 @@ from resnest_seg.errors import DatasetError, printable
 
 
 class Source(ABC):
-    """Files by name."""
+    """Protocol of a storage of files by name."""
 
     @abstractmethod
     def names(self, folder: str) -> list[str]:
-        """Names of all files below a folder, sorted; empty where there is no such folder."""
+        """List the names of all files below a folder, sorted; empty if there is no such folder."""
 
     @abstractmethod
     def has(self, name: str) -> bool:
-        """Whether there is a file of this name."""
+        """True if there is a file of this name."""
 
     @abstractmethod
     def blocks(self, name: str) -> bool:
-        """Whether the name is taken by something that is no file: a folder, or a link to nothing."""
+        """True if the name is that of a folder or a dangling link."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
-        """A file's content.
+        """Read a file.
 
         Raises:
-            DatasetError: It is missing or damaged; names it.
+            DatasetError: The file is missing or corrupt; the message names it.
         """
 
     @abstractmethod
     def locate(self, name: str) -> str:
-        """Where a file is, for people: bytes of its name that are no UTF-8 are escaped, as `\\xff`."""
+        """Return a file's path for messages; bytes that are not UTF-8 are escaped, as `\\xff`."""
 
 
 class FolderSource(Source):
@@ -55,70 +55,70 @@ class FolderSource(Source):
         self.root = Path(root)
 
     def names(self, folder: str) -> list[str]:
-        """Names of all files below a folder, sorted."""
-        found: list[str] = []
+        """List the names of all files below a folder, sorted."""
+        names: list[str] = []
         visited = set[tuple[int, int]]()
-        for place, folders, files in os.walk(self.root / folder, followlinks=True):
-            status = Path(place).stat()
+        for parent, folders, files in os.walk(self.root / folder, followlinks=True):
+            status = Path(parent).stat()
             if (status.st_dev, status.st_ino) in visited:  # a link back
                 folders.clear()
                 continue
             visited.add((status.st_dev, status.st_ino))
-            within = Path(place).relative_to(self.root).as_posix()
-            found += [name if within == "." else f"{within}/{name}" for name in files]
-        return sorted(found)
+            within = Path(parent).relative_to(self.root).as_posix()
+            names += [name if within == "." else f"{within}/{name}" for name in files]
+        return sorted(names)
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of this name."""
+        """True if there is a file of this name."""
         return (self.root / name).is_file()
 
     def blocks(self, name: str) -> bool:
-        """Whether the name is taken by something that is no file."""
+        """True if the name is that of a folder or a dangling link."""
         return not self.has(name) and os.path.lexists(self.root / name)
 
     def read(self, name: str) -> bytes:
-        """A file's content; raises DatasetError where it is missing or damaged."""
+        """Read a file; raises DatasetError if it is missing or corrupt."""
         try:
             return (self.root / name).read_bytes()
         except OSError as error:
             raise DatasetError(f"cannot read {self.locate(name)}: {error.strerror}.") from None
 
     def locate(self, name: str) -> str:
-        """Where a file is, for people."""
+        """Return a file's path for messages."""
         return printable(str(self.root / name))
 
 
 class ZipSource(Source):
-    """Files in one or several zip files, as if they were unpacked into one folder.
+    """Files in one or several zip files, as if unpacked into one folder.
 
     Args:
         paths: The zip files.
 
     Raises:
-        DatasetError: One is no zip file, or a truncated one.
+        DatasetError: A file is not a zip file, or is truncated.
     """
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
         self.paths = [Path(path) for path in paths]
         self.owners: dict[str, int] = {}
-        for place in range(len(self.paths)):
-            members = (name for name in self._archive(place).namelist() if not name.endswith("/"))
-            self.owners |= dict.fromkeys(members, place)
+        for index in range(len(self.paths)):
+            members = (name for name in self._archive(index).namelist() if not name.endswith("/"))
+            self.owners |= dict.fromkeys(members, index)
 
     def names(self, folder: str) -> list[str]:
-        """Names of all files below a folder, sorted."""
+        """List the names of all files below a folder, sorted."""
         return sorted(name for name in self.owners if not folder or name.startswith(f"{folder}/"))
 
     def has(self, name: str) -> bool:
-        """Whether there is a file of this name."""
+        """True if there is a file of this name."""
         return name in self.owners
 
     def blocks(self, name: str) -> bool:
-        """Whether the name is taken by a folder with files in it."""
+        """True if the name is that of a folder with files."""
         return any(file.startswith(f"{name}/") for file in self.owners)
 
     def read(self, name: str) -> bytes:
-        """A file's content; raises DatasetError where it is missing or damaged."""
+        """Read a file; raises DatasetError if it is missing or corrupt."""
         if name not in self.owners:
             raise DatasetError(f"cannot read {self.locate(name)}: there is no such file.")
         try:
@@ -127,28 +127,28 @@ class ZipSource(Source):
             raise DatasetError(f"cannot read {self.locate(name)}: {error}.") from None
 
     def locate(self, name: str) -> str:
-        """Where a file is, for people."""
+        """Return a file's path for messages."""
         return printable(f"{self.paths[self.owners.get(name, 0)]}!{name}")
 
-    def _archive(self, place: int) -> zipfile.ZipFile:
-        """The open zip file of this process: a file position must not be shared with a worker."""
+    def _archive(self, index: int) -> zipfile.ZipFile:
+        """Return the zip file, opened by this process: processes must not share a file position."""
         if getattr(self, "_owner", None) != os.getpid():
             self._owner, self._open = os.getpid(), dict[int, zipfile.ZipFile]()
-        if place not in self._open:
+        if index not in self._open:
             try:
-                self._open[place] = zipfile.ZipFile(self.paths[place])
+                self._open[index] = zipfile.ZipFile(self.paths[index])
             except (zipfile.BadZipFile, OSError) as error:
                 raise DatasetError(
-                    f"cannot read {self.paths[place]}: no zip file, or a truncated one ({error})."
+                    f"cannot read {self.paths[index]}: not a zip file, or a truncated one ({error})."
                 ) from None
-        return self._open[place]
+        return self._open[index]
 
     def __getstate__(self) -> dict[str, object]:
         return {"paths": self.paths, "owners": self.owners}
 
 
 def base_of(source: Source, folder: str) -> str:
-    """What stands before `folder` in a zip file that holds the whole in a folder of its own: "" or "that/"."""
+    """Return the prefix of `folder` in a zip file that wraps everything in one top folder: "" or "top/"."""
     if not isinstance(source, ZipSource) or source.names(folder):
         return ""
     inside = (name.partition(f"/{folder}/")[0] for name in source.names("") if f"/{folder}/" in name)
@@ -157,11 +157,11 @@ def base_of(source: Source, folder: str) -> str:
 
 
 def open_source(root: str | Path, *, zips: Sequence[str]) -> Source:
-    """The source that `root` means.
+    """Open the storage at `root`.
 
     Args:
-        root: A folder, a zip file, or a folder with the official zip files in it.
-        zips: Names of the official zip files; where the folder holds all of them, they are read.
+        root: A folder, a zip file, or a folder that contains the official zip files.
+        zips: Names of the official zip files; they are read if the folder contains all of them.
     """
     root = Path(root)
     if root.is_file():

@@ -19,7 +19,7 @@ from resnest_seg.data.datasets import Sample, SegmentationDataset, _choose
 from resnest_seg.labels import LabelSpace
 
 CAMERA_HEIGHT = 2.0
-"""Metres of the camera above the ground."""
+"""Height of the camera above the ground in metres."""
 
 Color = tuple[float, float, float]
 Point = tuple[float, float]
@@ -27,7 +27,7 @@ Spot = tuple[float, float, float]
 
 
 class Canvas:
-    """One picture being painted: photo and ids, the camera, and the random stream that decides everything.
+    """One picture being painted: photo and ids, the camera, and the random stream.
 
     Metres have x to the right of the camera, y up from the ground and z away from it. Every fill writes the colour
     into the photo and the label into the ids, so that later things hide earlier ones in both.
@@ -50,24 +50,24 @@ class Canvas:
         self.sun = self.between(-1.4, 1.4)
 
     def between(self, low: float, high: float) -> float:
-        """A number between two, uniformly."""
+        """Draw a uniform number between two."""
         return low + (high - low) * float(self.random.random())
 
     def pick(self, count: int) -> int:
-        """One of 0..count - 1."""
+        """Draw an integer of 0..count - 1."""
         return int(self.random.integers(count))
 
     def chance(self, probability: float) -> bool:
-        """True with a probability."""
+        """Return True with the given probability."""
         return float(self.random.random()) < probability
 
     def vary(self, color: Color, amount: float = 14) -> Color:
-        """A colour, a little lighter or darker."""
+        """Return the colour, randomly a little lighter or darker."""
         shift = self.between(-amount, amount)
         return (color[0] + shift, color[1] + shift, color[2] + shift)
 
     def at(self, x: float, y: float, z: float) -> Point:
-        """The pixel of a point in metres."""
+        """Project a point in metres to a pixel."""
         return self.vanishing + x * self.focal / z, self.horizon + (CAMERA_HEIGHT - y) * self.focal / z
 
     def paint(self, points: Sequence[Point], color: Color, label: int) -> None:
@@ -115,7 +115,7 @@ class Canvas:
 
 
 def mix(first: Color, second: Color, share: float) -> Color:
-    """`first` with `share` of `second` blended in."""
+    """Blend `share` (0..1) of `second` into `first`."""
     red, green, blue = (a + (b - a) * share for a, b in zip(first, second, strict=True))
     return red, green, blue
 
@@ -127,7 +127,7 @@ def _clipped(color: Color) -> tuple[int, int, int]:
 
 SKY, BUILDING, ROAD, PAVEMENT, TREE, GRASS, POLE, SIGN, CAR, PERSON = range(10)
 BORDER = 255
-"""Raw id of the frame around every picture, which is ignored."""
+"""Raw id of the frame around every picture; it is ignored."""
 
 FINE = 2  # pictures are painted this many times larger and averaged down, which smooths every edge
 
@@ -256,7 +256,7 @@ def _ground(scene: Canvas, road: float, pavement: float) -> None:
 
 
 def _things(scene: Canvas, light: _Light, road: float, pavement: float) -> None:
-    """Everything that stands on the ground: first its shadow, then the thing, from far to near."""
+    """Draw the objects on the ground from far to near, each after its shadow."""
     edge = road + pavement
     things: list[tuple[float, Callable[[], None]]] = []
     shadows: list[Callable[[], None]] = []

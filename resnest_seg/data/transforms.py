@@ -1,10 +1,10 @@
 """Training augmentation of image and labels together, decided by (seed, epoch, index) alone.
 
-Every sample's random stream starts from its own number, not from what a worker process drew before. So the samples do
-not depend on the number of workers or processes, and a resumed run needs no replay.
+Every sample has its own random stream, independent of what a worker process drew before. So the samples do not depend
+on the number of workers or processes, and a resumed run needs no replay.
 
-The two published recipes are pure functions with the geometry and the resampling of the originals; options beyond them
-are albumentations transforms.
+The two published recipes are pure functions with the geometry and resampling of the originals; further options are
+albumentations transforms.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from resnest_seg.errors import unknown_name
 from resnest_seg.io.resize import canvas_size, long_edge_size
 from resnest_seg.labels import IGNORE_LABEL
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or importing it asks the network for a newer release
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it queries the network for a newer release
 
 Pixels = NDArray[np.uint8]
 Pair = tuple[Pixels, Pixels]
 
 MEAN_COLOR = (124, 116, 104)
-"""ImageNet's mean colour, rounded: what normalises to nearly zero."""
+"""ImageNet's mean colour, rounded; it normalises to nearly zero."""
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """The seed of one sample's augmentation (or of whatever three numbers identify), 32 bits, well mixed."""
+    """Hash three numbers, such as (seed, epoch, index), to a 32-bit seed."""
     return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1)[0])
 
 
 def resize_like_pil(image: Pixels, labels: Pixels, size: tuple[int, int]) -> Pair:
-    """To (H, W) as PIL does: antialiased bilinear, within a grey level or two, and the nearest pixel of labels."""
+    """Resize to (H, W) as PIL does: antialiased bilinear, within a grey level or two; nearest for labels."""
     if image.shape[:2] == size:
         return image, labels
     if size[0] >= image.shape[0] and size[1] >= image.shape[1]:
@@ -56,14 +56,14 @@ def resize_like_pil(image: Pixels, labels: Pixels, size: tuple[int, int]) -> Pai
 
 
 def resize_like_opencv(image: Pixels, labels: Pixels, size: tuple[int, int]) -> Pair:
-    """To (H, W) as mmsegmentation does: OpenCV's plain bilinear and its plain nearest."""
+    """Resize to (H, W) as mmsegmentation does: OpenCV's bilinear; nearest for labels."""
     resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     nearest = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
     return resized.astype(np.uint8, copy=False), nearest.astype(np.uint8, copy=False)
 
 
 def pad_to(image: Pixels, labels: Pixels, size: tuple[int, int], *, color: tuple[int, int, int]) -> Pair:
-    """At least (H, W), filled right and below; filled pixels are ignored."""
+    """Pad right and below to at least (H, W); padded labels are `IGNORE_LABEL`."""
     height, width = labels.shape
     below, right = max(size[0] - height, 0), max(size[1] - width, 0)
     if not below and not right:
@@ -74,12 +74,12 @@ def pad_to(image: Pixels, labels: Pixels, size: tuple[int, int], *, color: tuple
 
 
 def flipped(image: Pixels, labels: Pixels) -> Pair:
-    """Left and right exchanged."""
+    """Flip horizontally."""
     return cv2.flip(image, 1).astype(np.uint8, copy=False), cv2.flip(labels, 1).astype(np.uint8, copy=False)
 
 
 def random_crop(image: Pixels, labels: Pixels, size: tuple[int, int], random: Generator) -> Pair:
-    """A window of (H, W), or as much as there is, at a uniform random place."""
+    """Crop a window of (H, W), at most the whole image, at a uniform random position."""
     top = int(random.integers(max(labels.shape[0] - size[0], 0) + 1))
     left = int(random.integers(max(labels.shape[1] - size[1], 0) + 1))
     window = (slice(top, top + size[0]), slice(left, left + size[1]))
@@ -87,7 +87,7 @@ def random_crop(image: Pixels, labels: Pixels, size: tuple[int, int], random: Ge
 
 
 def varied_crop(image: Pixels, labels: Pixels, size: tuple[int, int], random: Generator) -> Pair:
-    """`random_crop`, drawn again up to ten times while one class covers 75 % or more: mmsegmentation's rule."""
+    """Repeat `random_crop` up to ten times while one class covers 75 % or more: mmsegmentation's `cat_max_ratio`."""
     crop = random_crop(image, labels, size, random)
     for _ in range(10):
         counts = np.bincount(crop[1].ravel(), minlength=256)[:IGNORE_LABEL]
@@ -99,7 +99,7 @@ def varied_crop(image: Pixels, labels: Pixels, size: tuple[int, int], random: Ge
 
 
 def photometric_distortion(image: Pixels, random: Generator) -> Pixels:
-    """Brightness, contrast, saturation and hue, each half of the time: mmsegmentation's PhotoMetricDistortion."""
+    """Apply mmsegmentation's PhotoMetricDistortion: brightness, contrast, saturation, hue, each half of the time."""
 
     def scaled(pixels: Pixels, alpha: float, beta: float = 0.0) -> Pixels:
         result: Pixels = np.clip(pixels.astype(np.float32) * alpha + beta, 0, 255).astype(np.uint8)
@@ -125,7 +125,7 @@ def photometric_distortion(image: Pixels, random: Generator) -> Pixels:
 
 
 def encoding_recipe(image: Pixels, labels: Pixels, data: DataConfig, random: Generator) -> Pair:
-    """PyTorch-Encoding's: flip, uniform long edge, padded with black right and below, crop."""
+    """Apply PyTorch-Encoding's recipe: flip, uniform long edge, black padding right and below, crop."""
     low, high = int(data.base_size * data.scale_min), int(data.base_size * data.scale_max)
     if random.random() < data.flip:  # first, so that the padding stays right and below
         image, labels = flipped(image, labels)
@@ -137,7 +137,7 @@ def encoding_recipe(image: Pixels, labels: Pixels, data: DataConfig, random: Gen
 
 
 def mmseg_recipe(image: Pixels, labels: Pixels, data: DataConfig, random: Generator) -> Pair:
-    """mmsegmentation's: canvas times a uniform ratio, varied crop, flip, photometric distortion, mean colour around."""
+    """Apply mmsegmentation's recipe: canvas times a uniform ratio, varied crop, flip, photometric distortion, pad."""
     ratio = random.uniform(data.scale_min, data.scale_max)
     canvas = (max(int(data.long_edge * ratio), 1), max(int(data.base_size * ratio), 1))
     crop = (data.crop_size, data.crop_width or data.crop_size)
@@ -156,11 +156,11 @@ RECIPES: dict[str, Callable[[Pixels, Pixels, DataConfig, Generator], Pair]] = {
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """A recipe and the options beyond it.
+    """The augmentation of training samples: a published recipe and further options.
 
     Attributes:
         data: The sizes, the recipe's name and the options.
-        extras: The options as one albumentations pipeline; None without any.
+        extras: The further options as one albumentations pipeline; None without any.
     """
 
     data: DataConfig
@@ -202,7 +202,7 @@ class TrainTransform:
         return cls(data, A.Compose(chosen) if chosen else None)
 
     def __call__(self, image: Pixels, labels: Pixels, *, seed: int) -> Pair:
-        """Cut one training sample: [H, W, 3] and [H, W] -> [crop, crop, 3] and [crop, crop]."""
+        """Augment one sample: image [H, W, 3] and labels [H, W] -> [crop, crop, 3] and [crop, crop]."""
         image, labels = RECIPES[self.data.recipe](image, labels, self.data, np.random.default_rng(seed))
         image, labels = np.ascontiguousarray(image), np.ascontiguousarray(labels)
         if self.extras is None:
@@ -213,7 +213,7 @@ class TrainTransform:
 
 
 def class_mix(sample: Pair, other: Pair, random: Generator) -> Pair:
-    """Paste half of the classes of another sample of the same size onto a sample, where they are there.
+    """Paste the pixels of half of another sample's classes onto a sample of the same size.
 
     ClassMix, Olsson et al., https://arxiv.org/abs/2007.07936; ignored pixels are not pasted.
     """

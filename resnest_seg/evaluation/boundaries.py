@@ -1,17 +1,16 @@
-"""How well contours fit: boundary IoU and boundary F-score, summed over images in constant memory.
+"""Boundary IoU and boundary F-score, summed over images in constant memory.
 
-Both are about the pixels of a class's mask near its contour. A pixel of a mask is in its *boundary region* of width d
-if a pixel at most d rows and d columns away is not of the mask, where outside the image nothing is: eroding the mask d
-times by 3 x 3 pixels with a border of zeros takes exactly these away, as in the code of Cheng et al.
+Both evaluate the pixels of a class's mask near its contour. A pixel of a mask is in its *boundary region* of width d
+if a pixel at most d rows and d columns away is not in the mask; pixels outside the image are in no mask. Eroding the
+mask d times by 3 x 3 pixels with a border of zeros removes exactly this region, as in the code of Cheng et al.
 
-Pixels that are labelled `IGNORE_LABEL` are taken out of truth and prediction alike: there, nobody knows what is right.
-Where a mask ends at ignored pixels, its contour may run there or somewhere behind them. So such a boundary is *open*:
-it is not judged, neither missing nor superfluous. What is judged is the *closed* boundary, the one towards pixels of
-another class or the edge of the image. It is right where the other side has a boundary, closed or open: a contour
-predicted close to ignored pixels at which the true mask ends is no mistake. All this is symmetric in truth and
-prediction. If ignored pixels were another class instead, a mask would be rewarded, or blamed, for ending where nobody
-asked it to; if there were no open boundary, contours beside the unlabelled rims of Pascal VOC's objects would all be
-wrong. Without ignored pixels these are the measures as published.
+Pixels labelled `IGNORE_LABEL` are removed from truth and prediction, because their class is unknown. If a mask ends at
+ignored pixels, its true contour may run there or beyond. So this boundary is *open*: it counts neither as a miss nor
+as a false detection. The *closed* boundary, towards pixels of another class or the edge of the image, is evaluated. It
+is correct where the other mask has a boundary, closed or open: a contour predicted close to ignored pixels at which
+the true mask ends is not an error. The definition is symmetric in truth and prediction. If ignored pixels were another
+class, a mask would be rewarded or penalised for ending at them; without open boundaries, contours beside the
+unlabelled rims of Pascal VOC's objects would all be wrong. Without ignored pixels these are the published metrics.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ Mask = NDArray[np.bool_]
 
 @dataclasses.dataclass(frozen=True)
 class BoundaryReport:
-    """Boundary scores as shares 0..1. A class without a boundary to judge has none, None, and no part in the means.
+    """Boundary scores, 0..1. A class without a closed boundary has the score None and is left out of the means.
 
     Attributes:
-        mean_boundary_iou: Mean over the classes that have one; 0 where none has.
-        mean_boundary_f: Mean over the classes that have one; 0 where none has.
+        mean_boundary_iou: Mean boundary IoU over the classes with a score; 0 without any.
+        mean_boundary_f: Mean boundary F-score over the classes with a score; 0 without any.
         class_boundary_iou: Intersection over union of the true and predicted boundary regions of all images, by class.
         class_boundary_f: Mean, over the images in which the class is labelled or predicted, of the F-score of its
             contours, by class.
         width: Width of the boundary region, as a share of an image's diagonal.
-        tolerance: Distance at which contours still match, as a share of an image's diagonal.
+        tolerance: Maximum distance of matching contour pixels, as a share of an image's diagonal.
     """
 
     mean_boundary_iou: float
@@ -56,28 +55,28 @@ class BoundaryReport:
 
 
 class BoundaryScores:
-    """Sums of boundary intersections, unions and F-scores by class; memory does not grow with images.
+    """Sums of boundary intersections, unions and F-scores by class, in constant memory.
 
     Boundary IoU: Cheng et al., https://arxiv.org/abs/2103.16562, with counts summed over images as for the mean IoU.
 
     F-score: Csurka et al., "What is a good evaluation measure for semantic segmentation?", BMVC 2013: of an image and
     class, precision is the share of predicted contour pixels (the boundary region of width 1) with a true one within
-    the tolerance, by Euclidean distance, and recall the converse; 1 where there are none to judge. The F-score is their
-    harmonic mean, and 0 where the class is only labelled or only predicted.
+    the tolerance, by Euclidean distance, and recall the converse; 1 if there are no closed contour pixels. The F-score
+    is their harmonic mean, and 0 if the class is only labelled or only predicted.
 
     Args:
         num_classes: K, at most 255.
-        width: Of the boundary region, as a share of the image's diagonal, rounded to pixels, at least 1 pixel.
-        tolerance: Of the F-score, as a share of the image's diagonal, not rounded; at most 0.05, as the time grows with
-            its square.
-        device: Where the sums live, one with 64-bit floats. The work itself is the CPU's.
+        width: Width of the boundary region, as a share of the image's diagonal, in (0, 1]; rounded to at least 1 pixel.
+        tolerance: Tolerance of the F-score, as a share of the image's diagonal, not rounded; 0..0.05, as the time grows
+            with its square.
+        device: Device of the sums, with support for float64. The computation runs on the CPU.
 
     Attributes:
-        state: What to sum over processes: intersections, unions and images with the class, int64 [3, K], and the sum of
-            F-scores, float64 [K]. Assign the sums.
+        state: The tensors to sum over processes: intersections, unions and images with the class, int64 [3, K], and the
+            sum of F-scores, float64 [K]. Assign the sums.
 
     Raises:
-        ConfigError: A width that is not above 0 and at most 1, a tolerance outside 0..0.05.
+        ConfigError: `width` or `tolerance` is out of range.
     """
 
     def __init__(
@@ -102,17 +101,17 @@ class BoundaryScores:
 
         Args:
             labels: [H, W] or [N, H, W], 0..K-1 or `IGNORE_LABEL`, any integer type.
-            predictions: The same shape, 0..K-1; anything where the label is ignored.
+            predictions: The same shape, 0..K-1; any value where the label is ignored.
         """
         assert labels.shape == predictions.shape, (labels.shape, predictions.shape)
         assert labels.ndim in (2, 3), labels.shape
         counts, sums = self.state
         size = labels.shape[-2:]
         every = (ids.to("cpu", torch.uint8).reshape(-1, *size).numpy() for ids in (labels, predictions))
-        for truth, found in zip(*every, strict=True):
+        for truth, prediction in zip(*every, strict=True):
             ignored = truth == IGNORE_LABEL
-            pair = _Pair(truth, np.where(ignored, np.uint8(IGNORE_LABEL), found))
-            assert np.array_equal(pair.found == IGNORE_LABEL, ignored), "a prediction of IGNORE_LABEL"
+            pair = _Pair(truth, np.where(ignored, np.uint8(IGNORE_LABEL), prediction))
+            assert np.array_equal(pair.prediction == IGNORE_LABEL, ignored), "a prediction of IGNORE_LABEL"
             images, scores = contour_f(pair, tolerance=self.tolerance * math.hypot(*size))
             parts = boundary_counts(pair, reach=max(round(self.width * math.hypot(*size)), 1))
             every_count, classes = np.stack([*parts, images]), counts.shape[1]
@@ -123,7 +122,7 @@ class BoundaryScores:
         return self
 
     def report(self) -> BoundaryReport:
-        """The scores of everything added so far."""
+        """Compute the scores of all images added so far."""
         (intersections, unions, images), sums = self.state[0].tolist(), self.state[1].tolist()
         iou = tuple(part / whole if whole else None for part, whole in zip(intersections, unions, strict=True))
         f = tuple(total / count if count else None for total, count in zip(sums, images, strict=True))
@@ -131,42 +130,42 @@ class BoundaryScores:
 
 
 class _Pair(NamedTuple):
-    """One image, [H, W], ignored pixels being `IGNORE_LABEL` in both."""
+    """Truth and prediction of one image, [H, W], with `IGNORE_LABEL` at ignored pixels in both."""
 
     truth: Labels
-    found: Labels
+    prediction: Labels
 
 
 class _Boundaries(NamedTuple):
-    """Masks [H, W] of labelled pixels: of whatever class they are, they are in its boundary region.
+    """Masks [H, W] of the boundary regions of all classes.
 
     Attributes:
         truth: Closed boundary of the truth.
-        found: Closed boundary of the prediction.
-        open: Near an ignored pixel, so in the open boundary of both.
+        prediction: Closed boundary of the prediction.
+        open: Open boundary of both: pixels near an ignored pixel.
     """
 
     truth: Mask
-    found: Mask
+    prediction: Mask
     open: Mask
 
 
 def boundary_counts(pair: _Pair, *, reach: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Intersection and union, by id [255], of the true and predicted boundary regions of width `reach` in pixels."""
-    truth, found, loose = _boundaries(pair, reach)
-    same = pair.truth == pair.found
-    both, either = truth & found & same, (truth | found) & same
+    """Count intersection and union, by id [255], of the true and predicted boundary regions `reach` pixels wide."""
+    truth, prediction, loose = _boundaries(pair, reach)
+    same = pair.truth == pair.prediction
+    both, either = truth & prediction & same, (truth | prediction) & same
     intersections = _count(pair.truth[both | (either & loose)])
-    unions = _count(pair.truth[truth]) + _count(pair.found[found]) - _count(pair.truth[both])
+    unions = _count(pair.truth[truth]) + _count(pair.prediction[prediction]) - _count(pair.truth[both])
     return intersections, unions
 
 
 def contour_f(pair: _Pair, *, tolerance: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """By id [255]: 1 where it occurs in truth or prediction, and the F-score of its contours, 0 where it does not."""
-    truth, found, loose = _boundaries(pair, 1)
-    labelled, predicted = _count(pair.truth) > 0, _count(pair.found) > 0
-    precision = _shares_within(_only(pair.found, found), _only(pair.truth, truth | loose), tolerance)
-    recall = _shares_within(_only(pair.truth, truth), _only(pair.found, found | loose), tolerance)
+    """Return, by id [255], 1 if it occurs in truth or prediction, and the F-score of its contours, 0 if absent."""
+    truth, prediction, loose = _boundaries(pair, 1)
+    labelled, predicted = _count(pair.truth) > 0, _count(pair.prediction) > 0
+    precision = _shares_within(_only(pair.prediction, prediction), _only(pair.truth, truth | loose), tolerance)
+    recall = _shares_within(_only(pair.truth, truth), _only(pair.prediction, prediction | loose), tolerance)
     total = precision + recall
     occurs_twice = labelled & predicted & (total > 0)
     scores = np.divide(2 * precision * recall, total, out=np.zeros(IGNORE_LABEL), where=occurs_twice)
@@ -174,18 +173,18 @@ def contour_f(pair: _Pair, *, tolerance: float) -> tuple[NDArray[np.int64], NDAr
 
 
 def _boundaries(pair: _Pair, reach: int) -> _Boundaries:
-    """Of all classes at once, so that the time does not depend on how many there are."""
+    """Compute the boundaries of all classes at once, so that the time does not depend on their number."""
     labelled = pair.truth != IGNORE_LABEL
     loose = np.zeros_like(labelled)
     if not labelled.all():
         loose = cv2.dilate((~labelled).view(np.uint8), _SQUARE, iterations=reach).view(np.bool_) & labelled
-    return _Boundaries(_closed(pair.truth, reach) & labelled, _closed(pair.found, reach) & labelled, loose)
+    return _Boundaries(_closed(pair.truth, reach) & labelled, _closed(pair.prediction, reach) & labelled, loose)
 
 
 def _closed(ids: Labels, reach: int) -> Mask:
-    """Whether a pixel that is labelled another way, or the outside, is within `reach` rows and columns, [H, W]."""
-    # Around a pixel of a class, all is of this class if the lowest id equals the highest. Ignored pixels must be
-    # neither: 255 is above every id, and as 255 + 1 is 0 in bytes, below every id + 1.
+    """True, [H, W], where a pixel of another class or the outside is within `reach` rows and columns."""
+    # A neighbourhood has one class if its lowest id equals its highest. Ignored pixels must be neither: 255 is above
+    # every id, and as 255 + 1 is 0 in bytes, below every id + 1.
     lowest = cv2.erode(ids, _SQUARE, iterations=reach)
     highest = cv2.dilate(ids + np.uint8(1), _SQUARE, iterations=reach)
     mixed: Mask = highest - lowest != 1
@@ -195,35 +194,35 @@ def _closed(ids: Labels, reach: int) -> Mask:
 
 
 def _only(ids: Labels, mask: Mask) -> Labels:
-    """The ids where the mask is, `IGNORE_LABEL` elsewhere, [H, W]."""
+    """Return the ids inside the mask and `IGNORE_LABEL` elsewhere, [H, W]."""
     return np.where(mask, ids, np.uint8(IGNORE_LABEL))
 
 
 def _shares_within(points: Labels, targets: Labels, tolerance: float) -> NDArray[np.float64]:
-    """By id [255], the share of its points that have a target of this id at most `tolerance` pixels away.
+    """Return, by id [255], the share of its points with a target of this id at most `tolerance` pixels away.
 
     Points and targets are ids [H, W] with `IGNORE_LABEL` elsewhere; an id without points has 1.
 
-    Looks around all points of all classes at once, nearest places first, and goes on with those that found nothing. Few
-    pixels are points and most have a target close by; a distance map for each class takes ten times as long.
+    Offsets are tried for all points of all classes at once, nearest first, until every point has a match. Few pixels
+    are points and most have a target close by; a distance map for each class takes ten times as long.
     """
-    reach, limit = int(tolerance + 1e-6), tolerance * tolerance + 1e-6  # whole squares must not fail by rounding
+    reach, limit = int(tolerance + 1e-6), tolerance * tolerance + 1e-6  # integer squares must not fail by rounding
     wide = cv2.copyMakeBorder(targets, reach, reach, reach, reach, cv2.BORDER_CONSTANT, value=IGNORE_LABEL)
     rows, columns = np.nonzero(points != IGNORE_LABEL)
-    places, ids = (rows + reach) * wide.shape[1] + columns + reach, points[rows, columns]
+    positions, ids = (rows + reach) * wide.shape[1] + columns + reach, points[rows, columns]
     total, around = _count(ids), range(-reach, reach + 1)
     steps = sorted((down**2 + right**2, down * wide.shape[1] + right) for down in around for right in around)
     for square, step in steps:
         if square > limit or not ids.size:
             break
-        alone = wide.ravel().take(places + step) != ids
-        places, ids = places[alone], ids[alone]
+        alone = wide.ravel().take(positions + step) != ids
+        positions, ids = positions[alone], ids[alone]
     shares: NDArray[np.float64] = np.divide(total - _count(ids), total, out=np.ones(IGNORE_LABEL), where=total > 0)
     return shares
 
 
 def _count(ids: Labels) -> NDArray[np.int64]:
-    """Pixels by id [255], without the ignored ones."""
+    """Count pixels by id [255], without the ignored ones."""
     counts: NDArray[np.int64] = np.bincount(ids.ravel(), minlength=IGNORE_LABEL + 1)[:IGNORE_LABEL]
     return counts
 

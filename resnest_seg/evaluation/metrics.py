@@ -1,4 +1,4 @@
-"""Exact segmentation metrics from one matrix of int64 counts."""
+"""Segmentation metrics computed exactly from an int64 confusion matrix."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from resnest_seg.errors import unknown_name
 from resnest_seg.labels import IGNORE_LABEL
 
 POLICIES = {"skipped": "mean_iou", "zero": "mean_iou_absent_zero"}
-"""What a mean IoU does with classes absent from labels and predictions, and the score that does it: mmsegmentation
-skips them, PyTorch-Encoding and PaddleSeg count them as 0."""
+"""Policy for absent classes -> attribute of `Scores`. Classes absent from labels and predictions are skipped in the
+mean IoU of mmsegmentation, and count as 0 in that of PyTorch-Encoding and PaddleSeg."""
 
 _CODES = 256  # labels and predictions are bytes: classes 0..254 and IGNORE_LABEL
-_EXACT = 2**24  # OpenCV hands its counts out as float32, which are exact up to here
+_EXACT = 2**24  # OpenCV returns counts as float32, which are exact up to here
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Metrics as shares 0..1. A class that is absent from labels and predictions has no IoU and no Dice: None.
+    """Metrics, 0..1. For a class absent from labels and predictions, IoU and Dice are None.
 
     Attributes:
-        mean_iou: Mean of the IoU over the classes that occur in labels or predictions (mmsegmentation's policy).
-        mean_iou_absent_zero: The same with absent classes counted as 0 (PyTorch-Encoding's and PaddleSeg's policy).
-        pixel_accuracy: Share of labelled pixels whose prediction is right.
-        mean_accuracy: Mean over the classes that occur in the labels of the share of their pixels that is right.
+        mean_iou: Mean IoU over the classes present in labels or predictions (mmsegmentation's policy).
+        mean_iou_absent_zero: Mean IoU with absent classes counted as 0 (PyTorch-Encoding's and PaddleSeg's policy).
+        pixel_accuracy: Share of labelled pixels predicted correctly.
+        mean_accuracy: Mean of `class_accuracy` over the classes present in the labels.
         class_iou: Intersection over union, by class.
-        class_accuracy: Share of a class's labelled pixels that is right, by class; None where it has no pixels.
+        class_accuracy: Share of a class's labelled pixels predicted correctly, by class; None without pixels.
         class_share: Share of all labelled pixels, by class.
         frequency_weighted_iou: Sum over the classes of share times IoU (Long et al., https://arxiv.org/abs/1411.4038);
-            a class without labelled pixels weighs nothing.
-        class_dice: Twice the intersection over the sum of labelled and predicted pixels, by class: its pixels' F1.
-        mean_dice: Mean of the Dice over the classes that occur in labels or predictions (policy "skipped").
+            a class without labelled pixels has weight 0.
+        class_dice: Twice the intersection divided by the sum of labelled and predicted pixels, by class (F1 of pixels).
+        mean_dice: Mean Dice over the classes present in labels or predictions (policy "skipped").
     """
 
     mean_iou: float
@@ -51,7 +51,7 @@ class Scores:
     mean_dice: float
 
     def mean_iou_by(self, policy: str) -> float:
-        """The mean IoU by the name of what it does with absent classes: "skipped" or "zero", see `POLICIES`.
+        """Return the mean IoU by a policy for absent classes: "skipped" or "zero", see `POLICIES`.
 
         Raises:
             ConfigError: Unknown policy.
@@ -64,13 +64,13 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-    """One kind of mistake.
+    """One off-diagonal entry of the confusion matrix.
 
     Attributes:
-        label: The class that it is.
-        prediction: The class that it was taken for, another one.
-        pixels: How often.
-        share: Of the label's pixels, 0..1.
+        label: The true class.
+        prediction: The predicted class.
+        pixels: Number of pixels.
+        share: Share of the true class's pixels, 0..1.
     """
 
     label: int
@@ -80,16 +80,16 @@ class Confusion:
 
 
 class ConfusionMatrix:
-    """Counts of (label, prediction) pairs, int64 [K, K] on a device of choice, rows are labels.
+    """Confusion matrix: counts of (label, prediction) pairs.
 
-    Pixels labelled `IGNORE_LABEL` are not counted.
+    Pixels labelled `IGNORE_LABEL` are ignored.
 
     Args:
         num_classes: K, at most 255.
-        device: Where the counts live; labels and predictions are moved there.
+        device: Device of the counts; labels and predictions are moved there.
 
     Attributes:
-        counts: The matrix.
+        counts: int64 [K, K]; rows are labels, columns predictions.
     """
 
     def __init__(self, num_classes: int, *, device: torch.device | str = "cpu") -> None:
@@ -98,7 +98,7 @@ class ConfusionMatrix:
 
     @property
     def state(self) -> list[Tensor]:
-        """What to sum over processes: assign the sums, `matrix.state = [total(tensor) for tensor in matrix.state]`."""
+        """The tensors to sum over processes; assign the sums: `matrix.state = [total(x) for x in matrix.state]`."""
         return [self.counts]
 
     @state.setter
@@ -111,7 +111,7 @@ class ConfusionMatrix:
 
         Args:
             labels: Any shape, 0..K-1 or `IGNORE_LABEL`, any integer type.
-            predictions: The same shape, 0..K-1, any integer type; anything up to 255 where the label is ignored.
+            predictions: The same shape, 0..K-1, any integer type; any value up to 255 where the label is ignored.
         """
         assert labels.shape == predictions.shape, (labels.shape, predictions.shape)
         classes, device = len(self.counts), self.counts.device
@@ -122,7 +122,7 @@ class ConfusionMatrix:
         return self
 
     def scores(self) -> Scores:
-        """The metrics of everything counted so far; 0 where nothing was counted, never NaN."""
+        """Compute the metrics of all pixels counted so far; 0 without pixels, never NaN."""
         counts = self.counts.cpu()
         hits, labelled, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
         union = labelled + predicted - hits
@@ -145,20 +145,20 @@ class ConfusionMatrix:
         )
 
     def pairs(self, limit: int = 10) -> tuple[Confusion, ...]:
-        """The `limit` most frequent mistakes, most pixels first, equal ones in the order of label and prediction."""
+        """Return the `limit` most frequent confusions by descending pixels, ties by label and prediction."""
         assert limit >= 0, limit
         counts = self.counts.cpu()
         labelled, mistakes = counts.sum(dim=1).tolist(), counts.clone().fill_diagonal_(0).flatten()
-        pixels, places = mistakes.sort(descending=True, stable=True)
-        found = zip(pixels[:limit].tolist(), places[:limit].tolist(), strict=True)
-        cells = [(*divmod(place, len(counts)), count) for count, place in found if count]
+        pixels, indices = mistakes.sort(descending=True, stable=True)
+        largest = zip(pixels[:limit].tolist(), indices[:limit].tolist(), strict=True)
+        cells = [(*divmod(index, len(counts)), count) for count, index in largest if count]
         return tuple(Confusion(label, other, count, count / labelled[label]) for label, other, count in cells)
 
 
 def _count_by_bincount(labels: Tensor, predictions: Tensor, classes: int) -> tuple[Tensor, int]:
-    """How often each pair occurs in ids [N]: int64 [K, K], and how many labelled pixels have an id that is no class."""
-    # Ignored pixels are counted like the others, in a row that is dropped: picking pixels by a mask costs more than the
-    # counting. 32 bits hold a pair, and are half the memory to walk through.
+    """Count the pairs of ids [N]: int64 [K, K], and the number of labelled pixels with an id out of range."""
+    # Ignored pixels are counted in a row that is dropped: selecting pixels by a mask costs more than counting. A pair
+    # fits into 32 bits, which halves the memory traffic.
     pairs = torch.add(predictions.int(), labels.int(), alpha=_CODES)
     counts = torch.bincount(pairs, minlength=_CODES * _CODES)[: _CODES * _CODES].view(_CODES, _CODES)
     kept = counts[:classes, :classes]
@@ -166,9 +166,9 @@ def _count_by_bincount(labels: Tensor, predictions: Tensor, classes: int) -> tup
 
 
 def _count_on_cpu(labels: Tensor, predictions: Tensor, classes: int) -> tuple[Tensor, int]:
-    """The same by OpenCV's histogram of two images of bytes.
+    """Count pairs as `_count_by_bincount` does, by OpenCV's histogram of two images of bytes.
 
-    One pass without intermediate results, on one thread: threads that wait for each other cost more on a busy machine.
+    It takes one pass on one thread, without intermediate results: synchronising threads costs more on a busy machine.
     """
     rows, columns = _as_bytes(labels), _as_bytes(predictions)
     counts = np.zeros((classes, classes), np.int64)
@@ -188,7 +188,7 @@ def _as_bytes(ids: Tensor) -> NDArray[np.uint8]:
 
 
 def _shares(parts: Tensor, wholes: Tensor) -> tuple[float | None, ...]:
-    # Python integers divide exactly rounded, however large the counts are.
+    # Division of Python integers is correctly rounded for any counts.
     pairs = zip(parts.tolist(), wholes.tolist(), strict=True)
     return tuple(part / whole if whole else None for part, whole in pairs)
 

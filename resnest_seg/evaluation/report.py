@@ -1,4 +1,4 @@
-"""`EvalReport`: the scores of an evaluation by protocol, with everything needed to compare them; tables and JSON."""
+"""`EvalReport`: the scores of an evaluation by protocol, with all settings needed to compare them; tables and JSON."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from resnest_seg.io.display import PlainTable
 
 
 class Method(NamedTuple):
-    """How a protocol's number came about.
+    """The settings of a protocol.
 
     Attributes:
-        absent: What classes count in its mean IoU that neither labels nor predictions have: "skipped" or "zero".
+        absent: Policy of its mean IoU for classes absent from labels and predictions: "skipped" or "zero".
         description: Scales, windows and merging in one line.
     """
 
@@ -30,7 +30,7 @@ class Method(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EvalReport:
-    """Scores by protocol, with everything that a number needs to be compared.
+    """Scores by protocol, with all settings needed to compare them.
 
     Attributes:
         model: Encoder, head, output stride and dilation variant in one line.
@@ -39,12 +39,12 @@ class EvalReport:
         images: Number of images evaluated.
         classes: Class names.
         scores: Protocol name -> scores.
-        methods: Protocol name -> what it did.
-        confusions: Protocol name -> which class was most often taken for which.
-        boundaries: Protocol name -> boundary IoU and F-score, where they were asked for.
-        calibration: Protocol name -> whether confidences can be believed, where that was asked for.
-        checkpoint: The file that was evaluated, where one is known.
-        precision: Arithmetic of the network.
+        methods: Protocol name -> its settings.
+        confusions: Protocol name -> the most frequent confusions of two classes.
+        boundaries: Protocol name -> boundary IoU and F-score, if requested.
+        calibration: Protocol name -> calibration errors, if requested.
+        checkpoint: The file that was evaluated, if known.
+        precision: Precision of the network's arithmetic.
     """
 
     model: str
@@ -61,15 +61,15 @@ class EvalReport:
     precision: str = "fp32"
 
     def mean_iou(self, name: str) -> float:
-        """Mean IoU of a protocol by the protocol's own policy for absent classes."""
+        """Return the mean IoU of a protocol by its policy for absent classes."""
         absent = self.methods[name].absent if name in self.methods else "skipped"
         return self.scores[name].mean_iou_by(absent)
 
     def table(self, name: str | None = None) -> PlainTable:
-        """By class, and the pixels: all numbers of one protocol, or the IoU of each, side by side.
+        """Make a table by class: all scores of one protocol, or the IoU of several side by side; and pixel shares.
 
         Args:
-            name: The protocol; None takes all that there are.
+            name: The protocol; None for all.
         """
         names = list(self.scores) if name is None else [name]
         title = f"{self.model}\n{self.dataset} {self.split}, {self.images} images, % (protocol: {', '.join(names)})"
@@ -83,13 +83,13 @@ class EvalReport:
 
         for each in names:
             add("IoU" if len(names) == 1 else f"{each} IoU", self.scores[each].class_iou, self.mean_iou(each))
-        if len(names) == 1:  # more would fit no terminal
-            scores, found = self.scores[names[0]], self.boundaries.get(names[0])
+        if len(names) == 1:  # more would not fit a terminal
+            scores, boundary = self.scores[names[0]], self.boundaries.get(names[0])
             add("accuracy", scores.class_accuracy, scores.mean_accuracy)
             add("Dice", scores.class_dice, scores.mean_dice)
-            if found is not None:
-                add("boundary IoU", found.class_boundary_iou, found.mean_boundary_iou)
-                add("boundary F", found.class_boundary_f, found.mean_boundary_f)
+            if boundary is not None:
+                add("boundary IoU", boundary.class_boundary_iou, boundary.mean_boundary_iou)
+                add("boundary F", boundary.class_boundary_f, boundary.mean_boundary_f)
         table.column("share of pixels", right=True)
         columns.append(self.scores[names[0]].class_share)
         for label, title in enumerate(self.classes):
@@ -97,7 +97,7 @@ class EvalReport:
         return table
 
     def summary(self) -> PlainTable:
-        """The means, a column a protocol; what each protocol did is below."""
+        """Make a table of the means, one column per protocol, with the protocols' settings below."""
         names = list(self.scores)
         methods = [self.methods.get(name, Method("skipped", name)) for name in names]
         caption = "\n".join(method.description for method in methods)
@@ -126,7 +126,7 @@ class EvalReport:
         return table
 
     def confusion_table(self) -> PlainTable:
-        """The pairs of classes that the first protocol mixed up most."""
+        """Make a table of the first protocol's most frequent confusions."""
         name = next(iter(self.scores))
         table = PlainTable(title=f"most frequent confusions ({name})")
         for heading in ("class", "taken for", "pixels", "% of the class"):
@@ -137,15 +137,15 @@ class EvalReport:
         return table
 
     def check_comparable(self, dataset: str, classes: Sequence[str], protocols: Sequence[str]) -> None:
-        """Refuse an evaluation that could not be compared with this report, before it is begun.
+        """Reject an evaluation that could not be compared with this report, before it starts.
 
         Args:
-            dataset: Name of the data set that is evaluated.
+            dataset: Name of the data set to evaluate.
             classes: Its class names.
             protocols: Names of the protocols.
 
         Raises:
-            DatasetError: Other classes, or no protocol in common.
+            DatasetError: The classes differ, or there is no common protocol.
         """
         if self.classes != tuple(classes):
             pairs = zip(self.classes, classes, strict=False)
@@ -153,7 +153,7 @@ class EvalReport:
                           if one != two), "")  # fmt: skip
             raise DatasetError(
                 f"reports of {self.dataset} ({len(self.classes)} classes) and {dataset} ({len(classes)} classes) have "
-                f"no classes to compare{first}."
+                f"different classes{first}."
             )
         if not set(self.scores) & set(protocols):
             raise DatasetError(
@@ -162,10 +162,10 @@ class EvalReport:
             )
 
     def comparison(self, other: EvalReport) -> PlainTable:
-        """What changed from another report to this one, in points, by class; for each protocol that both have.
+        """Make a table of the changes from another report to this one by class, in points, for common protocols.
 
         Raises:
-            DatasetError: The reports are of other classes, or share no protocol.
+            DatasetError: The classes differ, or there is no common protocol.
         """
         other.check_comparable(self.dataset, self.classes, list(self.scores))
         names = [name for name in self.scores if name in other.scores]
@@ -185,22 +185,22 @@ class EvalReport:
         return table
 
     def caveats(self, other: EvalReport) -> list[str]:
-        """In what the reports differ besides the model, so that their numbers may not be comparable; sentences."""
-        found = []
+        """List differences of the reports besides the model, which may make their scores incomparable."""
+        caveats = []
         for what in ("dataset", "split", "images"):
             before, now = getattr(other, what), getattr(self, what)
             if before != now:
-                found.append(f"{what} {before} there and {now} here")
+                caveats.append(f"{what} {before} there and {now} here")
         for name in self.scores:
             pair = other.methods.get(name), self.methods.get(name)
             if name in other.scores and pair[0] != pair[1]:
-                found.append(f"protocol {name} with other settings")
-        return found
+                caveats.append(f"protocol {name} with other settings")
+        return caveats
 
     def to_json(self) -> str:
-        """The report as JSON, shares 0..1."""
+        """Serialise the report to JSON; scores are shares 0..1."""
         tree = dataclasses.asdict(self)
-        for kind in ("methods", "confusions"):  # named tuples would become lists of nameless values
+        for kind in ("methods", "confusions"):  # named tuples would become lists without names
             tree[kind] = {name: _tree(value) for name, value in getattr(self, kind).items()}
         return json.dumps(tree, indent=2)
 
@@ -211,14 +211,14 @@ class EvalReport:
 
     @classmethod
     def load(cls, path: str | Path) -> EvalReport:
-        """Read what `save` wrote.
+        """Read a file of `save`.
 
         Raises:
-            DatasetError: The file is missing, or no report.
+            DatasetError: The file is missing or is not a report of this version.
         """
         try:
             tree = json.loads(Path(path).read_text(encoding="utf-8"))
-            found = cls(
+            report = cls(
                 **{
                     **tree,
                     "classes": tuple(tree["classes"]),
@@ -236,15 +236,15 @@ class EvalReport:
                     },
                 }
             )
-            wrong = [name for name, scores in found.scores.items() if len(scores.class_iou) != len(found.classes)]
-            if wrong or not found.scores:
+            wrong = [name for name, scores in report.scores.items() if len(scores.class_iou) != len(report.classes)]
+            if wrong or not report.scores:
                 raise ValueError("it has no score for every class")
-            return found
+            return report
         except OSError as error:
             raise DatasetError(f"cannot read report {path}: {error.strerror}.") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetError(
-                f"{path} is no report of this version of eval_seg.py ({type(error).__name__}: {error}). Evaluate again."
+                f"{path} is not a report of this version ({type(error).__name__}: {error}). Evaluate again."
             ) from None
 
 

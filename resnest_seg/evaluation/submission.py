@@ -1,4 +1,4 @@
-"""Submission packs for the servers of Cityscapes and ADE20K: one zip file of PNGs, validated before it is published."""
+"""Submission files for the servers of Cityscapes and ADE20K: a zip file of PNGs, validated before it gets its name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from resnest_seg.labels import LabelSpace
 
 
 def cityscapes_name(photo: str) -> str:
-    """The server's name of a prediction: the photo's city, sequence and frame, then _pred_labelIds.png.
+    """Return Cityscapes' name of a prediction: city, sequence and frame of the photo, then _pred_labelIds.png.
 
     Raises:
-        DatasetError: It is no photo of Cityscapes.
+        DatasetError: The photo's name does not end with _leftImg8bit.png.
     """
     if not photo.endswith("_leftImg8bit.png"):
         raise DatasetError(f"{photo} cannot be submitted to Cityscapes: its name does not end with _leftImg8bit.png.")
@@ -29,26 +29,27 @@ def cityscapes_name(photo: str) -> str:
 
 
 def ade20k_name(photo: str) -> str:
-    """The photo's name with the ending .png."""
+    """Return ADE20K's name of a prediction: the photo's with the suffix .png."""
     return f"{PurePosixPath(photo).stem}.png"
 
 
 NAMES: dict[str, Callable[[str], str]] = {"cityscapes": cityscapes_name, "ade20k": ade20k_name}
-"""Data set -> photo's name -> name in the zip. Values are raw ids: 34 label ids of Cityscapes, 1..150 of ADE20K."""
+"""Data set -> function from a photo's name to the name in the zip. Pixels are raw ids: the 34 label ids of Cityscapes,
+1..150 of ADE20K."""
 
 
 class Submission:
-    """Collects predictions in a zip file, which gets its name at the end of a `with` block, after it was validated.
+    """A context manager that collects predictions in a zip file, validates it on exit and then gives it its name.
 
     Args:
         path: The zip file.
-        label_space: The classes; its name says whose rules hold.
-        photos: All photos of the split, none of which may be missing at the end.
+        label_space: The classes; its name selects the server.
+        photos: All photos of the split; each needs a prediction.
         overwrite: Replace the file if it exists.
 
     Raises:
-        ConfigError: There is no server for this data set, or the file exists already.
-        DatasetError: Two photos would have the same name there, or one has a name that no zip file can hold.
+        ConfigError: There is no server for this data set, or the file exists.
+        DatasetError: Two photos would get the same name, or a name is invalid in zip files.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Submission:
         name = NAMES[self.label_space.name](photo)
         if printable(name) != name or any(letter in name for letter in ":\\\n\t"):
             raise DatasetError(
-                f"{photo} cannot be submitted: zip files hold no such name safely (bytes that are no UTF-8, control "
+                f"{photo} cannot be submitted: its name is not safe in a zip file (bytes that are not UTF-8, control "
                 "characters, colons, backslashes). Rename it."
             )
         return name
@@ -86,7 +87,7 @@ class Submission:
 
         Args:
             photo: The photo's path or name.
-            labels: Train ids 0..K-1 at the photo's own size, [H, W].
+            labels: Train ids 0..K-1 at the photo's size, [H, W].
             size: The photo's (H, W).
         """
         name = self._name(photo)
@@ -113,7 +114,7 @@ class Submission:
 
 
 def validate(path: Path, label_space: LabelSpace, sizes: dict[str, tuple[int, int]]) -> None:
-    """Read a submission as a server would.
+    """Validate a submission as a server would.
 
     Args:
         path: The zip file.
@@ -121,21 +122,21 @@ def validate(path: Path, label_space: LabelSpace, sizes: dict[str, tuple[int, in
         sizes: Expected names and their (H, W).
 
     Raises:
-        DatasetError: A file is missing or too many, has another size or type, or holds an id that is no class.
+        DatasetError: A file is missing, unexpected, or of another size or type, or has an id that is not a class.
     """
     allowed = np.zeros(256, bool)
     allowed[list(label_space.raw_ids)] = True
     with zipfile.ZipFile(path) as content:
         names = content.namelist()
-        _require(sorted(names) == sorted(sizes), "it does not hold one file for each photo")
+        _require(sorted(names) == sorted(sizes), "it does not have one file for each photo")
         _require(bool(names), "it is empty")
         for name in names:
             with Image.open(io.BytesIO(content.read(name))) as picture:
                 ids = np.array(picture)
-                _require(picture.mode == "L" and picture.format == "PNG", f"{name} is no 8-bit greyscale PNG")
+                _require(picture.mode == "L" and picture.format == "PNG", f"{name} is not an 8-bit greyscale PNG")
             _require(ids.shape == sizes[name], f"{name} is {ids.shape}, its photo {sizes[name]} (height, width)")
             strangers = np.unique(ids[~allowed[ids]])
-            _require(not len(strangers), f"{name} holds ids that are no class: {_listed(strangers)}")
+            _require(not len(strangers), f"{name} has ids that are not classes: {_listed(strangers)}")
 
 
 def _require(holds: bool, otherwise: str) -> None:

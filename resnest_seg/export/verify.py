@@ -1,4 +1,4 @@
-"""Verification of exported files: file and source see the same pixels, and their differences have bounds."""
+"""Verification of exported files: the differences between file and source on the same images must be within bounds."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from resnest_seg.io.display import PlainTable
 from resnest_seg.models.segmenter import Segmenter
 
 SIZES = (((33, 47), 3), ((64, 64), 1), ((97, 130), 3), ((256, 256), 1), ((512, 683), 1))
-"""Sizes (H, W) at which an export is compared with its source, and how many images at once."""
+"""Sizes (H, W) at which an export is compared with its source, and the batch sizes."""
 
 PHOTOS = sum(count for _, count in SIZES)
-"""Photos that a comparison uses."""
+"""Number of photos in a comparison."""
 
 OWN_SIZE = 4
-"""Photos that are compared at their own size as well."""
+"""Number of photos that are also compared at their original size."""
 
 LARGEST = 4_000_000
-"""Pixels up to which they are."""
+"""Maximum pixels of a photo that is compared at its original size."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """What an export must keep; None asks nothing.
+    """Acceptance bounds of an export; None for no bound.
 
     Attributes:
-        agreement: Least share of pixels, over all images, with the same label.
-        relative_error: Largest error of the output, as a share of its largest value.
-        drop: Largest loss of mean IoU, as a share 0..1.
+        agreement: Minimum share of pixels, over all images, with the same label, 0..1.
+        relative_error: Maximum error of the output, as a share of its largest value.
+        drop: Maximum decrease of mean IoU, 0..1.
     """
 
     agreement: float | None = None
@@ -56,18 +56,18 @@ BOUNDS = {
     "half": Bounds(agreement=0.995),
     "int8": Bounds(drop=0.01),
 }
-"""Precision -> what an export of it must keep."""
+"""Precision -> acceptance bounds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """What an export is compared on.
+    """The images on which an export is compared with its source.
 
     Attributes:
-        photos: RGB, uint8 [H, W, 3], of which the first `PHOTOS` are used; empty takes some of the data set's, or drawn
+        photos: RGB, uint8 [H, W, 3], of which the first `PHOTOS` are used; if empty, photos of the data set, or drawn
             street scenes without one.
-        dataset: Labelled images, of which both get a mean IoU.
-        limit: The first this many of them; None takes all.
+        dataset: Labelled images for the mean IoU of both.
+        limit: Number of images of the data set to use, the first ones; None for all.
     """
 
     photos: Sequence[NDArray[np.uint8]] = ()
@@ -77,16 +77,16 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """An export and its source on images of one size.
+    """Differences between an export and its source on images of one size.
 
     Attributes:
-        height: Of the images.
-        width: Of the images.
-        batch: How many at once.
-        max_error: Largest difference of the output; None where the output is labels, as for the next two.
-        mean_error: Mean difference.
-        relative_error: Largest difference as a share of the source's largest value.
-        agreement: Share of pixels with the same label.
+        height: Height of the images.
+        width: Width of the images.
+        batch: Number of images in a batch.
+        max_error: Largest difference of the output; None if the output is labels.
+        mean_error: Mean difference of the output; None if the output is labels.
+        relative_error: Largest difference as a share of the source's largest value; None if the output is labels.
+        agreement: Share of pixels with the same label, 0..1.
     """
 
     height: int
@@ -99,26 +99,26 @@ class Comparison:
 
     @property
     def pixels(self) -> int:
-        """Of all images together."""
+        """Number of pixels of all images."""
         return self.height * self.width * self.batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """How far an export agrees with its source.
+    """The measured agreement of an export with its source.
 
     Attributes:
-        file: Its name.
-        sha256: Its hash: what was found is true of this file alone.
-        runtime: What it was run by.
-        info: What it says about itself.
-        images: What was compared: the data set's or given photos, or drawn scenes.
-        comparisons: One a size.
-        agreement: Share of pixels with the same label, over all comparisons.
-        scored: What the mean IoU below is measured on; empty if it is not.
+        file: Name of the file.
+        sha256: Hash of the file, to which alone the measurements apply.
+        runtime: The runtime that executed it.
+        info: The file's metadata.
+        images: The images compared, in words: the data set's photos, given ones, or drawn scenes.
+        comparisons: One comparison per size.
+        agreement: Share of pixels with the same label, over all comparisons, 0..1.
+        scored: The images of the mean IoU below, in words; empty without it.
         source_mean_iou: Mean IoU of the source, 0..1.
-        mean_iou: Mean IoU of the export.
-        bounds: What it has to keep.
+        mean_iou: Mean IoU of the export, 0..1.
+        bounds: Acceptance bounds.
     """
 
     file: str
@@ -135,29 +135,33 @@ class Proof:
 
     @property
     def relative_error(self) -> float | None:
-        """The largest of all comparisons."""
+        """The largest relative error of all comparisons."""
         errors = [row.relative_error for row in self.comparisons if row.relative_error is not None]
-        # not by max(), which may skip a value that is no number
+        # not by max(), which may skip a NaN
         return None if not errors else float(np.max(errors))
 
     @property
     def breaches(self) -> list[str]:
-        """What it does not keep, one sentence each."""
-        found, bounds, error = [], self.bounds, self.relative_error
+        """The violated bounds, one sentence each."""
+        breaches, bounds, error = [], self.bounds, self.relative_error
         if bounds.agreement is not None and not self.agreement >= bounds.agreement:
-            found.append(f"{self.agreement:.3%} of the labels agree (at least {bounds.agreement:.2%})")
+            breaches.append(f"{self.agreement:.3%} of the labels agree (at least {bounds.agreement:.2%})")
         if bounds.relative_error is not None and error is not None and not error <= bounds.relative_error:
-            found.append(f"the output is off by {error:.2g} of its largest value (at most {bounds.relative_error:g})")
+            breaches.append(
+                f"the output is off by {error:.2g} of its largest value (at most {bounds.relative_error:g})"
+            )
         if bounds.drop is not None:
             assert self.mean_iou is not None
             assert self.source_mean_iou is not None
             drop = self.source_mean_iou - self.mean_iou
             if not drop <= bounds.drop:
-                found.append(f"mean IoU {self.scored} drops by {100 * drop:.2f} points (at most {100 * bounds.drop:g})")
-        return found
+                breaches.append(
+                    f"mean IoU {self.scored} drops by {100 * drop:.2f} points (at most {100 * bounds.drop:g})"
+                )
+        return breaches
 
     def table(self) -> PlainTable:
-        """The comparisons, a row each, and the mean IoU below."""
+        """Make a table with one row per comparison, and the mean IoU below."""
         caption = f"{self.agreement:.4%} of all labels agree; compared on {self.images}"
         if self.mean_iou is not None and self.source_mean_iou is not None:
             caption += (
@@ -178,7 +182,7 @@ class Proof:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values that JSON can hold."""
+        """Convert to plain values for JSON."""
         return dataclasses.asdict(self) | {"relative_error": self.relative_error, "agrees": not self.breaches}
 
 
@@ -190,37 +194,37 @@ def prove(
     evidence: Evidence = Evidence(),  # a constant
     on_image: Callable[[], object] | None = None,
 ) -> Proof:
-    """Compare an exported file with its source, which stays as it is.
+    """Compare an exported file with its source, which is not changed.
 
-    The label of the source is the class of its highest logit. With a data set, both label its images whole, at their
-    own size. Without one, an 8-bit export is scored against the labels of the source.
+    The label of the source is the class of its highest logit. With a data set, both predict its images whole, at their
+    original size. Without one, an 8-bit export is scored against the labels of the source.
 
     Args:
-        model: The file, in its own runtime.
+        model: The file, opened in its runtime.
         segmenter: Its source, not fused, on any device.
-        evidence: What they are compared on.
+        evidence: The images.
         on_image: Called after every image of the data set, for progress bars.
 
     Raises:
-        ExportError: The export does not keep the bounds of its precision; says which and by how much.
+        ExportError: The export violates the bounds of its precision; the message says which and by how much.
         CheckpointError: The data set has other classes.
         DatasetError: A sample cannot be read.
     """
     info, precision = model.info, model.info.precision
     if evidence.dataset is not None:
         check_fits(segmenter, evidence.dataset)
-    photos, images, own = _photos(evidence)
+    photos, images, full_size = _photos(evidence)
     matrices = ConfusionMatrix(segmenter.num_classes), ConfusionMatrix(segmenter.num_classes)
     rows: list[Comparison] = []
     with _in_eval_mode(segmenter):
-        for photo_batch in _batches(photos, own, smallest=info.smallest):
-            batch = photo_batch[..., np.arange(info.channels) % 3]  # channels beyond RGB repeat it
-            expected, found = _outputs(segmenter, model, batch)
-            row = _compare(expected, found, batch)
+        for photo_batch in _batches(photos, full_size, smallest=info.smallest):
+            batch = photo_batch[..., np.arange(info.channels) % 3]  # channels beyond RGB repeat RGB
+            expected, actual = _outputs(segmenter, model, batch)
+            row = _compare(expected, actual, batch)
             rows.append(row)
             if evidence.dataset is None and precision == "int8":
                 truth = _labels(expected)
-                for matrix, output in zip(matrices, (expected, found), strict=True):
+                for matrix, output in zip(matrices, (expected, actual), strict=True):
                     matrix.update(truth, _labels(output))
         if evidence.dataset is not None:
             _score(segmenter, model, evidence, matrices, on_image)
@@ -245,7 +249,7 @@ def prove(
 
 
 def _scored(evidence: Evidence, precision: str) -> str:
-    """What the mean IoU is measured on, in words; empty if it is not."""
+    """Describe the images of the mean IoU; empty without it."""
     dataset = evidence.dataset
     if dataset is not None:
         count = min(evidence.limit or len(dataset), len(dataset))
@@ -258,7 +262,7 @@ def _complaint(proof: Proof) -> str:
     if proof.info["precision"] == "int8":
         advice = " More calibration images may help; if not, this model needs more than 8 bits."
         if "own labels" in proof.scored:
-            advice = " Judge it by real labels (--dataset), or calibrate with more images."
+            advice = " Evaluate it with ground truth (--dataset), or calibrate with more images."
     elif proof.info["precision"] == "half":
         advice = " This model needs float32."
     return (
@@ -269,7 +273,7 @@ def _complaint(proof: Proof) -> str:
 
 @contextlib.contextmanager
 def _in_eval_mode(segmenter: Segmenter) -> Iterator[None]:
-    """Within this context, the model is in eval mode."""
+    """Context in which the model is in eval mode."""
     training = segmenter.training
     segmenter.eval()
     try:
@@ -280,7 +284,7 @@ def _in_eval_mode(segmenter: Segmenter) -> Iterator[None]:
 
 
 def _photos(evidence: Evidence) -> tuple[list[NDArray[np.uint8]], str, int]:
-    """What is compared, what it is in words, and how many of them at their own size as well."""
+    """Return the photos, their description, and the number to compare at their original size as well."""
     dataset = evidence.dataset
     if len(evidence.photos):
         photos = list(evidence.photos[:PHOTOS])
@@ -295,22 +299,22 @@ def _photos(evidence: Evidence) -> tuple[list[NDArray[np.uint8]], str, int]:
     return photos, name, OWN_SIZE
 
 
-def _batches(photos: Sequence[NDArray[np.uint8]], own: int, *, smallest: int) -> Iterator[NDArray[np.uint8]]:
-    """Images uint8 [N, H, W, 3]: the photos resized to `SIZES`, then `own` of them at their own size."""
-    place = 0
+def _batches(photos: Sequence[NDArray[np.uint8]], full_size: int, *, smallest: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield images uint8 [N, H, W, 3]: the photos resized to `SIZES`, then `own` of them at their original size."""
+    start = 0
     for (height, width), count in SIZES:
         height, width = max(height, smallest), max(width, smallest)
-        chosen = [photos[(place + offset) % len(photos)] for offset in range(count)]
-        place += count
+        chosen = [photos[(start + offset) % len(photos)] for offset in range(count)]
+        start += count
         resized = [cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA) for photo in chosen]
         yield np.stack(resized).astype(np.uint8, copy=False)
-    for photo in photos[:own]:
+    for photo in photos[:full_size]:
         if smallest <= min(photo.shape[:2]) and photo.shape[0] * photo.shape[1] <= LARGEST:
             yield photo[None]
 
 
 def _outputs(segmenter: Segmenter, model: ExportedModel, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-    """The source's logits (or probabilities, if that is what the export gives) and the export's output, on the CPU."""
+    """Return the source's logits (or probabilities, if the export returns them) and the export's output, on the CPU."""
     nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     expected = segmenter(torch.from_numpy(nchw).to(segmenter.pixel_mean.device)).logits.float().cpu()
     if model.info.output == "softmax":
@@ -319,33 +323,33 @@ def _outputs(segmenter: Segmenter, model: ExportedModel, images: NDArray[np.uint
 
 
 def _labels(output: Tensor) -> Tensor:
-    """Labels uint8 [N, H, W] of scores [N, K, H, W], or of labels."""
+    """Convert scores [N, K, H, W], or labels, to labels uint8 [N, H, W]."""
     return output.argmax(dim=1).to(torch.uint8) if output.dim() == 4 else output
 
 
-def _compare(expected: Tensor, found: Tensor, images: NDArray[np.uint8]) -> Comparison:
+def _compare(expected: Tensor, actual: Tensor, images: NDArray[np.uint8]) -> Comparison:
     batch, height, width = images.shape[:3]
-    labels = _labels(found)
+    labels = _labels(actual)
     if labels.shape != (batch, height, width):
-        raise ExportError(f"images of {list(images.shape)} gave an output of {list(found.shape)}: its size is wrong.")
+        raise ExportError(f"images of {list(images.shape)} gave an output of {list(actual.shape)}: its size is wrong.")
     agreement = float((labels == _labels(expected)).double().mean())
-    if found.dim() == 3:
+    if actual.dim() == 3:
         return Comparison(height, width, batch, None, None, None, agreement)
-    error = (found - expected).abs()
+    error = (actual - expected).abs()
     largest, scale = float(error.max()), float(expected.abs().max())
     return Comparison(height, width, batch, largest, float(error.mean()), largest / max(scale, 1e-12), agreement)
 
 
 def _mean_iou(matrix: ConfusionMatrix, *, known: bool) -> float:
-    """The usual one where labels are known; of the source's own labels, that of the classes that it found.
+    """Return the mean IoU; against the source's labels, over the classes that it predicts.
 
-    A single pixel of a class that the source never names would otherwise count as a whole class missed.
+    A single pixel of a class that the source never predicts would otherwise count as a class with IoU 0.
     """
     scores = matrix.scores()
     if known:
         return scores.mean_iou
-    found = [iou for iou, share in zip(scores.class_iou, scores.class_share, strict=True) if share and iou is not None]
-    return float(np.mean(found)) if found else 0.0
+    ious = [iou for iou, share in zip(scores.class_iou, scores.class_share, strict=True) if share and iou is not None]
+    return float(np.mean(ious)) if ious else 0.0
 
 
 def _score(
@@ -355,7 +359,7 @@ def _score(
     matrices: tuple[ConfusionMatrix, ConfusionMatrix],
     on_image: Callable[[], object] | None,
 ) -> None:
-    """Count the labels of the source and of the export on the data set."""
+    """Count the confusions of the source and of the export on the data set."""
     dataset = evidence.dataset
     assert dataset is not None
     for index in range(min(evidence.limit or len(dataset), len(dataset))):

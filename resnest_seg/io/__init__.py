@@ -16,7 +16,7 @@ _HOMES = {
     "decode_mask": "masks",
     "download": "download",
     "error_map": "visualize",
-    "image_size": "images",
+    "image_size": "masks",
     "mask_palette": "masks",
     "overlay": "visualize",
     "polygons": "polygons",

@@ -1,7 +1,7 @@
-"""Tables, bars and consoles of rich, for names that other people chose: text is shown as it is, never read as markup.
+"""Tables, progress bars and consoles of rich that show text verbatim and never parse it as markup.
 
-rich takes `[bold]` in a string for a style and `[/x]` for a mistake, so that a class or a file of such a name would
-vanish from a table, or end the program. Nothing else of the package makes these objects.
+rich reads `[bold]` in a string as a style and raises on `[/x]`: a class or a file of such a name would vanish from a
+table or end the program. All tables, bars and consoles of the package are made here.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from resnest_seg.errors import printable
 
 
 def plain_text(text: str) -> Text:
-    """A string as it is, without bytes that no terminal takes."""
+    """Return the string verbatim, with unprintable characters escaped."""
     return Text(printable(text))
 
 
 class PlainTable(Table):
-    """A table of plain strings, whatever console it is printed by.
+    """A table whose cells are plain text on any console.
 
     Args:
-        title: Above it.
-        caption: Below it.
-        show_footer: Whether columns have footers.
-        compact: Without lines, for tables that have to fit 80 columns; the title stands left.
+        title: Text above the table.
+        caption: Text below the table.
+        show_footer: Show the columns' footers.
+        compact: Draw no lines and align the title left, so that the table fits 80 columns.
     """
 
     def __init__(self, *, title: str = "", caption: str = "", show_footer: bool = False, compact: bool = False) -> None:
@@ -41,27 +41,27 @@ class PlainTable(Table):
             self.box, self.padding, self.title_justify = None, (0, 1, 0, 0), "left"
 
     def column(self, heading: str, *, footer: str = "", right: bool = False, no_wrap: bool = False) -> None:
-        """Add a column; `right` is for numbers."""
+        """Add a column; `right` aligns it right, for numbers."""
         justify: Literal["left", "right"] = "right" if right else "left"
         self.add_column(plain_text(heading), plain_text(footer), justify=justify, no_wrap=no_wrap)
 
     def row(self, *cells: str, style: str = "") -> None:
-        """Add a row, a string a column."""
+        """Add a row with one string per column."""
         self.add_row(*map(plain_text, cells), style=style or None)
 
 
 def console(*, stderr: bool = False, quiet: bool = False, soft_wrap: bool = False, width: int | None = None) -> Console:
-    """A console that prints strings as they are: no markup, no emoji, no colours by content."""
+    """Make a console that prints strings verbatim: without markup, emoji codes and highlighting."""
     return Console(
         stderr=stderr, quiet=quiet, soft_wrap=soft_wrap, width=width, markup=False, emoji=False, highlight=False
     )
 
 
 class ShownText(ProgressColumn):
-    """A field of a task as plain text.
+    """A progress column that shows a field of a task as plain text.
 
     Args:
-        field: "description", or a name that was given to `add_task`.
+        field: "description", or a keyword of `add_task`.
     """
 
     def __init__(self, field: str = "description") -> None:
@@ -69,20 +69,20 @@ class ShownText(ProgressColumn):
         self.field = field
 
     def render(self, task: Task) -> Text:
-        """The field of one task."""
+        """Return the field of one task."""
         return plain_text(str(task.description if self.field == "description" else task.fields[self.field]))
 
 
 def progress_bars(
     *columns: ProgressColumn, shown: bool = False, on: Console | None = None, disable: bool = False
 ) -> Progress:
-    """Bars that vanish at the end.
+    """Make progress bars that are erased at the end.
 
     Args:
-        columns: Instead of description, bar, count and the time that remains.
-        shown: Show the field `shown` of a task as well.
-        on: The console; None is standard output.
-        disable: Show nothing.
+        columns: Replace the default columns: description, bar, count and remaining time.
+        shown: Add a column with the field `shown` of a task.
+        on: The console; None for standard output.
+        disable: Display nothing.
     """
     usual = [ShownText(), BarColumn(), MofNCompleteColumn(), *([ShownText("shown")] if shown else []),
              TimeRemainingColumn()]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Downloads: resumed where they broke off, checked against their hash, and never half there."""
+"""Downloads that resume after an interruption, are verified by their hash and appear atomically."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from resnest_seg.io.display import ShownText, progress_bars
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """The least speed of an answer.
+    """The minimum transfer rate of a response.
 
     Attributes:
-        rate: Bytes a second; by default a tenth of what a telephone modem carries.
-        window: Seconds that it is averaged over: so long may a line falter.
+        rate: Bytes per second; the default is a tenth of a telephone modem's rate.
+        window: Seconds over which the rate is averaged; shorter stalls are tolerated.
     """
 
     rate: int = 512
@@ -40,11 +40,11 @@ class Pace:
 
 
 class TooSlowError(ConnectionError):
-    """An answer that does not keep its `Pace`."""
+    """A response is slower than its `Pace`."""
 
 
 def paced_handlers(pace: Pace) -> list[urllib.request.BaseHandler]:
-    """What `urllib.request.build_opener` takes to open http and https addresses whose answers keep a pace."""
+    """Return handlers for `urllib.request.build_opener` that raise `TooSlowError` on slow http(s) responses."""
     return [_HTTPHandler(pace), _HTTPSHandler(pace)]
 
 
@@ -85,7 +85,7 @@ def _response(
 
 
 class _Socket:
-    """Of a socket, what an `HTTPResponse` asks for: the file that it is read through."""
+    """The part of a socket's interface that `HTTPResponse` uses: `makefile`."""
 
     def __init__(self, connection: socket.socket, pace: Pace) -> None:
         self._connection, self._pace = connection, pace
@@ -96,7 +96,7 @@ class _Socket:
 
 
 class _Counted(io.RawIOBase):
-    """The bytes of a connection, counted as they arrive."""
+    """A raw stream that measures the rate at which bytes arrive."""
 
     def __init__(self, raw: socket.SocketIO, pace: Pace) -> None:
         self._raw, self._pace, self._got = raw, pace, 0
@@ -108,14 +108,14 @@ class _Counted(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         got = self._raw.readinto(buffer)
         now = time.monotonic()
-        if self._began is None:  # how long the server may think before it begins is limited by the socket's own time
+        if self._began is None:  # the wait before the first byte is limited by the socket's timeout
             self._began = now
         self._got += got or 0
         took = now - self._began
         if took > self._pace.window:
             if got and self._got < self._pace.rate * took:
                 raise TooSlowError(
-                    f"it came at {self._got / took:.0f} bytes a second for {took:.0f} s, and the least is "
+                    f"the rate was {self._got / took:.0f} bytes a second for {took:.0f} s, and the minimum is "
                     f"{self._pace.rate}"
                 )
             self._began, self._got = now, 0
@@ -127,25 +127,24 @@ class _Counted(io.RawIOBase):
 
 
 CHUNK = 1 << 20
-"""Bytes read at once."""
+"""Bytes per read."""
 
 TRIES = 4
-"""Attempts in a row that fetch next to nothing, before a download is given up. Each continues where the last broke off.
-"""
+"""Consecutive attempts without progress before a download fails. Each resumes the last."""
 
 PROGRESS = 1 << 16
-"""Bytes that an attempt must fetch to be more than next to nothing."""
+"""Bytes that an attempt must fetch to count as progress."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Digest:
-    """A hash that a file must have.
+    """The expected hash of a file.
 
     Attributes:
-        algorithm: A name that `hashlib` knows, such as "sha256".
-        prefix: The first hexadecimal digits, as many as are known.
-        member: For a zip whose hash is that of a file inside it: gives the name of that file, from the path and the
-            open zip, or raises a `ResNeStSegError`. None for other files.
+        algorithm: A name of `hashlib`, such as "sha256".
+        prefix: The known first hexadecimal digits.
+        member: For a zip whose hash is that of a file inside it: returns the name of that file, given the path and
+            the open zip, or raises a `ResNeStSegError`. None for other files.
     """
 
     algorithm: str
@@ -156,7 +155,7 @@ class Digest:
         return f"{self.algorithm.upper()} {self.prefix}...{' inside the zip' if self.member else ''}"
 
     def matches(self, path: Path) -> bool:
-        """Whether the file's content has this hash; False for a damaged zip."""
+        """True if the file's content has this hash; False for a corrupt zip."""
         with contextlib.ExitStack() as opened:
             file: IO[bytes] = opened.enter_context(open(path, "rb"))
             if self.member is not None:
@@ -184,23 +183,23 @@ def download(
     pace: Pace = Pace(),  # a constant
     pause: Callable[[float], object] = time.sleep,
 ) -> Path:
-    """Fetch `url` to `path`, unless it is there already.
+    """Download `url` to `path`, unless `path` exists.
 
-    Bytes go to `path`.part first, which survives an interruption and is continued by the next call. Only a complete
-    file with the right hash gets the name `path`. Several processes may call this at the same time: one fetches.
+    Bytes are written to `path`.part, which the next call resumes after an interruption. It is renamed to `path` when
+    it is complete and its hash is right. Several processes may call this at the same time: one downloads.
 
     Args:
         url: http or https address.
-        path: Where the file goes.
-        digest: The hash it must have; None checks the length only.
-        timeout: Seconds of silence after which an attempt counts as broken off.
-        pace: Speed below which it does as well.
+        path: The file.
+        digest: The expected hash; None checks the length only.
+        timeout: Seconds without a byte after which an attempt fails.
+        pace: The minimum rate; a slower attempt fails.
         pause: Waits the given seconds between attempts.
 
     Raises:
-        DownloadError: It cannot be fetched, or is another file; says how to get and where to put it by hand.
+        DownloadError: The download failed, or the hash differs; the message says how to fetch the file by hand.
     """
-    if path.exists():  # no lock: the folder may be one that others keep
+    if path.exists():  # no lock: the folder may be read-only
         return _checked(path, digest)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -228,10 +227,10 @@ def _checked(path: Path, digest: Digest | None) -> Path:
 def _attempt(
     url: str, path: Path, *, digest: Digest | None, timeout: float, pace: Pace, pause: Callable[[float], object]
 ) -> str | None:
-    """Fetch until the file is there, or until it makes no sense any more; returns what the problem is, if any."""
+    """Retry until the file is complete; return the reason if that is hopeless, else None."""
     part = path.with_name(f"{path.name}.part")
     problem, failures = "", 0
-    if digest is not None and part.exists() and digest.matches(part):  # stopped just before it got its name
+    if digest is not None and part.exists() and digest.matches(part):  # interrupted just before the rename
         part.replace(path)
         return None
     while failures < TRIES:
@@ -241,7 +240,7 @@ def _attempt(
         except urllib.error.HTTPError as error:
             problem = f"HTTP {error.code} {error.reason}"
             if error.code < 500 and error.code != 429:
-                break  # asking again will not help
+                break  # a retry will not help
         except (OSError, http.client.HTTPException) as error:
             problem = str(getattr(error, "reason", error)) or type(error).__name__
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -251,9 +250,9 @@ def _attempt(
                 part.replace(path)
                 return None
             part.unlink()
-            problem = f"the file there is another one, its hash is not {digest}"
+            problem = f"the server has another file, its hash is not {digest}"
             if not had:
-                break  # a continued one may have begun as an older file: that is worth a fresh start
+                break  # a resumed file may mix two versions, so it is fetched afresh once
         grown = part.exists() and part.stat().st_size >= had + PROGRESS
         failures = 0 if grown else failures + 1
         if failures < TRIES:
@@ -262,7 +261,7 @@ def _attempt(
 
 
 def _fetch(url: str, part: Path, *, timeout: float, pace: Pace) -> None:
-    """One attempt: append what is missing to `part`; returns when it is as long as the server says."""
+    """Make one attempt: append the missing bytes to `part` until it has the length that the server states."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -270,11 +269,11 @@ def _fetch(url: str, part: Path, *, timeout: float, pace: Pace) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        part.unlink()  # longer than the file on the server: it is no beginning of it
-        raise ConnectionError("what was fetched before does not belong to this file") from None
+        part.unlink()  # longer than the file on the server, so not a prefix of it
+        raise ConnectionError("the partial download does not belong to this file") from None
     with response, open(part, "ab") as file, _bar() as progress:
         start = (response.headers.get("Content-Range") or "").removeprefix("bytes ").partition("-")[0]
-        if response.status != 206 or start != str(have):  # the server cannot continue, or there was nothing to continue
+        if response.status != 206 or start != str(have):  # the server cannot resume, or there was nothing to resume
             file.truncate(0)
             have = 0
         length = response.headers.get("Content-Length")

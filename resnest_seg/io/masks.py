@@ -1,19 +1,77 @@
-"""Reading mask files: raw ids or colours per pixel, as stored."""
+"""Reading mask files: raw ids or colours per pixel, as stored. Sizes and orientation tags of image headers by Pillow."""
 
 from __future__ import annotations
 
 import io
+import warnings
+from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from resnest_seg.errors import DatasetError
-from resnest_seg.io.images import BROKEN, JPEG, PNG
+from resnest_seg.io.images import JPEG, PNG
 
-_LOSSY = "{name} is no mask: lossy compression ({kind}) blurs ids and colours. Save masks as PNG."
+BROKEN = (
+    OSError,
+    UnidentifiedImageError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+    cv2.error,
+    MemoryError,
+)
+"""Exceptions of Pillow and OpenCV on images that are corrupt (SyntaxError: a broken PNG chunk) or too large."""
+
+
+_ORIENTATION = 274
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Read (height, width) of an image file from its header; (0, 0) if it has none (decoding then raises the error)."""
+    try:
+        with warnings.catch_warnings(), open(path, "rb") as file:
+            warnings.simplefilter("ignore")  # large images are expected here
+            try:
+                with Image.open(file) as picture:
+                    return picture.height, picture.width
+            except Image.DecompressionBombError:  # the header is valid
+                return _size_of_bomb(file)
+    except (OSError, SyntaxError, ValueError):
+        return 0, 0
+
+
+def _size_of_bomb(file: IO[bytes]) -> tuple[int, int]:
+    """Return the size that `Image.open` reads before it rejects the image as too large."""
+    file.seek(0)
+    prefix = file.read(16)
+    for name in Image.ID:
+        make, accepts = Image.OPEN[name]
+        if accepts is not None and accepts(prefix) is True:
+            file.seek(0)
+            with make(file, "") as picture:
+                return picture.height, picture.width
+    return 0, 0
+
+
+def orientation(data: bytes) -> int:
+    """Read the EXIF orientation of a photo, 1..8; 1 if there is none."""
+    if data[:8] == PNG and b"eXIf" not in data:  # Pillow would decode all pixels to look behind them
+        return 1
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as picture:
+            warnings.simplefilter("ignore")
+            turned = picture.getexif().get(_ORIENTATION, 1)
+    except BROKEN:
+        return 1
+    return turned if turned in range(2, 9) else 1
+
+
+_LOSSY = "{name} is not a mask: lossy compression ({kind}) blurs ids and colours. Save masks as PNG."
 _COMPRESSION = 259
 _LOSSY_TIFF = {6: "JPEG in TIFF", 7: "JPEG in TIFF", 34892: "JPEG in TIFF", 50001: "WebP in TIFF"}
 
@@ -21,15 +79,18 @@ _LOSSY_TIFF = {6: "JPEG in TIFF", 7: "JPEG in TIFF", 34892: "JPEG in TIFF", 5000
 def decode_mask(data: bytes, name: str) -> NDArray[np.uint8]:
     """Decode a mask: ids [H, W] of a greyscale or palette image, or colours [H, W, 3] of an RGB image.
 
-    The ids are the values that are stored, also where these have 1, 2 or 4 bits or a TIFF counts from white; of a
-    palette, its indices. Greyscale of 16 bits is read if all its ids are below 256.
+    Ids are the stored values, unscaled: also with 1, 2 or 4 bits and in a TIFF that counts from white; in a palette
+    image, the indices. 16-bit greyscale is read if all ids are below 256.
 
     Args:
         data: The file's content.
-        name: What errors call it.
+        name: Its name in error messages.
+
+    Returns:
+        uint8 [H, W] or [H, W, 3].
 
     Raises:
-        DatasetError: No image, a damaged one, or one that can hold no labels.
+        DatasetError: The content is not an image, is corrupt, or its format cannot hold labels.
     """
     if data[:2] == JPEG or _is_lossy_webp(data):
         raise DatasetError(_LOSSY.format(name=name, kind="JPEG or WebP"))
@@ -53,21 +114,21 @@ def decode_mask(data: bytes, name: str) -> NDArray[np.uint8]:
         if ids.min() < 0 or ids.max() > 255:
             raise DatasetError(f"{name} holds ids up to {ids.max()} (from {ids.min()}): only 0..255 can be labels.")
         return ids.astype(np.uint8)
-    if data[:8] == PNG and data[24] == 16:  # of which Pillow keeps the upper half
-        raise DatasetError(f"{name} is no mask: its colours have 16 bits a channel. Save masks with 8.")
+    if data[:8] == PNG and data[24] == 16:  # Pillow keeps the upper 8 bits only
+        raise DatasetError(f"{name} is not a mask: its colours have 16 bits a channel. Save masks with 8.")
     if picture.mode in ("RGB", "RGBA"):
         return np.array(picture.convert("RGB"))
-    raise DatasetError(f"{name} is no mask: it has mode {picture.mode}, not greyscale, palette or RGB.")
+    raise DatasetError(f"{name} is not a mask: it has mode {picture.mode}, not greyscale, palette or RGB.")
 
 
 def _stored(picture: Image.Image, data: bytes, name: str) -> NDArray[np.uint8]:
-    """The values of a picture of one band [H, W] as the file has them: Pillow scales them up to white = 255."""
+    """Return the stored values [H, W] of a picture with one band: Pillow scales them to white = 255."""
     values = np.array(picture).astype(np.uint8)
     depth, white_first = data[24] if data[:8] == PNG else 8, False
     if isinstance(picture, TiffImageFile):
         depth, white_first = picture.tag_v2.get(258, (1,))[0], picture.tag_v2.get(262) == 0
         if picture.tag_v2.get(339, (1,))[0] == 2 and (values > 127).any():
-            raise DatasetError(f"{name} holds ids below 0 (it has a sign): only 0..255 can be labels.")
+            raise DatasetError(f"{name} holds ids below 0 (it is signed): only 0..255 can be labels.")
     if picture.mode == "1":
         return 1 - values if white_first else values
     if picture.mode == "P":
@@ -77,20 +138,20 @@ def _stored(picture: Image.Image, data: bytes, name: str) -> NDArray[np.uint8]:
 
 
 def _is_lossy_webp(data: bytes) -> bool:
-    """Whether a WebP file holds a lossy picture, in its plain or its extended form, or in a frame of an animation."""
+    """True if a WebP file holds a lossy picture, in its plain or its extended form, or in a frame of an animation."""
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
         return False
-    place = 12
-    while place + 8 <= len(data):
-        kind, size = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
+    offset = 12
+    while offset + 8 <= len(data):
+        kind, size = data[offset : offset + 4], int.from_bytes(data[offset + 4 : offset + 8], "little")
         if kind == b"VP8 ":
             return True
-        place += 8 + (16 if kind == b"ANMF" else size + size % 2)  # a frame holds chunks of its own
+        offset += 8 + (16 if kind == b"ANMF" else size + size % 2)  # a frame contains chunks
     return False
 
 
 def mask_palette(data: bytes) -> NDArray[np.uint8] | None:
-    """The colours of a palette mask by index, uint8 [256, 3]; None for other masks and for what cannot be read."""
+    """Read the colours of a palette mask by index, uint8 [256, 3]; None for other masks and unreadable files."""
     if data[:8] == PNG and data[25:26] != b"\x03":
         return None
     try:
@@ -106,7 +167,7 @@ def mask_palette(data: bytes) -> NDArray[np.uint8] | None:
 
 
 def _reason(error: Exception) -> str:
-    """Why an image cannot be read, in a few words."""
+    """Say in a few words why an image cannot be read."""
     if isinstance(error, Image.DecompressionBombError | cv2.error | MemoryError):
         return "it has too many pixels"
-    return "no image, or a damaged one"
+    return "not an image, or a corrupt one"

@@ -2,10 +2,10 @@
 
 Polygons run along the *edges* of pixels, not through their centres as `cv2.findContours` does: the pixel at row r and
 column c is the square from (c, r) to (c + 1, r + 1). So a polygon's area is its number of pixels, a region one pixel
-wide is no line, and drawing the polygons gives the labels back.
+wide does not collapse to a line, and rasterising the polygons gives the labels back.
 
-How: every side of a pixel whose neighbour belongs to another region becomes a directed edge with its pixel on the
-right, and every edge has one successor, found for all edges at once by looking at the two pixels ahead. Following the
+Method: every side of a pixel whose neighbour belongs to another region becomes a directed edge with its pixel on the
+right. Every edge has one successor, determined for all edges at once from the two pixels ahead. Following the
 successors gives closed rings. Where a region touches itself at a corner, the path crosses over to the other pixel of
 the region: thus no ring visits a point twice, and a background pixel enclosed by such a corner is a hole that touches
 the exterior in one point, which is what the Simple Features standard (OGC 06-103r4, 6.1.11.1) allows.
@@ -27,11 +27,11 @@ from resnest_seg.files import atomic_write
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
 
 Ring = NDArray[np.int32]
-"""Corners (x, y) in order, [N, 2]; the last one is not the first again."""
+"""Corners (x, y) in order, [N, 2], without a repeated first corner at the end."""
 
 # By direction of an edge: right (above its pixel), down (right of it), left (below it), up (left of it).
 MOST_OFF = 10_000
-"""Pixels by which simplified polygons may be off, at most."""
+"""Upper bound of `simplify`, in pixels."""
 
 _DIRECTIONS = ((0, 1), (1, 0), (0, -1), (-1, 0))
 _START = ((0, 0), (0, 1), (1, 1), (1, 0))  # (row, column) of its first point, seen from its pixel's upper left corner
@@ -40,7 +40,7 @@ _START = ((0, 0), (0, 1), (1, 1), (1, 0))  # (row, column) of its first point, s
 def polygons(
     labels: NDArray[np.uint8], space: LabelSpace, *, simplify: float = 0.0, min_area: int = 0
 ) -> dict[str, Any]:
-    """Labels as a GeoJSON FeatureCollection: one MultiPolygon Feature a class that occurs, in train-id order.
+    """Convert labels to a GeoJSON FeatureCollection: one MultiPolygon Feature per present class, in train-id order.
 
     A polygon is a region of pixels of one class that are joined by their sides, with its holes; regions that touch at
     corners are polygons that touch in a point. Coordinates are pixels from the image's upper left corner, x to the
@@ -52,14 +52,13 @@ def polygons(
     Args:
         labels: Train ids [H, W].
         space: Their label space.
-        simplify: Leave corners out that are at most this many pixels off the line between their neighbours
-            (Douglas-Peucker). Rings are simplified one by one: neighbours then no longer share their border exactly,
-            and rings may cross. 0 keeps every corner.
-        min_area: Leave regions with fewer pixels out. They stay holes in what surrounds them.
+        simplify: Tolerance of Douglas-Peucker simplification in pixels. Rings are simplified one by one: neighbours
+            then no longer share their border exactly, and rings may cross. 0 keeps every corner.
+        min_area: Drop regions with fewer pixels. They stay holes in the regions around them.
 
     Raises:
-        DatasetError: A label is no class and not `IGNORE_LABEL`.
-        ConfigError: Options that are negative or beyond all sense.
+        DatasetError: A label is neither a class nor `IGNORE_LABEL`.
+        ConfigError: An option is out of range.
     """
     check_option("simplify, in pixels,", simplify, 0, MOST_OFF)
     check_option("min_area, in pixels,", min_area, 0, COUNT)
@@ -102,12 +101,12 @@ def write_polygons(
     collection = polygons(labels, space, simplify=simplify, min_area=min_area)
     with atomic_write(path) as temporary:
         text = json.dumps(collection, separators=(",", ":"), ensure_ascii=False)
-        # a lone surrogate in a class name, which is no UTF-8, becomes \udXXX: JSON's own way to write it
+        # ASCII: a lone surrogate in a class name, which UTF-8 cannot hold, becomes JSON's escape \udXXX
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _regions(labels: NDArray[np.uint8]) -> list[tuple[int, int, list[Ring]]]:
-    """(label, pixels, rings) of every region of a class; the exterior is the first ring."""
+    """Return (label, pixels, rings) of every region; the first ring is the exterior."""
     if not labels.size:
         return []
     region = _components(labels)
@@ -117,15 +116,15 @@ def _regions(labels: NDArray[np.uint8]) -> list[tuple[int, int, list[Ring]]]:
     rings: dict[int, list[Ring]] = {}
     for owner, ring in _rings(region, labels != IGNORE_LABEL):
         rings.setdefault(owner, []).append(ring)
-    # The exterior comes first, because paths are begun at upper sides from the top down; the others are holes.
-    return [(int(label_of[owner]), int(sizes[owner]), found) for owner, found in rings.items()]
+    # The exterior comes first, because paths start at upper sides from the top down; the others are holes.
+    return [(int(label_of[owner]), int(sizes[owner]), region_rings) for owner, region_rings in rings.items()]
 
 
 def _components(labels: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Numbers of regions [H, W]: pixels of equal label that are joined by their sides have the same.
+    """Return component numbers [H, W] of 4-connected pixels with equal labels.
 
-    One pass for all classes: on a grid twice as fine, a pixel is a set point, and so is the point between two pixels
-    of equal label.
+    One pass serves all classes: on a grid twice as fine, the points set are the pixels and those between two pixels of
+    equal label.
     """
     height, width = labels.shape
     fine = np.zeros((2 * height - 1, 2 * width - 1), np.uint8)
@@ -137,13 +136,13 @@ def _components(labels: NDArray[np.uint8]) -> NDArray[np.int32]:
 
 
 def _rings(region: NDArray[np.int32], wanted: NDArray[np.bool_]) -> list[tuple[int, Ring]]:
-    """(region, ring) of every closed path along the borders of the wanted regions, its pixels on the right."""
+    """Return (region, ring) of every closed path along the borders of the wanted regions, its pixels on the right."""
     outside = cv2.copyMakeBorder(region, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=-1)
     width, size = outside.shape[1], outside.size
     flat = outside.ravel()
     inside = np.flatnonzero(cv2.copyMakeBorder(wanted.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0))
     steps = [down * width + right for down, right in _DIRECTIONS]
-    # An edge is a number: its direction times `size` plus its pixel. They are made in increasing order.
+    # An edge is an integer: its direction times `size` plus its pixel. Edges are created in increasing order.
     edges, followers = [], []
     for turn, ahead in enumerate(steps):
         left = steps[turn - 1]
@@ -157,7 +156,7 @@ def _rings(region: NDArray[np.int32], wanted: NDArray[np.bool_]) -> list[tuple[i
     direction, pixel = np.divmod(edge, size)
     row, column = np.divmod(pixel, width)
     first = np.array(_START)[direction]
-    points = np.stack([column + first[:, 1], row + first[:, 0]], axis=1).astype(np.int32) - 1  # the border of 1 is off
+    points = np.stack([column + first[:, 1], row + first[:, 0]], axis=1).astype(np.int32) - 1  # without the border of 1
     following = np.searchsorted(edge, follower)
     corner = np.zeros(len(edge), bool)
     corner[following] = direction != direction[following]  # where an edge starts in another direction than the last
@@ -165,30 +164,30 @@ def _rings(region: NDArray[np.int32], wanted: NDArray[np.bool_]) -> list[tuple[i
 
 
 def _cycles(following: list[int], kept: list[bool]) -> list[list[int]]:
-    """The cycles of a permutation, without what is not `kept`."""
+    """Return the cycles of a permutation, restricted to the elements that are `kept`."""
     seen = bytearray(len(following))
     cycles = []
     for start in range(len(following)):
         if seen[start]:
             continue
-        cycle, place = [], start
-        while not seen[place]:
-            seen[place] = 1
-            if kept[place]:
-                cycle.append(place)
-            place = following[place]
+        cycle, element = [], start
+        while not seen[element]:
+            seen[element] = 1
+            if kept[element]:
+                cycle.append(element)
+            element = following[element]
         cycles.append(cycle)
     return cycles
 
 
 def _signed_area(ring: Ring) -> float:
-    """Area of a ring, positive where x turns towards y: exteriors; negative for holes."""
+    """Return the signed area of a ring: positive (x turns towards y) for exteriors, negative for holes."""
     x, y = ring.astype(np.int64).T
     return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) / 2
 
 
 def _closed(ring: Ring, simplify: float) -> list[list[int]]:
-    """A ring's positions as GeoJSON has them; one that simplifying would collapse or turn round is left as it is."""
+    """Return a ring's GeoJSON positions; a ring that simplification would collapse or reverse is not simplified."""
     if simplify > 0:
         fewer = cv2.approxPolyDP(ring[:, None], simplify, True).reshape(-1, 2).astype(np.int32, copy=False)
         if len(fewer) >= 3 and _signed_area(fewer) * _signed_area(ring) > 0:

@@ -1,4 +1,4 @@
-"""Sizes of resized images, and bilinear resizing a few rows at a time, in NumPy and to torch's own rounding."""
+"""Sizes of resized images, and bilinear resizing a few rows at a time in NumPy, with torch's rounding."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ Floats = NDArray[np.floating]
 
 
 def taps(rows: range, source: int, target: int, align_corners: bool) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """For rows of a resized map: the upper of the two rows they lie between, and the share of the lower.
+    """Return, for rows of a resized map, the index of the upper source row and the weight of the lower.
 
     Args:
         rows: Consecutive rows of the resized map.
-        source: Rows of the map to be resized.
-        target: Rows of the whole resized map.
+        source: Height of the map to be resized.
+        target: Height of the resized map.
         align_corners: As in torch's `interpolate`.
     """
-    places = np.arange(rows.start, rows.stop, dtype=np.float32)  # torch's own arithmetic, to the same bits
+    positions = np.arange(rows.start, rows.stop, dtype=np.float32)  # torch's arithmetic, bit for bit
     if align_corners:
-        places = places * np.float32((source - 1) / max(target - 1, 1))
+        positions = positions * np.float32((source - 1) / max(target - 1, 1))
     else:
-        places = np.maximum((places + np.float32(0.5)) * np.float32(source / target) - np.float32(0.5), 0)
-    above = np.minimum(np.floor(places), source - 1)
-    return above.astype(np.int64), places - above
+        positions = np.maximum((positions + np.float32(0.5)) * np.float32(source / target) - np.float32(0.5), 0)
+    above = np.minimum(np.floor(positions), source - 1)
+    return above.astype(np.int64), positions - above
 
 
 def resized_rows(x: Floats, size: tuple[int, int], rows: range, *, align_corners: bool) -> Floats:
-    """Some rows of a bilinearly resized map.
+    """Compute some rows of a bilinearly resized map.
 
     Args:
         x: [K, h, w], float32 or float64.
         size: (H, W) of the whole resized map.
-        rows: Consecutive rows of it.
+        rows: The consecutive rows to compute.
         align_corners: As in torch's `interpolate`.
 
     Returns:
@@ -51,7 +51,7 @@ def resized_rows(x: Floats, size: tuple[int, int], rows: range, *, align_corners
 
 
 def _between(first: Floats, second: Floats, share: Floats) -> Floats:
-    """first + share * (second - first), in the memory of `second`, which is a copy."""
+    """Return first + share * (second - first); overwrites `second`."""
     second -= first
     second *= share
     second += first
@@ -59,12 +59,12 @@ def _between(first: Floats, second: Floats, share: Floats) -> Floats:
 
 
 def pixel_weights(height: int, width: int, blend: str) -> NDArray[np.float32]:
-    """Weights of a window's pixels, [height, width], above 0.
+    """Return the blending weights of a window's pixels, [height, width], above 0.
 
     Args:
-        height: Of the window.
-        width: Of the window.
-        blend: "none" (all alike), "hann" or "distance", see `resnest_seg.inference.protocols.Protocol`.
+        height: Height of the window.
+        width: Width of the window.
+        blend: "none" (uniform), "hann" or "distance", see `resnest_seg.inference.protocols.Protocol`.
     """
     if blend == "none":
         return np.ones((height, width), np.float32)
@@ -81,13 +81,13 @@ def pixel_weights(height: int, width: int, blend: str) -> NDArray[np.float32]:
 
 
 def long_edge_size(height: int, width: int, long: int) -> tuple[int, int]:
-    """(H, W) with a long edge of `long` pixels, rounded as PyTorch-Encoding rounds."""
+    """Return (H, W) scaled to a long edge of `long` pixels, rounded as in PyTorch-Encoding."""
     if height > width:
         return long, max(int(1.0 * width * long / height + 0.5), 1)
     return max(int(1.0 * height * long / width + 0.5), 1), long
 
 
 def canvas_size(height: int, width: int, canvas: tuple[int, int]) -> tuple[int, int]:
-    """The largest (H, W) of the same shape within a canvas of (long, short) edges, rounded as mmsegmentation rounds."""
+    """Return the largest (H, W) of equal aspect in a canvas of (long, short) edges, rounded as in mmsegmentation."""
     scale = min(max(canvas) / max(height, width), min(canvas) / min(height, width))
     return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)

@@ -20,36 +20,36 @@ Frame = NDArray[np.uint8]
 """RGB, uint8 [H, W, 3]."""
 
 CODECS = {".mp4": "mp4v", ".m4v": "mp4v", ".mov": "mp4v", ".avi": "MJPG", ".mkv": "mp4v"}
-"""Ending -> four letters of the codec: MPEG-4 part 2 and Motion JPEG, which OpenCV's own wheels can encode."""
+"""Suffix -> four letters of the codec: MPEG-4 part 2 and Motion JPEG, which OpenCV's wheels can encode."""
 
 FPS = 25.0
-"""Frames a second where a container or camera does not say, or says nonsense."""
+"""Frames per second if a container or camera states none, or an implausible rate."""
 
 COUNTED = (".mp4", ".m4v", ".mov", ".avi")
-"""Containers that list their frames; for the others OpenCV multiplies the duration by the rate."""
+"""Suffixes of containers that store a frame count; for the others OpenCV multiplies the duration by the rate."""
 
 TOLERANCE = 2
-"""Frames that may be missing at the end: encoders count a frame that is never shown, or round a duration up."""
+"""Frames that may be missing at the end: encoders count a frame that is never shown, or round up a duration."""
 
 
 class VideoReader:
     """The frames of a video file or a camera, in order, once; a context manager and an iterable.
 
-    Frames are upright, as the file's rotation says. A camera has no end: leave the loop when you have enough.
+    Frames are RGB, uint8 [H, W, 3], rotated by the file's orientation. A camera has no end: leave the loop.
 
-    Iterating raises `DatasetError` *after* the last frame that could be decoded where a file breaks off: its container
-    lists more than `TOLERANCE` frames more, or, for containers that do not list them, the last frame's time is more
-    than 5% before the end (sound may be that much longer, and rates may vary). A count of nothing or less, as in
-    recordings that were never closed, says nothing and is no error. A file that was trimmed without being encoded
-    again, as phones do, still counts the frames that were cut off, and OpenCV cannot tell: the message names this.
+    For a truncated file, iterating raises `DatasetError` *after* the last decodable frame: the container lists more
+    than `TOLERANCE` further frames or, if it does not list them, the last frame is more than 5 % before the end (sound
+    may be that much longer, and rates may vary). A count of 0 or less, as in recordings that were never closed, is
+    ignored. A file that was trimmed without re-encoding, as phones do, still counts the frames that were cut off, which
+    OpenCV cannot tell; the message mentions it.
 
     Attributes:
         source: The file's path, or "camera:0".
-        fps: Frames a second, above 0 and at most 240; `FPS` where the source says otherwise.
-        count: Frames that the container claims, for a progress bar; None for cameras, or where it does not say.
+        fps: Frames per second, above 0 and at most 240; `FPS` if the source states another or none.
+        count: Number of frames by the container, for a progress bar; None for cameras and if it states none.
 
     Raises:
-        DatasetError: No such file or camera, or no video that can be decoded.
+        DatasetError: The file or camera is missing, or the video cannot be decoded.
     """
 
     def __init__(self, source: str | Path) -> None:
@@ -64,10 +64,10 @@ class VideoReader:
             except OSError as error:
                 raise DatasetError(f"cannot read {source}: {error.strerror}.") from None
         with _quiet():
-            # an absolute path, which no protocol's name can begin
+            # an absolute path cannot be taken for the URL of a protocol
             self._capture = cv2.VideoCapture(int(camera) if self._is_camera else str(Path(source).absolute()))
         if not self._capture.isOpened():
-            what = "no camera that can be opened" if self._is_camera else "no video, or a damaged one"
+            what = "the camera cannot be opened" if self._is_camera else "not a video, or a corrupt one"
             raise DatasetError(f"cannot read {source}: {what}.")
         rate, count = (self._capture.get(key) for key in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
         self.fps = float(rate) if 0 < rate <= 240 else FPS
@@ -93,8 +93,8 @@ class VideoReader:
             raise DatasetError(f"cannot read {self.source}: no frame can be decoded.")
         if self._breaks_off(number, seconds):
             raise DatasetError(
-                f"{self.source} breaks off after frame {number} of about {self.count}: it is damaged or not complete "
-                "(or was trimmed without being encoded again; then this is all there is)."
+                f"{self.source} ends after frame {number} of about {self.count}: it is corrupt or incomplete "
+                "(or was trimmed without re-encoding; then no frame is missing)."
             )
 
     def _breaks_off(self, number: int, seconds: float) -> bool:
@@ -103,7 +103,7 @@ class VideoReader:
         return self.source.lower().endswith(COUNTED) or seconds < 0.95 * self._seconds - TOLERANCE / self.fps
 
     def close(self) -> None:
-        """Give the file or camera back."""
+        """Release the file or camera."""
         self._capture.release()
 
     def __enter__(self) -> Self:
@@ -115,19 +115,19 @@ class VideoReader:
 
 @contextlib.contextmanager
 def write_video(path: str | Path, *, fps: float) -> Iterator[VideoWriter]:
-    """Write frames as a video file: yields what takes them.
+    """Write frames to a video file; yields a `VideoWriter`.
 
-    The file appears, whole, when the block ends. If the block raises, nothing is left and a file that was there stays:
-    catch inside the block what shall only end the video, such as Ctrl-C before a camera, or `VideoReader`'s error at
-    the end of a broken file. The codecs halve the resolution of colour and take even sizes only: odd ones are made
-    even by repeating the last row or column.
+    The file appears, complete, when the block ends. If the block raises, no file is written and an existing one stays:
+    catch inside the block exceptions that should only end the video, such as Ctrl-C with a camera, or `VideoReader`'s
+    error at the end of a truncated file. The codecs subsample colour and accept even sizes only: odd ones are padded by
+    repeating the last row or column.
 
     Args:
         path: .mp4, .m4v, .mov or .mkv (MPEG-4 part 2), or .avi (Motion JPEG).
-        fps: Frames a second.
+        fps: Frames per second, above 0 and at most 240.
 
     Raises:
-        ConfigError: Another ending, or a rate out of range.
+        ConfigError: Another suffix, or a rate out of range.
         DatasetError: No frame was written, or the disk is full.
     """
     path = Path(path)
@@ -145,10 +145,10 @@ def write_video(path: str | Path, *, fps: float) -> Iterator[VideoWriter]:
 
 
 class VideoWriter:
-    """Takes the frames of one video; made by `write_video`.
+    """Writer of one video, made by `write_video`.
 
     Attributes:
-        path: The file that it becomes.
+        path: The output file.
         frames: Frames written so far.
     """
 
@@ -160,10 +160,10 @@ class VideoWriter:
         self._size = (0, 0)
 
     def write(self, frame: Frame) -> None:
-        """Add a frame, RGB, uint8 [H, W, 3]; the first says which size the video has.
+        """Add a frame, RGB, uint8 [H, W, 3]; the first determines the size of the video.
 
         Raises:
-            ConfigError: A frame of another size, or OpenCV lacks the codec.
+            ConfigError: The size differs from the first frame's, or OpenCV lacks the codec.
         """
         height, width = frame.shape[:2]
         if self._writer is None:
@@ -201,9 +201,9 @@ class VideoWriter:
 
 
 def _check_written(writer: VideoWriter, temporary: Path) -> None:
-    """OpenCV does not say that a disk is full: the file itself has to."""
+    """Count the frames in the written file, because OpenCV does not report a full disk."""
     if not writer.frames:
-        raise DatasetError(f"cannot write {writer.path}: there was no frame.")
+        raise DatasetError(f"cannot write {writer.path}: no frame was added.")
     try:
         with VideoReader(temporary) as written:
             count = written.count or 0
@@ -217,9 +217,9 @@ def _check_written(writer: VideoWriter, temporary: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """OpenCV and FFmpeg write nothing to standard error; what is wrong is in our messages.
+    """Silence the logs of OpenCV and FFmpeg on standard error; our exceptions report problems.
 
-    FFmpeg's level is read once in a process, when OpenCV first uses it; a level that the user has set stays.
+    FFmpeg's level is read once per process, when OpenCV first uses it; a level set by the user is kept.
     """
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     level = cv2.utils.logging.getLogLevel()

@@ -1,4 +1,4 @@
-"""Pictures of labels: colours, overlays with a legend, error maps, contact sheets. Arrays in, RGB arrays out."""
+"""Visualization of labels: colours, overlays with a legend, error maps, contact sheets; RGB, uint8 [H, W, 3]."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _PAPER, _INK = (250, 250, 248), (30, 30, 34)
 
 
 def colourise(labels: Labels, space: LabelSpace) -> Image:
-    """Labels in the colours of their classes; ignored pixels are black."""
+    """Paint labels in their class colours, RGB uint8 [H, W, 3]; ignored pixels are black."""
     return space.palette[labels]
 
 
 def overlay(image: Image, labels: Labels, space: LabelSpace, *, alpha: float = 0.5) -> Image:
-    """The image with `alpha` (0..1) of the class colours blended in; ignored pixels stay as they are."""
+    """Blend `alpha` (0..1) of the class colours into the image; ignored pixels are unchanged."""
     blended = image * (1 - alpha) + colourise(labels, space) * alpha
     return np.where((labels == IGNORE_LABEL)[..., None], image, blended.round().astype(np.uint8))
 
 
 def png_bytes(picture: Image) -> bytes:
-    """An RGB picture [H, W, 3] as the content of a PNG file."""
+    """Encode an RGB picture [H, W, 3] as PNG."""
     done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     assert done, picture.shape
     return data.tobytes()
@@ -47,7 +47,7 @@ def write_png(path: str | Path, picture: Image) -> None:
     """Write an RGB picture [H, W, 3] as PNG, atomically.
 
     Raises:
-        ConfigError: Another ending.
+        ConfigError: Another suffix.
     """
     if Path(path).suffix.lower() != ".png":
         raise ConfigError(f"pictures are saved as .png, not as {path}.")
@@ -56,7 +56,7 @@ def write_png(path: str | Path, picture: Image) -> None:
 
 
 def labels_png(labels: Labels, space: LabelSpace, *, ids: str) -> bytes:
-    """Labels as the content of a palette PNG file; see `write_labels` for the options and errors."""
+    """Encode labels as a palette PNG; see `write_labels` for the options and errors."""
     if ids not in ("raw", "train"):
         raise ConfigError(f"ids must be 'raw' or 'train', not {ids!r}.")
     palette = space.palette
@@ -80,17 +80,17 @@ def write_labels(path: str | Path, labels: Labels, space: LabelSpace, *, ids: st
         ids: "raw" for the data set's own ids, as in its mask files, or "train" for 0..K-1 and `IGNORE_LABEL`.
 
     Raises:
-        ConfigError: Another ending, or another kind of ids.
+        ConfigError: Another suffix, or an unknown kind of ids.
     """
     if Path(path).suffix.lower() != ".png":
-        raise ConfigError(f"labels are saved as .png, which keeps every id as it is; not as {path}.")
+        raise ConfigError(f"labels are saved as .png, which preserves every id; not as {path}.")
     data = labels_png(labels, space, ids=ids)
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 
 
 def error_map(labels: Labels, predictions: Labels) -> Image:
-    """White where the prediction is right, red where it is wrong, grey where the label is ignored."""
+    """Paint correct pixels white, wrong ones red and ignored ones grey: RGB, uint8 [H, W, 3]."""
     picture = np.full((*labels.shape, 3), (240, 240, 240), np.uint8)
     picture[labels != predictions] = (214, 40, 40)
     picture[labels == IGNORE_LABEL] = (140, 140, 140)
@@ -98,7 +98,7 @@ def error_map(labels: Labels, predictions: Labels) -> Image:
 
 
 def with_legend(picture: Image, labels: Labels, space: LabelSpace) -> Image:
-    """The picture with a legend below it: the classes that occur in `labels`, largest first, with their shares."""
+    """Add a legend below the picture: the classes that occur in `labels`, largest first, with their shares."""
     counts = np.bincount(labels.ravel(), minlength=256)[: len(space)]
     present = [int(label) for label in np.argsort(-counts, kind="stable") if counts[label]]
     texts = [f"{space.names[label]} {100 * counts[label] / labels.size:.1f}%" for label in present]
@@ -107,8 +107,8 @@ def with_legend(picture: Image, labels: Labels, space: LabelSpace) -> Image:
     columns = max(width // cell, 1)
     rows = -(-len(texts) // columns)
     legend = np.full((rows * _ROW + 4, width, 3), _PAPER, np.uint8)
-    for place, (label, text) in enumerate(zip(present, texts, strict=True)):
-        x, y = place % columns * cell + 4, place // columns * _ROW + 4
+    for index, (label, text) in enumerate(zip(present, texts, strict=True)):
+        x, y = index % columns * cell + 4, index // columns * _ROW + 4
         cv2.rectangle(legend, (x, y), (x + 14, y + 12), space.colors[label], -1)
         cv2.putText(legend, text, (x + 19, y + 10), _FONT, _FONT_SCALE, _INK, 1, cv2.LINE_AA)
     beside = np.full((picture.shape[0], width - picture.shape[1], 3), _PAPER, np.uint8)
@@ -118,11 +118,11 @@ def with_legend(picture: Image, labels: Labels, space: LabelSpace) -> Image:
 def contact_sheet(
     samples: Sequence[tuple[Image, Labels, Labels]], space: LabelSpace, *, width: int = 320, title: str = ""
 ) -> Image:
-    """A page with one row a sample: photo, truth, prediction, error map; and a legend of the classes.
+    """Draw a page with one row per sample (photo, truth, prediction, error map) and a legend of the classes.
 
     Args:
         samples: (image [H, W, 3], labels [H, W], predictions [H, W]), at least one.
-        space: The label space of both.
+        space: The label space of labels and predictions.
         width: Width in pixels of one picture on the page.
         title: A line of ASCII text above the page.
     """
@@ -138,7 +138,7 @@ def contact_sheet(
     head = np.full((2 * _ROW + 4, body.shape[1], 3), _PAPER, np.uint8)
     cv2.putText(head, title, (6, 14), _FONT, _FONT_SCALE, _INK, 1, cv2.LINE_AA)
     for column, name in enumerate(("photo", "truth", "prediction", "errors (red)")):
-        place = (column * (width + 4) + 6, _ROW + 14)
-        cv2.putText(head, name, place, _FONT, _FONT_SCALE, _INK, 1, cv2.LINE_AA)
+        origin = (column * (width + 4) + 6, _ROW + 14)
+        cv2.putText(head, name, origin, _FONT, _FONT_SCALE, _INK, 1, cv2.LINE_AA)
     seen = np.concatenate([part.ravel() for _, labels, predictions in samples for part in (labels, predictions)])
     return with_legend(np.vstack([head, body]), seen[None], space)

@@ -1,7 +1,7 @@
 """Conversion of other projects' state dicts: the network is recognised by keys and shapes, and keys are renamed.
 
-Recognised are PyTorch-Encoding's segmentation files, mmsegmentation's, ImageNet classifiers of the ResNeSt repository,
-timm and torchvision, and bare state dicts of our own `Segmenter`.
+Supported are segmentation checkpoints of PyTorch-Encoding and mmsegmentation, ImageNet classifiers of the ResNeSt
+repository, timm and torchvision, and bare state dicts of our `Segmenter`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from resnest_seg.labels import LabelSpace
 from resnest_seg.models.resnest import EXPANSION, SPECS, EncoderSpec
 
 RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
-    # format -> (prefix of theirs, prefix of ours); the first that fits a key counts
+    # format -> (their prefix, our prefix); the first that matches a key is used
     "resnest_seg": (
         ("model.", ""),  # in a checkpoint file, beside the optimiser's state
         ("encoder.", "encoder."),
@@ -38,7 +38,7 @@ RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 SIGNS: tuple[tuple[str, str], ...] = (
-    # a key that starts so -> the format
+    # prefix of a key -> the format
     ("model.encoder.", "resnest_seg"),
     ("encoder.", "resnest_seg"),
     ("backbone.", "mmsegmentation"),
@@ -47,13 +47,13 @@ SIGNS: tuple[tuple[str, str], ...] = (
 )
 
 EXPECTED: tuple[tuple[str, str], ...] = (
-    # what may lie in a file and is not used: prefix of our name -> why
+    # tensors that may be in a file and are not used: prefix of our name -> reason
     ("encoder.fc.", "the ImageNet classifier of the pre-trained encoder"),
     ("optimizer.", "training state"),
 )
 
 HEADS_BY_KEY: tuple[tuple[str, str, str, str], ...] = (
-    # a key of ours -> head, family, the key whose first dimension is the number of classes
+    # our key -> (head, family, the key whose first dimension is the number of classes)
     ("head.conv5.0.weight", "fcn", "encoding", "head.conv5.4.weight"),
     ("head.aspp.b0.0.weight", "deeplabv3", "encoding", "head.block.4.weight"),
     ("head.c1_bottleneck.conv.weight", "deeplabv3plus", "mmseg", "head.conv_seg.weight"),
@@ -64,21 +64,21 @@ HEADS_BY_KEY: tuple[tuple[str, str, str, str], ...] = (
 )
 
 DATASETS_BY_CLASSES = {150: "ade20k", 19: "cityscapes", 59: "pascal_context"}
-"""Number of classes -> the data set whose published checkpoints have as many."""
+"""Number of classes -> the data set whose published checkpoints have this number."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recognised:
-    """What a state dict turned out to be.
+    """The network recognised in a state dict.
 
     Attributes:
-        format: Whose names it has, a key of `RENAMES`.
-        model: The network.
+        format: The format of the names, a key of `RENAMES`.
+        model: The config of the network.
         num_classes: K.
-        dataset: The data set that K tells, or None.
+        dataset: The data set that K implies, or None.
         weights: Our name -> tensor.
-        skipped: (their name, why) of what is not used.
-        assumed: What the keys do not tell and was therefore assumed, one sentence each.
+        skipped: (their name, reason) of tensors that are not used.
+        assumed: Assumptions about properties that the keys do not determine, one phrase each.
     """
 
     format: str
@@ -93,23 +93,23 @@ class Recognised:
 def recognise(
     tensors: Mapping[str, Tensor], *, hint: str = "", output_stride: int | None = None, dilation: str | None = None
 ) -> Recognised:
-    """Tell which network a state dict belongs to.
+    """Recognise the network of a state dict.
 
     Args:
-        tensors: Their name -> tensor; a leading "module." (DataParallel) does not matter.
-        hint: The file's name, or our name of the encoder where it is known: it decides between encoders that have the
-            same keys and shapes.
-        output_stride: Of the network that it was trained in; None assumes 8, and 32 for an ImageNet classifier.
-        dilation: Variant of that network; None takes that of the format.
+        tensors: Their name -> tensor; a leading "module." (DataParallel) is ignored.
+        hint: The file's name, or our name of the encoder if it is known; decides between encoders with equal keys and
+            shapes.
+        output_stride: Output stride in training; None assumes 8, or 32 for an ImageNet classifier.
+        dilation: Dilation variant in training; None assumes that of the format.
 
     Raises:
-        CheckpointError: The keys are nobody's that we know, or no encoder or head of ours has these shapes.
+        CheckpointError: The format of the keys is unknown, or no encoder or head of ours has these shapes.
     """
     form, weights, skipped = rename(tensors)
     if any(key.startswith("model.encoder.") for key in tensors):
         raise CheckpointError(
-            "its tensors are those of a resnest_seg checkpoint, but the metadata that say which network they belong to "
-            "are lost: was it saved again by another program?"
+            "its tensors are those of a resnest_seg checkpoint, but the metadata that name the network are missing: "
+            "was it saved again by another program?"
         )
     spec = encoder_spec(weights)
     names = [name for name, known in SPECS.items() if dataclasses.replace(known, pool_first=spec.pool_first) == spec]
@@ -121,22 +121,22 @@ def recognise(
         others = ", ".join(name for name in names if name != encoder)
         if encoder_of_name(hint) is None:
             assumed.append(
-                f"encoder {encoder}: {others} has the same keys and shapes, and the file's name is of neither"
+                f"encoder {encoder}: {others} has the same keys and shapes, and the file's name matches neither"
             )
     head, family, num_classes = _head(weights)
     if output_stride is None:
         output_stride = 32 if head == "classifier" else 8
         if head != "classifier":
-            assumed.append(f"output stride {output_stride}: no key tells it")
+            assumed.append(f"output stride {output_stride}: no key determines it")
     if dilation is None:
         dilation = "mmseg" if family == "mmseg" else "encoding"
         if output_stride < 32:
-            assumed.append(f"dilation {dilation}: no key tells it")
+            assumed.append(f"dilation {dilation}: no key determines it")
     if form == "resnest_seg":
-        assumed.append("rectify none: no key tells it, nor what else the config of the run said")
+        assumed.append("rectify none: no key determines it, nor the rest of the run's config")
     dataset = None if head == "classifier" else DATASETS_BY_CLASSES.get(num_classes)
     if dataset is not None:
-        assumed.append(f"data set {dataset}: it has {num_classes} classes, too")
+        assumed.append(f"data set {dataset}: it also has {num_classes} classes")
     model = ModelConfig(
         encoder=encoder,
         head=head,
@@ -150,26 +150,26 @@ def recognise(
 
 
 def encoder_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's part of anybody's state dict, under our names without `encoder.`.
+    """Extract the encoder's tensors of a state dict in any format, under our names without `encoder.`.
 
     Raises:
-        CheckpointError: The keys are nobody's that we know.
+        CheckpointError: The format of the keys is unknown.
     """
     _, weights, _ = rename(tensors)
     return {key.removeprefix("encoder."): value for key, value in weights.items() if key.startswith("encoder.")}
 
 
 def rename(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor], list[tuple[str, str]]]:
-    """Translate anybody's names: the format, our name -> tensor, and (their name, why) of what is not used.
+    """Translate names: returns the format, our name -> tensor, and (their name, reason) of unused tensors.
 
     Raises:
-        CheckpointError: The keys are nobody's that we know, or one of them is not.
+        CheckpointError: The format of the keys is unknown, or a key does not belong to it.
     """
     plain = {_unwrapped(key): value for key, value in tensors.items()}
     form = next((form for sign, form in SIGNS if any(key.startswith(sign) for key in plain)), None)
     if form is None:
         raise CheckpointError(
-            f"the keys are those of no network that is known here, the first are {', '.join(list(plain)[:4])}. Known: "
+            f"the keys do not match a known network, the first are {', '.join(list(plain)[:4])}. Known: "
             f"{', '.join(RENAMES)}."
         )
     weights: dict[str, Tensor] = {}
@@ -187,18 +187,18 @@ def rename(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor], list[
             weights[name] = value
     if strangers:
         raise CheckpointError(
-            f"{len(strangers)} keys belong to no part of a {form} network that is known here, first {strangers[0]}."
+            f"{len(strangers)} keys match no part of a known {form} network, the first is {strangers[0]}."
         )
     return form, weights, skipped
 
 
 def encoder_spec(weights: Mapping[str, Tensor]) -> EncoderSpec:
-    """Read the encoder's dimensions off the shapes of its weights, under our names.
+    """Infer the encoder's architecture from the shapes of its weights, under our names.
 
-    `pool_first` has no weights; it is left False.
+    `pool_first` has no weights; it stays False.
 
     Raises:
-        CheckpointError: A weight that every encoder of the family has is missing.
+        CheckpointError: A weight of every encoder of the family is missing.
     """
     try:
         stem = weights[_stem_key(weights)]
@@ -222,25 +222,25 @@ def encoder_spec(weights: Mapping[str, Tensor]) -> EncoderSpec:
         )
     except (KeyError, ZeroDivisionError, IndexError) as error:
         raise CheckpointError(
-            f"the encoder is none of the ResNeSt or ResNet family: no fitting weight {error}."
+            f"the encoder does not belong to the ResNeSt or ResNet family: no fitting weight {error}."
         ) from None
 
 
 def encoder_of_name(hint: str) -> str | None:
-    """Which of the encoders with the same keys and shapes a file's name means; None where it does not say."""
+    """Choose among encoders with equal keys and shapes by a file's name; None if it matches none."""
     if "fast_2s1x64d" in hint:
         return "resnest50_fast_2s1x64d"
     return "resnest50" if "resnest50" in hint or "s50" in hint else None
 
 
 def label_space(recognised: Recognised, metadata: Mapping[str, Any]) -> LabelSpace | None:
-    """The classes of a recognised file: those that it lists, else those of the data set with as many, else numbers.
+    """Return the classes of a recognised file: those it lists, else those of its data set, else numbered ones.
 
-    None for a classifier, whose classes are no segmentation classes.
+    None for a classifier, whose classes are not segmentation classes.
 
     Args:
         recognised: The network.
-        metadata: What lies beside the weights: mmsegmentation's CLASSES and PALETTE, or its dataset_meta.
+        metadata: The file's metadata: mmsegmentation's CLASSES and PALETTE, or its dataset_meta.
     """
     if recognised.model.head == "classifier":
         return None
@@ -259,12 +259,12 @@ def label_space(recognised: Recognised, metadata: Mapping[str, Any]) -> LabelSpa
 
 
 def _plain(name: str) -> str:
-    """A class name without what toolkits spell differently."""
+    """Normalise a class name to compare toolkits' spellings."""
     return "".join(letter for letter in name.lower().partition(";")[0] if letter.isalnum())
 
 
 def _is_palette(colors: object, count: int) -> bool:
-    """Whether it is a list of `count` colours."""
+    """True for a list of `count` colours."""
     if not isinstance(colors, list | tuple) or len(colors) != count:
         return False
     triples = all(isinstance(color, list | tuple) and len(color) == 3 for color in colors)
@@ -277,7 +277,7 @@ def _stem_key(weights: Mapping[str, Tensor]) -> str:
 
 
 def _unwrapped(key: str) -> str:
-    """A key without what DataParallel and torch.compile put before it."""
+    """Remove the prefixes of DataParallel and torch.compile from a key."""
     for prefix in ("module.", "_orig_mod."):
         key = key.removeprefix(prefix)
     return key
@@ -290,13 +290,12 @@ def _depths(weights: Mapping[str, Tensor]) -> tuple[int, int, int, int]:
 
 
 def _head(weights: Mapping[str, Tensor]) -> tuple[str, str, int]:
-    """Head, family and number of classes."""
+    """Recognise the head: its name, family and number of classes."""
     for sign, head, family, last in HEADS_BY_KEY:
         if sign in weights and last in weights:
             return head, family, weights[last].shape[0]
-    own = [key for key in weights if key.startswith("head.")]
-    found = f"its head has keys such as {own[0]}" if own else "it has no head"
+    head_keys = [key for key in weights if key.startswith("head.")]
+    heads = f"its head has keys such as {head_keys[0]}" if head_keys else "it has no head"
     raise CheckpointError(
-        f"it holds an encoder, but none of the heads that are known here ({found}). To start from its encoder, pass "
-        "the file as encoder_weights."
+        f"it has an encoder, but no known head ({heads}). To start from its encoder, pass the file as encoder_weights."
     )

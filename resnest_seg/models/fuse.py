@@ -1,8 +1,8 @@
 """Folding batch norms into convolutions for inference, with the same outputs.
 
-Which norm follows which convolution is not guessed from names or from the order of modules: one forward pass of a small
-image shows which module reads the output of which. That works for every network, ours or not. Another pass proves that
-the outputs have stayed the same.
+Pairs of convolution and norm are not guessed from names or from the order of modules: a forward pass of a small image
+shows which module reads the output of which. That works for every network. Another pass verifies that the outputs are
+unchanged.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from torch.utils._pytree import tree_leaves
 from resnest_seg.errors import ExportError
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
-"""Precision -> the largest difference of outputs, as a share of the largest output, that rounding may explain."""
+"""Precision -> largest difference of outputs that rounding explains, as a share of the largest output."""
 
 
 def fuse_model(model: nn.Module, forward: Callable[[Tensor], Tensor], channels: int) -> None:
-    """Make a model a faster one for inference, in place: eval mode, no gradients, norms folded.
+    """Optimise a model for inference in place: eval mode, no gradients, norms folded.
 
     Args:
-        model: Of one precision, which it keeps; weights are folded in float64 and rounded once.
-        forward: Runs the model on images [N, channels, H, W] 0..255 and returns what must not change.
-        channels: Of the images.
+        model: A model with parameters of one dtype, which is kept; weights are folded in float64 and rounded once.
+        forward: Runs the model on images [N, channels, H, W] 0..255 and returns the output that must not change.
+        channels: Channels of the images.
 
     Raises:
-        ExportError: The output changed by more than rounding explains; says how much. The model is then of no use.
+        ExportError: The output changed by more than rounding explains. The model must not be used then.
     """
     parameter = next(model.parameters())
     dtype, device = parameter.dtype, parameter.device
-    # In float32, networks may differ from themselves by 1e-3 after many layers of rounding; Apple's GPUs have no more.
+    # Checked in float64: in float32, rounding in many layers may add up to 1e-3. Apple's GPUs have no float64.
     exact = torch.float32 if device.type == "mps" else torch.float64
     model.eval().requires_grad_(False).to(exact)
     images = 255 * torch.rand(1, channels, 72, 88, generator=torch.Generator().manual_seed(0)).to(device, exact)
@@ -51,12 +51,12 @@ def fuse_model(model: nn.Module, forward: Callable[[Tensor], Tensor], channels: 
 def fold_batch_norms(model: nn.Module, forward: Callable[[], object]) -> int:
     """Fold every batch norm that directly follows a convolution into it, in place.
 
-    All of these become `nn.Identity`. A norm stays where something stands between it and its convolution (a rectified
-    convolution multiplies by a map), where somebody else reads the convolution's output as well, where one of the two
-    runs twice, and where either is of a class derived from torch's, which may do more.
+    Folded norms become `nn.Identity`. A norm is kept if there is an operation between it and its convolution (a
+    rectified convolution multiplies by a map), if another module reads the convolution's output, if one of the two runs
+    twice, or if either is of a subclass of torch's class, which may do more.
 
     Args:
-        model: In eval mode.
+        model: A model in eval mode.
         forward: Runs the model on a small image.
 
     Returns:
@@ -79,10 +79,10 @@ def fold_batch_norms(model: nn.Module, forward: Callable[[], object]) -> int:
 
 @contextlib.contextmanager
 def _unchanged(forward: Callable[[], Tensor]) -> Iterator[None]:
-    """What happens to a model within this context does not change its output.
+    """Context that verifies that changes to a model within it do not change its output.
 
     Raises:
-        ExportError: It did, by more than rounding explains; says how much. The model is then of no use.
+        ExportError: The output changed by more than rounding explains; the message gives the difference.
     """
     before = forward().clone()
     yield
@@ -95,7 +95,7 @@ def _unchanged(forward: Callable[[], Tensor]) -> Iterator[None]:
 
 
 def _difference(now: Tensor, before: Tensor) -> float:
-    """Largest difference as a share of the largest value before; infinite where other values are finite than before."""
+    """Return the largest difference as a share of the largest value before; infinite if finiteness changed."""
     finite = before.isfinite()
     if not torch.equal(finite, now.isfinite()):
         return float("inf")
@@ -106,7 +106,7 @@ def _difference(now: Tensor, before: Tensor) -> float:
 
 @dataclasses.dataclass
 class _Output:
-    """What came out of one call of a convolution, and who has read it."""
+    """The output of one call of a convolution, and its readers."""
 
     conv: nn.Conv2d
     tensor: Tensor  # kept alive, so that no other gets its id
@@ -115,7 +115,7 @@ class _Output:
 
 
 class _Watch(TorchDispatchMode):
-    """Within this context, notes who reads the outputs of convolutions; `sees` and `came_out` are hooks of modules."""
+    """Context that records the readers of convolutions' outputs; `sees` and `came_out` are hooks of modules."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -132,20 +132,20 @@ class _Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def came_out(self, conv: nn.Module, inputs: object, output: Tensor) -> None:
-        """A convolution has run."""
+        """Record the output of a convolution."""
         assert isinstance(conv, nn.Conv2d)
         self.calls[conv] = self.calls.get(conv, 0) + 1
         self.outputs[id(output)] = _Output(conv, output)
 
     def sees(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """A batch norm is about to run."""
+        """Record that a batch norm is about to read its input."""
         assert isinstance(norm, nn.BatchNorm2d)
         self.calls[norm] = self.calls.get(norm, 0) + 1
         if id(inputs[0]) in self.outputs:
             self.outputs[id(inputs[0])].norm = norm
 
     def pairs(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-        """Convolutions and the batch norms that alone read their output."""
+        """Return pairs of a convolution and the batch norm that is the only reader of its output."""
         return [
             (output.conv, output.norm)
             for output in self.outputs.values()
@@ -155,7 +155,7 @@ class _Watch(TorchDispatchMode):
 
 @contextlib.contextmanager
 def _watched(model: nn.Module) -> Iterator[_Watch]:
-    """Within this context, the forward passes of a model are watched."""
+    """Context that records the forward passes of a model."""
     with _Watch() as watch, contextlib.ExitStack() as hooks:
         for module in model.modules():
             if type(module) is nn.Conv2d:

@@ -1,8 +1,8 @@
-"""Decoders in the authors' form and in mmsegmentation's: features to logits at feature stride.
+"""Decoders as in the authors' code and as in mmsegmentation: features -> logits at feature stride.
 
-`FCNHead` and `DeepLabV3Head` are built as in PyTorch-Encoding, the authors' segmentation code; the `MMSeg*` heads as in
-mmsegmentation, wider, and resized without aligned corners. Module names follow the originals, so that their state dicts
-load key by key. A head reads what it needs of an encoder's features, whose last four are c1, c2, c3, c4.
+`FCNHead` and `DeepLabV3Head` follow PyTorch-Encoding, the authors' segmentation code; the `MMSeg*` heads follow
+mmsegmentation: they are wider, and resized without aligned corners. Module names follow the originals, so that their
+state dicts load key by key. A head takes all features of an encoder, of which the last four are c1, c2, c3, c4.
 
 Papers: Long et al., "Fully Convolutional Networks for Semantic Segmentation", https://arxiv.org/abs/1411.4038; Zhao et
 al., "Pyramid Scene Parsing Network", https://arxiv.org/abs/1612.01105; Chen et al., "Rethinking Atrous Convolution for
@@ -34,12 +34,12 @@ def _conv_bn_relu(in_channels: int, channels: int, *, kernel_size: int, dilation
 class FCNHead(nn.Module):
     """3x3 convolution to a quarter of the channels, dropout, 1x1 convolution.
 
-    Features -> logits [N, K, h, w] of the stage that is read.
+    Features -> logits [N, K, h, w] at the size of one stage.
 
     Args:
         in_channels: Channels of that stage.
         num_classes: K.
-        stage: Its place in the features: -1 is c4, -2 is c3.
+        stage: Index of that stage in the features: -1 is c4, -2 is c3.
     """
 
     def __init__(self, in_channels: int, num_classes: int, *, stage: int = -1) -> None:
@@ -57,7 +57,7 @@ class FCNHead(nn.Module):
 
 
 class ImagePooling(nn.Module):
-    """The mean over all pixels through a 1x1 convolution, spread over all pixels again."""
+    """Global average pooling and a 1x1 convolution, broadcast to all pixels: [N, C, H, W] -> [N, C', H, W]."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class ImagePooling(nn.Module):
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: five views of the features, concatenated and projected.
+    """Atrous spatial pyramid pooling: five parallel branches, concatenated and projected.
 
     [N, C, H, W] -> [N, C / 8, H, W].
 
@@ -102,8 +102,8 @@ class DeepLabV3Head(nn.Module):
     Args:
         in_channels: Channels of c4.
         num_classes: K.
-        output_stride: Input pixels per pixel of c4; the ASPP rates 12, 24, 36 are those of output stride 8 and
-            shrink as it grows, so that they span the same part of the image.
+        output_stride: Input pixels per pixel of c4; the ASPP rates are 12, 24, 36 at output stride 8 and inversely
+            proportional to it, so that the receptive field in the image is constant.
     """
 
     def __init__(self, in_channels: int, num_classes: int, *, output_stride: int = 8) -> None:
@@ -122,10 +122,9 @@ class DeepLabV3Head(nn.Module):
 
 
 class ClassifierHead(nn.Module):
-    """Mean over all pixels, one linear layer: features -> logits [N, K, 1, 1].
+    """Global average pooling and one linear layer: features -> logits [N, K, 1, 1].
 
-    With it a `Segmenter` is an image classifier: one answer for the whole image. It reads the classifiers that the
-    encoders were pre-trained with.
+    It makes a `Segmenter` an image classifier, and loads the classifiers of ImageNet checkpoints.
 
     Args:
         in_channels: Channels of c4.
@@ -143,15 +142,15 @@ class ClassifierHead(nn.Module):
 
 
 def aspp_rates(output_stride: int) -> tuple[int, int, int]:
-    """Dilation rates of the three 3x3 branches of an ASPP: 12, 24, 36 at output stride 8, 6, 12, 18 at 16."""
+    """Return the rates of the three 3x3 branches of an ASPP: 12, 24, 36 at output stride 8; 6, 12, 18 at 16."""
     unit = 12 * 8 // output_stride
     return unit, 2 * unit, 3 * unit
 
 
 def resize_logits(logits: Tensor, size: tuple[int, int], *, align_corners: bool) -> Tensor:
-    """Bilinear to `size` (H, W): [N, K, h, w] -> [N, K, H, W].
+    """Resize logits bilinearly to `size` (H, W): [N, K, h, w] -> [N, K, H, W].
 
-    PyTorch-Encoding aligns the corners, mmsegmentation does not. One pixel becomes a view of itself, without a copy.
+    PyTorch-Encoding aligns the corners, mmsegmentation does not. A single pixel is expanded to a view, without a copy.
     """
     if logits.shape[2:] == (1, 1):
         return logits.expand(-1, -1, *size)
@@ -161,11 +160,11 @@ def resize_logits(logits: Tensor, size: tuple[int, int], *, align_corners: bool)
 
 
 CHANNELS = 512
-"""Width of every main head."""
+"""Channels of every main head of mmsegmentation."""
 
 
 class ConvModule(nn.Module):
-    """Convolution that keeps the size, batch norm, ReLU: [N, C, h, w] -> [N, C', h, w]."""
+    """Convolution with "same" padding, batch norm, ReLU: [N, C, h, w] -> [N, C', h, w]."""
 
     def __init__(
         self, in_channels: int, channels: int, kernel_size: int, *, dilation: int = 1, groups: int = 1
@@ -184,7 +183,7 @@ class ConvModule(nn.Module):
 
 
 class SeparableConvModule(nn.Module):
-    """A 3x3 convolution within each channel, then a 1x1 over them, each with norm and ReLU: [N, C, h, w] -> C'."""
+    """Depthwise 3x3 and pointwise 1x1 convolution, each with norm and ReLU: [N, C, h, w] -> [N, C', h, w]."""
 
     def __init__(self, in_channels: int, channels: int, *, dilation: int = 1) -> None:
         super().__init__()
@@ -197,10 +196,10 @@ class SeparableConvModule(nn.Module):
 
 
 class MMSegHead(nn.Module, ABC):
-    """What mmsegmentation's heads share: dropout of whole channels and the 1x1 convolution to classes.
+    """Base of mmsegmentation's heads: dropout of whole channels and the 1x1 convolution to classes.
 
     Args:
-        channels: Channels of what `_decode` returns.
+        channels: Channels of `_decode`'s output.
         num_classes: K.
     """
 
@@ -219,7 +218,7 @@ class MMSegHead(nn.Module, ABC):
 
 
 class MMSegFCNHead(MMSegHead):
-    """Two 3x3 convolutions, concatenated with what went in, and a third. Reads c4.
+    """Two 3x3 convolutions, concatenated with their input, and a third. Reads c4.
 
     Args:
         in_channels: Channels of c4.
@@ -255,7 +254,7 @@ class MMSegAuxHead(MMSegHead):
 
 
 class MMSegPSPHead(MMSegHead):
-    """Means over 1x1, 2x2, 3x3 and 6x6 parts of the image beside the features, and a 3x3 convolution. Reads c4.
+    """Pyramid pooling to 1x1, 2x2, 3x3 and 6x6, concatenated with the features, and a 3x3 convolution. Reads c4.
 
     Args:
         in_channels: Channels of c4.
@@ -277,13 +276,13 @@ class MMSegPSPHead(MMSegHead):
 
 
 class MMSegDeepLabV3Head(MMSegHead):
-    """Image mean, 1x1 and three dilated 3x3 convolutions, concatenated, and a 3x3 convolution. Reads c4.
+    """ASPP (image pooling, 1x1 and three dilated 3x3 convolutions) and a 3x3 convolution. Reads c4.
 
     Args:
         in_channels: Channels of c4.
         num_classes: K.
         rates: Dilation rates of the 3x3 convolutions.
-        separable: Make these depthwise separable.
+        separable: Make them depthwise separable.
     """
 
     def __init__(
@@ -332,5 +331,5 @@ class MMSegDeepLabV3PlusHead(MMSegDeepLabV3Head):
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
-    """Bilinear to the height and width of `like`, without aligned corners."""
+    """Resize bilinearly to the height and width of `like`, without aligned corners."""
     return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)

@@ -1,8 +1,8 @@
-"""Published checkpoints of ResNeSt and its rivals: name, address, hash, network and figures of each.
+"""Published checkpoints of ResNeSt and other ResNets: name, URL, hash, network and scores of each.
 
 Sources: the release of the ResNeSt repository (ImageNet), PyTorch-Encoding (ADE20K, Pascal Context), mmsegmentation
 v0.5 (ADE20K, Cityscapes), timm's repositories on the Hugging Face hub, torchvision (ResNet and ResNeXt, ImageNet).
-Files are kept where torch.hub keeps its own, so those that another package has fetched are found.
+Files are kept in torch.hub's folder, so that downloads by other packages are reused.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ TORCHVISION_BUCKET = "https://download.pytorch.org/models"
 
 @dataclasses.dataclass(frozen=True)
 class PublishedCheckpoint:
-    """A file that somebody published.
+    """A published weight file.
 
     Attributes:
-        name: What `load_checkpoint` takes: the file's name without ending, or the hub's repository.
-        source: Where it comes from.
-        millions: Its parameters, in millions, those of an auxiliary head included. A file holds four bytes for each.
+        name: The name for `load_checkpoint`: the file's name without suffix, or the hub's repository.
+        source: The publisher.
+        millions: Parameters in millions, including an auxiliary head; a file has four bytes for each.
         encoder: Our name of its encoder.
         head: Its head, "classifier" for ImageNet.
-        dataset: What it was trained on.
-        single_scale: Published mIoU with one scale; top-1 accuracy for ImageNet. In percent.
-        multi_scale: Published mIoU with several scales and flip, by the source's own protocol. In percent.
-        pixel_accuracy: Published pixel accuracy of the multi-scale figure. In percent.
-        size: Side in pixels of the images or crops that the figures were measured with.
+        dataset: The training data.
+        single_scale: Published single-scale mIoU, or top-1 accuracy for ImageNet, in percent.
+        multi_scale: Published mIoU with several scales and flip, by the source's protocol, in percent.
+        pixel_accuracy: Published pixel accuracy of the multi-scale protocol, in percent.
+        size: Side in pixels of the images or crops in that evaluation.
     """
 
     name: str
@@ -56,7 +56,7 @@ class PublishedCheckpoint:
 
     @property
     def url(self) -> str:
-        """Where the file is published."""
+        """The URL of the file."""
         match self.source:
             case "resnest":
                 return f"{RESNEST_RELEASE}/{self.name}.pth"
@@ -76,7 +76,7 @@ class PublishedCheckpoint:
 
     @property
     def digest(self) -> Digest | None:
-        """The hash of the weight file as its name tells it; the hub verifies its own files."""
+        """The hash in the name of the weight file; None for the hub, whose client verifies its files."""
         known = re.search(r"-([0-9a-f]{8})$", self.name)
         if known is None:
             return None
@@ -86,30 +86,30 @@ class PublishedCheckpoint:
 
     @property
     def path(self) -> Path:
-        """Where the file is kept, and where it can be put by hand."""
+        """The path of the download, where the file can also be put by hand."""
         endings = {"encoding": ".zip", "timm": ".safetensors"}
         return weights_folder() / f"{self.name.replace('/', '_')}{endings.get(self.source, '.pth')}"
 
     @property
     def local_path(self) -> Path | None:
-        """The file on this machine, if it is there."""
-        places = [self.path]
+        """Return the file on this machine, or None."""
+        candidates = [self.path]
         if self.source == "encoding":
-            places.append(self.path.with_suffix(".pth"))
+            candidates.append(self.path.with_suffix(".pth"))
         if self.source == "timm":
             cached = try_to_load_from_cache(self.name, "model.safetensors")
-            places += [Path(cached)] if isinstance(cached, str) else []
-        return next((path for path in places if path.is_file()), None)
+            candidates += [Path(cached)] if isinstance(cached, str) else []
+        return next((path for path in candidates if path.is_file()), None)
 
     def fetch(self) -> Path:
-        """The file on this machine, downloaded if it is not there.
+        """Return the file on this machine, downloading it if it is missing.
 
         Raises:
-            DownloadError: It cannot be fetched, or is not what was published; says where to put it by hand.
+            DownloadError: The download failed, or the hash differs; the message says where to put the file by hand.
         """
         digest, path = self.digest, self.local_path or self.path
         if self.source == "timm" and path.is_file():
-            return path  # the hub's client has checked it, or a person has put it there
+            return path  # verified by the hub's client, or put there by the user
         if digest is not None and path.suffix != ".zip":
             digest = dataclasses.replace(digest, member=None)
         if self.source != "timm":
@@ -125,7 +125,7 @@ class PublishedCheckpoint:
 
 
 def weights_folder() -> Path:
-    """The folder of torch.hub for weights: $TORCH_HOME/hub/checkpoints, by default in ~/.cache/torch."""
+    """Return torch.hub's folder for weights: $TORCH_HOME/hub/checkpoints, by default in ~/.cache/torch."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
@@ -232,26 +232,26 @@ PUBLISHED: tuple[PublishedCheckpoint, ...] = (
 
 
 def published(name: str) -> PublishedCheckpoint | None:
-    """The published checkpoint of a name or alias; None if there is none."""
+    """Look up a published checkpoint by name or alias; None if there is none."""
     return next((entry for entry in PUBLISHED if name in (entry.name, entry.alias)), None)
 
 
 def published_names() -> list[str]:
-    """The short names, in the order of the table."""
+    """List the short names, in the order of the table."""
     return [entry.alias for entry in PUBLISHED]
 
 
 def imagenet_checkpoint(encoder: str) -> PublishedCheckpoint:
-    """The ImageNet weights that an encoder starts from.
+    """Return the published ImageNet weights of an encoder.
 
     Raises:
-        ConfigError: None were published for this encoder.
+        ConfigError: There are none for this encoder.
     """
-    found = next((entry for entry in PUBLISHED if entry.encoder == encoder and entry.dataset == "imagenet"), None)
-    if found is None:
+    checkpoint = next((entry for entry in PUBLISHED if entry.encoder == encoder and entry.dataset == "imagenet"), None)
+    if checkpoint is None:
         known = dict.fromkeys(entry.encoder for entry in PUBLISHED if entry.dataset == "imagenet")
         raise ConfigError(
-            f"there are no published ImageNet weights for encoder {encoder!r}. Set encoder_weights to null (start from "
-            f"fresh weights), to the path of a weight file, or choose one of: {', '.join(known)}."
+            f"there are no published ImageNet weights for encoder {encoder!r}. Set encoder_weights to null (random "
+            f"weights), to the path of a weight file, or choose one of: {', '.join(known)}."
         )
-    return found
+    return checkpoint

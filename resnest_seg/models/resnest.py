@@ -1,18 +1,18 @@
-"""ResNeSt encoders with dilated stages, and the ResNets they come from: one file from the spec to the network.
+"""ResNeSt encoders with dilated stages, and the ResNets they derive from: from the spec to the network.
 
 Papers: Zhang et al., "ResNeSt: Split-Attention Networks", https://arxiv.org/abs/2004.08955; He et al., "Deep Residual
 Learning", https://arxiv.org/abs/1512.03385; Xie et al., "Aggregated Residual Transformations",
 https://arxiv.org/abs/1611.05431. Module names follow the authors' code, so that state dicts load key by key.
 
-A dilated ResNeSt is several different networks in the wild that all load the same weights silently. They differ in the
-first block of a stage whose stride became a dilation; `dilation` names the variant:
+"Dilated ResNeSt" means several networks in published code, and all of them load the same weights silently. They differ
+in the first block of a stage whose stride became a dilation; `dilation` names the variant:
 
     variant      3x3 pool after split attention   shortcut before its 1x1 convolution   code of
-    "encoding"   stays, with stride 1             the pixel itself                      PyTorch-Encoding (the authors)
-    "mmseg"      dropped                          the pixel itself                      mmsegmentation, detectron2 ports
+    "encoding"   kept, with stride 1              identity                              PyTorch-Encoding (the authors)
+    "mmseg"      dropped                          identity                              mmsegmentation, detectron2 ports
     "timm"       dropped                          2x2 mean with stride 1                timm, and so SMP's tu-resnest*
 
-In all of them that block has half of the stage's rate, and at output stride 32 all of them are the ImageNet network.
+In all variants that block has half of the stage's rate, and at output stride 32 all equal the ImageNet network.
 
 Shapes below: N batch, C channels, H x W pixels, R radix (splits), K cardinality (groups).
 """
@@ -33,26 +33,26 @@ from resnest_seg.config import ModelConfig
 from resnest_seg.errors import ConfigError, unknown_name
 
 SMP = "smp:"
-"""Encoders and heads whose names begin so are those of segmentation-models-pytorch."""
+"""Prefix of the names of segmentation-models-pytorch's encoders and heads."""
 
 EXPANSION = 4
-"""Output channels of a bottleneck, per plane."""
+"""Output channels of a bottleneck divided by its planes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSpec:
-    """What tells one encoder of the family from another.
+    """The architecture of one encoder of the family.
 
     Attributes:
-        depths: Bottlenecks in the four stages.
-        deep_stem: Three 3x3 convolutions instead of one 7x7.
+        depths: Number of bottlenecks in each of the four stages.
+        deep_stem: Use three 3x3 convolutions instead of one 7x7.
         stem_width: Channels of the first two convolutions of a deep stem; the third has twice as many.
-        radix: Splits R that attention weighs; 0 is a plain 3x3 convolution, the ResNet family.
+        radix: Number of splits R weighted by attention; 0 is a plain 3x3 convolution, the ResNet family.
         cardinality: Groups K within each split.
         bottleneck_width: Channels of a group in the first stage, per 64 planes.
-        planes: Planes of the first stage; every later stage doubles them. 64 in all published networks.
-        avg_down: A strided shortcut averages pixels before its 1x1 convolution, instead of dropping them.
-        pool_first: The 3x3 average pool that carries a block's stride stands before split attention ("fast").
+        planes: Planes of the first stage, doubled by every later stage; 64 in all published networks.
+        avg_down: Average pixels in a strided shortcut before its 1x1 convolution, instead of subsampling.
+        pool_first: Put the strided 3x3 average pool of a block before split attention ("fast"), not after.
     """
 
     depths: tuple[int, int, int, int]
@@ -77,7 +77,7 @@ def _resnet(
 
 
 SPECS: dict[str, EncoderSpec] = {
-    "resnest14_tiny": EncoderSpec((1, 1, 1, 1), stem_width=8, planes=8),  # ours, an eighth as wide: demos and tests
+    "resnest14_tiny": EncoderSpec((1, 1, 1, 1), stem_width=8, planes=8),  # an eighth of the width, for demos and tests
     "resnest14": EncoderSpec((1, 1, 1, 1)),
     "resnest26": EncoderSpec((2, 2, 2, 2)),
     "resnest50": EncoderSpec((3, 4, 6, 3)),
@@ -116,16 +116,16 @@ STAGE_STRIDES_AND_RATES: dict[int, tuple[tuple[int, int], ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class BlockPlan:
-    """How one bottleneck stands in its network.
+    """The parameters of one bottleneck that depend on its position in the network.
 
     Attributes:
         stride: Spatial stride of the block.
         rate: Dilation of its 3x3 convolution.
-        pool: Put the 3x3 average pool beside split attention; where there is one, it carries the stride.
+        pool: Put a 3x3 average pool before or after split attention; it carries the stride.
         project: Put a 1x1 convolution and norm on the shortcut.
         mean_shortcut: Average 2x2 neighbours at stride 1 before that convolution (timm's dilated form).
         drop_block: Probability of DropBlock in this block.
-        drop_path: Probability that an image skips this block.
+        drop_path: Probability that an image skips this block (stochastic depth).
     """
 
     stride: int = 1
@@ -138,12 +138,12 @@ class BlockPlan:
 
 
 def stage_plans(spec: EncoderSpec, model: ModelConfig) -> Iterator[list[BlockPlan]]:
-    """The blocks of each of the four stages. What tells the dilation variants apart is decided here only."""
-    place, last = 0, max(sum(spec.depths) - 1, 1)
+    """Plan the blocks of the four stages. The dilation variants differ here and nowhere else."""
+    index, last = 0, max(sum(spec.depths) - 1, 1)
     for stage, (stride, rate) in enumerate(STAGE_STRIDES_AND_RATES[model.output_stride]):
         drop_block, dilated, plans = model.drop_block if stage >= 2 else 0.0, rate > 1, []
         for block in range(spec.depths[stage]):
-            plan = BlockPlan(rate=rate, drop_block=drop_block, drop_path=model.drop_path * place / last)
+            plan = BlockPlan(rate=rate, drop_block=drop_block, drop_path=model.drop_path * index / last)
             if block == 0:
                 plan = dataclasses.replace(
                     plan,
@@ -154,7 +154,7 @@ def stage_plans(spec: EncoderSpec, model: ModelConfig) -> Iterator[list[BlockPla
                     mean_shortcut=model.dilation == "timm" and dilated,
                 )
             plans.append(plan)
-            place += 1
+            index += 1
         yield plans
 
 
@@ -162,12 +162,12 @@ RECTIFICATIONS: tuple[str, ...] = ("none", "rectify", "rectify_avg")
 
 
 class RectifiedConv2d(nn.Conv2d):
-    """A convolution without bias whose output is corrected for the taps that its zero padding wastes.
+    """A convolution without bias whose output is rescaled for kernel taps in the zero padding.
 
     [N, C, H, W] -> [N, C', H', W']; same parameters as `nn.Conv2d`. Matches `RFConv2d` of PyTorch-Encoding.
 
     Args:
-        average: Multiply by 1 / taps inside instead of taps / taps inside.
+        average: Multiply by 1 / (taps inside the image) instead of (all taps) / (taps inside).
     """
 
     def __init__(
@@ -192,14 +192,14 @@ class RectifiedConv2d(nn.Conv2d):
         return out * (taps / (rows[:, None] * columns)).to(out.dtype)
 
     def _taps_inside(self, x: Tensor, dim: int) -> Tensor:
-        """How many taps of each output row (dim 0) or column (dim 1) lie inside the image."""
+        """Count the taps of each output row (dim 0) or column (dim 1) that are inside the image."""
         assert isinstance(self.padding, tuple)
         size, kernel, stride = x.shape[2 + dim], self.kernel_size[dim], self.stride[dim]
         padding, dilation = self.padding[dim], self.dilation[dim]
         outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
         first = torch.arange(outputs, device=x.device) * stride - padding
-        places = first[:, None] + torch.arange(kernel, device=x.device) * dilation
-        return ((places >= 0) & (places < size)).sum(dim=1)
+        positions = first[:, None] + torch.arange(kernel, device=x.device) * dilation
+        return ((positions >= 0) & (positions < size)).sum(dim=1)
 
 
 def padded_conv(
@@ -212,7 +212,7 @@ def padded_conv(
     dilation: int = 1,
     groups: int = 1,
 ) -> nn.Conv2d:
-    """A convolution whose padding keeps the size at stride 1, rectified if asked for."""
+    """Build a convolution whose padding keeps the size at stride 1, optionally rectified."""
     padding = dilation * (kernel_size // 2)
     if rectify == "none":
         return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False)
@@ -229,7 +229,7 @@ def padded_conv(
 
 
 class DropBlock(nn.Module):
-    """torchvision's DropBlock with 3x3 blocks, in float32: it counts pixels, beyond what half precision can hold."""
+    """torchvision's DropBlock with 3x3 blocks, in float32: its pixel counts exceed the range of half precision."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -238,9 +238,9 @@ class DropBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        from torchvision.ops import drop_block2d  # here, as it takes seconds to import and few need it
+        from torchvision.ops import drop_block2d  # imported here because it takes seconds and is rarely needed
 
-        size = 1 if min(x.shape[2:]) == 2 else 3  # torchvision cuts blocks to the features, not to even
+        size = 1 if min(x.shape[2:]) == 2 else 3  # torchvision clips blocks to the features, which may give size 2
         kept: Tensor = drop_block2d(x.float(), self.p, size, training=True)
         return kept.to(x.dtype)
 
@@ -290,14 +290,14 @@ class SplitAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.relu(self.drop_block(self.bn0(self.conv(x))))
-        # The mean over pixels comes before the sum over splits: the same number, and one pass less over H x W.
+        # The mean over pixels comes before the sum over splits: the result is equal, with one pass less over H x W.
         pooled = features.mean(dim=(2, 3)).unflatten(1, (self.radix, -1)).sum(dim=1)[..., None, None]  # [N, C, 1, 1]
         scores = self.fc2(self.relu(self.bn1(self.fc1(pooled))))  # [N, C * R, 1, 1], cardinality-major
         weights = self._over_splits(scores)  # [N, R * C, 1, 1]
         return self.weighted_sum(features, weights)
 
     def weighted_sum(self, features: Tensor, weights: Tensor) -> Tensor:
-        """The splits of features [N, R * C, H, W] times weights [N, R * C, 1, 1], added up: [N, C, H, W]."""
+        """Multiply features [N, R * C, H, W] by weights [N, R * C, 1, 1] and sum over the splits: [N, C, H, W]."""
         # Split by split: a sum over a dimension [N, R, C, H, W] costs twenty times as much in channels-last memory.
         first, *others = zip(features.chunk(self.radix, dim=1), weights.chunk(self.radix, dim=1), strict=True)
         out = first[0] * first[1]
@@ -326,7 +326,7 @@ class Bottleneck(nn.Module):
         pool = nn.AvgPool2d(3, plan.stride, padding=1) if plan.pool else nn.Identity()
         self.avd_first = pool if spec.pool_first else nn.Identity()
         if spec.radix:
-            assert plan.pool or plan.stride == 1  # the stride lives in the pool
+            assert plan.pool or plan.stride == 1  # the pool carries the stride
             self.conv2: nn.Module = SplitAttention(
                 width,
                 width,
@@ -340,7 +340,7 @@ class Bottleneck(nn.Module):
             self.conv2 = padded_conv(
                 width, width, stride=plan.stride, dilation=plan.rate, groups=spec.cardinality, rectify=rectify
             )
-        inside = spec.radix > 0  # split attention has its own
+        inside = spec.radix > 0  # split attention contains its norm and ReLU
         self.bn2 = nn.Identity() if inside else nn.BatchNorm2d(width)
         self.drop_block2 = nn.Identity() if inside else _drop_block(plan.drop_block)
         self.act2 = nn.Identity() if inside else nn.ReLU(inplace=True)
@@ -362,15 +362,15 @@ class Bottleneck(nn.Module):
 
 
 class ResNeSt(nn.Module):
-    """A ResNeSt, or a ResNet, without its classifier: images to the features of four stages.
+    """A ResNeSt or ResNet without its classifier: images -> the features of four stages.
 
     Normalised images [N, in_channels, H, W] -> (c1, c2, c3, c4) with `channels` channels at strides 4, 8 and, for c3
     and c4, min(16, output_stride) and output_stride. Any H, W >= 1; sizes round up at every stride.
 
     Args:
-        model: The network; `encoder` names the family member, `output_stride` is 8, 16 or 32 input pixels per step of
-            c4, `dilation` says which dilated network is meant, see `resnest_seg.models.resnest`. Its keys on heads and
-            weights are not read.
+        model: The config; `encoder` names the architecture, `output_stride` is 8, 16 or 32 input pixels per pixel of
+            c4, `dilation` names the dilated variant, see `resnest_seg.models.resnest`. Keys on heads and weights are
+            not read.
 
     Raises:
         ConfigError: Unknown encoder, dilation or rectification, or an output stride that does not exist.
@@ -420,7 +420,7 @@ class ResNeSt(nn.Module):
         return features
 
     def stages(self, stem: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `stem` returned -> (c1, c2, c3, c4)."""
+        """Compute (c1, c2, c3, c4) from the output of `stem`."""
         c1 = self._run(self.layer1, self.maxpool(stem))
         c2 = self._run(self.layer2, c1)
         c3 = self._run(self.layer3, c2)
@@ -430,7 +430,7 @@ class ResNeSt(nn.Module):
     def _run(self, stage: nn.Sequential, x: Tensor) -> Tensor:
         for block in stage:
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                if torch.compiler.is_compiling():  # its graphs move the statistics once by themselves
+                if torch.compiler.is_compiling():  # compiled graphs update the statistics once anyway
                     x = checkpoint(block, x, use_reentrant=False)
                 else:
                     contexts = functools.partial(_forward_and_recompute, block)
@@ -441,10 +441,10 @@ class ResNeSt(nn.Module):
 
 
 def adapt_first_convolution(weight: Tensor, in_channels: int) -> Tensor:
-    """The first convolution's RGB weight [C, 3, h, w] for images of other channels: [C, in_channels, h, w].
+    """Adapt the first convolution's RGB weight [C, 3, h, w] to other channels: [C, in_channels, h, w].
 
-    One channel gets the sum, so that a grey image gives what its RGB copy gave; others repeat R, G, B, scaled to the
-    same total. The convention of timm and segmentation-models-pytorch.
+    A single channel gets the sum, so that a grey image gives the output of its RGB copy; otherwise R, G, B repeat,
+    scaled to the same total, as in timm and segmentation-models-pytorch.
     """
     if in_channels == weight.shape[1]:
         return weight
@@ -455,7 +455,7 @@ def adapt_first_convolution(weight: Tensor, in_channels: int) -> Tensor:
 
 
 def _stem(in_channels: int, spec: EncoderSpec, *, rectify: str) -> nn.Module:
-    """[N, in_channels, H, W] -> [N, C, H / 2, W / 2], before norm: one 7x7 or three 3x3 convolutions."""
+    """Build the stem without its last norm, 7x7 or three 3x3: [N, in_channels, H, W] -> [N, C, H / 2, W / 2]."""
     if not spec.deep_stem:
         return padded_conv(in_channels, 64, kernel_size=7, stride=2, rectify=rectify)
     width = spec.stem_width
@@ -471,28 +471,28 @@ def _stem(in_channels: int, spec: EncoderSpec, *, rectify: str) -> nn.Module:
 
 
 def _shortcut(in_channels: int, channels: int, *, spec: EncoderSpec, plan: BlockPlan) -> nn.Module:
-    """[N, in_channels, H, W] -> [N, channels, H / stride, W / stride], or the identity."""
+    """Build a shortcut: [N, in_channels, H, W] -> [N, channels, H / stride, W / stride], or the identity."""
     if not plan.project:
         return nn.Identity()
     conv = nn.Conv2d(in_channels, channels, 1, stride=1 if spec.avg_down else plan.stride, bias=False)
     if not spec.avg_down:
         return nn.Sequential(conv, nn.BatchNorm2d(channels))
-    pool: nn.Module = nn.Identity()  # the keys of what follows count from it
+    pool: nn.Module = nn.Identity()  # occupies index 0 of the state dict's keys
     if plan.stride > 1:
         pool = nn.AvgPool2d(plan.stride, plan.stride, ceil_mode=True, count_include_pad=False)
     elif plan.mean_shortcut:
-        # Right, below and diagonally below; what lies outside counts as zero, as timm's "same" padding does.
+        # The pixel, its right, lower and lower right neighbour; zeros outside, as timm's "same" padding.
         pool = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.AvgPool2d(2, stride=1))
     return nn.Sequential(pool, conv, nn.BatchNorm2d(channels))
 
 
 @contextlib.contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Within this context, norms in training mode do not move their running statistics."""
+    """Context in which norms in training mode do not update their running statistics."""
     norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, _, counter in before:
-        norm.momentum = 0.0  # without statistics to move, the norm would save fewer tensors than in the first pass
+        norm.momentum = 0.0  # not disabled: the norm would save fewer tensors than in the first pass
         norm.num_batches_tracked = None if counter is None else counter.clone()
     try:
         yield
@@ -504,13 +504,13 @@ def _statistics_kept(block: nn.Module) -> Iterator[None]:
 def _forward_and_recompute(
     block: nn.Module,
 ) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-    """Contexts for activation checkpointing: the second pass must not count a batch's statistics again."""
+    """Return contexts for activation checkpointing: the recomputation must not update running statistics again."""
     return contextlib.nullcontext(), _statistics_kept(block)
 
 
 @torch.no_grad()
 def _init_weights(module: nn.Module) -> None:
-    """Normal weights with variance 2 / (kernel area * output channels), as in the authors' code."""
+    """Initialise with normal weights of variance 2 / (kernel area * output channels), as in the authors' code."""
     if isinstance(module, nn.Conv2d):
         area = math.prod(module.kernel_size)
         module.weight.normal_(0, math.sqrt(2.0 / (area * module.out_channels)))

@@ -1,9 +1,10 @@
-"""The bridge to segmentation-models-pytorch: its encoders in our `Segmenter`, and our encoders under its decoders.
+"""Adapters to segmentation-models-pytorch: its encoders in our `Segmenter`, and our encoders under its decoders.
 
-Importing this module imports that package, which takes seconds, so it is imported where a name begins with `smp:`.
+Importing this module imports that package, which takes seconds; so it is imported only for names that begin with
+`smp:`.
 
-SMP's contract for encoders: images -> a list of features at strides 1, 2, 4, 8, 16, 32 (the last ones less when
-dilated), the first being the images themselves, with `out_channels`, `output_stride` and `make_dilated`.
+SMP's interface of encoders: images -> a list of features at strides 1, 2, 4, 8, 16, 32 (the last ones smaller when
+dilated), the first being the images, with `out_channels`, `output_stride` and `make_dilated`.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ from resnest_seg.errors import ConfigError, DownloadError, unknown_name
 from resnest_seg.models.resnest import SMP, SPECS, ResNeSt
 
 DEPTH = 5
-"""Features below the images that encoders give and decoders read."""
+"""Number of features besides the images."""
 
 
 class ResNeStSMPEncoder(ResNeSt, EncoderMixin):  # type: ignore[misc]  # SMP has no types
-    """One of our encoders that keeps SMP's contract; the same state dict as `ResNeSt`.
+    """One of our encoders with SMP's interface and the state dict of `ResNeSt`.
 
     Normalised images [N, in_channels, H, W] -> [images, stem, c1, c2, c3, c4] at strides 1, 2, 4, 8, 16, 32, the last
     ones limited to the output stride.
@@ -66,11 +67,11 @@ class ResNeStSMPEncoder(ResNeSt, EncoderMixin):  # type: ignore[misc]  # SMP has
         return [images, stem, *self.stages(stem)]
 
     def get_stages(self) -> dict[int, Sequence[nn.Module]]:
-        """Output stride -> the stages at it, as SMP wants it."""
+        """Map output strides to the stages with them, for SMP."""
         return {16: [self.layer3], 32: [self.layer4]}
 
     def make_dilated(self, output_stride: int) -> None:
-        """Refuse what SMP does here: the stride of these blocks lives in a pool, which surgery on convolutions misses.
+        """Check the output stride; SMP would edit convolutions, but the stride of these blocks is in a pool.
 
         Raises:
             ConfigError: The encoder was built with another output stride.
@@ -84,21 +85,21 @@ class ResNeStSMPEncoder(ResNeSt, EncoderMixin):  # type: ignore[misc]  # SMP has
 class SMPEncoder(nn.Module):
     """One of SMP's encoders in our `Segmenter`.
 
-    Normalised images [N, in_channels, H, W], H and W multiples of 32 -> what SMP's encoder returns, the last four being
-    c1, c2, c3, c4.
+    Normalised images [N, in_channels, H, W], H and W multiples of 32 -> the features of SMP's encoder, of which the
+    last four are c1, c2, c3, c4.
 
     Args:
         name: SMP's name, such as "resnet18", "se_resnext50_32x4d", "timm-skresnet18" or "tu-convnext_tiny".
         output_stride: 8, 16 or 32.
         in_channels: Channels of the images.
-        weights: SMP's name of pre-trained weights, such as "imagenet"; None is never asked for on a network.
+        weights: SMP's name of pre-trained weights, such as "imagenet"; None for random weights, without a download.
 
     Attributes:
-        pixel_mean: Mean of the pixels, 0..255, that the weights were trained with; None without weights.
-        pixel_std: Standard deviation, likewise.
+        pixel_mean: Mean of the pixels, 0..255, in pre-training; None without weights.
+        pixel_std: Standard deviation of the pixels, 0..255, in pre-training; None without weights.
 
     Raises:
-        ConfigError: SMP has no such encoder or weights, or this one cannot be dilated.
+        ConfigError: SMP has no such encoder or weights, or the encoder cannot be dilated.
         DownloadError: The weights cannot be fetched.
     """
 
@@ -112,7 +113,7 @@ class SMPEncoder(nn.Module):
         self.output_stride = output_stride
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about names that SMP will drop some day
+                warnings.simplefilter("ignore")  # about deprecated names
                 self.encoder = smp.encoders.get_encoder(
                     name, in_channels=in_channels, depth=DEPTH, weights=weights, output_stride=output_stride
                 )
@@ -125,10 +126,10 @@ class SMPEncoder(nn.Module):
         except KeyError as error:
             if name not in smp.encoders.get_encoder_names():
                 raise unknown_name("encoder", f"{SMP}{name}", _encoder_names()) from None
-            hint = " Files are for encoders of ours." if Path(str(weights)).is_file() else ""
+            hint = " Weight files are supported for our encoders only." if Path(str(weights)).is_file() else ""
             raise ConfigError(f"encoder {SMP}{name}: {' '.join(str(error.args[0]).split())}.{hint}") from None
         except (ValueError, RuntimeError, TypeError, AssertionError, AttributeError) as error:
-            # each of SMP's and timm's encoders refuses in its own way
+            # SMP's and timm's encoders raise various exceptions
             advice = (
                 ""
                 if output_stride == 32
@@ -155,7 +156,7 @@ class SMPEncoder(nn.Module):
 
     @torch.no_grad()
     def _probe(self, in_channels: int) -> int:
-        """The output stride as it is, not as it is said to be."""
+        """Measure the output stride on an image, because SMP's attribute may be wrong."""
         was_training = self.encoder.training
         self.encoder.eval()
         features = self.encoder(next(self.encoder.parameters()).new_zeros(1, in_channels, 64, 64))
@@ -164,16 +165,16 @@ class SMPEncoder(nn.Module):
 
 
 class SMPHead(nn.Module):
-    """One of SMP's decoders with its convolution to classes: features -> logits [N, K, h, w].
+    """One of SMP's decoders with a convolution to classes: features -> logits [N, K, h, w].
 
     h and w are those of the decoder's output, a half to an eighth of the image's; the `Segmenter` resizes.
 
     Args:
-        decoder: Features, as a list in SMP's order -> [N, channels, h, w].
-        channels: Channels of what it returns.
+        decoder: Maps a list of features in SMP's order to [N, channels, h, w].
+        channels: Channels of its output.
         num_classes: K.
-        kernel_size: Of the convolution to classes.
-        min_size: Smallest height and width of an image, in pixels, that the decoder can work with.
+        kernel_size: Kernel size of the convolution to classes.
+        min_size: Minimum height and width of an image, in pixels.
     """
 
     size_divisor = 32
@@ -254,7 +255,7 @@ def _deeplabv3plus(channels: list[int], classes: int, stride: int) -> SMPHead:
 
 def _pan(channels: list[int], classes: int, stride: int) -> SMPHead:
     decoder = PANDecoder(encoder_channels=channels, encoder_depth=DEPTH, decoder_channels=32)
-    # It halves c4 three times.
+    # PAN halves c4 three times.
     return SMPHead(decoder, channels=32, num_classes=classes, kernel_size=3, min_size=8 * stride)
 
 
@@ -269,7 +270,7 @@ def _segformer(channels: list[int], classes: int, stride: int) -> SMPHead:
 
 
 DECODERS: dict[str, tuple[Decoder, tuple[int, ...]]] = {
-    # name -> its builder, the output strides that it can work with
+    # name -> (builder, supported output strides)
     "unet": (_unet, (8, 16, 32)),
     "unetplusplus": (_unetplusplus, (32,)),
     "manet": (_manet, (32,)),
@@ -285,16 +286,16 @@ DECODERS: dict[str, tuple[Decoder, tuple[int, ...]]] = {
 
 
 def build_smp_head(name: str, channels: list[int], num_classes: int, *, output_stride: int) -> SMPHead:
-    """Build one of SMP's decoders, with its own defaults and fresh weights.
+    """Build one of SMP's decoders with its defaults and random weights.
 
     Args:
         name: A key of `DECODERS`.
         channels: Channels of all six features, those of the images first.
         num_classes: K.
-        output_stride: Of the encoder.
+        output_stride: Output stride of the encoder.
 
     Raises:
-        ConfigError: Unknown name, or the decoder cannot work with this output stride.
+        ConfigError: Unknown name, or the decoder does not support this output stride.
     """
     if name not in DECODERS:
         raise unknown_name("head", f"{SMP}{name}", [f"{SMP}{known}" for known in DECODERS])
@@ -308,7 +309,7 @@ def build_smp_head(name: str, channels: list[int], num_classes: int, *, output_s
 
 
 def _pixel_statistics(name: str, weights: str | None) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and standard deviation of the pixels, 0..255, for pre-trained weights."""
+    """Return mean and standard deviation of the pixels, 0..255, for pre-trained weights."""
     if weights is None:
         return None, None
     settings = smp.encoders.get_preprocessing_params(name, weights)

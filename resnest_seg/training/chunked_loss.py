@@ -2,12 +2,12 @@
 
 The plain form, `F.cross_entropy(F.interpolate(logits, (H, W), mode="bilinear"), labels)`, holds the resized logits,
 their log-softmax and two gradients at once: at 150 classes that is most of a training step's memory, and writing it is
-most of the loss's time. Here a few rows at a time are resized (two coarse rows mixed, then the columns), turned into
-losses and gradients while they are in the cache, and the gradients are carried back to feature size by the transposed
-mixing, all in the forward pass; the backward pass multiplies by one number.
+most of the loss's time. Here a chunk of rows is resized (two coarse rows are interpolated, then the columns), its
+losses and gradients are computed while it is in the cache, and the gradients are reduced to feature size by the
+transposed interpolation, all in the forward pass; the backward pass multiplies by a scalar.
 
-The whole is one operator, so that `torch.compile` takes it as it is. Arithmetic is float32 (float64 for float64
-logits), under autocast too. There is no second derivative. On a GPU, the gradient's last bits depend on the order of
+The loss is one operator, which `torch.compile` does not trace into. Arithmetic is float32 (float64 for float64
+logits), also under autocast. There is no second derivative. On a GPU, the gradient's last bits depend on the order of
 additions, as those of `F.interpolate` do, except under `torch.use_deterministic_algorithms(True)`.
 
 Shapes: N batch, K classes, h x w feature pixels, H x W label pixels, R rows at a time, P = R * W.
@@ -30,10 +30,10 @@ from resnest_seg.labels import IGNORE_LABEL
 T = TypeVar("T")
 
 CPU_CHUNK = 2**18
-"""Elements of [R, W, K] at a time on each core of a CPU: 1 MiB, which stays in its cache."""
+"""Elements of a chunk [R, W, K] on each core of a CPU: 1 MiB, which fits into its cache."""
 
 GPU_CHUNK, GPU_CHUNKS = 2**20, 32
-"""On other devices at least so many elements at a time, and at least this fraction of all, to launch few kernels."""
+"""Minimum elements of a chunk on other devices, and minimum fraction of all, to launch few kernels."""
 
 
 def lean_cross_entropy(
@@ -45,27 +45,27 @@ def lean_cross_entropy(
     class_weights: Tensor | None = None,
     rows: int | None = None,
 ) -> Tensor:
-    """Sum of the cross-entropy over labelled pixels, float32 scalar (float64 for float64 logits).
+    """Sum the cross-entropy over labelled pixels: float32 scalar (float64 for float64 logits).
 
-    Value and gradient are those of `F.cross_entropy` with `reduction="sum"` on logits that `F.interpolate` resized.
+    Value and gradient equal those of `F.cross_entropy` with `reduction="sum"` on logits resized by `F.interpolate`.
     Divide by the number of labelled pixels for the mean, or with class weights by the sum of the labels' weights, as
-    `reduction="mean"` does. Logits may be smaller, equal or larger than the labels, along each side.
+    `reduction="mean"` does. Logits may be smaller than, equal to or larger than the labels, along each side.
 
     Args:
         logits: [N, K, h, w], any float type.
         labels: [N, H, W] uint8 or int64, 0..K-1 or `IGNORE_LABEL`.
         align_corners: As in `F.interpolate`.
         label_smoothing: Share of the target that is spread over all classes, 0..1.
-        class_weights: Of each class, [K]; None weighs all equally.
-        rows: Label rows at a time, R; None chooses for the device. It decides memory and time, not the result.
+        class_weights: Class weights, [K]; None for uniform weights.
+        rows: Label rows per chunk, R; None chooses for the device. It affects memory and time, not the result.
 
     Raises:
-        ConfigError: The shapes do not belong together.
-        DatasetError: A label is out of range (on a CPU; a GPU stops with an assertion of its own).
+        ConfigError: The shapes do not match.
+        DatasetError: A label is out of range (on a CPU; on a GPU a device-side assertion fails).
     """
     _check(logits, labels, class_weights)
     needs_gradient = torch.is_grad_enabled() and logits.requires_grad
-    # no keywords: an operator's autograd wants every argument in its place
+    # positional: an operator's autograd does not support keywords
     out = _summed_loss(logits, labels, class_weights, label_smoothing, align_corners, rows or 0, needs_gradient)
     total: Tensor = out[0]
     return total
@@ -73,7 +73,7 @@ def lean_cross_entropy(
 
 @torch.no_grad()
 def true_class_probabilities(logits: Tensor, labels: Tensor, *, align_corners: bool) -> Tensor:
-    """Probability of each pixel's own class, [N, H, W] float32 without gradient; 1 where ignored.
+    """Compute the probability of each pixel's true class, [N, H, W] float32 without gradient; 1 where ignored.
 
     Args:
         logits: [N, K, h, w].
@@ -81,7 +81,7 @@ def true_class_probabilities(logits: Tensor, labels: Tensor, *, align_corners: b
         align_corners: As in `F.interpolate`.
 
     Raises:
-        ConfigError: The shapes do not belong together.
+        ConfigError: The shapes do not match.
         DatasetError: A label is out of range (on a CPU).
     """
     _check(logits, labels, None)
@@ -95,7 +95,7 @@ def true_class_probabilities(logits: Tensor, labels: Tensor, *, align_corners: b
 
 
 class _Axis(NamedTuple):
-    """How one side is resized: pixel i is low[i] mixed with high[i], which has the share `mix[i]`."""
+    """Interpolation along one axis: pixel i is pixel low[i] with weight 1 - mix[i] plus high[i] with weight mix[i]."""
 
     low: Tensor
     high: Tensor
@@ -103,16 +103,16 @@ class _Axis(NamedTuple):
 
     @classmethod
     def of(cls, coarse: int, fine: int, align_corners: bool, dtype: torch.dtype) -> _Axis | None:
-        """As `F.interpolate` places the pixels, on the CPU; None where nothing is resized."""
+        """Compute `F.interpolate`'s weights, on the CPU; None for equal sizes."""
         if coarse == fine:
             return None
-        place = torch.arange(fine, dtype=dtype)
+        position = torch.arange(fine, dtype=dtype)
         if align_corners:
-            place = place * ((coarse - 1) / (fine - 1) if fine > 1 else 0.0)
+            position = position * ((coarse - 1) / (fine - 1) if fine > 1 else 0.0)
         else:
-            place = ((place + 0.5) * (coarse / fine) - 0.5).clamp(min=0)
-        low = place.long().clamp(max=coarse - 1)
-        return cls(low, (low + 1).clamp(max=coarse - 1), place - low)
+            position = ((position + 0.5) * (coarse / fine) - 0.5).clamp(min=0)
+        low = position.long().clamp(max=coarse - 1)
+        return cls(low, (low + 1).clamp(max=coarse - 1), position - low)
 
     def to(self, device: torch.device) -> _Axis:
         return _Axis(*(values.to(device) for values in self))
@@ -125,14 +125,14 @@ class _Axis(NamedTuple):
         return torch.lerp(values.index_select(dim, self.low), values.index_select(dim, self.high), mix)
 
     def add_back(self, total: Tensor, gradient: Tensor, dim: int) -> None:
-        """Add what `resize` takes back to: [.., fine, ..] into `total` [.., coarse, ..]."""
+        """Apply the transpose of `resize` to [.., fine, ..] and add it to `total` [.., coarse, ..]."""
         far = gradient * self.mix.view(-1, *[1] * (gradient.dim() - 1 - dim))
         total.index_add_(dim, self.high, far)
         total.index_add_(dim, self.low, gradient.sub_(far))
 
 
 class _Plan(NamedTuple):
-    """What all chunks of a call share; `spans` says for each chunk of rows which coarse rows it needs, by its top."""
+    """The state that all chunks of a call share; `spans` maps the top row of a chunk to the coarse rows it needs."""
 
     dtype: torch.dtype
     rows: int
@@ -143,7 +143,7 @@ class _Plan(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, align_corners: bool, rows: int) -> _Plan:
-        """With `rows` rows at a time, or 0 to choose for the device."""
+        """Plan chunks of `rows` rows; 0 chooses for the device."""
         (images, classes, h, w), (height, width) = logits.shape, labels.shape[1:]
         device, dtype = logits.device, torch.promote_types(logits.dtype, torch.float32)
         size = CPU_CHUNK if device.type == "cpu" else max(GPU_CHUNK, labels.numel() * classes // GPU_CHUNKS)
@@ -164,22 +164,22 @@ class _Plan(NamedTuple):
         )
 
     def labels_of(self, labels: Tensor, n: int, top: int) -> Tensor:
-        """[P] labels of a chunk."""
+        """Return the labels [P] of a chunk."""
         return labels[n, top : top + self.rows].reshape(-1)
 
 
 def _each(work: Callable[[int, int], T], chunks: list[tuple[int, int]], device: torch.device) -> Iterator[T]:
-    """The results of `work` for all chunks, in their order.
+    """Yield the results of `work` for all chunks, in order.
 
-    On a CPU each core takes whole chunks: sharing every small operation among the cores, as torch does, makes them wait
-    for each other hundreds of times, which on a busy machine costs more than the work.
+    On a CPU each core takes whole chunks: splitting every small operation over the cores, as torch does, synchronises
+    them hundreds of times, which on a busy machine costs more than the work.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or min(threads, len(chunks)) < 2:
         yield from (work(n, top) for n, top in chunks)
         return
 
-    @torch.no_grad()  # which is a thread's own
+    @torch.no_grad()  # grad mode is thread-local
     def quietly(chunk: tuple[int, int]) -> T:
         return work(*chunk)
 
@@ -189,7 +189,7 @@ def _each(work: Callable[[int, int], T], chunks: list[tuple[int, int]], device: 
             pending: deque[Future[T]] = deque()
             for chunk in chunks:
                 pending.append(pool.submit(quietly, chunk))
-                if len(pending) > 2 * threads:  # no more, for they take memory
+                if len(pending) > 2 * threads:  # bounded, because results take memory
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -198,7 +198,7 @@ def _each(work: Callable[[int, int], T], chunks: list[tuple[int, int]], device: 
 
 
 def _rows_of(logits: Tensor, plan: _Plan, n: int, top: int) -> Tensor:
-    """Resized logits of image `n` from row `top` on, [P, K] in the type of the arithmetic, free to be overwritten."""
+    """Resize the logits of image `n` for the chunk at row `top`: a new tensor [P, K] in the dtype of the arithmetic."""
     image = logits[n].permute(1, 2, 0)  # [h, w, K]
     if plan.vertical is None:
         rows = image[top : top + plan.rows].to(plan.dtype)
@@ -221,7 +221,7 @@ def _pixel_losses(
     smoothing: float = 0.0,
     gradient: bool = False,
 ) -> Tensor:
-    """Losses of P pixels, [P], 0 where ignored; `logits` [P, K] become their gradients, if wanted, or scratch.
+    """Compute losses [P], 0 where ignored; overwrites `logits` [P, K], with their gradients if requested.
 
     With w the class's weight and e the smoothing, a pixel's loss is (1 - e) w[y] (-log p[y]) + e / K sum_k w[k] (-log
     p[k]), and its gradient a p - (1 - e) w[y] onehot(y) - e / K w, where a = (1 - e) w[y] + e / K sum w.
@@ -264,7 +264,7 @@ def _summed_loss(
     rows: int,
     needs_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Summed loss, and its gradient [N, K, h, w] in channels-last memory, empty where not needed."""
+    """Compute the summed loss and its gradient [N, K, h, w] in channels-last memory, empty if not needed."""
     with torch.autocast(logits.device.type, enabled=False):
         return _summed_loss_and_gradient(
             logits.detach(), labels, weights, smoothing, align_corners, rows, needs_gradient
@@ -289,7 +289,7 @@ def _summed_loss_and_gradient(
     def chunk(n: int, top: int) -> tuple[Tensor, Tensor | None]:
         part = plan.labels_of(labels, n, top)
         if part.device.type == "cpu" and bool((part == IGNORE_LABEL).all()):
-            return nothing, None  # padding; on other devices asking would cost more than computing
+            return nothing, None  # padding; on other devices the check would cost more than the computation
         pixels = _rows_of(logits, plan, n, top)
         loss = _pixel_losses(pixels, part, weights, smoothing, needs_gradient).sum()
         return loss, _coarse_rows(pixels.view(-1, labels.shape[2], classes), plan, top, w) if needs_gradient else None
@@ -304,7 +304,7 @@ def _summed_loss_and_gradient(
 
 
 def _coarse_rows(gradient: Tensor, plan: _Plan, top: int, w: int) -> Tensor:
-    """The gradient of a chunk [R, W, K] carried back to the coarse rows of its span, [., w, K]."""
+    """Reduce the gradient of a chunk [R, W, K] to the coarse rows of its span, [., w, K]."""
     rows, classes = gradient.shape[0], gradient.shape[2]
     if plan.horizontal is not None:
         narrow = gradient.new_zeros(rows, w, classes)
@@ -355,12 +355,11 @@ _summed_loss.register_autograd(_scale_gradient, setup_context=_keep_gradient)
 def _check(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> None:
     if logits.dim() != 4 or labels.dim() != 3 or len(logits) != len(labels):
         raise ConfigError(
-            f"logits [N, K, h, w] and labels [N, H, W] do not belong together: {list(logits.shape)} and "
-            f"{list(labels.shape)}."
+            f"logits [N, K, h, w] and labels [N, H, W] do not match: {list(logits.shape)} and {list(labels.shape)}."
         )
     classes = logits.shape[1]
     if class_weights is not None and class_weights.shape != (classes,):
-        raise ConfigError(f"there are {classes} classes, but class weights of the shape {list(class_weights.shape)}.")
+        raise ConfigError(f"there are {classes} classes, but class weights of shape {list(class_weights.shape)}.")
     if labels.device.type == "cpu" and labels.numel() and not _has_no_values(labels):
         outside = labels[(labels != IGNORE_LABEL) & ((labels < 0) | (labels >= classes))]
         if len(outside):
@@ -371,5 +370,5 @@ def _check(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> None
 
 
 def _has_no_values(labels: Tensor) -> bool:
-    """While a graph is traced, or memory is counted on fake tensors."""
+    """True while a graph is traced or memory is counted on fake tensors."""
     return torch.compiler.is_compiling() or isinstance(labels, FakeTensor)

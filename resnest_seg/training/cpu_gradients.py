@@ -38,7 +38,7 @@ def products_are_faster() -> bool:
 
 @contextlib.contextmanager
 def faster_weight_gradients(model: nn.Module, *, enabled: bool | None = None) -> Iterator[int]:
-    """Within this context, the convolutions of a model get the gradient of their weights by `weight_gradient`.
+    """Context in which a model's convolutions compute the gradient of their weights by `weight_gradient`.
 
     Parameters, outputs and names of modules are unchanged; gradients differ by rounding.
 
@@ -124,21 +124,21 @@ class _Convolution(torch.autograd.Function):
 def weight_gradient(
     gradient: Tensor, x: Tensor, shape: torch.Size, *, padding: Pair, dilation: Pair, groups: int
 ) -> Tensor:
-    """The gradient of the weights of a convolution of stride 1, tap by tap.
+    """Compute the gradient of the weights of a convolution of stride 1, tap by tap.
 
     A tap of the kernel meets a rectangle of the input; outside of it there is padding. Its gradient is one product of
     matrices over the pixels of that rectangle: [C', pixels] x [pixels, C] for each group.
 
     Args:
-        gradient: Of the output, [N, C', h, w].
+        gradient: Gradient of the output, [N, C', h, w].
         x: The input, [N, C, H, W].
-        shape: Of the weights: C', C / groups, rows, columns.
+        shape: Shape of the weights: C', C / groups, rows, columns.
         padding: Rows and columns of zeros on each side.
         dilation: Rows and columns from tap to tap.
-        groups: Of the channels.
+        groups: Groups of the channels.
 
     Returns:
-        Of that shape, in channels-last memory.
+        A tensor of that shape, in channels-last memory.
     """
     channels, depth, rows, columns = shape
     found = x.new_empty(channels, rows, columns, depth)
@@ -160,7 +160,7 @@ def weight_gradient(
 
 
 def _meeting(shift: int, outputs: int, inputs: int) -> tuple[slice, slice]:
-    """Along one axis: the outputs that read an input at their own place + shift, and those inputs."""
+    """Return, along one axis, the slice of outputs that read an input at their index + shift, and those inputs."""
     start = max(0, -shift)
     stop = max(start, min(outputs, inputs - shift))
     return slice(start, stop), slice(start + shift, stop + shift)

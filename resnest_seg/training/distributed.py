@@ -1,4 +1,4 @@
-"""Devices, processes, precision and stop signals of a run through accelerate; sharding of the model by FSDP2."""
+"""Distributed runs with accelerate: devices, processes, precision, stop signals; model sharding by FSDP2."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Our names of precisions -> accelerate's."""
 
 PARALLEL = ("ddp", "fsdp")
-"""How several processes share a model."""
+"""Values of `train.parallel`."""
 
 TRACKERS = ("tensorboard", "wandb")
-"""Where curves can be drawn."""
+"""Values of `train.trackers`."""
 
 
 def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
-    """The engine for the devices and processes at hand, with the config's precision.
+    """Set up accelerate for the available devices and processes, with the config's precision.
 
     Raises:
-        ConfigError: Unknown precision, one that the device lacks, a batch that the processes cannot share, processes
-            that do not find each other, an unknown tracker or one that is not installed.
+        ConfigError: The precision is unknown or not supported by the device, the batch is not divisible by the
+            processes, the processes do not form a group, or a tracker is unknown or not installed.
     """
     log_with = trackers(config.train.trackers)
     if config.train.parallel not in PARALLEL:
@@ -51,23 +51,23 @@ def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
     if wanted == "fp16" and config.train.parallel == "fsdp":
         raise ConfigError("train.precision fp16 does not go with train.parallel fsdp. Use bf16 or fp32, or ddp.")
     _join_again()
-    # DDP orders its sums anew after the first step of a process, so three or more would round otherwise after a resume.
-    # Where it looks for unused parameters it does not (it warns that there are none): on CPUs, which resume to the bit.
+    # DDP rebuilds its buckets after a process's first step, so sums of three or more would round differently after a
+    # resume. With find_unused_parameters it does not (it warns that there are none): on CPUs, which resume exactly.
     ddp = [] if gpu else [DistributedDataParallelKwargs(find_unused_parameters=True)]
     try:
         engine = Accelerator(
-            cpu=processes > 1 and not gpu,  # or each of them would begin a run of its own
+            cpu=processes > 1 and not gpu,  # else each process would start a separate run
             mixed_precision=PRECISIONS[wanted],
             log_with=log_with or None,
             project_dir=output,
             kwargs_handlers=ddp,
         )
-    except ValueError as error:  # accelerate keeps one precision a process
+    except ValueError as error:  # accelerate allows one precision per process
         raise ConfigError(f"train.precision {wanted} cannot be set up in this process: {error}") from None
     if engine.num_processes < processes:
         raise ConfigError(
             f"WORLD_SIZE says that {processes} processes train together, and this one found {engine.num_processes}: "
-            "each would train by itself into the same folder. Start them with torchrun."
+            "each would train alone into the same folder. Start them with torchrun."
         )
     shares = config.train.accumulation * engine.num_processes
     if config.train.batch_size % shares:
@@ -87,10 +87,10 @@ def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
 
 
 def launched() -> int:
-    """How many processes were started to train together, by what torchrun tells each of them.
+    """Return the number of processes of a run, from torchrun's environment variables.
 
     Raises:
-        ConfigError: Something tells but a part of it: each process would train by itself, or wait for ever.
+        ConfigError: Some of the variables are missing: each process would train alone, or wait forever.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
@@ -104,30 +104,30 @@ def launched() -> int:
 
 
 def precision_of(engine: Accelerator) -> str:
-    """Our name of the precision that an engine computes in: what `train.precision` auto became."""
+    """Return our name of accelerate's precision, which resolves `train.precision` auto."""
     return next(name for name, theirs in PRECISIONS.items() if theirs == engine.mixed_precision)
 
 
 def check_agreement(config: RunConfig, engine: Accelerator) -> None:
-    """Meet all processes, and see that they divide the batch alike: samples would be lost and doubled without a word.
+    """Check that all processes divide the batch alike; otherwise samples would be lost or repeated silently.
 
     Raises:
-        ConfigError: They do not.
+        ConfigError: They differ.
     """
-    found = gather_object([config.train.accumulation])
-    if len(set(found)) > 1:
+    divisions = gather_object([config.train.accumulation])
+    if len(set(divisions)) > 1:
         raise ConfigError(
-            f"the processes divide the batch differently (train.accumulation {', '.join(map(str, found))}): --budget "
-            "auto found other memory on some of the machines. Give --budget the GiB of the smallest, on all of them."
+            f"the processes divide the batch differently (accumulation {', '.join(map(str, divisions))}): --budget "
+            "auto found other memory on some of the machines. Give --budget the GiB of the smallest on each of them."
         )
 
 
 def _join_again() -> None:
-    """After a restart by torchrun's agent: let the processes meet under a name of their own.
+    """Give the processes a new rendezvous prefix after a restart by torchrun's agent.
 
-    The agent's store still holds the addresses of the processes that died, and new ones would call those
-    (github.com/pytorch/pytorch/issues/135712). Agents of several machines count restarts differently: there, they must
-    make a new store each time, which TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 tells them.
+    The agent's store still has the addresses of the dead processes, to which new ones would connect
+    (github.com/pytorch/pytorch/issues/135712). Agents of several machines count restarts differently: they must make a
+    new store each time, which TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 requests.
     """
     env = os.environ
     restarts = int(env.get("TORCHELASTIC_RESTART_COUNT", "0"))
@@ -157,15 +157,15 @@ def _join_again() -> None:
 
 
 def shares_statistics(config: RunConfig, engine: Accelerator) -> bool:
-    """Whether batch norm sees the images of all processes; torch has this for GPUs only."""
+    """True if batch norm's statistics are synchronised over processes; torch supports this on GPUs only."""
     return config.train.sync_bn and engine.num_processes > 1 and bool(engine.device.type == "cuda")
 
 
 def trackers(names: str) -> list[str]:
-    """The trackers that `train.trackers` names, in the order of `TRACKERS`.
+    """Parse `train.trackers`: its names in the order of `TRACKERS`.
 
     Raises:
-        ConfigError: Unknown, or not installed.
+        ConfigError: A tracker is unknown or not installed.
     """
     wanted = [name.strip() for name in names.split(",") if name.strip() not in ("", "none")]
     for name in wanted:
@@ -177,7 +177,7 @@ def trackers(names: str) -> list[str]:
 
 
 def begin_trackers(config: RunConfig, engine: Accelerator, *, folder: Path, identity: str, step: int) -> None:
-    """Begin the curves of a run, or continue them from `step` on: `identity` is what tells the run from others."""
+    """Start the trackers of a run, or resume them at `step`; `identity` identifies the run."""
     wandb = {"dir": str(folder), "id": identity, "resume": "allow"}
     drawn = {"tensorboard": {"purge_step": step + 1}, "wandb": wandb}
     used = trackers(config.train.trackers)
@@ -186,12 +186,12 @@ def begin_trackers(config: RunConfig, engine: Accelerator, *, folder: Path, iden
 
 
 def splits_model(config: RunConfig, engine: Accelerator) -> bool:
-    """Whether each process holds a part of the model only (FSDP2)."""
+    """True if each process holds a shard of the model (FSDP2)."""
     return config.train.parallel == "fsdp" and engine.num_processes > 1
 
 
 class StopSignal:
-    """Within this context, the first Ctrl-C or SIGTERM only sets `number`; a second Ctrl-C raises as usual."""
+    """Context in which the first Ctrl-C or SIGTERM only sets `number`; a second Ctrl-C raises as usual."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -210,7 +210,7 @@ class StopSignal:
         print("\nstopping after this step (press Ctrl-C again to stop at once) ...", file=sys.stderr)
 
     def anywhere(self, engine: Accelerator) -> int | None:
-        """The signal that any process got, SIGTERM first: all must leave the loop at the same step, so all ask."""
+        """Return the signal that any process received, SIGTERM first; collective, so that all stop at the same step."""
         if engine.num_processes == 1:
             return self.number
         got = [self.number == number for number in (signal.SIGTERM, signal.SIGINT)]
@@ -219,17 +219,17 @@ class StopSignal:
 
 
 UNIT = 1_000_000
-"""Parameters from which on a child module is gathered on its own, while its neighbours stay split."""
+"""Minimum parameters of a child module that is sharded, and so gathered, as a separate unit."""
 
 
 def shard(model: nn.Module, *, processes: int, device: str) -> None:
-    """Split a model's parameters over all processes, in place; buffers stay whole on each.
+    """Shard a model's parameters over all processes, in place; buffers are replicated.
 
     Children of at least `UNIT` parameters, at any depth, are gathered one at a time for the forward and backward pass.
 
     Args:
         model: The model, on its device, with the same values on every process.
-        processes: How many there are.
+        processes: Number of processes.
         device: "cuda" or "cpu".
     """
     from torch.distributed.device_mesh import init_device_mesh
@@ -238,20 +238,20 @@ def shard(model: nn.Module, *, processes: int, device: str) -> None:
     mesh = init_device_mesh(device, (processes,))
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
     for module in reversed(list(model.modules())[1:]):  # children before parents
-        own = sum(p.numel() for p in module.parameters() if not hasattr(p, "full_tensor"))
-        called = not isinstance(module, nn.ModuleList | nn.ModuleDict)  # or FSDP2 would never gather it
-        if own >= UNIT and called:
+        size = sum(p.numel() for p in module.parameters() if not hasattr(p, "full_tensor"))
+        called = not isinstance(module, nn.ModuleList | nn.ModuleDict)  # else FSDP2 would never gather it
+        if size >= UNIT and called:
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors with their split ones gathered: all processes must call this together."""
+    """Gather sharded tensors; collective: all processes must call it."""
     return {key: value.full_tensor() if hasattr(value, "full_tensor") else value for key, value in tensors.items()}
 
 
 def part_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """This process's part of a whole tensor that belongs to `parameter`; itself if that is whole or of other shape."""
+    """Return this process's shard of a tensor, as `parameter` is sharded; the tensor itself if it is not."""
     if not hasattr(parameter, "full_tensor") or value.shape != parameter.shape:
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -262,7 +262,7 @@ def part_like(value: Tensor, parameter: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def gradients_stay(model: nn.Module) -> Iterator[None]:
-    """Within this, the backward pass of a split model adds gradients up without sending them."""
+    """Context in which the backward pass of a sharded model accumulates gradients without synchronisation."""
     from torch.distributed.fsdp import FSDPModule
 
     assert isinstance(model, FSDPModule)

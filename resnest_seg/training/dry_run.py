@@ -1,4 +1,4 @@
-"""Dry runs: everything that a run does, in two steps, with nothing left behind."""
+"""Dry runs: all parts of a run in two steps, without leaving files."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ from resnest_seg.training.trainer import Trainer
 T = TypeVar("T", bound=RunConfig)
 
 IMAGES = 2
-"""How many images a dry run validates on and evaluates."""
+"""Number of images that a dry run validates on and evaluates."""
 
 IMAGENET_CLASSES = 1000
-"""Of the data set of that name, where it is not there."""
+"""Number of ImageNet's classes, assumed if the data is missing."""
 
 
 class StandIn(SegmentationDataset):
-    """Synthetic street scenes with the classes of another data set, for when that is not there.
+    """Synthetic street scenes with the classes of another data set, to replace it if it is missing.
 
-    Every class of the space occurs in the data set, in places that mean nothing.
+    Every class of the label space occurs, at meaningless pixels.
 
     Args:
         space: The classes.
@@ -70,7 +70,7 @@ class StandIn(SegmentationDataset):
 
 
 class FirstOf(SegmentationDataset):
-    """The first `count` samples of a data set, over again if it has fewer."""
+    """The first `count` samples of a data set, repeated if it has fewer."""
 
     def __init__(self, dataset: SegmentationDataset, count: int) -> None:
         self.dataset, self.count = dataset, count
@@ -86,18 +86,18 @@ class FirstOf(SegmentationDataset):
 
 
 def dry_run(config: RunConfig) -> str:
-    """Build the run, take a step, save, resume, take another, validate, and evaluate what was saved as best.
+    """Build the run, take a step, save, resume, take another, validate, and evaluate the best checkpoint.
 
-    The model, the sizes and the batch are the run's own, so memory and time are, too; weights are loaded from files and
-    not fetched. The data is the run's if it is there, else street scenes with its classes. All files lie in a temporary
-    folder, which is removed.
+    Model, sizes and batch are those of the run, and so are memory and time; weights are loaded from files but not
+    downloaded. The data is the run's, or street scenes with its classes if it is missing. All files are written to a
+    temporary folder, which is removed.
 
     Returns:
-        What was done, in a few lines.
+        A report of a few lines.
 
     Raises:
         ConfigError: The config cannot be run, or there are several processes.
-        ResNeStSegError: Whatever else would stop the run.
+        ResNeStSegError: Any other error that would stop the run.
     """
     real = {split: data_or_stand_in(config, split) for split in ("train", config.eval.split)}
     stand_in = isinstance(real["train"], StandIn)
@@ -122,29 +122,32 @@ def dry_run(config: RunConfig) -> str:
             f"  data     {'not found, so street scenes with the classes of' if stand_in else 'read from'} "
             f"{config.data.dataset}, {len(train.label_space)} classes",
             step,
-            f"  scores   of {report.images} images, protocol {config.eval.protocol}; they mean nothing after two steps",
+            f"  scores   of {report.images} images, protocol {config.eval.protocol}; meaningless after two steps",
             *doubts,
         )
     )
 
 
 def dry_run_classifier(config: PretrainConfig) -> str:
-    """The same for a classifier; where its data is not there, noise stands in for the 1000 classes of ImageNet.
+    """Try the training of a classifier as `dry_run` does; noise images of 1000 classes replace missing data.
+
+    Returns:
+        A report of a few lines.
 
     Raises:
         ConfigError: The config cannot be run, or there are several processes.
-        ResNeStSegError: Whatever else would stop the run.
+        ResNeStSegError: Any other error that would stop the run.
     """
     root = data_root(config.data.dataset, config.data.root)
     short = _shortened(config)
     with tempfile.TemporaryDirectory(prefix="resnest_seg_dry_run_") as folder:
         if not root.exists():
             _write_noise(Path(folder), short)
-        place = root if root.exists() else folder
-        all_of_it = ClassFolder(place, "train")
+        source = root if root.exists() else folder
+        all_of_it = ClassFolder(source, "train")
         doubts = _doubts(config, len(all_of_it)) if root.exists() else []
         train = _first(all_of_it, 2 * short.train.batch_size)
-        task = ClassificationTask(short, train, _first(ClassFolder(place, "val"), IMAGES))
+        task = ClassificationTask(short, train, _first(ClassFolder(source, "val"), IMAGES))
 
         def build() -> Segmenter:
             here = _is_here(short.model.encoder_weights)
@@ -163,25 +166,25 @@ def dry_run_classifier(config: PretrainConfig) -> str:
 
 
 def _doubts(config: RunConfig, size: int) -> list[str]:
-    """What the run at its full length would be warned of, with `size` samples; a `ConfigError` for its schedule."""
+    """Return the warnings of the run at its full length with `size` samples; `ConfigError` for an invalid schedule."""
     schedule = Schedule.from_config(config, steps_per_epoch=max(size // config.train.batch_size, 1))
     doubt = too_short(config.train.ema, schedule.steps)
     return [] if doubt is None else [f"  warning  {doubt}"]
 
 
 def _shortened(config: T) -> T:
-    """Two steps of the run."""
+    """Return the config of a run of two steps."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a dry run takes one process: start it without torchrun.")
     short = dataclasses.replace(config.train, epochs=1, iterations=None, validate_every=1, log_every=1)
     short = dataclasses.replace(short, validate_every_steps=0, trackers="none")
-    optim = dataclasses.replace(config.optim, warmup=0.0)  # it may be longer than two steps
+    optim = dataclasses.replace(config.optim, warmup=0.0)  # the warm-up may be longer than two steps
     return dataclasses.replace(config, train=short, optim=optim)
 
 
 @contextlib.contextmanager
 def _two_steps(config: RunConfig, task: Task, build: Callable[[], Segmenter]) -> Iterator[tuple[Segmenter, str]]:
-    """Train for a step, resume, train for another; the best model as loaded from its file, and what a step took."""
+    """Train for a step, resume, train for another; returns the best model, loaded from its file, and a step's cost."""
     with tempfile.TemporaryDirectory(prefix="resnest_seg_dry_run_") as folder:
         output = Path(folder) / "run"
         for resume in (False, True):
@@ -201,12 +204,12 @@ def _two_steps(config: RunConfig, task: Task, build: Callable[[], Segmenter]) ->
 
 
 def _is_here(weights: str | None) -> bool:
-    """Whether weights are a file, which costs nothing to load."""
+    """True if the weights are a local file, so that no download is needed."""
     return weights is not None and Path(weights).is_file()
 
 
 def _first(folder: ClassFolder, count: int) -> ClassFolder:
-    """The first `count` images, over again if there are fewer; of all classes all the same."""
+    """Return the first `count` images, repeated if there are fewer; the classes are unchanged."""
     short = copy.copy(folder)
     places = [index % len(folder) for index in range(count)]
     short.paths, short.labels = [folder.paths[place] for place in places], [folder.labels[place] for place in places]
@@ -214,21 +217,21 @@ def _first(folder: ClassFolder, count: int) -> ClassFolder:
 
 
 def _write_noise(root: Path, config: PretrainConfig) -> None:
-    """Images of the size of a crop, one a class."""
+    """Write noise images of the size of a crop, one per class."""
     size = (config.data.crop_size, config.data.crop_width or config.data.crop_size, 3)
     noise = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     for split in ("train", "val"):
         for name in range(IMAGENET_CLASSES):
-            place = root / split / f"{name:04}"
-            place.mkdir(parents=True)
-            write_png(place / "0.png", noise)
+            class_folder = root / split / f"{name:04}"
+            class_folder.mkdir(parents=True)
+            write_png(class_folder / "0.png", noise)
 
 
 def data_or_stand_in(config: RunConfig, split: str) -> SegmentationDataset:
-    """A split of the run's data, or what stands in for it.
+    """Open a split of the run's data, or its replacement if it is missing.
 
     Raises:
-        ConfigError: Unknown data set, or a wrong file of classes.
+        ConfigError: Unknown data set, or an invalid class list.
     """
     data = config.data
     if data.dataset not in DATASETS:
@@ -240,7 +243,7 @@ def data_or_stand_in(config: RunConfig, split: str) -> SegmentationDataset:
 
 
 def _space(data: DataConfig) -> LabelSpace:
-    """The classes of data that is not there."""
+    """Return the label space of missing data."""
     if data.classes is not None:
         return read_classes(data.classes)
     return LabelSpace.of("synthetic" if data.dataset == "folder" else data.dataset)

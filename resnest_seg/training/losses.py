@@ -15,26 +15,26 @@ from resnest_seg.labels import IGNORE_LABEL
 from resnest_seg.training.chunked_loss import lean_cross_entropy, true_class_probabilities
 
 REGION_LOSSES = {"dice": "DiceLoss", "focal": "FocalLoss", "lovasz": "LovaszLoss", "tversky": "TverskyLoss"}
-"""Names of segmentation-models-pytorch's; with its defaults, logits and labels of full size -> a mean."""
+"""Names of segmentation-models-pytorch's losses; with its defaults: full-size logits and labels -> a mean."""
 
 
 def _region_loss(name: str) -> nn.Module:
-    from segmentation_models_pytorch import losses  # here, as it takes seconds to import and few need it
+    from segmentation_models_pytorch import losses  # imported here because it takes seconds and is rarely needed
 
     loss: nn.Module = getattr(losses, REGION_LOSSES[name])("multiclass", ignore_index=IGNORE_LABEL)
     return loss
 
 
 def labelled_pixels(labels: Tensor) -> Tensor:
-    """How many pixels of `labels` [N, H, W] count, int64 scalar."""
+    """Count the pixels of `labels` [N, H, W] that are not ignored: int64 scalar."""
     return (labels != IGNORE_LABEL).sum()
 
 
 class CoarseLogits(nn.Module):
-    """A `Segmenter` that is called with `coarse=True`: what the engine prepares, and the loss takes the logits of.
+    """Wrapper that calls a `Segmenter` with `coarse=True`; accelerate prepares it for training.
 
-    The engine patches half precision into the module it is given. The segmenter within stays as it is, so that
-    validation computes what an evaluation of the saved file computes.
+    Accelerate patches half precision into the module it is given. The wrapped segmenter is unchanged, so that
+    validation computes the same as an evaluation of the saved file.
     """
 
     def __init__(self, segmenter: nn.Module) -> None:
@@ -46,25 +46,25 @@ class CoarseLogits(nn.Module):
 
 
 class SegmentationLoss(nn.Module):
-    """The sum of the named losses of the main logits, plus `aux_weight` times that of the auxiliary ones.
+    """The sum of the named losses of the main logits, plus `aux_weight` times that of the auxiliary logits.
 
     Logits may have the labels' size or a smaller one (`Segmenter(images, coarse=True)`), which takes far less memory
     in cross-entropy and ohem.
 
-    The loss is divided by a number that the caller gives, because with accumulation or several processes the right
-    divisor is that of the whole effective batch: the sum of `weight_of(labels)` over its parts. Cross-entropy of parts
-    then adds up to exactly that of the whole. The other losses are means over the part that they are given, which
-    enter by the part's share of the divisor: the parts add up to a weighted mean of their means, which for them is near
-    that of the whole and not equal to it. A batch in which everything is ignored has loss 0 and gradient 0, not NaN.
+    The caller passes the divisor of the loss, because with accumulation or several processes it is that of the whole
+    effective batch: the sum of `weight_of(labels)` over its parts. The cross-entropies of the parts then add up to
+    exactly that of the whole. The other losses are means over a part, weighted by its share of the divisor: their
+    weighted mean is close, but not equal, to the loss of the whole. A batch in which all pixels are ignored has loss 0
+    and gradient 0, not NaN.
 
     Args:
         aux_weight: Weight of the auxiliary loss (0.2 for the authors, 0.4 for mmsegmentation).
-        names: Of `LOSSES`, each once.
-        align_corners: How logits are resized, as in `F.interpolate`: `Segmenter.align_corners`.
-        class_weights: Of each class in cross_entropy and ohem, [K]; None weighs all equally.
-        label_smoothing: Share of the target that cross_entropy and ohem spread over all classes.
-        ohem_threshold: ohem keeps pixels whose own class has less than this probability.
-        ohem_min_kept: And at least so many pixels an image, the hardest.
+        names: Names in `LOSSES`, each once.
+        align_corners: As in `F.interpolate`, for resizing logits: `Segmenter.align_corners`.
+        class_weights: Class weights of cross_entropy and ohem, [K]; None for uniform weights.
+        label_smoothing: Share of the target that cross_entropy and ohem spread over all classes, 0..1.
+        ohem_threshold: ohem keeps pixels whose true class has less than this probability.
+        ohem_min_kept: Minimum number of pixels per image that ohem keeps, the hardest.
 
     Raises:
         ConfigError: Unknown loss.
@@ -96,13 +96,13 @@ class SegmentationLoss(nn.Module):
     def from_config(
         cls, train: TrainConfig, *, align_corners: bool, class_weights: Tensor | None = None
     ) -> SegmentationLoss:
-        """The loss of a run; the class weights that the config names come from `class_weights` of this module.
+        """Build the loss of a config; `resnest_seg.data.balance` computes the class weights that it names.
 
         Raises:
-            ConfigError: The config names class weights and none are given, or the other way round.
+            ConfigError: The config names class weights and none are given, or the converse.
         """
         if (class_weights is None) != (train.class_weights == "none"):
-            given = "none were given" if class_weights is None else "some were given"
+            given = "none were given" if class_weights is None else "weights were given"
             raise ConfigError(
                 f"train.class_weights is {train.class_weights}, and {given}: see resnest_seg.data.balance."
             )
@@ -117,20 +117,20 @@ class SegmentationLoss(nn.Module):
         )
 
     def weight_of(self, labels: Tensor) -> Tensor:
-        """What a batch adds to the divisor: its labelled pixels, or with class weights the sum of their weights."""
+        """Return a batch's part of the divisor: its labelled pixels, or with class weights the sum of their weights."""
         if self.class_weights is None:
             return labelled_pixels(labels)
         weights = self.class_weights.to(labels.device)
         return F.pad(weights, (0, IGNORE_LABEL + 1 - len(weights)))[labels.long()].sum()
 
     def forward(self, logits: Tensor, aux_logits: Tensor | None, labels: Tensor, *, pixels: Tensor) -> Tensor:
-        """The loss, a float32 scalar.
+        """Compute the loss, a float32 scalar.
 
         Args:
             logits: [N, K, h, w], of the labels' size or smaller.
-            aux_logits: Likewise, of any size, or None without an auxiliary head.
+            aux_logits: [N, K, h, w] of any size, or None without an auxiliary head.
             labels: [N, H, W] uint8 or int64, 0..K-1 or `IGNORE_LABEL`.
-            pixels: What to divide by, a scalar: `weight_of` summed over the effective batch.
+            pixels: The divisor, a scalar: `weight_of` summed over the effective batch.
         """
         total = self._summed(logits, labels)
         if aux_logits is not None:
@@ -138,7 +138,7 @@ class SegmentationLoss(nn.Module):
         return total / torch.where(pixels > 0, pixels, 1)
 
     def _summed(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The losses as sums over the batch; a mean counts as often as the batch's share of the divisor."""
+        """Sum the losses over the batch; means are multiplied by the batch's share of the divisor."""
         parts = []
         if "cross_entropy" in self.names:
             parts.append(self._cross_entropy(logits, labels))
@@ -161,14 +161,14 @@ class SegmentationLoss(nn.Module):
         )
 
     def _hard_labels(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The labels of hard pixels, the rest ignored.
+        """Return the labels with easy pixels ignored.
 
         As in HRNet's OhemCrossEntropy (https://github.com/HRNet/HRNet-Semantic-Segmentation) and mmsegmentation's
-        OHEMPixelSampler: below the threshold, which is raised until enough pixels of the batch are kept.
+        OHEMPixelSampler, pixels below the threshold are kept, which is raised until enough pixels of the batch are.
         """
         with torch.no_grad():
             sure = true_class_probabilities(logits, labels, align_corners=self.align_corners)
-            sure = sure.masked_fill(labels == IGNORE_LABEL, 2.0)  # easier than any
+            sure = sure.masked_fill(labels == IGNORE_LABEL, 2.0)  # above any probability
             hard = sure < self.ohem_threshold
             enough = min(self.ohem_min_kept * len(labels), sure.numel())
             if enough:
@@ -176,7 +176,7 @@ class SegmentationLoss(nn.Module):
             return labels.masked_fill(~hard, IGNORE_LABEL)
 
     def _region(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The sum of segmentation-models-pytorch's losses, a scalar; they know no batch without labels."""
+        """Sum segmentation-models-pytorch's losses, a scalar; 0 without labels, which they do not handle."""
         if not bool((labels != IGNORE_LABEL).any()):
             return logits.float().sum() * 0.0
         with torch.autocast(logits.device.type, enabled=False):

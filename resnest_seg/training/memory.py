@@ -1,7 +1,7 @@
-"""Memory planning: how a recipe's batch is divided into micro-batches so that a step fits into memory.
+"""Memory planning: division of a recipe's batch into micro-batches such that a training step fits into memory.
 
-The effective batch and the schedule stay what they are, because they decide the figure. Memory is counted, not guessed:
-a training step runs on fake tensors, which have sizes and no content, while every allocation is added up.
+The effective batch and the schedule are kept, because they determine the score. Memory is counted, not estimated: a
+training step runs on fake tensors, which have sizes and no content, while every allocation is added up.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ GIB = 2**30
 """Bytes of a GiB."""
 
 RESERVE, MARGIN = GIB, 0.1
-"""What is kept free of a device: the driver's context and workspaces, and a share of the rest for fragments."""
+"""Memory reserved on a device: the driver's context and workspaces, and a share of the rest for fragmentation."""
 
 ENOUGH_STATISTICS = 8
-"""Images from which batch norm's statistics are about as good as those of 16; below, its error rises quickly (Wu and
-He, "Group Normalization", https://arxiv.org/abs/1803.08494, figure 1)."""
+"""Images per batch norm at which the error is close to that with 16; below, it rises quickly (Wu and He, "Group
+Normalization", https://arxiv.org/abs/1803.08494, figure 1)."""
 
 OPTIMIZER_STATES = {"sgd": 1, "adamw": 2}
-"""Tensors of a parameter's size that an optimiser keeps for it."""
+"""Number of state tensors of an optimiser per parameter."""
 
 
 CHUNK_TENSORS = 4
-"""Float32 tensors of a chunk's size that the loss holds at once."""
+"""Number of float32 tensors of a chunk's size in the loss."""
 
 
 def gib(size: int) -> str:
-    """Bytes in words: "23.9 GiB", and below a tenth of a GiB "10.2 MiB"."""
+    """Format bytes: "23.9 GiB", or "10.2 MiB" below a tenth of a GiB."""
     return f"{size / GIB:.1f} GiB" if size == 0 or size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """What a run is to run on.
+    """The devices of a run.
 
     Attributes:
-        count: Processes, one a device.
-        memory: Bytes of each.
+        count: Number of processes, one per device.
+        memory: Bytes of each device.
         kind: "cuda" or "cpu".
     """
 
@@ -66,7 +66,7 @@ class Devices:
 
     @property
     def usable(self) -> int:
-        """Bytes of each that training may fill."""
+        """Bytes of each device that training may use."""
         return max(int((self.memory - RESERVE) * (1 - MARGIN)), 0)
 
     def __str__(self) -> str:
@@ -76,18 +76,18 @@ class Devices:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryModel:
-    """Bytes of a training step on one device: a fixed part and one for every image of a micro-batch.
+    """Linear model of a training step's memory on one device.
 
     Attributes:
-        fixed: Weights, gradients, the optimiser's state, and what does not grow with the batch.
-        per_image: Bytes for each image.
+        fixed: Bytes of weights, gradients, optimiser state and everything else that does not grow with the batch.
+        per_image: Bytes per image of a micro-batch.
     """
 
     fixed: int
     per_image: int
 
     def __call__(self, images: int) -> int:
-        """Bytes at the peak of a step over micro-batches of `images`."""
+        """Return the peak bytes of a step with micro-batches of `images`."""
         return self.fixed + self.per_image * images
 
 
@@ -98,10 +98,10 @@ class Option:
     Attributes:
         micro_batch: Images per device and micro-batch.
         accumulation: Micro-batches per optimiser step.
-        checkpointing: Whether blocks are computed twice to save memory.
-        memory: Bytes at the peak, on each device.
-        statistics: Images that batch norm's statistics are taken over.
-        problem: Why it cannot be used; empty if it can.
+        checkpointing: Use activation checkpointing, which recomputes blocks to save memory.
+        memory: Peak bytes on each device.
+        statistics: Number of images in batch norm's statistics.
+        problem: Why the option cannot be used; empty if it can.
     """
 
     micro_batch: int
@@ -114,13 +114,13 @@ class Option:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What was considered and what was chosen.
+    """The options for dividing a batch, and the chosen one.
 
     Attributes:
         config: The run with the chosen division.
-        chosen: The option it has.
-        options: All of them.
-        devices: What they were judged by.
+        chosen: The chosen option.
+        options: All options.
+        devices: The devices.
     """
 
     config: RunConfig
@@ -129,7 +129,7 @@ class Plan:
     devices: Devices
 
     def table(self) -> PlainTable:
-        """All options with their memory and, in words, why one was chosen."""
+        """Make a table of all options with their memory and the reason for the choice."""
         train, data = self.config.train, self.config.data
         length = f"{train.epochs} epochs" if train.iterations is None else f"{train.iterations} iterations"
         table = PlainTable(
@@ -149,7 +149,7 @@ class Plan:
 
     @property
     def words(self) -> list[str]:
-        """The overrides that give this division to tools/train_seg.py."""
+        """Return the overrides of the config that select this division."""
         model, train = self.config.model, self.config.train
         return [
             f"--train.accumulation={train.accumulation}",
@@ -158,9 +158,9 @@ class Plan:
 
 
 def plan(config: RunConfig, *, num_classes: int, devices: Devices) -> Plan:
-    """Divide a run's effective batch over devices, so that it fits and the recipe holds.
+    """Divide a run's effective batch over devices, so that it fits and the recipe is unchanged.
 
-    Taken is the largest micro-batch that fits; checkpointing only where, without it, batch norm would see fewer than
+    The largest micro-batch that fits is chosen; checkpointing only if, without it, batch norm would see fewer than
     `ENOUGH_STATISTICS` images.
 
     Args:
@@ -169,7 +169,7 @@ def plan(config: RunConfig, *, num_classes: int, devices: Devices) -> Plan:
         devices: Their number and memory.
 
     Raises:
-        ConfigError: The devices cannot share the batch, or nothing fits: says how much is missing and what would help.
+        ConfigError: The batch is not divisible by the devices, or nothing fits; the message says what would help.
     """
     half = config.train.precision in ("bf16", "fp16") or (config.train.precision == "auto" and devices.kind == "cuda")
     models = {
@@ -190,9 +190,9 @@ def plan(config: RunConfig, *, num_classes: int, devices: Devices) -> Plan:
         least = min(possible, key=lambda option: option.memory)
         raise ConfigError(
             f"{config.model.encoder} {config.model.head} does not fit into {devices}: the smallest step takes "
-            f"{gib(least.memory)} on each, and {gib(RESERVE)} and {MARGIN:.0%} of the rest are kept free. Lower "
+            f"{gib(least.memory)} on each, and {gib(RESERVE)} and {MARGIN:.0%} of the rest are reserved. Lower "
             f"data.crop_size ({config.data.crop_size}), raise model.output_stride ({config.model.output_stride}), or "
-            "take a smaller encoder; each of them is another recipe."
+            "choose a smaller encoder; each of these changes the recipe."
         )
     resolved = divided(config, chosen.accumulation, checkpointing=chosen.checkpointing)
     return Plan(resolved, chosen, tuple(options), devices)
@@ -201,16 +201,16 @@ def plan(config: RunConfig, *, num_classes: int, devices: Devices) -> Plan:
 def divide(
     batch: int, devices: Devices, models: Mapping[bool, Callable[[int], int]], *, shared_statistics: bool
 ) -> list[Option]:
-    """All ways to divide `batch` images, the largest micro-batches first.
+    """List all ways to divide `batch` images, the largest micro-batches first.
 
     Args:
         batch: Images per optimiser step.
-        devices: What they are divided over.
+        devices: The devices.
         models: checkpointing -> (images of a micro-batch -> bytes).
-        shared_statistics: Batch norm sees the images of all devices.
+        shared_statistics: True if batch norm sees the images of all devices.
 
     Raises:
-        ConfigError: The devices cannot share the batch equally.
+        ConfigError: The batch is not divisible by the devices.
     """
     if batch % devices.count:
         below = batch // devices.count * devices.count
@@ -232,7 +232,7 @@ def divide(
 
 
 def choose(options: Sequence[Option]) -> Option | None:
-    """The option to take, None if none can be used; see `plan` for the rule."""
+    """Choose an option by the rule of `plan`; None if none can be used."""
     usable = [option for option in options if not option.problem]
     return max(
         usable,
@@ -248,45 +248,45 @@ def choose(options: Sequence[Option]) -> Option | None:
 def measure(config: RunConfig, *, num_classes: int, half: bool, processes: int = 1) -> MemoryModel:
     """Count the memory of a run's training step, from steps of two and four images on fake tensors.
 
-    Nothing is computed and no memory is used. The workspaces of convolutions are not counted; what the loss holds of
-    full-size logits at a time is counted as on a GPU. FSDP is counted as if every process held the whole model.
+    Fake tensors compute nothing and use no memory. The workspaces of convolutions are not counted; the chunks of
+    full-size logits in the loss are counted as on a GPU. FSDP is counted as if every process held the whole model.
 
     Args:
         config: The run.
         num_classes: K.
         half: Autocast to half precision.
-        processes: With more than one, gradients have a second copy in the buckets that are sent.
+        processes: Number of processes; with more than one, gradients have a second copy in DDP's buckets.
 
     Raises:
-        ConfigError: A loss on full-size logits, whose memory depends on what the labels hold.
+        ConfigError: The loss needs full-size logits, and its memory depends on the content of the labels.
     """
     full_size = [name for name in loss_names(config.train.loss) if name in REGION_LOSSES]
     if full_size:
         raise ConfigError(
-            f"the memory of train.loss {full_size[0]} cannot be counted beforehand. Set train.accumulation and "
+            f"the memory of train.loss {full_size[0]} cannot be counted in advance. Set train.accumulation and "
             "model.checkpointing yourself, and try them with --dry-run."
         )
     two, four = (_step(config, num_classes, images, half) for images in (2, 4))
 
     per_image = (four.peak - two.peak) // 2
-    copies = OPTIMIZER_STATES.get(config.optim.optimizer, 2) + 1 + (processes > 1)  # of which one is the gradients
+    copies = OPTIMIZER_STATES.get(config.optim.optimizer, 2) + 1 + (processes > 1)  # one of them for the gradients
     averaged, judged = config.train.ema > 0, config.train.ema > 0 or (config.train.parallel == "fsdp" and processes > 1)
     fixed = two.peak - 2 * per_image + (1 + averaged + judged) * two.weights + copies * two.trained
     return MemoryModel(fixed, per_image + CHUNK_TENSORS * 4 * num_classes * _pixels(config) // GPU_CHUNKS)
 
 
 def devices_here() -> Devices:
-    """The devices of this process group: CUDA's smallest where there is one, else this machine's memory, shared."""
+    """Return the devices of this process group: the smallest GPU's memory, or this machine's divided by processes."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if torch.cuda.is_available():
-        found = range(torch.cuda.device_count())
-        return Devices(count, min(torch.cuda.get_device_properties(index).total_memory for index in found), "cuda")
+        indices = range(torch.cuda.device_count())
+        return Devices(count, min(torch.cuda.get_device_properties(index).total_memory for index in indices), "cuda")
     local = int(os.environ.get("LOCAL_WORLD_SIZE", count))
     return Devices(count, machine_memory() // local, "cpu")
 
 
 def machine_memory(limit_file: str = "/sys/fs/cgroup/memory.max") -> int:
-    """Bytes of memory that this machine, or the container that this is, has."""
+    """Return the bytes of memory of this machine or container."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         with open(limit_file, encoding="ascii") as file:
@@ -296,11 +296,11 @@ def machine_memory(limit_file: str = "/sys/fs/cgroup/memory.max") -> int:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within this context, how many bytes of new tensors are alive, and the most that ever were.
+    """Context that counts the bytes of live tensors created within it.
 
     Attributes:
-        live: Bytes now.
-        peak: The most so far.
+        live: Current bytes.
+        peak: Maximum so far.
     """
 
     def __init__(self) -> None:
@@ -331,7 +331,7 @@ class LiveBytes(TorchDispatchMode):
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """Bytes of the weights and buffers, of those that are trained, and of what a step adds at its peak."""
+    """Bytes of weights and buffers, of trained weights, and of a step's peak beyond them."""
 
     weights: int
     trained: int
@@ -365,7 +365,7 @@ def _pixels(config: RunConfig) -> int:
 
 
 def divided(config: RunConfig, accumulation: int, *, checkpointing: bool) -> RunConfig:
-    """The config with the batch divided in another way; what it computes but for batch norm stays the same."""
+    """Return the config with another division of the batch; only batch norm's statistics depend on it."""
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, checkpointing=checkpointing),

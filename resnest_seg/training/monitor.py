@@ -19,7 +19,7 @@ from resnest_seg.io import display
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The Euclidean norm of all gradients together, a scalar; gathered where they are split over processes."""
+    """Compute the Euclidean norm of all gradients, a scalar; over all processes if they are sharded."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
@@ -27,18 +27,18 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 def check_finite(
     loss: float, norm: float, model: nn.Module, *, where: str, files: Callable[[], Iterable[str]], allow_inf: bool
 ) -> None:
-    """Stop a run before it does harm.
+    """Stop a run with a non-finite loss or gradient before the weights are updated.
 
     Args:
-        loss: Of the step.
-        norm: Of its gradient.
-        model: Its parameters with bad gradients are named.
+        loss: Loss of the step.
+        norm: Norm of its gradient.
+        model: The model, whose parameters with non-finite gradients are named.
         where: The step, epoch and learning rate, in words.
-        files: Gives the names of the samples of the step; asked only if something is wrong.
-        allow_inf: Let a gradient pass that is not finite: fp16's scaler skips the step, and scales less from then on.
+        files: Returns the names of the samples of the step; called only for the error.
+        allow_inf: Accept a non-finite gradient: fp16's scaler skips the step and lowers its scale.
 
     Raises:
-        ResNeStSegError: The loss or the gradient is not finite; names the step and the files.
+        ResNeStSegError: The loss or the gradient is not finite; the message names the step and the files.
     """
     if math.isfinite(loss) and (math.isfinite(norm) or allow_inf):
         return
@@ -48,8 +48,8 @@ def check_finite(
         first = f" of {bad[0]} and {len(bad) - 1} more parameters" if bad else ""
         what = f"the gradient{first} is not finite (norm {norm}, loss {loss:.4g})"
     raise ResNeStSegError(
-        f"{what} at {where}; the weights were not updated, and the last saved state is good. Files of the batch: "
-        f"{', '.join(files())}. Lower optim.lr, or look at these files."
+        f"{what} at {where}; the weights were not updated, and the last saved state is valid. Files of the batch: "
+        f"{', '.join(files())}. Lower optim.lr, or check these files."
     )
 
 
@@ -59,29 +59,29 @@ def _is_finite(gradient: Tensor) -> bool:
 
 
 class Gauge:
-    """Speed, share of time spent waiting for data, and memory since the last `read`."""
+    """Meter of throughput, share of time spent waiting for data, and memory since the last `read`."""
 
     def __init__(self) -> None:
         self.restart()
 
     def restart(self) -> None:
-        """Begin to count anew, after a break such as a validation."""
+        """Reset the counts, after a break such as a validation."""
         self._since, self._waited, self._images = time.perf_counter(), 0.0, 0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time within this counts as waiting for data."""
+        """Context whose time counts as waiting for data."""
         begin = time.perf_counter()
         yield
         self._waited += time.perf_counter() - begin
 
     def count(self, images: int) -> float:
-        """Add images that are done; returns images a second so far."""
+        """Add processed images; returns images per second so far."""
         self._images += images
         return self._images / max(time.perf_counter() - self._since, 1e-9)
 
     def read(self) -> dict[str, float]:
-        """Images a second, share of time waiting for data (0..1), memory in MiB of this process; begins anew."""
+        """Return images per second, share of time waiting for data (0..1) and memory of this process in MiB; resets."""
         taken = max(time.perf_counter() - self._since, 1e-9)
         values = {
             "images_per_second": round(self._images / taken, 3),
@@ -95,17 +95,17 @@ class Gauge:
 
 
 def progress_bars(console: Console) -> Progress:
-    """Bars that show the field `shown` of their task, and vanish at the end."""
+    """Make progress bars that show the field `shown` of their task and are erased at the end."""
     return display.progress_bars(shown=True, on=console)
 
 
 @contextlib.contextmanager
 def enough_memory(train: TrainConfig, processes: int, *, where: str) -> Iterator[None]:
-    """Within this, a GPU whose memory is too small ends the run with a message that says what to do.
+    """Context that turns a GPU's out-of-memory error into a message that says what to do.
 
     Args:
-        train: How the batch is divided.
-        processes: That share it.
+        train: The division of the batch.
+        processes: Number of processes that share it.
         where: The step, in words.
 
     Raises:
@@ -117,7 +117,7 @@ def enough_memory(train: TrainConfig, processes: int, *, where: str) -> Iterator
         images = train.batch_size // (train.accumulation * processes)
         raise ResNeStSegError(
             f"the GPU ran out of memory at {where}, with {images} images a micro-batch (train.batch_size "
-            f"{train.batch_size}, train.accumulation {train.accumulation}, {processes} processes). Begin again with "
+            f"{train.batch_size}, train.accumulation {train.accumulation}, {processes} processes). Start again with "
             "--budget auto, which divides the same batch so that it fits; or with a higher train.accumulation, or "
             f"model.checkpointing true. ({error})"
         ) from None

@@ -1,6 +1,6 @@
-"""Optimisers: parameter groups, frozen stages and statistics, learning-rate schedules, and the weight average.
+"""Optimisers: parameter groups, freezing, learning-rate schedules, and the moving average of the weights.
 
-The learning rate is a pure function of the step, so a resumed run needs no state of a scheduler.
+The learning rate is a pure function of the step, so a resumed run needs no scheduler state.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.models.resnest import ResNeSt
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
-"""The parts of an encoder of ours, from the image on."""
+"""The stages of our encoders, from the input on."""
 
 FREEZABLE = (*STAGES, "encoder", "bn", "head_bn")
-"""What `optim.freeze` can name."""
+"""Names that `optim.freeze` takes."""
 
 DECAYS: dict[str, Callable[[nn.Parameter], bool]] = {
-    # name -> whether weight decay applies to a parameter; norms and biases have one dimension
+    # name -> True if weight decay applies to a parameter; norms and biases have one dimension
     "all": lambda parameter: True,
     "weights": lambda parameter: parameter.ndim > 1,
 }
 
 BETA2 = 0.999
-"""AdamW's second beta, everywhere in the field."""
+"""AdamW's second beta, the usual value."""
 
 Groups = list[dict[str, Any]]
 
@@ -42,17 +42,18 @@ OPTIMIZERS: dict[str, Callable[[Groups, OptimConfig], torch.optim.Optimizer]] = 
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser of a config, over all parameters that require gradients.
+    """Build the optimiser of a config over all parameters that require gradients.
 
-    Parameters of one rate and one decay form a group; each group carries `lr_factor`, with which `set_lr` multiplies
-    the schedule. In the simplest case there are two groups, what is named encoder.* and the rest, as the authors train.
+    Parameters with equal rate and decay form a group; each group has an `lr_factor`, by which `set_lr` multiplies the
+    scheduled rate. By default there are two groups, encoder.* and the rest, as in the authors' training.
 
     Args:
-        model: With the names of a `Segmenter`, after `freeze`.
+        model: A model with the parameter names of a `Segmenter`, after `freeze`.
         config: Optimiser, factors and decay.
 
     Raises:
-        ConfigError: Unknown optimiser or decay; everything is frozen; `layer_decay` for an encoder without our stages.
+        ConfigError: Unknown optimiser or decay; all parameters are frozen; `layer_decay` for an encoder that is not
+            ours.
     """
     groups = parameter_groups(model, config)
     if config.optimizer not in OPTIMIZERS:
@@ -61,11 +62,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> Groups:
-    """The trained parameters in the model's order, grouped by rate and decay; see `build_optimizer`."""
+    """Group the trained parameters, in the model's order, by rate and decay; see `build_optimizer`."""
     if config.decay not in DECAYS:
         raise unknown_name("optim.decay", config.decay, DECAYS)
     if config.layer_decay != 1 and not isinstance(getattr(model, "encoder", None), ResNeSt):
-        raise ConfigError("optim.layer_decay needs an encoder whose stages are known, one of ours: set it to 1.")
+        raise ConfigError("optim.layer_decay needs an encoder with known stages, one of ours: set it to 1.")
     decays = DECAYS[config.decay]
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -81,9 +82,9 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> Groups:
 
 
 def lr_factor(name: str, config: OptimConfig) -> float:
-    """The rate of a parameter of a `Segmenter`, times that of the schedule.
+    """Return the factor of a parameter's learning rate relative to the schedule.
 
-    With a layer decay d: d for layer4, d ** 2 for layer3, ..., d ** 5 for the stem, and `head_lr_factor` for the heads.
+    With a layer decay d it is d for layer4, d ** 2 for layer3, ..., d ** 5 for the stem; `head_lr_factor` for heads.
     """
     if not name.startswith("encoder."):
         return config.head_lr_factor
@@ -91,19 +92,19 @@ def lr_factor(name: str, config: OptimConfig) -> float:
 
 
 def stage_of(name: str) -> str:
-    """The stage that a parameter of an encoder of ours lies in, by its name in a `Segmenter`."""
+    """Return the stage of an encoder's parameter by its name in a `Segmenter`; for our encoders."""
     part = name.split(".")[1]
     return part if part in STAGES else "stem"
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every parameter group to `lr` times the group's own factor."""
+    """Set the learning rate of every parameter group to `lr` times the group's `lr_factor`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
 
 
 def frozen_names(config: OptimConfig) -> tuple[str, ...]:
-    """What `optim.freeze` names, in the order of `FREEZABLE`.
+    """Parse `optim.freeze`: its names in the order of `FREEZABLE`.
 
     Raises:
         ConfigError: Unknown name.
@@ -116,9 +117,9 @@ def frozen_names(config: OptimConfig) -> tuple[str, ...]:
 
 
 def freeze(model: nn.Module, config: OptimConfig) -> None:
-    """Take the gradients from the parameters of the stages that `optim.freeze` names. Call it before `build_optimizer`.
+    """Disable the gradients of the stages that `optim.freeze` names. Call it before `build_optimizer`.
 
-    `hold_frozen` does the rest in every step.
+    `hold_frozen` keeps them in eval mode at every step.
 
     Raises:
         ConfigError: Unknown name, or a stage of an encoder that is not ours.
@@ -128,10 +129,10 @@ def freeze(model: nn.Module, config: OptimConfig) -> None:
 
 
 def hold_frozen(model: nn.Module, config: OptimConfig) -> None:
-    """Put what is frozen into eval mode. Call it after every `model.train()`, which puts all of it into training mode.
+    """Put frozen modules into eval mode. Call it after every `model.train()`, which sets training mode everywhere.
 
-    A frozen stage computes what it computes in an evaluation: fixed statistics, no DropBlock. Of "bn" and "head_bn",
-    the norms of the encoder or the heads keep their statistics, while their weights and biases are trained.
+    A frozen stage runs as in evaluation: fixed statistics, no DropBlock. "bn" and "head_bn" fix the statistics of the
+    encoder's or the heads' norms, while their weights and biases are trained.
     """
     names = frozen_names(config)
     for part in _frozen_parts(model, names):
@@ -143,7 +144,7 @@ def hold_frozen(model: nn.Module, config: OptimConfig) -> None:
 
 
 def _frozen_parts(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
-    """The modules of the frozen stages."""
+    """Yield the modules of the frozen stages."""
     encoder, parts = model.get_submodule("encoder"), list[nn.Module]()
     for name in names:
         if name == "encoder":
@@ -156,21 +157,21 @@ def _frozen_parts(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
 
 
 WARMUP_START = 1e-3
-"""Share of the full rate that a warm-up begins with."""
+"""Learning rate at the start of a warm-up, as a share of the full rate."""
 
 
 def poly(progress: float, *, power: float) -> float:
-    """(1 - progress) ** power: 1 at the start, 0 at the end. Liu et al., https://arxiv.org/abs/1506.04579."""
+    """Return (1 - progress) ** power, from 1 to 0. Liu et al., https://arxiv.org/abs/1506.04579."""
     return math.pow(1 - progress, power)
 
 
 def cosine(progress: float) -> float:
-    """Half a cosine wave from 1 to 0. Loshchilov and Hutter, https://arxiv.org/abs/1608.03983, without restarts."""
+    """Return (1 + cos(pi progress)) / 2, from 1 to 0. Loshchilov and Hutter, https://arxiv.org/abs/1608.03983."""
     return (1 + math.cos(math.pi * progress)) / 2
 
 
 CURVES: dict[str, Callable[[float, float], float]] = {
-    # name -> (progress 0..1, power) -> share of the way from the floor to the full rate
+    # name -> function of (progress 0..1, power): 1 is the full rate, 0 the minimum rate
     "poly": lambda progress, power: poly(progress, power=power),
     "cosine": lambda progress, power: cosine(progress),
 }
@@ -178,15 +179,15 @@ CURVES: dict[str, Callable[[float, float], float]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then a curve from `lr` down to `min_lr`: torch's SequentialLR of LinearLR and the curve's own.
+    """Linear warm-up, then a curve from `lr` down to `min_lr`; equals torch's SequentialLR of LinearLR and the curve.
 
     Attributes:
-        steps: Optimiser steps of the run; from there on the rate is `min_lr`.
+        steps: Optimiser steps of the run; afterwards the rate is `min_lr`.
         lr: Full rate, reached at the end of the warm-up.
         curve: A key of `CURVES`.
         power: Exponent of poly.
-        min_lr: Rate at the end. With it, poly is mmsegmentation's: (lr - min_lr) * (1 - t) ** power + min_lr.
-        warmup_steps: Steps of the warm-up, of which the first has `lr * WARMUP_START`; the curve has the rest.
+        min_lr: Rate at the end; poly is mmsegmentation's (lr - min_lr) * (1 - t) ** power + min_lr.
+        warmup_steps: Steps of the warm-up, which starts at `lr * WARMUP_START`; the curve takes the rest.
     """
 
     steps: int
@@ -198,7 +199,7 @@ class Schedule:
 
     @classmethod
     def from_config(cls, config: RunConfig, *, steps_per_epoch: int) -> Schedule:
-        """The schedule of a run, with rates for the batch that it has.
+        """Build the schedule of a run, with rates scaled to its batch size.
 
         Raises:
             ConfigError: Unknown schedule, or a warm-up as long as the run.
@@ -223,7 +224,7 @@ class Schedule:
         )
 
     def __call__(self, step: int) -> float:
-        """The rate of step 0, 1, 2, ..."""
+        """Return the learning rate of step 0, 1, 2, ..."""
         if step < self.warmup_steps:
             return self.lr * (WARMUP_START + (1 - WARMUP_START) * step / self.warmup_steps)
         progress = min((step - self.warmup_steps) / (self.steps - self.warmup_steps), 1.0)
@@ -231,7 +232,7 @@ class Schedule:
 
 
 def run_steps(train: TrainConfig, *, steps_per_epoch: int) -> int:
-    """Optimiser steps of a run: its iterations, or its epochs' steps."""
+    """Return the number of optimiser steps of a run: its iterations, or its epochs' steps."""
     if train.iterations is not None:
         return train.iterations
     assert train.epochs is not None  # the config holds one of the two
@@ -239,16 +240,16 @@ def run_steps(train: TrainConfig, *, steps_per_epoch: int) -> int:
 
 
 def batch_factor(config: RunConfig) -> float:
-    """What rates are multiplied by, because the batch is another than the one they are meant for.
+    """Return the factor of learning rates for a batch size other than `optim.reference_batch`.
 
-    The linear scaling rule: Goyal et al., https://arxiv.org/abs/1706.02677.
+    This is the linear scaling rule: Goyal et al., https://arxiv.org/abs/1706.02677.
     """
     reference = config.optim.reference_batch
     return 1.0 if reference is None else config.train.batch_size / reference
 
 
 def describe_lr(config: RunConfig) -> str:
-    """The full rate for people, and where it comes from when the batch is not the one of the recipe."""
+    """Describe the full learning rate, and how it was scaled if the batch size is not the reference."""
     optim, batch = config.optim, config.train.batch_size
     lr = f"{optim.lr * batch_factor(config):.4g}"
     if batch_factor(config) == 1:
@@ -260,20 +261,20 @@ def describe_lr(config: RunConfig) -> str:
 
 
 LENGTHS = 5
-"""A run should be so many times as long as the average, which is over about 1 / (1 - decay) steps."""
+"""Minimum length of a run, in time constants 1 / (1 - decay) of the average."""
 
 
 def decay_of(update: int, decay: float) -> float:
-    """The decay of update 0, 1, 2, ...: min(decay, (1 + t) / (10 + t)), so that the fresh weights are soon forgotten.
+    """Return the decay of update t = 0, 1, 2, ...: min(decay, (1 + t) / (10 + t)), which forgets the initial weights.
 
-    After T updates of the warm-up they weigh 1 / C(T + 9, 9): a tenth after the first, a ten-millionth after 20. The
-    form is that of TensorFlow's ExponentialMovingAverage with `num_updates`, as EfficientNet and its followers use it.
+    After T updates of the warm-up these have the weight 1 / C(T + 9, 9): a tenth after the first, a ten-millionth after
+    20. The formula is that of TensorFlow's ExponentialMovingAverage with `num_updates`, used by EfficientNet.
     """
     return min(decay, (1 + update) / (10 + update))
 
 
 def too_short(decay: float, steps: int) -> str | None:
-    """What is wrong with a decay for a run of so many steps, in words; None if nothing is."""
+    """Describe the problem if a run of `steps` is too short for a decay; None if it is long enough."""
     if decay == 0 or decay <= round(fitting := 1 - LENGTHS / steps, 9):
         return None
     down = math.floor(10_000 * fitting) / 10_000
@@ -285,17 +286,17 @@ def too_short(decay: float, steps: int) -> str | None:
 
 
 class WeightAverage:
-    """average <- d * average + (1 - d) * weights, from the given weights on; batch norm's statistics too.
+    """Exponential moving average of weights and batch norm's statistics: average <- d * average + (1 - d) * weights.
 
-    d is `decay_of` the update. Numbers that are no floats (batch counters) are copied. Works on weights that are split
-    over processes: each averages its part.
+    It starts with the given weights; d is `decay_of` the update. Integers (batch counters) are copied. With weights
+    sharded over processes, each process averages its shard.
 
     Args:
-        model: The model whose weights are followed.
+        model: The model whose weights are averaged.
         decay: 0..1, reached after about 9 / (1 - decay) updates.
 
     Attributes:
-        updates: How many there were.
+        updates: Number of updates.
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
@@ -304,7 +305,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take one step towards the model's weights."""
+        """Update the average with the model's weights."""
         now = {key: _local(value) for key, value in self.model.state_dict().items()}
         floats = [key for key, value in now.items() if value.is_floating_point()]
         mix = get_ema_multi_avg_fn(decay_of(self.updates, self.decay))
@@ -315,16 +316,16 @@ class WeightAverage:
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor], *, updates: int) -> None:
-        """Put saved values back, and how many updates had made them.
+        """Restore saved values and their number of updates.
 
         Raises:
-            KeyError: One is missing.
+            KeyError: A value is missing.
         """
-        for key, own in self.values.items():
-            own.copy_(values[key])
+        for key, average in self.values.items():
+            average.copy_(values[key])
         self.updates = updates
 
 
 def _local(value: Tensor) -> Tensor:
-    """This process's part of a tensor that is split over processes (a DTensor), sharing its memory."""
+    """Return this process's shard of a DTensor, sharing its memory; other tensors unchanged."""
     return value.to_local() if hasattr(value, "to_local") else value

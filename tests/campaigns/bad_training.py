@@ -233,7 +233,7 @@ def training():
     train("root missing", "--data.root", "nowhere", says="nowhere")
     train("root file", "--data.root", "@/photos/good.jpg", says=r"good\.jpg")
     train("classes missing", "--data.classes", "nowhere.csv", says=r"nowhere\.csv")
-    train("classes photo", "--data.classes", "@/photos/good.jpg", says=r"good\.jpg is no class list")
+    train("classes photo", "--data.classes", "@/photos/good.jpg", says=r"good\.jpg is not a class list")
     train("classes other ids", "--data.classes", "@/lists/four.csv", says=r"masks/train/\d\.png.*raw id 2")
     for name, says in WEIGHTS:
         train(f"weights {name}", f"--model.weights=@/weights/{name}", says=says)

@@ -42,20 +42,20 @@ def test_forms(file, text, expected, tmp_path):
         ("c.yaml", "road: 1", "not a list"),
         ("c.yaml", "- {name: road, colour: [1, 2, 3]}", "unknown keys colour"),
         ("c.yaml", "- {id: 3}", "entry 1 has no name"),
-        ("c.yaml", "[a: b: c", "is no class list"),
+        ("c.yaml", "[a: b: c", "is not a class list"),
         ("c.csv", "name,id,id\nroad,1,2\n", "each column once"),
         ("c.csv", "id\n1\n", "must have name"),
         ("c.csv", "", "must have name"),
         ("c.csv", "name\nroad,1\n", "line 2 has more values than the header"),
         ("c.csv", "name,id\n,1\n", "line 2: the name '' is empty"),
-        ("c.csv", "name,id\nroad,1\ncar,\n", "line 3 has no id, and others have"),
+        ("c.csv", "name,id\nroad,1\ncar,\n", "line 3 has no id, but others have"),
         ("c.csv", "name\nroad\n\nroad\n", "the name 'road' is listed twice, in line 2 and line 4"),
         ("c.csv", "name\nro\0ad\n", "line 2: the name 'ro\\x00ad' is empty or holds control characters"),
         ("c.csv", 'name,id\n"road,1\ncar,2\n', "unexpected end of data"),
         ("c.csv", "name,green\nroad,3\n", "line 2: a colour's share must be a whole number, not ''"),
         ("c.csv", "name,ignore\nroad,\ncar,ja\n", "line 3: ignore must be yes, true, 1 or x"),
         ("c.yaml", "[road, no]", "entry 2: YAML reads the name as False"),
-        ("c.yaml", "[road, 1.7]", "entry 2: YAML reads the name as 1.7, which is no text"),
+        ("c.yaml", "[road, 1.7]", "entry 2: YAML reads the name as 1.7, which is not text"),
         ("c.yaml", "[road, 17]", "write it in quotes"),
         ("c.yaml", "- road\n-\n", "entry 2: YAML reads the name as None"),
         ("c.yaml", "[road, [car]]", "entry 2: YAML reads the name as ['car']"),
@@ -92,7 +92,9 @@ def test_what_ignore_may_say(word, tmp_path):
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
 def test_a_list_that_is_not_utf_8_is_named(file, encoding, tmp_path):
     (tmp_path / file).write_bytes("name\nstra\u00dfe\n".encode(encoding))
-    with pytest.raises(DatasetError, match=r"c\.\w+ is no class list \(its byte \d+ is not UTF-8: save it as UTF-8\)"):
+    with pytest.raises(
+        DatasetError, match=r"c\.\w+ is not a class list \(its byte \d+ is not UTF-8: save it as UTF-8\)"
+    ):
         read_classes(tmp_path / file)
 
 
@@ -120,7 +122,7 @@ def test_what_cannot_be_inferred(masks, says):
 
 
 def test_colours_of_no_class_are_named():
-    with pytest.raises(DatasetError, match=r"colours of no class of label space 'mine': \(9, 9, 9\)"):
+    with pytest.raises(DatasetError, match=r"colours that are not in label space 'mine': \(9, 9, 9\)"):
         FULL.encode_colors(np.array([[[1, 2, 3], [9, 9, 9]]], np.uint8))
     assert FULL.encode_colors(np.array([[[0, 0, 0], [4, 5, 6]]], np.uint8)).tolist() == [[IGNORE_LABEL, 1]]
     twins = LabelSpace("twins", ("a", "b"), ((1, 1, 1), (1, 1, 1)), (0, 1))

@@ -134,7 +134,7 @@ def test_a_mask_of_another_size(tmp_path):
 
 def test_a_label_out_of_range(tmp_path):
     message = damaged(tmp_path, MASK, np.full(fake_data.SIZE, 42, np.uint8))
-    assert "label out of range: raw id 42 is no id of label space 'camvid'" in message
+    assert "label out of range: raw id 42 is not in label space 'camvid'" in message
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image at all", None])
@@ -146,7 +146,7 @@ def test_unreadable_files(tmp_path, name, content):
 
 
 def test_an_rgb_mask_is_refused(tmp_path):
-    assert "is a mask of colours (RGB), and camvid has masks of ids" in damaged(
+    assert "is a mask of colours (RGB), but camvid has masks of ids" in damaged(
         tmp_path, MASK, np.zeros((*fake_data.SIZE, 3), np.uint8)
     )
 

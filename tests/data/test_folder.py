@@ -194,9 +194,7 @@ def test_255_is_ignored_and_other_ids_are_not(tmp_path):
     dataset = FolderDataset(root, "train")
     by_name = {photo: index for index, (photo, _) in enumerate(dataset.pairs)}
     assert (dataset[by_name["images/photo00.jpg"]].labels == IGNORE_LABEL).all()
-    with pytest.raises(
-        DatasetError, match=r"photo01.png: label out of range: raw id 7 is no id of label space 'folder'"
-    ):
+    with pytest.raises(DatasetError, match=r"photo01.png: label out of range: raw id 7 is not in label space 'folder'"):
         dataset[by_name["images/photo01.jpg"]]
 
 
@@ -208,7 +206,7 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(DatasetError, match=r"1 of .* images of the (train|val) split have no mask.*photo05"):
         [FolderDataset(tmp_path, split) for split in ("train", "val")]
     Image.new("RGB", (4, 4)).save(tmp_path / "images" / "photo06.png")
-    with pytest.raises(DatasetError, match=r"photo06.jpg and .*photo06.png have the same name but for the ending"):
+    with pytest.raises(DatasetError, match=r"photo06.jpg and .*photo06.png have the same name except for the suffix"):
         FolderDataset(tmp_path)
     with pytest.raises(DatasetError, match="unknown split 'dev'"):
         FolderDataset(tmp_path, "dev")

@@ -41,7 +41,7 @@ def test_unpacking_all_and_a_part(tmp_path):
     assert unpack(archive, tmp_path / "part", inside="top", wanted=["a/"]) == 1
     assert tree(tmp_path / "part") == ["a/1.txt"]
     assert unpack(archive, tmp_path / "part", inside="top") == 2  # again, over what is there
-    with pytest.raises(DatasetError, match="holds nothing of nowhere: is it another file"):
+    with pytest.raises(DatasetError, match="has no file of nowhere: is it another archive"):
         unpack(archive, tmp_path / "none", inside="nowhere")
 
 
@@ -55,7 +55,7 @@ def link(name):
 def test_nothing_is_left_half_done(kind, tmp_path, monkeypatch):
     archive, root = tmp_path / "data.zip", tmp_path / "root"
     data = zipped({"good.txt": b"good" * 100, "more.txt": bytes(range(256)) * 40}, archive)
-    says = "truncated or damaged"
+    says = "truncated or corrupt"
     match kind:
         case "truncated":
             archive.write_bytes(data[: len(data) // 2])

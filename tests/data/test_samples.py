@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from resnest_seg.errors import DatasetError
-from resnest_seg.io.images import image_size
-from resnest_seg.io.masks import decode_mask
+from resnest_seg.io.masks import decode_mask, image_size
 
 
 def picture(height=40, width=60):
@@ -51,7 +50,7 @@ def test_other_masks():
     assert np.array_equal(decode_mask(encoded(Image.fromarray(picture()), "PNG"), "x"), picture())
     with pytest.raises(DatasetError, match="mask holds ids up to 300"):
         decode_mask(encoded(Image.fromarray(np.full((3, 3), 300, np.uint16)), "PNG"), "mask")
-    with pytest.raises(DatasetError, match="mask is no mask: it has mode CMYK"):
+    with pytest.raises(DatasetError, match="mask is not a mask: it has mode CMYK"):
         decode_mask(encoded(Image.fromarray(picture()).convert("CMYK"), "TIFF"), "mask")
 
 
@@ -100,7 +99,7 @@ def test_ids_below_zero_are_refused():
 
 
 def test_colours_of_16_bits_are_refused():
-    with pytest.raises(DatasetError, match="mask is no mask: its colours have 16 bits a channel"):
+    with pytest.raises(DatasetError, match="mask is not a mask: its colours have 16 bits a channel"):
         decode_mask(cv2.imencode(".png", picture().astype(np.uint16))[1].tobytes(), "mask")
 
 
@@ -122,7 +121,7 @@ def animation(**options):
     ],
 )
 def test_lossy_masks_are_refused(data):
-    with pytest.raises(DatasetError, match="mask is no mask: lossy compression"):
+    with pytest.raises(DatasetError, match="mask is not a mask: lossy compression"):
         decode_mask(data(), "mask")
 
 

@@ -59,7 +59,7 @@ def test_what_a_root_means(folder, archives, tmp_path):
 def test_damaged_zips_are_named(archives):
     data = archives[0].read_bytes()
     archives[0].write_bytes(data[: len(data) // 2])
-    with pytest.raises(DatasetError, match=r"first.zip: no zip file, or a truncated one"):
+    with pytest.raises(DatasetError, match=r"first.zip: not a zip file, or a truncated one"):
         ZipSource(archives)
     archives[0].write_bytes(data.replace(b"22", b"23", 1))
     with pytest.raises(DatasetError, match=r"first.zip!a/b/two.txt: Bad CRC"):

@@ -113,7 +113,7 @@ def test_an_export_that_differs_leaves_the_others_and_exit_code_1(small, tmp_pat
     ("words", "message"),
     [
         (["--half", "--int8"], "two precisions: choose one"),
-        (["--int8", "--format", "torch"], "torch has none here"),
+        (["--int8", "--format", "torch"], "not for torch"),
         (["--aoti"], "add --format torch"),
         (["--limit", "0"], "--limit must be from 1 to"),
         (["--calibration-images", "0"], "--calibration-images must be from 1 to"),

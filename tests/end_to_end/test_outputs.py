@@ -380,7 +380,7 @@ def test_videos_and_large_images_of_odd_names_are_told_and_the_rest_is_done(tool
     assert predict("--checkpoint", "m.onnx", ".", "--tile", 32) == 1
     text = capsys.readouterr().err
     for name in ("film\\xe9.avi", "large\\xe9.png"):
-        assert f"{name}: its name, or that of a folder above, is no UTF-8" in text
+        assert f"{name}: its name, or that of a folder above, is not UTF-8" in text
     assert (tmp_path / "predictions" / "small_labels.png").exists()
 
 

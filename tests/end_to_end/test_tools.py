@@ -281,7 +281,7 @@ TRAIN, EVAL, PREDICT, ZOO = "train_seg", "eval_seg", "predict_seg", "zoo_seg"
         (TRAIN, ["--dataset", "synthetic", "--model.encoder", "resnet14"], "unknown encoder 'resnet14'. Did you mean"),
         (TRAIN, ["--dataset", "synthetic", "--eval.split", "vali"], "unknown split 'vali'. Did you mean 'val'?"),
         (TRAIN, ["--config", "{tmp}/no.yaml"], "no config file {tmp}/no.yaml"),
-        (TRAIN, ["--resume", "{tmp}/no"], "{tmp}/no is no run folder that can be resumed"),
+        (TRAIN, ["--resume", "{tmp}/no"], "{tmp}/no is not a run folder that can be resumed"),
         (TRAIN, ["--resume", "{tmp}/no", "--dataset", "camvid"], "--resume FOLDER takes the config in the run folder"),
         (TRAIN, ["--resume", "{run}", "--seed", "1"], "not the config of this run any more: seed (0 -> 1)"),
         (TRAIN, ["--resume", "{run}", "--allow-changes", "sed"], "unknown key to change: 'sed'. Did you mean 'seed'?"),

@@ -84,7 +84,7 @@ def test_comparing_two_reports():
     beside = dataclasses.replace(other, split="test", methods={"whole": Method("zero", "another")})
     assert one.caveats(beside) == ["split test there and val here", "protocol whole with other settings",
                                    "protocol encoding with other settings"]  # fmt: skip
-    with pytest.raises(DatasetError, match="no classes to compare"):
+    with pytest.raises(DatasetError, match="different classes"):
         one.comparison(dataclasses.replace(other, classes=("a", "b", "c", "d")))
     with pytest.raises(DatasetError, match="share no protocol: mmseg there"):
         one.comparison(dataclasses.replace(other, scores={"mmseg": other.scores["whole"]}))
@@ -95,5 +95,5 @@ def test_files_that_are_no_reports(tmp_path):
         EvalReport.load(tmp_path / "none.json")
     for content in ("", "{", "[]", '{"classes": ["a"]}', '{"model": "x", "classes": [], "scores": {"whole": {}}}'):
         (tmp_path / "bad.json").write_text(content)
-        with pytest.raises(DatasetError, match="is no report of this version"):
+        with pytest.raises(DatasetError, match="is not a report of this version"):
             EvalReport.load(tmp_path / "bad.json")

@@ -50,7 +50,7 @@ def test_what_is_not_valid_gets_no_name(tmp_path):
     good, undecided = np.zeros((3, 3), np.uint8), np.full((3, 3), 255, np.uint8)
     with pytest.raises(DatasetError, match="two photos would both be submitted as berlin"):
         pack(tmp_path / "a.zip", good, good)
-    with pytest.raises(DatasetError, match=r"not valid: .* holds ids that are no class: 0"):
+    with pytest.raises(DatasetError, match=r"not valid: .* has ids that are not classes: 0"):
         pack(tmp_path / "b.zip", undecided)
     with pytest.raises(DatasetError, match=r"1 of 1 photos are missing, first \['berlin"):
         pack(tmp_path / "c.zip")

@@ -77,7 +77,7 @@ def test_a_full_standard_output_is_named(capsys):
         raise OSError(28, "No space left on device")
 
     assert run_tool(main) == 2
-    assert capsys.readouterr().err == ("error: standard output, or a file that is not named: No space left on device\n")
+    assert capsys.readouterr().err == ("error: standard output or an unnamed file: No space left on device\n")
 
 
 def test_ctrl_c_and_success():

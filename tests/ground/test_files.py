@@ -115,7 +115,7 @@ def check_laws(found, end=".png"):
         ("x" * 300, "File name too long"),
         ("y" * 300 + "/a.json", "File name too long"),
         ("zero\0byte", "null byte"),
-        ("pipe", "no regular file"),
+        ("pipe", "not a regular file"),
     ],
 )
 def test_what_cannot_be_written_is_refused_before(tmp_path, output, says):

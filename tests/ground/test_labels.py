@@ -53,7 +53,7 @@ def test_decode_undoes_encode(tiny_space):
 
 
 def test_a_raw_id_that_nobody_knows_is_named(tiny_space):
-    with pytest.raises(DatasetError, match=r"raw id 2, 6 is no id of label space 'tiny'"):
+    with pytest.raises(DatasetError, match=r"raw id 2, 6 is not in label space 'tiny'"):
         tiny_space.encode(np.array([[1, 6, 2, 9]], np.uint8))
 
 

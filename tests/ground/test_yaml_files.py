@@ -26,7 +26,7 @@ def test_it_reads_what_a_plain_loader_reads(text):
     ],
 )
 def test_a_repeated_key_is_refused_with_both_lines(text, first, second, key):
-    with pytest.raises(ConfigError, match=f"mine.yaml .*'{key}' stands on line {first} and again on line {second},"):
+    with pytest.raises(ConfigError, match=f"mine.yaml .*duplicate key '{key}' on lines {first} and {second},"):
         load_yaml(text, "mine.yaml")
 
 

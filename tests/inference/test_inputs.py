@@ -253,7 +253,7 @@ def dripping(answer):
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"])
 def test_a_byte_now_and_then_is_no_answer(answer):
     """In the headers and behind them."""
-    with pytest.raises(DatasetError, match=r"cannot fetch .*: it came at \d+ bytes a second"):
+    with pytest.raises(DatasetError, match=r"cannot fetch .*: the rate was \d+ bytes a second"):
         fetch_image(dripping(answer + b"x" * 9999), pace=Pace(1000, 0.1))
 
 

@@ -71,7 +71,7 @@ def test_what_was_begun_as_another_file_is_begun_anew(site, tmp_path):
 
 
 def test_another_file_than_the_published_one_is_refused(site, tmp_path):
-    with pytest.raises(DownloadError, match="the file there is another one, its hash is not SHA256 00000000") as error:
+    with pytest.raises(DownloadError, match="the server has another file, its hash is not SHA256 00000000") as error:
         fetch(site, tmp_path / "file.bin", digest=Digest("sha256", "00000000"))
     assert str(tmp_path / "file.bin") in str(error.value)
     assert names(tmp_path) == []
@@ -124,7 +124,7 @@ def test_a_full_disk_is_said_and_nothing_gets_the_name(site, tmp_path, monkeypat
 def test_a_byte_now_and_then_is_no_answer(site, tmp_path):
     """Every byte ends a silence: without a least speed this takes 35 days at a byte a second."""
     site.drip, pauses = 0.02, []
-    with pytest.raises(DownloadError, match=r"it came at \d+ bytes a second for \d+ s, and the least is 1000\."):
+    with pytest.raises(DownloadError, match=r"the rate was \d+ bytes a second for \d+ s, and the minimum is 1000\."):
         download(f"{site.url}/file.bin", tmp_path / "file.bin", pace=Pace(1000, 0.1), pause=pauses.append)
     assert len(pauses) == TRIES - 1
     assert len(site.asked) == TRIES

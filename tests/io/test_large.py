@@ -141,7 +141,7 @@ FOUR = np.dstack([smooth(), np.full((HEIGHT, WIDTH), 20, np.uint8)])
     [
         (np.dstack([smooth(), smooth()]), {"photometric": "MINISBLACK"}, "its bands are gray, undefined"),
         (FOUR, {"photometric": "RGB"}, "its bands are red, green, blue, undefined"),
-        (FOUR, {}, "fourth band that is marked as opacity, and 100 %"),
+        (FOUR, {}, "fourth band that is tagged as opacity, and 100 %"),
         (smooth().astype(np.uint16) * 16, {"photometric": "RGB"}, "its values end at"),
         (smooth()[..., 0].astype(np.int16), {}, "its pixels are int16"),
     ],

@@ -301,18 +301,18 @@ NEAR_INFRARED = np.concatenate([BANDS, np.full((1, 40, 60), 20, np.uint8)])
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (lambda: tiff(NEAR_INFRARED), "fourth band that is marked as opacity, and 100 %"),
-        (lambda: tiff(NEAR_INFRARED, photometric="RGB"), "4 bands, and the file calls them RGB without opacity"),
-        (lambda: tiff(NEAR_INFRARED, photometric="RGB", BIGTIFF="YES", endianness="big"), "4 bands, and the file"),
-        (lambda: tiff(NEAR_INFRARED, photometric="RGB", interleave="band"), "4 bands, and the file calls them RGB"),
-        (lambda: tiff(NEAR_INFRARED, photometric="MINISBLACK"), "4 bands, and the file calls them grey"),
-        (lambda: tiff(NEAR_INFRARED[2:]), "2 bands, and the file calls them grey"),
-        (lambda: tiff(np.repeat(BANDS, 3, axis=0)), "9 bands, and the file calls them"),
-        (lambda: tiff(BANDS[:1], np.int16), "its values have 16 bits, with sign"),
-        (lambda: tiff(BANDS[:1], np.int8), "its values have 8 bits, with sign"),
+        (lambda: tiff(NEAR_INFRARED), "fourth band that is tagged as opacity, and 100 %"),
+        (lambda: tiff(NEAR_INFRARED, photometric="RGB"), "4 bands, tagged as RGB without opacity"),
+        (lambda: tiff(NEAR_INFRARED, photometric="RGB", BIGTIFF="YES", endianness="big"), "4 bands, tagged"),
+        (lambda: tiff(NEAR_INFRARED, photometric="RGB", interleave="band"), "4 bands, tagged as RGB"),
+        (lambda: tiff(NEAR_INFRARED, photometric="MINISBLACK"), "4 bands, tagged as grey"),
+        (lambda: tiff(NEAR_INFRARED[2:]), "2 bands, tagged as grey"),
+        (lambda: tiff(np.repeat(BANDS, 3, axis=0)), "9 bands, tagged as"),
+        (lambda: tiff(BANDS[:1], np.int16), "its values have 16 bits, signed"),
+        (lambda: tiff(BANDS[:1], np.int8), "its values have 8 bits, signed"),
         (lambda: tiff(BANDS[:1] / 255, np.float32), "its values have 32 bits, floating-point"),
-        (lambda: tiff(BANDS, np.uint32, photometric="RGB"), "its values have 32 bits, without sign"),
-        (lambda: tiff(BANDS[:1] * np.uint16(16), np.uint16, nbits=12), "its values have 12 bits, without sign"),
+        (lambda: tiff(BANDS, np.uint32, photometric="RGB"), "its values have 32 bits, unsigned"),
+        (lambda: tiff(BANDS[:1] * np.uint16(16), np.uint16, nbits=12), "its values have 12 bits, unsigned"),
         (lambda: tiff(BANDS[:1] * np.uint16(16), np.uint16), "its values end at 4[0-9]{3} of 65535"),
         (lambda: tiff(BANDS * np.uint16(4), np.uint16, photometric="RGB"), "-scale 0 1023 0 255"),
         (lambda: encoded(Image.fromarray(picture()[..., 0] * np.uint16(16)), "PNG"), "-scale 0 4095 0 255"),
@@ -383,9 +383,9 @@ def test_pil_images_that_are_no_photos_are_refused(tmp_path):
     with pytest.raises(DatasetError, match=r"the PIL image has 16 bits, and its values end at"):
         as_pixels(Image.fromarray(deep * 16))
     for mode in ("I", "F"):
-        with pytest.raises(ConfigError, match=f"the PIL image has mode {mode}, values of 32 bits"):
+        with pytest.raises(ConfigError, match=f"the PIL image has mode {mode}, 32-bit values"):
             as_pixels(Image.fromarray(picture()[..., 0]).convert(mode))
-    with pytest.raises(ConfigError, match="the PIL image of mode La cannot be made RGB"):
+    with pytest.raises(ConfigError, match="the PIL image of mode La cannot be converted to RGB"):
         as_pixels(Image.new("La", (4, 4)))
     (tmp_path / "cut.jpg").write_bytes(encoded(Image.fromarray(picture()), "JPEG")[:900])
     with (

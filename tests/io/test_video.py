@@ -73,7 +73,7 @@ def test_a_file_that_is_cut_off_gives_what_it_has(suffix, tmp_path, capfd):
     cut.write_bytes(data[: len(data) * 6 // 10])
     frames, message = good_part(cut)
     assert 2 < len(frames) < 38
-    assert message.startswith(f"{cut} breaks off after frame {len(frames)} of about 40: it is damaged or not complete")
+    assert message.startswith(f"{cut} ends after frame {len(frames)} of about 40: it is corrupt or incomplete")
     for picture, expected in zip(frames[:-1], read(whole), strict=False):  # the last one may be half there
         assert np.array_equal(picture, expected)
     assert capfd.readouterr().err == ""
@@ -84,7 +84,7 @@ def test_a_damaged_mp4_gives_what_it_has(tmp_path, capfd):
     (tmp_path / "a.mp4").write_bytes(data[:700] + bytes(900) + data[1600:])
     frames, message = good_part(tmp_path / "a.mp4")
     assert len(frames) < 38
-    assert f"breaks off after frame {len(frames)} of about 40" in message
+    assert f"ends after frame {len(frames)} of about 40" in message
     assert capfd.readouterr().err == ""
 
 
@@ -161,7 +161,7 @@ def test_no_videos(tmp_path, capfd):
     data = film(tmp_path / "a.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])  # its list of frames was at the end
     for name in ("text.mp4", "empty.avi", "cut.mp4"):
-        with pytest.raises(DatasetError, match=rf"cannot read .*{name}: no video, or a damaged one"):
+        with pytest.raises(DatasetError, match=rf"cannot read .*{name}: not a video, or a corrupt one"):
             VideoReader(tmp_path / name)
     with pytest.raises(DatasetError, match=r"cannot read .*none.mp4: No such file"):
         VideoReader(tmp_path / "none.mp4")
@@ -175,7 +175,7 @@ def test_a_failed_video_leaves_the_old_one(tmp_path):
     before = path.read_bytes()
     with pytest.raises(ConfigError, match=r"a.mp4: frame 2 is 48x66, and the first was 48x64"):
         pictures_to(path, frame(0), frame(1, (48, 66)))
-    with pytest.raises(DatasetError, match=r"cannot write .*a.mp4: there was no frame"), write_video(path, fps=10):
+    with pytest.raises(DatasetError, match=r"cannot write .*a.mp4: no frame was added"), write_video(path, fps=10):
         pass
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

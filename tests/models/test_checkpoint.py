@@ -56,7 +56,7 @@ def test_a_run_folder_means_its_best_checkpoint(saved, tmp_path):
 
 
 SAYS = {
-    "foreign": "the metadata that say which network they belong to are lost",
+    "foreign": "the metadata that name the network are missing",
     "pickle": "objects that would run code when they are read",
 }
 

@@ -179,7 +179,7 @@ def test_what_the_keys_do_not_tell_can_be_said():
     assert (known.model.output_stride, known.model.dilation) == (16, "encoding")
     assert known.assumed == ("data set ade20k: it has 150 classes, too",)
     silent = recognise(on_meta(original_keys()["mmseg_fcn_ade"])).assumed
-    assert {"output stride 8: no key tells it", "dilation mmseg: no key tells it"} <= set(silent)
+    assert {"output stride 8: no key determines it", "dilation mmseg: no key determines it"} <= set(silent)
 
 
 def test_data_parallel_prefixes_and_the_unused_classifier():
@@ -242,7 +242,7 @@ def changed(entry, **changes):
 @pytest.mark.parametrize(
     ("state", "says"),
     [
-        (on_meta({"a.weight": [1], "b.weight": [1]}), "the keys are those of no network that is known here, the first"),
+        (on_meta({"a.weight": [1], "b.weight": [1]}), "the keys do not match a known network, the first"),
         (changed("mmseg_fcn_ade", neck__conv__weight=[1]), "1 keys belong to no part of a mmsegmentation network"),
         (
             changed("fcn_resnest50", pretrained__layer1__0__conv3__weight=None),

@@ -51,7 +51,7 @@ def test_the_authors_file_in_its_zip_and_out_of_it(authors, inside, tmp_path):
     assert (report.path, report.format) == (path, "PyTorch-Encoding")
     assert report.loaded == len(original_keys()["fcn_resnest50"])
     assert "150 classes (ade20k)" in str(report)
-    assert "assumed output stride 8: no key tells it" in str(report)
+    assert "assumed output stride 8: no key determines it" in str(report)
 
 
 def test_a_published_name_is_fetched_recognised_and_loaded(authors, tmp_path, monkeypatch):

@@ -255,7 +255,7 @@ def test_the_tool(tool, root, tmp_path, capsys):
     assert "not found, so noise, 1000 classes" in capsys.readouterr().out
     for bad, says in (
         ([], "give one of --config FILE or --resume FOLDER"),
-        (["--resume", tmp_path / "no"], "is no run folder that can be resumed"),
+        (["--resume", tmp_path / "no"], "is not a run folder that can be resumed"),
         ([*words[:2], "--data.root", tmp_path], "must be a folder with one folder of images"),
     ):
         capsys.readouterr()
