@@ -2,13 +2,13 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 from support import fake_data
 
+from resnest_seg.cli.train import look as look_at_data
 from resnest_seg.config import DataConfig, RunConfig, TrainConfig
 from resnest_seg.data.build import build_dataset
 from resnest_seg.data.checks import check_classes, check_samples, diagnose, spread
@@ -263,13 +263,13 @@ def test_255_that_is_a_class_is_refused_before_training(trap, check, tool, tmp_p
     code = tool("check_dataset")("--dataset", "folder", "--data.root", root, "--workers", 0)
     told = " ".join(capsys.readouterr().out.split())
     if says is None:
-        look(config, *splits)
+        look_at_data(config, *splits)
         assert code == 0, told
         return
     assert code == 1
     assert f"error: 255 may be a class: no mask of train holds {says}, while the id 255" in told
     with pytest.raises(DatasetError) as error:
-        look(config, *splits)
+        look_at_data(config, *splits)
     assert f"no mask of train holds {says}, while the id 255" in str(error.value)
     # whoever does what the message says can train
     lines = str(error.value).partition("the list must say so:\n")[2].partition("\nIf 255")[0]
