@@ -1,4 +1,4 @@
-"""Reading mask files: raw ids or colours per pixel, as stored. Sizes and orientation tags of image headers by Pillow."""
+"""Reading mask files: raw ids or colours per pixel, as stored; sizes and orientation tags in image headers."""
 
 from __future__ import annotations
 

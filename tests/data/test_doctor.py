@@ -275,7 +275,7 @@ def test_255_that_is_a_class_is_refused_before_training(trap, check, tool, tmp_p
     lines = str(error.value).partition("the list must say so:\n")[2].partition("\nIf 255")[0]
     (root / "classes.csv").write_text("\n".join(line.strip() for line in lines.splitlines()))
     fixed = [build_dataset("folder", root=root, split=split) for split in ("train", "val")]
-    look(config, *fixed)
+    look_at_data(config, *fixed)
     present = {int(value) for mask in masks for value in np.unique(mask)}
     assert set(np.unique(fixed[0][len(masks) - 1].labels)) <= set(range(len(present)))
     assert set(fixed[0].label_space.raw_ids) == present
