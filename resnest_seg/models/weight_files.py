@@ -43,11 +43,14 @@ class WeightFile:
     """What a weight file holds.
 
     Attributes:
-        tensors: Name -> tensor, on the CPU.
+        path: The file.
+        tensors: Name -> tensor, on the CPU. Those of a safetensors file are mapped into memory: their bytes are read
+            from the disk when they are first looked at, and not at all if they never are.
         metadata: What lies beside them: a safetensors file's strings, an mmsegmentation file's `meta`.
         skipped: Names of entries that are no tensors, and of what lies beside the state dict.
     """
 
+    path: Path
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, Any]
     skipped: tuple[str, ...] = ()
@@ -175,10 +178,10 @@ def _read_safetensors(path: Path, file: BinaryIO) -> WeightFile:
         if isinstance(file, io.BytesIO):
             from safetensors.torch import load
 
-            return WeightFile(load(file.getvalue()), {})
+            return WeightFile(path, load(file.getvalue()), {})
         with safe_open(path, framework="pt") as opened:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  # not a mapping
-            return WeightFile(tensors, opened.metadata() or {})
+            return WeightFile(path, tensors, opened.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is no checkpoint, or a damaged one ({_first_line(error)}).") from None
 
@@ -204,7 +207,7 @@ def _unwrap(path: Path, content: Any) -> WeightFile:
         kind = type(content).__name__
         raise CheckpointError(f"{path} is no checkpoint: it holds no tensors under the names of a model, but a {kind}.")
     skipped += [str(key) for key in content if str(key) not in tensors]
-    return WeightFile(tensors, metadata, tuple(skipped))
+    return WeightFile(path, tensors, metadata, tuple(skipped))
 
 
 def _first_line(error: Exception) -> str:
