@@ -133,13 +133,12 @@ class Checkpoint:
                 f"{path} is no checkpoint that this version of resnest_seg reads: its metadata says "
                 f"format={metadata.get('format')!r} instead of {FORMAT!r}."
             )
-        weights = {key: value for key, value in file.tensors.items() if key.startswith("model.")}
-        rest = {key: value for key, value in file.tensors.items() if key not in weights}
-        parts = {"weights_sha256": weights, "training_sha256": rest}
-        if not training:
-            del parts["training_sha256"]
-        if "sha256" in metadata:
-            parts = {"sha256": dict(file.tensors)}
+        verified_whole = "sha256" in metadata
+        weights = {key: file.tensors[key] for key in file.tensors if key.startswith("model.")}
+        rest = {key: file.tensors[key] for key in file.tensors if key not in weights and (training or verified_whole)}
+        parts = {"weights_sha256": weights, "training_sha256": rest} if training else {"weights_sha256": weights}
+        if verified_whole:
+            parts = {"sha256": weights | rest}
         try:
             for name, part in parts.items():
                 if name in metadata and metadata[name] != content_hash(part, metadata):

@@ -146,7 +146,7 @@ def load_checkpoint(path: str | Path, *, output_stride: int | None = None, dilat
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A checkpoint file of any format: what it is, and its weights, which are read when they are first looked at.
+    """A checkpoint file of any format: what it is, and its weights under our names.
 
     Attributes:
         path: The file.
