@@ -50,6 +50,7 @@ EXPECTED: tuple[tuple[str, str], ...] = (
     # tensors that may be in a file and are not used: prefix of our name -> reason
     ("encoder.fc.", "the ImageNet classifier of the pre-trained encoder"),
     ("optimizer.", "training state"),
+    ("average.", "training state"),
 )
 
 HEADS_BY_KEY: tuple[tuple[str, str, str, str], ...] = (
@@ -147,16 +148,6 @@ def recognise(
         in_channels=weights[_stem_key(weights)].shape[1],
     )
     return Recognised(form, model, num_classes, dataset, weights, tuple(skipped), tuple(assumed))
-
-
-def encoder_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Extract the encoder's tensors of a state dict in any format, under our names without `encoder.`.
-
-    Raises:
-        CheckpointError: The format of the keys is unknown.
-    """
-    _, weights, _ = rename(tensors)
-    return {key.removeprefix("encoder."): value for key, value in weights.items() if key.startswith("encoder.")}
 
 
 def rename(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor], list[tuple[str, str]]]:

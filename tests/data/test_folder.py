@@ -257,7 +257,7 @@ def test_inferred_colours_are_their_own_names(tmp_path):
 
 def test_photos_beside_the_splits_are_not_dropped_silently(tmp_path):
     make(tmp_path, ["train/a", "val/b", "stray"])
-    with pytest.raises(DatasetError, match=r"1 photos lie beside the folders train, val and test .*images/stray"):
+    with pytest.raises(DatasetError, match=r"1 photos are beside the folders train, val and test .*images/stray"):
         FolderDataset(tmp_path)
 
 
