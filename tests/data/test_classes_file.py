@@ -66,7 +66,7 @@ def test_forms(file, text, expected, tmp_path):
         ("c.yaml", "- {name: road, color: '123'}", "three whole numbers, [red, green, blue], not '123'"),
         ("c.yaml", "- {name: road, color: [1, 2.5, 3]}", "three whole numbers"),
         ("c.yaml", "- {name: road, ignore: never}", "entry 1: ignore must be"),
-        ("c.yaml", "- {name: road, id: 1, name: car}", "'name' stands on line 1 and again on line 1"),
+        ("c.yaml", "- {name: road, id: 1, name: car}", "duplicate key 'name' on lines 1 and 1"),
         ("c.yaml", "[road, '']", "entry 2: the name '' is empty"),
         ("c.yaml", "[road, car, road]", "the name 'road' is listed twice, in entry 1 and entry 3"),
         ("c.yaml", "[" * 3000, "nested more than 50 levels"),
@@ -126,6 +126,6 @@ def test_colours_of_no_class_are_named():
         FULL.encode_colors(np.array([[[1, 2, 3], [9, 9, 9]]], np.uint8))
     assert FULL.encode_colors(np.array([[[0, 0, 0], [4, 5, 6]]], np.uint8)).tolist() == [[IGNORE_LABEL, 1]]
     twins = LabelSpace("twins", ("a", "b"), ((1, 1, 1), (1, 1, 1)), (0, 1))
-    with pytest.raises(DatasetError, match=r"several classes .* have the colour \(1, 1, 1\)"):
+    with pytest.raises(DatasetError, match=r"several classes .* share the colour \(1, 1, 1\)"):
         twins.encode_colors(np.zeros((1, 1, 3), np.uint8))
     assert LabelSpace.from_dict(FULL.to_dict()) == FULL
