@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from resnest_seg.config import check_option
 from resnest_seg.data.datasets import Sample, SegmentationDataset
 from resnest_seg.data.transforms import TrainTransform, class_mix, sample_seed
 from resnest_seg.errors import DatasetError, ResNeStSegError
@@ -115,10 +116,11 @@ def build_loader(
         batches: The (epoch, index) of the samples of each batch; see `training_batches`.
         transform: Training augmentation, seeded by (seed, epoch, index); None takes whole images.
         seed: Decides the augmentation.
-        workers: Loader processes, at most one a core; the batches do not depend on their number.
+        workers: Loader processes, 0..256, at most one a core; the batches do not depend on their number.
         pin_memory: Put batches into page-locked memory, for copies to a GPU.
 
     Raises:
+        ConfigError: `workers` is out of range.
         DatasetError: A sample cannot be loaded; the message names its file.
         ResNeStSegError: A loader process could not be started, or died.
     """
@@ -139,13 +141,15 @@ def run_loader(
         view: Sample or error by what `batches` holds.
         batches: What tells the samples of each batch, as (epoch, index).
         collate: Samples and errors to a batch, or the first error.
-        workers: Loader processes, at most one a core.
+        workers: Loader processes, 0..256, at most one a core.
         pin_memory: Put batches into page-locked memory, for copies to a GPU.
 
     Raises:
+        ConfigError: `workers` is out of range.
         DatasetError: What a sample or the collation gave.
         ResNeStSegError: A loader process could not be started, or died.
     """
+    check_option("workers", workers, 0, 256)
     loader = DataLoader(
         view,
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do

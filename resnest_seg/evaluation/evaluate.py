@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from resnest_seg.config import check_option
 from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.loader import Batch, build_loader
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
@@ -128,14 +130,16 @@ def evaluate(
         reduce: Sums a tensor over processes, when each evaluates its share of the indices.
         require_labels: Refuse a split in which no pixel is labelled; False is for its predictions alone.
         measures: What else is measured.
-        memory: Bytes that scores may take; None is 1 GiB, or 4 for an exported file, whose logits are large.
+        memory: Bytes that scores may take, 1 or more; None is 1 GiB, or 4 for an exported file, whose logits are large.
 
     Raises:
         CheckpointError: The model has other classes than the data set, or its scores are no numbers.
-        ConfigError: Unknown protocol, the same one twice, or what an exported file cannot do.
+        ConfigError: Unknown protocol, the same one twice, or what an exported file cannot do; or `workers` or
+            `memory` out of range.
         DatasetError: A sample cannot be read, or no pixel is labelled.
         ResNeStSegError: A loader process died.
     """
+    check_option("memory", memory, 1, math.inf)
     model = model_of(model) if isinstance(model, Segmenter) else model
     check_fits(model, dataset)
     methods = _distinct([model.protocol(name) for name in protocols])

@@ -242,7 +242,7 @@ class EvalReport:
             return found
         except OSError as error:
             raise DatasetError(f"cannot read report {path}: {error.strerror}.") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DatasetError(
                 f"{path} is no report of this version of eval_seg.py ({type(error).__name__}: {error}). Evaluate again."
             ) from None

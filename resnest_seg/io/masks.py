@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from resnest_seg.errors import DatasetError
-from resnest_seg.io.images import BROKEN, JPEG, PNG
+from resnest_seg.io.images import BROKEN, JPEG, PNG, refuse_too_large
 
 _LOSSY = "{name} is no mask: lossy compression ({kind}) blurs ids and colours. Save masks as PNG."
 _COMPRESSION = 259
@@ -29,10 +29,11 @@ def decode_mask(data: bytes, name: str) -> NDArray[np.uint8]:
         name: What errors call it.
 
     Raises:
-        DatasetError: No image, a damaged one, or one that can hold no labels.
+        DatasetError: No image, a damaged one, one of too many pixels, or one that can hold no labels.
     """
     if data[:2] == JPEG or _is_lossy_webp(data):
         raise DatasetError(_LOSSY.format(name=name, kind="JPEG or WebP"))
+    refuse_too_large(data, name)
     try:
         if data[:8] == PNG and data[24:26] == b"\x08\x00":  # 8-bit greyscale, which OpenCV reads faster
             ids = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

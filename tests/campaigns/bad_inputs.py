@@ -79,8 +79,8 @@ def load_everything():
 
     import resnest_seg
 
-    for module in pkgutil.iter_modules(resnest_seg.__path__):
-        importlib.import_module(f"resnest_seg.{module.name}")
+    for module in pkgutil.walk_packages(resnest_seg.__path__, "resnest_seg."):
+        importlib.import_module(module.name)
     for name in ("accelerate", "albumentations", "cv2", "jsonargparse", "onnx", "onnxruntime", "rasterio", "starlette",
                  "timm", "torchvision", "uvicorn"):  # fmt: skip
         importlib.import_module(name)

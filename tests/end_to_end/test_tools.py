@@ -214,6 +214,8 @@ def test_the_benchmark_counts_the_same_network_twice(tool, tmp_path, capsys):
     names = [row["name"] for row in json.loads((tmp_path / "data.json").read_text())["measurements"]]
     assert names[:2] == ["ours", "PIL, as PyTorch-Encoding"]
     assert tool("benchmark_seg")("infer", "--encoder", "resnet50") == 2
+    for words in (("data", "--photos", 0), ("data", "--photos", 513), ("scale", "--images", 10, 0)):
+        assert tool("benchmark_seg")(*words) == 2
     assert "unknown encoder of timm 'resnet50'" in capsys.readouterr().err
 
 
