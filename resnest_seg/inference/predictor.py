@@ -63,8 +63,8 @@ class Predictor:
         fuse: Fold batch norms into convolutions, in the given model: faster, and the same numbers but for rounding.
 
     Raises:
-        ConfigError: Unknown protocol or precision, a tile or memory that makes no sense, a device that is not there, or what
-            an exported file cannot do.
+        ConfigError: Unknown protocol or precision, a tile or memory that makes no sense, a device that is not there, or
+            what an exported file cannot do.
         CheckpointError: The model does not know its classes, or cannot segment photos.
     """
 

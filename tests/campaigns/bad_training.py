@@ -206,6 +206,13 @@ def numbers():
         train(f"name {key}={value}", f"--{key}={value}", says=(said,))
     for value, line in (("0.001", "0"), ("0", ""), ("nan", ""), ("-5", ""), ("lots", ""), ("inf", "")):
         train(f"budget {value}", "--budget", value, says=rf"--budget .*{value}", line=line)
+    for name, says, code in (
+        ("masks_onoff_names", r"255.*(classes\.csv|object)", REFUSED),
+        ("masks_absent_class", r"ghost", WARNED),
+        ("turned", r"EXIF|turn", WARNED),
+    ):
+        words = ("--data.root", f"@/data/{name}", "--dry-run")
+        train(f"dry-run {name}", *words, code=code, says=says, writes=(), line="2")
     train("dry-run no data", "--data.root", "nowhere", "--dry-run", code=WARNED, says="data +not found", writes=())
 
 

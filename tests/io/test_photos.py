@@ -411,3 +411,8 @@ def test_too_many_pixels_are_refused_by_the_header(kind, monkeypatch):
     if kind != "JPEG":
         with pytest.raises(DatasetError, match=r"cannot read x: it has 40 x 60 pixels"):
             decode_mask(data, "x")
+
+
+def test_a_path_that_no_file_can_have():
+    with pytest.raises(DatasetError, match=r"cannot read a\\x00b: embedded null byte"):
+        read_image("a\0b")
