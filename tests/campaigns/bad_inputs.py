@@ -1,6 +1,6 @@
 """Feed hundreds of bad inputs to every tool, and to what Python offers, and count what goes wrong.
 
-python tests/campaigns/bad_inputs.py                      # all, about three minutes
+python tests/campaigns/bad_inputs.py                      # all, about six minutes of processor time
 python tests/campaigns/bad_inputs.py --quick              # those that `make test` runs
 python tests/campaigns/bad_inputs.py --only 'predict.*tif' --show
 python tests/campaigns/bad_inputs.py --json report.json
