@@ -134,8 +134,7 @@ def evaluate(
 
     Raises:
         CheckpointError: The model has other classes than the data set, or its scores are no numbers.
-        ConfigError: Unknown protocol, the same one twice, or what an exported file cannot do; or `workers` or
-            `memory` out of range.
+        ConfigError: Unknown protocol, the same one twice, what an exported file cannot do, a number out of range.
         DatasetError: A sample cannot be read, or no pixel is labelled.
         ResNeStSegError: A loader process died.
     """
@@ -156,8 +155,7 @@ def evaluate(
             image, labels = (part[0].to(device, non_blocking=True) for part in batch[:2])
             predictions = [meter.update(model, image, labels, memory) for meter in meters]
             if on_image is not None:
-                mean_iou = meters[0].matrix.scores().mean_iou_by(methods[0].absent)
-                on_image(_shown(batch, predictions[0], mean_iou))
+                on_image(_shown(batch, predictions[0], meters[0].matrix.scores().mean_iou_by(methods[0].absent)))
     images = len(indices) if reduce is None else int(reduce(torch.tensor(len(indices), device=device)))
     for meter in meters:
         meter.reduce(reduce, device)
