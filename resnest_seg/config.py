@@ -8,6 +8,7 @@ trains an image classifier. This module imports no torch, so that `--help` is fa
 from __future__ import annotations
 
 import dataclasses
+import math
 import reprlib
 import typing
 from collections.abc import Collection, Mapping, Sequence
@@ -55,6 +56,8 @@ class Range:
         )  # false for NaN
 
     def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"{'above' if self.above else 'at least'} {self.low}"
         low = f"above {self.low} and" if self.above else f"from {self.low} to"
         return f"{low}{' below' if self.below else ' at most' if self.above else ''} {self.high}"
 

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from resnest_seg.errors import ConfigError, printable
@@ -147,6 +147,22 @@ def check_not_inputs(results: Sequence[Path], inputs: Sequence[str | Path], *, o
         if (file_id := _file_id(path)) in existing:
             raise ConfigError(
                 f"{existing[file_id]} is an input file, and a result would overwrite it. Choose another {option}."
+            )
+
+
+def check_outside(folder: str | Path, inputs: Iterable[Path], *, option: str = "--output") -> None:
+    """Refuse an output folder within folders of inputs: what is written there would be read as input the next time.
+
+    Raises:
+        ConfigError: Names both.
+    """
+    with _refusals(Path(folder), option):
+        place = Path(os.path.realpath(folder))
+    for inner in inputs:
+        if place.is_relative_to(os.path.realpath(inner)):
+            raise ConfigError(
+                f"{printable(str(folder))} lies within {printable(str(inner))}, which holds the data set's files: "
+                f"results there would become a part of it. Choose another {option}."
             )
 
 

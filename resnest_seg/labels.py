@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,10 @@ class LabelSpace:
         raw_ids: K raw ids, 0..255, which `encode` maps to 0..K-1.
         ignored_raw_ids: Raw ids that `encode` maps to `IGNORE_LABEL`.
         ignored_colors: Colours that `encode_colors` maps to `IGNORE_LABEL`.
+
+    Raises:
+        ConfigError: The lengths differ, there are not 1..253 classes, a name is empty, holds control characters or is
+            listed twice, an id is listed twice, or an id or a colour does not lie in 0..255.
     """
 
     name: str
@@ -53,10 +58,24 @@ class LabelSpace:
     ignored_colors: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        assert len(self.names) == len(self.colors) == len(self.raw_ids) < _UNKNOWN
-        every = self.raw_ids + self.ignored_raw_ids
-        assert len(set(every)) == len(every)
-        assert all(0 <= raw <= 255 for raw in every)
+        lengths = len(self.names), len(self.colors), len(self.raw_ids)
+        if len(set(lengths)) > 1 or not 1 <= len(self.names) < _UNKNOWN:
+            raise ConfigError(
+                f"a label space has 1..{_UNKNOWN - 1} classes, each with a name, a colour and a raw id, "
+                "not {} names, {} colours and {} raw ids.".format(*lengths)
+            )
+        for name in self.names:
+            if not is_class_name(name):
+                raise ConfigError(f"the class name {name!r} is empty or holds control characters.")
+        for what, values in (("class name", self.names), ("raw id", self.raw_ids + self.ignored_raw_ids)):
+            twins = [value for place, value in enumerate(values) if value in values[:place]]
+            if twins:
+                raise ConfigError(f"the {what} {twins[0]!r} is listed twice.")
+        channels = (channel for color in self.colors + self.ignored_colors for channel in color)
+        for what, numbers in (("raw id", self.raw_ids + self.ignored_raw_ids), ("colour", channels)):
+            for number in numbers:
+                if not 0 <= number <= 255:
+                    raise ConfigError(f"{what}s must lie in 0..255, not {number}.")
 
     @classmethod
     def of(cls, name: str) -> LabelSpace:
@@ -98,7 +117,7 @@ class LabelSpace:
             name: Name of the label space.
 
         Raises:
-            ConfigError: `count` is not in 1..253.
+            ConfigError: Too many classes, or names or colours that do not fit them.
         """
         if not 1 <= count < _UNKNOWN:
             raise ConfigError(f"a label space has 1..{_UNKNOWN - 1} classes, not {count}: labels are stored in 8 bits.")
@@ -114,15 +133,24 @@ class LabelSpace:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LabelSpace:
-        """Rebuild a label space from `to_dict`, as checkpoints store it."""
-        return cls(
-            name=str(values["name"]),
-            names=tuple(values["names"]),
-            colors=tuple((int(r), int(g), int(b)) for r, g, b in values["colors"]),
-            raw_ids=tuple(int(raw) for raw in values["raw_ids"]),
-            ignored_raw_ids=tuple(int(raw) for raw in values["ignored_raw_ids"]),
-            ignored_colors=tuple((int(r), int(g), int(b)) for r, g, b in values.get("ignored_colors", ())),
-        )
+        """Rebuild a label space from `to_dict`, as checkpoints store it.
+
+        Raises:
+            ConfigError: A value is missing or of another kind.
+        """
+        try:
+            return cls(
+                name=str(values["name"]),
+                names=tuple(str(name) for name in values["names"]),
+                colors=tuple((int(r), int(g), int(b)) for r, g, b in values["colors"]),
+                raw_ids=tuple(int(raw) for raw in values["raw_ids"]),
+                ignored_raw_ids=tuple(int(raw) for raw in values["ignored_raw_ids"]),
+                ignored_colors=tuple((int(r), int(g), int(b)) for r, g, b in values.get("ignored_colors", ())),
+            )
+        except KeyError as error:
+            raise ConfigError(f"these are not the values of a label space: {error} is missing.") from None
+        except TypeError as error:
+            raise ConfigError(f"these are not the values of a label space: {error}.") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The label space as plain values that JSON can hold."""
@@ -190,6 +218,11 @@ class LabelSpace:
         table = np.full(256, self.ignored_raw_ids[0] if self.ignored_raw_ids else IGNORE_LABEL, np.uint8)
         table[: len(self)] = self.raw_ids
         return table[labels]
+
+
+def is_class_name(name: str) -> bool:
+    """Whether a class can have this name, which is shown in tables and written to files of text."""
+    return bool(name.strip()) and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
 
 
 def _color_code(color: Sequence[int]) -> int:

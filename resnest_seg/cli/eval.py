@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from resnest_seg.config import COUNT, check_option
 from resnest_seg.errors import ConfigError, DatasetError
-from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder, result_places
+from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder, check_outside, result_places
 from resnest_seg.inference.exported import is_exported
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Results:
         problem: The error that ended the writing, or None.
 
     Raises:
-        ConfigError: Photos or masks would be overwritten.
+        ConfigError: Photos or masks would be overwritten, or predictions would lie among them.
         DatasetError: A photo cannot be submitted.
     """
 
@@ -161,6 +161,8 @@ class Results:
         self.problem: OSError | None = None
         self.paths: dict[str, Path] = {}
         if options.save_predictions:
+            if isinstance(dataset, PairedFiles):
+                check_outside(options.save_predictions, dataset.folders, option="--save-predictions")
             names = [dataset.sample_name(index) for index in range(len(dataset))]  # equal on every process
             places = result_places(dict(zip(names, names, strict=True)), endings=(".png",))
             self.paths = {name: Path(options.save_predictions, f"{place}.png") for name, place in places.items()}

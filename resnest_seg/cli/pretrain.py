@@ -22,6 +22,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from resnest_seg.cli.train import Order, begun, fit, take
 from resnest_seg.config import PretrainConfig, add_run_arguments, load_config
 from resnest_seg.errors import CheckpointError, ConfigError
+from resnest_seg.files import check_outside
 
 if TYPE_CHECKING:
     from resnest_seg.training.trainer import Trainer
@@ -74,6 +75,7 @@ def trainer_for(order: Order, config: PretrainConfig) -> Trainer:
 
     resume = order.resume == "yes" or (order.resume == "auto" and bool(RunFolder(order.output).states()))
     root = data_root(config.data.dataset, config.data.root)
+    check_outside(order.output, [root / "train", root / "val"])
     task = ClassificationTask(config, ClassFolder(root, "train"), ClassFolder(root, "val"))
     torch.manual_seed(config.seed)
     return Trainer(

@@ -57,7 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--max-bytes", type=int, default=16 << 20, help="size of a photo's file, up to 1 GiB (default: 16 MiB)"
     )
     limits.add_argument(
-        "--max-pixels", type=int, default=24_000_000, help="pixels of a photo, up to 2^30 (default: 24 million)"
+        "--max-pixels", type=int, default=24_000_000, help="pixels of a photo, up to 2^28 (default: 24 million)"
     )
     limits.add_argument("--workers", type=int, default=1, help="photos processed at a time, 1..256 (default: 1)")
     limits.add_argument("--queue", type=int, default=64, help="photos that may wait, 0..10000 (default: 64)")

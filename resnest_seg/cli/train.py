@@ -27,6 +27,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from resnest_seg.config import RunConfig, add_run_arguments, check_option, load_run_config
 from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, CheckpointError, ConfigError, unknown_name
+from resnest_seg.files import check_outside
 
 if TYPE_CHECKING:
     from resnest_seg.data.datasets import SegmentationDataset
@@ -164,9 +165,10 @@ def dry(order: Order) -> str:
     from resnest_seg.training.dry_run import data_or_stand_in, dry_run
 
     config = order.config
+    splits = [data_or_stand_in(config, split) for split in ("train", config.eval.split)]
+    look(config, *splits)
     if order.budget is not None:
-        classes = len(data_or_stand_in(config, "train").label_space)
-        config = within_budget(config, order.budget, num_classes=classes)
+        config = within_budget(config, order.budget, num_classes=len(splits[0].label_space))
     return dry_run(config)
 
 
@@ -191,6 +193,7 @@ def trainer_for(order: Order) -> Trainer:
 
     from resnest_seg.data.build import dataset_for
     from resnest_seg.data.class_balance import balance
+    from resnest_seg.data.datasets import PairedFiles
     from resnest_seg.models.loading import load_fitting, segmenter_for
     from resnest_seg.training.memory import divided
     from resnest_seg.training.run_folder import RunFolder
@@ -201,6 +204,8 @@ def trainer_for(order: Order) -> Trainer:
     resume = order.resume == "yes" or (order.resume == "auto" and bool(RunFolder(order.output).states()))
     train = dataset_for(config.data, "train")
     validation = dataset_for(config.data, config.eval.split)
+    if isinstance(train, PairedFiles):
+        check_outside(order.output, train.folders)
     if not resume:
         look(config, train, validation)
     if order.budget is not None and resume:  # batch norm depends on the division, which therefore stays, on any machine

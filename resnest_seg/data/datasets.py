@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.data.storage import Source, base_of, open_source
+from resnest_seg.data.storage import FolderSource, Source, base_of, open_source
 from resnest_seg.errors import DatasetError, unknown_name
 from resnest_seg.io.images import IMAGE_SUFFIXES, decode_image
 from resnest_seg.io.masks import decode_mask, mask_palette
@@ -128,6 +128,14 @@ class PairedFiles(SegmentationDataset):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders directly below the root in which its photos and masks lie; none where it is read from zips."""
+        if not isinstance(self.source, FolderSource):
+            return []
+        names = {PurePosixPath(name).parts[0] for pair in self.pairs for name in pair if name is not None}
+        return [self.source.root / name for name in sorted(names)]
 
     def sample_name(self, index: int) -> str:
         """The photo's path below the root of the data set, or within its zip file."""

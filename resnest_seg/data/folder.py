@@ -24,7 +24,7 @@ from resnest_seg.data.storage import Source, base_of, open_source
 from resnest_seg.errors import DatasetError, printable, unknown_name
 from resnest_seg.io.images import IMAGE_SUFFIXES
 from resnest_seg.io.masks import decode_mask, mask_palette
-from resnest_seg.labels import IGNORE_LABEL, LabelSpace
+from resnest_seg.labels import IGNORE_LABEL, LabelSpace, is_class_name
 
 COLUMNS = ("name", "id", "red", "green", "blue", "ignore")
 """Columns of a CSV class list; only `name` is required."""
@@ -150,7 +150,7 @@ def _rows_of_csv(text: str) -> list[dict[str, Any]]:
         raise ValueError(f"the header is {','.join(columns)}: it must have name, and each column once")
     reader.fieldnames = columns
     rows: list[dict[str, Any]] = []
-    for line in reader:
+    for line in _complete(reader):
         where = f"line {reader.line_num}"
         if None in line:
             raise ValueError(f"{where} has more values than the header has columns")
@@ -165,6 +165,20 @@ def _rows_of_csv(text: str) -> list[dict[str, Any]]:
             row["color"] = [_whole(value, f"{where}: a colour's share") for value in channels]
         rows.append(row)
     return rows
+
+
+def _complete(reader: csv.DictReader[str]) -> Iterator[dict[str, str]]:
+    """The lines; a `ValueError` that explains quotes where they do not fit."""
+    last = reader.line_num
+    try:
+        for line in reader:
+            yield line
+            last = reader.line_num
+    except csv.Error as error:
+        raise ValueError(
+            f'after line {last}: {error}. Is a quote (") without its partner? A quoted value begins and ends with one, '
+            "and within it a quote is written twice"
+        ) from None
 
 
 def _whole(word: str, what: str) -> int:
@@ -213,7 +227,7 @@ def _label_space(rows: Sequence[Mapping[str, Any]], name: str) -> LabelSpace:
         raise ValueError(f"{len(classes)} classes; 1 to 253 are allowed")
     first: dict[str, str] = {}
     for row, _ in classes + ignored:
-        if not row["name"].strip() or any(unicodedata.category(letter) in ("Cc", "Cs") for letter in row["name"]):
+        if not is_class_name(row["name"]):
             raise ValueError(f"{row['where']}: the name {row['name']!r} is empty or holds control characters")
     for row, _ in classes:
         if row["name"] in first:

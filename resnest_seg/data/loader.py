@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from resnest_seg.config import check_option
 from resnest_seg.data.datasets import Sample, SegmentationDataset
 from resnest_seg.data.transforms import TrainTransform, class_mix, sample_seed
 from resnest_seg.errors import DatasetError, ResNeStSegError
@@ -113,12 +114,13 @@ def build_loader(
     Args:
         dataset: The samples.
         batches: The (epoch, index) of the samples of each batch; see `training_batches`.
-        transform: Training augmentation, seeded by (seed, epoch, index); None loads whole images.
-        seed: Seed of the augmentation.
-        workers: Number of loader processes, capped at one per core; the batches do not depend on it.
+        transform: Training augmentation, seeded by (seed, epoch, index); None takes whole images.
+        seed: Decides the augmentation.
+        workers: Loader processes, 0..256, at most one a core; the batches do not depend on their number.
         pin_memory: Put batches into page-locked memory, for copies to a GPU.
 
     Raises:
+        ConfigError: `workers` is out of range.
         DatasetError: A sample cannot be loaded; the message names its file.
         ResNeStSegError: A loader process could not be started, or died.
     """
@@ -139,13 +141,15 @@ def run_loader(
         view: Maps an element of a batch's list to a sample or an error.
         batches: Lists of the keys of `view`, one list per batch.
         collate: Maps samples and errors to a batch, or to the first error.
-        workers: Number of loader processes, capped at one per core.
+        workers: Loader processes, 0..256, at most one a core.
         pin_memory: Put batches into page-locked memory, for copies to a GPU.
 
     Raises:
+        ConfigError: `workers` is out of range.
         DatasetError: A sample or the collation returned it.
         ResNeStSegError: A loader process could not be started, or died.
     """
+    check_option("workers", workers, 0, 256)
     loader = DataLoader(
         view,
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable of lists will do

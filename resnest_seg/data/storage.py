@@ -160,10 +160,15 @@ def open_source(root: str | Path, *, zips: Sequence[str]) -> Source:
     """Open the storage at `root`.
 
     Args:
-        root: A folder, a zip file, or a folder that contains the official zip files.
-        zips: Names of the official zip files; they are read if the folder contains all of them.
+        root: A folder, a zip file, or a folder with the official zip files in it.
+        zips: Names of the official zip files; where the folder holds all of them, they are read.
+
+    Raises:
+        DatasetError: A file that is no zip file, or a name that no file can have.
     """
     root = Path(root)
+    if "\0" in str(root):
+        raise DatasetError(f"no data set can be at {printable(str(root))}: the path holds a zero byte.")
     if root.is_file():
         return ZipSource([root])
     inside = [root / name for name in zips]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from resnest_seg.config import check_option
 from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.loader import Batch, build_loader
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
@@ -128,14 +130,15 @@ def evaluate(
         reduce: Sums a tensor over processes, when each evaluates its share of the indices.
         require_labels: Refuse a split in which no pixel is labelled; False is for its predictions alone.
         measures: What else is measured.
-        memory: Bytes that scores may take; None is 1 GiB, or 4 for an exported file, whose logits are large.
+        memory: Bytes that scores may take, 1 or more; None is 1 GiB, or 4 for an exported file, whose logits are large.
 
     Raises:
         CheckpointError: The model has other classes than the data set, or its scores are no numbers.
-        ConfigError: Unknown protocol, the same one twice, or what an exported file cannot do.
+        ConfigError: Unknown protocol, the same one twice, what an exported file cannot do, a number out of range.
         DatasetError: A sample cannot be read, or no pixel is labelled.
         ResNeStSegError: A loader process died.
     """
+    check_option("memory", memory, 1, math.inf)
     model = model_of(model) if isinstance(model, Segmenter) else model
     check_fits(model, dataset)
     methods = _distinct([model.protocol(name) for name in protocols])
@@ -152,8 +155,7 @@ def evaluate(
             image, labels = (part[0].to(device, non_blocking=True) for part in batch[:2])
             predictions = [meter.update(model, image, labels, memory) for meter in meters]
             if on_image is not None:
-                mean_iou = meters[0].matrix.scores().mean_iou_by(methods[0].absent)
-                on_image(_shown(batch, predictions[0], mean_iou))
+                on_image(_shown(batch, predictions[0], meters[0].matrix.scores().mean_iou_by(methods[0].absent)))
     images = len(indices) if reduce is None else int(reduce(torch.tensor(len(indices), device=device)))
     for meter in meters:
         meter.reduce(reduce, device)

@@ -242,7 +242,7 @@ class EvalReport:
             return report
         except OSError as error:
             raise DatasetError(f"cannot read report {path}: {error.strerror}.") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DatasetError(
                 f"{path} is not a report of this version ({type(error).__name__}: {error}). Evaluate again."
             ) from None

@@ -28,7 +28,7 @@ from resnest_seg.export.graph import exportable, first_line, info_of, smallest_f
 from resnest_seg.export.onnx import quiet, write_onnx
 from resnest_seg.export.verify import Evidence, Proof, prove
 from resnest_seg.files import atomic_write
-from resnest_seg.inference.exported import EXTRA_FILE, KEY, ExportInfo, open_exported, openvino_core
+from resnest_seg.inference.exported import EXTRA_FILE, KEY, ExportInfo, open_exported, openvino_core, silent_openvino
 from resnest_seg.models.segmenter import Segmenter
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
@@ -156,7 +156,7 @@ def export_openvino(
     info = info_of(segmenter, pixels=pixels, layout=layout, output=output, precision=precision)
     target = _target(path, "openvino", info, calibration)
     try:
-        import openvino
+        openvino = silent_openvino()
     except ImportError:
         raise ConfigError("this export needs OpenVINO: pip install 'resnest-seg[export,openvino]'.") from None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import sys
 import threading
 import warnings
 import zipfile
@@ -323,10 +324,9 @@ def _torch_device(torch: Any, device: str) -> Any:
 
 def _open_openvino(path: Path, device: str, threads: int | None) -> ExportedModel:
     try:
-        import openvino
+        core = openvino_core()
     except ImportError:
         raise _missing(path, "openvino") from None
-    core = openvino_core()
     name = {"cpu": "CPU", "auto": "CPU"}.get(device, device)
     if name.partition(".")[0] not in {known.partition(".")[0] for known in core.available_devices}:
         raise ConfigError(f"device {device!r} is none that OpenVINO has here: {', '.join(core.available_devices)}.")
@@ -349,7 +349,7 @@ def _open_openvino(path: Path, device: str, threads: int | None) -> ExportedMode
             result: NDArray[Any] = model([images])[0]
         return result
 
-    return ExportedModel(info, run, path=path, runtime=f"openvino {openvino.__version__.split('-')[0]}")
+    return ExportedModel(info, run, path=path, runtime=f"openvino {silent_openvino().__version__.split('-')[0]}")
 
 
 @functools.cache
@@ -360,9 +360,20 @@ def openvino_core() -> Any:
     the first, that stack is gone by then, and the next signal that Python handles (Ctrl-C, a child's end) is a
     segmentation fault: seen with OpenVINO 2026.4.1.
     """
+    return silent_openvino().Core()
+
+
+def silent_openvino() -> Any:
+    """The module `openvino`, imported without its telemetry; raises ImportError where it is not installed.
+
+    The import of OpenVINO writes an identifier to ~/intel and reports the import to a server. Without the package
+    `openvino_telemetry`, which it takes for optional, it does neither.
+    """
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: importing it fails
     import openvino
 
-    return openvino.Core()
+    return openvino
 
 
 RUNTIMES: Mapping[str, Callable[[Path, str, int | None], ExportedModel]] = {

@@ -6,6 +6,7 @@ Exported ONNX files need NumPy, OpenCV and onnxruntime only; torch is imported w
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, overload
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from resnest_seg.config import check_option
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.inference.backends import Block, FileModel, Model, choose_device, model_of, open_model
 from resnest_seg.inference.exported import (
@@ -57,12 +59,12 @@ class Predictor:
         precision: "fp32", "bf16" or "fp16".
         compiled: Use `torch.compile`: slow at first, for every new size of images, and then faster.
         batch: Images or tiles a call of the model; None chooses.
-        memory: Bytes that scores may take; None is 1 GiB, or 4 for an exported file, whose logits are large.
+        memory: Bytes that scores may take, 1 or more; None is 1 GiB, or 4 for an exported file, whose logits are large.
         fuse: Fold batch norms into convolutions, in the given model: faster, and the same numbers but for rounding.
 
     Raises:
-        ConfigError: Unknown protocol or precision, a tile that makes no sense, a device that is not there, or what an
-            exported file cannot do.
+        ConfigError: Unknown protocol or precision, a tile or memory that makes no sense, a device that is not there, or
+            what an exported file cannot do.
         CheckpointError: The model does not know its classes, or cannot segment photos.
     """
 
@@ -80,6 +82,7 @@ class Predictor:
         memory: int | None = None,
         fuse: bool = False,
     ) -> None:
+        check_option("memory", memory, 1, math.inf)
         if isinstance(model, Segmenter):
             config = model.config.model
             _check_photos(model.description, config.head, config.in_channels, model.label_space)
@@ -301,6 +304,7 @@ class OnnxPredictor:
     ) -> None:
         if batch is not None and batch < 1:
             raise ConfigError(f"a batch must have at least 1 image, not {batch}.")
+        check_option("memory", memory, 1, math.inf)
         self.model = open_exported(path, device=device, threads=threads)
         info = self.model.info
         self.label_space, self.memory = info.label_space, memory

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ConfigError, DatasetError
 from resnest_seg.inference.decoding import PhotoDecoder
 from resnest_seg.inference.prediction import Prediction
+from resnest_seg.io.images import MOST_PIXELS
 from resnest_seg.io.visualize import labels_png, png_bytes
 from resnest_seg.labels import LabelSpace
 
@@ -92,7 +93,7 @@ class Limits(NamedTuple):
 
 BOUNDS: dict[str, tuple[float, float]] = {
     "max_bytes": (1, 1 << 30),
-    "max_pixels": (1, 1 << 30),  # OpenCV's own limit
+    "max_pixels": (1, MOST_PIXELS),
     "workers": (1, 256),
     "queue": (0, 10_000),
     "arriving": (1, 10_000),

@@ -318,7 +318,12 @@ def score_rows(
     Yields:
         The first row of a slab, and its scores [K, r, W]: the protocol's mean logits, mean probabilities, or sum of
         exponentials (of float64, where float32 could not hold them).
+
+    Raises:
+        ConfigError: The image has another shape.
     """
+    if len(image.shape) != 3:
+        raise ConfigError(f"an image must be [3, H, W], not {list(image.shape)}.")
     height, width = image.shape[1:]
     views = views_of(run, image, protocol) if views is None else views
     if protocol.merge == "exp":  # which need the largest logit of the whole image first

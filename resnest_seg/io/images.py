@@ -8,6 +8,7 @@ This module imports NumPy and OpenCV only, so that it works without torch.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 import sys
@@ -42,11 +43,16 @@ JPEG_NO_HEADER = frozenset((0xD8, 0xD9, 0xDA))
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF files."""
 
+MOST_PIXELS = 1 << 28
+"""Pixels of a photo or a mask that is decoded whole, at most; their RGB values take 768 MiB."""
+
 FULL_RANGE = 1 << 14
 """Lowest maximum of a 16-bit photo; with a lower one it holds 14 bits or fewer, and would be decoded too dark."""
 
+_TAG_WIDTH, _TAG_HEIGHT = 256, 257
 _TAG_BITS, _TAG_COLORS, _TAG_BANDS, _TAG_EXTRA, _TAG_FORMAT = 258, 262, 277, 338, 339
-_TAG_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # unsigned integers
+_TAGS = (_TAG_WIDTH, _TAG_HEIGHT, _TAG_BITS, _TAG_COLORS, _TAG_BANDS, _TAG_EXTRA, _TAG_FORMAT)
+_TAG_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # whole numbers without sign
 _COLORS = {0: ("grey", 1), 1: ("grey", 1), 2: ("RGB", 3), 3: ("a palette", 1), 5: ("CMYK", 4), 6: ("YCbCr", 3),
            8: ("CIELab", 3)}  # fmt: skip
 _ALPHA = ((1,), (2,))  # premultiplied, or not
@@ -64,6 +70,8 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         data = Path(path).read_bytes()
     except OSError as error:
         raise DatasetError(f"cannot read {printable(str(path))}: {error.strerror}.") from None
+    except ValueError as error:  # a zero byte
+        raise DatasetError(f"cannot read {printable(str(path))}: {error}.") from None
     return decode_image(data, printable(str(path)))
 
 
@@ -77,8 +85,10 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
         name: Its name in error messages.
 
     Raises:
-        DatasetError: The content is not an image, is corrupt, or cannot be converted to 8 bits without guessing.
+        DatasetError: No image, a damaged one, one of more than `MOST_PIXELS`, or one that is not of 8 bits and cannot
+            be made so without guessing.
     """
+    refuse_too_large(data, name)
     try:
         deep = _is_deep(data, name)
         image = _decoded(data, cv2.IMREAD_COLOR_RGB)
@@ -155,6 +165,24 @@ def size_in_header(data: bytes) -> tuple[int, int] | None:
         return _jpeg_size(data) if data[:2] == JPEG else None
     except (struct.error, IndexError):  # truncated
         return None
+
+
+def refuse_too_large(data: bytes, name: str) -> None:
+    """Refuse an image of more than `MOST_PIXELS` by its header, before memory and time are spent on its pixels.
+
+    Raises:
+        DatasetError: Says how large it is.
+    """
+    size = size_in_header(data)
+    if size is None and data[:4] in TIFF:
+        with contextlib.suppress(struct.error, IndexError, OverflowError):  # whoever decodes it says that it is damaged
+            tags = tiff_tags(data)
+            size = tags.get(_TAG_HEIGHT, (0,))[0], tags.get(_TAG_WIDTH, (0,))[0]
+    if size is not None and size[0] * size[1] > MOST_PIXELS:
+        raise DatasetError(
+            f"cannot read {name}: it has {size[0]} x {size[1]} pixels, and an image that is read whole may have "
+            f"{MOST_PIXELS:,} at most. Cut it into tiles."
+        )
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
@@ -273,7 +301,7 @@ def tiff_tags(data: bytes) -> dict[int, tuple[int, ...]]:
         inline, where = (8, entry + 12) if big else (4, entry + 8)
         if count * struct.calcsize(f"{order}{_TAG_TYPES[kind]}") > inline:
             (where,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, where)
-        if tag in (_TAG_BITS, _TAG_COLORS, _TAG_BANDS, _TAG_EXTRA, _TAG_FORMAT):
+        if tag in _TAGS:
             tags.setdefault(tag, struct.unpack_from(values, data, where))
     return tags
 

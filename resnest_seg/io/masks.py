@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from resnest_seg.errors import DatasetError
-from resnest_seg.io.images import JPEG, PNG
+from resnest_seg.io.images import JPEG, PNG, refuse_too_large
 
 BROKEN = (
     OSError,
@@ -90,10 +90,11 @@ def decode_mask(data: bytes, name: str) -> NDArray[np.uint8]:
         uint8 [H, W] or [H, W, 3].
 
     Raises:
-        DatasetError: The content is not an image, is corrupt, or its format cannot hold labels.
+        DatasetError: No image, a damaged one, one of too many pixels, or one that can hold no labels.
     """
     if data[:2] == JPEG or _is_lossy_webp(data):
         raise DatasetError(_LOSSY.format(name=name, kind="JPEG or WebP"))
+    refuse_too_large(data, name)
     try:
         if data[:8] == PNG and data[24:26] == b"\x08\x00":  # 8-bit greyscale, which OpenCV reads faster
             ids = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -1,6 +1,6 @@
 """Feed hundreds of bad inputs to every tool, and to what Python offers, and count what goes wrong.
 
-python tests/campaigns/bad_inputs.py                      # all, about three minutes
+python tests/campaigns/bad_inputs.py                      # all, about six minutes of processor time
 python tests/campaigns/bad_inputs.py --quick              # those that `make test` runs
 python tests/campaigns/bad_inputs.py --only 'predict.*tif' --show
 python tests/campaigns/bad_inputs.py --json report.json
@@ -79,8 +79,8 @@ def load_everything():
 
     import resnest_seg
 
-    for module in pkgutil.iter_modules(resnest_seg.__path__):
-        importlib.import_module(f"resnest_seg.{module.name}")
+    for module in pkgutil.walk_packages(resnest_seg.__path__, "resnest_seg."):
+        importlib.import_module(module.name)
     for name in ("accelerate", "albumentations", "cv2", "jsonargparse", "onnx", "onnxruntime", "rasterio", "starlette",
                  "timm", "torchvision", "uvicorn"):  # fmt: skip
         importlib.import_module(name)

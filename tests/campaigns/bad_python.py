@@ -148,8 +148,9 @@ def slow(root):
     import os
 
     from resnest_seg.inference.inputs import fetch_image
+    from resnest_seg.io.download import Pace
 
-    return fetch_image(os.environ["BAD_INPUTS_SITE"] + "/slow.jpg", timeout=2.0)
+    return fetch_image(os.environ["BAD_INPUTS_SITE"] + "/slow.jpg", pace=Pace(rate=4096, window=1.0))
 
 
 def onnx(name="model.onnx", **options):

@@ -51,7 +51,11 @@ def test_forms(file, text, expected, tmp_path):
         ("c.csv", "name,id\nroad,1\ncar,\n", "line 3 has no id, but others have"),
         ("c.csv", "name\nroad\n\nroad\n", "the name 'road' is listed twice, in line 2 and line 4"),
         ("c.csv", "name\nro\0ad\n", "line 2: the name 'ro\\x00ad' is empty or holds control characters"),
-        ("c.csv", 'name,id\n"road,1\ncar,2\n', "unexpected end of data"),
+        (
+            "c.csv",
+            'name,id\n"road,1\ncar,2\n',
+            'after line 1: unexpected end of data. Is a quote (") without its partner',
+        ),
         ("c.csv", "name,green\nroad,3\n", "line 2: a colour's share must be a whole number, not ''"),
         ("c.csv", "name,ignore\nroad,\ncar,ja\n", "line 3: ignore must be yes, true, 1 or x"),
         ("c.yaml", "[road, no]", "entry 2: YAML reads the name as False"),

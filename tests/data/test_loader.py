@@ -7,7 +7,7 @@ import torch
 from resnest_seg.config import DataConfig
 from resnest_seg.data.loader import build_loader, training_batches
 from resnest_seg.data.transforms import TrainTransform
-from resnest_seg.errors import DatasetError
+from resnest_seg.errors import ConfigError, DatasetError
 
 
 def test_every_epoch_holds_every_sample_once():
@@ -102,3 +102,9 @@ def test_class_mix_depends_on_the_place_alone(small_dataset, workers):
     )
     assert all((a == b).all() for a, b in zip(once, twice, strict=True))
     assert not all((a == b).all() for a, b in zip(once, without, strict=True))
+
+
+@pytest.mark.parametrize("workers", [-1, 257])
+def test_a_number_of_workers_that_makes_no_sense(workers, small_dataset):
+    with pytest.raises(ConfigError, match=f"workers must be from 0 to 256, not {workers}"):
+        next(build_loader(small_dataset, [[(0, 0)]], workers=workers))

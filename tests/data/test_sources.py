@@ -80,3 +80,8 @@ def test_damage_within_a_compressed_file_is_named(tmp_path):
     path.write_bytes(data[:45] + b"\xff\xff\xff\xff" + data[49:])
     with pytest.raises(DatasetError, match=r"cannot read .*data.zip!a.bin"):
         ZipSource([path]).read("a.bin")
+
+
+def test_a_path_that_no_file_can_have():
+    with pytest.raises(DatasetError, match=r"no data set can be at a\\x00b: the path holds a zero byte"):
+        open_source("a\0b", zips=())

@@ -139,6 +139,9 @@ def test_predictions_into_the_data_set_itself_are_refused(evaluate, tmp_path, ca
     words = ["--dataset", "camvid", "--data.root", root, "--overwrite"]
     assert evaluate(*words, "--save-predictions", root) == 2
     assert "a result would overwrite it" in capsys.readouterr().err
+    for inside in ("val", "valannot/new"):
+        assert evaluate(*words, "--save-predictions", root / inside) == 2
+        assert "which holds the data set's files" in capsys.readouterr().err
     photo = root / "val" / "0001TP_000000.png"
     assert evaluate(*words, "--output", photo) == 2
     assert snapshot(tmp_path) == before

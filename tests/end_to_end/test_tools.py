@@ -214,6 +214,8 @@ def test_the_benchmark_counts_the_same_network_twice(tool, tmp_path, capsys):
     names = [row["name"] for row in json.loads((tmp_path / "data.json").read_text())["measurements"]]
     assert names[:2] == ["ours", "PIL, as PyTorch-Encoding"]
     assert tool("benchmark_seg")("infer", "--encoder", "resnet50") == 2
+    for words in (("data", "--photos", 0), ("data", "--photos", 513), ("scale", "--images", 10, 0)):
+        assert tool("benchmark_seg")(*words) == 2
     assert "unknown encoder of timm 'resnet50'" in capsys.readouterr().err
 
 
@@ -545,3 +547,18 @@ def test_prepare_synthetic_writes_photos_and_masks(tmp_path):
     sample = Synthetic("test")[1]
     assert np.array_equal(np.array(Image.open(tmp_path / "images" / "test_0001.png")), sample.image)
     assert np.array_equal(np.array(Image.open(tmp_path / "masks" / "test_0001.png")), sample.labels)
+
+
+def test_a_dry_run_refuses_the_data_that_training_would_refuse(tool, tmp_path, capsys):
+    """Masks of 0 and 255 whose list names two classes by order, so that 255 would be ignored."""
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (tmp_path / "data" / kind / split).mkdir(parents=True)
+        photo, mask = random.integers(0, 256, (40, 48, 3)), 255 * random.integers(0, 2, (40, 48))
+        for kind, picture in (("images", photo), ("masks", mask)):
+            Image.fromarray(picture.astype(np.uint8)).save(tmp_path / "data" / kind / split / "0.png")
+    (tmp_path / "data" / "classes.csv").write_text("name\nbackground\nobject\n")
+    words = ["--dataset", "folder", "--data.root", tmp_path / "data", *TINY, "--model.encoder=resnest14_tiny"]
+    assert tool("train_seg")(*words, "--dry-run") == 2
+    assert "no mask of train holds object" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from test_metrics import loop
 
-from resnest_seg.errors import CheckpointError, DatasetError
+from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.evaluation.boundaries import BoundaryScores
 from resnest_seg.evaluation.calibration import Calibration
 from resnest_seg.evaluation.evaluate import Measures, evaluate
@@ -127,3 +127,9 @@ def test_calibration_and_boundaries_are_those_of_the_whole_scores(name, segmente
     assert ours.expected_calibration_error == pytest.approx(expected.expected_calibration_error, abs=1e-6)
     assert [part.count for part in ours.bins] == [part.count for part in expected.bins]
     assert report.boundaries[name] == boundaries.report()
+
+
+@pytest.mark.parametrize("memory", [0, -1])
+def test_memory_that_makes_no_sense(memory, segmenter, small_dataset):
+    with pytest.raises(ConfigError, match=f"memory must be at least 1, not {memory}"):
+        evaluate(segmenter, small_dataset, memory=memory)

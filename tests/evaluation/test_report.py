@@ -93,7 +93,14 @@ def test_comparing_two_reports():
 def test_files_that_are_no_reports(tmp_path):
     with pytest.raises(DatasetError, match="cannot read report"):
         EvalReport.load(tmp_path / "none.json")
-    for content in ("", "{", "[]", '{"classes": ["a"]}', '{"model": "x", "classes": [], "scores": {"whole": {}}}'):
+    for content in (
+        "",
+        "{",
+        "[]",
+        '{"classes": ["a"]}',
+        '{"model": "x", "classes": [], "scores": {"whole": {}}}',
+        "[" * 100_000,
+    ):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(DatasetError, match="is not a report of this version"):
             EvalReport.load(tmp_path / "bad.json")

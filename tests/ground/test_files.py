@@ -20,6 +20,7 @@ from resnest_seg.files import (
     check_not_inputs,
     check_output_file,
     check_output_folder,
+    check_outside,
     result_places,
 )
 
@@ -219,3 +220,17 @@ def test_a_name_as_long_as_the_system_allows(tmp_path):
             assert TEMPORARY.fullmatch(temporary.name)
             temporary.write_text("new")
         assert (tmp_path / name).read_text() == "new"
+
+
+def test_a_folder_of_results_among_inputs_is_refused(tmp_path):
+    images = tmp_path / "images"
+    (images / "train").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(images)
+    for inside in (images, images / "new", images / "train" / "new", tmp_path / "link" / "new",
+                   tmp_path / "other" / ".." / "images"):  # fmt: skip
+        with pytest.raises(ConfigError, match=r"lies within .*images.* Choose another --there"):
+            check_outside(inside, [tmp_path / "masks", images], option="--there")
+    for outside in (tmp_path, tmp_path / "images2", tmp_path / "out" / "images"):
+        check_outside(outside, [tmp_path / "masks", images])
+    with pytest.raises(ConfigError, match=r"cannot write to a\\x00b"):
+        check_outside("a\0b", [images])

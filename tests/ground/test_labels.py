@@ -86,3 +86,31 @@ def test_numbered_label_spaces():
     for count in (0, 254):
         with pytest.raises(ConfigError, match=f"1..253 classes, not {count}"):
             LabelSpace.numbered(count)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"names": ("sky",)}, "not 1 names, 2 colours and 2 raw ids"),
+        ({"names": (), "colors": (), "raw_ids": ()}, "1..253 classes"),
+        ({"names": ("sky", "sky")}, "class name 'sky' is listed twice"),
+        ({"names": ("sky\0", "road")}, r"class name 'sky\\x00'"),
+        ({"names": (" ", "road")}, "class name ' ' is empty"),
+        ({"raw_ids": (1, 1)}, "raw id 1 is listed twice"),
+        ({"raw_ids": (1, 9)}, "raw id 9 is listed twice"),
+        ({"raw_ids": (1, 300)}, "raw ids must lie in 0..255, not 300"),
+        ({"colors": ((1, 2, 3), (4, 5, 256))}, "colours must lie in 0..255, not 256"),
+    ],
+)
+def test_a_label_space_that_is_none_is_refused(changed, says):
+    fields = {"names": ("sky", "road"), "colors": ((1, 2, 3), (4, 5, 6)), "raw_ids": (0, 1)} | changed
+    with pytest.raises(ConfigError, match=says):
+        LabelSpace(name="mine", ignored_raw_ids=(9,), **fields)
+
+
+@pytest.mark.parametrize("changed", [{"names": None}, {"colors": [1, 2]}])
+def test_values_that_are_no_label_space_are_refused(changed, tiny_space):
+    with pytest.raises(ConfigError, match="these are not the values of a label space"):
+        LabelSpace.from_dict(tiny_space.to_dict() | changed)
+    with pytest.raises(ConfigError, match="'name' is missing"):
+        LabelSpace.from_dict({})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -217,3 +218,15 @@ def test_signals_are_handled_after_openvino_models_have_come_and_gone(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout.strip()) == (0, "handled"), done.stderr
+
+
+def test_openvino_writes_nothing_home_and_has_no_telemetry(tmp_path):
+    """Its import writes an identifier to ~/intel and reports to a server, except where CI=true."""
+    code = (
+        "import sys; from resnest_seg.inference.exported import openvino_core; openvino_core();"
+        "print(sys.modules['openvino_telemetry'])"
+    )
+    home = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=home)
+    assert done.stdout == "None\n"
+    assert list(tmp_path.iterdir()) == []

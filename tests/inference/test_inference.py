@@ -387,3 +387,10 @@ def test_a_batch_that_does_not_fit_is_halved_and_remembered():
 def test_bad_values_are_refused():
     with pytest.raises(ConfigError, match="at least 1 image, not 0"):
         Runner(local, batch=0)
+
+
+@pytest.mark.parametrize("shape", [(32, 40), (1, 3, 32, 40)])
+def test_an_image_of_another_shape_is_refused(shape):
+    for function in (multiscale, sliding_window, whole):
+        with pytest.raises(ConfigError, match=r"an image must be \[3, H, W\], not \[.*32, 40\]"):
+            function(network(), torch.zeros(shape))

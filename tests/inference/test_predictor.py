@@ -155,3 +155,9 @@ def test_the_small_overlay_of_a_large_image_shows_every_second_pixel(segmenter, 
     assert (labels == pixels.argmax(axis=2)).mean() > 0.99  # two channels may be alike but for the blending's rounding
     shown = read_image(tmp_path / "small.png")[:15, :1050]
     assert np.array_equal(shown, segmenter.label_space.palette[labels[::2, ::2]])
+
+
+@pytest.mark.parametrize("memory", [0, -1])
+def test_memory_that_makes_no_sense(memory, segmenter):
+    with pytest.raises(ConfigError, match=f"memory must be at least 1, not {memory}"):
+        Predictor(segmenter, memory=memory)

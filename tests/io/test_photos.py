@@ -16,7 +16,9 @@ from PIL import Image, ImageOps
 from support import hostile_photos
 
 from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.io import images
 from resnest_seg.io.images import as_pixels, decode_image, read_image, size_in_header, tiff_tags
+from resnest_seg.io.masks import decode_mask
 
 
 def picture(height=40, width=60):
@@ -393,3 +395,24 @@ def test_pil_images_that_are_no_photos_are_refused(tmp_path):
         pytest.raises(DatasetError, match=r"cannot read the PIL image .*cut"),
     ):
         as_pixels(image)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_too_many_pixels_are_refused_by_the_header(kind, monkeypatch):
+    """Before anything is decoded, of photos and masks alike; one that has just as many as are allowed is decoded."""
+    data = encoded(Image.fromarray(picture()), kind, **({"lossless": True} if kind == "WEBP" else {}))
+    monkeypatch.setattr(images, "MOST_PIXELS", 40 * 60)
+    assert decode_image(data, "x").shape == (40, 60, 3)
+    monkeypatch.setattr(images, "MOST_PIXELS", 40 * 60 - 1)
+    monkeypatch.setattr(cv2, "imdecode", None)  # calling it would be a TypeError
+    monkeypatch.setattr(Image.Image, "load", None)
+    with pytest.raises(DatasetError, match=r"cannot read x: it has 40 x 60 pixels, and .* 2,399 at most"):
+        decode_image(data, "x")
+    if kind != "JPEG":
+        with pytest.raises(DatasetError, match=r"cannot read x: it has 40 x 60 pixels"):
+            decode_mask(data, "x")
+
+
+def test_a_path_that_no_file_can_have():
+    with pytest.raises(DatasetError, match=r"cannot read a\\x00b: embedded null byte"):
+        read_image("a\0b")

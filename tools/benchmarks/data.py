@@ -72,12 +72,13 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     import cv2
     import torch
 
-    from resnest_seg.config import DataConfig
+    from resnest_seg.config import DataConfig, check_option
     from resnest_seg.data.datasets import ADE20K
     from resnest_seg.data.transforms import TrainTransform
     from resnest_seg.io.images import decode_image
     from resnest_seg.io.masks import decode_mask
 
+    check_option("--photos", options.photos, 1, 512)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     with tempfile.TemporaryDirectory() as temporary:

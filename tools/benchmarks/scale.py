@@ -22,6 +22,7 @@ from benchmarks.memory import peak_during
 from benchmarks.options import add_network, check_network
 from benchmarks.timing import interleave
 
+from resnest_seg.config import check_option
 from resnest_seg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -159,6 +160,8 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     check_network(options)
     if min(options.sides) < 64:
         raise ConfigError("--sides must be at least 64.")
+    for images in options.images:
+        check_option("--images", images, 1, 512)
     rows: list[dict[str, object]] = []
     if "pixels" in options.series:
         rows += growing_pixels(options)
