@@ -3,7 +3,7 @@
 Photos are read as an image viewer shows them: upright as their EXIF data says, grey becomes RGB, CMYK is converted,
 and transparent pixels lie on white. Palette PNGs (https://www.w3.org/TR/png-3/) hold ids as pixel values, and viewers
 show the class colours; OpenCV cannot write them, and Pillow and GDAL need the whole picture first.
-Only NumPy and OpenCV are imported, so that runtimes without torch can use this module.
+Pillow is imported only by what needs it: a runtime of exported files has NumPy and OpenCV alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import IO, Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from resnest_seg.errors import ConfigError, DatasetError, printable
 
@@ -342,21 +341,13 @@ def _turned(image: NDArray[Any], turn: int, mirror: bool) -> NDArray[Any]:
     return np.rot90(image[:, ::-1] if mirror else image, turn)
 
 
-BROKEN = (
-    OSError,
-    UnidentifiedImageError,
-    SyntaxError,
-    ValueError,
-    Image.DecompressionBombError,
-    cv2.error,
-    MemoryError,
-)
-"""What Pillow and OpenCV raise on images that are damaged (SyntaxError: a broken PNG chunk) or too large."""
 _ORIENTATION = 274
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Height and width of an image file by its header, (0, 0) where that says none: reading it then says why."""
+    from PIL import Image
+
     try:
         with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore")  # that it is large is what is asked
@@ -371,6 +362,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 def _size_of_bomb(file: IO[bytes]) -> tuple[int, int]:
     """What `Image.open` would tell, if it did not refuse to."""
+    from PIL import Image
+
     file.seek(0)
     prefix = file.read(16)
     for name in Image.ID:
@@ -386,11 +379,13 @@ def orientation(data: bytes) -> int:
     """The orientation tag of a photo, 1..8, by which viewers turn it upright; 1 where it has none that can be read."""
     if data[:8] == PNG and b"eXIf" not in data:  # which Pillow would decode to look behind the pixels
         return 1
+    from PIL import Image
+
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as picture:
             warnings.simplefilter("ignore")
             turned = picture.getexif().get(_ORIENTATION, 1)
-    except BROKEN:
+    except (OSError, SyntaxError, ValueError, MemoryError, Image.DecompressionBombError):
         return 1
     return turned if turned in range(2, 9) else 1
 

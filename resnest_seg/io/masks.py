@@ -7,11 +7,22 @@ import io
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from resnest_seg.errors import DatasetError
-from resnest_seg.io.images import BROKEN, JPEG, PNG
+from resnest_seg.io.images import JPEG, PNG
+
+BROKEN = (
+    OSError,
+    UnidentifiedImageError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+    cv2.error,
+    MemoryError,
+)
+"""What Pillow and OpenCV raise on images that are damaged (SyntaxError: a broken PNG chunk) or too large."""
 
 _LOSSY = "{name} is no mask: lossy compression ({kind}) blurs ids and colours. Save masks as PNG."
 _COMPRESSION = 259
