@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from resnest_seg.data.datasets import SegmentationDataset
     from resnest_seg.evaluation.evaluate import EvaluatedImage, Measures
     from resnest_seg.evaluation.report import EvalReport
-    from resnest_seg.inference.backends import Model
+    from resnest_seg.inference.backends import Backend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Source:
     """The model to evaluate, with its metadata on data.
 
     Attributes:
-        model: The model, ready to run.
+        backend: The model, ready to run.
         path: Its file.
         summary: A description of the loaded model.
         dataset: The data set of its training.
@@ -49,7 +49,7 @@ class Source:
         precision: Precision, for the report.
     """
 
-    model: Model
+    backend: Backend
     path: Path
     summary: str
     dataset: str
@@ -62,23 +62,23 @@ class Source:
 
 def open_source(options: argparse.Namespace) -> Source:
     """Open the checkpoint or exported file."""
-    from resnest_seg.inference.backends import choose_device, file_model, model_of
+    from resnest_seg.inference.backends import FileBackend, RunOptions
     from resnest_seg.models.loading import load_checkpoint
 
-    how = {"precision": options.precision, "compiled": options.compile, "batch": options.batch}
+    how = RunOptions(options.device, options.precision, options.compile, options.batch, options.fuse)
     if is_exported(options.checkpoint):
-        model = file_model(options.checkpoint, device=options.device, **how)
-        info = model.file.info
-        return Source(model, model.file.path, f"{model.file.path}: {model.description}", info.setting.dataset, None,
-                      None, "val", model.memory, info.precision)  # fmt: skip
+        file = FileBackend(options.checkpoint, how)
+        info, path = file.file.info, file.file.path
+        return Source(file, path, f"{path}: {file.description}", info.setting.dataset, None, None, "val", file.memory,
+                      info.precision)  # fmt: skip
+    from resnest_seg.inference.torch_backend import TorchBackend
+
     segmenter = load_checkpoint(options.checkpoint)
     assert segmenter.load_report is not None
-    shared = int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.device == "auto"
-    segmenter.to(process_state(options).device if shared else choose_device(options.device))
-    if options.fuse:
-        segmenter.fuse()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.device == "auto":
+        how = dataclasses.replace(how, device=str(process_state(options).device))
     data, evaluation = segmenter.config.data, segmenter.config.eval
-    return Source(model_of(segmenter, **how), segmenter.load_report.path, str(segmenter.load_report), data.dataset,
+    return Source(TorchBackend(segmenter, how), segmenter.load_report.path, str(segmenter.load_report), data.dataset,
                   data.root, data.classes, evaluation.split, evaluation.memory << 20, options.precision)  # fmt: skip
 
 
@@ -229,7 +229,7 @@ def run(
                 results.add(image)
 
             report = evaluate(
-                source.model,
+                source.backend,
                 dataset,
                 protocols=options.protocols.split(","),
                 indices=mine,
@@ -346,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = report_path(options, source.path, name, split)
     written = [output, *([Path(options.submission)] if options.submission else [])]
     check_not_inputs(written, [source.path, *files_of(dataset)])
-    protocols = [source.model.protocol(word).name for word in options.protocols.split(",")]
+    protocols = [source.backend.protocol(word).name for word in options.protocols.split(",")]
     if other is not None:
         other.check_comparable(dataset.label_space.name, dataset.label_space.names, protocols)
     print(source.summary, file=sys.stderr)

@@ -25,7 +25,7 @@ from resnest_seg.files import check_not_inputs, check_output_file, check_output_
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from resnest_seg.inference.backends import Model
+    from resnest_seg.inference.backends import Backend
     from resnest_seg.inference.inputs import Input
     from resnest_seg.inference.prediction import Prediction
     from resnest_seg.inference.predictor import Predictor
@@ -101,11 +101,11 @@ def check(options: argparse.Namespace) -> None:
     check_output_folder(options.output)
 
 
-def protocol_for(options: argparse.Namespace, model: Model) -> Protocol:
+def protocol_for(options: argparse.Namespace, backend: Backend) -> Protocol:
     """Build the protocol of the options."""
     from resnest_seg.inference.protocols import protocol, with_options
 
-    base = protocol(options.protocol, setting=model.setting)
+    base = protocol(options.protocol, setting=backend.setting)
     placement, blend = ("even", "hann") if options.tile else (None, None)
     return with_options(base, scales=options.scales, flip=options.flip, merge=options.merge, placement=placement,
                         window=options.tile, overlap=options.overlap, blend=options.blend or blend)  # fmt: skip
@@ -230,10 +230,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     check(options)
 
-    from resnest_seg.inference.backends import FileModel, open_model
-    from resnest_seg.inference.exported import no_scores
+    from resnest_seg.inference.backends import RunOptions
     from resnest_seg.inference.inputs import plan
-    from resnest_seg.inference.predictor import Predictor
+    from resnest_seg.inference.predictor import Predictor, open_backend
     from resnest_seg.io.images import IMAGE_SUFFIXES
 
     endings = (*ENDINGS.values(), VIDEO_ENDING)
@@ -242,11 +241,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_not_inputs([path for paths in outputs for path in paths], [item.source for item in items])
     done, stopped = 0, None
     if items:
-        model = open_model(options.checkpoint, device=options.device, precision=options.precision,
-                           compiled=options.compile, batch=options.batch)  # fmt: skip
-        if "scores" in options.write and isinstance(model, FileModel) and not model.scored:
-            raise no_scores(model.file)
-        predictor = Predictor(model, protocol=protocol_for(options, model))
+        how = RunOptions(options.device, options.precision, options.compile, options.batch)
+        backend = open_backend(options.checkpoint, how)
+        if "scores" in options.write:
+            backend.check_scores()
+        predictor = Predictor(backend, protocol=protocol_for(options, backend))
         print(f"protocol {predictor.protocol.description}", file=sys.stderr)
         done, stopped = segment(predictor, items, outputs, options, problems)
     if done:

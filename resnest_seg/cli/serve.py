@@ -101,7 +101,7 @@ def _serve(options: argparse.Namespace) -> int:
     application = serving.app(predictor, limits=limits)
     http_server, listening = serving.server(application, limits=limits, host=options.host, port=options.port)
     host, port = listening.getsockname()[:2]
-    print(f"{predictor.model.info.description}, protocol {predictor.protocol.name}: http://{host}:{port}/segment",
+    print(f"{predictor.backend.description}, protocol {predictor.protocol.name}: http://{host}:{port}/segment",
           file=sys.stderr, flush=True)  # fmt: skip
     code = serving.run(http_server, listening)
     if application.state.busy():  # a photo is in the model, which cannot be stopped, and Python would wait for it

@@ -21,8 +21,9 @@ from resnest_seg.evaluation.boundaries import BoundaryScores
 from resnest_seg.evaluation.calibration import Calibration
 from resnest_seg.evaluation.metrics import ConfusionMatrix
 from resnest_seg.evaluation.report import EvalReport, Method
-from resnest_seg.inference.backends import Model, model_of
+from resnest_seg.inference.backends import Backend, RunOptions
 from resnest_seg.inference.protocols import Protocol
+from resnest_seg.inference.torch_backend import TorchBackend
 from resnest_seg.inference.torch_engine import probabilities
 from resnest_seg.models.segmenter import Segmenter
 
@@ -82,14 +83,19 @@ class _Meter:
         )
         self.calibration = Calibration(bins=measures.bins, device=device) if measures.calibration else None
 
-    def update(self, model: Model, image: Tensor, labels: Tensor, memory: int | None) -> Tensor:
-        """Predict an image [3, H, W] a block at a time and count it; returns its train ids, uint8 [H, W]."""
+    def update(self, backend: Backend, image: NDArray[np.uint8], labels: Tensor, memory: int | None) -> Tensor:
+        """Predict an image [H, W, 3] a block at a time and count it; returns its train ids, uint8 [H, W]."""
         predictions = torch.empty(labels.shape, dtype=torch.uint8, device=labels.device)
-        for rows, columns, scores in model.blocks(image, self.method, memory=memory):
-            found = predictions[rows, columns] = scores.argmax(dim=0).to(torch.uint8)
+        for block in backend.blocks(image, self.method, memory=memory):
+            if block.scores is None:
+                best = torch.from_numpy(block.labels())
+            else:
+                scores = torch.as_tensor(block.scores)
+                best = scores.argmax(dim=0).to(torch.uint8)
+            predictions[block.rows, block.columns] = best
             if self.calibration is not None:
-                sure = probabilities(scores, self.method.merge).amax(dim=0)
-                self.calibration.update(labels[rows, columns], found, sure)
+                confidence = probabilities(scores, self.method.merge).amax(dim=0)
+                self.calibration.update(labels[block.rows, block.columns], best, confidence)
         self.matrix.update(labels, predictions)
         if self.boundaries is not None:
             self.boundaries.update(labels, predictions)
@@ -103,7 +109,7 @@ class _Meter:
 
 
 def evaluate(
-    model: Segmenter | Model,
+    model: Segmenter | Backend,
     dataset: SegmentationDataset,
     *,
     protocols: Sequence[str | Protocol] = ("whole",),
@@ -121,7 +127,7 @@ def evaluate(
     computed, and forgotten, a slab of rows at a time.
 
     Args:
-        model: The model; a `Model`, as of `resnest_seg.inference.backends.open_model`, runs as it was opened.
+        model: The model; a `Backend`, as of `resnest_seg.inference.predictor.open_backend`, runs as it was opened.
         dataset: Its label space must have the model's classes.
         protocols: Inference protocols, or their names; the first is the one that `on_image` sees.
         indices: The samples to evaluate; None takes all.
@@ -138,21 +144,21 @@ def evaluate(
         DatasetError: A sample cannot be read, or no pixel is labelled.
         ResNeStSegError: A loader process died.
     """
-    check_option("memory", memory, 1, math.inf)
-    model = model_of(model) if isinstance(model, Segmenter) else model
     check_fits(model, dataset)
+    check_option("memory", memory, 1, math.inf)
+    if isinstance(model, Segmenter):
+        model = TorchBackend(model, RunOptions(device=str(model.pixel_mean.device), fuse=False))
     methods = _distinct([model.protocol(name) for name in protocols])
     if measures.calibration and not model.scored:
         raise ConfigError("calibration needs scores, and the model gives labels only: export it again with logits.")
-    device = model.device
+    device = torch.device(model.device)
     meters = [_Meter(method, len(dataset.label_space), measures, device) for method in methods]
     indices = range(len(dataset)) if indices is None else indices
-    batches = build_loader(
-        dataset, ([(0, index)] for index in indices), workers=workers, pin_memory=device.type == "cuda"
-    )
+    order = ([(0, index)] for index in indices)
+    batches = build_loader(dataset, order, workers=workers, pin_memory=device.type == "cuda")
     with torch.inference_mode(), contextlib.closing(batches):
         for batch in batches:
-            image, labels = (part[0].to(device, non_blocking=True) for part in batch[:2])
+            image, labels = _pixels(batch), batch.labels[0].to(device, non_blocking=True)
             predictions = [meter.update(model, image, labels, memory) for meter in meters]
             if on_image is not None:
                 on_image(_shown(batch, predictions[0], meters[0].matrix.scores().mean_iou_by(methods[0].absent)))
@@ -171,7 +177,7 @@ def _distinct(methods: list[Protocol]) -> list[Protocol]:
     return methods
 
 
-def _report(model: Model, dataset: SegmentationDataset, meters: list[_Meter], images: int) -> EvalReport:
+def _report(model: Backend, dataset: SegmentationDataset, meters: list[_Meter], images: int) -> EvalReport:
     return EvalReport(
         model=model.description,
         dataset=dataset.label_space.name,
@@ -186,7 +192,7 @@ def _report(model: Model, dataset: SegmentationDataset, meters: list[_Meter], im
     )
 
 
-def check_fits(model: Segmenter | Model, dataset: SegmentationDataset) -> None:
+def check_fits(model: Segmenter | Backend, dataset: SegmentationDataset) -> None:
     """Refuse a model that cannot segment the images of a data set into its classes.
 
     Raises:
@@ -224,6 +230,10 @@ def _check_labelled(dataset: SegmentationDataset, matrices: Iterable[ConfusionMa
         )
 
 
+def _pixels(batch: Batch) -> NDArray[np.uint8]:
+    """The image of a batch of one, RGB [H, W, 3]."""
+    return batch.images[0].permute(1, 2, 0).numpy()
+
+
 def _shown(batch: Batch, predictions: Tensor, mean_iou: float) -> EvaluatedImage:
-    photo = batch.images[0].permute(1, 2, 0).numpy()
-    return EvaluatedImage(photo, batch.labels[0].numpy(), predictions.cpu().numpy(), batch.names[0], mean_iou)
+    return EvaluatedImage(_pixels(batch), batch.labels[0].numpy(), predictions.cpu().numpy(), batch.names[0], mean_iou)

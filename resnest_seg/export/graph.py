@@ -19,8 +19,8 @@ from torch.export import Dim, ExportedProgram
 
 import resnest_seg
 from resnest_seg.errors import CheckpointError, ExportError
-from resnest_seg.inference.backends import setting_of
 from resnest_seg.inference.exported import ExportInfo
+from resnest_seg.inference.torch_backend import setting_of
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.fuse import fold_batch_norms
 from resnest_seg.models.resnest import SplitAttention

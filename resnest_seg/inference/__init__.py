@@ -3,6 +3,7 @@
 from resnest_seg import lazy_exports
 
 _HOMES = {
+    "Backend": "backends",
     "ExportInfo": "exported",
     "ExportedModel": "exported",
     "Input": "inputs",
@@ -11,13 +12,14 @@ _HOMES = {
     "Prediction": "prediction",
     "Predictor": "predictor",
     "Protocol": "protocols",
+    "RunOptions": "backends",
     "Setting": "protocols",
     "app": "server",
     "fetch_image": "inputs",
     "is_exported": "exported",
     "multiscale": "torch_engine",
     "open_exported": "exported",
-    "open_model": "backends",
+    "open_backend": "predictor",
     "plan": "inputs",
     "protocol": "protocols",
     "server": "server",

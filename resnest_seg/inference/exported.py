@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnest_seg.errors import CheckpointError, ConfigError, unknown_name
-from resnest_seg.inference.numpy_engine import Pixels, crop
-from resnest_seg.inference.protocols import Protocol, Setting, Window
+from resnest_seg.inference.protocols import Setting
 from resnest_seg.labels import LabelSpace
 
 FORMAT = 1
@@ -402,79 +401,3 @@ def _missing(path: Path, package: str) -> ConfigError:
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return CheckpointError(f"{path} is no model, or a damaged one ({type(error).__name__}: {line}).")
-
-
-EXPORTED_MEMORY = 4 << 30
-"""Default of the bytes that scores and logits may take: those of 7 megapixels in 150 classes."""
-
-
-def check_protocol(model: ExportedModel, protocol: Protocol) -> None:
-    """Refuse a protocol for which an exported file does not give enough.
-
-    Raises:
-        CheckpointError: The model is not for photos.
-        ConfigError: Says which form of the file would do.
-    """
-    info = model.info
-    if info.channels != 3:
-        raise CheckpointError(f"{model.path} is for images of {info.channels} channels, and photos have 3.")
-    plain = protocol.scales == (1.0,) and not protocol.flip and protocol.window is None and protocol.resize == "image"
-    if info.output == "labels" and not plain:
-        raise ConfigError(
-            f"{model.path} gives labels only, and protocol {protocol.name} has scores to merge. Use protocol whole "
-            "without tiles, scales and flip, or export the model again with logits (--result logits)."
-        )
-    if info.output == "softmax" and protocol.merge == "exp":
-        raise ConfigError(
-            f"{model.path} gives probabilities, and protocol {protocol.name} merges exponentials of logits. "
-            "Export the model again with logits (--result logits)."
-        )
-    if info.pixels == "uint8" and protocol.resize in ("tensor", "long_edge"):
-        raise ConfigError(
-            f"{model.path} takes pixels that are whole numbers (uint8), and protocol {protocol.name} resizes images to "
-            "fractions of grey levels. Export the model again with float32 pixels (--pixels float32)."
-        )
-
-
-def no_scores(model: ExportedModel) -> ConfigError:
-    """The error of who asks a file that gives labels for scores."""
-    return ConfigError(
-        f"{model.path} gives labels only, no scores. Export the model again with logits (--result logits)."
-    )
-
-
-def logits_fn_of(model: ExportedModel) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
-    """An exported file as a function from images [N, 3, H, W], uint8 or float32, to logits [N, K, H, W].
-
-    Logarithms stand for logits where the file gives probabilities: they differ by the same number for all classes of a
-    pixel, which neither a softmax nor a best class sees, be it after means or bilinear resizing. The function raises a
-    `CheckpointError` if logits are no finite numbers.
-    """
-
-    def logits_fn(images: NDArray[Any]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = model(_laid_out(model, images))
-        if not np.isfinite(found).all():
-            raise CheckpointError(
-                f"the outputs of {model.path} are not all finite numbers (NaN or infinity): its weights are damaged, "
-                f"or they overflow in its precision, {model.info.precision}. Export it again, in float32."
-            )
-        if model.info.output == "softmax":
-            found = np.log(np.maximum(found, np.finfo(np.float32).tiny))
-        return found
-
-    return logits_fn
-
-
-def labels_of(model: ExportedModel, image: Pixels) -> NDArray[np.uint8]:
-    """Train ids, uint8 [H, W], of an image [3, H, W] by a file that gives labels.
-
-    As by protocol whole, the image is padded with black to multiples of the output stride.
-    """
-    (window,) = Protocol(padding="stride").windows(*image.shape[1:], stride=model.info.output_stride)
-    padded = crop(image, Window(*window))[None]
-    labels = model(_laid_out(model, padded))[0, : image.shape[1], : image.shape[2]]
-    return np.ascontiguousarray(labels, dtype=np.uint8)
-
-
-def _laid_out(model: ExportedModel, images: NDArray[Any]) -> NDArray[Any]:
-    return images.transpose(0, 2, 3, 1) if model.info.layout == "nhwc" else images

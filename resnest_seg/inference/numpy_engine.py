@@ -39,19 +39,9 @@ EXP_LIMIT, EXP_START = 700.0, 600.0
 _SLAB = 1 << 24  # bytes of rows that are resized at once: they fit into the caches
 
 
-class Block(NamedTuple):
-    """The scores of a rectangle of an image.
-
-    Attributes:
-        rows: Of the image.
-        columns: Of the image.
-        scores: [K, r, c]: the protocol's mean logits, mean probabilities, or sum of exponentials, times a factor that
-            is the same everywhere in the image.
-    """
-
-    rows: slice
-    columns: slice
-    scores: Floats
+Block = tuple[slice, slice, Floats]
+"""Rows and columns of a rectangle of an image, and its scores [K, r, c]: the protocol's mean logits, mean
+probabilities, or sum of exponentials, times a factor that is the same everywhere in the image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +210,7 @@ def _streamed(network: Network, image: Pixels, layer: _Layer, protocol: Protocol
             if not begins:
                 part += waiting.pop(key)
             if ends:
-                yield Block(rows, columns, _softmax(part) if protocol.merge == "softmax" else part)
+                yield rows, columns, _softmax(part) if protocol.merge == "softmax" else part
             else:
                 waiting[key] = part
 
@@ -250,7 +240,7 @@ class _Gathered:
                 scores = self._rows(self.kept[0], rows)
                 for view in self.kept[1:]:
                     scores += self._rows(view, rows)
-                yield Block(slice(rows.start, rows.stop), every, scores / parts)
+                yield slice(rows.start, rows.stop), every, scores / parts
             return
         total = np.zeros((self.network.classes, height, width), self.kind)
         self.kept.append(total)
@@ -260,7 +250,7 @@ class _Gathered:
                 total[:, rows.start : rows.stop] += self._rows(view, rows)
             del self.kept[1:], view
         for rows in slabs:
-            yield Block(slice(rows.start, rows.stop), every, total[:, rows.start : rows.stop] / parts)
+            yield slice(rows.start, rows.stop), every, total[:, rows.start : rows.stop] / parts
 
     def _rows(self, view: Floats, rows: range) -> Floats:
         """What a layer adds to some rows of the image, maybe in the memory of the layer's own rows."""

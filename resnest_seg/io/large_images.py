@@ -16,9 +16,7 @@ from typing import Any, Self
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from resnest_seg.errors import ConfigError, DatasetError, require_utf8
 from resnest_seg.files import atomic_write
@@ -32,11 +30,6 @@ LIMIT = 512 << 20
 """Bytes that a row of tiles or strips may have; an image with more cannot be read in bands."""
 
 _READ = 1 << 20  # pixels that are decoded at once
-_PARSERS: dict[str, Any] = {
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "PNG": PngImagePlugin.PngImageFile,
-    "GTiff": TiffImagePlugin.TiffImageFile,
-}
 _BEGINNINGS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff",
                b"MM\0+": "GTiff"}  # fmt: skip
 _ORIENTATION = 0x0112
@@ -59,7 +52,7 @@ class LargeImage:
 
     Attributes:
         path: The file.
-        shape: (3, H, W).
+        shape: (H, W, 3), as of an array.
 
     Raises:
         DatasetError: No JPEG, PNG or TIFF file, a damaged one, or one that cannot be read in bands.
@@ -72,7 +65,7 @@ class LargeImage:
         self._top = 0
         with contextlib.ExitStack() as opened:
             self._open(opened)
-            self._band = np.empty((3, 0, self.shape[2]), np.uint8)
+            self._band = np.empty((3, 0, self.shape[1]), np.uint8)
             self._stack = opened.pop_all()
 
     def _open(self, opened: contextlib.ExitStack) -> None:
@@ -95,7 +88,7 @@ class LargeImage:
         except rasterio.errors.RasterioError:
             raise DatasetError(f"cannot read {self.path}: no JPEG, PNG or TIFF image, or a damaged one.") from None
         self._source = source
-        self.shape = (3, int(source.height), int(source.width))
+        self.shape = (int(source.height), int(source.width), 3)
         tall = source.block_shapes[0][0]
         row = tall * source.width * source.count * np.dtype(source.dtypes[0]).itemsize
         if row > LIMIT or (
@@ -142,23 +135,23 @@ class LargeImage:
                 table = source.colormap(1)
                 self._colors = np.array([table.get(index, (0, 0, 0, 255)) for index in range(256)], np.uint8)
 
-    def read(self, top: int, left: int, height: int, width: int) -> torch.Tensor:
-        """The window of `height` rows from `top` and `width` columns from `left`: RGB, uint8 [3, height, width].
+    def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
+        """The window of `height` rows from `top` and `width` columns from `left`: RGB, uint8 [height, width, 3].
 
         Raises:
             DatasetError: The file is damaged or ends too early.
         """
-        assert 0 <= top <= top + height <= self.shape[1], (top, height, self.shape)
-        assert 0 <= left <= left + width <= self.shape[2], (left, width, self.shape)
+        assert 0 <= top <= top + height <= self.shape[0], (top, height, self.shape)
+        assert 0 <= left <= left + width <= self.shape[1], (left, width, self.shape)
         self._hold(top, top + height)
-        return torch.from_numpy(self._band[:, top - self._top :][:, :height, left : left + width].copy())
+        planes = self._band[:, top - self._top :][:, :height, left : left + width].copy()
+        return planes.transpose(1, 2, 0)
 
-    def __getitem__(self, window: tuple[slice, slice, slice]) -> torch.Tensor:
-        """`image[:, top:bottom, left:right]`, as of a tensor; steps are 1."""
-        (_, channels, _), (top, bottom, one), (left, right, step) = (
-            part.indices(size) for part, size in zip(window, self.shape, strict=True)
+    def __getitem__(self, window: tuple[slice, slice]) -> NDArray[np.uint8]:
+        """`image[top:bottom, left:right]`, as of an array; steps are 1."""
+        (top, bottom, one), (left, right, step) = (
+            part.indices(size) for part, size in zip(window, self.shape[:2], strict=True)
         )
-        assert channels == 3, "all three channels are read"
         assert one == step == 1, "a window has no gaps"
         return self.read(top, left, max(bottom - top, 0), max(right - left, 0))
 
@@ -179,11 +172,11 @@ class LargeImage:
             return
         kept = self._band[:, top - old :].copy() if old <= top < old + held else self._band[:, :0]
         self._band = self._band[:, :0].copy()  # a new one while the old is there would be twice the memory
-        band = np.empty((3, bottom - top, self.shape[2]), np.uint8)
+        band = np.empty((3, bottom - top, self.shape[1]), np.uint8)
         band[:, : kept.shape[1]] = kept
         first = top + kept.shape[1]
         while first < bottom:
-            last = min(bottom, first + max(_READ // self.shape[2], 1))
+            last = min(bottom, first + max(_READ // self.shape[1], 1))
             band[:, first - top : last - top] = self._decode(first, last)
             first = last
         self._top, self._band = top, band
@@ -193,7 +186,7 @@ class LargeImage:
         errors = load_rasterio().errors
         raw: NDArray[Any]
         try:
-            raw = self._source.read(window=((first, last), (0, self.shape[2])))
+            raw = self._source.read(window=((first, last), (0, self.shape[1])))
         except (errors.RasterioError, MemoryError) as error:
             raise DatasetError(
                 f"cannot read rows {first} to {last - 1} of {self.path}: damaged, or not complete "
@@ -222,10 +215,10 @@ class LargeImage:
         if opacity is not None and self._source.driver == "GTiff":
             eight = self._eight_bits(opacity)
             self._partly += int(((eight > 0) & (eight < 255)).sum())
-        if last == self.shape[1]:
+        if last == self.shape[0]:
             if self._bits == 16:
                 refuse_low_values(self._peak, str(self.path))
-            refuse_odd_opacity(self._partly, self.shape[1] * self.shape[2], str(self.path))
+            refuse_odd_opacity(self._partly, self.shape[0] * self.shape[1], str(self.path))
 
     def _eight_bits(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         if self._bits == 8:
@@ -241,7 +234,7 @@ def preview(path: str | Path, *, longest: int = 2048) -> NDArray[np.uint8]:
     Pixels are averages. The file is read once, in bands; see `LargeImage` for what is read and for the errors.
     """
     with LargeImage(path) as image:
-        _, height, width = image.shape
+        height, width, _ = image.shape
         scale = min(longest / max(height, width), 1.0)
         size = [max(round(side * scale), 1) for side in (height, width)]
         small = np.empty((*size, 3), np.uint8)
@@ -249,7 +242,7 @@ def preview(path: str | Path, *, longest: int = 2048) -> NDArray[np.uint8]:
         rows = max(int(128 * scale), 1)
         for first in range(0, size[0], rows):
             last = min(first + rows, size[0])
-            band = image.read(borders[first], 0, borders[last] - borders[first], width).permute(1, 2, 0).numpy()
+            band = image.read(borders[first], 0, borders[last] - borders[first], width)
             small[first:last] = cv2.resize(band, (size[1], last - first), interpolation=cv2.INTER_AREA)
     return small
 
@@ -293,10 +286,17 @@ def _is_interlaced(path: Path) -> bool:
 
 def _orientation(path: Path, driver: str) -> int:
     """The EXIF orientation in an image's header, 1 if there is none; no pixel is decoded."""
+    from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+
+    parsers: dict[str, Any] = {
+        "JPEG": JpegImagePlugin.JpegImageFile,
+        "PNG": PngImagePlugin.PngImageFile,
+        "GTiff": TiffImagePlugin.TiffImageFile,
+    }
     try:
         with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore")
-            image = _PARSERS[driver](file)
+            image = parsers[driver](file)
             exif = Image.Exif() if driver == "PNG" else image.getexif()  # a PNG's getexif() may decode it
             if data := driver == "PNG" and image.info.get("exif"):
                 exif.load(data)

@@ -21,7 +21,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.config import COUNT, check_option
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.files import atomic_write
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
@@ -32,6 +31,9 @@ Ring = NDArray[np.int32]
 # By direction of an edge: right (above its pixel), down (right of it), left (below it), up (left of it).
 MOST_OFF = 10_000
 """Upper bound of `simplify`, in pixels."""
+
+MOST_AREA = 10**9
+"""Largest `min_area`, in pixels."""
 
 _DIRECTIONS = ((0, 1), (1, 0), (0, -1), (-1, 0))
 _START = ((0, 0), (0, 1), (1, 1), (1, 0))  # (row, column) of its first point, seen from its pixel's upper left corner
@@ -60,8 +62,9 @@ def polygons(
         DatasetError: A label is neither a class nor `IGNORE_LABEL`.
         ConfigError: An option is out of range.
     """
-    check_option("simplify, in pixels,", simplify, 0, MOST_OFF)
-    check_option("min_area, in pixels,", min_area, 0, COUNT)
+    for name, value, most in (("simplify", simplify, MOST_OFF), ("min_area", min_area, MOST_AREA)):
+        if not 0 <= value <= most:  # false for NaN
+            raise ConfigError(f"{name}, in pixels, must be from 0 to {most}, not {value}.")
     strangers = [int(label) for label in np.unique(labels) if len(space) <= label != IGNORE_LABEL]
     if strangers:
         raise DatasetError(f"label out of range: {strangers[:8]} in a label space of {len(space)} classes.")

@@ -23,7 +23,8 @@ from resnest_seg.errors import DatasetError
 from resnest_seg.evaluation.evaluate import EvaluatedImage
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.evaluation.submission import Submission
-from resnest_seg.inference.backends import model_of
+from resnest_seg.inference.backends import RunOptions
+from resnest_seg.inference.torch_backend import TorchBackend
 from resnest_seg.io.masks import decode_mask
 from resnest_seg.io.video import write_video
 from resnest_seg.io.visualize import write_png
@@ -63,8 +64,9 @@ def evaluate(tool, tmp_path, monkeypatch):
 
     def open_source(options):
         space = LabelSpace.of(options.dataset)
-        model = model_of(small_segmenter(space, classes=len(space), data=options.dataset))
-        return module.Source(model, tmp_path / "model.onnx", "a convolution", options.dataset, None, None, "val",
+        model = small_segmenter(space, classes=len(space), data=options.dataset)
+        backend = TorchBackend(model, RunOptions("cpu", fuse=False))
+        return module.Source(backend, tmp_path / "model.onnx", "a convolution", options.dataset, None, None, "val",
                              1 << 30, "fp32")  # fmt: skip
 
     monkeypatch.setattr(module, "open_source", open_source)
@@ -267,7 +269,7 @@ def test_one_photo_that_is_too_big_or_has_a_long_name_does_not_end_a_batch(tool,
     for name in ("a.png", "x" * 250 + ".png", "z.png"):
         write_png(tmp_path / "photos" / name, image)
     write_png(tmp_path / "photos" / "big.png", np.tile(image, (20, 20, 1)))
-    monkeypatch.setattr("resnest_seg.inference.exported.EXPORTED_MEMORY", 4 << 20)
+    monkeypatch.setattr("resnest_seg.inference.backends.FILE_MEMORY", 4 << 20)
     assert tool("predict_seg")("--checkpoint", "m.onnx", "photos", "--write", "labels") == 1
     printed = capsys.readouterr()
     assert "3 of 4 inputs segmented" in printed.out

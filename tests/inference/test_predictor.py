@@ -110,7 +110,7 @@ def test_a_list_gives_what_its_photos_give_one_by_one_in_fewer_calls(segmenter, 
         return images.float()
 
     own = Predictor(segmenter, device="cpu")
-    own.model.run.logits_fn = strongest_channel
+    own.backend.run.logits_fn = strongest_channel
     together = own(photos)
     assert sorted(calls) == [1, 3]
     for one, prediction in zip(photos, together, strict=True):
@@ -123,7 +123,7 @@ def test_a_list_gives_what_its_photos_give_one_by_one_in_fewer_calls(segmenter, 
 def test_a_long_list_holds_no_more_logits_than_a_short_one(segmenter, photo, name):
     """Counted while the network runs: views that wait for logits or hold them, and the bytes that they hold."""
     own = Predictor(segmenter, device="cpu", protocol=name)
-    own.model.run.batch = 4
+    own.backend.run.batch = 4
     held = []
 
     def strongest_channel(images):
@@ -131,7 +131,7 @@ def test_a_long_list_holds_no_more_logits_than_a_short_one(segmenter, photo, nam
         held.append((len(views), sum(logits.nbytes for view in views for logits in view._logits.values())))
         return images.float()
 
-    own.model.run.logits_fn = strongest_channel
+    own.backend.run.logits_fn = strongest_channel
     most = {}
     for count in (8, 48):
         held.clear()
@@ -147,7 +147,7 @@ def test_the_small_overlay_of_a_large_image_shows_every_second_pixel(segmenter, 
     pixels = np.random.default_rng(1).integers(0, 256, (30, 2100, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     tiled = Predictor(segmenter, device="cpu", tile=64, overlap=16, memory=6 * 7 * 4 * 3 * 2100)  # seven rows
-    tiled.model.run.logits_fn = lambda images: images.float()  # three classes: the strongest channel
+    tiled.backend.run.logits_fn = lambda images: images.float()  # three classes: the strongest channel
     tiled.segment_file(
         tmp_path / "wide.png", tmp_path / "labels.png", ids="train", overlay_path=tmp_path / "small.png", alpha=1.0
     )

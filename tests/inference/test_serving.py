@@ -519,12 +519,11 @@ def test_a_photo_in_the_model_does_not_keep_the_tool_alive(tmp_path):
     """The model is one that never ends, and its thread cannot be stopped."""
     (tmp_path / "stuck.py").write_text(
         "import sys, threading\n"
-        f"sys.path[:0] = [{str(PROJECT / 'tools')!r}, {str(PROJECT / 'tests')!r}]\n"
-        "import serve_seg, small_onnx\n"
-        "from resnest_seg import runtime\n"
+        "from resnest_seg.cli import serve\n"
         "from resnest_seg.errors import run_tool\n"
-        "runtime.OnnxPredictor._predict = lambda self, image: threading.Event().wait()\n"
-        "sys.exit(run_tool(serve_seg.main))"
+        "from resnest_seg.inference.predictor import OnnxPredictor\n"
+        "OnnxPredictor.__call__ = lambda self, image: threading.Event().wait()\n"
+        "sys.exit(run_tool(serve.main))"
     )
     small_onnx.write(tmp_path / "a.onnx", weights=None)
     command = [sys.executable, str(tmp_path / "stuck.py"), "--model", str(tmp_path / "a.onnx"), "--port", "0"]

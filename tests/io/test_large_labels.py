@@ -85,7 +85,7 @@ def test_memory_is_that_of_a_band(tmp_path):
     """A picture of 192 MB, read by windows and written, in a fresh process: the peak above the start is a fraction."""
     code = f"""
 import resource, sys
-import numpy as np, rasterio, torch
+import numpy as np, rasterio
 from resnest_seg.io.large_images import LargeImage
 from resnest_seg.io.large_images import LargeLabels
 from resnest_seg.labels import LabelSpace

@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from resnest_seg.data.datasets import Sample, SegmentationDataset
 from resnest_seg.errors import ConfigError
 from resnest_seg.evaluation.evaluate import evaluate
-from resnest_seg.inference.backends import model_of
+from resnest_seg.inference.backends import RunOptions
 from resnest_seg.inference.predictor import Predictor
+from resnest_seg.inference.torch_backend import TorchBackend
 from resnest_seg.inference.torch_engine import multiscale
 from resnest_seg.models.loading import build_segmenter
 from resnest_seg.models.segmenter import PixelRange
@@ -162,7 +163,7 @@ def test_what_has_no_values_is_left_alone(segmenter):
 
 
 def test_a_model_behind_a_runner_looks_at_the_image_and_not_at_its_views(segmenter):
-    model = model_of(segmenter)
+    backend = TorchBackend(segmenter, RunOptions("cpu", fuse=False))
     with pytest.warns(UserWarning, match=RANGE) as caught:
-        list(model.blocks(pixels(3, 40, 48) / 255, model.protocol("mmseg")))
+        list(backend.blocks((pixels(40, 48, 3) / 255).numpy(), backend.protocol("mmseg")))
     assert len(caught) == 1

@@ -79,23 +79,23 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     import torch
     from benchmarks.plain import PlainSegmenter
 
-    from resnest_seg.inference.backends import choose_device, runner_for
+    from resnest_seg.inference.backends import RunOptions
     from resnest_seg.inference.protocols import protocol, with_options
+    from resnest_seg.inference.torch_backend import TorchBackend
     from resnest_seg.inference.torch_engine import labels
     from resnest_seg.models.loading import build_segmenter
 
     check_network(options)
-    device, scales = choose_device(options.device), tuple(options.scales)
     torch.manual_seed(0)
-    model = build_segmenter(options.encoder, head=options.head).to(device).eval()
+    model = build_segmenter(options.encoder, head=options.head).eval()
     settle(model)
+    fast = TorchBackend(copy.deepcopy(model), RunOptions(options.device, options.precision, options.compile)).run
+    unfused = TorchBackend(model, RunOptions(options.device, fuse=False)).run
     plain = PlainSegmenter(model).eval()
-    fused = copy.deepcopy(model).fuse()
-    method = with_options(protocol("encoding"), scales=scales)
-    image = photo(*options.size).to(device)
+    method = with_options(protocol("encoding"), scales=options.scales)
+    image = photo(*options.size).to(unfused.device)
     normal = ((image[None].float() - model.pixel_mean) / model.pixel_std).contiguous()
     black = -model.pixel_mean / model.pixel_std
-    fast = runner_for(fused, precision=options.precision, compiled=options.compile)
 
     def finish(found: Tensor) -> Tensor:
         return found.cpu()  # which waits for a GPU
@@ -107,10 +107,10 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
             ),
         }
         if "unfused" in options.peers:
-            calls["ours, not fused"] = lambda: finish(labels(runner_for(model), image, method))
+            calls["ours, not fused"] = lambda: finish(labels(unfused, image, method))
 
         def authors() -> Tensor:
-            scores = plain_evaluator(lambda x: plain.logits(x)[0], normal, black, scales)
+            scores = plain_evaluator(lambda x: plain.logits(x)[0], normal, black, options.scales)
             return finish(scores.argmax(dim=1)[0].to(torch.uint8))
 
         if "plain" in options.peers:

@@ -1,4 +1,4 @@
-"""The light runtime against the predictor's own functions in torch, on files whose logits are known."""
+"""Predictors of exported files against the functions in torch, on files whose logits are known; what they import."""
 
 import dataclasses
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from support import small_onnx
-from test_inference import photo
+from support.small_networks import photo
 
 from resnest_seg.config import DataConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
@@ -88,8 +88,8 @@ def test_the_padding_is_that_of_protocol_whole(tmp_path):
     """A file that answers with the size of what it was shown."""
     seen = []
     predictor = OnnxPredictor(small_onnx.write(tmp_path / "a.onnx", output="labels"))
-    run = predictor.model._run
-    predictor.model._run = lambda images: seen.append(images.shape) or run(images)
+    file = predictor.backend.file
+    run, file._run = file._run, lambda images: seen.append(images.shape) or run(images)
     assert predictor(np.zeros((13, 21, 3), np.uint8)).labels.shape == (13, 21)
     assert seen == [(1, 3, 16, 24)]
 
@@ -248,7 +248,8 @@ def test_a_long_list_holds_no_more_logits_than_a_short_one(files):
     """Counted while the network runs: arrays of logits that are still alive."""
     predictor = OnnxPredictor(files["logits", "nchw", "float32"])
     alive, most = weakref.WeakSet(), []
-    logits_fn = predictor.network.logits_fn
+    backend = predictor.backend
+    logits_fn = backend.network.logits_fn
 
     class Counted(np.ndarray):
         __hash__ = object.__hash__
@@ -259,7 +260,7 @@ def test_a_long_list_holds_no_more_logits_than_a_short_one(files):
         most.append(len(alive))
         return logits
 
-    predictor.network = dataclasses.replace(predictor.network, logits_fn=counted)
+    backend.network = dataclasses.replace(backend.network, logits_fn=counted)
     photos = [np.random.default_rng(seed).integers(0, 256, (24, 40, 3), dtype=np.uint8) for seed in range(12)]
     assert len(predictor(photos)) == 12
     assert len(most) == 12

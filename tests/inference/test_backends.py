@@ -1,22 +1,27 @@
-"""Exported files where checkpoints go: what is predicted and counted is what the same network in torch gives."""
+"""Backends: an exported file predicts and counts what the same network in torch does; options and errors."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 from support import small_onnx
-from test_inference import photo
+from support.small_models import small_segmenter
+from support.small_networks import photo
 
+from resnest_seg.config import DataConfig
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.evaluation.evaluate import Measures, evaluate
-from resnest_seg.inference.backends import TorchModel, _Bands, file_model, open_model
-from resnest_seg.inference.predictor import Predictor
-from resnest_seg.inference.protocols import protocol, with_tiles
-from resnest_seg.inference.torch_engine import MEMORY, Runner, labels, probabilities, scores
+from resnest_seg.inference.backends import Block, FileBackend, RunOptions, _Bands
+from resnest_seg.inference.predictor import Predictor, open_backend
+from resnest_seg.inference.protocols import Protocol, Setting, protocol, with_tiles
+from resnest_seg.inference.torch_backend import TorchBackend, setting_of
+from resnest_seg.inference.torch_engine import Runner, labels, probabilities, scores
 from resnest_seg.io.images import read_image
 from resnest_seg.io.masks import decode_mask
 from resnest_seg.io.visualize import write_png
+from resnest_seg.models.loading import build_segmenter
 
 SETTING = small_onnx.INFO.setting
 
@@ -32,11 +37,11 @@ def files(tmp_path_factory):
     }
 
 
-def in_torch(fn=small_onnx.convolution, **changes):
+def in_torch():
     """The same network, as a checkpoint's."""
-    values = {"description": "a", "label_space": small_onnx.SPACE, "head": "none", "channels": 3, "setting": SETTING,
-              "device": torch.device("cpu"), "memory": MEMORY, "run": Runner(fn)}  # fmt: skip
-    return TorchModel(**(values | changes))
+    backend = TorchBackend(small_segmenter(small_onnx.SPACE), RunOptions("cpu", fuse=False))
+    backend.run, backend.setting = Runner(small_onnx.convolution), SETTING
+    return backend
 
 
 @pytest.mark.parametrize("ending", [".onnx", ".pt2", ".xml"])
@@ -82,11 +87,11 @@ def test_rows_of_a_large_image_are_read_once():
     read = []
 
     class File:
-        shape = (3, 131, 200)
+        shape = (131, 200, 3)
 
         def __getitem__(self, window):
-            read.append((window[1].start, window[2]))
-            return torch.zeros(3, window[1].stop - window[1].start, 200, dtype=torch.uint8)
+            read.append((window[0].start, window[1]))
+            return np.zeros((window[0].stop - window[0].start, 200, 3), np.uint8)
 
     bands = _Bands(File())
     for top, left in [(0, 0), (0, 48), (48, 0), (67, 0), (48, 48), (67, 48)]:
@@ -95,19 +100,19 @@ def test_rows_of_a_large_image_are_read_once():
 
 
 def test_what_is_decided_by_the_export_is_refused(files, tmp_path):
-    for options in ({"precision": "bf16"}, {"compiled": True}):
+    for options in ({"precision": "bf16"}, {"compile": True}):
         with pytest.raises(ConfigError, match=r"runs as it was exported: leave --(precision bf16|compile)"):
-            open_model(files[".onnx"], **options)
+            open_backend(files[".onnx"], RunOptions(**options))
     with pytest.raises(ConfigError, match="at least 1 image"):
-        open_model(files[".onnx"], batch=0)
+        RunOptions(batch=0)
     with pytest.raises(ConfigError, match="device 'abacus'"):
-        open_model(files[".onnx"], device="abacus")
+        open_backend(files[".onnx"], RunOptions("abacus"))
     with pytest.raises(CheckpointError, match="there is no such file"):
-        open_model(tmp_path / "gone.onnx")
-    with pytest.raises(ConfigError, match="are for open_model"):
-        Predictor(file_model(files[".onnx"]), precision="bf16")
+        open_backend(tmp_path / "gone.onnx")
+    with pytest.raises(ConfigError, match="are for open_backend"):
+        Predictor(FileBackend(files[".onnx"]), precision="bf16")
     with pytest.raises(CheckpointError, match="4 channels"):
-        Predictor(file_model(small_onnx.write(tmp_path / "four.onnx", mean=(0.0,) * 4, std=(1.0,) * 4)))
+        Predictor(FileBackend(small_onnx.write(tmp_path / "four.onnx", mean=(0.0,) * 4, std=(1.0,) * 4)))
 
 
 @pytest.fixture
@@ -121,7 +126,7 @@ def dataset(small_dataset):
 @pytest.mark.parametrize("name", ["whole", "encoding"])
 def test_evaluation_counts_what_torch_counts(files, dataset, name):
     measures = Measures(boundaries=True, calibration=True)
-    ours = evaluate(file_model(files[".onnx"]), dataset, protocols=(name,), measures=measures)
+    ours = evaluate(FileBackend(files[".onnx"]), dataset, protocols=(name,), measures=measures)
     theirs = evaluate(in_torch(), dataset, protocols=(name,), measures=measures)
     assert ours.scores[name].class_iou == pytest.approx(theirs.scores[name].class_iou, abs=1e-3)
     assert ours.boundaries[name].mean_boundary_iou == pytest.approx(theirs.boundaries[name].mean_boundary_iou, abs=1e-3)
@@ -131,13 +136,13 @@ def test_evaluation_counts_what_torch_counts(files, dataset, name):
 
 
 def test_labels_alone_are_evaluated_but_not_calibrated(files, dataset):
-    ours = evaluate(file_model(files["labels"]), dataset)
+    ours = evaluate(FileBackend(files["labels"]), dataset)
     theirs = evaluate(in_torch(), dataset)
     assert ours.scores["whole"].class_iou == pytest.approx(theirs.scores["whole"].class_iou, abs=1e-3)
     with pytest.raises(ConfigError, match="calibration needs scores"):
-        evaluate(file_model(files["labels"]), dataset, measures=Measures(calibration=True))
+        evaluate(FileBackend(files["labels"]), dataset, measures=Measures(calibration=True))
     with pytest.raises(ConfigError, match="gives labels only, and protocol mmseg"):
-        evaluate(file_model(files["labels"]), dataset, protocols=("whole", "mmseg"))
+        evaluate(FileBackend(files["labels"]), dataset, protocols=("whole", "mmseg"))
 
 
 def test_the_tools_take_exported_files(tool, tmp_path, monkeypatch, capsys):
@@ -172,3 +177,79 @@ def test_the_tools_take_exported_files(tool, tmp_path, monkeypatch, capsys):
     assert tool("eval_seg")(*words, "--precision", "bf16", "--output", "b.json") == 2
     assert "runs as it was exported" in capsys.readouterr().err
     assert tool("eval_seg")(*words, "--dataset", "camvid", "--data.root", tmp_path, "--output", "c.json") == 2
+
+
+# Models in torch
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return build_segmenter("resnest14_tiny", num_classes=5)
+
+
+@pytest.fixture
+def image():
+    return torch.randint(0, 256, (3, 40, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def backend(segmenter, **options):
+    return TorchBackend(segmenter, RunOptions("cpu", fuse=False, **options))
+
+
+@torch.inference_mode()
+def test_coarse_logits_resized_by_rows_are_the_models_own(model, image):
+    model.train()
+    own = backend(model)
+    assert not model.training
+    ours = scores(own.run, image, own.protocol("whole"))
+    assert torch.allclose(ours, model(image[None]).logits[0], atol=1e-5)
+
+
+@torch.inference_mode()
+def test_half_precision_is_near_and_accumulated_in_float32(model, image):
+    exact = scores(backend(model).run, image, protocol("mmseg"))
+    half = scores(backend(model, precision="bf16").run, image, protocol("mmseg"))
+    assert half.dtype == torch.float32
+    assert 0 < (half - exact).abs().max() < 0.1
+
+
+def test_precisions_that_are_not_there(model):
+    with pytest.raises(ConfigError, match="Did you mean 'bf16'"):
+        RunOptions(precision="bf61")
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        backend(model, precision="fp16")
+
+
+def test_protocols_take_the_sizes_of_the_run(model):
+    data = DataConfig(dataset="cityscapes", recipe="mmseg", base_size=1024, crop_size=512, crop_width=1024)
+    config = dataclasses.replace(model.config, data=data)
+    other = build_segmenter("resnest14_tiny", num_classes=5)
+    other.config = config
+    assert setting_of(other) == Setting("cityscapes", "mmseg", 1024, (512, 1024), 2048)
+    assert backend(other).protocol("slide").window == (512, 1024)
+    own = Protocol("own", scales=(2.0,))
+    assert backend(other).protocol(own) is own
+
+
+def test_predictions_keep_no_graph_and_leave_gradients_alone(model, image):
+    """Outside of `inference_mode`, and in the middle of a block, too."""
+    own = backend(model)
+    for block in own.blocks(image.permute(1, 2, 0).numpy(), own.protocol("whole")):
+        assert not block.scores.requires_grad
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+
+
+def test_blocks_of_tensors_and_of_arrays_have_the_same_labels_and_probabilities():
+    scores = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0))
+    place = slice(0, 5), slice(0, 6)
+    tensor, array = Block(*place, scores), Block(*place, scores.numpy())
+    assert tensor.labels().dtype == array.labels().dtype == np.uint8
+    assert np.array_equal(tensor.labels(), array.labels())
+    for merge in ("logits", "exp"):
+        pair = [block._replace(scores=abs(block.scores)).probabilities(merge) for block in (tensor, array)]
+        assert all(found.dtype == np.float32 for found in pair)
+        assert np.allclose(*pair, atol=1e-6)
+    given = Block(*place, None, array.labels())
+    assert given.labels() is given.given

@@ -1,4 +1,4 @@
-"""Protocols against the originals' numbers, their plain re-implementations, and laws."""
+"""The engine in torch: protocols against the originals' numbers and plain re-implementations; slabs; memory."""
 
 import cv2
 import numpy as np
@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import plain_protocols
 from support.reference import GOLDEN, reference_segmenter
+from support.small_networks import MEAN, STD, full_size, local, network, photo
 
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.inference.protocols import SCALES, Protocol, Setting, protocol, with_options
@@ -17,47 +18,15 @@ from resnest_seg.inference.torch_engine import (
     View,
     labels,
     multiscale,
+    preload,
     probabilities,
     resized_rows,
     score_rows,
     scores,
     sliding_window,
+    views_of,
     whole,
 )
-
-MEAN, STD = (255 * torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-
-
-def photo(height, width, seed=0):
-    """A smooth random picture [3, H, W], uint8."""
-    random = np.random.default_rng(seed)
-    small = random.integers(0, 256, (height // 6 + 2, width // 6 + 2, 3), dtype=np.uint8)
-    return torch.from_numpy(cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)).permute(2, 0, 1)
-
-
-def network(*, classes=5, stride=8, seed=0, gain=1.0):
-    """A small random network of two layers that sees where the black padding is: images -> coarse logits."""
-    random = torch.Generator().manual_seed(seed)
-    first = torch.randn(6, 3, 9, 9, generator=random) * 0.05
-    second = torch.randn(classes, 6, 1, 1, generator=random)
-
-    def logits_fn(images):
-        x = F.conv2d((images.float() - MEAN) / STD, first, stride=stride, padding=4).relu()
-        return gain * F.conv2d(x + x.mean(dim=(2, 3), keepdim=True), second)
-
-    return logits_fn
-
-
-def full_size(logits_fn, *, align_corners):
-    """The same network with its logits resized to the images' size."""
-    return lambda images: F.interpolate(
-        logits_fn(images), size=images.shape[2:], mode="bilinear", align_corners=align_corners
-    )
-
-
-def local(images):
-    """A function of each pixel alone, 3 classes."""
-    return images.float() * torch.tensor([1.0, 2.0, -1.0]).view(1, 3, 1, 1)
 
 
 def assert_close(ours, theirs, tolerance=1e-4):
@@ -219,44 +188,6 @@ def test_one_scale_without_flip_is_whole(merge):
     assert torch.equal(sliding_window(fn, image, window=64, overlap=0), whole(fn, image))
 
 
-@pytest.mark.parametrize("name", ["mmseg", "mmseg0", "paddle"])
-def test_a_mirrored_image_gives_mirrored_labels(name):
-    image, fn = photo(50, 70), network()
-    method = protocol(name, setting=Setting(recipe="mmseg", base_size=64, long_edge=128))
-    run = Runner(fn, align_corners=False)
-    assert torch.equal(labels(run, image.flip(2), method), labels(run, image, method).flip(1))
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    height=st.integers(1, 90),
-    width=st.integers(1, 90),
-    window=st.integers(1, 50),
-    share=st.floats(0, 0.95),
-    placement=st.sampled_from(["inward", "cut", "even"]),
-    padding=st.sampled_from(["none", "stride", "window"]),
-    blend=st.sampled_from(["none", "hann", "distance"]),
-    flip=st.booleans(),
-)
-def test_windows_over_the_identity_give_the_image_back(height, width, window, share, placement, padding, blend, flip):
-    image, step = photo(height, width), max(window - int(window * share), 1)
-    method = Protocol(
-        window=(window, window), step=(step, step), placement=placement, padding=padding, blend=blend, flip=flip
-    )
-    found = scores(Runner(lambda images: images.float(), batch=1000), image, method)
-    assert torch.allclose(found, image.float(), atol=1e-2, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["whole", "slide", "mmseg", "mmseg0", "paddle", "encoding"])
-def test_a_constant_image_gives_constant_labels(name):
-    method = protocol(name, setting=Setting(base_size=64, crop=(48, 48)))
-    if name == "mmseg0":
-        method = protocol(name, setting=Setting(recipe="mmseg", base_size=64, long_edge=128))
-    for value in (3, 120, 250):
-        found = labels(Runner(local), torch.full((3, 50, 70), value, dtype=torch.uint8), method)
-        assert found.unique().tolist() == [1]
-
-
 @pytest.mark.parametrize("name", ["whole", "slide", "mmseg", "paddle", "encoding"])
 @pytest.mark.parametrize("coarse", [True, False])
 def test_slabs_of_any_height_give_the_same_scores(name, coarse):
@@ -352,14 +283,6 @@ def test_half_precision_networks_are_accumulated_in_float32(dtype):
         assert found.isfinite().all()
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, None])
-def test_batches_change_nothing(batch):
-    image, fn = photo(90, 120), network()
-    method = protocol("encoding", setting=Setting(base_size=128, crop=(48, 48)))
-    one = scores(Runner(fn, batch=1), image, method)
-    assert_close(scores(Runner(fn, batch=batch), image, method), one, 1e-5)
-
-
 def test_a_batch_that_does_not_fit_is_halved_and_remembered():
     image, fn, sizes = photo(90, 120), network(), []
 
@@ -394,3 +317,56 @@ def test_an_image_of_another_shape_is_refused(shape):
     for function in (multiscale, sliding_window, whole):
         with pytest.raises(ConfigError, match=r"an image must be \[3, H, W\], not \[.*32, 40\]"):
             function(network(), torch.zeros(shape))
+
+
+# Views
+
+
+class Lazy:
+    """Pixels that are read by windows, as of a file; remembers which."""
+
+    shape = (3, 100, 60)
+
+    def __init__(self):
+        self.pixels = torch.randint(0, 256, self.shape, dtype=torch.uint8)
+        self.read = []
+
+    def __getitem__(self, window):
+        self.read.append((window[1].start, window[2].start))
+        return self.pixels[window]
+
+
+def test_windows_are_read_when_their_rows_are_asked_for():
+    image = Lazy()
+    (view,) = views_of(Runner(lambda images: images.float()), image, Protocol(window=(40, 40), step=(30, 30)))
+    assert image.read == []
+    assert torch.equal(view.rows(0, 10)[0], image.pixels[:, :10].float())
+    assert set(image.read) == {(0, 0), (0, 20)}
+    view.rows(30, 40)
+    assert set(image.read[2:]) == {(30, 0), (30, 20)}
+
+
+def test_the_mirrored_view_is_read_from_the_same_file():
+    image = Lazy()
+    method = Protocol(window=(40, 40), step=(30, 30), flip=True)
+    (view,) = views_of(Runner(lambda images: images.float()), image, method)
+    both = view.rows(0, 100)
+    assert torch.equal(both[0], both[1])
+    assert torch.equal(both[0], image.pixels.float())
+
+
+def test_windows_of_several_images_share_calls():
+    calls = []
+
+    def logits_fn(images):
+        calls.append(len(images))
+        return images.float()
+
+    run, method = Runner(logits_fn, batch=100), Protocol(window=(40, 40), step=(30, 30))
+    images = [torch.randint(0, 256, (3, 100, 60), dtype=torch.uint8) for _ in range(3)]
+    groups = [views_of(run, image, method) for image in images]
+    preload([view for group in groups for view in group])
+    assert calls == [3 * 3 * 2]
+    for image, (view,) in zip(images, groups, strict=True):
+        assert torch.equal(view.rows(0, 100)[0], image.float())
+    assert len(calls) == 1

@@ -1,0 +1,151 @@
+"""The backend of a `Segmenter`, carried out by `torch_engine`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resnest_seg.errors import ConfigError
+from resnest_seg.inference.backends import Backend, Block, Image, RunOptions
+from resnest_seg.inference.protocols import Protocol, Setting
+from resnest_seg.inference.torch_engine import MEMORY, Runner, View, preload, score_rows, views_of
+from resnest_seg.io.large_images import LargeImage
+from resnest_seg.models.segmenter import Segmenter
+
+
+def setting_of(segmenter: Segmenter) -> Setting:
+    """The sizes that a model was trained with, which the named protocols depend on."""
+    data = segmenter.config.data
+    return Setting(
+        dataset=data.dataset,
+        recipe=data.recipe,
+        base_size=data.base_size,
+        crop=(data.crop_size, data.crop_width or data.crop_size),
+        long_edge=data.long_edge,
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of a name; "auto" is a GPU if there is one.
+
+    Raises:
+        ConfigError: No such device, here or anywhere.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+class TorchBackend(Backend):
+    """A model in torch, which is put into eval mode, moved to the device, and fused if the options say so.
+
+    Args:
+        segmenter: The model.
+        options: How it is run.
+
+    Attributes:
+        run: The network as it is called.
+
+    Raises:
+        ConfigError: No such device, or fp16 without a GPU.
+    """
+
+    def __init__(self, segmenter: Segmenter, options: RunOptions) -> None:
+        device = choose_device(options.device)
+        if options.precision == "fp16" and device.type == "cpu":
+            raise ConfigError("precision fp16 needs a GPU. Use fp32 or bf16.")
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        if segmenter.pixel_mean.device != device:
+            segmenter.to(device)
+        segmenter.eval()
+        if options.fuse:
+            segmenter.fuse()
+        config = segmenter.config.model
+        self.description, self.label_space = segmenter.description, segmenter.label_space
+        self.head, self.channels, self.setting = config.head, config.in_channels, setting_of(segmenter)
+        self.device, self.memory = str(device), MEMORY
+        self.run = Runner(
+            _logits_fn(segmenter, options, device),
+            stride=segmenter.output_stride,
+            align_corners=segmenter.align_corners,
+            batch=options.batch,
+            device=device,
+            pixel_range=segmenter.pixel_range,
+        )
+
+    def blocks(self, image: Image, protocol: Protocol, *, memory: int | None = None) -> Iterator[Block]:
+        """See `Backend`; blocks are slabs of whole rows, from the top down."""
+        return self._slabs(self._tensor(image), protocol, memory, None)
+
+    def batch_blocks(
+        self, images: Iterable[Image], protocol: Protocol, *, memory: int | None = None
+    ) -> Iterator[Iterator[Block]]:
+        """See `Backend`; those that share calls are as many as fill one call of the network at every scale."""
+        group: list[tuple[Any, list[View]]] = []
+        calls = 0.0
+        for image in images:
+            tensor = self._tensor(image)
+            views = views_of(self.run, tensor, protocol)
+            more = sum(view.calls for view in views)
+            if group and calls + more > len(protocol.scales):
+                yield from self._together(group, protocol, memory)
+                calls = 0.0
+            group.append((tensor, views))
+            calls += more
+        yield from self._together(group, protocol, memory)
+
+    def _together(
+        self, group: list[tuple[Any, list[View]]], protocol: Protocol, memory: int | None
+    ) -> Iterator[Iterator[Block]]:
+        """The blocks of images that share calls; the list is emptied, so that finished images are freed."""
+        if len(group) > 1:
+            with torch.inference_mode():
+                preload([view for _, views in group for view in views])
+        while group:
+            yield self._slabs(group[0][0], protocol, memory, group.pop(0)[1])
+
+    @torch.inference_mode()
+    def _slabs(self, image: Any, protocol: Protocol, memory: int | None, views: list[View] | None) -> Iterator[Block]:
+        allowed = self.memory if memory is None else memory
+        for first, scores in score_rows(self.run, image, protocol, memory=allowed, views=views):
+            yield Block(slice(first, first + scores.shape[1]), slice(0, scores.shape[2]), scores)
+
+    def _tensor(self, image: Image) -> Any:
+        """An array as a tensor [3, H, W] on the device; a large image as what gives tensors of its windows."""
+        if isinstance(image, LargeImage):
+            return _Windows(image)
+        return torch.from_numpy(image).permute(2, 0, 1).to(self.device, non_blocking=True)
+
+
+class _Windows:
+    """Tensors [3, h, w] of an image that is read by windows."""
+
+    def __init__(self, image: LargeImage) -> None:
+        self.image, self.shape = image, (3, *image.shape[:2])
+
+    def __getitem__(self, window: tuple[slice, slice, slice]) -> Tensor:
+        return torch.from_numpy(self.image[window[1:]]).permute(2, 0, 1)
+
+
+def _logits_fn(segmenter: Segmenter, options: RunOptions, device: torch.device) -> Any:
+    """The model as a function from images [N, 3, H, W] to coarse logits [N, K, h, w]."""
+    lowered = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
+    model: Any = torch.compile(segmenter) if options.compile else segmenter
+
+    def logits_fn(images: Tensor) -> Tensor:
+        autocast = contextlib.nullcontext() if lowered is None else torch.autocast(device.type, lowered)
+        with autocast, segmenter.pixel_range.trusted():
+            logits: Tensor = model(images, coarse=True).logits
+        return logits
+
+    return logits_fn
