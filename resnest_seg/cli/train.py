@@ -21,11 +21,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from resnest_seg.config import RunConfig, add_run_arguments, check_option, load_run_config
+from resnest_seg.config import C, RunConfig, add_run_arguments, check_option, load_run_config
 from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, CheckpointError, ConfigError, unknown_name
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ DEFAULT_CONFIGS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
+class Order(Generic[C]):
     """What the command line asks for.
 
     Attributes:
@@ -55,7 +55,7 @@ class Order:
         budget: Memory that the batch is divided for: "auto", GiB a device, or None to leave it as it is.
     """
 
-    config: RunConfig
+    config: C
     output: str
     resume: str = "no"
     allow: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class Order:
     budget: str | None = None
 
 
-def parse(argv: Sequence[str]) -> Order:
+def parse(argv: Sequence[str]) -> Order[RunConfig]:
     """Read the command line, and the environment that torchrun's elastic agent sets."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     helper = ArgumentParser(prog="train_seg.py", description=__doc__.strip().splitlines()[0], exit_on_error=False)
@@ -160,7 +160,7 @@ def take(argv: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str | Non
     return taken, rest
 
 
-def dry(order: Order) -> str:
+def dry(order: Order[RunConfig]) -> str:
     """Try the run out; returns what was done."""
     from resnest_seg.training.dry_run import data_or_stand_in, dry_run
 
@@ -186,7 +186,7 @@ def look(config: RunConfig, *splits: SegmentationDataset) -> None:
             print(f"warning: {warning}", file=sys.stderr)
 
 
-def trainer_for(order: Order) -> Trainer:
+def trainer_for(order: Order[RunConfig]) -> Trainer:
     """Everything that a run needs, built and checked: data, model with what it starts from, state, folder."""
     import torch
 

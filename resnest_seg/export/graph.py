@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import resnest_seg
-from resnest_seg.errors import CheckpointError, ExportError
+from resnest_seg.errors import ExportError
 from resnest_seg.inference.backends import setting_of
 from resnest_seg.inference.exported import ExportInfo
 from resnest_seg.labels import LabelSpace
@@ -54,13 +54,8 @@ def info_of(segmenter: Segmenter, options: ExportOptions) -> ExportInfo:
 
     Raises:
         ConfigError: An option that does not exist, or more classes than a label space can have.
-        CheckpointError: The model is an image classifier.
     """
     model = segmenter.config.model
-    if model.head == "classifier":
-        raise CheckpointError(
-            f"{segmenter.description}: this is an image classifier, it cannot segment and is not exported."
-        )
     source, digest = _source(segmenter)
     return ExportInfo(
         label_space=segmenter.label_space or LabelSpace.numbered(segmenter.num_classes),

@@ -81,8 +81,7 @@ class Predictor:
         fuse: bool = False,
     ) -> None:
         if isinstance(model, Segmenter):
-            config = model.config.model
-            _check_photos(model.description, config.head, config.in_channels, model.label_space)
+            _check_photos(model.config.model.in_channels, model.label_space)
             model = model.to(choose_device(device)).eval()
             if fuse:
                 model.fuse()
@@ -90,7 +89,7 @@ class Predictor:
         elif (device, precision, compiled, batch) != ("auto", "fp32", False, None):
             raise ConfigError("device, precision, compiled and batch are for open_model, which opened this model.")
         self.model = model
-        self.label_space = _check_photos(model.description, model.head, model.channels, model.label_space)
+        self.label_space = _check_photos(model.channels, model.label_space)
         self.device, self.memory = model.device, memory
         self.protocol = with_tiles(model.protocol(protocol), tile, overlap)
         model.check(self.protocol)
@@ -228,13 +227,8 @@ class _Again:
         return self.predictor.scores(self.pixels).cpu().numpy()
 
 
-def _check_photos(description: str, head: str, channels: int, label_space: LabelSpace | None) -> LabelSpace:
+def _check_photos(channels: int, label_space: LabelSpace | None) -> LabelSpace:
     """The label space of a model that can segment photos."""
-    if head == "classifier":
-        raise CheckpointError(
-            f"{description}: this is an image classifier, it cannot segment. Train a segmentation model "
-            "from it: --model.encoder_weights takes its file."
-        )
     if channels != 3:
         raise CheckpointError(f"the model is for images of {channels} channels, and photos have 3.")
     if label_space is None:

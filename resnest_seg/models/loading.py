@@ -10,14 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from resnest_seg.config import DataConfig, ModelConfig, RunConfig
+from resnest_seg.config import ClassifierConfig, DataConfig, ModelConfig, PretrainConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, unknown_name
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import FORMAT, Checkpoint, find_checkpoint
-from resnest_seg.models.conversion import encoder_of_name, encoder_weights, label_space, recognise, rename
+from resnest_seg.models.classifier import NO_CLASSIFIER, Classifier, fresh_classifier
+from resnest_seg.models.conversion import (
+    CLASSIFIER,
+    Recognised,
+    encoder_of_name,
+    encoder_weights,
+    label_space,
+    recognise,
+    rename,
+)
 from resnest_seg.models.published import PublishedCheckpoint, imagenet_checkpoint, published, published_names
 from resnest_seg.models.resnest import ResNeSt, adapt_first_convolution
-from resnest_seg.models.segmenter import LoadReport, Segmenter, fresh_segmenter, load_weights, misfits
+from resnest_seg.models.segmenter import CANNOT_SEGMENT, LoadReport, Segmenter, fresh_segmenter, load_weights, misfits
 from resnest_seg.models.weight_files import WeightFile, check_finite, naming_file, read_weights
 
 
@@ -42,8 +51,8 @@ def build_segmenter(
 
     Args:
         encoder: A name of `resnest_seg.models.resnest.SPECS`, or "smp:" and an encoder of segmentation-models-pytorch.
-        head: "fcn", "deeplabv3" or "classifier" (one answer an image), in family "mmseg" also "pspnet" and
-            "deeplabv3plus", or "smp:" and a decoder of segmentation-models-pytorch, see `resnest_seg.models.smp`.
+        head: "fcn" or "deeplabv3", in family "mmseg" also "pspnet" and "deeplabv3plus", or "smp:" and a decoder of
+            segmentation-models-pytorch, see `resnest_seg.models.smp`.
         num_classes: K, at least 1.
         output_stride: 8, 16 or 32 input pixels per step of the last features.
         dilation: The dilated network that is meant, see `resnest_seg.models.resnest`; SMP's encoders have their own.
@@ -98,16 +107,24 @@ def segmenter_for(
     return segmenter
 
 
+def classifier_for(config: PretrainConfig, *, num_classes: int, pretrained: bool = True) -> Classifier:
+    """The classifier that a config describes, in training mode; arguments and errors are those of `segmenter_for`."""
+    classifier = fresh_classifier(config, num_classes=num_classes, smp_weights=pretrained)
+    if pretrained and config.model.encoder_weights is not None and isinstance(classifier.encoder, ResNeSt):
+        load_encoder(classifier.encoder, config.model.network)
+        convert_conv2d_weight_memory_format(classifier, torch.channels_last)
+    return classifier
+
+
 def load_checkpoint(path: str | Path, *, output_stride: int | None = None, dilation: str | None = None) -> Segmenter:
-    """Load a model for inference.
+    """Load a segmentation model for inference.
 
     Recognised by their keys are our own files and run folders (the best checkpoint, else the last), PyTorch-Encoding's
-    segmentation files (in their zip or out of it), mmsegmentation's, and ImageNet classifiers of the ResNeSt
-    repository, timm and torchvision, which become a `Segmenter` with one answer for the whole image.
+    segmentation files (in their zip or out of it) and mmsegmentation's.
 
     Args:
         path: A file, a run folder, or the name of a published checkpoint, which is downloaded once.
-        output_stride: For files of others, which do not tell it: the network's. None assumes 8, and 32 for classifiers.
+        output_stride: For files of others, which do not tell it: the network's. None assumes 8.
         dilation: For files of others: the dilation variant. None takes that of the code the file comes from.
 
     Returns:
@@ -115,22 +132,75 @@ def load_checkpoint(path: str | Path, *, output_stride: int | None = None, dilat
         what was loaded.
 
     Raises:
-        CheckpointError: There is no such file or name, it is damaged, it wants to run code, or it does not fit.
+        CheckpointError: There is no such file or name, it is damaged, wants to run code, or does not fit; or it is an
+            image classifier.
         DownloadError: A published file cannot be fetched.
         ConfigError: An output stride or dilation that does not exist.
     """
+    found, entry = _locate(path)
+    with naming_file(found):
+        file = read_weights(found)
+        if file.metadata.get("format") == FORMAT:
+            return _own(found, output_stride, dilation)
+        return _foreign(found, file, entry, output_stride, dilation)
+
+
+def load_classifier(path: str | Path, *, output_stride: int | None = None, dilation: str | None = None) -> Classifier:
+    """Load an image classifier: one of ours, or an ImageNet classifier of the ResNeSt repository, timm or torchvision.
+
+    Args:
+        path: A file, a run folder, or the name of a published checkpoint, which is downloaded once.
+        output_stride: For files of others: that of the network to build; None takes 32.
+        dilation: For files of others, at an output stride below 32: the dilation variant.
+
+    Returns:
+        The model in eval mode on the CPU, with its `.load_report`.
+
+    Raises:
+        CheckpointError: See `load_checkpoint`; or it is a segmentation model.
+        DownloadError: A published file cannot be fetched.
+        ConfigError: An output stride or dilation that does not exist.
+    """
+    found, entry = _locate(path)
+    with naming_file(found):
+        file = read_weights(found)
+        if file.metadata.get("format") == FORMAT:
+            classifier = Classifier.from_checkpoint(Checkpoint.load(found))
+            report = LoadReport(found, "resnest_seg", "", len(classifier.state_dict()))
+        else:
+            known = _recognise(found, file, entry, output_stride, dilation)
+            if not known.classifies:
+                raise CheckpointError(NO_CLASSIFIER)
+            theirs = known.model
+            model = ClassifierConfig(
+                encoder=theirs.encoder, output_stride=theirs.output_stride, dilation=theirs.dilation
+            )
+            classifier = fresh_classifier(PretrainConfig(model=model), num_classes=known.num_classes)
+            load_weights(classifier, known.weights)
+            report = LoadReport(found, known.format, "", len(known.weights), known.skipped, assumed=known.assumed)
+    network = f"{classifier.description}, {classifier.num_classes} classes"
+    classifier.load_report = dataclasses.replace(report, network=network)
+    return classifier.eval()
+
+
+def _locate(path: str | Path) -> tuple[Path, PublishedCheckpoint | None]:
+    """The file that is meant, and its entry in the table of published files where it is named."""
     entry = None if Path(path).exists() else published(str(path))
     if entry is None and not Path(path).exists():
         raise CheckpointError(
             f"no checkpoint {path}: there is no such file or run folder, and no published checkpoint of that name. "
             "tools/zoo_seg.py lists the names."
         )
-    found = find_checkpoint(path) if entry is None else entry.fetch()
-    with naming_file(found):
-        file = read_weights(found)
-        if file.metadata.get("format") == FORMAT:
-            return _own(found, output_stride, dilation)
-        return _foreign(found, file, entry, output_stride, dilation)
+    return find_checkpoint(path) if entry is None else entry.fetch(), entry
+
+
+def _recognise(
+    path: Path, file: WeightFile, entry: PublishedCheckpoint | None, output_stride: int | None, dilation: str | None
+) -> Recognised:
+    if dilation is None and entry is not None and entry.source == "timm":
+        dilation = "timm"
+    hint = path.name if entry is None else entry.encoder
+    return recognise(file.tensors, hint=hint, output_stride=output_stride, dilation=dilation)
 
 
 def _own(path: Path, output_stride: int | None, dilation: str | None) -> Segmenter:
@@ -148,12 +218,10 @@ def _own(path: Path, output_stride: int | None, dilation: str | None) -> Segment
 def _foreign(
     path: Path, file: WeightFile, entry: PublishedCheckpoint | None, output_stride: int | None, dilation: str | None
 ) -> Segmenter:
-    hint = path.name if entry is None else entry.encoder
-    if dilation is None and entry is not None and entry.source == "timm":
-        dilation = "timm"
-    known = recognise(file.tensors, hint=hint, output_stride=output_stride, dilation=dilation)
-    unknown = "imagenet" if known.model.head == "classifier" else "custom"
-    data = DataConfig(dataset=known.dataset or unknown)
+    known = _recognise(path, file, entry, output_stride, dilation)
+    if known.classifies:
+        raise CheckpointError(CANNOT_SEGMENT)
+    data = DataConfig(dataset=known.dataset or "custom")
     if data.dataset == "cityscapes":  # PyTorch-Encoding's sizes, which its evaluator takes
         data = dataclasses.replace(data, base_size=2048, crop_size=768)
     config = RunConfig(model=known.model, data=data)
@@ -253,7 +321,7 @@ def _find(source: str) -> Path:
 def _read(path: Path, file: WeightFile) -> _Source:
     if file.metadata.get("format") == FORMAT:
         checkpoint = Checkpoint.load(path)
-        return _Source("resnest_seg", dict(checkpoint.weights), (), checkpoint.config.model, checkpoint.label_space)
+        return _Source("resnest_seg", dict(checkpoint.weights), (), checkpoint.network, checkpoint.label_space)
     form, weights, skipped = rename(file.tensors)
     try:
         known = recognise(file.tensors, hint=path.name)
@@ -317,7 +385,7 @@ def _classifiers(segmenter: Segmenter) -> tuple[str, ...]:
 
 def _differences(ours: ModelConfig, theirs: ModelConfig | None) -> tuple[str, ...]:
     """What decides the numbers and has no weights: a network may be trained on as another one, but not unawares."""
-    if theirs is None or theirs.head == "classifier":
+    if theirs is None or theirs.head == CLASSIFIER:
         return ()
     return tuple(
         f"{key} {getattr(ours, key)} is meant, where the file's network has {getattr(theirs, key)}"
@@ -391,7 +459,7 @@ def _refuse_another_network(path: Path, file: WeightFile, model: ModelConfig) ->
     """
     theirs = ModelConfig(encoder=encoder_of_name(path.name) or model.encoder, rectify=model.rectify)
     if file.metadata.get("format") == FORMAT:
-        theirs = Checkpoint.load(path).config.model
+        theirs = Checkpoint.load(path).network
     elif model.encoder not in ("resnest50", "resnest50_fast_2s1x64d"):
         return
     for key, ours, other in (("encoder", model.encoder, theirs.encoder), ("rectify", model.rectify, theirs.rectify)):

@@ -9,7 +9,7 @@ import torch
 from support.small_models import logits_of, noise, small_segmenter, used
 from torch import nn
 
-from resnest_seg.errors import CheckpointError, ConfigError, ExportError
+from resnest_seg.errors import ConfigError, ExportError
 from resnest_seg.export.graph import (
     ExportOptions,
     PartMeans,
@@ -156,11 +156,6 @@ def test_an_export_says_what_it_is(tiny_space, tmp_path):
     assert (info.source, info.source_sha256) == (path.name, hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(ConfigError, match="Did you mean 'labels'"):
         info_of(segmenter, ExportOptions(output="label"))
-
-
-def test_classifiers_are_not_exported():
-    with pytest.raises(CheckpointError, match="image classifier"):
-        graph_of(build_segmenter("resnest14_tiny", head="classifier", output_stride=32))
 
 
 def test_a_network_that_decides_by_its_pixels_is_refused():
