@@ -9,7 +9,14 @@ from support.reference import fill, filled_state, original_keys
 from resnest_seg.config import ClassifierConfig, ModelConfig, PretrainConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.labels import LabelSpace
-from resnest_seg.models.loading import build_segmenter, classifier_for, load_checkpoint, load_fitting, segmenter_for
+from resnest_seg.models.loading import (
+    build_segmenter,
+    classifier_for,
+    load_checkpoint,
+    load_classifier,
+    load_fitting,
+    segmenter_for,
+)
 from resnest_seg.models.segmenter import Segmenter
 
 LAST = {
@@ -161,7 +168,7 @@ def test_weights_that_are_not_finite_are_named_wherever_they_are_loaded(value, t
         (own, lambda: load_checkpoint(own)),
         (own, lambda: Segmenter.from_pretrained(own)),
         (own, lambda: build_segmenter("resnest14_tiny", head="fcn", encoder_weights=str(own))),
-        (foreign, lambda: load_checkpoint(foreign)),
+        (foreign, lambda: load_classifier(foreign)),
         (foreign, lambda: load_fitting(model(tiny_space), foreign)),
         (foreign, lambda: build_segmenter("resnest14_tiny", head="fcn", encoder_weights=str(foreign))),
     ):
