@@ -3,9 +3,13 @@
     tensors    model.<key>              the weights and buffers of the model
                optimizer.<key>.<name>   optional training state: the optimiser's, per parameter
                average.<key>            optional training state: the moving average of the weights
-    metadata   format, num_classes, sha256, and as JSON config, label_space, training
+    metadata   format, num_classes, and as JSON config, label_space, training
+               weights_sha256           hash of the weights and the metadata
+               training_sha256          hash of the training state and the metadata
 
-Nothing in it can execute code. Files are written atomically, and a hash of the content detects later damage.
+Nothing in it can execute code. Files are written atomically. The two hashes detect later damage in what is read: who
+wants the weights alone neither reads nor verifies the training state, which is twice as large. Files of older versions
+have one hash, sha256, of everything, so all of it is read to verify it.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,9 +30,13 @@ from resnest_seg.config import AnyConfig, ModelConfig, RunConfig, config_from_di
 from resnest_seg.errors import CheckpointError
 from resnest_seg.files import atomic_write
 from resnest_seg.labels import LabelSpace
+from resnest_seg.models.weight_files import WeightFile, read_weights
 
 FORMAT = "resnest_seg/1"
 """Value of the metadata key `format`."""
+
+HASHES = ("sha256", "weights_sha256", "training_sha256")
+"""Metadata keys that are hashes, and so are not hashed."""
 
 HUB_FILE = "model.safetensors"
 """Name of the checkpoint in a folder of `save_pretrained`, and in a repository of the hub."""
@@ -87,7 +95,7 @@ class Checkpoint:
         Raises:
             CheckpointError: The disk is full, or gone; a file that was there before is as it was.
         """
-        tensors = {f"model.{key}": value for key, value in self.weights.items()}
+        weights = _stored({f"model.{key}": value for key, value in self.weights.items()})
         metadata = {
             "format": FORMAT,
             "config": json.dumps(dataclasses.asdict(self.config)),
@@ -95,63 +103,86 @@ class Checkpoint:
             "num_classes": str(self.num_classes),
             "origin": json.dumps(dict(self.origin)),
         }
+        state: dict[str, Tensor] = {}
         if self.training is not None:
-            tensors |= self.training.tensors
+            state = _stored(self.training.tensors)
             metadata["training"] = json.dumps(self.training.values)
-        plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        metadata["sha256"] = content_hash(plain, metadata)
+            metadata["training_sha256"] = content_hash(state, metadata)
+        metadata["weights_sha256"] = content_hash(weights, metadata)
         try:
             with atomic_write(path) as temporary:
-                save_file(plain, temporary, metadata)
+                save_file(weights | state, temporary, metadata)
         except (SafetensorError, OSError) as error:  # what safetensors says is "I/O error: No space left on device ..."
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise CheckpointError(f"{path} cannot be written: {reason}.") from None
 
     @classmethod
-    def load(cls, path: str | Path) -> Checkpoint:
-        """Read a file, or the best (else the last) checkpoint of a run folder.
+    def load(cls, path: str | Path, *, training: bool = True) -> Checkpoint:
+        """Read a file, or the best (else the last) checkpoint of a run folder; see `from_file`."""
+        return cls.from_file(read_weights(find_checkpoint(path)), training=training)
+
+    @classmethod
+    def from_file(cls, file: WeightFile, *, training: bool = True) -> Checkpoint:
+        """Verify an opened file and take its content.
+
+        Args:
+            file: Of this format, see `is_ours`.
+            training: Take the training state as well, where there is one.
 
         Raises:
-            CheckpointError: There is none, it is damaged, or it was not written by this package.
+            CheckpointError: The file is damaged, of another format, or of another version of this one.
         """
-        path = find_checkpoint(path)
+        path, metadata = file.path, file.metadata
+        if metadata.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path} is no checkpoint that this version of resnest_seg reads: its metadata says "
+                f"format={metadata.get('format')!r} instead of {FORMAT!r}."
+            )
+        verified_whole = "sha256" in metadata
+        weights = {key: file.tensors[key] for key in file.tensors if key.startswith("model.")}
+        rest = {key: file.tensors[key] for key in file.tensors if key not in weights and (training or verified_whole)}
+        parts = {"weights_sha256": weights, "training_sha256": rest} if training else {"weights_sha256": weights}
+        if verified_whole:
+            parts = {"sha256": weights | rest}
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise CheckpointError(
-                        f"{path} is a safetensors file, but no checkpoint of resnest_seg: its metadata says "
-                        f"format={metadata.get('format')!r} instead of {FORMAT!r}."
-                    )
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
-            if metadata.get("sha256", "") not in ("", content_hash(tensors, metadata)):
-                raise CheckpointError(f"{path} is damaged: its content is not what was written (another SHA-256).")
+            for name, part in parts.items():
+                if name in metadata and metadata[name] != content_hash(part, metadata):
+                    raise CheckpointError(f"{path} is damaged: its content is not what was written (another SHA-256).")
             config = config_from_dict(json.loads(metadata["config"]))
             classes = json.loads(metadata["label_space"])
             label_space = None if classes is None else LabelSpace.from_dict(classes)
             num_classes = int(metadata["num_classes"]) if classes is None else 0
-            values = json.loads(metadata["training"]) if "training" in metadata else None
+            state = (
+                TrainingState(json.loads(metadata["training"]), rest) if training and "training" in metadata else None
+            )
             origin = dict(json.loads(metadata.get("origin", "{}")))
+            weights = {key.removeprefix("model."): value for key, value in weights.items()}
+            return cls(config, label_space, weights, state, num_classes, origin)
         except CheckpointError:
             raise
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
             raise CheckpointError(f"{path} is no checkpoint, or a damaged one ({error}).") from None
-        weights = {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
-        rest = {key: value for key, value in tensors.items() if not key.startswith("model.")}
-        state = None if values is None else TrainingState(values, rest)
-        return cls(config, label_space, weights, state, num_classes, origin)
+
+
+def is_ours(file: WeightFile) -> bool:
+    """True for a checkpoint of this package, of any version of the format."""
+    return str(file.metadata.get("format")).startswith("resnest_seg/")
 
 
 def content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 over names, shapes, types and bytes of the tensors, on the CPU, and the metadata but the hash itself."""
+    """SHA-256 over names, shapes, types and bytes of the tensors, on the CPU, and the metadata but its hashes."""
     digest = hashlib.sha256()
-    for key in sorted(metadata.keys() - {"sha256"}):
+    for key in sorted(metadata.keys() - set(HASHES)):
         digest.update(f"{key}={len(metadata[key])}:{metadata[key]}".encode())
     for key in sorted(tensors):
         value = tensors[key]
         digest.update(f"{key} {value.dtype} {list(value.shape)} ".encode())
         digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
 
 
 def find_checkpoint(path: str | Path) -> Path:

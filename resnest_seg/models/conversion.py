@@ -50,6 +50,7 @@ EXPECTED: tuple[tuple[str, str], ...] = (
     # what may lie in a file and is not used: prefix of our name -> why
     ("encoder.fc.", "the ImageNet classifier of the pre-trained encoder"),
     ("optimizer.", "training state"),
+    ("average.", "training state"),
 )
 
 CLASSIFIER = "classifier"
@@ -155,16 +156,6 @@ def recognise(
         in_channels=weights[_stem_key(weights)].shape[1],
     )
     return Recognised(form, model, num_classes, dataset, weights, tuple(skipped), tuple(assumed))
-
-
-def encoder_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's part of anybody's state dict, under our names without `encoder.`.
-
-    Raises:
-        CheckpointError: The keys are nobody's that we know.
-    """
-    _, weights, _ = rename(tensors)
-    return {key.removeprefix("encoder."): value for key, value in weights.items() if key.startswith("encoder.")}
 
 
 def rename(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor], list[tuple[str, str]]]:

@@ -10,24 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from resnest_seg.config import ClassifierConfig, DataConfig, ModelConfig, PretrainConfig, RunConfig
+from resnest_seg.config import AnyConfig, ClassifierConfig, DataConfig, ModelConfig, PretrainConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, unknown_name
 from resnest_seg.labels import LabelSpace
-from resnest_seg.models.checkpoint import FORMAT, Checkpoint, find_checkpoint
+from resnest_seg.models.checkpoint import Checkpoint, find_checkpoint, is_ours
 from resnest_seg.models.classifier import NO_CLASSIFIER, Classifier, fresh_classifier
-from resnest_seg.models.conversion import (
-    CLASSIFIER,
-    Recognised,
-    encoder_of_name,
-    encoder_weights,
-    label_space,
-    recognise,
-    rename,
-)
-from resnest_seg.models.published import PublishedCheckpoint, imagenet_checkpoint, published, published_names
+from resnest_seg.models.conversion import CLASSIFIER, encoder_of_name, label_space, recognise, rename
+from resnest_seg.models.published import imagenet_checkpoint, published, published_names
 from resnest_seg.models.resnest import ResNeSt, adapt_first_convolution
-from resnest_seg.models.segmenter import CANNOT_SEGMENT, LoadReport, Segmenter, fresh_segmenter, load_weights, misfits
-from resnest_seg.models.weight_files import WeightFile, check_finite, naming_file, read_weights
+from resnest_seg.models.segmenter import LoadReport, PixelModel, Segmenter, fresh_segmenter, load_weights, misfits
+from resnest_seg.models.weight_files import check_finite, naming_file, read_weights
 
 
 def build_segmenter(
@@ -137,12 +129,11 @@ def load_checkpoint(path: str | Path, *, output_stride: int | None = None, dilat
         DownloadError: A published file cannot be fetched.
         ConfigError: An output stride or dilation that does not exist.
     """
-    found, entry = _locate(path)
-    with naming_file(found):
-        file = read_weights(found)
-        if file.metadata.get("format") == FORMAT:
-            return _own(found, output_stride, dilation)
-        return _foreign(found, file, entry, output_stride, dilation)
+    source = _open(path, output_stride, dilation)
+    with naming_file(source.path):
+        segmenter, kept = _build(source)
+    segmenter.load_report = _report(source, segmenter, kept)
+    return segmenter
 
 
 def load_classifier(path: str | Path, *, output_stride: int | None = None, dilation: str | None = None) -> Classifier:
@@ -161,97 +152,156 @@ def load_classifier(path: str | Path, *, output_stride: int | None = None, dilat
         DownloadError: A published file cannot be fetched.
         ConfigError: An output stride or dilation that does not exist.
     """
-    found, entry = _locate(path)
-    with naming_file(found):
-        file = read_weights(found)
-        if file.metadata.get("format") == FORMAT:
-            classifier = Classifier.from_checkpoint(Checkpoint.load(found))
-            report = LoadReport(found, "resnest_seg", "", len(classifier.state_dict()))
+    source = _open(path, output_stride, dilation)
+    with naming_file(source.path):
+        config = _known(source).config
+        if not isinstance(config, PretrainConfig):
+            raise CheckpointError(NO_CLASSIFIER)
+        if source.ours:
+            classifier, kept = Classifier.from_checkpoint(_known(source)), list[str]()
         else:
-            known = _recognise(found, file, entry, output_stride, dilation)
-            if not known.classifies:
-                raise CheckpointError(NO_CLASSIFIER)
-            theirs = known.model
-            model = ClassifierConfig(
-                encoder=theirs.encoder, output_stride=theirs.output_stride, dilation=theirs.dilation
-            )
-            classifier = fresh_classifier(PretrainConfig(model=model), num_classes=known.num_classes)
-            load_weights(classifier, known.weights)
-            report = LoadReport(found, known.format, "", len(known.weights), known.skipped, assumed=known.assumed)
-    network = f"{classifier.description}, {classifier.num_classes} classes"
-    classifier.load_report = dataclasses.replace(report, network=network)
+            classifier = fresh_classifier(config, num_classes=_known(source).num_classes)
+            kept = load_weights(classifier, source.weights)
+    classifier.load_report = _report(source, classifier, kept)
     return classifier.eval()
 
 
-def _locate(path: str | Path) -> tuple[Path, PublishedCheckpoint | None]:
-    """The file that is meant, and its entry in the table of published files where it is named."""
+def _open(path: str | Path, output_stride: int | None, dilation: str | None) -> Source:
+    """What a file, run folder or published name is."""
     entry = None if Path(path).exists() else published(str(path))
     if entry is None and not Path(path).exists():
         raise CheckpointError(
             f"no checkpoint {path}: there is no such file or run folder, and no published checkpoint of that name. "
             "tools/zoo_seg.py lists the names."
         )
-    return find_checkpoint(path) if entry is None else entry.fetch(), entry
-
-
-def _recognise(
-    path: Path, file: WeightFile, entry: PublishedCheckpoint | None, output_stride: int | None, dilation: str | None
-) -> Recognised:
+    hint = "" if entry is None else entry.encoder
     if dilation is None and entry is not None and entry.source == "timm":
         dilation = "timm"
-    hint = path.name if entry is None else entry.encoder
-    return recognise(file.tensors, hint=hint, output_stride=output_stride, dilation=dilation)
+    file = find_checkpoint(path) if entry is None else entry.fetch()
+    return read(file, hint=hint, output_stride=output_stride, dilation=dilation)
 
 
-def _own(path: Path, output_stride: int | None, dilation: str | None) -> Segmenter:
-    checkpoint = Checkpoint.load(path)
-    if output_stride is not None or dilation is not None:
-        raise ConfigError(f"{path} says itself which output stride and dilation its network has: give neither.")
-    try:
-        segmenter = Segmenter.from_checkpoint(checkpoint)
-    except ConfigError as error:
-        raise CheckpointError(f"{path} needs what this version does not have: {error}") from None
-    segmenter.load_report = LoadReport(path, "resnest_seg", segmenter.description, len(checkpoint.weights))
-    return segmenter
-
-
-def _foreign(
-    path: Path, file: WeightFile, entry: PublishedCheckpoint | None, output_stride: int | None, dilation: str | None
-) -> Segmenter:
-    known = _recognise(path, file, entry, output_stride, dilation)
-    if known.classifies:
-        raise CheckpointError(CANNOT_SEGMENT)
-    data = DataConfig(dataset=known.dataset or "custom")
-    if data.dataset == "cityscapes":  # PyTorch-Encoding's sizes, which its evaluator takes
-        data = dataclasses.replace(data, base_size=2048, crop_size=768)
-    config = RunConfig(model=known.model, data=data)
-    segmenter = segmenter_for(config, label_space(known, file.metadata), num_classes=known.num_classes)
-    kept = load_weights(segmenter, known.weights)
-    beside = tuple((name, "it is no part of the model") for name in file.skipped)
-    segmenter.load_report = LoadReport(
-        path=path,
-        format=known.format,
-        network=f"{segmenter.description}, {known.num_classes} classes ({known.dataset or 'data set unknown'})",
-        loaded=len(known.weights),
-        skipped=known.skipped + beside,
+def _report(source: Source, model: PixelModel, kept: list[str]) -> LoadReport:
+    return LoadReport(
+        path=source.path,
+        format=source.format,
+        network=model.description + source.data,
+        loaded=len(source.weights),
+        skipped=source.skipped,
         kept=tuple(kept),
-        assumed=known.assumed,
+        assumed=source.assumed,
     )
-    return segmenter.eval()
-
-
-OTHER_CLASSES = "it decides between other classes: left fresh"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Source:
-    """What a file holds: its weights under our names, its network and its classes where they are known."""
+class Source:
+    """A checkpoint file of any format: what it is, and its weights under our names.
 
-    form: str
-    weights: dict[str, Tensor]
-    skipped: tuple[tuple[str, str], ...]
-    model: ModelConfig | None
-    classes: LabelSpace | None
+    Attributes:
+        path: The file.
+        ours: It is a checkpoint of this package, whose metadata tell everything.
+        format: Whose names its keys have, a key of `conversion.RENAMES`.
+        weights: Our name -> tensor.
+        checkpoint: The weights with their network and classes; None where the keys and shapes are of a network that is
+            not known here.
+        unknown: Why it is not known, then.
+        data: For reports, the classes of a file of others.
+        skipped: (name in the file, why) of what is not used.
+        assumed: What the file does not tell, one sentence each.
+    """
+
+    path: Path
+    ours: bool
+    format: str
+    weights: Mapping[str, Tensor]
+    checkpoint: Checkpoint | None
+    unknown: str = ""
+    data: str = ""
+    skipped: tuple[tuple[str, str], ...] = ()
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> ModelConfig | None:
+        """The network, where it is known."""
+        return None if self.checkpoint is None else self.checkpoint.network
+
+    @property
+    def told(self) -> Mapping[str, str | None]:
+        """Keys of `ModelConfig` that keys and shapes do not tell, but the file's config does, or its name."""
+        if self.ours and self.model is not None:
+            return {"encoder": self.model.encoder, "rectify": self.model.rectify}
+        return {"encoder": encoder_of_name(self.path.name)}
+
+
+def read(path: Path, *, hint: str = "", output_stride: int | None = None, dilation: str | None = None) -> Source:
+    """Tell what a file is, ours or of others, without reading more of it than that takes.
+
+    Args:
+        path: The file.
+        hint: The name of its encoder, where that is known better than by the file's name.
+        output_stride: See `load_checkpoint`.
+        dilation: See `load_checkpoint`.
+
+    Raises:
+        CheckpointError: It is damaged, wants to run code, is of another version, or its keys are nobody's.
+        ConfigError: An output stride or dilation for a file of ours, or one that does not exist.
+    """
+    file = read_weights(path)
+    with naming_file(path):
+        if is_ours(file):
+            checkpoint = Checkpoint.from_file(file, training=False)
+            if output_stride is not None or dilation is not None:
+                raise ConfigError(f"{path} says itself which output stride and dilation its network has: give neither.")
+            return Source(path, True, "resnest_seg", checkpoint.weights, checkpoint)
+        form, weights, skipped = rename(file.tensors)
+        skipped += [(name, "it is no part of the model") for name in file.skipped]
+        try:
+            known = recognise(file.tensors, hint=hint or path.name, output_stride=output_stride, dilation=dilation)
+        except CheckpointError as error:
+            return Source(path, False, form, weights, None, unknown=str(error), skipped=tuple(skipped))
+    data = DataConfig(dataset=known.dataset or "custom")
+    if data.dataset == "cityscapes":  # PyTorch-Encoding's sizes, which its evaluator takes
+        data = dataclasses.replace(data, base_size=2048, crop_size=768)
+    config: AnyConfig = RunConfig(model=known.model, data=data)
+    if known.classifies:
+        network = known.model
+        config = PretrainConfig(ClassifierConfig(network.encoder, network.output_stride, network.dilation))
+    return Source(
+        path=path,
+        ours=False,
+        format=form,
+        weights=weights,
+        checkpoint=Checkpoint(config, label_space(known, file.metadata), weights, num_classes=known.num_classes),
+        data=f", {known.num_classes} classes ({known.dataset or 'data set unknown'})",
+        skipped=tuple(skipped),
+        assumed=known.assumed,
+    )
+
+
+def _build(source: Source) -> tuple[Segmenter, list[str]]:
+    """The model of a file in eval mode, and the names in it that the file does not have and need not."""
+    checkpoint = _known(source)
+    if not source.ours and isinstance(checkpoint.config, RunConfig):
+        segmenter = segmenter_for(checkpoint.config, checkpoint.label_space, num_classes=checkpoint.num_classes)
+        kept = load_weights(segmenter, checkpoint.weights)
+        return segmenter.eval(), kept
+    try:
+        return Segmenter.from_checkpoint(checkpoint), []
+    except ConfigError as error:
+        raise CheckpointError(f"{source.path} needs what this version does not have: {error}") from None
+
+
+def _known(source: Source) -> Checkpoint:
+    """The weights with their network; a `CheckpointError` where it is not known here."""
+    if source.checkpoint is None:
+        raise CheckpointError(source.unknown)
+    return source.checkpoint
+
+
+TWINS = ("resnest50", "resnest50_fast_2s1x64d")
+"""The only encoders of the family that keys and shapes do not tell apart."""
+
+OTHER_CLASSES = "it decides between other classes: left fresh"
 
 
 def load_fitting(segmenter: Segmenter, source: str | Path) -> LoadReport:
@@ -274,15 +324,12 @@ def load_fitting(segmenter: Segmenter, source: str | Path) -> LoadReport:
         ConfigError: Neither a file nor the name of a published checkpoint.
         DownloadError: A published file cannot be fetched.
     """
-    path = _find(str(source))
-    file = read_weights(path)
-    with naming_file(path):
-        found = _read(path, file)
-    own, weights, skipped = segmenter.state_dict(), found.weights, list(found.skipped)
-    stem = next((key for key in own if key.startswith("encoder.conv1.")), "")
-    if stem in weights and weights[stem].shape[1] == 3:
-        weights[stem] = adapt_first_convolution(weights[stem], own[stem].shape[1])
-    _check_encoder(path, weights, own, segmenter.config.model, found.model)
+    found = read(_find(str(source)))
+    path, model = found.path, segmenter.config.model
+    own, weights, skipped = segmenter.state_dict(), dict(found.weights), list(found.skipped)
+    _adapt_stem(weights, own, "encoder.conv1.")
+    _check_encoder(path, weights, own, model)
+    _refuse_another_network(found, model, "encoder")
     fresh = () if _same_classes(segmenter, found) else _classifiers(segmenter)
     fitting: dict[str, Tensor] = {}
     for key, value in weights.items():
@@ -300,12 +347,12 @@ def load_fitting(segmenter: Segmenter, source: str | Path) -> LoadReport:
     kept = [key for key in own if key not in fitting and not key.startswith("pixel_")]
     return LoadReport(
         path=path,
-        format=found.form,
+        format=found.format,
         network=segmenter.description,
         loaded=len(fitting),
         skipped=tuple(skipped),
         kept=tuple(key for key in kept if not key.endswith("num_batches_tracked")),
-        assumed=_differences(segmenter.config.model, found.model),
+        assumed=_differences(model, found.model),
     )
 
 
@@ -318,51 +365,32 @@ def _find(source: str) -> Path:
     return entry.fetch()
 
 
-def _read(path: Path, file: WeightFile) -> _Source:
-    if file.metadata.get("format") == FORMAT:
-        checkpoint = Checkpoint.load(path)
-        return _Source("resnest_seg", dict(checkpoint.weights), (), checkpoint.network, checkpoint.label_space)
-    form, weights, skipped = rename(file.tensors)
-    try:
-        known = recognise(file.tensors, hint=path.name)
-    except CheckpointError:  # a head or an encoder that we do not have: what fits will be loaded all the same
-        return _Source(form, weights, tuple(skipped), None, None)
-    model = known.model
-    if encoder_of_name(path.name) is None:  # it was assumed
-        model = dataclasses.replace(model, encoder="")
-    return _Source(form, weights, tuple(skipped), model, label_space(known, file.metadata))
+def _adapt_stem(weights: dict[str, Tensor], own: Mapping[str, Tensor], prefix: str) -> None:
+    """Adapt a first convolution for RGB, whose name begins with `prefix`, to the channels of the model's, in place."""
+    stem = next((key for key in own if key.startswith(prefix)), "")
+    if stem in weights and weights[stem].shape[1] == 3:
+        weights[stem] = adapt_first_convolution(weights[stem], own[stem].shape[1])
 
 
-def _check_encoder(
-    path: Path, weights: Mapping[str, Tensor], own: Mapping[str, Tensor], ours: ModelConfig, theirs: ModelConfig | None
-) -> None:
-    """Refuse another encoder, also one whose keys and shapes are the same."""
+def _check_encoder(path: Path, weights: Mapping[str, Tensor], own: Mapping[str, Tensor], ours: ModelConfig) -> None:
+    """Refuse weights of another encoder, told by keys and shapes."""
     problems = [
         f"{key} {'is missing' if key not in weights else f'has the shape {list(weights[key].shape)}'}"
         for key, value in own.items()
         if key.startswith("encoder.") and not key.endswith("num_batches_tracked")
         if key not in weights or weights[key].shape != value.shape
     ]
+    problems += [f"{key} is no part of it" for key in weights if key.startswith("encoder.") and key not in own]
     if problems:
         raise CheckpointError(
             f"{path} does not hold the weights of encoder {ours.encoder!r}: {problems[0]} ({len(problems)} problems)."
         )
-    if theirs is None:
-        return
-    twins = ("resnest50", "resnest50_fast_2s1x64d")  # the only ones of the family that shapes do not tell apart
-    if ours.encoder in twins and theirs.encoder in twins and ours.encoder != theirs.encoder:
-        raise CheckpointError(
-            f"{path} holds weights of encoder {theirs.encoder!r}, and this model has {ours.encoder!r}."
-        )
 
 
-def _same_classes(segmenter: Segmenter, found: _Source) -> bool:
-    """Whether the file's classes are the model's, as far as both are known by name."""
-    return (
-        segmenter.label_space is not None
-        and found.classes is not None
-        and found.classes.names == segmenter.label_space.names
-    )
+def _same_classes(segmenter: Segmenter, source: Source) -> bool:
+    """True where the file's classes are the model's, both being known by name."""
+    ours, theirs = segmenter.label_space, None if source.checkpoint is None else source.checkpoint.label_space
+    return ours is not None and theirs is not None and ours.names == theirs.names
 
 
 def _classifiers(segmenter: Segmenter) -> tuple[str, ...]:
@@ -429,13 +457,13 @@ def load_encoder(encoder: ResNeSt, model: ModelConfig) -> None:
         path = pretrained_file(model.encoder, model.encoder_weights)
     except DownloadError as error:
         raise DownloadError(f"{error} Or start from fresh weights, with encoder_weights null.") from None
-    file = read_weights(path)
-    _refuse_another_network(path, file, model)
-    with naming_file(path):
-        weights, own = encoder_weights(file.tensors), encoder.state_dict()
-    stem = next(key for key in own if key.startswith("conv1."))
-    if stem in weights and weights[stem].shape[1] == 3:
-        weights[stem] = adapt_first_convolution(weights[stem], model.in_channels)
+    source = read(path)
+    _refuse_another_network(source, model, "encoder", "rectify")
+    weights = {
+        key.removeprefix("encoder."): value for key, value in source.weights.items() if key.startswith("encoder.")
+    }
+    own = encoder.state_dict()
+    _adapt_stem(weights, own, "conv1.")
     counters = "num_batches_tracked"  # old files lack them, and they decide nothing
     problems = [
         *(f"missing {key}" for key in own if key not in weights and not key.endswith(counters)),
@@ -451,17 +479,20 @@ def load_encoder(encoder: ResNeSt, model: ModelConfig) -> None:
     encoder.load_state_dict(weights, strict=False)
 
 
-def _refuse_another_network(path: Path, file: WeightFile, model: ModelConfig) -> None:
-    """Weights that fit by their keys and shapes, of a network that computes something else.
+def _refuse_another_network(source: Source, model: ModelConfig, *keys: str) -> None:
+    """Refuse weights that fit by their keys and shapes, of a network that computes something else.
+
+    Args:
+        source: The file.
+        model: The network that the weights are for.
+        keys: Keys of `ModelConfig` in which the two must agree, as far as the file tells.
 
     Raises:
-        CheckpointError: The file says, or its name does, that it is of another encoder or rectification.
+        CheckpointError: They do not.
     """
-    theirs = ModelConfig(encoder=encoder_of_name(path.name) or model.encoder, rectify=model.rectify)
-    if file.metadata.get("format") == FORMAT:
-        theirs = Checkpoint.load(path).network
-    elif model.encoder not in ("resnest50", "resnest50_fast_2s1x64d"):
-        return
-    for key, ours, other in (("encoder", model.encoder, theirs.encoder), ("rectify", model.rectify, theirs.rectify)):
-        if ours != other:
-            raise CheckpointError(f"{path} holds weights of {key} {other!r}, and this model has {key} {ours!r}.")
+    for key in keys:
+        ours, theirs = getattr(model, key), source.told.get(key)
+        if theirs not in (None, ours) and (key != "encoder" or ours in TWINS):
+            raise CheckpointError(
+                f"{source.path} holds weights of {key} {theirs!r}, and this model has {key} {ours!r}."
+            )

@@ -361,7 +361,7 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
     @classmethod
     def _from_file(cls, path: Path) -> Segmenter:
         with naming_file(path):
-            return cls.from_checkpoint(Checkpoint.load(path))
+            return cls.from_checkpoint(Checkpoint.load(path, training=False))
 
 
 def fresh_segmenter(

@@ -43,11 +43,13 @@ class WeightFile:
     """What a weight file holds.
 
     Attributes:
-        tensors: Name -> tensor, on the CPU.
+        path: The file.
+        tensors: Name -> tensor, on the CPU. Those of a safetensors file are read when they are asked for.
         metadata: What lies beside them: a safetensors file's strings, an mmsegmentation file's `meta`.
         skipped: Names of entries that are no tensors, and of what lies beside the state dict.
     """
 
+    path: Path
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, Any]
     skipped: tuple[str, ...] = ()
@@ -153,7 +155,7 @@ def _read(path: Path, file: BinaryIO) -> WeightFile:
         wanted = _forbidden(str(error))
         # A file that ends within a name: the reader takes the last letter for the end of the line.
         broken_off = wanted is not None and _tail(file)[:-1].endswith(wanted.rpartition(".")[2].encode())
-        if wanted is None or broken_off or not start.startswith((b"\x80", b"PK\x03\x04")):  # neither a pickle nor a zip
+        if wanted is None or broken_off or not start.startswith((b"\x80", b"PK\x03\x04")):  # no pickle, no zip
             raise CheckpointError(
                 f"{path} is no checkpoint, or a damaged one: no torch file can be read from it."
             ) from None
@@ -170,15 +172,40 @@ def _read(path: Path, file: BinaryIO) -> WeightFile:
     return _unwrap(path, content)
 
 
+class _LazyTensors(Mapping[str, Tensor]):
+    """The tensors of an opened safetensors file, each mapped into memory when it is asked for.
+
+    The system reads a tensor from the disk as soon as it is mapped, so whoever wants a few must not ask for all.
+    """
+
+    def __init__(self, path: Path, opened: Any) -> None:
+        self._path, self._opened = path, opened
+        self._names: dict[str, None] = dict.fromkeys(opened.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        try:
+            tensor: Tensor = self._opened.get_tensor(name)
+            return tensor
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self._path} is no checkpoint, or a damaged one ({_first_line(error)}).") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 def _read_safetensors(path: Path, file: BinaryIO) -> WeightFile:
     try:
         if isinstance(file, io.BytesIO):
             from safetensors.torch import load
 
-            return WeightFile(load(file.getvalue()), {})
-        with safe_open(path, framework="pt") as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  # not a mapping
-            return WeightFile(tensors, opened.metadata() or {})
+            return WeightFile(path, load(file.getvalue()), {})
+        opened: Any = safe_open(path, framework="pt")
+        return WeightFile(path, _LazyTensors(path, opened), opened.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is no checkpoint, or a damaged one ({_first_line(error)}).") from None
 
@@ -204,7 +231,7 @@ def _unwrap(path: Path, content: Any) -> WeightFile:
         kind = type(content).__name__
         raise CheckpointError(f"{path} is no checkpoint: it holds no tensors under the names of a model, but a {kind}.")
     skipped += [str(key) for key in content if str(key) not in tensors]
-    return WeightFile(tensors, metadata, tuple(skipped))
+    return WeightFile(path, tensors, metadata, tuple(skipped))
 
 
 def _first_line(error: Exception) -> str:

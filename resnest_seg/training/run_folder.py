@@ -38,7 +38,7 @@ from torch import Tensor
 from resnest_seg.config import AnyConfig, flatten, to_yaml
 from resnest_seg.errors import CheckpointError, unknown_name
 from resnest_seg.files import atomic_write, remove_leftovers, sync_folder
-from resnest_seg.models.checkpoint import BEST, CONFIG, LAST, Checkpoint
+from resnest_seg.models.checkpoint import BEST, CONFIG, LAST, Checkpoint, TrainingState
 from resnest_seg.models.weight_files import check_finite, naming_file
 from resnest_seg.training.distributed import part_like
 
@@ -161,7 +161,7 @@ class RunFolder:
         """The newest state that is whole; says which ones were damaged.
 
         Raises:
-            CheckpointError: There is none, or it holds weights only.
+            CheckpointError: There is none, or it holds weights only, or lacks the optimiser's state.
         """
         damaged: list[str] = []
         self._seen = self._signature()
@@ -176,6 +176,12 @@ class RunFolder:
             if state.training is None:
                 raise CheckpointError(f"{path} holds weights only and no training state: it cannot be resumed.")
             step = int(state.training.values.get("step", -1))
+            if _lacks_optimizer(state, state.training):
+                raise CheckpointError(
+                    f"{path} is at step {step} and holds no state of the optimiser {state.config.optim.optimizer}: it "
+                    "cannot be resumed, because the run would go on without its momentum. To begin a new run from its "
+                    f"weights: --model.weights {shlex.quote(str(path))}"
+                )
             for message in damaged:
                 say(f"warning: {message} Resuming from the one before, {path.name}, step {step}.")
             self.last_step = step if path.name == LAST else None
@@ -311,6 +317,15 @@ class RunFolder:
             with contextlib.suppress(FileNotFoundError):
                 last.replace(older)
         sync_folder(self.path)
+
+
+def _lacks_optimizer(state: Checkpoint, training: TrainingState) -> bool:
+    """True where optimiser steps must have left momentum or moments, and the state has none."""
+    if any(key.startswith("optimizer.") for key in training.tensors):
+        return False
+    scaler = training.values.get("scaler", {})  # of fp16, where every step so far can have overflowed
+    stepped = training.values.get("step", 0) > 0 and scaler.get("_growth_tracker") != 0
+    return bool(stepped) and (state.config.optim.optimizer != "sgd" or state.config.optim.momentum > 0)
 
 
 def config_changes(saved: AnyConfig, config: AnyConfig, *, allowed: Collection[str], file: Path) -> list[str]:

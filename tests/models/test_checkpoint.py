@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from resnest_seg.config import ModelConfig, RunConfig
 from resnest_seg.errors import CheckpointError
-from resnest_seg.models.checkpoint import BEST, LAST, Checkpoint, TrainingState, find_checkpoint
-from resnest_seg.models.loading import build_segmenter, load_checkpoint
+from resnest_seg.models.checkpoint import BEST, LAST, Checkpoint, TrainingState, content_hash, find_checkpoint
+from resnest_seg.models.loading import build_segmenter, load_checkpoint, load_fitting
+from resnest_seg.models.segmenter import Segmenter
+from resnest_seg.models.weight_files import read_weights
 
 
 @pytest.fixture
@@ -105,6 +107,81 @@ def test_an_encoder_of_the_future_is_named_with_its_file(saved, tiny_space, tmp_
     Checkpoint(config, tiny_space, segmenter.state_dict()).save(tmp_path / "new.safetensors")
     with pytest.raises(CheckpointError, match=r"new.safetensors needs what .* unknown encoder 'resnest999'"):
         load_checkpoint(tmp_path / "new.safetensors")
+
+
+LOADERS = {
+    "load_checkpoint": load_checkpoint,
+    "from_pretrained": Segmenter.from_pretrained,
+    "weights": lambda path: load_fitting(fresh(), path),
+    "encoder weights": lambda path: fresh(encoder_weights=str(path)),
+    "resume": Checkpoint.load,
+}
+
+
+def fresh(**options):
+    return build_segmenter("resnest14_tiny", head="fcn", num_classes=3, output_stride=16, **options)
+
+
+def flip(path, key):
+    """Change one byte of a tensor, and nothing else."""
+    data = bytearray(path.read_bytes())
+    length = int.from_bytes(data[:8], "little")
+    start, end = json.loads(data[8 : 8 + length])[key]["data_offsets"]
+    data[8 + length + (start + end) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_another_version_of_the_format_is_refused_wherever_it_is_loaded(loader, saved):
+    path, _, _ = saved
+    save_file({key: value.clone() for key, value in load_file(path).items()}, path, {"format": "resnest_seg/99"})
+    with pytest.raises(CheckpointError, match=r"last\.safetensors .*'resnest_seg/99' instead of 'resnest_seg/1'"):
+        LOADERS[loader](path)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("old", [False, True])
+def test_damage_is_detected_in_what_is_read(loader, old, saved):
+    """A state of an older version has one hash of everything, so all of it is verified."""
+    path, _, _ = saved
+    if old:
+        as_of_older_versions(path)
+    LOADERS[loader](path)
+    whole = path.read_bytes()
+    flip(path, "model.encoder.layer2.0.conv1.weight")
+    with pytest.raises(CheckpointError, match=r"last\.safetensors is damaged"):
+        LOADERS[loader](path)
+    path.write_bytes(whole)
+    flip(path, "optimizer.0.momentum_buffer")
+    if loader == "resume" or old:
+        with pytest.raises(CheckpointError, match=r"last\.safetensors is damaged"):
+            LOADERS[loader](path)
+    else:  # it is not read
+        LOADERS[loader](path)
+
+
+def as_of_older_versions(path):
+    file = read_weights(path)
+    tensors = {key: value.clone() for key, value in file.tensors.items()}
+    metadata = {key: value for key, value in file.metadata.items() if not key.endswith("sha256")}
+    save_file(tensors, path, metadata | {"sha256": content_hash(tensors, metadata)})
+
+
+@pytest.mark.parametrize("change", [{"training": '{"step": 8}'}, {"num_classes": "4"}])
+def test_changed_metadata_are_damage(change, saved):
+    path, _, _ = saved
+    file = read_weights(path)
+    save_file({key: value.clone() for key, value in file.tensors.items()}, path, {**file.metadata, **change})
+    for load in (Checkpoint.load, load_checkpoint):
+        with pytest.raises(CheckpointError, match=r"last\.safetensors is damaged"):
+            load(path)
+
+
+def test_the_training_state_is_taken_only_where_it_is_asked_for(saved):
+    path, segmenter, _ = saved
+    checkpoint = Checkpoint.load(path, training=False)
+    assert checkpoint.training is None
+    assert set(checkpoint.weights) == set(segmenter.state_dict())
 
 
 def test_missing_files_and_folders(tmp_path):

@@ -1,5 +1,6 @@
 """Start from any checkpoint: of other classes, another head, another format."""
 
+import dataclasses
 import re
 
 import pytest
@@ -9,6 +10,7 @@ from support.reference import fill, filled_state, original_keys
 from resnest_seg.config import ClassifierConfig, ModelConfig, PretrainConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.labels import LabelSpace
+from resnest_seg.models.checkpoint import TrainingState
 from resnest_seg.models.loading import (
     build_segmenter,
     classifier_for,
@@ -126,6 +128,24 @@ def test_another_encoder_is_refused_and_nothing_is_changed(tiny_space, tmp_path)
     with pytest.raises(CheckpointError, match=r"weights of encoder 'resnest14': encoder.conv1.0.weight has the shape"):
         load_fitting(segmenter, tmp_path / "a.safetensors")
     assert not moved(before, segmenter)
+
+
+def test_a_deeper_encoder_is_refused_although_all_of_ours_is_in_it(tiny_space, tmp_path):
+    deep = fill(model(tiny_space, encoder="resnest14"))
+    state = deep.state_dict()
+    more = {key.replace("layer4.0.", "layer4.1."): value for key, value in state.items() if "layer4.0." in key}
+    torch.save({**state, **more}, tmp_path / "deeper.pth")
+    with pytest.raises(CheckpointError, match=r"of encoder 'resnest14': encoder\.layer4\.1\..* is no part of it"):
+        load_fitting(model(tiny_space, encoder="resnest14"), tmp_path / "deeper.pth")
+
+
+def test_encoder_weights_from_a_state_with_an_average(tiny_space, tmp_path):
+    saved = fill(model(tiny_space)).to_checkpoint()
+    average = {f"average.{key}": torch.zeros_like(value) for key, value in saved.weights.items()}
+    dataclasses.replace(saved, training=TrainingState({"step": 1}, average)).save(tmp_path / "last.safetensors")
+    segmenter = build_segmenter("resnest14_tiny", head="fcn", encoder_weights=str(tmp_path / "last.safetensors"))
+    key = "encoder.layer4.0.conv3.weight"
+    assert torch.equal(segmenter.state_dict()[key], saved.weights[key])
 
 
 def test_mistakes(tiny_space, tmp_path):

@@ -62,6 +62,33 @@ def test_a_worker_that_dies_is_restarted_by_torchrun(tmp_path):
     assert len(starts) == 2
 
 
+@pytest.mark.parametrize(
+    ("optim", "values", "refused"),
+    [
+        ({}, {"step": 7}, True),
+        ({"optimizer": "adamw"}, {"step": 7}, True),
+        ({}, {"step": 7, "scaler": {"scale": 65536.0, "_growth_tracker": 7}}, True),
+        ({}, {"step": 0}, False),
+        ({"momentum": 0.0}, {"step": 7}, False),
+        ({}, {"step": 2, "scaler": {"scale": 16384.0, "_growth_tracker": 0}}, False),  # both overflowed
+    ],
+)
+def test_a_state_without_the_optimisers_tensors_is_refused(optim, values, refused, checkpoint, tmp_path):
+    """It would go on without momentum, and nobody would know."""
+    state = dataclasses.replace(
+        checkpoint(7),
+        config=dataclasses.replace(RunConfig(), optim=dataclasses.replace(OptimConfig(), **optim)),
+        training=TrainingState(values, {"average.weight": torch.zeros(64)}),
+    )
+    state.save(tmp_path / LAST)
+    with (
+        pytest.raises(CheckpointError, match=r"last\.safetensors is at step 7 and holds no state of the optimiser")
+        if (refused)
+        else contextlib.nullcontext()
+    ):
+        RunFolder(tmp_path).load_state()
+
+
 def test_a_state_that_is_not_finite_is_passed_over(checkpoint, tmp_path):
     """As a damaged one is: the state before it is taken, and file and tensor are said."""
     folder, said = RunFolder(tmp_path), []
