@@ -145,11 +145,7 @@ def check_values(flat: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
         kinds[key].check(key, value)
     if flat["model.output_stride"] not in (8, 16, 32):
         raise ConfigError(f"model.output_stride must be 8, 16 or 32, not {flat['model.output_stride']}.")
-    low, high = flat["data.scale_min"], flat["data.scale_max"]
-    if high < low:
-        raise ConfigError(f"data.scale_max ({high}) is below data.scale_min ({low}).")
     _check_course(flat)
-    _check_loss(flat)
 
 
 def _check_course(flat: Mapping[str, Any]) -> None:
@@ -165,16 +161,14 @@ def _check_course(flat: Mapping[str, Any]) -> None:
         raise ConfigError(f"optim.min_lr ({min_lr}) is above optim.lr ({lr}).")
 
 
-def _check_loss(flat: Mapping[str, Any]) -> None:
-    names, weights = loss_names(flat["train.loss"]), flat["train.class_weights"]
+def _check_loss(train: TrainConfig) -> None:
+    names, weights = loss_names(train.loss), train.class_weights
     if weights not in CLASS_WEIGHTS:
         raise unknown_name("train.class_weights", weights, CLASS_WEIGHTS)
     if not {"cross_entropy", "ohem"} & set(names):
-        for key, given in (("class_weights", weights != "none"), ("label_smoothing", flat["train.label_smoothing"])):
+        for key, given in (("class_weights", weights != "none"), ("label_smoothing", train.label_smoothing)):
             if given:
-                raise ConfigError(
-                    f"train.{key} belongs to cross_entropy and ohem, and train.loss is {flat['train.loss']}."
-                )
+                raise ConfigError(f"train.{key} belongs to cross_entropy and ohem, and train.loss is {train.loss}.")
 
 
 def loss_names(text: str) -> tuple[str, ...]:
@@ -367,8 +361,8 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """The training loop."""
+class LoopConfig:
+    """The training loop, whatever is trained."""
 
     epochs: int | None = within(120, 1, COUNT)
     """Length of the run in passes over the training split; null if train.iterations is set."""
@@ -378,20 +372,6 @@ class TrainConfig:
     """Effective batch: images per optimiser step over all processes and accumulated micro-batches."""
     accumulation: int = within(1, 1, 65536)
     """Micro-batches per optimiser step; raise it if the effective batch does not fit into memory."""
-    loss: str = "cross_entropy"
-    """Loss, or a sum of several joined by +: cross_entropy; ohem (cross-entropy of hard pixels); and dice, focal,
-    lovasz, tversky, which need the memory of full-size logits."""
-    class_weights: str = "none"
-    """Class weights of cross_entropy and ohem, from the training masks: none, median_frequency or effective_number
-    (both need a pass over all masks)."""
-    label_smoothing: float = within(0.0, 0, 1, below=True)
-    """Share of the target that cross_entropy and ohem spread over all classes."""
-    ohem_threshold: float = within(0.7, 0, 1)
-    """For ohem: keep pixels whose true class has less than this probability."""
-    ohem_min_kept: int = within(100_000, 0, COUNT)
-    """For ohem: minimum number of pixels per image that are kept, the hardest."""
-    aux_weight: float = within(0.2, 0, 100)
-    """Weight of the auxiliary head's loss."""
     precision: str = "auto"
     """Precision: fp32, bf16, fp16, or auto (bf16 or fp16 on a GPU that supports it, fp32 elsewhere)."""
     sync_bn: bool = True
@@ -416,6 +396,26 @@ class TrainConfig:
     """Optimiser steps between lines in metrics.jsonl, machine.jsonl and the trackers."""
     trackers: str = "tensorboard"
     """Trackers of the curves: tensorboard, wandb (if installed), both separated by a comma, or none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(LoopConfig):
+    """The training loop of a segmentation model, and its loss."""
+
+    loss: str = "cross_entropy"
+    """Loss, or several joined by + and added up: cross_entropy; ohem (cross-entropy of hard pixels); and dice, focal,
+    lovasz, tversky, which need the memory of full-size logits."""
+    class_weights: str = "none"
+    """Weights of the classes in cross_entropy and ohem, from the training masks: none, median_frequency or
+    effective_number (both need a pass over all masks)."""
+    label_smoothing: float = within(0.0, 0, 1, below=True)
+    """Share of the target that cross_entropy and ohem spread over all classes."""
+    ohem_threshold: float = within(0.7, 0, 1)
+    """For ohem: a pixel counts whose own class has less than this probability."""
+    ohem_min_kept: int = within(100_000, 0, COUNT)
+    """For ohem: at least so many pixels an image count, the hardest."""
+    aux_weight: float = within(0.2, 0, 100)
+    """Weight of the auxiliary head's loss."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -450,10 +450,110 @@ class RunConfig:
     """Run folder, which must not exist; null for runs/<name of the config file>."""
 
     def __post_init__(self) -> None:
-        check_values(flatten(self), kinds_of(type(self)))
+        check_values(flatten(self), kinds_of(RunConfig))
+        low, high = self.data.scale_min, self.data.scale_max
+        if high < low:
+            raise ConfigError(f"data.scale_max ({high}) is below data.scale_min ({low}).")
+        _check_loss(self.train)
 
 
-C = TypeVar("C", bound=RunConfig)
+AUGMENTS = ("none", "auto", "rand")
+"""Values of `classify.augment`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierConfig:
+    """The network of a classifier; the number of classes comes from the data."""
+
+    encoder: str = "resnest50"
+    """Encoder: any that `model.encoder` of a segmentation model names."""
+    output_stride: int = 32
+    """Input pixels per step of the last feature map: 8, 16 or 32."""
+    dilation: str = "encoding"
+    """At an output stride below 32, which network the dilated weights belong to: encoding, mmseg or timm."""
+    encoder_weights: str | None = None
+    """What the encoder starts from: imagenet (published weights, downloaded once), a weight file of any published
+    format, the name of a published checkpoint (tools/zoo_seg.py lists them), or null for fresh weights."""
+    drop_block: float = within(0.0, 0, 1, below=True)
+    """Share of pixels that DropBlock clears in the last two stages while training."""
+    drop_path: float = within(0.0, 0, 1, below=True)
+    """Share of images that skip the last residual block while training, less for earlier ones (stochastic depth)."""
+    zero_gamma: bool = False
+    """Start with a zero weight in the last norm of every residual branch, so that blocks start as the identity."""
+    rectify: str = "none"
+    """Correct padded convolutions at the border: none, rectify or rectify_avg. Another network, equal weights."""
+    checkpointing: bool = False
+    """Keep only the blocks' inputs for the backward pass and compute the rest twice: less memory, more time."""
+
+    @property
+    def network(self) -> ModelConfig:
+        """The config of a network with this encoder, as the builders of encoders take it."""
+        return ModelConfig(**dataclasses.asdict(self), head="classifier", aux_head=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassFolderConfig:
+    """The images and the size of their crops; `classify` has the rest of the recipe."""
+
+    dataset: str = "imagenet"
+    """Name of the data set, which decides where it is looked for if root is null."""
+    root: str | None = None
+    """Folder with train/<class>/* and val/<class>/*; null looks in $RESNEST_SEG_DATA/<dataset>, then in
+    datasets/<dataset>."""
+    crop_size: int = within(224, 1, 16384)
+    """Height in pixels of the crops of training and validation, and their width where crop_width is null."""
+    crop_width: int | None = within(None, 1, 16384)
+    """Width in pixels of the crops; null makes them square."""
+    flip: float = within(0.5, 0, 1)
+    """Probability of a horizontal flip."""
+    workers: int = within(4, 0, 256)
+    """Loader processes for each training process; 0 loads in the training process. Results do not depend on it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifyConfig:
+    """What training a classifier needs beyond training a segmenter."""
+
+    augment: str = "auto"
+    """Changes of colour and shape after the crop: none, auto (AutoAugment, ImageNet's policy) or rand (RandAugment)."""
+    area_min: float = within(0.08, 0, 1, above=True)
+    """Smallest share of the image that a training crop shows."""
+    mixup: float = within(0.2, 0, 100)
+    """Alpha of MixUp, which blends pairs of images and of their labels; 0 turns it off."""
+    cutmix: float = within(0.0, 0, 100)
+    """Alpha of CutMix, which pastes a rectangle of one image into another; with mixup, a batch gets either one."""
+    label_smoothing: float = within(0.1, 0, 1, below=True)
+    """Share of the truth that is spread over all classes."""
+    dropout: float = within(0.2, 0, 1, below=True)
+    """Probability of dropout before the last layer."""
+    eval_share: float = within(0.875, 0, 1, above=True)
+    """Side of the validation's centre crop, times the short edge of the resized image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides what the training of a classifier computes."""
+
+    model: ClassifierConfig = dataclasses.field(default_factory=ClassifierConfig)
+    data: ClassFolderConfig = dataclasses.field(default_factory=ClassFolderConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: LoopConfig = dataclasses.field(default_factory=lambda: LoopConfig(epochs=270, batch_size=256))
+    classify: ClassifyConfig = dataclasses.field(default_factory=ClassifyConfig)
+    seed: int = within(0, 0, 2**63, below=True)
+    """Seed of the weights, of the order of samples and of their augmentation."""
+    output: str | None = None
+    """Run folder, must not exist yet; null makes runs/<name of the config file>."""
+
+    def __post_init__(self) -> None:
+        check_values(flatten(self), kinds_of(PretrainConfig))
+        if self.classify.augment not in AUGMENTS:
+            raise unknown_name("classify.augment", self.classify.augment, AUGMENTS)
+
+
+AnyConfig = RunConfig | PretrainConfig
+"""The config of a run of either kind: the loop reads `optim`, `train`, `seed` and `output`, which both have."""
+
+C = TypeVar("C", RunConfig, PretrainConfig)
 
 
 def config_keys(owner: type = RunConfig, prefix: str = "") -> list[str]:
@@ -482,7 +582,7 @@ def kinds_of(owner: type = RunConfig, prefix: str = "") -> dict[str, Kind]:
     return kinds
 
 
-def flatten(config: RunConfig) -> dict[str, Any]:
+def flatten(config: AnyConfig) -> dict[str, Any]:
     """Convert a config to one dictionary: dotted key -> value."""
 
     def walk(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -494,12 +594,12 @@ def flatten(config: RunConfig) -> dict[str, Any]:
     return walk(dataclasses.asdict(config), "")
 
 
-def to_yaml(config: RunConfig) -> str:
+def to_yaml(config: AnyConfig) -> str:
     """Serialise the resolved config to YAML with every key; `load_run_config` reads it back to an equal config."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
 
 
-def add_run_arguments(parser: ArgumentParser, kind: type[RunConfig] = RunConfig) -> None:
+def add_run_arguments(parser: ArgumentParser, kind: type[AnyConfig] = RunConfig) -> None:
     """Add every key of a kind of config to a jsonargparse parser, documented by the dataclasses' docstrings."""
     parser.add_class_arguments(kind)
 
@@ -514,7 +614,7 @@ def load_config(path: str | Path, kind: type[C], *, overrides: Sequence[str] = (
 
     Args:
         path: The YAML file; missing keys keep the dataclasses' defaults.
-        kind: `RunConfig`, or a dataclass that adds groups to it.
+        kind: `RunConfig` or `PretrainConfig`.
         overrides: Command-line arguments such as `["--optim.lr", "0.02"]` or `["--optim.lr=0.02"]`.
 
     Raises:
@@ -542,13 +642,13 @@ def load_config(path: str | Path, kind: type[C], *, overrides: Sequence[str] = (
     return _from_dict(namespace.as_dict(), kind)
 
 
-def run_config_from_dict(values: Mapping[str, Any]) -> RunConfig:
-    """Build the config from nested dictionaries, as checkpoints store them.
+def config_from_dict(values: Mapping[str, Any]) -> AnyConfig:
+    """Build a config from nested dictionaries, as checkpoints store them; a classifier's has the group `classify`.
 
     Raises:
         ConfigError: A key does not exist, or a value is invalid.
     """
-    return _from_dict(values, RunConfig)
+    return _from_dict(values, PretrainConfig) if "classify" in values else _from_dict(values, RunConfig)
 
 
 def _from_dict(values: Mapping[str, Any], kind: type[C]) -> C:
@@ -569,7 +669,7 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     return tree
 
 
-def _check_keys(tree: Mapping[str, Any], where: str, kind: type[RunConfig]) -> None:
+def _check_keys(tree: Mapping[str, Any], where: str, kind: type[AnyConfig]) -> None:
     """Reject unknown keys; the error names their location and the nearest valid key."""
     keys = config_keys(kind)
     groups = {key.partition(".")[0] for key in keys if "." in key}
@@ -584,67 +684,3 @@ def _check_keys(tree: Mapping[str, Any], where: str, kind: type[RunConfig]) -> N
                 raise unknown_name(f"key in {where}:", str(name), keys)
             if isinstance(value, Mapping | list):
                 raise ConfigError(f"{name} in {where} must be one value, not {shown(value)}.")
-
-
-AUGMENTS = ("none", "auto", "rand")
-"""Values of `classify.augment`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassifyConfig:
-    """The keys for training a classifier."""
-
-    augment: str = "auto"
-    """Augmentation after the crop: none, auto (AutoAugment, ImageNet's policy) or rand (RandAugment)."""
-    area_min: float = within(0.08, 0, 1, above=True)
-    """Minimum area of a training crop, as a share of the image."""
-    mixup: float = within(0.2, 0, 100)
-    """Alpha of MixUp, which blends pairs of images and their labels; 0 disables it."""
-    cutmix: float = within(0.0, 0, 100)
-    """Alpha of CutMix, which pastes a rectangle of one image into another; with mixup, each batch gets one of both."""
-    label_smoothing: float = within(0.1, 0, 1, below=True)
-    """Label smoothing: share of the target that is spread over all classes."""
-    dropout: float = within(0.2, 0, 1, below=True)
-    """Probability of dropout before the last layer."""
-    eval_share: float = within(0.875, 0, 1, above=True)
-    """Side of the validation's centre crop, as a share of the short edge of the resized image."""
-
-
-WITHOUT_EFFECT = (
-    *(f"data.{name}" for name in ("rotate", "color_jitter", "blur", "coarse_dropout", "class_mix", "rare_class")),
-    *(f"train.{name}" for name in ("loss", "class_weights", "label_smoothing")),
-    *("data.classes", "model.weights", "eval.limit"),
-)
-"""Keys of `RunConfig` without effect on a classifier."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PretrainConfig(RunConfig):
-    """The configuration for training a classifier; it determines the result.
-
-    The keys of `RunConfig` apply, except for those of `WITHOUT_EFFECT`, which must keep their defaults.
-    """
-
-    model: ModelConfig = dataclasses.field(
-        default_factory=lambda: ModelConfig(head="classifier", output_stride=32, aux_head=False)
-    )
-    data: DataConfig = dataclasses.field(default_factory=lambda: DataConfig(dataset="imagenet", crop_size=224))
-    train: TrainConfig = dataclasses.field(default_factory=lambda: TrainConfig(epochs=270, batch_size=256))
-    classify: ClassifyConfig = dataclasses.field(default_factory=ClassifyConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        classify = self.classify
-        if self.model.head != "classifier":
-            raise ConfigError(f"model.head must be classifier here, not {self.model.head!r}.")
-        flat, usual = flatten(self), flatten(RunConfig())
-        for key in WITHOUT_EFFECT:
-            if flat[key] != usual[key]:
-                raise ConfigError(f"{key} has no effect on a classifier: leave it at {usual[key]}, not {flat[key]}.")
-        if classify.augment not in AUGMENTS:
-            raise unknown_name("classify.augment", classify.augment, AUGMENTS)
-
-    @property
-    def run(self) -> RunConfig:
-        """The `RunConfig` part, which a checkpoint of the classifier stores."""
-        return RunConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(RunConfig)})

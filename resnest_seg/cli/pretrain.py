@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from resnest_seg.training.trainer import Trainer
 
 
-def parse(argv: Sequence[str]) -> Order:
+def parse(argv: Sequence[str]) -> Order[PretrainConfig]:
     """Read the command line, and the environment that torchrun's elastic agent sets."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     if "-h" in argv or "--help" in argv:
@@ -63,16 +63,17 @@ def parse(argv: Sequence[str]) -> Order:
     return Order(run, run.output or f"runs/{Path(config).stem}", "auto" if begun(resume) else "no", allow, dry)
 
 
-def trainer_for(order: Order, config: PretrainConfig) -> Trainer:
+def trainer_for(order: Order[PretrainConfig]) -> Trainer:
     """Build and check all parts of a run."""
     import torch
 
     from resnest_seg.data.build import data_root
-    from resnest_seg.models.loading import segmenter_for
+    from resnest_seg.models.loading import classifier_for
     from resnest_seg.training.classification import ClassFolder, ClassificationTask
     from resnest_seg.training.run_folder import RunFolder
     from resnest_seg.training.trainer import Trainer
 
+    config = order.config
     resume = order.resume == "yes" or (order.resume == "auto" and bool(RunFolder(order.output).states()))
     root = data_root(config.data.dataset, config.data.root)
     check_outside(order.output, [root / "train", root / "val"])
@@ -80,7 +81,7 @@ def trainer_for(order: Order, config: PretrainConfig) -> Trainer:
     torch.manual_seed(config.seed)
     return Trainer(
         config,
-        segmenter=segmenter_for(config.run, None, num_classes=task.num_classes, pretrained=not resume),
+        segmenter=classifier_for(config, num_classes=task.description.num_classes, pretrained=not resume),
         task=task,
         output=order.output,
         resume=resume,
@@ -92,7 +93,6 @@ def trainer_for(order: Order, config: PretrainConfig) -> Trainer:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the classifier; returns the exit code."""
     order = parse(sys.argv[1:] if argv is None else argv)
-    assert isinstance(order.config, PretrainConfig)
     if order.dry:
         from resnest_seg.training.dry_run import dry_run_classifier
 
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     folder = shlex.quote(str(order.output))
     return fit(
-        trainer_for(order, order.config),
+        trainer_for(order),
         done=f"Segment with it: tools/train_seg.py ... --model.encoder_weights {folder}/best.safetensors",
         again=f"python tools/pretrain_cls.py --resume {folder}",
     )

@@ -21,11 +21,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from resnest_seg.config import RunConfig, add_run_arguments, check_option, load_run_config
+from resnest_seg.config import C, RunConfig, add_run_arguments, check_option, load_run_config
 from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, CheckpointError, ConfigError, unknown_name
 from resnest_seg.files import check_outside
 
@@ -44,7 +44,7 @@ DEFAULT_CONFIGS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
+class Order(Generic[C]):
     """The parsed command line.
 
     Attributes:
@@ -56,7 +56,7 @@ class Order:
         budget: Memory for which the batch is divided: "auto", GiB per device, or None for the config's division.
     """
 
-    config: RunConfig
+    config: C
     output: str
     resume: str = "no"
     allow: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Order:
     budget: str | None = None
 
 
-def parse(argv: Sequence[str]) -> Order:
+def parse(argv: Sequence[str]) -> Order[RunConfig]:
     """Read the command line, and the environment that torchrun's elastic agent sets."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     helper = ArgumentParser(prog="train_seg.py", description=__doc__.strip().splitlines()[0], exit_on_error=False)
@@ -160,7 +160,7 @@ def take(argv: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str | Non
     return taken, rest
 
 
-def dry(order: Order) -> str:
+def dry(order: Order[RunConfig]) -> str:
     """Do a dry run; returns its report."""
     from resnest_seg.training.dry_run import data_or_stand_in, dry_run
 
@@ -187,7 +187,7 @@ def look(config: RunConfig, *splits: SegmentationDataset) -> None:
             print(f"warning: {warning}", file=sys.stderr)
 
 
-def trainer_for(order: Order) -> Trainer:
+def trainer_for(order: Order[RunConfig]) -> Trainer:
     """Build and check all parts of a run: data, model with its initial weights, checkpoint, folder."""
     import torch
 

@@ -196,15 +196,10 @@ def check_fits(model: Segmenter | Backend, dataset: SegmentationDataset) -> None
     """Refuse a model that cannot segment the images of a data set into its classes.
 
     Raises:
-        ConfigError: An image classifier, or a model for images of other channels.
+        ConfigError: A model for images of other channels.
         CheckpointError: Other classes: says how many each has, or which name differs first.
     """
-    if isinstance(model, Segmenter):
-        head, channels = model.config.model.head, model.config.model.in_channels
-    else:
-        head, channels = model.head, model.channels
-    if head == "classifier":
-        raise ConfigError("head 'classifier' gives one answer for a whole image: choose another head to segment.")
+    channels = model.config.model.in_channels if isinstance(model, Segmenter) else model.channels
     if channels != 3:
         raise ConfigError(
             f"model.in_channels is {channels}, and the images of data set {dataset.label_space.name} have 3."

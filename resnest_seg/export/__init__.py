@@ -5,6 +5,7 @@ from resnest_seg import lazy_exports
 _HOMES = {
     "Bounds": "verify",
     "ExportGraph": "graph",
+    "ExportOptions": "graph",
     "Proof": "verify",
     "export_onnx": "export",
     "export_openvino": "export",

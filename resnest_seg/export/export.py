@@ -16,7 +16,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from resnest_seg.errors import ConfigError, ExportError
-from resnest_seg.export.graph import exportable, first_line, info_of, smallest_for_torch, trace
+from resnest_seg.export.graph import ExportOptions, exportable, first_line, info_of, smallest_for_torch, trace
 from resnest_seg.export.onnx import quiet, write_onnx
 from resnest_seg.export.verify import Evidence, Proof, prove
 from resnest_seg.files import atomic_write
@@ -63,15 +62,14 @@ def export_onnx(
     Raises:
         ExportError: The network cannot be exported, or the file does not predict what the model predicts.
         ConfigError: An option that does not exist, or a package that is not installed.
-        CheckpointError: An image classifier, or a data set with other classes.
+        CheckpointError: A data set with other classes.
     """
-    info = info_of(segmenter, pixels=pixels, layout=layout, output=output, precision=precision)
-    target = _target(path, "onnx", info, calibration)
+    options = ExportOptions(pixels, layout, output, precision, calibration)
 
-    def write(draft: Path) -> None:
+    def write(info: ExportInfo, draft: Path) -> None:
         write_onnx(segmenter, info, draft, calibration)
 
-    return _publish(target, write, segmenter, evidence, on_image)
+    return _export("onnx", segmenter, path, options, write, evidence, on_image)
 
 
 def export_torch(
@@ -107,20 +105,18 @@ def export_torch(
         ConfigError: See `export_onnx`.
         CheckpointError: See `export_onnx`.
     """
-    info = info_of(segmenter, pixels=pixels, layout=layout, output=output, precision=precision)
-    info = dataclasses.replace(info, smallest=smallest_for_torch(info))
-    target = _target(path, "torch", info, ())
+    options = ExportOptions(pixels, layout, output, precision)
     if aoti:
         _need_compiler()
 
-    def write(draft: Path) -> None:
+    def write(info: ExportInfo, draft: Path) -> None:
         program = trace(exportable(segmenter, info), smallest=info.smallest)
         if aoti:
             _compile(program, info, draft)
         else:
             torch.export.save(program, draft, extra_files={EXTRA_FILE: info.to_json()})
 
-    return _publish(target, write, segmenter, evidence, on_image)
+    return _export("torch", segmenter, path, options, write, evidence, on_image)
 
 
 def export_openvino(
@@ -153,14 +149,13 @@ def export_openvino(
         ConfigError: See `export_onnx`.
         CheckpointError: See `export_onnx`.
     """
-    info = info_of(segmenter, pixels=pixels, layout=layout, output=output, precision=precision)
-    target = _target(path, "openvino", info, calibration)
+    options = ExportOptions(pixels, layout, output, precision, calibration)
     try:
         openvino = silent_openvino()
     except ImportError:
         raise ConfigError("this export needs OpenVINO: pip install 'resnest-seg[export,openvino]'.") from None
 
-    def write(draft: Path) -> None:
+    def write(info: ExportInfo, draft: Path) -> None:
         plain = info if precision == "int8" else dataclasses.replace(info, precision="float32")
         between = draft.with_name("between.onnx")
         write_onnx(segmenter, plain, between, calibration)
@@ -171,7 +166,7 @@ def export_openvino(
         except RuntimeError as error:
             raise ExportError(f"OpenVINO cannot convert this network ({first_line(error)}).") from error
 
-    return _publish(target, write, segmenter, evidence, on_image)
+    return _export("openvino", segmenter, path, options, write, evidence, on_image)
 
 
 EXPORTERS: dict[str, Callable[..., Proof]] = {
@@ -187,14 +182,14 @@ def report_path(path: Path) -> Path:
     return path.with_suffix(".report.json")
 
 
-def _target(path: str | Path, kind: str, info: ExportInfo, calibration: Sequence[Any]) -> Path:
+def _target(path: str | Path, kind: str, options: ExportOptions) -> Path:
     """The file to write, after everything that can be known before is checked."""
     path, suffix = Path(path), SUFFIXES[kind]
     if path.suffix != suffix:
         raise ConfigError(f"format {kind} writes files whose names end with {suffix}, not {path.name}.")
-    if info.precision == "int8" and kind == "torch":
+    if options.precision == "int8" and kind == "torch":
         raise ConfigError("format torch has no int8 here: choose onnx or openvino.")
-    if info.precision == "int8" and not len(calibration):
+    if options.precision == "int8" and not len(options.calibration):
         raise ConfigError("int8 needs training images to calibrate with: give a data set.")
     if kind != "torch":
         try:
@@ -247,19 +242,25 @@ def _compile(program: ExportedProgram, info: ExportInfo, path: Path) -> None:
         ) from error
 
 
-def _publish(
-    target: Path,
-    write: Callable[[Path], None],
+def _export(
+    kind: str,
     segmenter: Segmenter,
+    path: str | Path,
+    options: ExportOptions,
+    write: Callable[[ExportInfo, Path], None],
     evidence: Evidence,
     on_image: Callable[[], object] | None,
 ) -> Proof:
     """Write a file beside its target, prove it, and put it into its place with its report."""
+    info = info_of(segmenter, options)
+    if kind == "torch":
+        info = dataclasses.replace(info, smallest=smallest_for_torch(info))
+    target = _target(path, kind, options)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.stem}.", dir=target.parent) as folder:
         draft = Path(folder) / target.name
         with _full_disk(target):
-            write(draft)
+            write(info, draft)
         proof = prove(open_exported(draft), segmenter, evidence=evidence, on_image=on_image)
         moves = [(draft, target)]
         if target.suffix == SUFFIXES["openvino"]:

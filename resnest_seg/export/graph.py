@@ -10,15 +10,18 @@ import copy
 import dataclasses
 import hashlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import resnest_seg
-from resnest_seg.errors import CheckpointError, ExportError
+from resnest_seg.errors import ExportError
 from resnest_seg.inference.exported import ExportInfo
 from resnest_seg.inference.torch_backend import setting_of
 from resnest_seg.labels import LabelSpace
@@ -27,25 +30,32 @@ from resnest_seg.models.resnest import SplitAttention
 from resnest_seg.models.segmenter import Segmenter
 
 
-def info_of(segmenter: Segmenter, *, pixels: str, layout: str, output: str, precision: str) -> ExportInfo:
-    """What an export of a model will say about itself; a model without a label space gets numbered classes.
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """What an exported file takes and gives, and in which precision it computes.
 
-    Args:
-        segmenter: The model.
+    Attributes:
         pixels: Type of the images, one of `resnest_seg.inference.exported.PIXELS`.
         layout: Their shape, one of `LAYOUTS`.
         output: What comes out, one of `OUTPUTS`.
         precision: One of `PRECISIONS`.
+        calibration: For int8: training images, uint8 [H, W, 3], whose values decide the ranges.
+    """
+
+    pixels: str = "uint8"
+    layout: str = "nchw"
+    output: str = "logits"
+    precision: str = "float32"
+    calibration: Sequence[NDArray[np.uint8]] = ()
+
+
+def info_of(segmenter: Segmenter, options: ExportOptions) -> ExportInfo:
+    """What an export of a model will say about itself; a model without a label space gets numbered classes.
 
     Raises:
         ConfigError: An option that does not exist, or more classes than a label space can have.
-        CheckpointError: The model is an image classifier.
     """
     model = segmenter.config.model
-    if model.head == "classifier":
-        raise CheckpointError(
-            f"{segmenter.description}: this is an image classifier, it cannot segment and is not exported."
-        )
     source, digest = _source(segmenter)
     return ExportInfo(
         label_space=segmenter.label_space or LabelSpace.numbered(segmenter.num_classes),
@@ -61,10 +71,10 @@ def info_of(segmenter: Segmenter, *, pixels: str, layout: str, output: str, prec
         size_divisor=segmenter.size_divisor,
         min_size=segmenter.min_size,
         setting=setting_of(segmenter),
-        pixels=pixels,
-        layout=layout,
-        output=output,
-        precision=precision,
+        pixels=options.pixels,
+        layout=options.layout,
+        output=options.output,
+        precision=options.precision,
         source=source,
         source_sha256=digest,
         version=resnest_seg.__version__,

@@ -254,12 +254,7 @@ class OnnxPredictor(Predictor):
 
 
 def _check_photos(model: Backend) -> LabelSpace:
-    """The label space of a model that can segment photos."""
-    if model.head == "classifier":
-        raise CheckpointError(
-            f"{model.description}: this is an image classifier, it cannot segment. Train a segmentation model "
-            "from it: --model.encoder_weights takes its file."
-        )
+    """The label space of a model for photos."""
     if model.channels != 3:
         raise CheckpointError(f"the model is for images of {model.channels} channels, and photos have 3.")
     if model.label_space is None:

@@ -4,6 +4,7 @@ from resnest_seg import lazy_exports
 
 _HOMES = {
     "Checkpoint": "checkpoint",
+    "Classifier": "classifier",
     "DeepLabV3Head": "heads",
     "FCNHead": "heads",
     "LoadReport": "segmenter",
@@ -22,6 +23,7 @@ _HOMES = {
     "build_segmenter": "loading",
     "fuse_model": "fuse",
     "load_checkpoint": "loading",
+    "load_classifier": "loading",
     "load_fitting": "loading",
     "published": "published",
     "published_names": "published",

@@ -1,6 +1,6 @@
 """The checkpoint format: a safetensors file that carries everything needed to rebuild the model, and to resume.
 
-    tensors    model.<key>              the weights and buffers of the `Segmenter`
+    tensors    model.<key>              the weights and buffers of the model
                optimizer.<key>.<name>   optional training state: the optimiser's, per parameter
                average.<key>            optional training state: the moving average of the weights
     metadata   format, num_classes, and as JSON config, label_space, training
@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from resnest_seg.config import RunConfig, run_config_from_dict
+from resnest_seg.config import AnyConfig, ModelConfig, RunConfig, config_from_dict
 from resnest_seg.errors import CheckpointError
 from resnest_seg.files import atomic_write
 from resnest_seg.labels import LabelSpace
@@ -63,16 +63,16 @@ class Checkpoint:
     """The content of a checkpoint file.
 
     Attributes:
-        config: The whole resolved config of the run.
+        config: The whole resolved config of the run; its type says what was trained, a `Segmenter` or a `Classifier`.
         label_space: The classes, in the order of the model's outputs; None for an image classifier.
-        weights: The state dict of the `Segmenter`.
+        weights: The state dict of the model.
         training: None in files that are meant for inference only.
         num_classes: K; that of the label space where there is one.
         origin: Of a run's best weights, plain values: the step, whose they are (the weights' own, or of their average),
             and their scores.
     """
 
-    config: RunConfig
+    config: AnyConfig
     label_space: LabelSpace | None
     weights: Mapping[str, Tensor]
     training: TrainingState | None = None
@@ -83,6 +83,11 @@ class Checkpoint:
         assert self.label_space is not None or self.num_classes
         if self.label_space is not None:
             object.__setattr__(self, "num_classes", len(self.label_space))
+
+    @property
+    def network(self) -> ModelConfig:
+        """The network; a classifier has no decoder, and `head` says so."""
+        return self.config.model if isinstance(self.config, RunConfig) else self.config.model.network
 
     def save(self, path: str | Path) -> None:
         """Write the file atomically.
@@ -143,7 +148,7 @@ class Checkpoint:
             for name, part in parts.items():
                 if name in metadata and metadata[name] != content_hash(part, metadata):
                     raise CheckpointError(f"{path} is damaged: its content is not what was written (another SHA-256).")
-            config = run_config_from_dict(json.loads(metadata["config"]))
+            config = config_from_dict(json.loads(metadata["config"]))
             classes = json.loads(metadata["label_space"])
             label_space = None if classes is None else LabelSpace.from_dict(classes)
             num_classes = int(metadata["num_classes"]) if classes is None else 0

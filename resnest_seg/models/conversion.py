@@ -53,6 +53,9 @@ EXPECTED: tuple[tuple[str, str], ...] = (
     ("average.", "training state"),
 )
 
+CLASSIFIER = "classifier"
+"""In place of a decoder's name: there is none, but one linear layer."""
+
 HEADS_BY_KEY: tuple[tuple[str, str, str, str], ...] = (
     # our key -> (head, family, the key whose first dimension is the number of classes)
     ("head.conv5.0.weight", "fcn", "encoding", "head.conv5.4.weight"),
@@ -61,7 +64,7 @@ HEADS_BY_KEY: tuple[tuple[str, str, str, str], ...] = (
     ("head.aspp_modules.0.conv.weight", "deeplabv3", "mmseg", "head.conv_seg.weight"),
     ("head.psp_modules.0.1.conv.weight", "pspnet", "mmseg", "head.conv_seg.weight"),
     ("head.conv_cat.conv.weight", "fcn", "mmseg", "head.conv_seg.weight"),
-    ("head.fc.weight", "classifier", "encoding", "head.fc.weight"),
+    ("head.fc.weight", CLASSIFIER, "encoding", "head.fc.weight"),
 )
 
 DATASETS_BY_CLASSES = {150: "ade20k", 19: "cityscapes", 59: "pascal_context"}
@@ -89,6 +92,11 @@ class Recognised:
     weights: Mapping[str, Tensor]
     skipped: tuple[tuple[str, str], ...]
     assumed: tuple[str, ...]
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it is an image classifier, without a decoder."""
+        return self.model.head == CLASSIFIER
 
 
 def recognise(
@@ -126,8 +134,8 @@ def recognise(
             )
     head, family, num_classes = _head(weights)
     if output_stride is None:
-        output_stride = 32 if head == "classifier" else 8
-        if head != "classifier":
+        output_stride = 32 if head == CLASSIFIER else 8
+        if head != CLASSIFIER:
             assumed.append(f"output stride {output_stride}: no key determines it")
     if dilation is None:
         dilation = "mmseg" if family == "mmseg" else "encoding"
@@ -135,7 +143,7 @@ def recognise(
             assumed.append(f"dilation {dilation}: no key determines it")
     if form == "resnest_seg":
         assumed.append("rectify none: no key determines it, nor the rest of the run's config")
-    dataset = None if head == "classifier" else DATASETS_BY_CLASSES.get(num_classes)
+    dataset = None if head == CLASSIFIER else DATASETS_BY_CLASSES.get(num_classes)
     if dataset is not None:
         assumed.append(f"data set {dataset}: it also has {num_classes} classes")
     model = ModelConfig(
@@ -233,7 +241,7 @@ def label_space(recognised: Recognised, metadata: Mapping[str, Any]) -> LabelSpa
         recognised: The network.
         metadata: The file's metadata: mmsegmentation's CLASSES and PALETTE, or its dataset_meta.
     """
-    if recognised.model.head == "classifier":
+    if recognised.classifies:
         return None
     count = recognised.num_classes
     inner = metadata.get("dataset_meta")

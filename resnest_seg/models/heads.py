@@ -122,23 +122,22 @@ class DeepLabV3Head(nn.Module):
 
 
 class ClassifierHead(nn.Module):
-    """Global average pooling and one linear layer: features -> logits [N, K, 1, 1].
-
-    It makes a `Segmenter` an image classifier, and loads the classifiers of ImageNet checkpoints.
+    """Mean over all pixels, dropout, one linear layer: features -> class scores before softmax [N, K].
 
     Args:
         in_channels: Channels of c4.
         num_classes: K.
+        dropout: Probability of dropout.
     """
 
-    def __init__(self, in_channels: int, num_classes: int) -> None:
+    def __init__(self, in_channels: int, num_classes: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(0.0)  # training sets its probability
+        self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(in_channels, num_classes)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        logits: Tensor = self.fc(self.dropout(features[-1].mean(dim=(2, 3))))
-        return logits[..., None, None]
+        scores: Tensor = self.fc(self.dropout(features[-1].mean(dim=(2, 3))))
+        return scores
 
 
 def aspp_rates(output_stride: int) -> tuple[int, int, int]:

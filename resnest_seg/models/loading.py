@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from resnest_seg.config import DataConfig, ModelConfig, RunConfig
+from resnest_seg.config import AnyConfig, ClassifierConfig, DataConfig, ModelConfig, PretrainConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, unknown_name
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import Checkpoint, find_checkpoint, is_ours
-from resnest_seg.models.conversion import encoder_of_name, label_space, recognise, rename
+from resnest_seg.models.classifier import NO_CLASSIFIER, Classifier, fresh_classifier
+from resnest_seg.models.conversion import CLASSIFIER, encoder_of_name, label_space, recognise, rename
 from resnest_seg.models.published import imagenet_checkpoint, published, published_names
 from resnest_seg.models.resnest import ResNeSt, adapt_first_convolution
-from resnest_seg.models.segmenter import LoadReport, Segmenter, fresh_segmenter, load_weights, misfits
+from resnest_seg.models.segmenter import LoadReport, PixelModel, Segmenter, fresh_segmenter, load_weights, misfits
 from resnest_seg.models.weight_files import check_finite, naming_file, read_weights
 
 
@@ -42,8 +43,8 @@ def build_segmenter(
 
     Args:
         encoder: A name of `resnest_seg.models.resnest.SPECS`, or "smp:" and an encoder of segmentation-models-pytorch.
-        head: "fcn", "deeplabv3" or "classifier" (one answer an image), in family "mmseg" also "pspnet" and
-            "deeplabv3plus", or "smp:" and a decoder of segmentation-models-pytorch, see `resnest_seg.models.smp`.
+        head: "fcn" or "deeplabv3", in family "mmseg" also "pspnet" and "deeplabv3plus", or "smp:" and a decoder of
+            segmentation-models-pytorch, see `resnest_seg.models.smp`.
         num_classes: K, at least 1.
         output_stride: 8, 16 or 32 input pixels per step of the last features.
         dilation: The dilated network that is meant, see `resnest_seg.models.resnest`; SMP's encoders have their own.
@@ -98,16 +99,24 @@ def segmenter_for(
     return segmenter
 
 
+def classifier_for(config: PretrainConfig, *, num_classes: int, pretrained: bool = True) -> Classifier:
+    """The classifier that a config describes, in training mode; arguments and errors are those of `segmenter_for`."""
+    classifier = fresh_classifier(config, num_classes=num_classes, smp_weights=pretrained)
+    if pretrained and config.model.encoder_weights is not None and isinstance(classifier.encoder, ResNeSt):
+        load_encoder(classifier.encoder, config.model.network)
+        convert_conv2d_weight_memory_format(classifier, torch.channels_last)
+    return classifier
+
+
 def load_checkpoint(path: str | Path, *, output_stride: int | None = None, dilation: str | None = None) -> Segmenter:
-    """Load a model for inference.
+    """Load a segmentation model for inference.
 
     Recognised by their keys are our own files and run folders (the best checkpoint, else the last), PyTorch-Encoding's
-    segmentation files (in their zip or out of it), mmsegmentation's, and ImageNet classifiers of the ResNeSt
-    repository, timm and torchvision, which become a `Segmenter` with one answer for the whole image.
+    segmentation files (in their zip or out of it) and mmsegmentation's.
 
     Args:
         path: A file, a run folder, or the name of a published checkpoint, which is downloaded once.
-        output_stride: For files of others, which do not tell it: the network's. None assumes 8, and 32 for classifiers.
+        output_stride: For files of others, which do not tell it: the network's. None assumes 8.
         dilation: For files of others: the dilation variant. None takes that of the code the file comes from.
 
     Returns:
@@ -115,10 +124,50 @@ def load_checkpoint(path: str | Path, *, output_stride: int | None = None, dilat
         what was loaded.
 
     Raises:
-        CheckpointError: There is no such file or name, it is damaged, it wants to run code, or it does not fit.
+        CheckpointError: There is no such file or name, it is damaged, wants to run code, or does not fit; or it is an
+            image classifier.
         DownloadError: A published file cannot be fetched.
         ConfigError: An output stride or dilation that does not exist.
     """
+    source = _open(path, output_stride, dilation)
+    with naming_file(source.path):
+        segmenter, kept = _build(source)
+    segmenter.load_report = _report(source, segmenter, kept)
+    return segmenter
+
+
+def load_classifier(path: str | Path, *, output_stride: int | None = None, dilation: str | None = None) -> Classifier:
+    """Load an image classifier: one of ours, or an ImageNet classifier of the ResNeSt repository, timm or torchvision.
+
+    Args:
+        path: A file, a run folder, or the name of a published checkpoint, which is downloaded once.
+        output_stride: For files of others: that of the network to build; None takes 32.
+        dilation: For files of others, at an output stride below 32: the dilation variant.
+
+    Returns:
+        The model in eval mode on the CPU, with its `.load_report`.
+
+    Raises:
+        CheckpointError: See `load_checkpoint`; or it is a segmentation model.
+        DownloadError: A published file cannot be fetched.
+        ConfigError: An output stride or dilation that does not exist.
+    """
+    source = _open(path, output_stride, dilation)
+    with naming_file(source.path):
+        config = _known(source).config
+        if not isinstance(config, PretrainConfig):
+            raise CheckpointError(NO_CLASSIFIER)
+        if source.ours:
+            classifier, kept = Classifier.from_checkpoint(_known(source)), list[str]()
+        else:
+            classifier = fresh_classifier(config, num_classes=_known(source).num_classes)
+            kept = load_weights(classifier, source.weights)
+    classifier.load_report = _report(source, classifier, kept)
+    return classifier.eval()
+
+
+def _open(path: str | Path, output_stride: int | None, dilation: str | None) -> Source:
+    """What a file, run folder or published name is."""
     entry = None if Path(path).exists() else published(str(path))
     if entry is None and not Path(path).exists():
         raise CheckpointError(
@@ -129,19 +178,19 @@ def load_checkpoint(path: str | Path, *, output_stride: int | None = None, dilat
     if dilation is None and entry is not None and entry.source == "timm":
         dilation = "timm"
     file = find_checkpoint(path) if entry is None else entry.fetch()
-    source = read(file, hint=hint, output_stride=output_stride, dilation=dilation)
-    with naming_file(file):
-        segmenter, kept = _build(source)
-    segmenter.load_report = LoadReport(
-        path=file,
+    return read(file, hint=hint, output_stride=output_stride, dilation=dilation)
+
+
+def _report(source: Source, model: PixelModel, kept: list[str]) -> LoadReport:
+    return LoadReport(
+        path=source.path,
         format=source.format,
-        network=segmenter.description + source.data,
+        network=model.description + source.data,
         loaded=len(source.weights),
         skipped=source.skipped,
         kept=tuple(kept),
         assumed=source.assumed,
     )
-    return segmenter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +223,7 @@ class Source:
     @property
     def model(self) -> ModelConfig | None:
         """The network, where it is known."""
-        return None if self.checkpoint is None else self.checkpoint.config.model
+        return None if self.checkpoint is None else self.checkpoint.network
 
     @property
     def told(self) -> Mapping[str, str | None]:
@@ -210,17 +259,19 @@ def read(path: Path, *, hint: str = "", output_stride: int | None = None, dilati
             known = recognise(file.tensors, hint=hint or path.name, output_stride=output_stride, dilation=dilation)
         except CheckpointError as error:
             return Source(path, False, form, weights, None, unknown=str(error), skipped=tuple(skipped))
-    unknown = "imagenet" if known.model.head == "classifier" else "custom"
-    data = DataConfig(dataset=known.dataset or unknown)
+    data = DataConfig(dataset=known.dataset or "custom")
     if data.dataset == "cityscapes":  # PyTorch-Encoding's sizes, which its evaluator takes
         data = dataclasses.replace(data, base_size=2048, crop_size=768)
-    config, classes = RunConfig(model=known.model, data=data), label_space(known, file.metadata)
+    config: AnyConfig = RunConfig(model=known.model, data=data)
+    if known.classifies:
+        network = known.model
+        config = PretrainConfig(ClassifierConfig(network.encoder, network.output_stride, network.dilation))
     return Source(
         path=path,
         ours=False,
         format=form,
         weights=weights,
-        checkpoint=Checkpoint(config, classes, weights, num_classes=known.num_classes),
+        checkpoint=Checkpoint(config, label_space(known, file.metadata), weights, num_classes=known.num_classes),
         data=f", {known.num_classes} classes ({known.dataset or 'data set unknown'})",
         skipped=tuple(skipped),
         assumed=known.assumed,
@@ -229,10 +280,8 @@ def read(path: Path, *, hint: str = "", output_stride: int | None = None, dilati
 
 def _build(source: Source) -> tuple[Segmenter, list[str]]:
     """The model of a file in eval mode, and the names in it that the file does not have and need not."""
-    checkpoint = source.checkpoint
-    if checkpoint is None:
-        raise CheckpointError(source.unknown)
-    if not source.ours:
+    checkpoint = _known(source)
+    if not source.ours and isinstance(checkpoint.config, RunConfig):
         segmenter = segmenter_for(checkpoint.config, checkpoint.label_space, num_classes=checkpoint.num_classes)
         kept = load_weights(segmenter, checkpoint.weights)
         return segmenter.eval(), kept
@@ -240,6 +289,13 @@ def _build(source: Source) -> tuple[Segmenter, list[str]]:
         return Segmenter.from_checkpoint(checkpoint), []
     except ConfigError as error:
         raise CheckpointError(f"{source.path} needs what this version does not have: {error}") from None
+
+
+def _known(source: Source) -> Checkpoint:
+    """The weights with their network; a `CheckpointError` where it is not known here."""
+    if source.checkpoint is None:
+        raise CheckpointError(source.unknown)
+    return source.checkpoint
 
 
 TWINS = ("resnest50", "resnest50_fast_2s1x64d")
@@ -357,7 +413,7 @@ def _classifiers(segmenter: Segmenter) -> tuple[str, ...]:
 
 def _differences(ours: ModelConfig, theirs: ModelConfig | None) -> tuple[str, ...]:
     """What decides the numbers and has no weights: a network may be trained on as another one, but not unawares."""
-    if theirs is None or theirs.head == "classifier":
+    if theirs is None or theirs.head == CLASSIFIER:
         return ()
     return tuple(
         f"{key} {getattr(ours, key)} is meant, where the file's network has {getattr(theirs, key)}"

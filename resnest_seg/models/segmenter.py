@@ -19,13 +19,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from resnest_seg.config import ModelConfig, RunConfig
+from resnest_seg.config import ModelConfig, PretrainConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, unknown_name
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import HUB_FILE, Checkpoint, find_checkpoint
 from resnest_seg.models.fuse import fuse_model
 from resnest_seg.models.heads import (
-    ClassifierHead,
     DeepLabV3Head,
     FCNHead,
     MMSegAuxHead,
@@ -146,7 +145,60 @@ class LoadReport:
         return "\n".join(lines + [f"  assumed {sentence}" for sentence in self.assumed])
 
 
-class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["semantic-segmentation"]):
+class PixelModel(nn.Module):
+    """A network that takes pixels, and normalises and pads them by itself: encoder and head.
+
+    Args:
+        encoder: Normalised images -> features, the last four being c1, c2, c3, c4.
+        head: Takes the features.
+        channels: C of the images.
+
+    Attributes:
+        load_report: What was loaded into the model, where a file was.
+        pixel_range: What looks at float images, until their range is known.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+    load_report: LoadReport | None = None
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, *, channels: int) -> None:
+        super().__init__()
+        mean, std = getattr(encoder, "pixel_mean", None), getattr(encoder, "pixel_std", None)
+        self.register_buffer("pixel_mean", _pixel_buffer(mean or PIXEL_MEAN, channels))
+        self.register_buffer("pixel_std", _pixel_buffer(std or PIXEL_STD, channels))
+        self.encoder = encoder
+        self.head = head
+        self.size_divisor = max(getattr(part, "size_divisor", 1) for part in (encoder, head))
+        self.min_size: int = getattr(head, "min_size", 1)
+        self.pixel_range = PixelRange()
+
+    @property
+    def description(self) -> str:
+        """The network in one line."""
+        raise NotImplementedError
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Pixels 0..255 to zero mean and unit variance over ImageNet, in channels-last memory.
+
+        Raises:
+            ConfigError: The images have another shape than [N, C, H, W].
+        """
+        channels = self.pixel_mean.shape[1]
+        if images.dim() != 4 or images.shape[1] != channels:
+            raise ConfigError(f"images must have the shape [N, {channels}, H, W], not {list(images.shape)}.")
+        images = images.to(dtype=self.pixel_mean.dtype, memory_format=torch.channels_last)
+        return (images - self.pixel_mean) / self.pixel_std
+
+    def prepare(self, images: Tensor) -> tuple[Tensor, bool]:
+        """The images normalised and padded to a size that encoder and head take, and whether they had to be padded."""
+        height, width = images.shape[2:]
+        right, below = (max(size + -size % self.size_divisor, self.min_size) - size for size in (width, height))
+        x, padded = self.normalise(images), bool(right or below)
+        return (F.pad(x, (0, right, 0, below)) if padded else x), padded  # with zeros, the mean pixel
+
+
+class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["semantic-segmentation"]):
     """Images [N, 3, H, W], RGB 0..255 (uint8 or float) -> `SegmenterOutput`.
 
     With `coarse=True` the logits stay at feature size, about 64 times smaller, for a caller that resizes them to the
@@ -169,14 +221,8 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         label_space: The classes, in the order of the logits, where they are known.
 
     Attributes:
-        load_report: What was loaded into the model, where `load_checkpoint` made it.
         fused: `fuse` was called.
-        pixel_range: What looks at float images, until their range is known.
     """
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
-    load_report: LoadReport | None = None
 
     def __init__(
         self,
@@ -188,19 +234,10 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         num_classes: int,
         label_space: LabelSpace | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(encoder, head, channels=config.model.in_channels)
         self.config, self.num_classes, self.label_space = config, num_classes, label_space
-        mean, std = getattr(encoder, "pixel_mean", None), getattr(encoder, "pixel_std", None)
-        channels = config.model.in_channels
-        self.register_buffer("pixel_mean", _pixel_buffer(mean or PIXEL_MEAN, channels))
-        self.register_buffer("pixel_std", _pixel_buffer(std or PIXEL_STD, channels))
-        self.encoder = encoder
-        self.head = head
         self.aux_head = aux_head
-        self.size_divisor = max(getattr(part, "size_divisor", 1) for part in (encoder, head))
-        self.min_size: int = getattr(head, "min_size", 1)
         self.align_corners, self.fused = config.model.family != "mmseg", False
-        self.pixel_range = PixelRange()
 
     @property
     def output_stride(self) -> int:
@@ -219,37 +256,17 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
 
     def forward(self, images: Tensor, *, coarse: bool = False) -> SegmenterOutput:
         self.pixel_range.check(images)
-        x = self.normalise(images)
-        height, width = images.shape[2:]
-        right, below = (self._padding(size) for size in (width, height))
-        if right or below:  # with zeros, the mean pixel
-            x = F.pad(x, (0, right, 0, below))
+        x, padded = self.prepare(images)
         features = self.encoder(x)
         logits = self.head(features)
         aux_logits = self.aux_head(features) if self.training and self.aux_head is not None else None
-        if coarse and not (right or below):
+        if coarse and not padded:
             return SegmenterOutput(logits, aux_logits)
-        padded = (x.shape[2], x.shape[3])
-        logits = self._resize(logits, padded)[..., :height, :width]
+        (height, width), size = images.shape[2:], (x.shape[2], x.shape[3])
+        logits = self._resize(logits, size)[..., :height, :width]
         if aux_logits is not None:
-            aux_logits = self._resize(aux_logits, padded)[..., :height, :width]
+            aux_logits = self._resize(aux_logits, size)[..., :height, :width]
         return SegmenterOutput(logits, aux_logits)
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Pixels 0..255 to zero mean and unit variance over ImageNet, in channels-last memory.
-
-        Raises:
-            ConfigError: The images have another shape than [N, in_channels, H, W].
-        """
-        channels = self.pixel_mean.shape[1]
-        if images.dim() != 4 or images.shape[1] != channels:
-            raise ConfigError(f"images must have the shape [N, {channels}, H, W], not {list(images.shape)}.")
-        images = images.to(dtype=self.pixel_mean.dtype, memory_format=torch.channels_last)
-        return (images - self.pixel_mean) / self.pixel_std
-
-    def _padding(self, size: int) -> int:
-        """Pixels that an image side of `size` lacks for the parts of the model that take not every size."""
-        return max(size + -size % self.size_divisor, self.min_size) - size
 
     def _resize(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         return resize_logits(logits, size, align_corners=self.align_corners)
@@ -283,17 +300,14 @@ class Segmenter(nn.Module, ModelHubMixin, library_name="resnest_seg", tags=["sem
         """Rebuild the model of a checkpoint, in eval mode and in the precision that it was saved in.
 
         Raises:
-            CheckpointError: The weights do not fit the config or the number of classes, or are not finite.
+            CheckpointError: It is an image classifier's; the weights do not fit the config or the number of classes, or
+                are not finite.
             ConfigError: The config names what this version does not have.
         """
+        if isinstance(checkpoint.config, PretrainConfig):
+            raise CheckpointError(CANNOT_SEGMENT)
         segmenter = fresh_segmenter(checkpoint.config, checkpoint.label_space, num_classes=checkpoint.num_classes)
-        if "pixel_mean" in checkpoint.weights:
-            segmenter.to(checkpoint.weights["pixel_mean"].dtype)
-        kept = [key for key in load_weights(segmenter, checkpoint.weights) if key.startswith("pixel_")]
-        if kept:
-            raise CheckpointError(
-                f"the checkpoint lacks {' and '.join(kept)}, without which pixels cannot be normalised."
-            )
+        load_own_weights(segmenter, checkpoint.weights)
         return segmenter.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -386,7 +400,27 @@ def fresh_segmenter(
     return segmenter
 
 
-def load_weights(segmenter: Segmenter, weights: Mapping[str, Tensor]) -> list[str]:
+CANNOT_SEGMENT = (
+    "this is an image classifier, it cannot segment. Train a segmentation model from it: --model.encoder_weights takes "
+    "its file."
+)
+"""What is said where a segmentation model is needed."""
+
+
+def load_own_weights(model: PixelModel, weights: Mapping[str, Tensor]) -> None:
+    """Copy the weights of a checkpoint of ours into a model, which takes the precision that they were saved in.
+
+    Raises:
+        CheckpointError: They do not fit, are not finite, or lack the pixel statistics.
+    """
+    if "pixel_mean" in weights:
+        model.to(weights["pixel_mean"].dtype)
+    kept = [key for key in load_weights(model, weights) if key.startswith("pixel_")]
+    if kept:
+        raise CheckpointError(f"the checkpoint lacks {' and '.join(kept)}, without which pixels cannot be normalised.")
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     """Copy a state dict into a model; every key must be there with the right shape, and no other.
 
     Expected to be absent from files of others are the pixel statistics and, from old ones, the counters
@@ -398,7 +432,7 @@ def load_weights(segmenter: Segmenter, weights: Mapping[str, Tensor]) -> list[st
     Raises:
         CheckpointError: It does not fit, or is not finite; names the first keys of each kind.
     """
-    own = segmenter.state_dict()
+    own = model.state_dict()
     absent = [key for key in own if key not in weights]
     kept = [key for key in absent if key.endswith("num_batches_tracked") or key.startswith("pixel_")]
     problems = {
@@ -410,7 +444,7 @@ def load_weights(segmenter: Segmenter, weights: Mapping[str, Tensor]) -> list[st
     if found:
         raise CheckpointError(f"the weights do not fit the model: {'; '.join(found)}.")
     check_finite(weights, own)
-    segmenter.load_state_dict(dict(weights), strict=False)
+    model.load_state_dict(dict(weights), strict=False)
     return kept
 
 
@@ -433,7 +467,6 @@ HEADS: dict[str, dict[str, HeadBuilder]] = {
     "encoding": {
         "fcn": lambda channels, classes, stride: FCNHead(channels[3], classes),
         "deeplabv3": lambda channels, classes, stride: DeepLabV3Head(channels[3], classes, output_stride=stride),
-        "classifier": lambda channels, classes, stride: ClassifierHead(channels[3], classes),
     },
     "mmseg": {
         "fcn": lambda channels, classes, stride: MMSegFCNHead(channels[3], classes),
@@ -525,8 +558,8 @@ def head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Mod
 
 
 def aux_head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Module | None:
-    """The auxiliary head on c3 that a config describes; None without one, and for image classifiers."""
-    if not model.aux_head or model.head == "classifier":
+    """The auxiliary head on c3 that a config describes, or None."""
+    if not model.aux_head:
         return None
     return AUX_HEADS[model.family](_channels(encoder), num_classes, model.output_stride)
 

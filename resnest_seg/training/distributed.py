@@ -16,7 +16,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from resnest_seg.config import RunConfig, flatten
+from resnest_seg.config import AnyConfig, flatten
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.training.optim import frozen_names
 
@@ -30,7 +30,7 @@ TRACKERS = ("tensorboard", "wandb")
 """Values of `train.trackers`."""
 
 
-def accelerator_for(config: RunConfig, output: Path) -> Accelerator:
+def accelerator_for(config: AnyConfig, output: Path) -> Accelerator:
     """Set up accelerate for the available devices and processes, with the config's precision.
 
     Raises:
@@ -108,7 +108,7 @@ def precision_of(engine: Accelerator) -> str:
     return next(name for name, theirs in PRECISIONS.items() if theirs == engine.mixed_precision)
 
 
-def check_agreement(config: RunConfig, engine: Accelerator) -> None:
+def check_agreement(config: AnyConfig, engine: Accelerator) -> None:
     """Check that all processes divide the batch alike; otherwise samples would be lost or repeated silently.
 
     Raises:
@@ -156,7 +156,7 @@ def _join_again() -> None:
         )
 
 
-def shares_statistics(config: RunConfig, engine: Accelerator) -> bool:
+def shares_statistics(config: AnyConfig, engine: Accelerator) -> bool:
     """True if batch norm's statistics are synchronised over processes; torch supports this on GPUs only."""
     return config.train.sync_bn and engine.num_processes > 1 and bool(engine.device.type == "cuda")
 
@@ -176,7 +176,7 @@ def trackers(names: str) -> list[str]:
     return [name for name in TRACKERS if name in wanted]
 
 
-def begin_trackers(config: RunConfig, engine: Accelerator, *, folder: Path, identity: str, step: int) -> None:
+def begin_trackers(config: AnyConfig, engine: Accelerator, *, folder: Path, identity: str, step: int) -> None:
     """Start the trackers of a run, or resume them at `step`; `identity` identifies the run."""
     wandb = {"dir": str(folder), "id": identity, "resume": "allow"}
     drawn = {"tensorboard": {"purge_step": step + 1}, "wandb": wandb}
@@ -185,7 +185,7 @@ def begin_trackers(config: RunConfig, engine: Accelerator, *, folder: Path, iden
     engine.init_trackers("resnest_seg", values, init_kwargs={name: drawn[name] for name in used})
 
 
-def splits_model(config: RunConfig, engine: Accelerator) -> bool:
+def splits_model(config: AnyConfig, engine: Accelerator) -> bool:
     """True if each process holds a shard of the model (FSDP2)."""
     return config.train.parallel == "fsdp" and engine.num_processes > 1
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from resnest_seg.config import DataConfig, PretrainConfig, RunConfig
+from resnest_seg.config import AnyConfig, DataConfig, PretrainConfig, RunConfig
 from resnest_seg.data.build import DATASETS, data_root, dataset_for
 from resnest_seg.data.class_balance import balance
 from resnest_seg.data.datasets import Sample, SegmentationDataset
@@ -26,7 +26,8 @@ from resnest_seg.evaluation.evaluate import evaluate
 from resnest_seg.io.visualize import write_png
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import BEST
-from resnest_seg.models.loading import load_checkpoint, load_fitting, segmenter_for
+from resnest_seg.models.classifier import Classifier
+from resnest_seg.models.loading import classifier_for, load_checkpoint, load_classifier, load_fitting, segmenter_for
 from resnest_seg.models.published import published
 from resnest_seg.models.segmenter import Segmenter
 from resnest_seg.training.classification import ClassFolder, ClassificationTask
@@ -35,7 +36,9 @@ from resnest_seg.training.run_folder import MACHINE
 from resnest_seg.training.tasks import SegmentationTask, Task
 from resnest_seg.training.trainer import Trainer
 
-T = TypeVar("T", bound=RunConfig)
+T = TypeVar("T", RunConfig, PretrainConfig)
+
+M = TypeVar("M", Segmenter, Classifier)
 
 IMAGES = 2
 """Number of images that a dry run validates on and evaluates."""
@@ -114,7 +117,7 @@ def dry_run(config: RunConfig) -> str:
             load_fitting(segmenter, short.model.weights)
         return segmenter
 
-    with _two_steps(short, task, build) as (segmenter, step):
+    with _two_steps(short, task, build, load_checkpoint) as (segmenter, step):
         report = evaluate(segmenter, validation, protocols=(config.eval.protocol,))
     return "\n".join(
         (
@@ -149,23 +152,24 @@ def dry_run_classifier(config: PretrainConfig) -> str:
         train = _first(all_of_it, 2 * short.train.batch_size)
         task = ClassificationTask(short, train, _first(ClassFolder(source, "val"), IMAGES))
 
-        def build() -> Segmenter:
-            here = _is_here(short.model.encoder_weights)
-            return segmenter_for(short.run, None, num_classes=task.num_classes, pretrained=here)
+        classes = task.description.num_classes
 
-        with _two_steps(short, task, build) as (segmenter, step):
+        def build() -> Classifier:
+            return classifier_for(short, num_classes=classes, pretrained=_is_here(short.model.encoder_weights))
+
+        with _two_steps(short, task, build, load_classifier) as (classifier, step):
             pass
     return "\n".join(
         (
-            f"dry run of {segmenter.description} passed: trained, saved, resumed, validated, loaded.",
-            f"  data     {f'read from {root}' if root.exists() else 'not found, so noise'}, {task.num_classes} classes",
+            f"dry run of {classifier.description} passed: trained, saved, resumed, validated, loaded.",
+            f"  data     {f'read from {root}' if root.exists() else 'not found, so noise'}, {classes} classes",
             step,
             *doubts,
         )
     )
 
 
-def _doubts(config: RunConfig, size: int) -> list[str]:
+def _doubts(config: AnyConfig, size: int) -> list[str]:
     """Return the warnings of the run at its full length with `size` samples; `ConfigError` for an invalid schedule."""
     schedule = Schedule.from_config(config, steps_per_epoch=max(size // config.train.batch_size, 1))
     doubt = too_short(config.train.ema, schedule.steps)
@@ -183,7 +187,9 @@ def _shortened(config: T) -> T:
 
 
 @contextlib.contextmanager
-def _two_steps(config: RunConfig, task: Task, build: Callable[[], Segmenter]) -> Iterator[tuple[Segmenter, str]]:
+def _two_steps(
+    config: AnyConfig, task: Task, build: Callable[[], M], load: Callable[[Path], M]
+) -> Iterator[tuple[M, str]]:
     """Train for a step, resume, train for another; returns the best model, loaded from its file, and a step's cost."""
     with tempfile.TemporaryDirectory(prefix="resnest_seg_dry_run_") as folder:
         output = Path(folder) / "run"
@@ -197,7 +203,7 @@ def _two_steps(config: RunConfig, task: Task, build: Callable[[], Segmenter]) ->
         speed = [entry for entry in entries if entry["kind"] == "speed"][-1]
         gpu = f", {speed['cuda_peak_mib']} MiB GPU" if "cuda_peak_mib" in speed else ""
         yield (
-            load_checkpoint(output / BEST).to(trainer.engine.device),
+            load(output / BEST).to(trainer.engine.device),
             f"  step     {config.train.batch_size / speed['images_per_second']:.2f} s for {config.train.batch_size} "
             f"images, memory {speed['memory_mib']} MiB{gpu}",
         )

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from resnest_seg.config import TrainConfig
+from resnest_seg.config import LoopConfig
 from resnest_seg.errors import ResNeStSegError
 from resnest_seg.io import display
 
@@ -100,7 +100,7 @@ def progress_bars(console: Console) -> Progress:
 
 
 @contextlib.contextmanager
-def enough_memory(train: TrainConfig, processes: int, *, where: str) -> Iterator[None]:
+def enough_memory(train: LoopConfig, processes: int, *, where: str) -> Iterator[None]:
     """Context that turns a GPU's out-of-memory error into a message that says what to do.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from resnest_seg.config import OptimConfig, RunConfig, TrainConfig
+from resnest_seg.config import AnyConfig, LoopConfig, OptimConfig
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.models.resnest import ResNeSt
 
@@ -198,7 +198,7 @@ class Schedule:
     warmup_steps: int = 0
 
     @classmethod
-    def from_config(cls, config: RunConfig, *, steps_per_epoch: int) -> Schedule:
+    def from_config(cls, config: AnyConfig, *, steps_per_epoch: int) -> Schedule:
         """Build the schedule of a run, with rates scaled to its batch size.
 
         Raises:
@@ -231,7 +231,7 @@ class Schedule:
         return self.min_lr + (self.lr - self.min_lr) * CURVES[self.curve](progress, self.power)
 
 
-def run_steps(train: TrainConfig, *, steps_per_epoch: int) -> int:
+def run_steps(train: LoopConfig, *, steps_per_epoch: int) -> int:
     """Return the number of optimiser steps of a run: its iterations, or its epochs' steps."""
     if train.iterations is not None:
         return train.iterations
@@ -239,7 +239,7 @@ def run_steps(train: TrainConfig, *, steps_per_epoch: int) -> int:
     return train.epochs * steps_per_epoch
 
 
-def batch_factor(config: RunConfig) -> float:
+def batch_factor(config: AnyConfig) -> float:
     """Return the factor of learning rates for a batch size other than `optim.reference_batch`.
 
     This is the linear scaling rule: Goyal et al., https://arxiv.org/abs/1706.02677.
@@ -248,7 +248,7 @@ def batch_factor(config: RunConfig) -> float:
     return 1.0 if reference is None else config.train.batch_size / reference
 
 
-def describe_lr(config: RunConfig) -> str:
+def describe_lr(config: AnyConfig) -> str:
     """Describe the full learning rate, and how it was scaled if the batch size is not the reference."""
     optim, batch = config.optim, config.train.batch_size
     lr = f"{optim.lr * batch_factor(config):.4g}"

@@ -35,7 +35,7 @@ import torch
 from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
-from resnest_seg.config import RunConfig, flatten, to_yaml
+from resnest_seg.config import AnyConfig, flatten, to_yaml
 from resnest_seg.errors import CheckpointError, unknown_name
 from resnest_seg.files import atomic_write, remove_leftovers, sync_folder
 from resnest_seg.models.checkpoint import BEST, CONFIG, LAST, Checkpoint, TrainingState
@@ -215,7 +215,7 @@ class RunFolder:
 
     def open(
         self,
-        config: RunConfig,
+        config: AnyConfig,
         reached: Mapping[str, int],
         *,
         files: Mapping[str, str] | None = None,
@@ -328,7 +328,7 @@ def _lacks_optimizer(state: Checkpoint, training: TrainingState) -> bool:
     return bool(stepped) and (state.config.optim.optimizer != "sgd" or state.config.optim.momentum > 0)
 
 
-def config_changes(saved: RunConfig, config: RunConfig, *, allowed: Collection[str], file: Path) -> list[str]:
+def config_changes(saved: AnyConfig, config: AnyConfig, *, allowed: Collection[str], file: Path) -> list[str]:
     """What a resumed run changes of its config, as "key (old -> new)".
 
     Args:

@@ -5,34 +5,30 @@ Validation during training runs on every process, each on its share, and a stop 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from rich.progress import Progress
-from torch import Tensor, device, nn
+from torch import Tensor, nn
 
 from resnest_seg.config import RunConfig
 from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.loader import Batch, build_loader
 from resnest_seg.data.transforms import TrainTransform
-from resnest_seg.errors import CheckpointError
 from resnest_seg.evaluation.evaluate import EvaluatedImage, check_fits, evaluate
 from resnest_seg.evaluation.report import EvalReport
-from resnest_seg.files import naming
 from resnest_seg.inference.protocols import protocol
-from resnest_seg.io.visualize import contact_sheet, write_png
+from resnest_seg.io.visualize import contact_sheet
 from resnest_seg.labels import LabelSpace
-from resnest_seg.models.checkpoint import TrainingState
-from resnest_seg.models.segmenter import Segmenter
-from resnest_seg.training.distributed import StopSignal, trackers
+from resnest_seg.models.segmenter import PixelModel, Segmenter
+from resnest_seg.training.distributed import StopSignal
 from resnest_seg.training.losses import CoarseLogits, SegmentationLoss
-from resnest_seg.training.run_folder import SHEET
 
 
 class LabelledBatch(Protocol):
@@ -51,51 +47,59 @@ class LabelledBatch(Protocol):
         """N names."""
 
 
+@dataclasses.dataclass(frozen=True)
+class TaskDescription:
+    """What the trainer has to know about a task, and what is saved beside the weights.
+
+    Attributes:
+        size: Samples of the training split.
+        identity: Hash that tells whether the training split is still the same.
+        num_classes: K.
+        score: Name of the score that decides which weights are best.
+        label_space: The classes, or None where they have no colours and raw ids.
+        probabilities: Draw the samples of an epoch with these, [size]; None takes each once.
+        files: Name -> text of files that the run folder has besides.
+    """
+
+    size: int
+    identity: str
+    num_classes: int
+    score: str
+    label_space: LabelSpace | None = None
+    probabilities: NDArray[np.float64] | None = None
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """The result of a validation over all processes.
+
+    Attributes:
+        scores: Name -> value, 0..1.
+        text: The scores in words, with the split that they are of.
+        picture: Epoch -> an image of what was validated, RGB uint8 [H, W, 3]; None where there is nothing to draw, and
+            on other processes than the main one.
+    """
+
+    scores: Mapping[str, float]
+    text: str
+    picture: Callable[[int], NDArray[np.uint8]] | None = None
+
+
 class Task(Protocol):
-    """What a model is trained for. One for pixels is in `segmentation`, one for whole images in `classification`."""
+    """What a model is trained for. One for pixels is in `tasks`, one for whole images in `classification`."""
 
     @property
-    def size(self) -> int:
-        """Samples of the training split."""
+    def description(self) -> TaskDescription:
+        """The constants of the task."""
 
-    @property
-    def probabilities(self) -> NDArray[np.float64] | None:
-        """Draw the samples of an epoch with these, [size]; None takes each once."""
+    def begin(self, model: PixelModel, device: torch.device) -> nn.Module:
+        """Check that the model fits the data, and bring the loss to the device.
 
-    @property
-    def config(self) -> RunConfig:
-        """What a checkpoint carries."""
-
-    @property
-    def label_space(self) -> LabelSpace | None:
-        """The classes, or None where they have no colours and raw ids."""
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-
-    @property
-    def score(self) -> str:
-        """Which of the numbers of a validation decides what is best."""
-
-    @property
-    def files(self) -> Mapping[str, str]:
-        """Name -> text of files that the run folder has besides."""
-
-    def identity(self) -> str:
-        """What tells whether the training split is still the same."""
-
-    def values(self) -> dict[str, Any]:
-        """What a state must hold of this task's own, as plain values."""
-
-    def whole_config(self, config: RunConfig, state: TrainingState) -> RunConfig:
-        """The config of the run that saved `config` and `state`, of the type that this task's runs have."""
-
-    def begin(self, segmenter: Segmenter, device: device) -> None:
-        """Check that the model fits the data, set it up, and bring the loss to the device."""
-
-    def model(self, segmenter: Segmenter) -> nn.Module:
-        """Images -> what `loss` takes, around the segmenter: the engine patches half precision into this."""
+        Returns:
+            Images -> what `loss` takes, around the model: the engine patches half precision into this module, and the
+            model within stays as it is, so that validation computes what an evaluation of the saved file computes.
+        """
 
     def batches(
         self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool
@@ -105,22 +109,13 @@ class Task(Protocol):
     def weight_of(self, labels: Tensor) -> Tensor:
         """What a micro-batch adds to the number that the loss of the effective batch is divided by."""
 
-    def inputs(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and labels as the model and the loss get them, on the device."""
-
-    def loss(self, output: Any, labels: Tensor, *, total: Tensor) -> Tensor:
-        """The loss of a micro-batch, a sum divided by `total`."""
+    def loss(self, model: nn.Module, images: Tensor, labels: Tensor, *, total: Tensor) -> Tensor:
+        """The loss of a micro-batch on the device, a sum divided by `total`; `model` is that of `begin`, prepared."""
 
     def validate(
-        self, segmenter: Segmenter, engine: Accelerator, *, stop: StopSignal, progress: Progress
-    ) -> Mapping[str, float] | None:
-        """The scores, over all processes; None if one was told to stop."""
-
-    def show(self, scores: Mapping[str, float]) -> str:
-        """Scores in words, with the split they are of."""
-
-    def draw(self, engine: Accelerator, *, folder: Path, epoch: int, step: int) -> None:
-        """Draw what the last validation saw, on the main process."""
+        self, model: PixelModel, engine: Accelerator, *, stop: StopSignal, progress: Progress
+    ) -> Validation | None:
+        """Score a model, each process on its share; None if one was told to stop."""
 
 
 class SegmentationTask:
@@ -137,9 +132,6 @@ class SegmentationTask:
         ConfigError: Unknown protocol or recipe.
     """
 
-    score = "mean_iou"
-    files: Mapping[str, str] = {}
-
     def __init__(
         self,
         config: RunConfig,
@@ -149,43 +141,31 @@ class SegmentationTask:
         probabilities: NDArray[np.float64] | None = None,
         class_weights: Tensor | None = None,
     ) -> None:
-        self.config, self.train, self.validation = config, train, validation
-        self.probabilities, self.class_weights = probabilities, class_weights
+        self.config, self.train, self.validation, self.class_weights = config, train, validation, class_weights
         protocol(config.eval.protocol)
         self.transform = TrainTransform.from_config(config.data)
-        self.size, self.num_classes = len(train), len(train.label_space)
-        self.label_space: LabelSpace | None = validation.label_space
-        self._seen: tuple[EvalReport, list[EvaluatedImage]] | None = None
+        self.description = TaskDescription(
+            size=len(train),
+            identity=train.identity(),
+            num_classes=len(train.label_space),
+            score="mean_iou",
+            label_space=validation.label_space,
+            probabilities=probabilities,
+        )
 
-    def identity(self) -> str:
-        """Of the training split's names and classes."""
-        return self.train.identity()
-
-    def values(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def whole_config(self, config: RunConfig, state: TrainingState) -> RunConfig:
-        """The same."""
-        if "best_mean_iou" not in state.values:
-            raise CheckpointError("this is no state of a segmenter's training: it cannot be resumed.")
-        return config
-
-    def begin(self, segmenter: Segmenter, device: torch.device) -> None:
-        """Check both splits against the model, and build the loss.
+    def begin(self, model: PixelModel, device: torch.device) -> nn.Module:
+        """Check both splits against the model, and build the loss; the module gives coarse logits.
 
         Raises:
             ConfigError: The classes or channels are others; class weights are missing.
         """
+        assert isinstance(model, Segmenter)
         for dataset in (self.train, self.validation):
-            check_fits(segmenter, dataset)
+            check_fits(model, dataset)
         self.criterion = SegmentationLoss.from_config(
-            self.config.train, align_corners=segmenter.align_corners, class_weights=self.class_weights
+            self.config.train, align_corners=model.align_corners, class_weights=self.class_weights
         ).to(device)
-
-    def model(self, segmenter: Segmenter) -> torch.nn.Module:
-        """Gives coarse logits."""
-        return CoarseLogits(segmenter)
+        return CoarseLogits(model)
 
     def batches(self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool) -> Generator[Batch, None, None]:
         """Augmented by the config's recipe."""
@@ -202,38 +182,34 @@ class SegmentationTask:
         """Labelled pixels, or the sum of their classes' weights."""
         return self.criterion.weight_of(labels)
 
-    def inputs(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The same."""
-        return images, labels
-
-    def loss(self, output: Any, labels: Tensor, *, total: Tensor) -> Tensor:
-        """Of the main and the auxiliary logits."""
+    def loss(self, model: nn.Module, images: Tensor, labels: Tensor, *, total: Tensor) -> Tensor:
+        """That of the main and the auxiliary logits."""
+        output = model(images)
         value: Tensor = self.criterion(output.logits, output.aux_logits, labels, pixels=total)
         return value
 
     def validate(
-        self, segmenter: Segmenter, engine: Accelerator, *, stop: StopSignal, progress: Progress
-    ) -> Mapping[str, float] | None:
-        """mIoU by the protocol's rule for absent classes, and pixel accuracy."""
-        self._seen = Validator(self.config, self.validation, engine).run(segmenter, stop=stop, progress=progress)
-        if self._seen is None:
+        self, model: PixelModel, engine: Accelerator, *, stop: StopSignal, progress: Progress
+    ) -> Validation | None:
+        """mIoU by the protocol's rule for absent classes, pixel accuracy, and a contact sheet."""
+        assert isinstance(model, Segmenter)
+        seen = Validator(self.config, self.validation, engine).run(model, stop=stop, progress=progress)
+        if seen is None:
             return None
-        report = self._seen[0]
+        (report, sheet), split = seen, self.validation.split
+        mean_iou = report.mean_iou(self.config.eval.protocol)
         accuracy = report.scores[self.config.eval.protocol].pixel_accuracy
-        return {"mean_iou": report.mean_iou(self.config.eval.protocol), "pixel_accuracy": accuracy}
 
-    def show(self, scores: Mapping[str, float]) -> str:
-        """In percent."""
-        return (
-            f"{self.validation.split} mIoU {100 * scores['mean_iou']:.2f}  "
-            f"pixel accuracy {100 * scores['pixel_accuracy']:.2f}"
+        def picture(epoch: int) -> NDArray[np.uint8]:
+            rows = [(image.image, image.labels, image.predictions) for image in sheet]
+            title = f"{report.dataset} {report.split}, epoch {epoch}, mIoU {100 * mean_iou:.2f}"
+            return contact_sheet(rows, self.validation.label_space, title=title)
+
+        return Validation(
+            {"mean_iou": mean_iou, "pixel_accuracy": accuracy},
+            f"{split} mIoU {100 * mean_iou:.2f}  pixel accuracy {100 * accuracy:.2f}",
+            picture if sheet and engine.is_main_process else None,
         )
-
-    def draw(self, engine: Accelerator, *, folder: Path, epoch: int, step: int) -> None:
-        """The contact sheet, if a validation was done."""
-        if self._seen is not None:
-            report, sheet = self._seen
-            Validator(self.config, self.validation, engine).draw(sheet, report, folder=folder, epoch=epoch, step=step)
 
 
 class _StoppedError(Exception):
@@ -304,20 +280,6 @@ class Validator:
         finally:
             progress.remove_task(bar)
         return report, sheet
-
-    def draw(self, sheet: list[EvaluatedImage], report: EvalReport, *, folder: Path, epoch: int, step: int) -> None:
-        """Write the main process's images as a contact sheet into the run folder, and hand it to the trackers."""
-        if not sheet or not self.engine.is_main_process:
-            return
-        rows = [(image.image, image.labels, image.predictions) for image in sheet]
-        mean_iou = report.mean_iou(self.config.eval.protocol)
-        title = f"{report.dataset} {report.split}, epoch {epoch}, mIoU {100 * mean_iou:.2f}"
-        page = contact_sheet(rows, self.dataset.label_space, title=title)
-        write_png(folder / SHEET, page)
-        for name in trackers(self.config.train.trackers):  # whose errors name no file
-            extra = {"dataformats": "NHWC"} if name == "tensorboard" else {}
-            with naming(folder / name):
-                self.engine.get_tracker(name).log_images({"validation": page[None]}, step=step, **extra)
 
 
 def share_buffers(model: torch.nn.Module, engine: Accelerator) -> None:

@@ -21,14 +21,17 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from rich.progress import Progress
+from torch import nn
 
-from resnest_seg.config import RunConfig
+from resnest_seg.config import AnyConfig
 from resnest_seg.data.loader import training_batches
 from resnest_seg.data.transforms import sample_seed
 from resnest_seg.errors import CheckpointError
+from resnest_seg.files import naming
 from resnest_seg.io.display import console
+from resnest_seg.io.visualize import write_png
 from resnest_seg.models.checkpoint import BEST, CONFIG, LAST, Checkpoint, TrainingState
-from resnest_seg.models.segmenter import Segmenter, load_weights
+from resnest_seg.models.segmenter import PixelModel, load_weights
 from resnest_seg.training.cpu_gradients import faster_weight_gradients
 from resnest_seg.training.distributed import (
     StopSignal,
@@ -41,6 +44,7 @@ from resnest_seg.training.distributed import (
     shard,
     shares_statistics,
     splits_model,
+    trackers,
     whole,
 )
 from resnest_seg.training.monitor import Gauge, check_finite, enough_memory, gradient_norm, progress_bars
@@ -57,13 +61,14 @@ from resnest_seg.training.optim import (
 from resnest_seg.training.run_folder import (
     MACHINE,
     METRICS,
+    SHEET,
     RunFolder,
     config_changes,
     optimizer_state,
     optimizer_tensors,
     restore_optimizer,
 )
-from resnest_seg.training.tasks import LabelledBatch, Task, share_buffers
+from resnest_seg.training.tasks import LabelledBatch, Task, Validation, share_buffers
 
 
 class Trainer:
@@ -71,7 +76,7 @@ class Trainer:
 
     Args:
         config: The run.
-        segmenter: The model, with fresh or loaded weights.
+        segmenter: The model that the task trains, with fresh or loaded weights: a `Segmenter`, or a `Classifier`.
         task: What it is trained for: samples, loss and score.
         output: The run folder. It must not exist, unless the run is resumed.
         resume: Continue from the folder's newest whole state.
@@ -90,18 +95,18 @@ class Trainer:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: AnyConfig,
         *,
-        segmenter: Segmenter,
+        segmenter: PixelModel,
         task: Task,
         output: str | Path,
         resume: bool = False,
         adopt: bool = False,
         allow_changes: Collection[str] = (),
     ) -> None:
-        self.config, self.task, self.output = config, task, Path(output)
+        self.config, self.task, self.about, self.output = config, task, task.description, Path(output)
         self.folder = RunFolder(output, keep=config.train.keep)
-        self.steps_per_epoch = max(task.size // config.train.batch_size, 1)
+        self.steps_per_epoch = max(self.about.size // config.train.batch_size, 1)
         self.schedule = Schedule.from_config(config, steps_per_epoch=self.steps_per_epoch)
         self.steps = self.schedule.steps
         self.step, self.best_score, self.validated_step, self.stale_validations = 0, -1.0, 0, 0
@@ -120,26 +125,24 @@ class Trainer:
         if saved is not None:
             self._check_precision(saved, allow_changes)
         self.console = console(quiet=not self.engine.is_main_process)
-        task.begin(segmenter, self.engine.device)
-        self._build(segmenter, saved)
+        self._build(segmenter, task.begin(segmenter, self.engine.device), saved)
         self.gauge = Gauge()
 
-    def _build(self, segmenter: Segmenter, saved: Checkpoint | None) -> None:
-        """Put model, average and optimiser on their devices, with the values of a saved state."""
+    def _build(self, segmenter: PixelModel, model: nn.Module, saved: Checkpoint | None) -> None:
+        """Put model, average and optimiser on their devices, with the values of a saved state; `model` is around it."""
         if saved is not None:
             load_weights(segmenter, saved.weights)
         if shares_statistics(self.config, self.engine):
-            segmenter = torch.nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)
+            segmenter = torch.nn.SyncBatchNorm.convert_sync_batchnorm(segmenter)  # in place
         self.segmenter = segmenter.to(self.engine.device)
         freeze(self.segmenter, self.config.optim)
         self.splits = splits_model(self.config, self.engine)
         # What is validated and kept as best: whole on every process.
         apart = self.splits or self.config.train.ema > 0
-        self.judged: Segmenter = copy.deepcopy(self.segmenter).eval() if apart else self.segmenter
+        self.judged: PixelModel = copy.deepcopy(self.segmenter).eval() if apart else self.segmenter
         if self.splits:
             shard(self.segmenter, processes=self.engine.num_processes, device=self.engine.device.type)
         optimizer = build_optimizer(self.segmenter, self.config.optim)
-        model = self.task.model(self.segmenter)
         if self.splits:
             self.model, self.optimizer = model, self.engine.prepare(optimizer)
         else:
@@ -215,9 +218,9 @@ class Trainer:
         weight = self.engine.reduce(weight, reduction="sum")
         total = torch.zeros((), device=device)
         for number, part in enumerate(parts):
-            images, targets = self.task.inputs(part.images.to(device, non_blocking=True), labels[number])
+            images = part.images.to(device, non_blocking=True)
             with self._micro_batch(is_last=number == len(parts) - 1):
-                loss = self.task.loss(self.model(images), targets, total=weight)
+                loss = self.task.loss(self.model, images, labels[number], total=weight)
                 # Gradients are averaged over processes, and the loss is already divided by all processes' weight.
                 self.engine.backward(loss * processes)
             total += loss.detach()
@@ -258,14 +261,14 @@ class Trainer:
     def _batches(self) -> Generator[LabelledBatch, None, None]:
         """This process's micro-batches, from the current step to the last."""
         order = training_batches(
-            self.task.size,
+            self.about.size,
             seed=self.config.seed,
             batch_size=self.config.train.batch_size,
             steps=range(self.step, self.steps),
             parts=self.config.train.accumulation,
             rank=self.engine.process_index,
             processes=self.engine.num_processes,
-            probabilities=self.task.probabilities,
+            probabilities=self.about.probabilities,
         )
         return self.task.batches(order, pin_memory=self.engine.device.type == "cuda")
 
@@ -284,33 +287,31 @@ class Trainer:
         Where there is an average of the weights, both are evaluated, and the better one's scores are those of the
         validation: what is kept as best, and what `train.patience` looks at.
         """
-        found: dict[str, Mapping[str, float]] = {}
-        better = ""
+        results: dict[str, Validation] = {}
+        better, score = "", self.about.score
         for name in ("weights",) if self.average is None else ("average", "weights"):
             self._show_to_judge(name)
-            scores = self.task.validate(self.judged, self.engine, stop=stop, progress=progress)
-            if scores is None:
+            result = self.task.validate(self.judged, self.engine, stop=stop, progress=progress)
+            if result is None:
                 self.stopped_by = stop.anywhere(self.engine)
                 return
-            found[name] = scores
-            if not better or scores[self.task.score] > found[better][self.task.score]:
+            results[name] = result
+            if not better or result.scores[score] > results[better].scores[score]:
                 better = name
-                self.task.draw(self.engine, folder=self.output, epoch=self.epoch, step=self.step)
-        self._report(found, better)
+        self._report(results, better)
+        best = results[better].scores
         self.stale_validations += 1
-        if found[better][self.task.score] > self.best_score:
-            self.best_score, self.best_of, self.stale_validations = found[better][self.task.score], better, 0
+        if best[score] > self.best_score:
+            self.best_score, self.best_of, self.stale_validations = best[score], better, 0
             if name != better:
                 self._show_to_judge(better)
             if self.engine.is_main_process:
-                origin = {"step": self.step, "of": better, **found[better]}
+                origin = {"step": self.step, "of": better, **best}
                 self.folder.save_best(self._checkpoint(self.judged.state_dict(), origin=origin))
         self.validated_step = self.step
         self._save_state()
         if self.finished and self.step < self.steps:
-            self.console.print(
-                f"ended early: {self.stale_validations} validations in a row without a better {self.task.score}"
-            )
+            self.console.print(f"ended early: {self.stale_validations} validations in a row without a better {score}")
 
     def _show_to_judge(self, name: str) -> None:
         """Put the "weights" or their "average" into the model that is validated, the same on every process."""
@@ -320,18 +321,30 @@ class Trainer:
             load_weights(self.judged, whole(values))
         share_buffers(self.judged, self.engine)
 
-    def _report(self, found: Mapping[str, Mapping[str, float]], better: str) -> None:
-        """Log and print the scores of a validation: the better ones and, if there are two, whose they are and both."""
-        values: dict[str, Any] = dict(found[better])
-        shown = self.task.show(found[better])
-        if len(found) > 1:
+    def _report(self, results: Mapping[str, Validation], better: str) -> None:
+        """Draw, log and print a validation: the better scores and, if there are two, whose they are and both."""
+        self._draw(results[better])
+        values: dict[str, Any] = dict(results[better].scores)
+        shown = results[better].text
+        if len(results) > 1:
             values["of"] = better
-            values |= {f"{name}/{key}": value for name, scores in found.items() for key, value in scores.items()}
-            other = next(name for name in found if name != better)
-            shown += f"  of the {better} ({other}: {100 * found[other][self.task.score]:.2f})"
+            values |= {f"{name}/{key}": value for name, one in results.items() for key, value in one.scores.items()}
+            other = next(name for name in results if name != better)
+            shown += f"  of the {better} ({other}: {100 * results[other].scores[self.about.score]:.2f})"
         self._log(METRICS, "validation", values)
         epochs = math.ceil(self.steps / self.steps_per_epoch)
         self.console.print(f"epoch {self.epoch:>3}/{epochs}  step {self.step}  {shown}")
+
+    def _draw(self, result: Validation) -> None:
+        """Write the picture of a validation into the run folder, and hand it to the trackers."""
+        if result.picture is None:
+            return
+        page = result.picture(self.epoch)
+        write_png(self.output / SHEET, page)
+        for name in trackers(self.config.train.trackers):  # whose errors name no file
+            extra = {"dataformats": "NHWC"} if name == "tensorboard" else {}
+            with naming(self.output / name):
+                self.engine.get_tracker(name).log_images({"validation": page[None]}, step=self.step, **extra)
 
     def _rates(self) -> dict[str, float]:
         """The learning rate of every parameter group."""
@@ -365,7 +378,7 @@ class Trainer:
         """Create the run folder, or cut a resumed run's metrics back to the step it continues from; say what is run."""
         if self.engine.is_main_process:
             reached = {"train": self.step, "validation": self.validated_step}
-            self.folder.open(self.config, reached, files=self.task.files, say=_warn)
+            self.folder.open(self.config, reached, files=self.about.files, say=_warn)
         self.engine.wait_for_everyone()
         identity = self.folder.identity()
         begin_trackers(self.config, self.engine, folder=self.output, identity=identity, step=self.step)
@@ -377,8 +390,8 @@ class Trainer:
         if self.step == 0:
             self._save_state()  # from here on the folder can be resumed, whatever happens
         self.console.print(
-            f"{self.segmenter.description}, {self.task.num_classes} classes; "
-            f"{self.task.size} training images, {self.steps / self.steps_per_epoch:g} epochs = {self.steps} steps of "
+            f"{self.segmenter.description}, {self.about.num_classes} classes; "
+            f"{self.about.size} training images, {self.steps / self.steps_per_epoch:g} epochs = {self.steps} steps of "
             f"{self.config.train.batch_size} images ({self.config.train.accumulation} micro-batches x "
             f"{self.engine.num_processes} processes) on {self.engine.device}, {self.precision}, "
             f"{describe_lr(self.config)}; run folder {self.output}",
@@ -402,19 +415,18 @@ class Trainer:
         *,
         origin: Mapping[str, Any] | None = None,
     ) -> Checkpoint:
-        task = self.task
-        return Checkpoint(task.config, task.label_space, weights, state, task.num_classes, origin or {})
+        about = self.about
+        return Checkpoint(self.config, about.label_space, weights, state, about.num_classes, origin or {})
 
     def _values(self) -> dict[str, Any]:
         """The part of the state that is plain values."""
         values: dict[str, Any] = {
             "step": self.step,
-            f"best_{self.task.score}": self.best_score,
+            f"best_{self.about.score}": self.best_score,
             "validated_step": self.validated_step,
             "stale_validations": self.stale_validations,
             "precision": self.precision,
-            "data": self.task.identity(),
-            **self.task.values(),
+            "data": self.about.identity,
         }
         if self.average is not None:
             values |= {"average_updates": self.average.updates, "best_of": self.best_of}
@@ -426,13 +438,10 @@ class Trainer:
         """The state to continue from, if it is one of this run."""
         saved = self.folder.load_state(say=_warn)
         assert saved.training is not None
-        try:
-            before = self.task.whole_config(saved.config, saved.training)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.output / LAST}: {error}") from None
-        self.changes = config_changes(before, self.config, allowed=allow_changes, file=self.output / CONFIG)
-        identity = self.task.identity()
-        if saved.training.values.get("data", identity) != identity:
+        if type(saved.config) is not type(self.config):
+            raise CheckpointError(f"{self.output / LAST} is a state of a model of another kind: it cannot be resumed.")
+        self.changes = config_changes(saved.config, self.config, allowed=allow_changes, file=self.output / CONFIG)
+        if saved.training.values.get("data", self.about.identity) != self.about.identity:
             raise CheckpointError(
                 f"the training split is not that of {self.output / LAST} any more: photos, masks or classes were "
                 "added, removed or renamed. A resumed run would be another one. Put them back, or begin a new run."
@@ -474,7 +483,7 @@ class Trainer:
             if self.engine.scaler is not None and values.get("precision", self.precision) == self.precision:
                 self.engine.scaler.load_state_dict(values["scaler"])
             self.step, self.validated_step = int(values["step"]), int(values["validated_step"])
-            self.best_score = float(values[f"best_{self.task.score}"])
+            self.best_score = float(values[f"best_{self.about.score}"])
             self.best_of = str(values.get("best_of", "average" if saved.config.train.ema else "weights"))
             self.stale_validations = int(values.get("stale_validations", 0))
         except (KeyError, ValueError, IndexError) as error:

@@ -41,11 +41,10 @@ eval: {sheet: 0}
 """A run of two steps; `data.root` is the caller's to name."""
 
 CLASSIFIER = """
-model: {encoder: resnest14_tiny, head: classifier, output_stride: 32, aux_head: false, encoder_weights: null}
-data: {dataset: imagenet, crop_size: 32, base_size: 48, workers: 0}
+model: {encoder: resnest14_tiny, encoder_weights: null}
+data: {dataset: imagenet, crop_size: 32, workers: 0}
 optim: {reference_batch: null}
 train: {epochs: null, iterations: 1, batch_size: 2, trackers: none}
-eval: {sheet: 0}
 """
 
 
@@ -490,9 +489,10 @@ def weights(folder, root):
     import torch
     from safetensors.torch import load_file, save_file
 
+    from resnest_seg.config import ClassifierConfig, PretrainConfig
     from resnest_seg.labels import LabelSpace
     from resnest_seg.models.checkpoint import Checkpoint
-    from resnest_seg.models.loading import build_segmenter
+    from resnest_seg.models.loading import build_segmenter, classifier_for
 
     run = root / "run"
     train(["--config", root / "configs/good.yaml", "--data.root", root / "data/good", "--output", run])
@@ -524,7 +524,8 @@ def weights(folder, root):
     with_other = {"format": "resnest_seg/99", "config": "{}", "label_space": "null", "num_classes": "3"}
     save_file(tensors, folder / "future.safetensors", with_other)
     save_file(tensors, folder / "no_config.safetensors", {"format": "resnest_seg/1"})
-    classifier = build_segmenter("resnest14_tiny", head="classifier", num_classes=5, output_stride=32)
+    network = PretrainConfig(model=ClassifierConfig(encoder="resnest14_tiny"))
+    classifier = classifier_for(network, num_classes=5)
     classifier.to_checkpoint().save(folder / "classifier.safetensors")
     many = build_segmenter("resnest14_tiny", head="fcn", num_classes=7, output_stride=32)
     many.label_space = LabelSpace.numbered(7)

@@ -312,7 +312,7 @@ TRAIN, EVAL, PREDICT, ZOO = "train_seg", "eval_seg", "predict_seg", "zoo_seg"
         (EVAL, ["--checkpoint", "{tmp}/no"], "no checkpoint {tmp}/no"),
         (EVAL, ["--checkpoint", "{tmp}"], "is no run folder"),
         (EVAL, ["--checkpoint", "{tmp}/junk.pth"], "{tmp}/junk.pth is no checkpoint, or a damaged one"),
-        (TRAIN, ["--dataset", "synthetic", "--model.head", "classifier"], "gives one answer for a whole image"),
+        (TRAIN, ["--dataset", "synthetic", "--model.head", "classifier"], "unknown head 'classifier'"),
         (
             TRAIN,
             ["--dataset", "synthetic", "--model.in_channels", "4"],

@@ -9,8 +9,16 @@ import torch
 from support.small_models import logits_of, noise, small_segmenter, used
 from torch import nn
 
-from resnest_seg.errors import CheckpointError, ConfigError, ExportError
-from resnest_seg.export.graph import PartMeans, _followable, exportable, info_of, smallest_for_torch, trace
+from resnest_seg.errors import ConfigError, ExportError
+from resnest_seg.export.graph import (
+    ExportOptions,
+    PartMeans,
+    _followable,
+    exportable,
+    info_of,
+    smallest_for_torch,
+    trace,
+)
 from resnest_seg.models.loading import build_segmenter, load_checkpoint
 
 POOLS = [
@@ -59,8 +67,7 @@ def test_means_of_parts_keep_half_precision():
 
 
 def graph_of(segmenter, **options):
-    values = {"pixels": "uint8", "layout": "nchw", "output": "logits", "precision": "float32"} | options
-    info = info_of(segmenter, **values)
+    info = info_of(segmenter, ExportOptions(**options))
     return exportable(segmenter, info), info
 
 
@@ -130,30 +137,25 @@ def test_half_precision_is_that_of_the_network_alone():
 
 def test_an_export_says_what_it_is(tiny_space, tmp_path):
     segmenter = small_segmenter(tiny_space)
-    options = {"pixels": "uint8", "layout": "nchw", "output": "labels", "precision": "half"}
-    info = info_of(segmenter, **options)
+    options = ExportOptions(output="labels", precision="half")
+    info = info_of(segmenter, options)
     assert info.label_space is tiny_space
     assert np.allclose(info.mean, np.array([0.485, 0.456, 0.406]) * 255)
     assert np.allclose(info.std, np.array([0.229, 0.224, 0.225]) * 255)
     assert (info.encoder, info.head, info.output_stride, info.output) == ("resnest14_tiny", "fcn", 8, "labels")
     assert (info.setting.dataset, info.setting.crop, info.setting.base_size) == ("camvid", (48, 48), 64)
-    assert info_of(small_segmenter(classes=4), **options).label_space.names[3] == "class 3"
+    assert info_of(small_segmenter(classes=4), options).label_space.names[3] == "class 3"
     other = small_segmenter(tiny_space)
-    assert info_of(other, **options) == info
+    assert info_of(other, options) == info
     other.head.conv5[0].weight.data[0] += 1
-    assert info_of(other, **options).source_sha256 != info.source_sha256
+    assert info_of(other, options).source_sha256 != info.source_sha256
 
     path = tmp_path / "model.safetensors"
     build_segmenter("resnest14_tiny", head="fcn", num_classes=3).to_checkpoint().save(path)
-    info = info_of(load_checkpoint(path), **options)
+    info = info_of(load_checkpoint(path), options)
     assert (info.source, info.source_sha256) == (path.name, hashlib.sha256(path.read_bytes()).hexdigest())
     with pytest.raises(ConfigError, match="Did you mean 'labels'"):
-        info_of(segmenter, **options | {"output": "label"})
-
-
-def test_classifiers_are_not_exported():
-    with pytest.raises(CheckpointError, match="image classifier"):
-        graph_of(build_segmenter("resnest14_tiny", head="classifier", output_stride=32))
+        info_of(segmenter, ExportOptions(output="label"))
 
 
 def test_a_network_that_decides_by_its_pixels_is_refused():

@@ -10,14 +10,13 @@ from support.small_models import logits_of, noise, small_segmenter
 
 from resnest_seg.errors import ExportError
 from resnest_seg.export import onnx as onnx_file
-from resnest_seg.export.graph import info_of
+from resnest_seg.export.graph import ExportOptions, info_of
 from resnest_seg.export.onnx import OPSET, write_onnx
 from resnest_seg.inference.exported import KEY, ExportInfo
 
 
 def written(segmenter, folder, calibration=(), **options):
-    values = {"pixels": "uint8", "layout": "nchw", "output": "logits", "precision": "float32"} | options
-    info = info_of(segmenter, **values)
+    info = info_of(segmenter, ExportOptions(**options))
     write_onnx(segmenter, info, folder / "model.onnx", calibration)
     return folder / "model.onnx", info
 

@@ -11,7 +11,7 @@ import torch
 from support.small_models import logits_of, noise, small_segmenter
 
 from resnest_seg.errors import CheckpointError, ExportError
-from resnest_seg.export.graph import info_of
+from resnest_seg.export.graph import ExportOptions, info_of
 from resnest_seg.export.verify import PHOTOS, SIZES, Evidence, prove
 from resnest_seg.inference.exported import ExportedModel
 
@@ -37,7 +37,7 @@ def export(segmenter, tmp_path):
                 return scores.argmax(dim=1).to(torch.uint8).numpy()
             return (scores.softmax(dim=1) if values["output"] == "softmax" else scores).numpy()
 
-        info = dataclasses.replace(info_of(segmenter, **values), smallest=smallest)
+        info = dataclasses.replace(info_of(segmenter, ExportOptions(**values)), smallest=smallest)
         return ExportedModel(info, run, path=tmp_path / "model.onnx", runtime="numpy")
 
     return make
@@ -197,7 +197,7 @@ def test_photos_are_used_up_to_a_number_and_small_ones_enlarged(export, segmente
 
 def test_models_of_other_channels_are_proven_as_well(tmp_path):
     segmenter = small_segmenter(channels=5)
-    info = info_of(segmenter, pixels="uint8", layout="nchw", output="logits", precision="float32")
+    info = info_of(segmenter, ExportOptions())
     (tmp_path / "model.onnx").write_bytes(b"")
     model = ExportedModel(info, lambda x: logits_of(segmenter, x), path=tmp_path / "model.onnx", runtime="numpy")
     assert prove(model, segmenter).agreement == 1

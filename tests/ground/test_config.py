@@ -14,11 +14,11 @@ from resnest_seg.config import (
     PretrainConfig,
     RunConfig,
     check_values,
+    config_from_dict,
     config_keys,
     flatten,
     kinds_of,
     load_run_config,
-    run_config_from_dict,
     to_yaml,
 )
 from resnest_seg.errors import ConfigError
@@ -145,7 +145,7 @@ def test_a_config_survives_the_way_through_its_file(tmp_path):
     config = RunConfig(model=ModelConfig(encoder="resnest14", aux_head=False), seed=7, output="runs/x")
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load_run_config(tmp_path / "config.yaml") == config
-    assert run_config_from_dict(dataclasses.asdict(config)) == config
+    assert config_from_dict(dataclasses.asdict(config)) == config
     assert list(flatten(config)) == config_keys()
 
 
@@ -228,7 +228,8 @@ def test_mistakes_on_the_command_line(tmp_path, words, says):
     assert says in str(error.value)
 
 
-NUMBERS = {key: kind for key, kind in kinds_of(PretrainConfig).items() if kind.type in (int, float)}
+NUMBERS = {key: kind for owner in (PretrainConfig, RunConfig) for key, kind in kinds_of(owner).items()
+           if kind.type in (int, float)}  # fmt: skip
 
 
 def with_value(key, value):

@@ -1,11 +1,12 @@
 """The configuration of a classifier's run."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import yaml
 
-from resnest_seg.config import PretrainConfig, RunConfig, config_keys, load_config, to_yaml
+from resnest_seg.config import PretrainConfig, RunConfig, config_from_dict, config_keys, load_config, to_yaml
 from resnest_seg.errors import ConfigError
 
 CONFIG = Path(__file__).parents[2] / "configs" / "imagenet_classifier_resnest50.yaml"
@@ -18,7 +19,7 @@ def test_the_shipped_config_is_whole_and_the_authors_command():
              for group, values in tree.items() for key in (values if isinstance(values, dict) else [None])]  # fmt: skip
     assert given == config_keys(PretrainConfig)
     config = load_config(CONFIG, PretrainConfig)
-    assert CONFIG.stem == f"{config.data.dataset}_{config.model.head}_{config.model.encoder}"
+    assert CONFIG.stem == f"{config.data.dataset}_classifier_{config.model.encoder}"
     for word in ("What for:", "Expect:", "Takes:", "Command:", "81.03 top-1"):
         assert word in text.partition("model:")[0]
     # 64 GPUs, each with 128 images and lr 0.05, which is multiplied by the GPUs
@@ -30,19 +31,19 @@ def test_the_shipped_config_is_whole_and_the_authors_command():
     assert f"{1_281_167 // 8192 * 270:,} steps of 8192 images" in text
 
 
-def test_it_survives_the_way_through_its_file_and_leaves_a_plain_run(tmp_path):
+def test_it_survives_the_way_through_its_file_and_through_a_checkpoint(tmp_path):
     config = load_config(CONFIG, PretrainConfig, overrides=["--classify.mixup=0", "--optim.lr", "0.3"])
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load_config(tmp_path / "config.yaml", PretrainConfig) == config
     assert (config.classify.mixup, config.optim.lr) == (0, 0.3)
-    assert type(config.run) is RunConfig
-    assert config.run.optim == config.optim
+    assert config_from_dict(dataclasses.asdict(config)) == config
+    assert type(config_from_dict(dataclasses.asdict(RunConfig()))) is RunConfig
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--model.head", "fcn"], "model.head must be classifier here, not 'fcn'"),
+        (["--model.head", "fcn"], "unknown option '--model.head'"),
         (["--classify.augment", "rnad"], "unknown classify.augment 'rnad'. Did you mean 'rand'?"),
         (["--classify.mixup", "-1"], "classify.mixup must be a number from 0 to 100, not -1"),
         (["--classify.dropout", "1"], "classify.dropout must be a number from 0 to below 1, not 1"),

@@ -7,11 +7,18 @@ import pytest
 import torch
 from support.reference import fill, filled_state, original_keys
 
-from resnest_seg.config import ModelConfig, RunConfig
+from resnest_seg.config import ClassifierConfig, ModelConfig, PretrainConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import TrainingState
-from resnest_seg.models.loading import build_segmenter, load_checkpoint, load_fitting, segmenter_for
+from resnest_seg.models.loading import (
+    build_segmenter,
+    classifier_for,
+    load_checkpoint,
+    load_classifier,
+    load_fitting,
+    segmenter_for,
+)
 from resnest_seg.models.segmenter import Segmenter
 
 LAST = {
@@ -25,6 +32,9 @@ LAST = {
 def model(space, **options):
     config = RunConfig(model=ModelConfig(**({"encoder": "resnest14_tiny", "head": "fcn"} | options)))
     return segmenter_for(config, space, pretrained=False)
+
+
+CLASSIFIER = PretrainConfig(model=ClassifierConfig(encoder="resnest14_tiny"))
 
 
 def saved(segmenter, path):
@@ -84,8 +94,7 @@ def test_another_head_and_another_dilation_are_reported(tiny_space, tmp_path):
 
 
 def test_a_classifier_of_ours_and_another_number_of_channels(tmp_path):
-    theirs = saved(build_segmenter("resnest14_tiny", head="classifier", num_classes=7, output_stride=32),
-                   tmp_path / "a.safetensors")  # fmt: skip
+    theirs = saved(classifier_for(CLASSIFIER, num_classes=7), tmp_path / "a.safetensors")
     segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=3, in_channels=1)
     report = load_fitting(segmenter, tmp_path / "a.safetensors")
     stem = "encoder.conv1.0.weight"
@@ -161,7 +170,7 @@ def own_file(path, value):
 
 def foreign_file(path, value):
     """An image classifier, under the names that timm and torchvision use."""
-    state = fill(build_segmenter("resnest14_tiny", head="classifier", output_stride=32)).state_dict()
+    state = fill(classifier_for(CLASSIFIER, num_classes=1000)).state_dict()
     state["encoder.layer2.0.conv1.weight"][0, 0] = value
     prefixes = ("encoder.", "head.")
     torch.save({key.removeprefix(p): v for key, v in state.items() for p in prefixes if key.startswith(p)}, path)
@@ -179,7 +188,7 @@ def test_weights_that_are_not_finite_are_named_wherever_they_are_loaded(value, t
         (own, lambda: load_checkpoint(own)),
         (own, lambda: Segmenter.from_pretrained(own)),
         (own, lambda: build_segmenter("resnest14_tiny", head="fcn", encoder_weights=str(own))),
-        (foreign, lambda: load_checkpoint(foreign)),
+        (foreign, lambda: load_classifier(foreign)),
         (foreign, lambda: load_fitting(model(tiny_space), foreign)),
         (foreign, lambda: build_segmenter("resnest14_tiny", head="fcn", encoder_weights=str(foreign))),
     ):

@@ -23,7 +23,6 @@ NETWORKS = [
     {"head": "deeplabv3", "family": "mmseg"},
     {"head": "pspnet", "family": "mmseg", "output_stride": 32},
     {"head": "deeplabv3plus", "family": "mmseg"},
-    {"head": "classifier", "output_stride": 32},
     {"head": "fcn", "in_channels": 5},
     {"head": "smp:upernet", "output_stride": 16},
     {"head": "smp:unet", "output_stride": 32},

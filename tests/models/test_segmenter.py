@@ -81,7 +81,6 @@ NETWORKS = [
     {"head": "pspnet", "family": "mmseg", "output_stride": 32},
     {"head": "deeplabv3plus", "family": "mmseg", "dilation": "mmseg"},
     {"head": "smp:upernet", "output_stride": 16},
-    {"head": "classifier", "output_stride": 32},
 ]
 
 
@@ -126,7 +125,7 @@ def test_pixel_statistics_of_other_channels():
 def test_pretrained_round_trip_is_exact(network, tmp_path):
     torch.manual_seed(1)
     segmenter = build_segmenter("resnest14_tiny", num_classes=4, **network).eval()
-    segmenter.label_space = None if network["head"] == "classifier" else LabelSpace.numbered(4)
+    segmenter.label_space = LabelSpace.numbered(4)
     segmenter.save_pretrained(tmp_path / "saved")
     images = torch.randint(0, 256, (1, 3, 40, 50), dtype=torch.uint8)
     for loaded in (Segmenter.from_pretrained(tmp_path / "saved"), load_checkpoint(tmp_path / "saved" / HUB_FILE)):
@@ -159,7 +158,7 @@ def test_batch_height_and_width_can_all_be_dynamic_in_an_export():
 
 
 def test_a_thousand_classes_without_a_label_space_survive(tmp_path):
-    segmenter = build_segmenter("resnest14_tiny", head="classifier", num_classes=1000, output_stride=32)
+    segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=1000, output_stride=32)
     segmenter.save_pretrained(tmp_path)
     assert Segmenter.from_pretrained(tmp_path).num_classes == 1000
 

@@ -14,7 +14,7 @@ from support.reference import GOLDEN, fill, filled_state, golden_images, origina
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError
 from resnest_seg.inference.predictor import Predictor
 from resnest_seg.labels import LabelSpace
-from resnest_seg.models.loading import build_segmenter, load_checkpoint
+from resnest_seg.models.loading import build_segmenter, load_checkpoint, load_classifier
 from resnest_seg.models.published import PublishedCheckpoint
 
 
@@ -95,8 +95,8 @@ def test_mmsegmentations_file_with_its_own_classes(tmp_path):
 
 @pytest.mark.parametrize("original", ["timm", "torchvision"])
 @torch.inference_mode()
-def test_an_imagenet_classifier_is_a_segmenter_with_one_answer(original, tmp_path):
-    """Its logits are those of the live original, at output stride 32 and, for timm, dilated."""
+def test_an_imagenet_classifier_scores_as_the_live_original(original, tmp_path):
+    """At output stride 32 and, for timm, dilated."""
     create = {"timm": lambda: timm.create_model("resnest14d"), "torchvision": torchvision.models.resnet50}[original]
     model = fill(create())
     path = tmp_path / "model.safetensors"
@@ -108,19 +108,19 @@ def test_an_imagenet_classifier_is_a_segmenter_with_one_answer(original, tmp_pat
         path = tmp_path / "resnet50.pth"
         torch.save(model.state_dict(), path)
     images = torch.randint(0, 256, (2, 3, 65, 90), dtype=torch.uint8)
-    segmenter = load_checkpoint(path)
-    logits = segmenter(images).logits
-    expected = model(segmenter.normalise(images))
-    assert logits.shape == (2, 1000, 65, 90)
-    assert torch.allclose(logits[..., 64, 0], expected, atol=1e-4 * expected.abs().max())
-    assert logits.stride()[2:] == (0, 0)  # a view: 1,000 classes at full size would not fit
+    classifier = load_classifier(path)
+    scores = classifier(images)
+    expected = model(classifier.normalise(images))
+    assert scores.shape == (2, 1000)
+    assert torch.allclose(scores, expected, atol=1e-4 * expected.abs().max())
+    assert "ImageNet classifier, " in str(classifier.load_report)
     if original == "timm":
         for stride in (8, 16):
-            dilated = load_checkpoint(path, output_stride=stride, dilation="timm")
+            dilated = load_classifier(path, output_stride=stride, dilation="timm")
             live = timm.create_model("resnest14d", output_stride=stride).eval()
             live.load_state_dict(model.state_dict())
-            want = live(segmenter.normalise(images))
-            assert torch.allclose(dilated(images).logits[..., 0, 0], want, atol=1e-4 * want.abs().max())
+            want = live(classifier.normalise(images))
+            assert torch.allclose(dilated(images), want, atol=1e-4 * want.abs().max())
 
 
 def test_a_classifier_cannot_segment(tmp_path):

@@ -19,9 +19,12 @@ import torch.distributed.tensor
 
 import resnest_seg.training.distributed
 from resnest_seg.config import (
+    ClassFolderConfig,
+    ClassifierConfig,
     ClassifyConfig,
     DataConfig,
     EvalConfig,
+    LoopConfig,
     ModelConfig,
     OptimConfig,
     PretrainConfig,
@@ -30,7 +33,7 @@ from resnest_seg.config import (
 )
 from resnest_seg.data.datasets import Sample, SegmentationDataset
 from resnest_seg.labels import LabelSpace
-from resnest_seg.models.loading import build_segmenter
+from resnest_seg.models.loading import build_segmenter, classifier_for
 from resnest_seg.training.classification import ClassFolder, ClassificationTask
 from resnest_seg.training.tasks import SegmentationTask
 from resnest_seg.training.trainer import Trainer
@@ -84,21 +87,21 @@ def classify(output, *, dies=False, resume=False):
     torch.manual_seed(0)
     root = output.parent / "colours"
     config = PretrainConfig(
-        model=ModelConfig(encoder="resnest14_tiny", head="classifier", output_stride=32, aux_head=False),
-        data=DataConfig(dataset="colours", crop_size=32, workers=0),
+        model=ClassifierConfig(encoder="resnest14_tiny"),
+        data=ClassFolderConfig(dataset="colours", crop_size=32, workers=0),
         optim=OptimConfig(lr=0.05, reference_batch=None),
-        train=TrainConfig(epochs=4, batch_size=8, validate_every=2, log_every=1, trackers="none", sync_bn=False),
+        train=LoopConfig(epochs=4, batch_size=8, validate_every=2, log_every=1, trackers="none", sync_bn=False),
         classify=ClassifyConfig(augment="none"),
     )
     task = ClassificationTask(config, ClassFolder(root, "train"), ClassFolder(root, "val"))
     validate = task.validate
     if dies:  # at the end, where the scores are not those of chance
         task.validate = lambda *given, **options: sys.exit(0) if trainer.step == 12 else validate(*given, **options)
-    segmenter = build_segmenter("resnest14_tiny", head="classifier", num_classes=3, output_stride=32)
-    for module in segmenter.modules():
+    classifier = classifier_for(config, num_classes=3)
+    for module in classifier.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0  # the last batch alone, of which each process sees another half
-    trainer = Trainer(config, segmenter=segmenter, task=task, output=output, resume=resume)
+    trainer = Trainer(config, segmenter=classifier, task=task, output=output, resume=resume)
     try:
         trainer.fit()
     except SystemExit:

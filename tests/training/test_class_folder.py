@@ -8,11 +8,11 @@ import pytest
 import torch
 from support import fake_data
 
-from resnest_seg.config import ClassifyConfig, DataConfig, PretrainConfig
+from resnest_seg.config import ClassFolderConfig, ClassifyConfig, PretrainConfig
 from resnest_seg.errors import DatasetError
 from resnest_seg.training.classification import ClassFolder, class_batches, eval_transform, train_transform
 
-CONFIG = PretrainConfig(data=DataConfig(dataset="mine", crop_size=16))
+CONFIG = PretrainConfig(data=ClassFolderConfig(dataset="mine", crop_size=16))
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_samples_depend_on_seed_epoch_and_index_alone(root, augment):
 def test_validation_takes_the_middle(root):
     photo = torch.zeros(3, 32, 64, dtype=torch.uint8)
     photo[:, 2:30, 18:46] = 200  # 28 of 32 pixels, around the centre
-    config = dataclasses.replace(CONFIG, data=DataConfig(crop_size=28))
+    config = dataclasses.replace(CONFIG, data=ClassFolderConfig(crop_size=28))
     assert eval_transform(config)(photo).unique().tolist() == [200]
 
 

@@ -14,26 +14,29 @@ from conftest import PROJECT
 from support import fake_data, many_processes
 
 from resnest_seg.config import (
+    ClassFolderConfig,
+    ClassifierConfig,
     ClassifyConfig,
-    DataConfig,
-    ModelConfig,
+    LoopConfig,
     OptimConfig,
     PretrainConfig,
+    RunConfig,
     TrainConfig,
     load_config,
 )
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, ResNeStSegError
 from resnest_seg.models.checkpoint import BEST, LAST, Checkpoint
-from resnest_seg.models.loading import build_segmenter, load_checkpoint, segmenter_for
+from resnest_seg.models.loading import build_segmenter, classifier_for, load_checkpoint, load_classifier
 from resnest_seg.training.classification import ClassFolder, ClassificationTask, accuracy, batch_mix
 from resnest_seg.training.run_folder import CLASSES, LOCK, MACHINE, METRICS
+from resnest_seg.training.tasks import SegmentationTask
 from resnest_seg.training.trainer import Trainer
 
 CONFIG = PretrainConfig(
-    model=ModelConfig(encoder="resnest14_tiny", head="classifier", output_stride=32, aux_head=False, zero_gamma=True),
-    data=DataConfig(dataset="colours", crop_size=32, workers=0),
+    model=ClassifierConfig(encoder="resnest14_tiny", zero_gamma=True),
+    data=ClassFolderConfig(dataset="colours", crop_size=32, workers=0),
     optim=OptimConfig(lr=0.05, reference_batch=None, head_lr_factor=1, decay="weights", schedule="cosine", warmup=0.5),
-    train=TrainConfig(epochs=4, batch_size=8, accumulation=2, validate_every=2, log_every=1, ema=0.5, trackers="none"),
+    train=LoopConfig(epochs=4, batch_size=8, accumulation=2, validate_every=2, log_every=1, ema=0.5, trackers="none"),
     classify=ClassifyConfig(augment="none", mixup=0.2, cutmix=1.0, dropout=0.1),
 )
 
@@ -61,9 +64,9 @@ def root(tmp_path_factory):
 
 def trainer(root, output, config=CONFIG, *, resume=False, train=None):
     torch.manual_seed(config.seed)
-    segmenter = segmenter_for(config.run, None, num_classes=3)
+    classifier = classifier_for(config, num_classes=3)
     task = ClassificationTask(config, train or ClassFolder(root, "train"), ClassFolder(root, "val"))
-    return Trainer(config, segmenter=segmenter, task=task, output=output, resume=resume)
+    return Trainer(config, segmenter=classifier, task=task, output=output, resume=resume)
 
 
 def metrics(folder):
@@ -100,10 +103,10 @@ def test_colours_are_learnt(root, tmp_path):
     assert trainer(root, tmp_path / "run", config).fit()
     top1 = [line["top1"] for line in metrics(tmp_path / "run") if line["kind"] == "validation"]
     assert top1[-1] > 0.8  # chance is a third
-    classifier = load_checkpoint(tmp_path / "run")
+    classifier = load_classifier(tmp_path / "run")
     red = torch.tensor([200, 50, 40], dtype=torch.uint8)[:, None, None].expand(1, 3, 32, 32)
-    assert classifier(red).logits.shape == (1, 3, 32, 32)
-    assert classifier(red).logits[0, :, 0, 0].argmax() == 2
+    assert classifier(red).shape == (1, 3)
+    assert classifier(red)[0].argmax() == 2
 
 
 @pytest.mark.parametrize("reads", [5, 29, 60])
@@ -137,6 +140,20 @@ def test_a_segmenter_starts_from_its_encoder(finished):
         assert torch.equal(value, weights[f"encoder.{key}"]), key
 
 
+def test_a_classifier_cannot_segment(finished):
+    for path in (finished, finished / LAST):
+        with pytest.raises(CheckpointError, match=r"safetensors: this is an image classifier, it cannot segment"):
+            load_checkpoint(path)
+
+
+def test_a_run_of_another_kind_is_not_resumed(finished, small_dataset):
+    config = RunConfig(train=TrainConfig(batch_size=2))
+    segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=3)
+    task = SegmentationTask(config, small_dataset, small_dataset)
+    with pytest.raises(CheckpointError, match="is a state of a model of another kind: it cannot be resumed"):
+        Trainer(config, segmenter=segmenter, task=task, output=finished, resume=True)
+
+
 def test_the_loss_of_a_step_is_that_of_the_mixed_batch(root, tmp_path):
     """Without accumulation and dropout: the cross-entropy of blended labels, written out."""
     plain = ClassifyConfig(augment="none", mixup=5.0, label_smoothing=0.1, dropout=0)
@@ -144,26 +161,26 @@ def test_the_loss_of_a_step_is_that_of_the_mixed_batch(root, tmp_path):
     one = trainer(root, tmp_path / "run", config)
     mix, seen = one.task.mix, []
     one.task.mix = lambda images, labels: seen.append(mix(images, labels)) or seen[-1]
-    copy = segmenter_for(config.run, None, num_classes=3)
+    copy = classifier_for(config, num_classes=3)
     copy.load_state_dict(one.segmenter.state_dict())
     loss, _ = one._optimise([next(one._batches())])
     ((images, shares),) = seen
     assert shares.sum(dim=1) == pytest.approx(torch.ones(8))
     assert ((shares > 0.01) & (shares < 0.99)).any()
-    log_p = copy.train()(images).logits[:, :, 0, 0].log_softmax(dim=1)
+    log_p = copy.train()(images).log_softmax(dim=1)
     expected = -((0.9 * shares + 0.1 / 3) * log_p).sum(dim=1).mean()
     assert loss == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_accuracy_counts_the_first_and_the_first_five(root):
-    segmenter = build_segmenter("resnest14_tiny", head="classifier", num_classes=7, output_stride=32)
+    classifier = classifier_for(CONFIG, num_classes=7)
     with torch.no_grad():
-        segmenter.head.fc.weight.zero_()
-        segmenter.head.fc.bias.copy_(torch.tensor([7.0, 6, 5, 4, 3, 2, 1]))  # always says 0, 1, 2, 3, 4
+        classifier.head.fc.weight.zero_()
+        classifier.head.fc.bias.copy_(torch.tensor([7.0, 6, 5, 4, 3, 2, 1]))  # always says 0, 1, 2, 3, 4
     from resnest_seg.training.classification import ClassBatch
 
     batch = ClassBatch(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1, 4, 5, 6]), [])
-    assert accuracy(segmenter, iter([batch, batch]), device=torch.device("cpu")) == (4, 8)
+    assert accuracy(classifier, iter([batch, batch]), device=torch.device("cpu")) == (4, 8)
 
 
 def test_mixing_is_what_the_config_says():
@@ -227,9 +244,9 @@ def test_a_validation_after_a_resume_in_two_processes_is_that_of_the_run_that_wa
 
 
 @pytest.mark.parametrize("key", ["train.loss=dice", "data.class_mix=0.5", "train.label_smoothing=0.1", "eval.limit=3"])
-def test_keys_without_effect_are_refused(key):
+def test_keys_without_effect_are_unknown(key):
     path = PROJECT / "configs" / "imagenet_classifier_resnest50.yaml"
-    with pytest.raises(ConfigError, match=f"{key.partition('=')[0]} has no effect on a classifier"):
+    with pytest.raises(ConfigError, match=f"unknown option '--{key.partition('=')[0]}'"):
         load_config(path, PretrainConfig, overrides=[f"--{key}"])
 
 

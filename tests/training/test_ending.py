@@ -18,13 +18,13 @@ from accelerate.state import AcceleratorState
 from conftest import PROJECT
 from test_training import CONFIG_OF_TEST, Stripes, trainer
 
-from resnest_seg.config import PretrainConfig
+from resnest_seg.config import ClassFolderConfig, ClassifierConfig, PretrainConfig
 from resnest_seg.data.inspection import scan
 from resnest_seg.data.loader import build_loader
 from resnest_seg.errors import DatasetError, ResNeStSegError
 from resnest_seg.evaluation.evaluate import evaluate
 from resnest_seg.models.checkpoint import LAST, Checkpoint
-from resnest_seg.models.loading import build_segmenter
+from resnest_seg.models.loading import build_segmenter, classifier_for
 from resnest_seg.training.classification import ClassFolder, ClassificationTask
 
 ORDER = [[(0, index)] for index in (0, 1, 2, 3, 4, 5) * 4]
@@ -278,7 +278,9 @@ def test_a_classifier_s_validation_ends_its_loader_processes(tmp_path):
     from support.many_processes import write_colours
 
     write_colours(tmp_path, validation=12)
-    config = PretrainConfig(data=dataclasses.replace(PretrainConfig().data, crop_size=32, workers=2))
+    config = PretrainConfig(
+        model=ClassifierConfig(encoder="resnest14_tiny"), data=ClassFolderConfig(crop_size=32, workers=2)
+    )
     task = ClassificationTask(config, ClassFolder(tmp_path, "train"), ClassFolder(tmp_path, "val"))
 
     class Progress:
@@ -294,9 +296,9 @@ def test_a_classifier_s_validation_ends_its_loader_processes(tmp_path):
     class Stop:
         number = None
 
-    segmenter = build_segmenter("resnest14_tiny", head="classifier", num_classes=3)
+    classifier = classifier_for(config, num_classes=3)
     with pytest.raises(RuntimeError, match="on purpose") as failure:
-        task.validate(segmenter, Engine(), stop=Stop(), progress=Progress())
+        task.validate(classifier, Engine(), stop=Stop(), progress=Progress())
     assert failure.traceback
     assert multiprocessing.active_children() == []
 

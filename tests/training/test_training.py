@@ -29,7 +29,7 @@ from resnest_seg.training.distributed import StopSignal
 from resnest_seg.training.monitor import progress_bars
 from resnest_seg.training.optim import hold_frozen
 from resnest_seg.training.run_folder import LOCK, MACHINE, METRICS, SHEET, RunFolder
-from resnest_seg.training.tasks import SegmentationTask
+from resnest_seg.training.tasks import SegmentationTask, Validation
 from resnest_seg.training.trainer import Trainer
 
 CONFIG_OF_TEST = RunConfig(
@@ -311,7 +311,7 @@ def test_the_better_of_average_and_weights_is_kept_and_named(average, weights, b
     train = dataclasses.replace(CONFIG_OF_TEST.train, epochs=2, ema=0.9, trackers="none")
     one = trainer(Stripes(tiny_space), tmp_path / "run", dataclasses.replace(CONFIG_OF_TEST, train=train))
     scores = iter([average, weights])
-    one.task.validate = lambda *given, **options: {"mean_iou": next(scores), "pixel_accuracy": 0.9}
+    one.task.validate = lambda *given, **options: Validation({"mean_iou": next(scores), "pixel_accuracy": 0.9}, "")
     assert one.fit()
     last, best = state(tmp_path / "run"), Checkpoint.load(tmp_path / "run" / BEST)
     theirs = last.weights if better == "weights" else one.average.values
@@ -327,7 +327,7 @@ def test_patience_looks_at_the_better_of_average_and_weights(tiny_space, tmp_pat
     config = dataclasses.replace(CONFIG_OF_TEST, train=dataclasses.replace(CONFIG_OF_TEST.train, **changed))
     one = trainer(Stripes(tiny_space), tmp_path / "run", config)
     scores = iter([0.1, 0.2, 0.3, 0.1, 0.3, 0.3, 0.1, 0.4, 0.4, 0.2, 0.2, 0.4])  # average, weights, average, ...
-    one.task.validate = lambda *given, **options: {"mean_iou": next(scores), "pixel_accuracy": 0.9}
+    one.task.validate = lambda *given, **options: Validation({"mean_iou": next(scores), "pixel_accuracy": 0.9}, "")
     assert one.fit()
     values = state(tmp_path / "run").training.values
     assert (one.step, values["best_mean_iou"], values["best_of"], values["stale_validations"]) == (6, 0.4, "weights", 2)
@@ -624,8 +624,8 @@ def test_absent_classes_count_in_training_as_in_an_evaluation(protocol, expected
         last.weight.zero_()
         last.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))
     with progress_bars(one.console) as progress:
-        scores = one.task.validate(one.segmenter, one.engine, stop=StopSignal(), progress=progress)
-    assert scores == {"mean_iou": pytest.approx(expected), "pixel_accuracy": 1.0}
+        result = one.task.validate(one.segmenter, one.engine, stop=StopSignal(), progress=progress)
+    assert result.scores == {"mean_iou": pytest.approx(expected), "pixel_accuracy": 1.0}
 
 
 def test_processes_that_divide_the_batch_differently_do_not_begin(tiny_space, tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ def exported(options: argparse.Namespace, folder: Path) -> dict[str, Run]:
     import numpy as np
 
     from resnest_seg.export.export import export_onnx, export_openvino
-    from resnest_seg.export.graph import info_of
+    from resnest_seg.export.graph import ExportOptions, info_of
     from resnest_seg.export.onnx import write_onnx
     from resnest_seg.inference.exported import open_exported
 
@@ -71,7 +71,7 @@ def exported(options: argparse.Namespace, folder: Path) -> dict[str, Run]:
         export_onnx(ours(options), paths["onnxruntime"], output="labels")
     if "int8" in options.peers:
         paths["onnxruntime, int8"] = folder / "int8.onnx"
-        info = info_of(ours(options), pixels="uint8", layout="nchw", output="labels", precision="int8")
+        info = info_of(ours(options), ExportOptions(output="labels", precision="int8"))
         scenes = photos(argparse.Namespace(size=options.size, batch=CALIBRATION))
         # not proven: a network that was never trained has no accuracy to lose
         write_onnx(ours(options), info, paths["onnxruntime, int8"], scenes)
