@@ -95,7 +95,10 @@ def snapshot(folder, known):
     for place, folders, files in os.walk(folder):
         for name in folders + files:
             path = Path(place, name)
-            status = path.lstat()
+            try:
+                status = path.lstat()
+            except FileNotFoundError:  # a run that goes on beside has renamed it
+                continue
             shown = str(path.relative_to(folder))
             if stat.S_ISREG(status.st_mode):
                 key = (path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
