@@ -323,7 +323,7 @@ def _torch_device(torch: Any, device: str) -> Any:
 
 def _open_openvino(path: Path, device: str, threads: int | None) -> ExportedModel:
     try:
-        core = openvino_core()
+        version, core = silent_openvino().__version__, openvino_core()
     except ImportError:
         raise _missing(path, "openvino") from None
     name = {"cpu": "CPU", "auto": "CPU"}.get(device, device)
@@ -348,7 +348,7 @@ def _open_openvino(path: Path, device: str, threads: int | None) -> ExportedMode
             result: NDArray[Any] = model([images])[0]
         return result
 
-    return ExportedModel(info, run, path=path, runtime=f"openvino {silent_openvino().__version__.split('-')[0]}")
+    return ExportedModel(info, run, path=path, runtime=f"openvino {version.split('-')[0]}")
 
 
 @functools.cache

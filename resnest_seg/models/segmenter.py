@@ -192,9 +192,10 @@ class PixelModel(nn.Module):
 
     def prepare(self, images: Tensor) -> tuple[Tensor, bool]:
         """The images normalised and padded to a size that encoder and head take, and whether they had to be padded."""
+        x = self.normalise(images)
         height, width = images.shape[2:]
         right, below = (max(size + -size % self.size_divisor, self.min_size) - size for size in (width, height))
-        x, padded = self.normalise(images), bool(right or below)
+        padded = bool(right or below)
         return (F.pad(x, (0, right, 0, below)) if padded else x), padded  # with zeros, the mean pixel
 
 

@@ -117,7 +117,7 @@ def test_an_export_that_differs_leaves_the_others_and_exit_code_1(small, tmp_pat
         (["--aoti"], "add --format torch"),
         (["--limit", "0"], "--limit must be from 1 to"),
         (["--calibration-images", "0"], "--calibration-images must be from 1 to"),
-        (["--output", "model.tflite"], "no ending of a format: .onnx, .pt2, .xml"),
+        (["--output", "model.tflite"], "no suffix of a format: .onnx, .pt2, .xml"),
         (["--dataset", "camvit"], "Did you mean 'camvid'"),
     ],
 )

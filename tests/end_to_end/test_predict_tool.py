@@ -149,7 +149,7 @@ def test_a_large_image_is_read_and_written_by_windows(predict, tmp_path, tool, m
     tiles = ["--tile", "128", "--overlap", "32"]
     assert predict("small.png", *tiles) == 0
     module = tool("predict_seg")
-    monkeypatch.setattr(sys.modules["predict_seg"], "LARGE", 1000)
+    monkeypatch.setattr("resnest_seg.cli.predict.LARGE", 1000)
     run = lambda *words: module("--checkpoint", checkpoint_of(predict), "--device", "cpu", *words)  # noqa: E731
     assert run("large.png") == 1
     assert "300 x 500 pixels: give --tile 1024" in capsys.readouterr().err

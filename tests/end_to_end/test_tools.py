@@ -354,7 +354,7 @@ TRAIN, EVAL, PREDICT, ZOO = "train_seg", "eval_seg", "predict_seg", "zoo_seg"
         (
             TRAIN,
             ["--dataset", "synthetic", "--budget", "0.02"],
-            "does not fit into 1 x cpu with 20.5 MiB (0.0 GiB usable)",
+            "does not fit into 1 x cpu with 20.5 MiB (nothing usable",
         ),
         (EVAL, ["--checkpoint", "{run}", "--protocols", "hole"], "unknown protocol 'hole'"),
         (EVAL, ["--checkpoint", "{run}", "--device", "cuda:77"], "device 'cuda:77' cannot be used"),

@@ -111,7 +111,7 @@ def damaged(**changes):
         (damaged(mean=[1.0]), "mean and std have different lengths"),
         (damaged(setting={"epochs": 3}), "damaged"),
         (damaged(setting={"base_size": "large"}), "damaged"),
-        (damaged(label_space={"name": "x"}), "KeyError: 'names'"),
+        (damaged(label_space={"name": "x"}), "'names' is missing"),
         (damaged(output="label"), "Did you mean 'labels'"),
     ],
 )

@@ -454,7 +454,8 @@ def tool_running(tmp_path, *words, files=200):
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         line = process.stderr.readline()
-        assert line.startswith("a convolution, protocol whole"), line
+        assert line.startswith("a convolution, exported in float32, by onnxruntime"), line
+        assert ", protocol whole" in line
         yield process, int(line.rpartition(":")[2].partition("/")[0])
     finally:
         process.kill()

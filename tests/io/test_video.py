@@ -165,7 +165,7 @@ def test_no_videos(tmp_path, capfd):
             VideoReader(tmp_path / name)
     with pytest.raises(DatasetError, match=r"cannot read .*none.mp4: No such file"):
         VideoReader(tmp_path / "none.mp4")
-    with pytest.raises(DatasetError, match="cannot read camera:98: no camera that can be opened"):
+    with pytest.raises(DatasetError, match="cannot read camera:98: the camera cannot be opened"):
         VideoReader("camera:98")
     assert capfd.readouterr().err == ""
 

@@ -177,7 +177,7 @@ def test_the_files_name_decides_where_keys_cannot():
 def test_what_the_keys_do_not_tell_can_be_said():
     known = recognise(on_meta(original_keys()["mmseg_fcn_ade"]), output_stride=16, dilation="encoding")
     assert (known.model.output_stride, known.model.dilation) == (16, "encoding")
-    assert known.assumed == ("data set ade20k: it has 150 classes, too",)
+    assert known.assumed == ("data set ade20k: it also has 150 classes",)
     silent = recognise(on_meta(original_keys()["mmseg_fcn_ade"])).assumed
     assert {"output stride 8: no key determines it", "dilation mmseg: no key determines it"} <= set(silent)
 
@@ -225,7 +225,7 @@ def test_what_a_file_lists_wins_over_the_number_of_classes():
     assert label_space(city, {"CLASSES": [name.title() for name in official.names]}) == official
     other = label_space(city, {"CLASSES": [f"mine {k}" for k in range(19)]})
     assert (other.name, other.names[3]) == ("custom", "mine 3")
-    assert "data set cityscapes: it has 19 classes, too" in city.assumed
+    assert "data set cityscapes: it also has 19 classes" in city.assumed
 
 
 def changed(entry, **changes):
@@ -243,7 +243,7 @@ def changed(entry, **changes):
     ("state", "says"),
     [
         (on_meta({"a.weight": [1], "b.weight": [1]}), "the keys do not match a known network, the first"),
-        (changed("mmseg_fcn_ade", neck__conv__weight=[1]), "1 keys belong to no part of a mmsegmentation network"),
+        (changed("mmseg_fcn_ade", neck__conv__weight=[1]), "1 keys match no part of a known mmsegmentation network"),
         (
             changed("fcn_resnest50", pretrained__layer1__0__conv3__weight=None),
             "no fitting weight 'encoder.layer1.0.conv3",
@@ -251,7 +251,7 @@ def changed(entry, **changes):
         (changed("fcn_resnest50", pretrained__conv1__0__weight=[48, 3, 3, 3]), "none of our encoders has these shapes"),
         (
             changed("fcn_resnest50", head__conv5__4__weight=None),
-            "none of the heads that are known here (its head has keys",
+            "no known head (its head has keys",
         ),
         (on_meta({k: v for k, v in original_keys()["fcn_resnest50"].items() if k.startswith("pre")}), "it has no head"),
     ],

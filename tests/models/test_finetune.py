@@ -157,7 +157,7 @@ def test_mistakes(tiny_space, tmp_path):
     with pytest.raises(CheckpointError, match="is no run folder"):
         load_fitting(segmenter, tmp_path)
     torch.save({"a.b": torch.zeros(1)}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"x.pth: the keys are those of no network"):
+    with pytest.raises(CheckpointError, match=r"x.pth: the keys do not match a known network"):
         load_fitting(segmenter, tmp_path / "x.pth")
 
 
@@ -206,5 +206,5 @@ def test_what_is_not_taken_need_not_be_finite(tiny_space, tmp_path):
 
 def test_a_file_of_nobodys_keys_is_named_as_encoder_weights(tmp_path):
     torch.save({"some.weight": torch.ones(3)}, tmp_path / "foreign.pth")
-    with pytest.raises(CheckpointError, match=r"foreign\.pth: the keys are those of no network that is known here"):
+    with pytest.raises(CheckpointError, match=r"foreign\.pth: the keys do not match a known network"):
         build_segmenter("resnest14", head="fcn", encoder_weights=str(tmp_path / "foreign.pth"))

@@ -143,7 +143,7 @@ def test_a_nearly_black_photo_is_no_mistake_at_any_scale(segmenter, tiny_space):
 
 def test_arrays_of_floats_are_refused_by_predictors_with_what_to_do(segmenter):
     predictor = Predictor(segmenter, device="cpu")
-    with pytest.raises(ConfigError, match=r"not float64 \[8, 8, 3\]. Of floats in 0..1, make \(255 \* image\)"):
+    with pytest.raises(ConfigError, match=r"not float64 \[8, 8, 3\]. Convert floats in 0..1 by \(255 \* image\)"):
         predictor(np.full((8, 8, 3), 0.5))
 
 

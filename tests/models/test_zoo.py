@@ -182,10 +182,10 @@ def test_a_published_timm_file_is_of_timms_variant(monkeypatch, tmp_path):
     )
     monkeypatch.setattr("resnest_seg.models.published.try_to_load_from_cache", lambda repository, file: None)
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
-    segmenter = load_checkpoint("timm/resnest14d.gluon_in1k", output_stride=8)
-    assert segmenter.encoder.dilation == "timm"
-    assert segmenter.config.data.dataset == "imagenet"
-    assert "assumed dilation encoding" in str(load_checkpoint(tmp_path / "m.safetensors", output_stride=8).load_report)
+    classifier = load_classifier("timm/resnest14d.gluon_in1k", output_stride=8)
+    assert classifier.encoder.dilation == "timm"
+    assert classifier.config.data.dataset == "imagenet"
+    assert "assumed dilation encoding" in str(load_classifier(tmp_path / "m.safetensors", output_stride=8).load_report)
 
 
 def test_a_saved_model_is_a_checkpoint(tmp_path):

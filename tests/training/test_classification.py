@@ -235,7 +235,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(root, tmp_path):
 def test_a_validation_after_a_resume_in_two_processes_is_that_of_the_run_that_was_not_killed(tmp_path):
     """Killed between a state and its validation: the processes' own statistics of batch norm are gone."""
     done = subprocess.run(
-        [sys.executable, many_processes.__file__, tmp_path, "classifier"], capture_output=True, text=True
+        [sys.executable, "-m", "support.many_processes", tmp_path, "classifier"],
+        capture_output=True,
+        text=True,
+        cwd=PROJECT / "tests",
     )
     assert done.returncode == 0, done.stderr
     ours, theirs = metrics(tmp_path / "resumed"), metrics(tmp_path / "whole")

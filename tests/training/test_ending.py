@@ -81,9 +81,7 @@ def test_a_killed_loader_process_is_one_message(small_dataset):
     with pytest.raises(ResNeStSegError) as error:
         list(batches)
     message = str(error.value)
-    assert message.startswith(
-        f"a loader process (pid {child.pid}) was killed by SIGKILL. Most often the memory ran out"
-    )
+    assert message.startswith(f"a loader process (pid {child.pid}) was killed by SIGKILL. Usually memory ran out")
     assert all(word in message for word in ("data.workers", "--workers", "here 2", "data.crop_size", "--resume"))
     assert multiprocessing.active_children() == []
 

@@ -180,7 +180,7 @@ def test_the_loss_of_a_config():
     assert (loss.label_smoothing, loss.ohem_threshold, loss.ohem_min_kept) == (0.2, 0.3, 7)
     assert loss.class_weights is weights
     for wrong, tensor in ((train, None), (TrainConfig(), weights)):
-        with pytest.raises(ConfigError, match=r"is (median_frequency, and none|none, and some) were"):
+        with pytest.raises(ConfigError, match=r"is (median_frequency, and none|none, and weights) were"):
             SegmentationLoss.from_config(wrong, align_corners=True, class_weights=tensor)
     with pytest.raises(ConfigError, match="Did you mean 'lovasz'"):
         SegmentationLoss(0.0, names=["lovas"])

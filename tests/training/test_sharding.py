@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from conftest import PROJECT
 from support import many_processes
 
 from resnest_seg.models.checkpoint import BEST, LAST, Checkpoint
@@ -17,8 +17,9 @@ from resnest_seg.training.distributed import part_like, whole
 def runs(tmp_path_factory):
     """Runs of one process with one micro-batch and with two, and of two processes."""
     folder = tmp_path_factory.mktemp("runs")
-    script = Path(many_processes.__file__)
-    done = subprocess.run([sys.executable, script, folder], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "support.many_processes", folder], capture_output=True, text=True, cwd=PROJECT / "tests"
+    )
     assert done.returncode == 0, done.stderr
     for parts in (1, 2):
         AcceleratorState._reset_state(reset_partial_state=True)

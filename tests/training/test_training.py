@@ -631,7 +631,7 @@ def test_absent_classes_count_in_training_as_in_an_evaluation(protocol, expected
 def test_processes_that_divide_the_batch_differently_do_not_begin(tiny_space, tmp_path, monkeypatch):
     """As with --budget auto on machines of different memory."""
     monkeypatch.setattr(engine, "gather_object", lambda values: [*values, 4])
-    with pytest.raises(ConfigError, match=r"train.accumulation 1, 4"):
+    with pytest.raises(ConfigError, match=r"accumulation 1, 4"):
         trainer(Stripes(tiny_space), tmp_path / "run")
 
 
