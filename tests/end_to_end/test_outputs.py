@@ -19,7 +19,6 @@ from support.small_models import small_segmenter
 from resnest_seg.config import RunConfig, TrainConfig
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import CheckpointError, DatasetError
-from resnest_seg.evaluation.evaluate import EvaluatedImage
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.evaluation.submission import Submission
 from resnest_seg.inference.backends import RunOptions
@@ -29,7 +28,8 @@ from resnest_seg.io.video import write_video
 from resnest_seg.io.visualize import write_png
 from resnest_seg.labels import LabelSpace
 from resnest_seg.training.run_folder import METRICS, RunFolder
-from resnest_seg.training.tasks import Validator
+from resnest_seg.training.tasks import Validation
+from resnest_seg.training.trainer import Trainer
 
 HOSTILE = (
     b"[bold] photo [1].png",
@@ -400,15 +400,16 @@ def test_lines_and_sheets_of_a_run_name_their_file_on_a_full_disk(tmp_path, monk
         def log_images(self, *arguments, **options):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    engine = SimpleNamespace(is_main_process=True, get_tracker=lambda name: Tracker())
-    sample = Synthetic("val")[0]
-    seen = EvaluatedImage(sample.image, sample.labels, sample.labels, sample.name, 1.0)
-    report = SimpleNamespace(mean_iou=lambda name: 1.0, dataset="synthetic", split="val")
-    validator = Validator(RunConfig(train=TrainConfig(trackers="tensorboard")), Synthetic("val"), engine)
+    page = np.zeros((8, 8, 3), np.uint8)
+    run = SimpleNamespace(
+        config=RunConfig(train=TrainConfig(trackers="tensorboard")), output=tmp_path, epoch=1, step=1,
+        engine=SimpleNamespace(get_tracker=lambda name: Tracker()),
+    )  # fmt: skip
+    result = Validation({}, "", lambda epoch: page)
     with pytest.raises(OSError, match="No space left") as raised:
-        validator.draw([seen], report, folder=tmp_path, epoch=1, step=1)
+        Trainer._draw(run, result)
     assert raised.value.filename == str(tmp_path / "tensorboard")
     full_disk(monkeypatch, lambda path: "contact_sheet" in path)
     with pytest.raises(OSError, match="No space left") as raised:
-        validator.draw([seen], report, folder=tmp_path, epoch=1, step=1)
+        Trainer._draw(run, result)
     assert raised.value.filename == str(tmp_path / "contact_sheet.png")

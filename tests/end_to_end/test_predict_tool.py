@@ -109,7 +109,7 @@ def test_bad_inputs_get_a_line_each_and_the_rest_is_done(predict, tmp_path, caps
     assert predict(*words) == 1
     printed = capsys.readouterr()
     assert {path.name for path in (tmp_path / "predictions").glob("*_labels.png")} == {f"{n}_labels.png" for n in names}
-    for part in ("empty folder holds no image", "zero.jpg: 0 bytes", "text.jpg: 16 bytes that are no image",
+    for part in ("empty folder holds no image", "zero.jpg: 0 bytes", "text.jpg: 16 bytes that are not an image",
                  "broken.avi", "cannot read no.mp4", "gone.jpg"):  # fmt: skip
         assert part in printed.err
     assert "Traceback" not in printed.err

@@ -248,7 +248,7 @@ def test_mistakes():
     logits, labels = batch(10, 2, 5, (4, 4), (8, 8), 0.0)
     with pytest.raises(ConfigError, match=r"do not match: \[2, 5, 4, 4\] and \[1, 8, 8\]"):
         lean_cross_entropy(logits, labels[:1], align_corners=True)
-    with pytest.raises(ConfigError, match=r"there are 5 classes, but class weights of the shape \[4\]"):
+    with pytest.raises(ConfigError, match=r"there are 5 classes, but class weights of shape \[4\]"):
         lean_cross_entropy(logits, labels, align_corners=True, class_weights=torch.ones(4))
     labels[1, 2, 3] = 7
     with pytest.raises(DatasetError, match="a label is 7, but the model has 5 classes"):
