@@ -8,6 +8,8 @@ import pytest
 from campaigns.bad_cases import QUICK
 from conftest import PROJECT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):

@@ -16,6 +16,8 @@ from resnest_seg.io.visualize import write_png
 from resnest_seg.models.loading import segmenter_for
 from resnest_seg.models.segmenter import LoadReport
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def small(monkeypatch, tmp_path, tool):

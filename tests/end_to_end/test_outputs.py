@@ -31,6 +31,8 @@ from resnest_seg.training.run_folder import METRICS, RunFolder
 from resnest_seg.training.tasks import Validation
 from resnest_seg.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = (
     b"[bold] photo [1].png",
     b"caf\xe9.png",

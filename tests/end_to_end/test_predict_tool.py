@@ -22,6 +22,8 @@ from resnest_seg.io.visualize import write_png
 from resnest_seg.models.checkpoint import Checkpoint
 from resnest_seg.models.loading import build_segmenter
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):

@@ -25,6 +25,8 @@ from resnest_seg.models.checkpoint import BEST, LAST, Checkpoint
 from resnest_seg.models.published import published_names
 from resnest_seg.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _fresh_engine():

@@ -20,6 +20,8 @@ from resnest_seg.export.verify import SIZES, Evidence
 from resnest_seg.inference.exported import open_exported
 from resnest_seg.models.loading import build_segmenter
 
+pytestmark = pytest.mark.slow
+
 EXPORTERS = {"onnx": export_onnx, "torch": export_torch, "openvino": export_openvino}
 
 

@@ -21,6 +21,8 @@ from resnest_seg.export.graph import (
 )
 from resnest_seg.models.loading import build_segmenter, load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 POOLS = [
     nn.AvgPool2d(3, 2, padding=1),
     nn.AvgPool2d(3, 2, padding=1, count_include_pad=False),

@@ -14,6 +14,8 @@ from resnest_seg.export.graph import ExportOptions, info_of
 from resnest_seg.export.onnx import OPSET, write_onnx
 from resnest_seg.inference.exported import KEY, ExportInfo
 
+pytestmark = pytest.mark.slow
+
 
 def written(segmenter, folder, calibration=(), **options):
     info = info_of(segmenter, ExportOptions(**options))

@@ -15,6 +15,8 @@ from resnest_seg.export.graph import ExportOptions, info_of
 from resnest_seg.export.verify import PHOTOS, SIZES, Evidence, prove
 from resnest_seg.inference.exported import ExportedModel
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def segmenter(tiny_space):

@@ -11,6 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from resnest_seg.errors import ConfigError, ExportError
 from resnest_seg.export.onnx import quantize
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def model(tmp_path):

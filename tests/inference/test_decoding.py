@@ -14,6 +14,8 @@ from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.inference.decoding import PhotoDecoder
 from resnest_seg.io.images import decode_image
 
+pytestmark = pytest.mark.slow
+
 PIXELS = np.random.default_rng(0).integers(0, 256, (300, 400, 4), dtype=np.uint8)
 
 

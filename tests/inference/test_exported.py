@@ -20,6 +20,8 @@ from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.inference.exported import EXTRA_FILE, KEY, ExportInfo, is_exported, open_exported
 from resnest_seg.inference.protocols import Setting
 
+pytestmark = pytest.mark.slow
+
 INFO = dataclasses.replace(
     small_onnx.INFO,
     mean=(123.5, 116.25, 103.5),

@@ -24,6 +24,8 @@ from resnest_seg.io.masks import decode_mask
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.loading import build_segmenter
 
+pytestmark = pytest.mark.slow
+
 SETTING = small_onnx.INFO.setting
 SMALL_CANVAS = SETTING._replace(recipe="mmseg", base_size=64)
 PROTOCOLS = ["whole", "slide", "encoding", "mmseg", "mmseg0", "paddle"]

@@ -16,6 +16,8 @@ from resnest_seg.io.masks import decode_mask
 from resnest_seg.models.checkpoint import Checkpoint
 from resnest_seg.models.loading import build_segmenter, load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, tiny_space):

@@ -30,6 +30,8 @@ from resnest_seg.inference.predictor import OnnxPredictor
 from resnest_seg.inference.server import Limits, app, server
 from resnest_seg.io.images import decode_image
 
+pytestmark = pytest.mark.slow
+
 
 def encoded(pixels, kind="PNG", **options):
     buffer = io.BytesIO()

@@ -28,6 +28,8 @@ from resnest_seg.inference.torch_engine import (
     whole,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def assert_close(ours, theirs, tolerance=1e-4):
     assert ours.shape == theirs.shape

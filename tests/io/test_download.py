@@ -11,6 +11,8 @@ from support.local_server import serve
 from resnest_seg.errors import DownloadError
 from resnest_seg.io.download import TRIES, Digest, Pace, download
 
+pytestmark = pytest.mark.slow
+
 DATA = np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8).tobytes()
 DIGEST = Digest("sha256", hashlib.sha256(DATA).hexdigest()[:8])
 

@@ -19,6 +19,8 @@ from resnest_seg.models.loading import segmenter_for
 from resnest_seg.models.resnest import SPECS, ResNeSt
 from resnest_seg.models.segmenter import load_weights
 
+pytestmark = pytest.mark.slow
+
 
 def on_meta(shapes):
     """A state dict of shapes without memory."""

@@ -19,6 +19,8 @@ from resnest_seg.inference.torch_engine import multiscale
 from resnest_seg.models.loading import build_segmenter
 from resnest_seg.models.segmenter import PixelRange
 
+pytestmark = pytest.mark.slow
+
 RANGE = r"the images are floats from \S+ to \S+, and this model takes RGB 0\.\.255.*Multiply images in 0\.\.1 by 255"
 
 

@@ -17,6 +17,8 @@ from resnest_seg.labels import LabelSpace
 from resnest_seg.models.loading import build_segmenter, load_checkpoint, load_classifier
 from resnest_seg.models.published import PublishedCheckpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def authors(tmp_path_factory):

@@ -27,6 +27,8 @@ from resnest_seg.training.memory import (
     plan,
 )
 
+pytestmark = pytest.mark.slow
+
 TINY = RunConfig(model=ModelConfig(encoder="resnest14_tiny", head="fcn"), data=DataConfig(crop_size=64))
 
 

@@ -32,6 +32,8 @@ from resnest_seg.training.run_folder import CLASSES, LOCK, MACHINE, METRICS
 from resnest_seg.training.tasks import SegmentationTask
 from resnest_seg.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 CONFIG = PretrainConfig(
     model=ClassifierConfig(encoder="resnest14_tiny", zero_gamma=True),
     data=ClassFolderConfig(dataset="colours", crop_size=32, workers=0),

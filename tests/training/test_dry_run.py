@@ -15,6 +15,8 @@ from resnest_seg.errors import ConfigError
 from resnest_seg.labels import LabelSpace
 from resnest_seg.training.dry_run import StandIn, dry_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _fresh_engine(tmp_path, monkeypatch):

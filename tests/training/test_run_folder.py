@@ -20,6 +20,8 @@ from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.models.checkpoint import LAST, Checkpoint, TrainingState
 from resnest_seg.training.run_folder import MACHINE, METRICS, RunFolder, config_changes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def checkpoint(tiny_space):

@@ -12,6 +12,8 @@ from support import many_processes
 from resnest_seg.models.checkpoint import BEST, LAST, Checkpoint
 from resnest_seg.training.distributed import part_like, whole
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

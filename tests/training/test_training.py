@@ -32,6 +32,8 @@ from resnest_seg.training.run_folder import LOCK, MACHINE, METRICS, SHEET, RunFo
 from resnest_seg.training.tasks import SegmentationTask, Validation
 from resnest_seg.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 CONFIG_OF_TEST = RunConfig(
     model=ModelConfig(encoder="resnest14_tiny", head="fcn"),
     data=DataConfig(base_size=56, crop_size=32, workers=0),
