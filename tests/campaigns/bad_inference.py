@@ -357,7 +357,7 @@ def predicting():
         ("403.jpg", r"403", 1),
         ("404.jpg", r"404", 1),
         ("500.jpg", r"500", 1),
-        ("page.html", r"page\.html.*no image", 1),
+        ("page.html", r"page\.html.*not an image", 1),
         ("empty.jpg", r"empty\.jpg", 1),
         ("cut.jpg", r"cut\.jpg.*broke off", 1),
         ("ftp.jpg", r"ftp\.jpg", 1),

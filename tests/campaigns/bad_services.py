@@ -73,7 +73,7 @@ def pretraining():
         ("config of a segmenter", ("--config", "@/configs/good.yaml"), r"unknown key in .*model\.head", {}),
         ("config binary", ("--config", "@/configs/binary.yaml"), r"binary\.yaml", {}),
         ("config deep", ("--config", "@/configs/deep.yaml"), r"deep\.yaml", {"line": "22"}),
-        ("resume nothing", ("--resume", "nowhere"), r"nowhere is no run folder", {}),
+        ("resume nothing", ("--resume", "nowhere"), r"nowhere is not a run folder", {}),
         ("resume a segmenter", ("--resume", "@/run"), r"unknown key in .*model\.head", {}),
         ("option unknown", (*config, "--classify.mixupp", "1"), r"--classify\.mixupp", {}),
         ("augment", (*config, "--classify.augment", "all"), r"classify\.augment.*'all'", {}),
