@@ -63,7 +63,7 @@ def test_value_and_gradient_are_those_of_the_plain_form(
     logits, labels = batch(seed, images, classes, coarse, fine, ignored)
     if channels_last:
         logits = logits.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-    weights = torch.rand(classes) + 0.1 if weighted else None
+    weights = torch.rand(classes, generator=torch.Generator().manual_seed(seed)) + 0.1 if weighted else None
     options = {"align_corners": align_corners, "label_smoothing": smoothing, "class_weights": weights}
     loss = lean_cross_entropy(logits, labels.byte() if small else labels, rows=rows, **options)
     (gradient,) = torch.autograd.grad(3 * loss, logits)
@@ -80,7 +80,9 @@ def test_value_and_gradient_are_those_of_the_plain_form(
     (plain_gradient,) = torch.autograd.grad(3 * plain(single, labels, **options), single)
     scale = max(float(expected_gradient.norm()), 0.1 * labels.numel() ** 0.5)
     off, plainly_off = (float((g - expected_gradient).norm()) / scale for g in (gradient, plain_gradient))
-    assert off < max(1e-6, 2 * plainly_off)
+    # exp(x - logsumexp) in float32 is off by a share of eps |x|, which shows where one pixel alone is labelled
+    rounding = 3 * torch.finfo(torch.float32).eps * float(logits.detach().abs().max())
+    assert off < max(1e-6, rounding, 2 * plainly_off)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
