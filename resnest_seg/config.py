@@ -472,7 +472,7 @@ class ClassifierConfig:
     dilation: str = "encoding"
     """At an output stride below 32, which network the dilated weights belong to: encoding, mmseg or timm."""
     encoder_weights: str | None = None
-    """What the encoder starts from: imagenet (published weights, downloaded once), a weight file of any published
+    """Initial weights of the encoder: imagenet (published weights, downloaded once), a weight file of any published
     format, the name of a published checkpoint (tools/zoo_seg.py lists them), or null for fresh weights."""
     drop_block: float = within(0.0, 0, 1, below=True)
     """Share of pixels that DropBlock clears in the last two stages while training."""
@@ -512,7 +512,7 @@ class ClassFolderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ClassifyConfig:
-    """What training a classifier needs beyond training a segmenter."""
+    """Augmentation and regularisation of a classifier."""
 
     augment: str = "auto"
     """Changes of colour and shape after the crop: none, auto (AutoAugment, ImageNet's policy) or rand (RandAugment)."""
@@ -532,7 +532,7 @@ class ClassifyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
-    """Everything that decides what the training of a classifier computes."""
+    """The whole configuration of a classifier's training run."""
 
     model: ClassifierConfig = dataclasses.field(default_factory=ClassifierConfig)
     data: ClassFolderConfig = dataclasses.field(default_factory=ClassFolderConfig)

@@ -221,7 +221,7 @@ class LabelSpace:
 
 
 def is_class_name(name: str) -> bool:
-    """Whether a class can have this name, which is shown in tables and written to files of text."""
+    """True if a class can have this name, which is shown in tables and written to text files."""
     return bool(name.strip()) and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
 
 

@@ -29,7 +29,7 @@ from resnest_seg.models.segmenter import Segmenter
 
 
 class EvaluatedImage(NamedTuple):
-    """What `evaluate` shows of each image.
+    """One evaluated image, as `evaluate` passes it to `on_image`.
 
     Attributes:
         image: RGB, uint8 [H, W, 3].
@@ -48,7 +48,7 @@ class EvaluatedImage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Measures:
-    """What is measured beside the confusion matrix.
+    """Measures that are computed besides the confusion matrix.
 
     Attributes:
         boundaries: Boundary IoU and F-score.
@@ -72,7 +72,7 @@ class Measures:
 
 
 class _Meter:
-    """Everything that is counted of one protocol."""
+    """The counts of one protocol."""
 
     def __init__(self, method: Protocol, classes: int, measures: Measures, device: torch.device) -> None:
         self.method, self.matrix = method, ConfusionMatrix(classes, device=device)

@@ -32,7 +32,7 @@ from resnest_seg.models.segmenter import Segmenter
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
-    """What an exported file takes and gives, and in which precision it computes.
+    """Options of an export: inputs, outputs and precision of the file.
 
     Attributes:
         pixels: Type of the images, one of `resnest_seg.inference.exported.PIXELS`.
@@ -50,7 +50,7 @@ class ExportOptions:
 
 
 def info_of(segmenter: Segmenter, options: ExportOptions) -> ExportInfo:
-    """What an export of a model will say about itself; a model without a label space gets numbered classes.
+    """Metadata of an export of a model; a model without a label space gets numbered classes.
 
     Raises:
         ConfigError: An option that does not exist, or more classes than a label space can have.
@@ -100,7 +100,7 @@ def sha256(path: Path) -> str:
 
 
 class ExportGraph(nn.Module):
-    """What an exported file computes: images of `info.layout` and `info.pixels` to `info.output`.
+    """The computation of an exported file: images of `info.layout` and `info.pixels` to `info.output`.
 
     The pixels are normalised, and the logits resized, in float32 in every precision. Images are padded, unlike by the
     `Segmenter` without asking whether they have to be, because a graph that asks fits one size only.
@@ -210,7 +210,7 @@ def smallest_for_torch(info: ExportInfo) -> int:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, cut to its first line."""
+    """First line of an error's message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:300]
 
 
@@ -289,7 +289,7 @@ def _means(parts: int, size: int, like: Tensor) -> Tensor:
 
 
 def _followable(module: nn.Module) -> nn.Module | None:
-    """What computes the same as a module at every size; None for those that can stay."""
+    """Replacement that computes the same as a module at every size; None for modules that can stay."""
     if isinstance(module, SplitAttention):
         return CopiedSplits(module)
     if isinstance(module, nn.AdaptiveAvgPool2d):

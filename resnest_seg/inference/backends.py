@@ -245,7 +245,7 @@ class FileBackend(Backend):
 
     @functools.cached_property
     def _pixel_range(self) -> PixelRange:
-        """What looks at float images, which data sets in torch give, until their range is known."""
+        """Check of the range of float images, which data sets in torch may give."""
         from resnest_seg.models.segmenter import PixelRange
 
         return PixelRange()

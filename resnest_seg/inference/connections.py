@@ -1,4 +1,4 @@
-"""What clients may hold of an HTTP server: connections, and time. uvicorn serves; here are the limits that it lacks.
+"""Limits of connections and time for clients of the HTTP server, which uvicorn does not have.
 
 uvicorn 0.54 counts connections (`limit_concurrency`) when the head of a request has come, and awaits a head, and the
 taking of an answer, for ever. Here both have a time limit. Who connects when all places are taken gets the place of the

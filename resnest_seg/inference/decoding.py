@@ -24,10 +24,10 @@ from resnest_seg.errors import ConfigError, DatasetError, ResNeStSegError
 from resnest_seg.io.images import decode_image, size_in_header
 
 QUESTION = struct.Struct("<Q")
-"""What goes before a photo's file: its bytes."""
+"""Header of a request: the size of the photo's file in bytes."""
 
 ANSWER = struct.Struct("<BII")
-"""What comes before an answer: its kind, and height and width of the pixels, or 0 and the bytes of a message."""
+"""Header of an answer: its kind, and height and width of the pixels, or 0 and the bytes of a message."""
 
 PIXELS, DAMAGED, TOO_LARGE = range(3)
 
@@ -137,7 +137,7 @@ def _exactly(pipe: IO[bytes], size: int) -> bytes:
 
 
 def answer_all(max_pixels: int, seconds: float) -> None:
-    """What the process does until its input ends, or the process that started it.
+    """Main loop of the decoding process, until its input or its parent ends.
 
     Args:
         max_pixels: As of `PhotoDecoder`.

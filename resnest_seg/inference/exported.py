@@ -43,7 +43,7 @@ _CHOICES = {"pixels": PIXELS, "layout": LAYOUTS, "output": OUTPUTS, "precision":
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportInfo:
-    """What an exported file says about itself.
+    """Metadata of an exported file.
 
     The graph takes "images", RGB 0..255 of any batch, height and width, and normalises, pads and resizes by itself.
 
@@ -221,7 +221,7 @@ def open_exported(path: str | Path, *, device: str = "cpu", threads: int | None 
 
 
 def is_exported(path: str | Path) -> bool:
-    """Whether a name is that of an exported model, going by its ending."""
+    """True if a file name has the suffix of an exported model."""
     return Path(path).suffix in RUNTIMES
 
 

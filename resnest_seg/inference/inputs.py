@@ -27,7 +27,7 @@ LIMIT = 256 << 20
 """Bytes that `fetch_image` takes at most: more than a photo of 200 megapixels."""
 
 PACE = Pace(rate=4096)
-"""What an image must come at: more than a file that is fetched once, as others wait for it."""
+"""Minimum rate of a fetched image: more than a file that is fetched once, as others wait for it."""
 
 _CHUNK = 1 << 20
 _CAMERA = re.compile(r"(?:camera:|/dev/video)?(\d{1,3})")
@@ -52,7 +52,7 @@ class Input:
 def plan(
     words: Sequence[str], output: str | Path, *, suffixes: Sequence[str], endings: Sequence[str] = (".png",)
 ) -> tuple[list[Input], list[str]]:
-    """What the words of a command line name, in their order; and what is wrong with some of them, a sentence each.
+    """Resolve the words of a command line to inputs, in their order; and describe each problem in a sentence.
 
     A word is, whatever fits first:
 
@@ -94,7 +94,7 @@ def _origin(item: Input) -> str:
 
 
 def _named(word: str, output: Path, known: Sequence[str], problems: list[str]) -> list[Input]:
-    """What one word names; an OSError of a file system that refuses is the caller's to report."""
+    """Inputs that one word names; an OSError of a file system that refuses is the caller's to report."""
     if not word.strip():
         problems.append("an input is empty: is a shell variable not set?")
         return []
@@ -120,7 +120,7 @@ def _named(word: str, output: Path, known: Sequence[str], problems: list[str]) -
 
 
 def _mode(word: str) -> int | None:
-    """What kind of thing a path is, None where there is nothing."""
+    """File mode of a path, None if it does not exist."""
     try:
         return Path(word).stat().st_mode
     except OSError as error:
@@ -244,7 +244,7 @@ def fetch_image(url: str, *, limit_bytes: int = LIMIT, timeout: float = 30.0, pa
 
 
 def _get(url: str, limit_bytes: int, timeout: float, pace: Pace) -> tuple[bytes, int | None]:
-    """What is at the address, and how long the server says it is; stops reading once it is too much."""
+    """Content at the address and its length by the server; reading stops at the limit."""
     opener = urllib.request.OpenerDirector()  # knows http and https, so that no answer leads to ftp or a file
     for handler in (
         urllib.request.ProxyHandler(),

@@ -253,7 +253,7 @@ class _Gathered:
             yield slice(rows.start, rows.stop), every, total[:, rows.start : rows.stop] / parts
 
     def _rows(self, view: Floats, rows: range) -> Floats:
-        """What a layer adds to some rows of the image, maybe in the memory of the layer's own rows."""
+        """Scores that a layer adds to some rows of the image; they may share memory with the layer's rows."""
         found = resized_rows(view, self.size, rows, align_corners=self.corners)
         return _softmax(found) if self.protocol.merge == "softmax" else found
 
@@ -286,7 +286,7 @@ class _Gathered:
 
 
 class _Weights:
-    """What each pixel of a layer's windows counts, so that the weights of all windows over a pixel sum up to 1."""
+    """Weight of each pixel of a layer's windows, so that the weights of all windows over a pixel sum up to 1."""
 
     def __init__(self, layer: _Layer, protocol: Protocol) -> None:
         self.single = len(layer.shots) == 1

@@ -18,7 +18,7 @@ from resnest_seg.labels import LabelSpace
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a `Predictor` or an `OnnxPredictor` found in one image.
+    """Prediction of one image, independent of the backend.
 
     Attributes:
         image: The photo, RGB, uint8 [H, W, 3].

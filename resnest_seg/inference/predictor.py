@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from resnest_seg.models.segmenter import Segmenter
 
 Photo = Union[str, Path, NDArray[np.uint8], "Image.Image"]
-"""What can be labelled: a file, an RGB array uint8 [H, W, 3], or a PIL image."""
+"""Types of images that can be labelled: a file, an RGB array uint8 [H, W, 3], or a PIL image."""
 
 
 def open_backend(path: str | Path, options: RunOptions = RunOptions()) -> Backend:  # noqa: B008  # a constant

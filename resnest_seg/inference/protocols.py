@@ -46,7 +46,7 @@ class Window(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What decides the scores of an image.
+    """An inference protocol: all choices that determine the scores of an image.
 
     Attributes:
         name: How reports call it.
@@ -149,7 +149,7 @@ class Protocol:
 
     @property
     def description(self) -> str:
-        """Everything that decides a number, in one line."""
+        """The protocol in one line."""
         views = ", ".join(f"{scale:g}" for scale in self.scales) + (" and mirrored" if self.flip else "")
         sizes = {"long_edge": f"long edge {self.base_size}", "canvas": f"canvas {self.canvas[0]} x {self.canvas[1]}"}
         whole = (
@@ -177,7 +177,7 @@ def _evenly(length: int, window: int, step: int, *, unit: int) -> tuple[list[int
 
 
 class Setting(NamedTuple):
-    """What the named protocols take from a run: the sizes it was trained with.
+    """Training sizes of a run, from which the named protocols are derived.
 
     Attributes:
         dataset: Name of the data set; Cityscapes has scales and a canvas of its own.

@@ -45,7 +45,7 @@ TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 """Content types of bodies; the bytes themselves say which of the three kinds of photo it is."""
 
 OUTPUTS = {"labels": "image/png", "overlay": "image/png", "polygons": "application/geo+json"}
-"""What can be asked for -> its content type."""
+"""Kinds of output -> their content type."""
 
 IDS = ("raw", "train")
 
@@ -60,7 +60,7 @@ class Labeller(Protocol):
 
 
 class Limits(NamedTuple):
-    """What a service takes; `BOUNDS` says what these values may be.
+    """Limits of a service; `BOUNDS` has the ranges of these values.
 
     Attributes:
         max_bytes: Of a body; more is not read.
@@ -342,7 +342,7 @@ def _check_type(request: Request) -> None:
 
 
 def _wish(request: Request) -> _Wish:
-    """What the query asks for."""
+    """The parsed query."""
     query = dict(request.query_params)
     output, ids, alpha = query.pop("output", "labels"), query.pop("ids", "raw"), query.pop("alpha", "0.5")
     if query:

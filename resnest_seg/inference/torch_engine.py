@@ -146,7 +146,7 @@ class View:
 
     @property
     def loaded(self) -> bool:
-        """Whether the logits of all windows are there."""
+        """True if the logits of all windows are computed."""
         return len(self._logits) == len(self.bands)
 
     def rows(self, first: int, last: int) -> Tensor:

@@ -279,7 +279,7 @@ def _on_white(color: NDArray[np.uint8], opacity: NDArray[np.uint8]) -> NDArray[n
 
 
 def _is_interlaced(path: Path) -> bool:
-    """Whether a PNG comes in passes from coarse to fine, which GDAL keeps in memory whole."""
+    """True for an interlaced PNG, which GDAL keeps in memory whole."""
     with open(path, "rb") as file:
         return file.read(29)[28:] == b"\x01"
 

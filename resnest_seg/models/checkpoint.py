@@ -47,7 +47,7 @@ BEST, LAST, CONFIG = "best.safetensors", "last.safetensors", "config.yaml"
 
 @dataclasses.dataclass(frozen=True)
 class TrainingState:
-    """What a run needs, besides the weights, to continue as if it had not stopped.
+    """Training state: all values besides the weights that a run needs to resume exactly.
 
     Attributes:
         values: Plain JSON values: the step, the best score.

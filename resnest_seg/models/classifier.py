@@ -41,7 +41,7 @@ class Classifier(PixelModel):
         return scores
 
     def to_checkpoint(self) -> Checkpoint:
-        """What a checkpoint file of this model holds, without training state."""
+        """The content of a checkpoint file of this model, without training state."""
         return Checkpoint(self.config, None, self.state_dict(), num_classes=self.num_classes)
 
     @classmethod

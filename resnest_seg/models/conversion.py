@@ -95,7 +95,7 @@ class Recognised:
 
     @property
     def classifies(self) -> bool:
-        """Whether it is an image classifier, without a decoder."""
+        """True for an image classifier, which has no decoder."""
         return self.model.head == CLASSIFIER
 
 

@@ -167,7 +167,7 @@ def load_classifier(path: str | Path, *, output_stride: int | None = None, dilat
 
 
 def _open(path: str | Path, output_stride: int | None, dilation: str | None) -> Source:
-    """What a file, run folder or published name is."""
+    """Locate and read a file, a run folder or a published name."""
     entry = None if Path(path).exists() else published(str(path))
     if entry is None and not Path(path).exists():
         raise CheckpointError(
@@ -412,7 +412,7 @@ def _classifiers(segmenter: Segmenter) -> tuple[str, ...]:
 
 
 def _differences(ours: ModelConfig, theirs: ModelConfig | None) -> tuple[str, ...]:
-    """What decides the numbers and has no weights: a network may be trained on as another one, but not unawares."""
+    """Differences that change the numbers but no weight: fine-tuning as another network must not go unnoticed."""
     if theirs is None or theirs.head == CLASSIFIER:
         return ()
     return tuple(

@@ -83,7 +83,7 @@ class PixelRange:
 
 
 def _has_values(images: Tensor) -> bool:
-    """Whether it is a float tensor whose values can be read here and now."""
+    """True for a float tensor with values that can be read now."""
     return (
         not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and type(images) is Tensor  # no fake tensor, nor another subclass
@@ -102,7 +102,7 @@ PIXEL_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
 class SegmenterOutput(NamedTuple):
-    """What a `Segmenter` returns.
+    """Output of a `Segmenter`.
 
     Attributes:
         logits: Class scores before softmax at the input's size, [N, K, H, W]; of a `coarse` call at feature size.
@@ -115,7 +115,7 @@ class SegmenterOutput(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What `load_checkpoint` found and did; `str` of it is for people.
+    """Report of a loaded checkpoint; `str` of it is for people.
 
     Attributes:
         path: The file.
@@ -291,7 +291,7 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
         return super().train(mode)
 
     def to_checkpoint(self) -> Checkpoint:
-        """What a checkpoint file of this model holds, without training state; a `ConfigError` if it is fused."""
+        """The content of a checkpoint file of this model, without training state; a `ConfigError` if it is fused."""
         if self.fused:
             raise ConfigError("a fused model cannot be saved: it has no batch norms. Save it before fuse().")
         return Checkpoint(self.config, self.label_space, self.state_dict(), num_classes=self.num_classes)
@@ -405,7 +405,7 @@ CANNOT_SEGMENT = (
     "this is an image classifier, it cannot segment. Train a segmentation model from it: --model.encoder_weights takes "
     "its file."
 )
-"""What is said where a segmentation model is needed."""
+"""Message for a classifier where a segmentation model is needed."""
 
 
 def load_own_weights(model: PixelModel, weights: Mapping[str, Tensor]) -> None:

@@ -40,7 +40,7 @@ WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".params", ".ckpt")
 
 @dataclasses.dataclass(frozen=True)
 class WeightFile:
-    """What a weight file holds.
+    """Content of a weight file.
 
     Attributes:
         path: The file.
@@ -122,7 +122,7 @@ def _tail(file: BinaryIO) -> bytes:
 
 
 def _forbidden(message: str) -> str | None:
-    """What a pickle asked for beyond tensors and plain values, from torch's message; None if it is only broken."""
+    """Name of a class that a pickle needs beyond tensors and plain values, from torch's message; None if corrupt."""
     wanted = re.search(r"GLOBAL ([\w.]+\.\w+)", message) or re.search(r"(\w+(?:\.\w+)+) was not an allowed", message)
     if wanted is not None:
         return wanted[1]

@@ -79,7 +79,7 @@ class ClassFolder:
         return read_image(self.paths[index]), self.labels[index]
 
     def identity(self) -> str:
-        """What tells whether these are the same images in the same order: a hash of their places and classes."""
+        """Hash of the images' paths and classes, in their order; it identifies the split."""
         places = "\n".join(f"{path.parent.name}/{path.name}" for path in self.paths)
         listed = f"{self.split}\n{self.names}\n{places}".encode("utf-8", "surrogateescape")
         return hashlib.sha256(listed).hexdigest()

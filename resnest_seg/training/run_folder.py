@@ -49,7 +49,7 @@ LOCK = ".lock"
 """Name of the file that a run holds while it trains."""
 
 OURS = {CONFIG, LAST, BEST, METRICS, MACHINE, SHEET, CLASSES, "tensorboard", "wandb"}
-"""What a run that died before its first save can have left behind."""
+"""Files that a run can leave behind if it dies before its first save."""
 
 MAY_CHANGE = (
     "output",
@@ -74,7 +74,7 @@ CANNOT_CHANGE = {
 """Config keys that no resumed run may change -> why, and what to do instead."""
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
-"""What systems answer where a file cannot be locked at all."""
+"""Error numbers of systems on which a file cannot be locked."""
 
 Signature = tuple[tuple[str, int, int], ...]
 """Name, size and time of change of every state in a folder."""
@@ -245,7 +245,7 @@ class RunFolder:
             temporary.write_text("".join(f"{line}\n" for line in lines if _is_reached(line, reached)), encoding="utf-8")
 
     def identity(self) -> str:
-        """What tells a run from others, resumed or not: the `id` of the first start in MACHINE, or a new one."""
+        """Identifier of the run, the same after a resume: the `id` of the first start in MACHINE, or a new one."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
             first = (self.path / MACHINE).read_text(encoding="utf-8").splitlines()[0]
             return str(json.loads(first)["id"])
@@ -329,7 +329,7 @@ def _lacks_optimizer(state: Checkpoint, training: TrainingState) -> bool:
 
 
 def config_changes(saved: AnyConfig, config: AnyConfig, *, allowed: Collection[str], file: Path) -> list[str]:
-    """What a resumed run changes of its config, as "key (old -> new)".
+    """Changes of a resumed run's config, as "key (old -> new)".
 
     Args:
         saved: The config of the state.
@@ -358,7 +358,7 @@ def config_changes(saved: AnyConfig, config: AnyConfig, *, allowed: Collection[s
 
 
 def _is_reached(line: str, reached: Mapping[str, int]) -> bool:
-    """Whether a line of metrics.jsonl is whole, and not after the step that a resumed run continues from."""
+    """True if a line of metrics.jsonl is whole and not after the step from which a resumed run continues."""
     try:
         entry = json.loads(line)
         return int(entry["step"]) <= reached[entry["kind"]]

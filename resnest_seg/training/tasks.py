@@ -49,7 +49,7 @@ class LabelledBatch(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TaskDescription:
-    """What the trainer has to know about a task, and what is saved beside the weights.
+    """Description of a task for the trainer, and the values that are saved beside the weights.
 
     Attributes:
         size: Samples of the training split.
@@ -87,7 +87,7 @@ class Validation:
 
 
 class Task(Protocol):
-    """What a model is trained for. One for pixels is in `tasks`, one for whole images in `classification`."""
+    """Interface of a training task: segmentation is in `tasks`, image classification in `classification`."""
 
     @property
     def description(self) -> TaskDescription:
@@ -107,7 +107,7 @@ class Task(Protocol):
         """The samples (epoch, index) of each micro-batch, loaded and augmented; to be closed."""
 
     def weight_of(self, labels: Tensor) -> Tensor:
-        """What a micro-batch adds to the number that the loss of the effective batch is divided by."""
+        """Weight of a micro-batch: its share of the divisor of the effective batch's loss."""
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, *, total: Tensor) -> Tensor:
         """The loss of a micro-batch on the device, a sum divided by `total`; `model` is that of `begin`, prepared."""

@@ -154,7 +154,7 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do: all steps done and validated, or patience ran out."""
+        """True when training is complete: all steps are done and validated, or patience ran out."""
         patience = self.config.train.patience
         validated = self.step == self.validated_step
         return validated and (self.step >= self.steps or 0 < patience <= self.stale_validations)
