@@ -299,6 +299,8 @@ def _end(iterator: _MultiProcessingDataLoaderIter) -> None:
         iterator._shutdown_workers()  # also closes pipes and threads
     finally:
         impatient.cancel()
+        # Of two threads that wait for a process, one is told that it is gone before the other has noted its exit code.
+        impatient.join()
         _kill(iterator._workers)
 
 
