@@ -34,7 +34,7 @@ def add_network(
     if precisions:
         shown = f"{' or '.join(precisions)} (default: {precisions[0]})"
         parser.add_argument("--precision", default=precisions[0], help=shown)
-    parser.add_argument("--compile", action="store_true", help="ours by torch.compile")
+    parser.add_argument("--compile", action="store_true", help="ours by torch.compile, in `train` the peers as well")
     if peers:
         shown = f"beside ours: of {', '.join(peers)} (default: all)"
         parser.add_argument("--peers", nargs="*", default=list(peers), help=shown)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Step = Callable[[], Tensor]
 
 CLASSES, AUX_WEIGHT = 150, 0.2
-PEERS = ("plain", "smp")
+PEERS = ("plain", "plain-fp32", "smp")
 
 
 def stepper(model: nn.Module, compute: Callable[[], Tensor], options: argparse.Namespace) -> Step:
@@ -88,12 +88,14 @@ def plain(model: Segmenter, images: Tensor, labels: Tensor, options: argparse.Na
 def smp_step(images: Tensor, labels: Tensor, options: argparse.Namespace) -> Step:
     """DeepLabV3 of segmentation-models-pytorch on timm's encoder; it has no auxiliary head, so it does less."""
     import segmentation_models_pytorch as smp
+    import torch
     import torch.nn.functional as F
 
     encoder = f"tu-{TIMM_NAMES[options.encoder]}"
     model = smp.DeepLabV3(encoder, encoder_weights=None, classes=CLASSES, encoder_output_stride=8).to(options.device)
+    forward = torch.compile(model) if options.compile else model
     pixels = (images - 116) / 58
-    return stepper(model, lambda: F.cross_entropy(model(pixels), labels, ignore_index=255), options)
+    return stepper(model, lambda: F.cross_entropy(forward(pixels), labels, ignore_index=255), options)
 
 
 def still(model: Segmenter) -> Segmenter:
@@ -121,6 +123,9 @@ def contestants(options: argparse.Namespace) -> dict[str, Step]:
     steps = {"ours": ours(copy.deepcopy(model), images, labels, options)}
     if "plain" in options.peers:
         steps["plain"] = plain(model, images, labels, options)
+    if "plain-fp32" in options.peers and options.precision != "fp32":
+        full = argparse.Namespace(**{**vars(options), "precision": "fp32", "compile": False})
+        steps["plain, fp32, not compiled"] = plain(model, images, labels, full)
     if "smp" in options.peers and options.head == "deeplabv3" and options.encoder in TIMM_NAMES:
         steps["SMP and timm"] = smp_step(images, labels, options)
     return steps
