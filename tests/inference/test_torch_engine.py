@@ -20,6 +20,7 @@ from resnest_seg.inference.torch_engine import (
     multiscale,
     preload,
     probabilities,
+    resized_columns,
     resized_rows,
     score_rows,
     scores,
@@ -162,6 +163,11 @@ def test_resized_rows_are_rows_of_the_resized_map(h, w, height, width, align_cor
     whole_map = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=align_corners)
     ours = resized_rows(x, (height, width), range(first, last), align_corners=align_corners)
     assert torch.allclose(ours, whole_map[:, :, first:last], atol=1e-5)
+    rows = whole_map[:, :, first:last]
+    for as_image in (False, True):  # a CPU's form and a GPU's
+        columns = resized_columns(rows, w, align_corners=align_corners, as_image=as_image)
+        plain = F.interpolate(rows, size=(last - first, w), mode="bilinear", align_corners=align_corners)
+        assert torch.allclose(columns, plain, atol=1e-6)
 
 
 # Laws
