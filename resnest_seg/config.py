@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-from resnest_seg.errors import ConfigError, unknown_name
+from resnest_seg.errors import ConfigError, unknown_name, unknown_option
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -286,7 +286,8 @@ class DataConfig:
     dataset: str = "ade20k"
     """Data set: synthetic, camvid, ade20k, cityscapes, or folder (your own photos and masks)."""
     root: str | None = None
-    """Its folder or zip file; null for $RESNEST_SEG_DATA/<dataset>, or datasets/<dataset> if that is not set."""
+    """Folder or zip file of the data set; null for $RESNEST_SEG_DATA/<dataset>, or datasets/<dataset> if that is not
+    set."""
     classes: str | None = None
     """For folder: the class list, a CSV or YAML file of names, ids and colours; null takes classes.csv in the folder,
     or infers the classes from the masks."""
@@ -393,7 +394,8 @@ class LoopConfig:
     keep: int = within(2, 1, 1000)
     """Number of newest checkpoints to keep, in case one is corrupt."""
     log_every: int = within(10, 1, COUNT)
-    """Optimiser steps between lines in metrics.jsonl, machine.jsonl and the trackers."""
+    """Optimiser steps between lines in metrics.jsonl, machine.jsonl and the trackers. Where the output is no terminal, a
+    line of progress is printed at such a step if 30 s, and a hundredth of the time so far, have passed since the last."""
     trackers: str = "tensorboard"
     """Trackers of the curves: tensorboard, wandb (if installed), both separated by a comma, or none."""
 
@@ -447,7 +449,8 @@ class RunConfig:
     seed: int = within(0, 0, 2**63, below=True)
     """Seed of the weights, the order of samples and their augmentation."""
     output: str | None = None
-    """Run folder, which must not exist; null for runs/<name of the config file>."""
+    """Run folder, which must not exist; null for runs/<dataset>_<head>_<encoder>, or runs/<name of the file> for a config
+    file of your own, with -2, -3 ... behind it if that exists."""
 
     def __post_init__(self) -> None:
         check_values(flatten(self), kinds_of(RunConfig))
@@ -542,7 +545,8 @@ class PretrainConfig:
     seed: int = within(0, 0, 2**63, below=True)
     """Seed of the weights, of the order of samples and of their augmentation."""
     output: str | None = None
-    """Run folder, must not exist yet; null makes runs/<name of the config file>."""
+    """Run folder, which must not exist; null for runs/<dataset>_classifier_<encoder>, or runs/<name of the file> for a
+    config file of your own, with -2, -3 ... behind it if that exists."""
 
     def __post_init__(self) -> None:
         check_values(flatten(self), kinds_of(PretrainConfig))
@@ -629,7 +633,7 @@ def load_config(path: str | Path, kind: type[C], *, overrides: Sequence[str] = (
     for word in overrides:
         name = word[2:].partition("=")[0]
         if word.startswith("--") and name not in keys:
-            raise unknown_name("option", f"--{name}", [f"--{key}" for key in keys])
+            raise unknown_option(f"--{name}", [f"--{key}" for key in keys], listing="--help-all")
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")

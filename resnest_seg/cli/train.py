@@ -14,20 +14,21 @@ after Ctrl-C and 143 after SIGTERM, with a checkpoint saved.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import re
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Generic, Self
 
-from jsonargparse import ArgumentParser, set_parsing_settings
-
-from resnest_seg.config import C, RunConfig, add_run_arguments, check_option, load_run_config
+from resnest_seg.cli.options import CHECKPOINT, SHORT, KeyHelp, Own, number, take
+from resnest_seg.config import AnyConfig, C, RunConfig, load_run_config
 from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, CheckpointError, ConfigError, unknown_name
-from resnest_seg.files import check_outside
+from resnest_seg.files import check_outside, claimed, next_free, numbered
 
 if TYPE_CHECKING:
     from resnest_seg.data.datasets import SegmentationDataset
@@ -54,6 +55,7 @@ class Order(Generic[C]):
         allow: Config keys that a resumed run may change.
         dry: Do a dry run only.
         budget: Memory for which the batch is divided: "auto", GiB per device, or None for the config's division.
+        series: For a new run without an output: the first of the folders that it may take, runs/NAME.
     """
 
     config: C
@@ -62,31 +64,74 @@ class Order(Generic[C]):
     allow: tuple[str, ...] = ()
     dry: bool = False
     budget: str | None = None
+    series: Path | None = None
+
+    @contextlib.contextmanager
+    def placed(self) -> Iterator[Self]:
+        """Within this, the run folder that was chosen by default is made, so that no other start chooses it.
+
+        Several processes make none: they have chosen alike, which `Trainer` checks.
+        """
+        with contextlib.ExitStack() as held:
+            placed = self
+            if self.series is not None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+                placed = dataclasses.replace(self, output=str(held.enter_context(claimed(self.series))))
+            if self.series not in (None, Path(placed.output)) and os.environ.get("RANK", "0") == "0":
+                print(f"{self.series} exists: this run goes to {placed.output}", file=sys.stderr)
+            yield placed
+
+
+OWN = (
+    Own("--dataset", "NAME", f"train with the shipped config of a data set: {', '.join(DEFAULT_CONFIGS)}"),
+    Own("--config", "FILE", "train with this YAML file; every key can be set in it"),
+    Own(
+        "--resume",
+        "FOLDER",
+        "resume the run in this folder, with its config; or auto, with --dataset or --config: resume the run in its output "
+        "folder if there is a checkpoint, else start it. Without --output, auto means the newest of runs/NAME, runs/NAME-2 "
+        "..., the one with the highest number",
+    ),
+    Own("--allow-changes", "KEYS", "keys that a resumed run may change, separated by commas"),
+    Own(
+        "--budget",
+        "GIB",
+        "choose train.accumulation and model.checkpointing so that the batch fits: auto takes the memory of the devices "
+        "here, a number is GiB for each",
+    ),
+    Own("--dry-run", "", "try the run in two steps, without leaving files"),
+)
+"""The options besides the config's keys."""
+
+USUAL = (
+    "data.root",
+    "model.encoder",
+    "model.head",
+    "model.weights",
+    "train.epochs",
+    "train.batch_size",
+    "optim.lr",
+    "data.crop_size",
+    "data.workers",
+    "train.precision",
+    "seed",
+    "output",
+)
+"""The keys that people use."""
+
+HELP = KeyHelp(
+    usage="train_seg.py (--dataset NAME | --config FILE | --resume FOLDER) [--KEY VALUE ...]",
+    description=__doc__,
+    own=OWN,
+    usual=USUAL,
+    short=SHORT | CHECKPOINT,
+)
 
 
 def parse(argv: Sequence[str]) -> Order[RunConfig]:
     """Read the command line, and the environment that torchrun's elastic agent sets."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    helper = ArgumentParser(prog="train_seg.py", description=__doc__.strip().splitlines()[0], exit_on_error=False)
-    helper.add_argument("--dataset", help=f"train with the shipped config of a data set: {', '.join(DEFAULT_CONFIGS)}")
-    helper.add_argument("--config", help="train with this YAML file; every key below can be set in it")
-    helper.add_argument("--budget", help="choose train.accumulation and model.checkpointing so that the batch fits: "
-                        "auto takes the memory of the devices here, a number is GiB for each")  # fmt: skip
-    helper.add_argument(
-        "--resume",
-        help="resume the run in this folder, with its config; or auto, with --dataset or --config: resume the run in "
-        "its output folder if there is a checkpoint, else start it",
-    )
-    helper.add_argument("--allow-changes", help="keys that a resumed run may change, separated by commas")
-    helper.add_argument("--dry-run", action="store_true", help="try the run in two steps, without leaving files")
-    add_run_arguments(helper)
-    if "-h" in argv or "--help" in argv:
-        helper.print_help()
-        raise SystemExit(0)
-    dry = "--dry-run" in argv
-    names = ("--dataset", "--config", "--resume", "--allow-changes", "--budget")
-    chosen, overrides = take([word for word in argv if word != "--dry-run"], names)
-    dataset, config, resume, changes, budget = (chosen[name] for name in names)
+    HELP.show_if_asked(argv)
+    chosen, overrides = take(argv, OWN, short=SHORT | CHECKPOINT)
+    dataset, config, resume, changes, budget, dry = (chosen[option.name] for option in OWN)
     allow = tuple(key.strip() for key in (changes or "").split(",") if key.strip())
     if resume is not None and resume != "auto":
         if dataset or config:
@@ -100,7 +145,58 @@ def parse(argv: Sequence[str]) -> Order[RunConfig]:
         return Order(load_run_config(Path(resume) / "config.yaml", overrides=overrides), resume, "yes", allow)
     path = config_path(dataset, config)
     run = load_run_config(path, overrides=overrides)
-    return Order(run, run.output or f"runs/{path.stem}", "auto" if begun(resume) else "no", allow, dry, budget)
+    return ordered(run, path, run.model.head, begun(resume), allow=allow, dry=dry is not None, budget=budget)
+
+
+def ordered(
+    run: C,
+    path: Path,
+    head: str,
+    may_have_begun: bool,
+    *,
+    allow: tuple[str, ...],
+    dry: bool,
+    budget: str | None = None,
+) -> Order[C]:
+    """Return the order of a run that is not resumed by the name of its folder: choose the run folder.
+
+    Without an output it is the next free one of runs/NAME, runs/NAME-2 ...; of a run that may have begun before, the
+    last of them.
+
+    Args:
+        run: The config.
+        path: Its file.
+        head: The word for what is on the encoder, in the name of the run.
+        may_have_begun: Resume it if there is a checkpoint.
+        allow: Config keys that a resumed run may change.
+        dry: Do a dry run only.
+        budget: See `Order`.
+    """
+    resume = "auto" if may_have_begun else "no"
+    if run.output is not None:
+        return Order(run, run.output, resume, allow, dry, budget)
+    series = Path("runs") / run_name(run, path, head)
+    if may_have_begun:
+        return Order(run, str(list(numbered(series).values() or [series])[-1]), resume, allow, dry, budget)
+    return Order(run, str(next_free(series)), resume, allow, dry, budget, series=series)
+
+
+def run_name(run: AnyConfig, path: Path, head: str) -> str:
+    """Return the name of a run without an output: that of the config file, or of what a shipped config became.
+
+    Args:
+        run: The resolved config, with the options of the command line.
+        path: Its file.
+        head: The word for what is on the encoder.
+
+    Returns:
+        <dataset>_<head>_<encoder>, in family mmseg with its name behind, as shipped configs are called; for a file of
+        the user's own its name without the suffix.
+    """
+    if path.resolve().parent != CONFIGS:
+        return path.stem
+    family = "_mmseg" if isinstance(run, RunConfig) and run.model.family == "mmseg" else ""
+    return re.sub(r"[^\w.-]", "-", f"{run.data.dataset}_{head}_{run.model.encoder}{family}")
 
 
 def begun(resume: str | None) -> bool:
@@ -131,40 +227,13 @@ def within_budget(config: RunConfig, budget: str, *, num_classes: int) -> RunCon
     return chosen.config
 
 
-def number(word: str, option: str, low: float, high: float) -> float:
-    """Parse a number of the command line.
-
-    Raises:
-        ConfigError: The value is not a number, or is out of range.
-    """
-    try:
-        value = float(word)
-    except ValueError:
-        raise ConfigError(f"{option} must be a number from {low} to {high}, not {word!r}.") from None
-    check_option(option, value, low, high)
-    return value
-
-
-def take(argv: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
-    """Extract `--name value` and `--name=value` from the arguments; the rest are overrides of config keys."""
-    taken: dict[str, str | None] = dict.fromkeys(names)
-    rest, words = [], iter(argv)
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name not in names:
-            rest.append(word)
-        elif not equals and (value := next(words, "")) == "":
-            raise ConfigError(f"{name} needs a value.")
-        else:
-            taken[name] = value
-    return taken, rest
-
-
 def dry(order: Order[RunConfig]) -> str:
     """Do a dry run; returns its report."""
     from resnest_seg.training.dry_run import data_or_stand_in, dry_run
+    from resnest_seg.training.tasks import check_choices
 
     config = order.config
+    check_choices(config)
     splits = [data_or_stand_in(config, split) for split in ("train", config.eval.split)]
     look(config, *splits)
     if order.budget is not None:
@@ -197,10 +266,11 @@ def trainer_for(order: Order[RunConfig]) -> Trainer:
     from resnest_seg.models.loading import load_fitting, segmenter_for
     from resnest_seg.training.memory import divided
     from resnest_seg.training.run_folder import RunFolder
-    from resnest_seg.training.tasks import SegmentationTask
+    from resnest_seg.training.tasks import SegmentationTask, check_choices
     from resnest_seg.training.trainer import Trainer
 
     config = order.config
+    check_choices(config)
     resume = order.resume == "yes" or (order.resume == "auto" and bool(RunFolder(order.output).states()))
     train = dataset_for(config.data, "train")
     validation = dataset_for(config.data, config.eval.split)
@@ -244,12 +314,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if order.dry:
         print(dry(order))
         return 0
-    folder = shlex.quote(str(order.output))
-    return fit(
-        trainer_for(order),
-        done=f"Evaluate with: python tools/eval_seg.py --checkpoint {folder}",
-        again=f"python tools/train_seg.py --resume {folder}",
-    )
+    with order.placed() as placed:
+        folder = shlex.quote(str(placed.output))
+        return fit(
+            trainer_for(placed),
+            done=f"Evaluate with: python tools/eval_seg.py --checkpoint {folder}",
+            again=f"python tools/train_seg.py --resume {folder}",
+        )
 
 
 def fit(trainer: Trainer, *, done: str, again: str) -> int:

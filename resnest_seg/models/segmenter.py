@@ -35,7 +35,7 @@ from resnest_seg.models.heads import (
     aspp_rates,
     resize_logits,
 )
-from resnest_seg.models.resnest import DILATIONS, SMP, ResNeSt
+from resnest_seg.models.resnest import DILATIONS, RECTIFICATIONS, SMP, SPECS, ResNeSt
 from resnest_seg.models.weight_files import check_finite, naming_file
 
 
@@ -522,11 +522,21 @@ def build_encoder(model: ModelConfig, *, pretrained: bool = False) -> nn.Module:
 
 
 def check_names(model: ModelConfig) -> None:
-    """Refuse names that nothing would look up, and options that do not go together.
+    """Refuse names that do not exist or that nothing would look up, and options that do not go together.
+
+    The head is left to `check_head`: a classifier has none.
 
     Raises:
-        ConfigError: Says which.
+        ConfigError: Says which; the nearest name is named.
     """
+    if model.encoder.startswith(SMP):
+        from resnest_seg.models.smp import check_encoder_name
+
+        check_encoder_name(model.encoder.removeprefix(SMP))
+    elif model.encoder not in SPECS:
+        raise unknown_name("encoder", model.encoder, [*SPECS, f"{SMP}NAME"])
+    if model.rectify not in RECTIFICATIONS:
+        raise unknown_name("rectify", model.rectify, RECTIFICATIONS)
     if model.family not in HEADS:
         raise unknown_name("family", model.family, HEADS)
     if model.dilation not in DILATIONS:
@@ -537,24 +547,37 @@ def check_names(model: ModelConfig) -> None:
         )
 
 
+def check_head(model: ModelConfig) -> None:
+    """Refuse a head that does not exist, or not in this family.
+
+    Raises:
+        ConfigError: Says which; the nearest name is named.
+    """
+    if model.head.startswith(SMP):
+        from resnest_seg.models.smp import check_decoder_name
+
+        check_decoder_name(model.head.removeprefix(SMP))
+    elif model.head not in HEADS[model.family]:
+        elsewhere = [family for family in HEADS if model.head in HEADS[family]]
+        if elsewhere:
+            raise ConfigError(f"head {model.head!r} exists in family {elsewhere[0]!r} only: set family to it.")
+        known = dict.fromkeys(name for heads in HEADS.values() for name in heads)
+        raise unknown_name("head", model.head, [*known, f"{SMP}NAME"])
+
+
 def head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Module:
     """The main head that a config describes, for what an encoder returns.
 
     Raises:
         ConfigError: Unknown name, or a head that does not exist in this family or at this output stride.
     """
+    check_head(model)
     if model.head.startswith(SMP):
         from resnest_seg.models.smp import build_smp_head
 
         assert isinstance(encoder.out_channels, list)
         name = model.head.removeprefix(SMP)
         return build_smp_head(name, encoder.out_channels, num_classes, output_stride=model.output_stride)
-    if model.head not in HEADS[model.family]:
-        elsewhere = [family for family in HEADS if model.head in HEADS[family]]
-        if elsewhere:
-            raise ConfigError(f"head {model.head!r} exists in family {elsewhere[0]!r} only: set family to it.")
-        known = dict.fromkeys(name for heads in HEADS.values() for name in heads)
-        raise unknown_name("head", model.head, [*known, f"{SMP}NAME"])
     return HEADS[model.family][model.head](_channels(encoder), num_classes, model.output_stride)
 
 
