@@ -394,8 +394,9 @@ class LoopConfig:
     keep: int = within(2, 1, 1000)
     """Number of newest checkpoints to keep, in case one is corrupt."""
     log_every: int = within(10, 1, COUNT)
-    """Optimiser steps between lines in metrics.jsonl, machine.jsonl and the trackers. Where the output is no terminal, a
-    line of progress is printed at such a step if 30 s, and a hundredth of the time so far, have passed since the last."""
+    """Optimiser steps between lines in metrics.jsonl, machine.jsonl and the trackers. If the output is no terminal,
+    such a step also prints a line of progress, if 30 s and a hundredth of the time so far have passed since the
+    last."""
     trackers: str = "tensorboard"
     """Trackers of the curves: tensorboard, wandb (if installed), both separated by a comma, or none."""
 
@@ -449,8 +450,8 @@ class RunConfig:
     seed: int = within(0, 0, 2**63, below=True)
     """Seed of the weights, the order of samples and their augmentation."""
     output: str | None = None
-    """Run folder, which must not exist; null for runs/<dataset>_<head>_<encoder>, or runs/<name of the file> for a config
-    file of your own, with -2, -3 ... behind it if that exists."""
+    """Run folder, which must not exist; null for runs/<dataset>_<head>_<encoder>, or runs/<name of the file> for a
+    config file of your own, with -2, -3 ... behind it if that exists."""
 
     def __post_init__(self) -> None:
         check_values(flatten(self), kinds_of(RunConfig))

@@ -10,6 +10,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import itertools
 import sys
 import textwrap
 import typing
@@ -69,12 +70,16 @@ class Parser(argparse.ArgumentParser):
             ConfigError: An option is unknown, has no value or a wrong one, or is missing; or a word belongs to none.
         """
         words = list(sys.argv[1:] if argv is None else argv)
-        options = [option for option in self._option_string_actions if option.startswith("--")]
-        if not {"-h", "--help"} & set(words):
-            for word in words:  # before what is missing: it is missing because its name is misspelt
-                name = word.partition("=")[0]
-                if word.startswith("--") and len(word) > 2 and " " not in name and name not in options:
-                    raise unknown_option(name, options)
+        actions = self._option_string_actions
+        options = [
+            option for option in actions if option.startswith("--") and actions[option].help != argparse.SUPPRESS
+        ]
+        if {"-h", "--help"} & set(words):
+            return self.parse_args(words)  # which shows the help and exits
+        for word in words:  # before what is missing: it is missing because its name is misspelt
+            name = word.partition("=")[0]
+            if word.startswith("--") and len(word) > 2 and " " not in name and name not in actions:
+                raise unknown_option(name, options)
         required = [action for action in self._actions if action.required and action.option_strings]
         for action in required:
             action.required = False  # else it is reported before stray words
@@ -100,7 +105,9 @@ def stray_word(word: str) -> ConfigError:
     return ConfigError(f"unexpected word {word!r}: options begin with --. --help lists all.")
 
 
-def add_checkpoint(parser: argparse._ActionsContainer, *, exported: bool, extra: str = "", required: bool = True) -> None:
+def add_checkpoint(
+    parser: argparse._ActionsContainer, *, exported: bool, extra: str = "", required: bool = True
+) -> None:
     """Add --checkpoint, which has the same values in every verb.
 
     `--model FILE.py:FUNCTION`, a network of the user's own that takes the weights of the checkpoint, belongs here: no
@@ -128,8 +135,8 @@ def add_dataset(parser: argparse._ActionsContainer, *, default: str, splits: boo
     """
     parser.add_argument("--dataset", help=f"synthetic, camvid, ade20k, cityscapes or folder (default: {default})")
     parser.add_argument("--data.root", dest="root", help="folder or zip file of the data set (default: as in training)")
-    parser.add_argument("--data.classes", dest="classes", metavar="FILE", help="for folder: the class list, CSV or YAML "
-                        "(default: as in training; else classes.csv in the folder; else the checkpoint's classes)")  # fmt: skip
+    text = "for folder: the class list, CSV or YAML (default: as in training, else classes.csv in the folder, else the "
+    parser.add_argument("--data.classes", dest="classes", metavar="FILE", help=f"{text}checkpoint's classes)")
     if splits:
         parser.add_argument("--split", help="train, val or test (default: the one validated on in training)")
 
@@ -157,7 +164,9 @@ def protocol_names(words: str, *, several: bool = False) -> list[str]:
 
 def add_memory(parser: argparse._ActionsContainer, *, what: str, default: str) -> None:
     """Add --memory in GiB; `what` is limited, in words. `memory_bytes` parses it."""
-    parser.add_argument("--memory", metavar="GIB", help=f"{what} in GiB, such as 4 or 0.5, or 512MiB (default: {default})")
+    parser.add_argument(
+        "--memory", metavar="GIB", help=f"{what} in GiB, such as 4 or 0.5, or 512MiB (default: {default})"
+    )
 
 
 def add_workers(parser: argparse._ActionsContainer, *, default: int) -> None:
@@ -209,7 +218,13 @@ def memory_bytes(word: str, *, option: str = "--memory", low: float = 0.001, hig
 
 
 def open_dataset(
-    options: argparse.Namespace, trained: DataConfig, label_space: LabelSpace | None, *, name: str, split: str
+    options: argparse.Namespace,
+    trained: DataConfig,
+    label_space: LabelSpace | None,
+    *,
+    name: str,
+    split: str,
+    allow_missing: bool = False,
 ) -> SegmentationDataset:
     """Open a split of the data set that the options of `add_dataset` name.
 
@@ -222,6 +237,7 @@ def open_dataset(
         label_space: The classes of the checkpoint, where they are known.
         name: The data set.
         split: Its split.
+        allow_missing: See `build_dataset`.
 
     Raises:
         ConfigError: --data.classes is given for a data set whose classes are fixed.
@@ -239,7 +255,7 @@ def open_dataset(
         classes = trained.classes if same and trained.classes and Path(trained.classes).is_file() else None
         if classes is None and label_space is not None and not lists_classes(data_root(name, root)):
             classes = label_space
-    return build_dataset(name, root=root, split=split, classes=classes)
+    return build_dataset(name, root=root, split=split, classes=classes, allow_missing=allow_missing)
 
 
 class Own(NamedTuple):
@@ -254,6 +270,21 @@ class Own(NamedTuple):
     name: str
     value: str
     help: str
+
+
+def run_options(begin: str) -> tuple[Own, Own, Own]:
+    """Return --resume, --allow-changes and --dry-run of a verb that trains; `begin` names what begins a run."""
+    return (
+        Own(
+            "--resume",
+            "FOLDER",
+            f"resume the run in this folder, with its config; or auto, with {begin}: resume the run in its output "
+            "folder if there is a checkpoint, else start it. Without --output, auto means the newest of the folders "
+            "runs/NAME, runs/NAME-2 ..., the one with the highest number",
+        ),
+        Own("--allow-changes", "KEYS", "keys that a resumed run may change, separated by commas"),
+        Own("--dry-run", "", "try the run in two steps, without leaving files"),
+    )
 
 
 def take(
@@ -404,7 +435,7 @@ def _docs(owner: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for base in reversed(owner.__mro__[:-1]):
         (body,) = (node.body for node in ast.parse(inspect.getsource(base)).body if isinstance(node, ast.ClassDef))
-        for field, text in zip(body, body[1:], strict=False):
+        for field, text in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
                 found[field.target.id] = ast.literal_eval(text.value)
     return found

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.options import ENCODER_CHECKPOINT, SHORT, KeyHelp, Own, take
+from resnest_seg.cli.options import ENCODER_CHECKPOINT, SHORT, KeyHelp, Own, run_options, take
 from resnest_seg.cli.train import Order, begun, fit, ordered
 from resnest_seg.config import PretrainConfig, load_config
 from resnest_seg.errors import CheckpointError, ConfigError
@@ -29,15 +29,7 @@ if TYPE_CHECKING:
 
 OWN = (
     Own("--config", "FILE", "train with this YAML file; every key can be set in it"),
-    Own(
-        "--resume",
-        "FOLDER",
-        "resume the run in this folder, with its config; or auto, with --config: resume the run in its output folder if "
-        "there is a checkpoint, else start it. Without --output, auto means the newest of runs/NAME, runs/NAME-2 ..., the "
-        "one with the highest number",
-    ),
-    Own("--allow-changes", "KEYS", "keys that a resumed run may change, separated by commas"),
-    Own("--dry-run", "", "try the run in two steps, without leaving files"),
+    *run_options("--config"),
 )
 """The options besides the config's keys."""
 

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Self
 
-from resnest_seg.cli.options import CHECKPOINT, SHORT, KeyHelp, Own, number, take
+from resnest_seg.cli.options import CHECKPOINT, SHORT, KeyHelp, Own, number, run_options, take
 from resnest_seg.config import AnyConfig, C, RunConfig, load_run_config
 from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, CheckpointError, ConfigError, unknown_name
 from resnest_seg.files import check_outside, claimed, next_free, numbered
@@ -84,21 +84,13 @@ class Order(Generic[C]):
 OWN = (
     Own("--dataset", "NAME", f"train with the shipped config of a data set: {', '.join(DEFAULT_CONFIGS)}"),
     Own("--config", "FILE", "train with this YAML file; every key can be set in it"),
-    Own(
-        "--resume",
-        "FOLDER",
-        "resume the run in this folder, with its config; or auto, with --dataset or --config: resume the run in its output "
-        "folder if there is a checkpoint, else start it. Without --output, auto means the newest of runs/NAME, runs/NAME-2 "
-        "..., the one with the highest number",
-    ),
-    Own("--allow-changes", "KEYS", "keys that a resumed run may change, separated by commas"),
+    *run_options("--dataset or --config"),
     Own(
         "--budget",
         "GIB",
-        "choose train.accumulation and model.checkpointing so that the batch fits: auto takes the memory of the devices "
-        "here, a number is GiB for each",
+        "choose train.accumulation and model.checkpointing so that the batch fits: auto takes the memory of the "
+        "devices, a number is GiB for each",
     ),
-    Own("--dry-run", "", "try the run in two steps, without leaving files"),
 )
 """The options besides the config's keys."""
 
@@ -131,7 +123,7 @@ def parse(argv: Sequence[str]) -> Order[RunConfig]:
     """Read the command line, and the environment that torchrun's elastic agent sets."""
     HELP.show_if_asked(argv)
     chosen, overrides = take(argv, OWN, short=SHORT | CHECKPOINT)
-    dataset, config, resume, changes, budget, dry = (chosen[option.name] for option in OWN)
+    dataset, config, resume, changes, dry, budget = (chosen[option.name] for option in OWN)
     allow = tuple(key.strip() for key in (changes or "").split(",") if key.strip())
     if resume is not None and resume != "auto":
         if dataset or config:

@@ -119,8 +119,8 @@ def check_agreement(config: AnyConfig, output: Path) -> None:
     folders = sorted(set(gather_object([str(output)])))
     if len(folders) > 1:
         raise ConfigError(
-            f"the processes chose different run folders ({', '.join(folders)}): another run began at the same moment, or "
-            "the machines do not see the same files. Start again, with one folder for all of them: --output "
+            f"the processes chose different run folders ({', '.join(folders)}): another run began at the same moment, "
+            "or the machines do not see the same files. Start again, with one folder for all of them: --output "
             f"{folders[-1]}"
         )
     divisions = gather_object([config.train.accumulation])

@@ -95,7 +95,7 @@ class Gauge:
 
 
 def progress_bars(console: Console) -> Progress:
-    """Make progress bars that show the field `shown` of their task and are erased at the end; none but on a terminal."""
+    """Make progress bars that show the field `shown` of their task and are erased at the end; on a terminal only."""
     return display.progress_bars(shown=True, on=console, disable=not has_bars(console))
 
 

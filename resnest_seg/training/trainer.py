@@ -208,7 +208,8 @@ class Trainer:
                     self._log(METRICS, "train", {"loss": loss, "grad_norm": norm, "lr": lr, **self._rates()})
                     machine = self.gauge.read()
                     self._log(MACHINE, "speed", machine)
-                    if not has_bars(self.console) and (line := lines.line(self.step, loss=loss, lr=lr, machine=machine)):
+                    line = lines.line(self.step, loss=loss, lr=lr, machine=machine)
+                    if line is not None and not has_bars(self.console):
                         self.console.print(line, soft_wrap=True)
                 self.stopped_by = stop.anywhere(self.engine)
                 if self.stopped_by or self.step == until or self._save_due() or self._validation_due():
