@@ -220,7 +220,7 @@ def for_serving(checkpoint: str) -> int:
             "'resnest-seg[export]'. Or export it elsewhere, and serve the file: --checkpoint model.onnx."
         )
 
-    from resnest_seg import __version__
+    import resnest_seg
     from resnest_seg.export.graph import sha256
     from resnest_seg.inference.exported import open_exported
     from resnest_seg.models.checkpoint import find_checkpoint
@@ -231,7 +231,7 @@ def for_serving(checkpoint: str) -> int:
     output = source.with_name(f"{source.stem}.serve.onnx")
     with contextlib.suppress(CheckpointError):  # there is none, or it is damaged
         info = open_exported(output).info
-        if (info.source_sha256, info.version) == (sha256(source), __version__):
+        if (info.source_sha256, info.version) == (sha256(source), resnest_seg.__version__):
             print(output)
             return 0
     if not os.access(source.parent, os.W_OK):

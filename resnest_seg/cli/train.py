@@ -25,7 +25,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Self
 
-from resnest_seg.cli.options import CHECKPOINT, SHORT, KeyHelp, Own, number, run_options, take
+from resnest_seg.cli.keys import CHECKPOINT, SHORT, KeyHelp, Own, run_options, take
+from resnest_seg.cli.options import number
 from resnest_seg.config import AnyConfig, C, RunConfig, load_run_config
 from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, CheckpointError, ConfigError, unknown_name
 from resnest_seg.files import check_outside, claimed, next_free, numbered
