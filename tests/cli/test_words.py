@@ -23,7 +23,7 @@ CAMVID = ("--dataset", "camvid")
 @pytest.mark.parametrize(
     ("name", "words", "says"),
     [
-        (TRAIN, (*CAMVID, "--encoder", "x"), "option '--encoder'. Did you mean '--model.encoder'? --help-all lists all."),
+        (TRAIN, (*CAMVID, "--encoder", "x"), "'--encoder'. Did you mean '--model.encoder'? --help-all lists all."),
         (TRAIN, (*CAMVID, "--crop_size", "9"), "option '--crop_size'. Did you mean '--data.crop_size'? --help-all"),
         (TRAIN, (*CAMVID, "--crop-size=9"), "option '--crop-size'. Did you mean '--data.crop_size'? --help-all"),
         (TRAIN, (*CAMVID, "--train.batch-size", "9"), "Did you mean '--train.batch_size'? --help-all lists all."),
@@ -39,7 +39,7 @@ CAMVID = ("--dataset", "camvid")
         (TRAIN, (*CAMVID, "-epochs", "5"), "unknown option '-epochs'. Did you mean '--epochs'?"),
         (TRAIN, (*CAMVID, "--epochs"), "--epochs needs a value."),
         (TRAIN, (*CAMVID, "--optim.lr", "--epochs", "5"), "--optim.lr needs a value."),
-        (TRAIN, (*CAMVID, "--epochs", "5", "--train.epochs", "6"), "--epochs 5 and --train.epochs 6 are two forms of one"),
+        (TRAIN, (*CAMVID, "--epochs", "5", "--train.epochs", "6"), "--epochs 5 and --train.epochs 6 are two forms"),
         (TRAIN, (*CAMVID, "--optim.lr=0.1", "--lr=0.2"), "--optim.lr 0.1 and --lr 0.2 are two forms of one option"),
         (PRETRAIN, ("--config", "x", "--augment", "no"), "Did you mean '--classify.augment'? --help-all"),
         (PRETRAIN, ("x.yaml",), "unexpected word 'x.yaml'"),
@@ -47,14 +47,14 @@ CAMVID = ("--dataset", "camvid")
         (BUDGET, (*CAMVID, "--mem", "12"), "Did you mean '--memory'"),
         (BUDGET, (*CAMVID, "--checkpoint", "x"), "give it without --dataset and --config"),
         (EVAL, ("--checkpont", "x"), "unknown option '--checkpont'. Did you mean '--checkpoint'? --help lists all."),
-        (EVAL, ("--checkpoint", "x", "--root", "x"), "unknown option '--root'. Did you mean '--data.root'? --help lists"),
+        (EVAL, ("--checkpoint", "x", "--root", "x"), "'--root'. Did you mean '--data.root'? --help lists all."),
         (EVAL, ("runs/my_run",), "unexpected word 'runs/my_run': options begin with --."),
         (EVAL, (), "--checkpoint is missing"),
         (EVAL, ("--checkpoint", "x", "--limit", "few"), "argument --limit: invalid int value: 'few'"),
         (EVAL, ("--checkpoint", "x", "--protocols", "whole,slid"), "unknown protocol 'slid'. Did you mean 'slide'?"),
-        (EVAL, ("--checkpoint", "x", "--memory", "1", "--eval.memory", "9"), "--memory (GiB) and --eval.memory (MiB) are"),
+        (EVAL, ("--checkpoint", "x", "--memory", "1", "--eval.memory", "9"), "--memory (GiB) and --eval.memory (MiB)"),
         (EVAL, ("--checkpoint", "x", "--memory", "1GB"), "--memory must be a number"),
-        (PREDICT, ("--checkpoint", "x", "a.jpg", "--protocols", "whole,slide"), "--protocol takes one protocol here, not 2"),
+        (PREDICT, ("--checkpoint", "x", "a.jpg", "--protocols", "whole,slide"), "takes one protocol here, not 2"),
         (PREDICT, ("--checkpoint", "x", "a.jpg", "--protocol", "hole"), "unknown protocol 'hole'"),
         (PREDICT, ("--checkpoint", "x"), "required: INPUT"),
         ("export_seg", ("--checkpoint", "x", "y"), "unexpected word 'y'"),
@@ -82,7 +82,7 @@ def test_at_most_three_options_are_suggested():
     assert "mean" not in str(unknown_option("--colour", known))
 
 
-class Stop(ConfigError):
+class StopError(ConfigError):
     """Raised in place of a training."""
 
 
@@ -93,7 +93,7 @@ def order(monkeypatch, tmp_path, tool):
 
     def stop(given):
         found.append((given, sorted(str(path) for path in Path("runs").glob("*"))))
-        raise Stop
+        raise StopError
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "trainer_for", stop)
@@ -121,7 +121,7 @@ def test_short_forms_are_the_keys(order):
     )
     config = order(*CAMVID, *words)[0].config
     assert (config.train.epochs, config.optim.lr, config.train.batch_size) == (5, 0.5, 12)
-    assert (config.data.workers, config.seed, config.model.weights) == (0, 7, "some/run")
+    assert (config.data.workers, config.seed, config.model.weights) == (0, 7, "a/run")
     both = order(*CAMVID, "--lr", "0.50", "--optim.lr=5e-1", "--seed=1", "--seed", "2")[0].config
     assert (both.optim.lr, both.seed) == (0.5, 2)
     shipped = PROJECT / "configs" / "imagenet_classifier_resnest50.yaml"
@@ -139,7 +139,7 @@ def test_short_forms_are_the_keys(order):
     )
     config = order("--config", shipped, *words, name=PRETRAIN)[0].config
     assert (config.train.epochs, config.optim.lr, config.train.batch_size) == (5, 0.5, 12)
-    assert (config.data.workers, config.seed, config.model.encoder_weights) == (0, 7, "some/run")
+    assert (config.data.workers, config.seed, config.model.encoder_weights) == (0, 7, "a/run")
 
 
 TINY_FCN = ("--model.encoder", "resnest14_tiny", "--model.head", "fcn")
