@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
         ]
         if {"-h", "--help"} & set(words):
             return self.parse_args(words)  # which shows the help and exits
-        for word in words:  # before what is missing: it is missing because its name is misspelt
+        for word in words[: words.index("--")] if "--" in words else words:  # before what is missing by a misspelling
             name = word.partition("=")[0]
             if word.startswith("--") and len(word) > 2 and " " not in name and name not in actions:
                 raise unknown_option(name, options)
