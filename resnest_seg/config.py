@@ -28,6 +28,9 @@ LOSSES = ("cross_entropy", "ohem", "dice", "focal", "lovasz", "tversky")
 CLASS_WEIGHTS = ("none", "median_frequency", "effective_number")
 """Values of `train.class_weights`."""
 
+CUSTOM = "custom"
+"""Value of `data.dataset`, `model.encoder` or `model.head` for a part of the user's own, which no name builds."""
+
 COUNT = 10**9
 """Maximum of keys that count epochs, steps or samples, beyond any real run."""
 

@@ -41,10 +41,11 @@ resnest_seg.inference.prediction resnest_seg.inference.predictor resnest_seg.inf
 """Modules that import no torch; besides them, all of `resnest_seg.io`."""
 
 PUBLIC = """
-ADE20K CamVid CheckpointError Cityscapes ConfigError ConfusionMatrix DatasetError Diagnosis DownloadError EvalReport
-ExportError FolderDataset IGNORE_LABEL LabelSpace LoadReport OnnxPredictor Prediction Predictor Protocol ResNeStSegError
-RunConfig Scores Segmenter SegmenterOutput Synthetic Trainer build_loader build_segmenter diagnose evaluate
-load_checkpoint load_run_config multiscale protocol sliding_window whole
+ADE20K Callback CamVid CheckpointError Cityscapes ConfigError ConfusionMatrix DatasetError Diagnosis DownloadError
+EvalReport ExportError FitResult FolderDataset IGNORE_LABEL LabelSpace LoadReport ModelConfig OnnxPredictor
+PairDataset Prediction Predictor Protocol ResNeStSegError RunConfig Sample Scores SegmentationDataset Segmenter
+SegmenterOutput StepReport Synthetic Trainer ValidationReport build_dataset build_encoder build_loader build_segmenter
+diagnose evaluate fit load_checkpoint load_run_config multiscale protocol sliding_window whole
 """
 
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnest_seg.cli.model_file import add_model_option, own_network
 from resnest_seg.config import COUNT, check_option
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder, check_outside, result_places
@@ -67,13 +68,15 @@ def open_source(options: argparse.Namespace) -> Source:
 
     how = RunOptions(options.device, options.precision, options.compile, options.batch, options.fuse)
     if is_exported(options.checkpoint):
+        if options.model is not None:
+            raise ConfigError(f"{options.checkpoint} is an exported file, which holds its network: leave out --model.")
         file = FileBackend(options.checkpoint, how)
         info, path = file.file.info, file.file.path
         return Source(file, path, f"{path}: {file.description}", info.setting.dataset, None, None, "val", file.memory,
                       info.precision)  # fmt: skip
     from resnest_seg.inference.torch_backend import TorchBackend
 
-    segmenter = load_checkpoint(options.checkpoint)
+    segmenter = load_checkpoint(options.checkpoint, into=own_network(options.model))
     assert segmenter.load_report is not None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.device == "auto":
         how = dataclasses.replace(how, device=str(process_state(options).device))
@@ -88,6 +91,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, "
                         "the name of a published checkpoint (tools/zoo_seg.py lists them), or an exported file: .onnx, "
                         ".pt2, .xml")  # fmt: skip
+    add_model_option(parser)
     parser.add_argument(
         "--dataset", help="synthetic, camvid, ade20k, cityscapes or folder (default: the one trained on)"
     )

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnest_seg.cli.model_file import add_model_option, own_network
 from resnest_seg.config import COUNT, check_option
 from resnest_seg.errors import ConfigError, DatasetError, ExportError
 from resnest_seg.files import check_output_file
@@ -40,6 +41,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, or "
                         "the name of a published checkpoint (tools/zoo_seg.py lists them)")  # fmt: skip
+    add_model_option(parser)
     parser.add_argument("--format", nargs="+", choices=tuple(FORMATS), help="one or several (default: by the suffix of "
                         "--output, or onnx)")  # fmt: skip
     parser.add_argument("--output", help="the file; its suffix follows the format (default: model.* beside the "
@@ -169,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from resnest_seg.models.loading import load_checkpoint
 
     files = targets(options)
-    segmenter = load_checkpoint(options.checkpoint)
+    segmenter = load_checkpoint(options.checkpoint, into=own_network(options.model))
     report = segmenter.load_report
     assert report is not None
     print(report, file=sys.stderr)

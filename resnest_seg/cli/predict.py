@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnest_seg.cli.model_file import add_model_option, own_network
 from resnest_seg.config import COUNT, check_option
 from resnest_seg.errors import ConfigError, DatasetError, printable
 from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder
@@ -56,6 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, "
                         "the name of a published checkpoint (tools/zoo_seg.py lists them), or an exported file: .onnx, "
                         ".pt2, .xml")  # fmt: skip
+    add_model_option(parser)
     parser.add_argument("--output", default="predictions", help="folder to write to (default: predictions)")
     parser.add_argument("--write", nargs="+", choices=tuple(ENDINGS), default=["labels", "overlay"], help="outputs of "
                         "an image: labels as PNG, overlay with legend, scores (class probabilities, npz, half "
@@ -242,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     done, stopped = 0, None
     if items:
         how = RunOptions(options.device, options.precision, options.compile, options.batch)
-        backend = open_backend(options.checkpoint, how)
+        backend = open_backend(options.checkpoint, how, into=own_network(options.model))
         if "scores" in options.write:
             backend.check_scores()
         predictor = Predictor(backend, protocol=protocol_for(options, backend))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from resnest_seg.cli.train import Order, begun, fit, take
+from resnest_seg.cli.train import Order, begun, ended, take
 from resnest_seg.config import PretrainConfig, add_run_arguments, load_config
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.files import check_outside
@@ -99,8 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(dry_run_classifier(order.config))
         return 0
     folder = shlex.quote(str(order.output))
-    return fit(
-        trainer_for(order),
+    trainer = trainer_for(order)
+    for doubt in trainer.doubts if trainer.engine.is_main_process else ():
+        print(f"warning: {doubt}", file=sys.stderr)
+    return ended(
+        trainer,
+        trainer.fit,
         done=f"Segment with it: tools/train_seg.py ... --model.encoder_weights {folder}/best.safetensors",
         again=f"python tools/pretrain_cls.py --resume {folder}",
     )

@@ -19,18 +19,18 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from resnest_seg.cli.model_file import add_model_option, own_network
 from resnest_seg.config import C, RunConfig, add_run_arguments, check_option, load_run_config
 from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, CheckpointError, ConfigError, unknown_name
-from resnest_seg.files import check_outside
 
 if TYPE_CHECKING:
-    from resnest_seg.data.datasets import SegmentationDataset
+    from resnest_seg.training.assembly import Parts
     from resnest_seg.training.trainer import Trainer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -54,6 +54,7 @@ class Order(Generic[C]):
         allow: Config keys that a resumed run may change.
         dry: Do a dry run only.
         budget: Memory for which the batch is divided: "auto", GiB per device, or None for the config's division.
+        network: FILE.py:FUNCTION that builds the user's own network, or None.
     """
 
     config: C
@@ -62,6 +63,7 @@ class Order(Generic[C]):
     allow: tuple[str, ...] = ()
     dry: bool = False
     budget: str | None = None
+    network: str | None = None
 
 
 def parse(argv: Sequence[str]) -> Order[RunConfig]:
@@ -79,14 +81,17 @@ def parse(argv: Sequence[str]) -> Order[RunConfig]:
     )
     helper.add_argument("--allow-changes", help="keys that a resumed run may change, separated by commas")
     helper.add_argument("--dry-run", action="store_true", help="try the run in two steps, without leaving files")
+    add_model_option(helper)
     add_run_arguments(helper)
     if "-h" in argv or "--help" in argv:
         helper.print_help()
         raise SystemExit(0)
     dry = "--dry-run" in argv
-    names = ("--dataset", "--config", "--resume", "--allow-changes", "--budget")
+    names = ("--dataset", "--config", "--resume", "--allow-changes", "--budget", "--model")
     chosen, overrides = take([word for word in argv if word != "--dry-run"], names)
-    dataset, config, resume, changes, budget = (chosen[name] for name in names)
+    dataset, config, resume, changes, budget, network = (chosen[name] for name in names)
+    if budget not in (None, "auto"):
+        number(budget, "--budget", 0.01, 65536)
     allow = tuple(key.strip() for key in (changes or "").split(",") if key.strip())
     if resume is not None and resume != "auto":
         if dataset or config:
@@ -97,10 +102,12 @@ def parse(argv: Sequence[str]) -> Order[RunConfig]:
             raise ConfigError("--budget does not go with --resume FOLDER: the batch was divided when the run began.")
         if not (Path(resume) / "config.yaml").is_file():
             raise CheckpointError(f"{resume} is not a run folder that can be resumed: it has no config.yaml.")
-        return Order(load_run_config(Path(resume) / "config.yaml", overrides=overrides), resume, "yes", allow)
+        return Order(
+            load_run_config(Path(resume) / "config.yaml", overrides=overrides), resume, "yes", allow, network=network
+        )
     path = config_path(dataset, config)
     run = load_run_config(path, overrides=overrides)
-    return Order(run, run.output or f"runs/{path.stem}", "auto" if begun(resume) else "no", allow, dry, budget)
+    return Order(run, run.output or f"runs/{path.stem}", "auto" if begun(resume) else "no", allow, dry, budget, network)
 
 
 def begun(resume: str | None) -> bool:
@@ -115,20 +122,6 @@ def config_path(dataset: str | None, config: str | None) -> Path:
     if (dataset is None) == (config is None):
         raise ConfigError("give one of --dataset NAME, --config FILE or --resume FOLDER; --help shows every key.")
     return Path(config) if config is not None else DEFAULT_CONFIGS[str(dataset)]
-
-
-def within_budget(config: RunConfig, budget: str, *, num_classes: int) -> RunConfig:
-    """Return the config with the batch divided to fit into memory; the main process prints the table."""
-    from resnest_seg.io.display import console
-    from resnest_seg.training.memory import GIB, devices_here, plan
-
-    devices = devices_here()
-    if budget != "auto":
-        devices = dataclasses.replace(devices, memory=int(number(budget, "--budget", 0.01, 65536) * GIB))
-    chosen = plan(config, num_classes=num_classes, devices=devices)
-    if os.environ.get("RANK", "0") == "0":
-        console().print(chosen.table())
-    return chosen.config
 
 
 def number(word: str, option: str, low: float, high: float) -> float:
@@ -160,111 +153,53 @@ def take(argv: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str | Non
     return taken, rest
 
 
-def dry(order: Order[RunConfig]) -> str:
-    """Do a dry run; returns its report."""
-    from resnest_seg.training.dry_run import data_or_stand_in, dry_run
-
-    config = order.config
-    splits = [data_or_stand_in(config, split) for split in ("train", config.eval.split)]
-    look(config, *splits)
-    if order.budget is not None:
-        config = within_budget(config, order.budget, num_classes=len(splits[0].label_space))
-    return dry_run(config)
-
-
-def look(config: RunConfig, *splits: SegmentationDataset) -> None:
-    """Reject data with which training would go wrong, and warn of suspicious data."""
-    from resnest_seg.data.checks import check_classes, check_samples
-
-    warnings: list[str] = []
-    for dataset in splits:
-        # Also with data.check 0: it reads few masks if the class list is right, and the run is useless otherwise.
-        warnings += check_classes(dataset, workers=config.data.workers)
-        if config.data.check:
-            warnings += check_samples(dataset, count=config.data.check, workers=config.data.workers)
-    if os.environ.get("RANK", "0") == "0":
-        for warning in warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-
-
-def trainer_for(order: Order[RunConfig]) -> Trainer:
-    """Build and check all parts of a run: data, model with its initial weights, checkpoint, folder."""
-    import torch
-
-    from resnest_seg.data.build import dataset_for
-    from resnest_seg.data.class_balance import balance
-    from resnest_seg.data.datasets import PairedFiles
-    from resnest_seg.models.loading import load_fitting, segmenter_for
-    from resnest_seg.training.memory import divided
-    from resnest_seg.training.run_folder import RunFolder
-    from resnest_seg.training.tasks import SegmentationTask
-    from resnest_seg.training.trainer import Trainer
-
-    config = order.config
-    resume = order.resume == "yes" or (order.resume == "auto" and bool(RunFolder(order.output).states()))
-    train = dataset_for(config.data, "train")
-    validation = dataset_for(config.data, config.eval.split)
-    if isinstance(train, PairedFiles):
-        check_outside(order.output, train.folders)
-    if not resume:
-        look(config, train, validation)
-    if order.budget is not None and resume:  # batch norm depends on the division, which therefore stays, on any machine
-        begun = load_run_config(Path(order.output) / "config.yaml")
-        config = divided(config, begun.train.accumulation, checkpointing=begun.model.checkpointing)
-    elif order.budget is not None:
-        config = within_budget(config, order.budget, num_classes=len(train.label_space))
-    torch.manual_seed(config.seed)
-    segmenter = segmenter_for(config, train.label_space, pretrained=not resume and config.model.weights is None)
-    report = None if resume or config.model.weights is None else load_fitting(segmenter, config.model.weights)
-    balanced = balance(train, config)
-    task = SegmentationTask(
-        config,
-        train,
-        validation,
-        probabilities=balanced.probabilities,
-        class_weights=balanced.class_weights,
-    )
-    trainer = Trainer(
-        config,
-        segmenter=segmenter,
-        task=task,
-        output=order.output,
-        resume=resume,
-        adopt=order.resume == "auto",
-        allow_changes=order.allow,
-    )
-    if report is not None and trainer.engine.is_main_process:
-        print(f"starting from {report}")
-    return trainer
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the segmenter; returns the exit code."""
     order = parse(sys.argv[1:] if argv is None else argv)
+    parts = own_parts(order.network)
     if order.dry:
-        print(dry(order))
+        from resnest_seg.training.dry_run import dry_run
+
+        print(dry_run(order.config, parts, budget=order.budget))
         return 0
-    folder = shlex.quote(str(order.output))
-    return fit(
-        trainer_for(order),
-        done=f"Evaluate with: python tools/eval_seg.py --checkpoint {folder}",
-        again=f"python tools/train_seg.py --resume {folder}",
+
+    from resnest_seg.training.assembly import run, trainer_for
+
+    trainer = trainer_for(
+        order.config,
+        parts,
+        output=order.output,
+        resume=order.resume,
+        allow_changes=order.allow,
+        budget=order.budget,
+    )
+    folder, network = shlex.quote(str(order.output)), f" --model {shlex.quote(order.network)}" if order.network else ""
+    return ended(
+        trainer,
+        lambda: run(trainer).finished,
+        done=f"Evaluate with: python tools/eval_seg.py --checkpoint {folder}{network}",
+        again=f"python tools/train_seg.py --resume {folder}{network}",
     )
 
 
-def fit(trainer: Trainer, *, done: str, again: str) -> int:
-    """Train; returns the exit code.
+def own_parts(network: str | None) -> Parts:
+    """The user's own network in a run, as --model names it."""
+    from resnest_seg.training.assembly import Parts
+
+    return Parts(segmenter=own_network(network))
+
+
+def ended(trainer: Trainer, fit: Callable[[], bool], *, done: str, again: str) -> int:
+    """Train, and say how it ended; returns the exit code.
 
     Args:
         trainer: The run.
+        fit: Trains; True if the run is complete.
         done: The message at its end.
         again: The command that resumes it.
     """
-    if trainer.engine.is_main_process:
-        for doubt in trainer.doubts:
-            print(f"warning: {doubt}", file=sys.stderr)
     try:
-        finished, saved = trainer.fit(), True
+        finished, saved = fit(), True
     except KeyboardInterrupt:
         finished, saved = False, False
     if trainer.engine.is_main_process:

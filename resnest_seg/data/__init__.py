@@ -11,6 +11,8 @@ _HOMES = {
     "Finding": "checks",
     "FolderDataset": "folder",
     "FolderSource": "storage",
+    "OwnTransform": "transforms",
+    "PairDataset": "pairs",
     "Sample": "datasets",
     "SampleFacts": "inspection",
     "SegmentationDataset": "datasets",

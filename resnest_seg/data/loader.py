@@ -27,8 +27,8 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from resnest_seg.config import check_option
 from resnest_seg.data.datasets import Sample, SegmentationDataset
-from resnest_seg.data.transforms import TrainTransform, class_mix, sample_seed
-from resnest_seg.errors import DatasetError, ResNeStSegError
+from resnest_seg.data.transforms import OwnTransform, TrainTransform, class_mix, sample_seed
+from resnest_seg.errors import ConfigError, ResNeStSegError
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ def build_loader(
     dataset: SegmentationDataset,
     batches: Iterable[Sequence[tuple[int, int]]],
     *,
-    transform: TrainTransform | None = None,
+    transform: TrainTransform | OwnTransform | None = None,
     seed: int = 0,
     workers: int = 0,
     pin_memory: bool = False,
@@ -121,6 +121,7 @@ def build_loader(
 
     Raises:
         ConfigError: `workers` is out of range.
+        ConfigError: The transform gives something else than samples of one size.
         DatasetError: A sample cannot be loaded; the message names its file.
         ResNeStSegError: A loader process could not be started, or died.
     """
@@ -130,7 +131,7 @@ def build_loader(
 def run_loader(
     view: Dataset[Any],
     batches: Iterable[Sequence[Any]],
-    collate: Callable[[Sequence[Any]], T | DatasetError],
+    collate: Callable[[Sequence[Any]], T | ResNeStSegError],
     *,
     workers: int,
     pin_memory: bool = False,
@@ -146,8 +147,8 @@ def run_loader(
 
     Raises:
         ConfigError: `workers` is out of range.
-        DatasetError: A sample or the collation returned it.
-        ResNeStSegError: A loader process could not be started, or died.
+        ResNeStSegError: A sample or the collation returned it, such as a `DatasetError`; or a loader process could not
+            be started, or died.
     """
     check_option("workers", workers, 0, 256)
     loader = DataLoader(
@@ -172,7 +173,7 @@ class _Shared:
     torch does it later, in a thread where an error is printed and the batch lost: training would wait forever.
     """
 
-    def __init__(self, collate: Callable[[Sequence[Any]], T | DatasetError]) -> None:
+    def __init__(self, collate: Callable[[Sequence[Any]], T | ResNeStSegError]) -> None:
         self.collate = collate
 
     def __call__(self, samples: Sequence[Any]) -> Any:
@@ -312,41 +313,46 @@ def _kill(processes: Iterable[BaseProcess]) -> None:
         process.join()
 
 
-class _View(Dataset[Sample | DatasetError]):
+class _View(Dataset[Sample | ResNeStSegError]):
     """Samples by (epoch, index).
 
     An error is returned as a value, because raised in a worker it would arrive as a traceback.
     """
 
-    def __init__(self, dataset: SegmentationDataset, transform: TrainTransform | None, seed: int) -> None:
+    def __init__(
+        self, dataset: SegmentationDataset, transform: TrainTransform | OwnTransform | None, seed: int
+    ) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample | DatasetError:
+    def __getitem__(self, key: tuple[int, int]) -> Sample | ResNeStSegError:
         epoch, index = key
         try:
             sample = self.dataset[index]
-        except DatasetError as error:
+            return sample if self.transform is None else self._augmented(sample, epoch, index, self.transform)
+        except ResNeStSegError as error:
             return error
-        if self.transform is None:
-            return sample
-        image, labels = self.transform(sample.image, sample.labels, seed=sample_seed(self.seed, epoch, index))
-        if self.transform.data.class_mix:
+
+    def _augmented(self, sample: Sample, epoch: int, index: int, transform: TrainTransform | OwnTransform) -> Sample:
+        image, labels = transform(sample.image, sample.labels, seed=sample_seed(self.seed, epoch, index))
+        if transform.class_mix:
             random = np.random.default_rng([self.seed, epoch, index, 1])
-            if random.random() < self.transform.data.class_mix:
-                try:
-                    other = self.dataset[int(random.integers(len(self.dataset)))]
-                except DatasetError as error:
-                    return error
-                mixed = self.transform(other.image, other.labels, seed=int(random.integers(2**32)))
+            if random.random() < transform.class_mix:
+                other = self.dataset[int(random.integers(len(self.dataset)))]
+                mixed = transform(other.image, other.labels, seed=int(random.integers(2**32)))
                 image, labels = class_mix((image, labels), mixed, random)
         return Sample(image, labels, sample.name)
 
 
-def _collate(samples: Sequence[Sample | DatasetError]) -> Batch | DatasetError:
+def _collate(samples: Sequence[Sample | ResNeStSegError]) -> Batch | ResNeStSegError:
     good: list[Sample] = []
     for sample in samples:
-        if isinstance(sample, DatasetError):
+        if isinstance(sample, ResNeStSegError):
             return sample
+        if good and sample.image.shape != good[0].image.shape:
+            return ConfigError(
+                f"samples of one batch must have one size: {good[0].name} has {good[0].image.shape}, {sample.name} has "
+                f"{sample.image.shape}. Crop or resize all to one size in the transform, or take batches of 1."
+            )
         good.append(sample)
     images = torch.from_numpy(np.stack([sample.image for sample in good])).permute(0, 3, 1, 2)
     labels = torch.from_numpy(np.stack([sample.labels for sample in good]))

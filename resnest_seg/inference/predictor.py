@@ -27,29 +27,38 @@ from resnest_seg.labels import LabelSpace
 if TYPE_CHECKING:
     from PIL import Image
 
+    from resnest_seg.models.loading import Network
     from resnest_seg.models.segmenter import Segmenter
 
 Photo = Union[str, Path, NDArray[np.uint8], "Image.Image"]
 """Types of images that can be labelled: a file, an RGB array uint8 [H, W, 3], or a PIL image."""
 
 
-def open_backend(path: str | Path, options: RunOptions = RunOptions()) -> Backend:  # noqa: B008  # a constant
+def open_backend(
+    path: str | Path,
+    options: RunOptions = RunOptions(),  # noqa: B008  # a constant
+    *,
+    into: Network | None = None,
+) -> Backend:
     """A checkpoint, a run folder, the name of a published checkpoint, or an exported file, ready to run.
 
     Args:
         path: What is opened.
         options: How it is run.
+        into: The network of a checkpoint with parts of the user's own, see `load_checkpoint`.
 
     Raises:
         CheckpointError: It cannot be loaded.
         ConfigError: No such device, or an option that it cannot follow.
     """
     if is_exported(path):
+        if into is not None:
+            raise ConfigError(f"{path} is an exported file, which holds its network: leave out into (--model).")
         return FileBackend(path, options)
     from resnest_seg.inference.torch_backend import TorchBackend
     from resnest_seg.models.loading import load_checkpoint
 
-    return TorchBackend(load_checkpoint(path), options)
+    return TorchBackend(load_checkpoint(path, into=into), options)
 
 
 class Predictor:
@@ -113,6 +122,7 @@ class Predictor:
     def from_checkpoint(
         path: str | Path,
         *,
+        into: Network | None = None,
         device: str = "auto",
         protocol: str | Protocol = "whole",
         tile: int | None = None,
@@ -127,6 +137,7 @@ class Predictor:
 
         Args:
             path: See `open_backend`.
+            into: See `open_backend`.
             device: See the class, as for the others.
             protocol: See the class.
             tile: See the class.
@@ -137,7 +148,7 @@ class Predictor:
             memory: See the class.
             fuse: See the class.
         """
-        backend = open_backend(path, RunOptions(device, precision, compiled, batch, fuse))
+        backend = open_backend(path, RunOptions(device, precision, compiled, batch, fuse), into=into)
         return Predictor(backend, protocol=protocol, tile=tile, overlap=overlap, memory=memory)
 
     @overload

@@ -19,7 +19,7 @@ _HOMES = {
     "SplitAttention": "resnest",
     "TrainingState": "checkpoint",
     "WeightFile": "weight_files",
-    "build_encoder": "segmenter",
+    "build_encoder": "loading",
     "build_segmenter": "loading",
     "fuse_model": "fuse",
     "load_checkpoint": "loading",

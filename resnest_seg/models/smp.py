@@ -95,6 +95,7 @@ class SMPEncoder(nn.Module):
         weights: SMP's name of pre-trained weights, such as "imagenet"; None for random weights, without a download.
 
     Attributes:
+        config: The encoder's keys of a config.
         pixel_mean: Mean of the pixels, 0..255, in pre-training; None without weights.
         pixel_std: Standard deviation of the pixels, 0..255, in pre-training; None without weights.
 
@@ -111,6 +112,7 @@ class SMPEncoder(nn.Module):
     def __init__(self, name: str, *, output_stride: int, in_channels: int, weights: str | None = None) -> None:
         super().__init__()
         self.output_stride = output_stride
+        self.config = ModelConfig(f"{SMP}{name}", output_stride=output_stride, in_channels=in_channels)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about deprecated names

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from resnest_seg.config import RunConfig
 from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.loader import Batch, build_loader
-from resnest_seg.data.transforms import TrainTransform
+from resnest_seg.data.transforms import OwnTransform, TrainTransform, Transform
 from resnest_seg.evaluation.evaluate import EvaluatedImage, check_fits, evaluate
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.inference.protocols import protocol
@@ -28,7 +28,7 @@ from resnest_seg.io.visualize import contact_sheet
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.segmenter import PixelModel, Segmenter
 from resnest_seg.training.distributed import StopSignal
-from resnest_seg.training.losses import CoarseLogits, SegmentationLoss
+from resnest_seg.training.losses import CoarseLogits, Loss, OwnLoss, SegmentationLoss
 
 
 class LabelledBatch(Protocol):
@@ -77,12 +77,14 @@ class Validation:
     Attributes:
         scores: Name -> value, 0..1.
         text: The scores in words, with the split that they are of.
+        report: The whole report, where there is one.
         picture: Epoch -> an image of what was validated, RGB uint8 [H, W, 3]; None where there is nothing to draw, and
             on other processes than the main one.
     """
 
     scores: Mapping[str, float]
     text: str
+    report: EvalReport | None = None
     picture: Callable[[int], NDArray[np.uint8]] | None = None
 
 
@@ -127,6 +129,8 @@ class SegmentationTask:
         validation: The split that `config.eval` names.
         probabilities: Draw the samples of an epoch with these, [len(train)]; None takes each once.
         class_weights: Of each class in the loss, [K], as `train.class_weights` names them.
+        loss: In place of the config's losses.
+        transform: In place of the config's recipe and further options, but for ClassMix.
 
     Raises:
         ConfigError: Unknown protocol or recipe.
@@ -140,10 +144,17 @@ class SegmentationTask:
         *,
         probabilities: NDArray[np.float64] | None = None,
         class_weights: Tensor | None = None,
+        loss: Loss | None = None,
+        transform: Transform | None = None,
     ) -> None:
         self.config, self.train, self.validation, self.class_weights = config, train, validation, class_weights
         protocol(config.eval.protocol)
-        self.transform = TrainTransform.from_config(config.data)
+        self.own_loss = loss
+        self.transform = (
+            TrainTransform.from_config(config.data)
+            if transform is None
+            else OwnTransform(transform, config.data.class_mix)
+        )
         self.description = TaskDescription(
             size=len(train),
             identity=train.identity(),
@@ -162,9 +173,13 @@ class SegmentationTask:
         assert isinstance(model, Segmenter)
         for dataset in (self.train, self.validation):
             check_fits(model, dataset)
-        self.criterion = SegmentationLoss.from_config(
-            self.config.train, align_corners=model.align_corners, class_weights=self.class_weights
-        ).to(device)
+        train, corners = self.config.train, model.align_corners
+        criterion = (
+            SegmentationLoss.from_config(train, align_corners=corners, class_weights=self.class_weights)
+            if self.own_loss is None
+            else OwnLoss(self.own_loss, aux_weight=train.aux_weight, align_corners=corners)
+        )
+        self.criterion = criterion.to(device)
         return CoarseLogits(model)
 
     def batches(self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool) -> Generator[Batch, None, None]:
@@ -208,6 +223,7 @@ class SegmentationTask:
         return Validation(
             {"mean_iou": mean_iou, "pixel_accuracy": accuracy},
             f"{split} mIoU {100 * mean_iou:.2f}  pixel accuracy {100 * accuracy:.2f}",
+            report,
             picture if sheet and engine.is_main_process else None,
         )
 
