@@ -107,7 +107,8 @@ def fit(
     """Train a segmentation model into a run folder; everything that is not given comes from the config.
 
     A run that was killed goes on exactly, if the caller's own objects are the same again: samples by their index,
-    functions without memory. Callbacks and optimisers may keep some, see `Callback` and `optimizer_tensors`.
+    functions without memory. What has a `state_dict()` and a `load_state_dict()`, of tensors and plain values, may keep
+    some: it is saved with the run.
 
     Args:
         config: The run: a config, nested dictionaries such as `{"train": {"epochs": 5}}`, or a YAML file.
@@ -203,6 +204,7 @@ def trainer_for(
         allow_changes=allow_changes,
         optimizer=parts.optimizer,
         callbacks=parts.callbacks,
+        kept={"loss": parts.loss, "transform": parts.transform},
     )
     if report and trainer.engine.is_main_process:
         print(f"starting from {report}")

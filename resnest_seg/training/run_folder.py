@@ -447,3 +447,44 @@ def restore_optimizer(
         if name in state
     }
     optimizer.load_state_dict({"state": own, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def kept_state(kept: Mapping[str, object]) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
+    """The states of objects of the user's own that have a `state_dict()`: plain values and tensors.
+
+    Args:
+        kept: Name -> object, such as a loss with buffers or a callback.
+
+    Returns:
+        Name -> key -> plain JSON value; and kept.<name>.<key> -> tensor.
+
+    Raises:
+        CheckpointError: A value is neither a tensor nor plain.
+    """
+    plain: dict[str, dict[str, Any]] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, one in kept.items():
+        for key, value in one.state_dict().items() if hasattr(one, "state_dict") else ():
+            if isinstance(value, Tensor):
+                tensors[f"kept.{name}.{key}"] = value
+                continue
+            try:
+                plain.setdefault(name, {})[key] = json.loads(json.dumps(value))
+            except (TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"state_dict() of {name} ({type(one).__name__}): {key!r} is neither a tensor nor a value that "
+                    f"JSON holds ({error})."
+                ) from None
+    return plain, tensors
+
+
+def restore_kept(
+    kept: Mapping[str, object], plain: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]
+) -> None:
+    """Give objects their states back, as from `kept_state`; those without a saved state begin anew."""
+    for name, one in kept.items():
+        prefix = f"kept.{name}."
+        state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        state |= plain.get(name, {})
+        if state and hasattr(one, "load_state_dict"):
+            one.load_state_dict(state)

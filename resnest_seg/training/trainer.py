@@ -16,6 +16,7 @@ import platform
 import sys
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -75,9 +76,11 @@ from resnest_seg.training.run_folder import (
     SHEET,
     RunFolder,
     config_changes,
+    kept_state,
     number_slots,
     optimizer_state,
     optimizer_tensors,
+    restore_kept,
     restore_optimizer,
 )
 from resnest_seg.training.tasks import LabelledBatch, Task, Validation, share_buffers
@@ -96,6 +99,8 @@ class Trainer:
         allow_changes: Config keys that a resumed run may change, beyond `MAY_CHANGE`.
         optimizer: In place of the config's, see `adopt_optimizer`.
         callbacks: What is told of steps and validations.
+        kept: Name -> further objects of the user's own whose state is saved with the run, see `kept_state`; the
+            callbacks are among them anyway.
 
     Attributes:
         step: Optimiser steps done.
@@ -121,9 +126,11 @@ class Trainer:
         allow_changes: Collection[str] = (),
         optimizer: OwnOptimizer | None = None,
         callbacks: Sequence[Callback] = (),
+        kept: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
         self.config, self.task, self.about, self.output = config, task, task.description, Path(output)
         self.own_optimizer, self.callbacks, self.ended = optimizer, list(callbacks), False
+        self.kept = {**kept, **{f"callback {place}": callback for place, callback in enumerate(self.callbacks)}}
         self.scores: Mapping[str, float] = {}
         self.folder = RunFolder(output, keep=config.train.keep)
         self.steps_per_epoch = max(self.about.size // config.train.batch_size, 1)
@@ -449,6 +456,7 @@ class Trainer:
         tensors = whole(optimizer_tensors(self.optimizer, list(self._trained())))
         if self.average is not None:
             tensors |= {f"average.{key}": value for key, value in whole(self.average.values).items()}
+        tensors |= kept_state(self.kept)[1]
         weights = whole(self.segmenter.state_dict())
         if self.engine.is_main_process:
             self.folder.save_state(self._checkpoint(weights, TrainingState(self._values(), tensors)), self.step)
@@ -483,10 +491,8 @@ class Trainer:
                 "own_optimizer": type(self.optimizer.optimizer).__name__,
                 "numbers": number_slots(self.optimizer),
             }
-        states = {
-            str(place): one.state_dict() for place, one in enumerate(self.callbacks) if hasattr(one, "state_dict")
-        }
-        return values | ({"callbacks": states} if states else {})
+        plain, _ = kept_state(self.kept)
+        return values | ({"kept": plain} if plain else {})
 
     def _open_state(self, allow_changes: Collection[str]) -> Checkpoint:
         """The state to continue from, if it is one of this run."""
@@ -547,8 +553,7 @@ class Trainer:
             self.best_score = float(values[f"best_{self.about.score}"])
             self.best_of = str(values.get("best_of", "average" if saved.config.train.ema else "weights"))
             self.stale_validations = int(values.get("stale_validations", 0))
-            for place, one in values.get("callbacks", {}).items():
-                self.callbacks[int(place)].load_state_dict(one)  # type: ignore[attr-defined]  # it gave the state
+            restore_kept(self.kept, values.get("kept", {}), tensors)
         except (KeyError, ValueError, IndexError) as error:
             raise CheckpointError(
                 f"{self.output / LAST} cannot be resumed here: no or another state of {error}."

@@ -37,12 +37,17 @@ def test_the_plain_loop_runs(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_lightning_loop_runs(tmp_path):
+    pytest.importorskip("lightning")
+    assert "mIoU" in good(EXAMPLES / "lightning_loop.py", cwd=tmp_path)
+
+
 def test_every_tool_takes_the_network_of_an_example(tmp_path):
     good(EXAMPLES / "own_head.py", tmp_path / "run [1]", cwd=tmp_path)
     checkpoint, model = ("--checkpoint", tmp_path / "run [1]"), ("--model", f"{EXAMPLES / 'own_head.py'}:build")
     scene = tmp_path / "run [1]" / "scene.png"
     shown = good(PROJECT / "tools/eval_seg.py", *checkpoint, *model, "--limit", "4", cwd=tmp_path)
-    assert "mIoU" in shown
+    assert "custom head" in shown
     good(PROJECT / "tools/predict_seg.py", *checkpoint, *model, scene, "--output", "out", cwd=tmp_path)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"scene_labels.png", "scene_overlay.png"}
     shown = good(PROJECT / "tools/export_seg.py", *checkpoint, *model, "--output", "own.onnx", cwd=tmp_path)

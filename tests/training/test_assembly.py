@@ -145,6 +145,38 @@ def test_a_loss_is_not_called_without_labelled_pixels_and_must_give_a_scalar(tmp
         fit(tmp_path / "map", loss=lambda logits, labels: logits.mean(dim=1))
 
 
+class Running(nn.Module):
+    """Cross-entropy with a buffer that every call changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, logits, labels):
+        loss = F.cross_entropy(logits, labels, ignore_index=255)
+        self.mean.lerp_(loss.detach(), 0.5)
+        return loss * (1 + self.mean.detach().clone().sigmoid())
+
+
+def test_the_state_of_a_loss_is_saved_with_the_run(tmp_path):
+    whole, first, second = Running(), Running(), Running()
+    fit(tmp_path / "whole", loss=whole)
+    fit(tmp_path / "killed", loss=first, until=2)
+    fit(tmp_path / "killed", loss=second, resume="yes")
+    assert torch.equal(second.mean, whole.mean)
+    assert not torch.equal(first.mean, whole.mean)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+
+
+def test_a_state_that_cannot_be_saved_is_one_message(tmp_path):
+    class Odd(resnest_seg.Callback):
+        def state_dict(self):
+            return {"folder": tmp_path}
+
+    with pytest.raises(CheckpointError, match=r"callback 0 \(Odd\): 'folder'"):
+        fit(tmp_path / "run", callbacks=[Odd()])
+
+
 # Augmentation
 
 
