@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ from resnest_seg.models.heads import (
     aspp_rates,
     resize_logits,
 )
-from resnest_seg.models.resnest import DILATIONS, SMP, ResNeSt
+from resnest_seg.models.resnest import DILATIONS, SMP, SPECS, ResNeSt
 from resnest_seg.models.weight_files import check_finite, naming_file
 
 
@@ -521,12 +522,38 @@ def build_encoder(model: ModelConfig, *, pretrained: bool = False) -> nn.Module:
     return ResNeSt(model)
 
 
+def check_encoder_weights(weights: object) -> None:
+    """Refuse what other libraries take for "pre-trained", such as True: here the weights are named.
+
+    Raises:
+        ConfigError: Says which name is meant.
+    """
+    if isinstance(weights, bool):
+        meant = "imagenet" if weights else None
+    elif isinstance(weights, str) and _PRETRAINED.fullmatch(weights) and not Path(weights).exists():
+        meant = "imagenet"
+    else:
+        return
+    raise ConfigError(
+        "encoder_weights must be 'imagenet', a weight file, the name of a published checkpoint, or None (random "
+        f"weights), not {weights!r}. Give {meant!r}."
+    )
+
+
+_PRETRAINED = re.compile(r"(?!imagenet$)(?i:true|yes|default|pre-?trained|image[-_ ]?net(-?1k)?(_v[12])?)")
+
+
 def check_names(model: ModelConfig) -> None:
     """Refuse names that nothing would look up, and options that do not go together.
 
     Raises:
         ConfigError: Says which.
     """
+    if not model.encoder.startswith(SMP) and model.encoder not in SPECS:
+        from resnest_seg.models.smp import smp_encoder_like
+
+        raise unknown_name("encoder", model.encoder, [*SPECS, f"{SMP}NAME"], meant=smp_encoder_like(model.encoder))
+    check_encoder_weights(model.encoder_weights)
     if model.family not in HEADS:
         raise unknown_name("family", model.family, HEADS)
     if model.dilation not in DILATIONS:
@@ -553,8 +580,10 @@ def head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Mod
         elsewhere = [family for family in HEADS if model.head in HEADS[family]]
         if elsewhere:
             raise ConfigError(f"head {model.head!r} exists in family {elsewhere[0]!r} only: set family to it.")
+        from resnest_seg.models.smp import smp_decoder_like
+
         known = dict.fromkeys(name for heads in HEADS.values() for name in heads)
-        raise unknown_name("head", model.head, [*known, f"{SMP}NAME"])
+        raise unknown_name("head", model.head, [*known, f"{SMP}NAME"], meant=smp_decoder_like(model.head, known))
     return HEADS[model.family][model.head](_channels(encoder), num_classes, model.output_stride)
 
 
