@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from typing import Protocol
 
 import albumentations as A
 import cv2
@@ -30,6 +31,14 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it quer
 
 Pixels = NDArray[np.uint8]
 Pair = tuple[Pixels, Pixels]
+
+
+class SampleTransform(Protocol):
+    """Augmentation of one sample: image [H, W, 3] and labels [H, W], both uint8, to the same of another size."""
+
+    def __call__(self, image: Pixels, labels: Pixels, *, seed: int) -> Pair:
+        """Return what the seed, and nothing else, makes of the sample."""
+
 
 MEAN_COLOR = (124, 116, 104)
 """ImageNet's mean colour, rounded; it normalises to nearly zero."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from resnest_seg.config import RunConfig
 from resnest_seg.data.datasets import SegmentationDataset
-from resnest_seg.data.loader import Batch, build_loader
+from resnest_seg.data.loader import Batch, load_batches
 from resnest_seg.data.transforms import TrainTransform
 from resnest_seg.evaluation.evaluate import EvaluatedImage, check_fits, evaluate
 from resnest_seg.evaluation.report import EvalReport
@@ -169,7 +169,7 @@ class SegmentationTask:
 
     def batches(self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool) -> Generator[Batch, None, None]:
         """Augmented by the config's recipe."""
-        return build_loader(
+        return load_batches(
             self.train,
             order,
             transform=self.transform,
