@@ -114,6 +114,22 @@ class SegmenterOutput(NamedTuple):
     aux_logits: Tensor | None
 
 
+class Features(NamedTuple):
+    """The features of an encoder's four stages, from `PixelModel.features`.
+
+    Attributes:
+        c1: [N, C1, H / 4, W / 4]; C1..C4 are `model.encoder.channels`, and all sizes are rounded up.
+        c2: [N, C2, H / 8, W / 8].
+        c3: [N, C3, H / s, W / s], s being 16, or 8 at output stride 8.
+        c4: [N, C4, H / s, W / s], s being the output stride: 8, 16 or 32.
+    """
+
+    c1: Tensor
+    c2: Tensor
+    c3: Tensor
+    c4: Tensor
+
+
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
     """Report of a loaded checkpoint; `str` of it is for people.
@@ -199,6 +215,26 @@ class PixelModel(nn.Module):
         padded = bool(right or below)
         return (F.pad(x, (0, right, 0, below)) if padded else x), padded  # with zeros, the mean pixel
 
+    def features(self, images: Tensor) -> Features:
+        """Extract features: what `encoder` gives for the images once they are normalised and padded as it needs.
+
+        `encoder` itself takes normalised images. Gradients flow; call `eval()` first, and use `torch.inference_mode()`,
+        for features of a trained model.
+
+        Args:
+            images: [N, C, H, W], RGB 0..255, uint8 or float, as the model takes them.
+
+        Returns:
+            c1, c2, c3, c4 of the padded images: encoders of segmentation-models-pytorch take H and W as multiples of
+            32, ours any.
+
+        Raises:
+            ConfigError: The images have another shape.
+        """
+        self.pixel_range.check(images)
+        c1, c2, c3, c4 = self.encoder(self.prepare(images)[0])[-4:]
+        return Features(c1, c2, c3, c4)
+
 
 class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["semantic-segmentation"]):
     """Images [N, 3, H, W], RGB 0..255 (uint8 or float) -> `SegmenterOutput`.
@@ -208,7 +244,7 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
     the same, because the padding is cut off there.
 
     The model normalises by itself, with its own buffers, so that loaders, predictors and exports cannot disagree.
-    Float images in 0..1 are warned of, once.
+    Float images in 0..1 are warned of, once. `features(images)` gives the encoder's features for such images.
     Any H, W >= 1; runs in channels-last memory, which the layers of this network prefer on CPU and GPU.
 
     `save_pretrained(folder)`, `from_pretrained(folder_or_repository)` and `push_to_hub(repository)` are those of the
