@@ -27,17 +27,9 @@ from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import Checkpoint, find_checkpoint, is_ours
 from resnest_seg.models.classifier import NO_CLASSIFIER, Classifier, fresh_classifier
 from resnest_seg.models.conversion import CLASSIFIER, encoder_of_name, label_space, recognise, rename
-from resnest_seg.models.published import imagenet_checkpoint, published, published_names
+from resnest_seg.models.published import check_encoder_weights, imagenet_checkpoint, published, published_names
 from resnest_seg.models.resnest import ResNeSt, adapt_first_convolution
-from resnest_seg.models.segmenter import (
-    LoadReport,
-    PixelModel,
-    Segmenter,
-    check_encoder_weights,
-    fresh_segmenter,
-    load_weights,
-    misfits,
-)
+from resnest_seg.models.segmenter import LoadReport, PixelModel, Segmenter, fresh_segmenter, load_weights, misfits
 from resnest_seg.models.weight_files import check_finite, naming_file, read_weights
 
 

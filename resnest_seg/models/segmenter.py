@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +35,7 @@ from resnest_seg.models.heads import (
     aspp_rates,
     resize_logits,
 )
+from resnest_seg.models.published import check_encoder_weights
 from resnest_seg.models.resnest import DILATIONS, SMP, SPECS, ResNeSt
 from resnest_seg.models.weight_files import check_finite, naming_file
 
@@ -556,27 +556,6 @@ def build_encoder(model: ModelConfig, *, pretrained: bool = False) -> nn.Module:
 
         return ResNeStSMPEncoder(model)
     return ResNeSt(model)
-
-
-def check_encoder_weights(weights: object) -> None:
-    """Refuse what other libraries take for "pre-trained", such as True: here the weights are named.
-
-    Raises:
-        ConfigError: Says which name is meant.
-    """
-    if isinstance(weights, bool):
-        meant = "imagenet" if weights else None
-    elif isinstance(weights, str) and _PRETRAINED.fullmatch(weights) and not Path(weights).exists():
-        meant = "imagenet"
-    else:
-        return
-    raise ConfigError(
-        "encoder_weights must be 'imagenet', a weight file, the name of a published checkpoint, or None (random "
-        f"weights), not {weights!r}. Give {meant!r}."
-    )
-
-
-_PRETRAINED = re.compile(r"(?!imagenet$)(?i:true|yes|default|pre-?trained|image[-_ ]?net(-?1k)?(_v[12])?)")
 
 
 def check_names(model: ModelConfig) -> None:
