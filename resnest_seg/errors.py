@@ -58,11 +58,21 @@ class ExportError(ResNeStSegError):
     """An export that failed, or whose predictions differ from those of its source."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """Return the error for a `name` that is not in `known`; it lists the known names and suggests the nearest."""
+def unknown_name(kind: str, name: str, known: Iterable[str], *, meant: str | None = None) -> ConfigError:
+    """Return the error for a `name` that is not in `known`; it lists the known names and suggests the nearest.
+
+    Args:
+        kind: What is named.
+        name: The name; its case is ignored where the nearest is looked for.
+        known: The names that exist.
+        meant: The name to suggest, where that is known better than by the spelling.
+    """
     known = list(known)
-    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    spellings = {str(each).lower(): each for each in reversed(known)}
+    nearest = difflib.get_close_matches(str(name).lower(), spellings, n=1, cutoff=0.4)
+    if meant is None and nearest:
+        meant = spellings[nearest[0]]
+    hint = f" Did you mean {meant!r}?" if meant is not None else ""
     return ConfigError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}.")
 
 

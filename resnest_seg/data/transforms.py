@@ -259,6 +259,21 @@ class OwnTransform:
         return np.ascontiguousarray(image), np.ascontiguousarray(labels)
 
 
+def sample_transform(transform: Transform, *, class_mix: float = 0.0) -> TrainTransform | OwnTransform:
+    """A transform of any kind as one that is seeded by sample; a `TrainTransform` is its own.
+
+    Raises:
+        ConfigError: It is no function.
+    """
+    if isinstance(transform, TrainTransform | OwnTransform):
+        return transform
+    if not callable(transform):
+        kind = type(transform).__name__
+        raise ConfigError(f"transform must be an albumentations pipeline, or a function of image, labels and a random "
+                          f"generator, not {kind}.")  # fmt: skip
+    return OwnTransform(transform, class_mix)
+
+
 def class_mix(sample: Pair, other: Pair, random: Generator) -> Pair:
     """Paste the pixels of half of another sample's classes onto a sample of the same size.
 

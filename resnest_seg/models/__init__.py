@@ -7,6 +7,7 @@ _HOMES = {
     "Classifier": "classifier",
     "DeepLabV3Head": "heads",
     "FCNHead": "heads",
+    "Features": "segmenter",
     "LoadReport": "segmenter",
     "PUBLISHED": "published",
     "PublishedCheckpoint": "published",

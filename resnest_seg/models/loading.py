@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,13 +11,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from resnest_seg.config import CUSTOM, AnyConfig, ClassifierConfig, DataConfig, ModelConfig, PretrainConfig, RunConfig
+from resnest_seg.config import (
+    CUSTOM,
+    AnyConfig,
+    ClassifierConfig,
+    DataConfig,
+    Kind,
+    ModelConfig,
+    PretrainConfig,
+    Range,
+    RunConfig,
+    kinds_of,
+)
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, unknown_name
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import Checkpoint, find_checkpoint, is_ours
 from resnest_seg.models.classifier import NO_CLASSIFIER, Classifier, fresh_classifier
 from resnest_seg.models.conversion import CLASSIFIER, encoder_of_name, label_space, recognise, rename
-from resnest_seg.models.published import imagenet_checkpoint, published, published_names
+from resnest_seg.models.published import check_encoder_weights, imagenet_checkpoint, published, published_names
 from resnest_seg.models.resnest import ResNeSt, adapt_first_convolution
 from resnest_seg.models.segmenter import (
     CANNOT_SEGMENT,
@@ -34,15 +46,15 @@ from resnest_seg.models.weight_files import check_finite, naming_file, read_weig
 
 def build_segmenter(
     encoder: str = "resnest50",
-    *,
     head: str = "deeplabv3",
     num_classes: int = 150,
+    *,
     output_stride: int = 8,
     dilation: str = "encoding",
     aux_head: bool = True,
     family: str = "encoding",
     in_channels: int = 3,
-    encoder_weights: str | None = None,
+    encoder_weights: str | Path | None = None,
     drop_block: float = 0.0,
     drop_path: float = 0.0,
     zero_gamma: bool = False,
@@ -69,10 +81,11 @@ def build_segmenter(
         checkpointing: Keep only the blocks' inputs for the backward pass and compute the rest twice.
 
     Raises:
-        ConfigError: Unknown name (the nearest is named), a value out of range, or parts that do not fit together.
+        ConfigError: Unknown name (the nearest is named), a wrong type or value, or parts that do not fit together.
         DownloadError: The weights cannot be fetched.
         CheckpointError: The weights do not fit the encoder.
     """
+    check_encoder_weights(encoder_weights)
     model = ModelConfig(
         encoder=encoder,
         head=head,
@@ -81,13 +94,14 @@ def build_segmenter(
         dilation=dilation,
         aux_head=aux_head,
         in_channels=in_channels,
-        encoder_weights=encoder_weights,
+        encoder_weights=str(encoder_weights) if isinstance(encoder_weights, Path) else encoder_weights,
         drop_block=drop_block,
         drop_path=drop_path,
         zero_gamma=zero_gamma,
         rectify=rectify,
         checkpointing=checkpointing,
     )
+    _check_types(model, num_classes)
     return segmenter_for(RunConfig(model=model), None, num_classes=num_classes)
 
 
@@ -116,6 +130,13 @@ def build_encoder(
     if encoder_weights is not None and isinstance(built, ResNeSt):
         load_encoder(built, model)
     return built
+
+
+def _check_types(model: ModelConfig, num_classes: object) -> None:
+    """Check the options of `build_segmenter` under their own names, which have no `model.`."""
+    for option, kind in kinds_of(ModelConfig).items():
+        kind.check(option, getattr(model, option))
+    Kind(int, False, Range(1, math.inf)).check("num_classes", num_classes)
 
 
 def segmenter_for(

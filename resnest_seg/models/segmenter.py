@@ -35,7 +35,8 @@ from resnest_seg.models.heads import (
     aspp_rates,
     resize_logits,
 )
-from resnest_seg.models.resnest import DILATIONS, SMP, ResNeSt
+from resnest_seg.models.published import check_encoder_weights
+from resnest_seg.models.resnest import DILATIONS, SMP, SPECS, ResNeSt
 from resnest_seg.models.weight_files import check_finite, naming_file
 
 
@@ -111,6 +112,22 @@ class SegmenterOutput(NamedTuple):
 
     logits: Tensor
     aux_logits: Tensor | None
+
+
+class Features(NamedTuple):
+    """The features of an encoder's four stages, from `PixelModel.features`.
+
+    Attributes:
+        c1: [N, C1, H / 4, W / 4]; C1..C4 are `model.encoder.channels`, and all sizes are rounded up.
+        c2: [N, C2, H / 8, W / 8].
+        c3: [N, C3, H / s, W / s], s being 16, or 8 at output stride 8.
+        c4: [N, C4, H / s, W / s], s being the output stride: 8, 16 or 32.
+    """
+
+    c1: Tensor
+    c2: Tensor
+    c3: Tensor
+    c4: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +215,26 @@ class PixelModel(nn.Module):
         padded = bool(right or below)
         return (F.pad(x, (0, right, 0, below)) if padded else x), padded  # with zeros, the mean pixel
 
+    def features(self, images: Tensor) -> Features:
+        """Extract features: what `encoder` gives for the images once they are normalised and padded as it needs.
+
+        `encoder` itself takes normalised images. Gradients flow; call `eval()` first, and use `torch.inference_mode()`,
+        for features of a trained model.
+
+        Args:
+            images: [N, C, H, W], RGB 0..255, uint8 or float, as the model takes them.
+
+        Returns:
+            c1, c2, c3, c4 of the padded images: encoders of segmentation-models-pytorch take H and W as multiples of
+            32, ours any.
+
+        Raises:
+            ConfigError: The images have another shape.
+        """
+        self.pixel_range.check(images)
+        c1, c2, c3, c4 = self.encoder(self.prepare(images)[0])[-4:]
+        return Features(c1, c2, c3, c4)
+
 
 class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["semantic-segmentation"]):
     """Images [N, 3, H, W], RGB 0..255 (uint8 or float) -> `SegmenterOutput`.
@@ -207,7 +244,7 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
     the same, because the padding is cut off there.
 
     The model normalises by itself, with its own buffers, so that loaders, predictors and exports cannot disagree.
-    Float images in 0..1 are warned of, once.
+    Float images in 0..1 are warned of, once. `features(images)` gives the encoder's features for such images.
     Any H, W >= 1; runs in channels-last memory, which the layers of this network prefer on CPU and GPU.
 
     `save_pretrained(folder)`, `from_pretrained(folder_or_repository)` and `push_to_hub(repository)` are those of the
@@ -563,6 +600,11 @@ def check_names(model: ModelConfig) -> None:
     """
     if CUSTOM in (model.encoder, model.head):
         raise ConfigError(NEEDS_OWN_PARTS)
+    if not model.encoder.startswith(SMP) and model.encoder not in SPECS:
+        from resnest_seg.models.smp import smp_encoder_like
+
+        raise unknown_name("encoder", model.encoder, [*SPECS, f"{SMP}NAME"], meant=smp_encoder_like(model.encoder))
+    check_encoder_weights(model.encoder_weights)
     if model.family not in HEADS:
         raise unknown_name("family", model.family, HEADS)
     if model.dilation not in DILATIONS:
@@ -589,8 +631,10 @@ def head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Mod
         elsewhere = [family for family in HEADS if model.head in HEADS[family]]
         if elsewhere:
             raise ConfigError(f"head {model.head!r} exists in family {elsewhere[0]!r} only: set family to it.")
+        from resnest_seg.models.smp import smp_decoder_like
+
         known = dict.fromkeys(name for heads in HEADS.values() for name in heads)
-        raise unknown_name("head", model.head, [*known, f"{SMP}NAME"])
+        raise unknown_name("head", model.head, [*known, f"{SMP}NAME"], meant=smp_decoder_like(model.head, known))
     return HEADS[model.family][model.head](_channels(encoder), num_classes, model.output_stride)
 
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from resnest_seg.config import RunConfig
 from resnest_seg.data.datasets import SegmentationDataset
-from resnest_seg.data.loader import Batch, build_loader
-from resnest_seg.data.transforms import OwnTransform, TrainTransform, Transform
+from resnest_seg.data.loader import Batch, load_batches
+from resnest_seg.data.transforms import TrainTransform, Transform, sample_transform
 from resnest_seg.evaluation.evaluate import EvaluatedImage, check_fits, evaluate
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.inference.protocols import protocol
@@ -153,7 +153,7 @@ class SegmentationTask:
         self.transform = (
             TrainTransform.from_config(config.data)
             if transform is None
-            else OwnTransform(transform, config.data.class_mix)
+            else sample_transform(transform, class_mix=config.data.class_mix)
         )
         self.description = TaskDescription(
             size=len(train),
@@ -184,7 +184,7 @@ class SegmentationTask:
 
     def batches(self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool) -> Generator[Batch, None, None]:
         """Augmented by the config's recipe."""
-        return build_loader(
+        return load_batches(
             self.train,
             order,
             transform=self.transform,

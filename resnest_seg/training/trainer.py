@@ -192,6 +192,8 @@ class Trainer:
     def fit(self, *, until: int | None = None) -> bool:
         """Train to the end, or until Ctrl-C or SIGTERM, which end the step, save, and stop.
 
+        In another thread than the main one, which alone hears signals, only `until` stops it early.
+
         Args:
             until: Stop after this step as if a signal had come; None trains to the end.
 

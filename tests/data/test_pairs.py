@@ -86,8 +86,8 @@ def test_a_table_of_other_keys_and_a_text_for_classes():
 
 def test_batches_of_pairs(tmp_path):
     dataset = resnest_seg.PairDataset([(IMAGE, MASK), (IMAGE[:, ::-1].copy(), MASK)], ["a", "b", "c"])
-    (batch,) = resnest_seg.build_loader(dataset, [[(0, 0), (0, 1)]])
+    (batch,) = resnest_seg.build_loader(dataset, batch_size=2)
     assert torch.equal(batch.labels, torch.from_numpy(np.stack([MASK, MASK]).astype(np.uint8)))
     small = resnest_seg.PairDataset([(IMAGE, MASK), (IMAGE[:4], MASK[:4])], ["a", "b", "c"])
-    with pytest.raises(ConfigError, match="one size"):
-        list(resnest_seg.build_loader(small, [[(0, 0), (0, 1)]]))
+    with pytest.raises(DatasetError, match="different sizes"):
+        list(resnest_seg.build_loader(small, batch_size=2))

@@ -196,12 +196,12 @@ def test_an_albumentations_transform_and_a_function_augment_by_seed_alone(tmp_pa
 
 
 def test_a_transform_that_gives_something_else_is_refused_in_words(tmp_path):
-    for transform, words in (
-        (A.Compose([A.RandomCrop(32, 32), A.Normalize()]), "ToTensor and Normalize"),
-        (lambda image, labels, random: (image[:32], labels), "pixels"),
-        (A.Compose([A.RandomScale((-0.5, 0.0), p=1)]), "one size"),
+    for transform, error, words in (
+        (A.Compose([A.RandomCrop(32, 32), A.Normalize()]), ConfigError, "ToTensor and Normalize"),
+        (lambda image, labels, random: (image[:32], labels), ConfigError, "pixels"),
+        (A.Compose([A.RandomScale((-0.5, 0.0), p=1)]), DatasetError, "different sizes"),
     ):
-        with pytest.raises(ConfigError, match=words):
+        with pytest.raises(error, match=words):
             fit(tmp_path / f"run_{words[0]}", transform=transform)
 
 
