@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import yaml
 
-from resnest_seg.errors import ConfigError, unknown_name
+from resnest_seg.errors import ConfigError, unknown_name, unknown_option
 from resnest_seg.files import load_yaml
 
 if TYPE_CHECKING:
@@ -245,7 +245,8 @@ class DataConfig:
     dataset: str = "ade20k"
     """Data set: synthetic, camvid, ade20k, cityscapes, or folder (your own photos and masks)."""
     root: str | None = None
-    """Its folder or zip file; null for $RESNEST_SEG_DATA/<dataset>, or datasets/<dataset> if that is not set."""
+    """Folder or zip file of the data set; null for $RESNEST_SEG_DATA/<dataset>, or datasets/<dataset> if that is not
+    set."""
     classes: str | None = None
     """For folder: the class list, a CSV or YAML file of names, ids and colours; null takes classes.csv in the folder,
     or infers the classes from the masks."""
@@ -352,7 +353,9 @@ class LoopConfig:
     keep: int = within(2, 1, 1000)
     """Number of newest checkpoints to keep, in case one is corrupt."""
     log_every: int = within(10, 1, COUNT)
-    """Optimiser steps between lines in metrics.jsonl, machine.jsonl and the trackers."""
+    """Optimiser steps between lines in metrics.jsonl, machine.jsonl and the trackers. If the output is no terminal,
+    such a step also prints a line of progress, if 30 s and a hundredth of the time so far have passed since the
+    last."""
     trackers: str = "tensorboard"
     """Trackers of the curves: tensorboard, wandb (if installed), both separated by a comma, or none."""
 
@@ -440,7 +443,8 @@ class RunConfig(NestedConfig):
     seed: int = within(0, 0, 2**63, below=True)
     """Seed of the weights, the order of samples and their augmentation."""
     output: str | None = None
-    """Run folder, which must not exist; null for runs/<name of the config file>."""
+    """Run folder, which must not exist; null for runs/<dataset>_<head>_<encoder>, or runs/<name of the file> for a
+    config file of your own, with -2, -3 ... behind it if that exists."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -535,7 +539,8 @@ class PretrainConfig(NestedConfig):
     seed: int = within(0, 0, 2**63, below=True)
     """Seed of the weights, of the order of samples and of their augmentation."""
     output: str | None = None
-    """Run folder, must not exist yet; null makes runs/<name of the config file>."""
+    """Run folder, which must not exist; null for runs/<dataset>_classifier_<encoder>, or runs/<name of the file> for a
+    config file of your own, with -2, -3 ... behind it if that exists."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -625,7 +630,7 @@ def _overridden(words: Sequence[str], kinds: Mapping[str, Kind]) -> dict[str, An
         if not word.startswith("--"):
             raise ConfigError(f"{word!r} is not an option: write --KEY VALUE, such as --optim.lr 0.02.")
         if key not in kinds:
-            raise unknown_name("option", f"--{key}", [f"--{known}" for known in kinds])
+            raise unknown_option(f"--{key}", [f"--{known}" for known in kinds], listing="--help-all")
         if not equals and ((value := next(rest, "--")).startswith("--")):
             raise ConfigError(f"--{key} needs a value: {kinds[key]}.")
         values[key] = kinds[key].read(value)

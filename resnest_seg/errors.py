@@ -76,6 +76,42 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, meant: str | Non
     return ConfigError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}.")
 
 
+def unknown_option(word: str, known: Iterable[str], *, listing: str = "--help") -> ConfigError:
+    """Return the error for an option that does not exist; it names the nearest ones, at most three.
+
+    Nearest is, whatever is found first: the same word written with other dashes and underscores; a config key that ends
+    with it (`--encoder`: `--model.encoder`); words that are spelled alike.
+
+    Args:
+        word: The option as it was given, with its dashes.
+        known: All options, with their dashes.
+        listing: The option that lists all of them.
+    """
+    names = {option: _spelling(option) for option in known}
+    wanted = _spelling(word)
+    last = wanted.rpartition(".")[2]
+    nearest = [option for option, name in names.items() if name == wanted]
+    nearest = nearest or [option for option, name in names.items() if name.rpartition(".")[2] == last]
+    if not nearest:
+        alike = {
+            option: max(
+                difflib.SequenceMatcher(None, wanted, name).ratio(),
+                difflib.SequenceMatcher(None, last, name.rpartition(".")[2]).ratio() if wanted == last else 0.0,
+            )
+            for option, name in names.items()
+        }
+        best = max(alike.values(), default=0.0)
+        near = [option for option in alike if alike[option] >= max(best - 0.1, 0.6)]
+        nearest = sorted(near, key=lambda option: -alike[option])
+    hint = f" Did you mean {' or '.join(map(repr, nearest[:3]))}?" if nearest else ""
+    return ConfigError(f"unknown option {word!r}.{hint} {listing} lists all.")
+
+
+def _spelling(option: str) -> str:
+    """Return an option without what is easily confused: dashes before it and in it, and capitals."""
+    return option.lstrip("-").replace("-", "_").lower()
+
+
 def printable(text: str) -> str:
     """Escape control characters and bytes that are not UTF-8, so that a name can be printed and written as UTF-8.
 

@@ -87,6 +87,59 @@ def _folded(path: PurePosixPath) -> str:
     return unicodedata.normalize("NFC", str(path)).casefold()
 
 
+def numbered(path: str | Path, *, suffix: str = "") -> dict[int, Path]:
+    """Find what exists of a series of outputs: `runs/x` as 1, `runs/x-2` as 2, and so on.
+
+    Args:
+        path: The first name of the series.
+        suffix: What its names end with, behind the number: ".json".
+    """
+    path = Path(path)
+    stem = path.name.removesuffix(suffix)
+    name = re.compile(rf"{re.escape(stem)}-([2-9]|[1-9]\d+){re.escape(suffix)}")
+    found = {1: path} if os.path.lexists(path) else {}
+    with contextlib.suppress(OSError):  # no folder, or one that cannot be read: writing there reports it
+        matches = [(name.fullmatch(entry.name), entry) for entry in path.parent.iterdir()]
+        found |= {int(match[1]): entry for match, entry in matches if match is not None}
+    return dict(sorted(found.items()))
+
+
+def next_free(path: str | Path, *, suffix: str = "") -> Path:
+    """Return the name after the last of a series: `runs/x` if there is none, then `runs/x-2`, `runs/x-3`.
+
+    A gap is not filled: the last of a series is its newest.
+    """
+    path = Path(path)
+    last = max(numbered(path, suffix=suffix), default=0)
+    return path.with_name(f"{path.name.removesuffix(suffix)}-{last + 1}{suffix}") if last else path
+
+
+@contextlib.contextmanager
+def claimed(path: str | Path) -> Iterator[Path]:
+    """Make the next free folder of a series, so that no other process takes it, and yield it.
+
+    At the end it is removed if it is still empty, and so is the folder around it if that was made here.
+
+    Raises:
+        OSError: The folder cannot be made.
+    """
+    path = Path(path)
+    outer = None if path.parent.exists() else path.parent
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        folder = next_free(path)
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            folder.mkdir()
+            break
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):  # it is in use, as it should be
+            folder.rmdir()
+            if outer is not None:
+                outer.rmdir()
+
+
 def check_output_file(path: str | Path, *, what: str, overwrite: bool, option: str = "--output") -> None:
     """Reject an output file that could not be written, before the work begins.
 

@@ -2,60 +2,94 @@
 
 python tools/budget_seg.py --dataset ade20k --devices 1 --memory 24
 python tools/budget_seg.py --config configs/ade20k_deeplabv3_resnest200.yaml --devices 4 --memory 80
+python tools/budget_seg.py --checkpoint runs/my_run --memory 11
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
-from resnest_seg.cli.train import DEFAULT_CONFIGS, config_path, number, take
-from resnest_seg.config import load_run_config
+from resnest_seg.cli.options import KeyHelp, Own, memory_bytes, number, take
+from resnest_seg.cli.train import DEFAULT_CONFIGS, USUAL, config_path
+from resnest_seg.config import RunConfig, load_run_config, to_yaml
 from resnest_seg.errors import ConfigError
 from resnest_seg.labels import LabelSpace
 
-HELP = f"""{__doc__.strip()}
+OWN = (
+    Own("--dataset", "NAME", f"the shipped config of a data set: {', '.join(DEFAULT_CONFIGS)}"),
+    Own("--config", "FILE", "a config file"),
+    Own(
+        "--checkpoint",
+        "RUN",
+        "the config of a trained model: a run folder, a checkpoint file, or the name of a published checkpoint",
+    ),
+    Own("--devices", "N", "number of processes, one per device (default: 1)"),
+    Own("--memory", "GIB", "memory of each device in GiB, or as 512MiB (default: that of this machine's devices)"),
+    Own("--device", "KIND", "cuda or cpu (default: cuda with --memory, else this machine's)"),
+    Own("--classes", "K", "number of classes (default: those of the data set; 21 for folder)"),
+)
+"""The options besides the config's keys."""
 
-  --dataset NAME   the shipped config of a data set: {", ".join(DEFAULT_CONFIGS)}
-  --config FILE    a config file
-  --devices N      number of processes, one per device (default: 1)
-  --memory GIB     memory of each device (default: that of this machine's devices)
-  --device KIND    cuda or cpu (default: cuda with --memory, else this machine's)
-  --classes K      number of classes (default: those of the data set; 21 for folder)
-  --KEY VALUE      any key of the config, as in train_seg.py, whose --help lists them"""
+HELP = KeyHelp(
+    usage="budget_seg.py (--dataset NAME | --config FILE | --checkpoint RUN) [--KEY VALUE ...]",
+    description=__doc__,
+    own=OWN,
+    usual=USUAL,
+)
 
-OWN = ("--dataset", "--config", "--devices", "--memory", "--device", "--classes")
+
+def config_of(checkpoint: str, overrides: Sequence[str]) -> tuple[RunConfig, str]:
+    """Return the config of a trained model, with overrides, and the words that train by it.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    path = Path(checkpoint) / "config.yaml"
+    if path.is_file():
+        return load_run_config(path, overrides=overrides), f"--config {path}"
+    from resnest_seg.models.loading import load_checkpoint
+
+    with tempfile.TemporaryDirectory(prefix="resnest_seg_budget_") as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(to_yaml(load_checkpoint(checkpoint).config), encoding="utf-8")
+        return load_run_config(path, overrides=overrides), "--config FILE"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; returns the exit code."""
     words = sys.argv[1:] if argv is None else argv
-    if "-h" in words or "--help" in words:
-        print(HELP)
-        return 0
+    HELP.show_if_asked(words)
     chosen, overrides = take(words, OWN)
-    path = config_path(chosen["--dataset"], chosen["--config"])
-    config = load_run_config(path, overrides=overrides)
+    if chosen["--checkpoint"] is not None:
+        if chosen["--dataset"] or chosen["--config"]:
+            raise ConfigError("--checkpoint has a config of its own: give it without --dataset and --config.")
+        config, where = config_of(chosen["--checkpoint"], overrides)
+    else:
+        path = config_path(chosen["--dataset"], chosen["--config"])
+        config = load_run_config(path, overrides=overrides)
+        where = f"--dataset {chosen['--dataset']}" if chosen["--dataset"] else f"--config {path}"
     count = int(number(chosen["--devices"] or "1", "--devices", 1, 65536))
     kind = chosen["--device"]
     if kind not in (None, "cuda", "cpu"):
         raise ConfigError(f"--device must be cuda or cpu, not {kind!r}.")
-
-    from resnest_seg.io.display import console
-    from resnest_seg.training.memory import GIB, Devices, devices_here, plan
-
-    here = devices_here()
-    memory = (
-        here.memory if chosen["--memory"] is None else int(number(chosen["--memory"], "--memory", 0.01, 65536) * GIB)
-    )
-    devices = Devices(count, memory, kind or (here.kind if chosen["--memory"] is None else "cuda"))
+    given = None if chosen["--memory"] is None else memory_bytes(chosen["--memory"], low=0.01)
     if chosen["--classes"] is not None:
         classes = int(number(chosen["--classes"], "--classes", 1, 255))
     else:
         classes = 21 if config.data.dataset == "folder" else len(LabelSpace.of(config.data.dataset))
+
+    from resnest_seg.io.display import console
+    from resnest_seg.training.memory import Devices, devices_here, plan
+    from resnest_seg.training.tasks import check_choices
+
+    check_choices(config)
+    here = devices_here()
+    devices = Devices(count, here.memory if given is None else given, kind or (here.kind if given is None else "cuda"))
     planned = plan(config, num_classes=classes, devices=devices)
     console().print(planned.table())
     launch = "python" if devices.count == 1 else f"accelerate launch --num_processes {devices.count}"
-    where = f"--dataset {chosen['--dataset']}" if chosen["--dataset"] else f"--config {path}"
     print(" ".join([launch, "tools/train_seg.py", where, *planned.words, *overrides]))
     return 0

@@ -1,7 +1,7 @@
 """Check a data set before training: photos, masks, ids, classes, duplicates between splits.
 
 python tools/check_dataset.py --dataset ade20k
-python tools/check_dataset.py --dataset folder --data.root /data/mine --workers 8
+python tools/check_dataset.py --dataset folder --data.root /data/mine --workers 8 --output report.json
 
 Exit code 1 if training would go wrong; the problems are listed with their files.
 """
@@ -12,45 +12,56 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from resnest_seg.config import COUNT, check_option
-from resnest_seg.errors import DatasetError
+from resnest_seg.cli.options import Parser, add_checkpoint, add_dataset, add_workers, open_dataset
+from resnest_seg.config import COUNT, DataConfig, check_option
+from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.files import check_output_file
 
 if TYPE_CHECKING:
     from resnest_seg.data.datasets import SegmentationDataset
+    from resnest_seg.labels import LabelSpace
 
 SPLITS = ("train", "val", "test")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="check_dataset.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--dataset", required=True, help="synthetic, camvid, ade20k, cityscapes or folder")
-    parser.add_argument("--data.root", dest="root", help="folder or zip file (default: as in training)")
-    parser.add_argument("--data.classes", dest="classes", help="for folder: the class list (CSV or YAML)")
+    parser = Parser(prog="check_dataset.py", description=__doc__.splitlines()[0])
+    add_dataset(parser, default="with --checkpoint, the one trained on", splits=False)
+    extra = ": check the data set that it was trained on, or another one with its classes"
+    add_checkpoint(parser, exported=False, required=False, extra=extra)
     parser.add_argument(
         "--splits", help="splits separated by commas; the others are compared with the first (default: all)"
     )
     parser.add_argument("--limit", type=int, help="check LIMIT samples of each split, evenly spread")
-    parser.add_argument("--workers", type=int, default=4, help="loader processes, at most one per core (default: 4)")
-    parser.add_argument("--output", help="the JSON report (default: check_DATASET.json in the current folder)")
+    add_workers(parser, default=4)
+    parser.add_argument("--output", metavar="JSON", help="write a report to this file (default: write nothing)")
     parser.add_argument("--overwrite", action="store_true", help="replace the report if it exists")
-    return parser.parse_args(argv)
+    return parser.read(argv)
 
 
 def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset], list[str]]:
     """Open the requested splits (default: train, val and, if it exists, test); returns splits and problems."""
     from resnest_seg.data.build import build_dataset
 
+    trained: DataConfig | None = None
+    space: LabelSpace | None = None
+    if options.checkpoint is not None:
+        from resnest_seg.models.loading import load_checkpoint
+
+        segmenter = load_checkpoint(options.checkpoint)
+        trained, space = segmenter.config.data, segmenter.label_space
+    name = options.dataset or (trained.dataset if trained is not None else "")
     splits = options.splits.split(",") if options.splits else list(SPLITS)
     found, problems = [], []
     for split in splits:
         try:
-            found.append(
-                build_dataset(
-                    options.dataset, root=options.root, split=split, classes=options.classes, allow_missing=True
+            if trained is not None:
+                found.append(open_dataset(options, trained, space, name=name, split=split, allow_missing=True))
+            else:
+                found.append(
+                    build_dataset(name, root=options.root, split=split, classes=options.classes, allow_missing=True)
                 )
-            )
         except DatasetError as error:
             if not found:
                 raise
@@ -65,8 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_option("--limit", options.limit, 1, COUNT)
     check_option("--workers", options.workers, 0, 256)
 
-    output = options.output or f"check_{options.dataset}.json"
-    check_output_file(output, what="report", overwrite=options.overwrite)
+    if options.dataset is None and options.checkpoint is None:
+        raise ConfigError("--dataset is missing: synthetic, camvid, ade20k, cityscapes or folder; or --checkpoint RUN.")
+    if options.output is not None:
+        check_output_file(options.output, what="report", overwrite=options.overwrite)
 
     from resnest_seg.data.checks import diagnose, spread
     from resnest_seg.io.display import console, progress_bars
@@ -78,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         diagnosis = diagnose(
             splits, limit=options.limit, workers=options.workers, on_sample=lambda fact: progress.advance(bar)
         )
-    diagnosis.save(output)
+    if options.output is not None:
+        diagnosis.save(options.output)
     terminal = console(soft_wrap=True)
     terminal.print(diagnosis.table())
     for split, (smallest, median, largest) in ((s, sizes) for s, sizes in diagnosis.sizes.items() if sizes):
@@ -91,10 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             for file in finding.files[:20]:
                 terminal.print(f"  {file}")
             if len(finding.files) > 20:
-                terminal.print(f"  and {len(finding.files) - 20} more, in the report")
+                where = f"in {options.output}" if options.output else "which --output report.json lists"
+                terminal.print(f"  and {len(finding.files) - 20} more, {where}")
     for problem in problems:
         terminal.print(f"error: {problem}")
     count = len(diagnosis.errors) + len(problems)
     verdict = f"{count} errors: training would go wrong" if count else "ready for training"
-    terminal.print(f"{verdict}. Report: {output}")
+    terminal.print(f"{verdict}.{f' Report: {options.output}' if options.output else ''}")
     return 1 if count else 0

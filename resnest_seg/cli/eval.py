@@ -19,9 +19,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnest_seg.cli.model_file import add_model_option, own_network
-from resnest_seg.config import COUNT, check_option
+from resnest_seg.cli.options import (
+    MIB,
+    Parser,
+    add_checkpoint,
+    add_dataset,
+    add_execution,
+    add_memory,
+    add_protocol,
+    add_workers,
+    memory_bytes,
+    open_dataset,
+    protocol_names,
+)
+from resnest_seg.config import COUNT, DataConfig, check_option
 from resnest_seg.errors import ConfigError, DatasetError
-from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder, check_outside, result_places
+from resnest_seg.files import (
+    check_not_inputs,
+    check_output_file,
+    check_output_folder,
+    check_outside,
+    next_free,
+    result_places,
+)
 from resnest_seg.inference.exported import is_exported
 
 if TYPE_CHECKING:
@@ -34,6 +54,10 @@ if TYPE_CHECKING:
     from resnest_seg.inference.backends import Backend
 
 
+JSON = ".json"
+"""Suffix of a report."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """The model to evaluate, with its metadata on data.
@@ -42,9 +66,7 @@ class Source:
         backend: The model, ready to run.
         path: Its file.
         summary: A description of the loaded model.
-        dataset: The data set of its training.
-        root: Folder of the data set in training.
-        classes: Class list of the data set in training.
+        data: The data of its training, as far as the file tells.
         split: The split of its validation.
         memory: Memory limit of scores in bytes.
         precision: Precision, for the report.
@@ -53,9 +75,7 @@ class Source:
     backend: Backend
     path: Path
     summary: str
-    dataset: str
-    root: str | None
-    classes: str | None
+    data: DataConfig
     split: str
     memory: int
     precision: str
@@ -72,8 +92,8 @@ def open_source(options: argparse.Namespace) -> Source:
             raise ConfigError(f"{options.checkpoint} is an exported file, which holds its network: leave out --model.")
         file = FileBackend(options.checkpoint, how)
         info, path = file.file.info, file.file.path
-        return Source(file, path, f"{path}: {file.description}", info.setting.dataset, None, None, "val", file.memory,
-                      info.precision)  # fmt: skip
+        return Source(file, path, f"{path}: {file.description}", DataConfig(dataset=info.setting.dataset), "val",
+                      file.memory, info.precision)  # fmt: skip
     from resnest_seg.inference.torch_backend import TorchBackend
 
     segmenter = load_checkpoint(options.checkpoint, into=own_network(options.model))
@@ -81,24 +101,17 @@ def open_source(options: argparse.Namespace) -> Source:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.device == "auto":
         how = dataclasses.replace(how, device=str(process_state(options).device))
     data, evaluation = segmenter.config.data, segmenter.config.eval
-    return Source(TorchBackend(segmenter, how), segmenter.load_report.path, str(segmenter.load_report), data.dataset,
-                  data.root, data.classes, evaluation.split, evaluation.memory << 20, options.precision)  # fmt: skip
+    return Source(TorchBackend(segmenter, how), segmenter.load_report.path, str(segmenter.load_report), data,
+                  evaluation.split, evaluation.memory * MIB, options.precision)  # fmt: skip
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; the data set and its folder default to those of the checkpoint's run."""
-    parser = argparse.ArgumentParser(prog="eval_seg.py", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, "
-                        "the name of a published checkpoint (tools/zoo_seg.py lists them), or an exported file: .onnx, "
-                        ".pt2, .xml")  # fmt: skip
+    parser = Parser(prog="eval_seg.py", description=__doc__.splitlines()[0])
+    add_checkpoint(parser, exported=True)
     add_model_option(parser)
-    parser.add_argument(
-        "--dataset", help="synthetic, camvid, ade20k, cityscapes or folder (default: the one trained on)"
-    )
-    parser.add_argument("--data.root", dest="root", help="folder of the data set (default: as in training)")
-    parser.add_argument("--split", help="train, val or test (default: the one validated on in training)")
-    parser.add_argument("--protocols", default="whole", help="whole, slide, encoding, mmseg, mmseg0 or paddle, several "
-                        "separated by commas (default: whole)")  # fmt: skip
+    add_dataset(parser, default="the one trained on")
+    add_protocol(parser, several=True)
     parser.add_argument("--boundaries", action="store_true", help="compute boundary IoU and F-score as well")
     parser.add_argument("--boundary-width", type=float, default=0.02, help="width of boundary IoU's region, as a share "
                         "of an image's diagonal (default: 0.02)")  # fmt: skip
@@ -110,30 +123,35 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--save-predictions", metavar="DIR", help="write the predictions of the first protocol "
                         "as PNGs, named as the photos are below the data set's root")  # fmt: skip
     parser.add_argument("--ids", choices=("raw", "train"), default="raw", help="ids in these PNGs (default: raw)")
-    parser.add_argument("--workers", type=int, default=2, help="loader processes (default: 2)")
-    parser.add_argument("--eval.memory", dest="memory", type=int, metavar="MIB", help="memory limit of scores in MiB "
-                        "(default: eval.memory of the run, 1024; 4096 for exported files)")  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
+    add_workers(parser, default=2)
+    add_memory(parser, what="memory limit of scores", default="eval.memory of the run, 1; 4 for exported files")
+    parser.add_argument(
+        "--eval.memory", dest="mebibytes", type=int, metavar="MIB", help="the same in MiB, as in configs"
+    )
+    add_execution(parser)
     parser.add_argument("--fuse", action="store_true", help="fold batch norms into convolutions: faster")
-    parser.add_argument("--compile", action="store_true", help="torch.compile: slow at first, then faster")
-    parser.add_argument("--batch", type=int, help="images or windows per call of the model (default: what fits)")
-    parser.add_argument("--output", help="the JSON report (default: eval_DATASET_SPLIT.json beside the checkpoint)")
+    parser.add_argument("--output", metavar="JSON", help="the report (default: eval_DATASET_SPLIT.json beside the "
+                        "checkpoint, in the current folder for a published one; or eval_DATASET_SPLIT-2.json, -3 ... "
+                        "if that exists)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace existing report, submission and predictions")
     parser.add_argument("--submission", metavar="ZIP", help="write the predictions of the first protocol in the format "
                         "of Cityscapes' or ADE20K's server; the split may be without labels")  # fmt: skip
-    return parser.parse_args(argv)
+    return parser.read(argv)
 
 
 def report_path(options: argparse.Namespace, source: Path, name: str, split: str) -> Path:
     """Choose and check the path of the report, before any computation.
 
     Raises:
-        ConfigError: The file exists, or cannot be written.
+        ConfigError: The file that --output names exists, or a file cannot be written.
     """
-    folder = source.parent if Path(options.checkpoint).exists() else Path()  # a published one is in a shared folder
-    first = f"_first{options.limit}" if options.limit else ""
-    output = Path(options.output) if options.output else folder / f"eval_{name}_{split}{first}.json"
+    if options.output:
+        output = Path(options.output)
+    else:
+        folder = source.parent if Path(options.checkpoint).exists() else Path()  # a published one is in a shared folder
+        first = f"_first{options.limit}" if options.limit else ""
+        output = folder / f"eval_{name}_{split}{first}{JSON}"
+        output = output if options.overwrite else next_free(output, suffix=JSON)
     check_output_file(output, what="report", overwrite=options.overwrite)
     return output
 
@@ -235,14 +253,14 @@ def run(
             report = evaluate(
                 source.backend,
                 dataset,
-                protocols=options.protocols.split(","),
+                protocols=options.protocols,
                 indices=mine,
                 workers=options.workers,
                 on_image=on_image,
                 reduce=all_reduce if state.num_processes > 1 else None,
                 require_labels=not (options.submission or options.save_predictions),
                 measures=measures,
-                memory=source.memory if options.memory is None else options.memory << 20,
+                memory=source.memory if options.memory is None else options.memory,
             )
             if results.problem is not None:
                 raise results.problem
@@ -298,7 +316,12 @@ def check(options: argparse.Namespace) -> None:
         ConfigError: Options contradict each other, or an output exists.
     """
     check_option("--limit", options.limit, 1, COUNT)
-    check_option("--eval.memory", options.memory, 1, 1 << 24)
+    check_option("--eval.memory", options.mebibytes, 1, 1 << 24)
+    if options.mebibytes is not None and options.memory is not None:
+        raise ConfigError("--memory (GiB) and --eval.memory (MiB) are two forms of one option: give one of them.")
+    options.memory = None if options.memory is None else memory_bytes(options.memory, low=1 / 1024)
+    options.memory = options.memory if options.mebibytes is None else options.mebibytes * MIB
+    options.protocols = protocol_names(options.protocol, several=True)
     check_option("--batch", options.batch, 1, 65536)
     check_option("--workers", options.workers, 0, 256)
     check_option("--boundary-width", options.boundary_width, 0, 1, above=True)
@@ -325,7 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     check(options)
 
-    from resnest_seg.data.build import DATASETS, build_dataset
+    from resnest_seg.data.build import DATASETS
     from resnest_seg.evaluation.evaluate import Measures
     from resnest_seg.evaluation.report import EvalReport
 
@@ -338,19 +361,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     other = EvalReport.load(options.compare) if options.compare else None
     source = open_source(options)
     split = options.split or source.split
-    name = options.dataset or source.dataset
+    name = options.dataset or source.data.dataset
     if options.dataset is None and name not in DATASETS:
         raise ConfigError(
             f"the checkpoint is for data set {name!r}, for which there is no loader here. Name the data to evaluate on "
             "with --dataset; folder takes your own photos and masks."
         )
-    trained = name == source.dataset
-    root, classes = options.root or (source.root if trained else None), source.classes if trained else None
-    dataset = build_dataset(name, root=root, split=split, classes=classes)
+    dataset = open_dataset(options, source.data, source.backend.label_space, name=name, split=split)
     output = report_path(options, source.path, name, split)
     written = [output, *([Path(options.submission)] if options.submission else [])]
     check_not_inputs(written, [source.path, *files_of(dataset)])
-    protocols = [source.backend.protocol(word).name for word in options.protocols.split(",")]
+    protocols = [source.backend.protocol(word).name for word in options.protocols]
     if other is not None:
         other.check_comparable(dataset.label_space.name, dataset.label_space.names, protocols)
     print(source.summary, file=sys.stderr)

@@ -11,14 +11,19 @@ in NAME.report.json beside the file. Several formats are written to one name wit
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnest_seg.cli.model_file import add_model_option, own_network
+from resnest_seg.cli.options import Parser, add_checkpoint, add_dataset, open_dataset
 from resnest_seg.config import COUNT, check_option
-from resnest_seg.errors import ConfigError, DatasetError, ExportError
+from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, ExportError
 from resnest_seg.files import check_output_file
 
 if TYPE_CHECKING:
@@ -35,12 +40,14 @@ FORMATS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 """Format -> suffix of its file."""
 
 
+COMMAND = "python tools/export_seg.py"
+"""How messages word this verb."""
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="export_seg.py", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, or "
-                        "the name of a published checkpoint (tools/zoo_seg.py lists them)")  # fmt: skip
+    parser = Parser(prog="export_seg.py", description=__doc__)
+    add_checkpoint(parser, exported=False)
     add_model_option(parser)
     parser.add_argument("--format", nargs="+", choices=tuple(FORMATS), help="one or several (default: by the suffix of "
                         "--output, or onnx)")  # fmt: skip
@@ -59,12 +66,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument("--aoti", action="store_true", help="compile torch's file by AOTInductor; needs a C++ compiler")
     proof = parser.add_argument_group("images for the verification (default: drawn street scenes)")
     proof.add_argument("--images", nargs="+", metavar="PHOTO", help="photos, folders or patterns in quotes")
-    proof.add_argument("--dataset", help="synthetic, camvid, ade20k, cityscapes or folder, for the mean IoU (default: "
-                       "none; with --int8, the one trained on)")  # fmt: skip
-    proof.add_argument("--data.root", dest="root", help="folder of the data set (default: as in training)")
-    proof.add_argument("--split", help="train, val or test (default: the one validated on in training)")
+    add_dataset(proof, default="none, so no mean IoU; with --int8, the one trained on")
     proof.add_argument("--limit", type=int, help="use the first LIMIT images of the data set only")
-    return parser.parse_args(argv)
+    return parser.read(argv)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -134,7 +138,7 @@ def datasets(
     Raises:
         ConfigError: int8 has neither a data set nor photos for the calibration.
     """
-    from resnest_seg.data.build import DATASETS, build_dataset
+    from resnest_seg.data.build import DATASETS
 
     data = segmenter.config.data
     name = options.dataset or (data.dataset if options.int8 and data.dataset in DATASETS else None)
@@ -145,11 +149,9 @@ def datasets(
                 "loader here. Name a data set with --dataset, or photos with --images."
             )
         return None, None
-    trained = name == data.dataset
-    root, classes = options.root or (data.root if trained else None), data.classes if trained else None
-    split = options.split or segmenter.config.eval.split
-    scored = build_dataset(name, root=root, split=split, classes=classes)
-    return scored, build_dataset(name, root=root, split="train", classes=classes) if options.int8 else None
+    space, split = segmenter.label_space, options.split or segmenter.config.eval.split
+    scored = open_dataset(options, data, space, name=name, split=split)
+    return scored, open_dataset(options, data, space, name=name, split="train") if options.int8 else None
 
 
 def calibration(dataset: SegmentationDataset | None, count: int, given: list[Any]) -> list[NDArray[np.uint8]]:
@@ -206,3 +208,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return EXIT_NOT_PROVEN if problems else 0
+
+
+def for_serving(checkpoint: str) -> int:
+    """Export a checkpoint to NAME.serve.onnx beside its file, unless that has been done, and print the file's path.
+
+    Returns:
+        The exit code.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError(
+            f"{checkpoint} is no exported file, and to export it needs torch, which is not installed: pip install "
+            "'resnest-seg[export]'. Or export it elsewhere, and serve the file: --checkpoint model.onnx."
+        )
+
+    import resnest_seg
+    from resnest_seg.export.graph import sha256
+    from resnest_seg.inference.exported import open_exported
+    from resnest_seg.models.checkpoint import find_checkpoint
+    from resnest_seg.models.published import published
+
+    entry = None if Path(checkpoint).exists() else published(checkpoint)
+    source = find_checkpoint(checkpoint) if entry is None else entry.fetch()
+    output = source.with_name(f"{source.stem}.serve.onnx")
+    with contextlib.suppress(CheckpointError):  # there is none, or it is damaged
+        info = open_exported(output).info
+        if (info.source_sha256, info.version) == (sha256(source), resnest_seg.__version__):
+            print(output)
+            return 0
+    if not os.access(source.parent, os.W_OK):
+        raise ConfigError(
+            f"no permission to write {output}. Export it elsewhere, and serve that file: {COMMAND} --checkpoint "
+            f"{shlex.quote(checkpoint)} --pixels float32 --output model.onnx"
+        )
+    print(f"exporting {source} to {output}, which is used again as long as the checkpoint is the same", file=sys.stderr)
+    words = ["--checkpoint", str(source), "--output", str(output), "--overwrite", "--pixels", "float32"]
+    with contextlib.redirect_stdout(sys.stderr):
+        code = main(words)
+    print(output)
+    return code

@@ -12,6 +12,7 @@ Inputs that cannot be segmented are listed at the end; the exit code is then 1.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import sys
 from collections.abc import Sequence
@@ -19,9 +20,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnest_seg.cli.model_file import add_model_option, own_network
+from resnest_seg.cli.options import (
+    Parser,
+    add_checkpoint,
+    add_execution,
+    add_memory,
+    add_protocol,
+    memory_bytes,
+    protocol_names,
+)
 from resnest_seg.config import COUNT, check_option
 from resnest_seg.errors import ConfigError, DatasetError, printable
-from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder
+from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder, claimed, next_free, numbered
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -31,6 +41,9 @@ if TYPE_CHECKING:
     from resnest_seg.inference.prediction import Prediction
     from resnest_seg.inference.predictor import Predictor
     from resnest_seg.inference.protocols import Protocol
+
+PREDICTIONS = "predictions"
+"""The folder that is written to by default, and the first name of its series."""
 
 EXIT_SOME_FAILED = 1
 """Exit code if some inputs could not be segmented."""
@@ -50,15 +63,13 @@ LARGE = 64_000_000
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="predict_seg.py", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = Parser(prog="predict_seg.py", description=__doc__)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a photo, a folder with its subfolders, a pattern "
                         "in quotes, a video, a camera (0), or an http(s) address")  # fmt: skip
-    parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, "
-                        "the name of a published checkpoint (tools/zoo_seg.py lists them), or an exported file: .onnx, "
-                        ".pt2, .xml")  # fmt: skip
+    add_checkpoint(parser, exported=True)
     add_model_option(parser)
-    parser.add_argument("--output", default="predictions", help="folder to write to (default: predictions)")
+    parser.add_argument("--output", help=f"folder to write to (default: {PREDICTIONS}, or {PREDICTIONS}-2, -3 ... if "
+                        "that exists)")  # fmt: skip
     parser.add_argument("--write", nargs="+", choices=tuple(ENDINGS), default=["labels", "overlay"], help="outputs of "
                         "an image: labels as PNG, overlay with legend, scores (class probabilities, npz, half "
                         "precision), polygons (GeoJSON in pixels) (default: labels overlay)")  # fmt: skip
@@ -67,10 +78,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the overlay, 0..1 (default: 0.5)")
     parser.add_argument("--simplify", type=float, default=0.0, help="tolerance of polygons in pixels (default: 0)")
     parser.add_argument("--frames", type=int, help="maximum frames of a video or camera (default: all)")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    parser.add_argument("--overwrite", action="store_true", help=f"replace files that exist; without --output those in "
+                        f"{PREDICTIONS}")  # fmt: skip
     how = parser.add_argument_group("inference protocol")
-    how.add_argument("--protocol", default="whole", help="whole, slide, encoding, mmseg, mmseg0 or paddle, see the "
-                     "README (default: whole)")  # fmt: skip
+    add_protocol(how)
     how.add_argument("--scales", type=float, nargs="+", help="scales of the image, instead of the protocol's")
     how.add_argument("--flip", action=argparse.BooleanOptionalAction, help="add horizontally flipped views, or do not")
     how.add_argument("--merge", choices=("logits", "softmax", "exp"), help="quantity of the views that is averaged")
@@ -78,11 +89,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument("--overlap", type=int, help="overlap of tiles in pixels (default: an eighth of the tile)")
     how.add_argument("--blend", choices=("none", "hann", "distance"), help="weights of a tile's pixels (default: hann)")
     run = parser.add_argument_group("execution")
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    run.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
-    run.add_argument("--compile", action="store_true", help="torch.compile: slow at first, then faster")
-    run.add_argument("--batch", type=int, help="images or tiles per call of the model (default: what fits)")
-    return parser.parse_args(argv)
+    add_execution(run)
+    add_memory(run, what="memory limit of scores", default="1; 4 for exported files")
+    return parser.read(argv)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -100,6 +109,10 @@ def check(options: argparse.Namespace) -> None:
     if options.blend is not None and options.tile is None:
         raise ConfigError("--blend needs tiles: give --tile as well.")
     options.write = list(dict.fromkeys(options.write))
+    (options.protocol,) = protocol_names(options.protocol)
+    options.memory = None if options.memory is None else memory_bytes(options.memory)
+    options.fresh = options.output is None and not options.overwrite
+    options.output = options.output or str(next_free(PREDICTIONS) if options.fresh else PREDICTIONS)
     check_output_folder(options.output)
 
 
@@ -238,7 +251,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from resnest_seg.io.images import IMAGE_SUFFIXES
 
     endings = (*ENDINGS.values(), VIDEO_ENDING)
-    items, problems = plan(options.inputs, options.output, suffixes=IMAGE_SUFFIXES, endings=endings)
+    earlier = list(numbered(PREDICTIONS).values())
+    items, problems = plan(options.inputs, options.output, suffixes=IMAGE_SUFFIXES, endings=endings, earlier=earlier)
     outputs = [results(item, options) for item in items]
     check_not_inputs([path for paths in outputs for path in paths], [item.source for item in items])
     done, stopped = 0, None
@@ -247,9 +261,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         backend = open_backend(options.checkpoint, how, into=own_network(options.model))
         if "scores" in options.write:
             backend.check_scores()
-        predictor = Predictor(backend, protocol=protocol_for(options, backend))
+        predictor = Predictor(backend, protocol=protocol_for(options, backend), memory=options.memory)
         print(f"protocol {predictor.protocol.description}", file=sys.stderr)
-        done, stopped = segment(predictor, items, outputs, options, problems)
+        with contextlib.ExitStack() as held:
+            if options.fresh:  # two starts at a time write into two folders
+                options.output = str(held.enter_context(claimed(PREDICTIONS)))
+                outputs = [results(item, options) for item in items]
+            done, stopped = segment(predictor, items, outputs, options, problems)
     if done:
         print(f"{done} of {len(items)} inputs segmented into {options.output}: {', '.join(options.write)}")
     if problems:

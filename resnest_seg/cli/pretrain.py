@@ -17,10 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jsonargparse import ArgumentParser, set_parsing_settings
-
-from resnest_seg.cli.train import Order, begun, ended, take
-from resnest_seg.config import PretrainConfig, add_run_arguments, load_config
+from resnest_seg.cli.options import ENCODER_CHECKPOINT, SHORT, KeyHelp, Own, run_options, take
+from resnest_seg.cli.train import Order, begun, ended, ordered
+from resnest_seg.config import PretrainConfig, load_config
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.files import check_outside
 
@@ -28,28 +27,44 @@ if TYPE_CHECKING:
     from resnest_seg.training.trainer import Trainer
 
 
+OWN = (
+    Own("--config", "FILE", "train with this YAML file; every key can be set in it"),
+    *run_options("--config"),
+)
+"""The options besides the config's keys."""
+
+USUAL = (
+    "data.root",
+    "model.encoder",
+    "model.encoder_weights",
+    "train.epochs",
+    "train.batch_size",
+    "optim.lr",
+    "data.crop_size",
+    "data.workers",
+    "train.precision",
+    "classify.augment",
+    "seed",
+    "output",
+)
+"""The keys that people use."""
+
+HELP = KeyHelp(
+    usage="pretrain_cls.py (--config FILE | --resume FOLDER) [--KEY VALUE ...]",
+    description=__doc__,
+    own=OWN,
+    usual=USUAL,
+    kind=PretrainConfig,
+    short=SHORT | ENCODER_CHECKPOINT,
+)
+
+
 def parse(argv: Sequence[str]) -> Order[PretrainConfig]:
     """Read the command line, and the environment that torchrun's elastic agent sets."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    if "-h" in argv or "--help" in argv:
-        helper = ArgumentParser(prog="pretrain_cls.py", description=__doc__.strip().splitlines()[0])
-        helper.add_argument("--config", help="train with this YAML file; every key below can be set in it")
-        helper.add_argument(
-            "--resume",
-            help="resume the run in this folder, with its config; or auto, with --config: resume the run in its output "
-            "folder if there is a checkpoint, else start it",
-        )
-        helper.add_argument("--allow-changes", help="keys that a resumed run may change, separated by commas")
-        helper.add_argument("--dry-run", action="store_true", help="try the run in two steps, without leaving files")
-        add_run_arguments(helper, PretrainConfig)
-        helper.print_help()
-        raise SystemExit(0)
-    dry = "--dry-run" in argv
-    chosen, overrides = take(
-        [word for word in argv if word != "--dry-run"], ("--config", "--resume", "--allow-changes")
-    )
-    config, resume = chosen["--config"], chosen["--resume"]
-    allow = tuple(key.strip() for key in (chosen["--allow-changes"] or "").split(",") if key.strip())
+    HELP.show_if_asked(argv)
+    chosen, overrides = take(argv, OWN, kind=PretrainConfig, short=SHORT | ENCODER_CHECKPOINT)
+    config, resume, changes, dry = (chosen[option.name] for option in OWN)
+    allow = tuple(key.strip() for key in (changes or "").split(",") if key.strip())
     if resume is not None and resume != "auto":
         if config or dry:
             raise ConfigError("--resume FOLDER takes the config in the run folder: neither --config nor --dry-run.")
@@ -58,9 +73,9 @@ def parse(argv: Sequence[str]) -> Order[PretrainConfig]:
         run = load_config(Path(resume) / "config.yaml", PretrainConfig, overrides=overrides)
         return Order(run, resume, "yes", allow)
     if config is None:
-        raise ConfigError("give one of --config FILE or --resume FOLDER; --help shows every key.")
+        raise ConfigError("give one of --config FILE or --resume FOLDER; --help shows the options.")
     run = load_config(config, PretrainConfig, overrides=overrides)
-    return Order(run, run.output or f"runs/{Path(config).stem}", "auto" if begun(resume) else "no", allow, dry)
+    return ordered(run, Path(config), "classifier", begun(resume), allow=allow, dry=dry is not None)
 
 
 def trainer_for(order: Order[PretrainConfig]) -> Trainer:
@@ -71,9 +86,11 @@ def trainer_for(order: Order[PretrainConfig]) -> Trainer:
     from resnest_seg.models.loading import classifier_for
     from resnest_seg.training.classification import ClassFolder, ClassificationTask
     from resnest_seg.training.run_folder import RunFolder
+    from resnest_seg.training.tasks import check_choices
     from resnest_seg.training.trainer import Trainer
 
     config = order.config
+    check_choices(config)
     resume = order.resume == "yes" or (order.resume == "auto" and bool(RunFolder(order.output).states()))
     root = data_root(config.data.dataset, config.data.root)
     check_outside(order.output, [root / "train", root / "val"])
@@ -95,16 +112,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     order = parse(sys.argv[1:] if argv is None else argv)
     if order.dry:
         from resnest_seg.training.dry_run import dry_run_classifier
+        from resnest_seg.training.tasks import check_choices
 
+        check_choices(order.config)
         print(dry_run_classifier(order.config))
         return 0
-    folder = shlex.quote(str(order.output))
-    trainer = trainer_for(order)
-    for doubt in trainer.doubts if trainer.engine.is_main_process else ():
-        print(f"warning: {doubt}", file=sys.stderr)
-    return ended(
-        trainer,
-        trainer.fit,
-        done=f"Segment with it: tools/train_seg.py ... --model.encoder_weights {folder}/best.safetensors",
-        again=f"python tools/pretrain_cls.py --resume {folder}",
-    )
+    with order.placed() as placed:
+        folder, trainer = shlex.quote(str(placed.output)), trainer_for(placed)
+        for doubt in trainer.doubts if trainer.engine.is_main_process else ():
+            print(f"warning: {doubt}", file=sys.stderr)
+        return ended(
+            trainer,
+            trainer.fit,
+            done=f"Segment with it: tools/train_seg.py ... --model.encoder_weights {folder}/best.safetensors",
+            again=f"python tools/pretrain_cls.py --resume {folder}",
+        )

@@ -1,6 +1,7 @@
-"""Serve an exported model by HTTP: photos in, labels out. Needs no torch; pip install 'resnest-seg[serve]'.
+"""Serve a model by HTTP: photos in, labels out. pip install 'resnest-seg[serve]'; an exported file needs no torch.
 
-python tools/serve_seg.py --model model.onnx
+python tools/serve_seg.py --checkpoint model.onnx
+python tools/serve_seg.py --checkpoint runs/my_run
 curl -H "Content-Type: image/jpeg" --data-binary @photo.jpg http://127.0.0.1:8000/segment > labels.png
 curl -H "Content-Type: image/jpeg" --data-binary @photo.jpg "http://127.0.0.1:8000/segment?output=overlay" > overlay.png
 
@@ -12,6 +13,9 @@ read within 60 s; decoding a photo may take 10 s of processor time; uploads may 
 1000 clients may be connected, or as many as `ulimit -n` permits: beyond that, the slowest request is ended.
 Photos of disconnected clients are dropped.
 
+A checkpoint is exported first (pip install 'resnest-seg[export]'), to best.serve.onnx beside best.safetensors, and so
+for every file name. That file is used again as long as the checkpoint has not changed.
+
 Exit codes: 2 for invalid input, 143 after SIGTERM, 130 after Ctrl-C; pending requests have 5 s to finish.
 """
 
@@ -20,38 +24,45 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from types import FrameType
 
+from resnest_seg.cli.options import (
+    Parser,
+    add_checkpoint,
+    add_memory,
+    add_protocol,
+    memory_bytes,
+    protocol_names,
+)
 from resnest_seg.errors import EXIT_TERMINATED, ConfigError
+from resnest_seg.inference.exported import is_exported
 
 BOUNDS = {
     "port": (0, 65_535),
     "tile": (1, 1 << 20),
     "overlap": (0, 1 << 20),
     "threads": (1, 1024),
-    "memory": (1, 1 << 20),
 }
 """Ranges of options; those of the limits are `resnest_seg.inference.server.BOUNDS`."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="serve_seg.py", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--model", required=True, help="an exported file: .onnx, .xml or .pt2")
+    parser = Parser(prog="serve_seg.py", description=__doc__)
+    add_checkpoint(parser, exported=True, required=False)
+    parser.add_argument("--model", help=argparse.SUPPRESS)  # --checkpoint's former name
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 listens to all networks (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="0 chooses a free port (default: 8000)")
     how = parser.add_argument_group("inference protocol and execution")
-    how.add_argument("--protocol", default="whole", help="as of predict_seg.py (default: whole)")
+    add_protocol(how)
     how.add_argument("--tile", type=int, help="largest edge of tiles in pixels, 1..1048576")
     how.add_argument("--overlap", type=int, help="overlap of tiles in pixels (default: an eighth of the tile)")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     how.add_argument("--threads", type=int, help="threads of the runtime, for one photo, 1..1024 (default: all cores)")
-    how.add_argument(
-        "--memory", type=int, default=4096, help="memory limit of a photo's scores in MiB, 1..1048576 (default: 4096)"
-    )
+    add_memory(how, what="memory limit of a photo's scores", default="4")
     limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--max-bytes", type=int, default=16 << 20, help="size of a photo's file, up to 1 GiB (default: 16 MiB)"
@@ -59,9 +70,34 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     limits.add_argument(
         "--max-pixels", type=int, default=24_000_000, help="pixels of a photo, up to 2^28 (default: 24 million)"
     )
-    limits.add_argument("--workers", type=int, default=1, help="photos processed at a time, 1..256 (default: 1)")
+    limits.add_argument("--parallel", type=int, default=1, help="photos processed at a time, 1..256 (default: 1)")
+    limits.add_argument("--workers", dest="parallel", type=int, help=argparse.SUPPRESS)  # its former name
     limits.add_argument("--queue", type=int, default=64, help="photos that may wait, 0..10000 (default: 64)")
-    return parser.parse_args(argv)
+    options = parser.read(argv)
+    options.checkpoint = options.checkpoint or options.model
+    if options.checkpoint is None:
+        raise ConfigError(
+            "--checkpoint is missing: a run folder, a checkpoint, or an exported file such as model.onnx."
+        )
+    (options.protocol,) = protocol_names(options.protocol)
+    options.memory = memory_bytes(options.memory or "4", low=1 / 1024, high=1024)
+    return options
+
+
+def exported(checkpoint: str) -> str:
+    """Return the exported file of a checkpoint, which another process makes if need be: this one loads no torch.
+
+    Raises:
+        SystemExit: It cannot be made; that process has said why.
+    """
+    code = (
+        "import sys; from resnest_seg.cli.export import for_serving; from resnest_seg.errors import run_tool; "
+        "raise SystemExit(run_tool(lambda: for_serving(sys.argv[1])))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, checkpoint], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return done.stdout.splitlines()[-1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,19 +119,19 @@ def _serve(options: argparse.Namespace) -> int:
     from resnest_seg.inference import server as serving
     from resnest_seg.inference.predictor import OnnxPredictor
 
-    for name in ("port", "tile", "overlap", "threads", "memory", "max_bytes", "max_pixels", "workers", "queue"):
-        low, high = BOUNDS.get(name) or serving.BOUNDS[name]
+    for name in ("port", "tile", "overlap", "threads", "max_bytes", "max_pixels", "parallel", "queue"):
+        low, high = BOUNDS.get(name) or serving.BOUNDS["workers" if name == "parallel" else name]
         value = getattr(options, name)
         if value is not None and not low <= value <= high:
             raise ConfigError(f"--{name.replace('_', '-')} must lie in {low:.0f}..{high:.0f}, not {value}.")
-    limits = serving.Limits(options.max_bytes, options.max_pixels, options.workers, options.queue)
+    limits = serving.Limits(options.max_bytes, options.max_pixels, options.parallel, options.queue)
     predictor = OnnxPredictor(
-        options.model,
+        options.checkpoint if is_exported(options.checkpoint) else exported(options.checkpoint),
         device=options.device,
         protocol=options.protocol,
         tile=options.tile,
         overlap=options.overlap,
-        memory=options.memory << 20,
+        memory=options.memory,
         threads=options.threads,
     )
     application = serving.app(predictor, limits=limits)

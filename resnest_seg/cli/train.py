@@ -14,20 +14,23 @@ after Ctrl-C and 143 after SIGTERM, with a checkpoint saved.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Generic, Self
 
-from jsonargparse import ArgumentParser, set_parsing_settings
-
-from resnest_seg.cli.model_file import add_model_option, own_network
-from resnest_seg.config import C, RunConfig, add_run_arguments, check_option, load_run_config
+from resnest_seg.cli.model_file import HELP as MODEL_HELP
+from resnest_seg.cli.model_file import own_network
+from resnest_seg.cli.options import CHECKPOINT, SHORT, KeyHelp, Own, number, run_options, take
+from resnest_seg.config import AnyConfig, C, RunConfig, load_run_config
 from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, CheckpointError, ConfigError, unknown_name
+from resnest_seg.files import claimed, next_free, numbered
 
 if TYPE_CHECKING:
     from resnest_seg.training.assembly import Parts
@@ -55,6 +58,7 @@ class Order(Generic[C]):
         dry: Do a dry run only.
         budget: Memory for which the batch is divided: "auto", GiB per device, or None for the config's division.
         network: FILE.py:FUNCTION that builds the user's own network, or None.
+        series: For a new run without an output: the first of the folders that it may take, runs/NAME.
     """
 
     config: C
@@ -64,34 +68,67 @@ class Order(Generic[C]):
     dry: bool = False
     budget: str | None = None
     network: str | None = None
+    series: Path | None = None
+
+    @contextlib.contextmanager
+    def placed(self) -> Iterator[Self]:
+        """Within this, the run folder that was chosen by default is made, so that no other start chooses it.
+
+        Several processes make none: they have chosen alike, which `Trainer` checks.
+        """
+        with contextlib.ExitStack() as held:
+            placed = self
+            if self.series is not None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+                placed = dataclasses.replace(self, output=str(held.enter_context(claimed(self.series))))
+            if self.series not in (None, Path(placed.output)) and os.environ.get("RANK", "0") == "0":
+                print(f"{self.series} exists: this run goes to {placed.output}", file=sys.stderr)
+            yield placed
+
+
+OWN = (
+    Own("--dataset", "NAME", f"train with the shipped config of a data set: {', '.join(DEFAULT_CONFIGS)}"),
+    Own("--config", "FILE", "train with this YAML file; every key can be set in it"),
+    *run_options("--dataset or --config"),
+    Own(
+        "--budget",
+        "GIB",
+        "choose train.accumulation and model.checkpointing so that the batch fits: auto takes the memory of the "
+        "devices, a number is GiB for each",
+    ),
+    Own("--model", "FILE.py:FUNCTION", MODEL_HELP),
+)
+"""The options besides the config's keys."""
+
+USUAL = (
+    "data.root",
+    "model.encoder",
+    "model.head",
+    "model.weights",
+    "train.epochs",
+    "train.batch_size",
+    "optim.lr",
+    "data.crop_size",
+    "data.workers",
+    "train.precision",
+    "seed",
+    "output",
+)
+"""The keys that people use."""
+
+HELP = KeyHelp(
+    usage="train_seg.py (--dataset NAME | --config FILE | --resume FOLDER) [--KEY VALUE ...]",
+    description=__doc__,
+    own=OWN,
+    usual=USUAL,
+    short=SHORT | CHECKPOINT,
+)
 
 
 def parse(argv: Sequence[str]) -> Order[RunConfig]:
     """Read the command line, and the environment that torchrun's elastic agent sets."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    helper = ArgumentParser(prog="train_seg.py", description=__doc__.strip().splitlines()[0], exit_on_error=False)
-    helper.add_argument("--dataset", help=f"train with the shipped config of a data set: {', '.join(DEFAULT_CONFIGS)}")
-    helper.add_argument("--config", help="train with this YAML file; every key below can be set in it")
-    helper.add_argument("--budget", help="choose train.accumulation and model.checkpointing so that the batch fits: "
-                        "auto takes the memory of the devices here, a number is GiB for each")  # fmt: skip
-    helper.add_argument(
-        "--resume",
-        help="resume the run in this folder, with its config; or auto, with --dataset or --config: resume the run in "
-        "its output folder if there is a checkpoint, else start it",
-    )
-    helper.add_argument("--allow-changes", help="keys that a resumed run may change, separated by commas")
-    helper.add_argument("--dry-run", action="store_true", help="try the run in two steps, without leaving files")
-    add_model_option(helper)
-    add_run_arguments(helper)
-    if "-h" in argv or "--help" in argv:
-        helper.print_help()
-        raise SystemExit(0)
-    dry = "--dry-run" in argv
-    names = ("--dataset", "--config", "--resume", "--allow-changes", "--budget", "--model")
-    chosen, overrides = take([word for word in argv if word != "--dry-run"], names)
-    dataset, config, resume, changes, budget, network = (chosen[name] for name in names)
-    if budget not in (None, "auto"):
-        number(budget, "--budget", 0.01, 65536)
+    HELP.show_if_asked(argv)
+    chosen, overrides = take(argv, OWN, short=SHORT | CHECKPOINT)
+    dataset, config, resume, changes, dry, budget, network = (chosen[option.name] for option in OWN)
     allow = tuple(key.strip() for key in (changes or "").split(",") if key.strip())
     if resume is not None and resume != "auto":
         if dataset or config:
@@ -102,12 +139,70 @@ def parse(argv: Sequence[str]) -> Order[RunConfig]:
             raise ConfigError("--budget does not go with --resume FOLDER: the batch was divided when the run began.")
         if not (Path(resume) / "config.yaml").is_file():
             raise CheckpointError(f"{resume} is not a run folder that can be resumed: it has no config.yaml.")
-        return Order(
-            load_run_config(Path(resume) / "config.yaml", overrides=overrides), resume, "yes", allow, network=network
-        )
+        run = load_run_config(Path(resume) / "config.yaml", overrides=overrides)
+        return Order(run, resume, "yes", allow, network=network)
     path = config_path(dataset, config)
     run = load_run_config(path, overrides=overrides)
-    return Order(run, run.output or f"runs/{path.stem}", "auto" if begun(resume) else "no", allow, dry, budget, network)
+    order = ordered(
+        run, path, run.model.head, begun(resume), allow=allow, dry=dry is not None, budget=budget, network=network
+    )
+    if budget not in (None, "auto"):
+        number(budget, "--budget", 0.01, 65536)
+    return order
+
+
+def ordered(
+    run: C,
+    path: Path,
+    head: str,
+    may_have_begun: bool,
+    *,
+    allow: tuple[str, ...],
+    dry: bool,
+    budget: str | None = None,
+    network: str | None = None,
+) -> Order[C]:
+    """Return the order of a run that is not resumed by the name of its folder: choose the run folder.
+
+    Without an output it is the next free one of runs/NAME, runs/NAME-2 ...; of a run that may have begun before, the
+    last of them.
+
+    Args:
+        run: The config.
+        path: Its file.
+        head: The word for what is on the encoder, in the name of the run.
+        may_have_begun: Resume it if there is a checkpoint.
+        allow: Config keys that a resumed run may change.
+        dry: Do a dry run only.
+        budget: See `Order`.
+        network: See `Order`.
+    """
+    resume = "auto" if may_have_begun else "no"
+    if run.output is not None:
+        return Order(run, run.output, resume, allow, dry, budget, network)
+    name = run_name(run, path, head) if network is None else f"{run.data.dataset}_{Path(network).stem}"
+    series = Path("runs") / name
+    if may_have_begun:
+        return Order(run, str(list(numbered(series).values() or [series])[-1]), resume, allow, dry, budget, network)
+    return Order(run, str(next_free(series)), resume, allow, dry, budget, network, series)
+
+
+def run_name(run: AnyConfig, path: Path, head: str) -> str:
+    """Return the name of a run without an output: that of the config file, or of what a shipped config became.
+
+    Args:
+        run: The resolved config, with the options of the command line.
+        path: Its file.
+        head: The word for what is on the encoder.
+
+    Returns:
+        <dataset>_<head>_<encoder>, in family mmseg with its name behind, as shipped configs are called; for a file of
+        the user's own its name without the suffix.
+    """
+    if path.resolve().parent != CONFIGS:
+        return path.stem
+    family = "_mmseg" if isinstance(run, RunConfig) and run.model.family == "mmseg" else ""
+    return re.sub(r"[^\w.-]", "-", f"{run.data.dataset}_{head}_{run.model.encoder}{family}")
 
 
 def begun(resume: str | None) -> bool:
@@ -124,35 +219,6 @@ def config_path(dataset: str | None, config: str | None) -> Path:
     return Path(config) if config is not None else DEFAULT_CONFIGS[str(dataset)]
 
 
-def number(word: str, option: str, low: float, high: float) -> float:
-    """Parse a number of the command line.
-
-    Raises:
-        ConfigError: The value is not a number, or is out of range.
-    """
-    try:
-        value = float(word)
-    except ValueError:
-        raise ConfigError(f"{option} must be a number from {low} to {high}, not {word!r}.") from None
-    check_option(option, value, low, high)
-    return value
-
-
-def take(argv: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str | None], list[str]]:
-    """Extract `--name value` and `--name=value` from the arguments; the rest are overrides of config keys."""
-    taken: dict[str, str | None] = dict.fromkeys(names)
-    rest, words = [], iter(argv)
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name not in names:
-            rest.append(word)
-        elif not equals and (value := next(words, "")) == "":
-            raise ConfigError(f"{name} needs a value.")
-        else:
-            taken[name] = value
-    return taken, rest
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the segmenter; returns the exit code."""
     order = parse(sys.argv[1:] if argv is None else argv)
@@ -165,21 +231,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from resnest_seg.training.assembly import run, trainer_for
 
-    trainer = trainer_for(
-        order.config,
-        parts,
-        output=order.output,
-        resume=order.resume,
-        allow_changes=order.allow,
-        budget=order.budget,
-    )
-    folder, network = shlex.quote(str(order.output)), f" --model {shlex.quote(order.network)}" if order.network else ""
-    return ended(
-        trainer,
-        lambda: run(trainer).finished,
-        done=f"Evaluate with: python tools/eval_seg.py --checkpoint {folder}{network}",
-        again=f"python tools/train_seg.py --resume {folder}{network}",
-    )
+    with order.placed() as placed:
+        trainer = trainer_for(
+            order.config,
+            parts,
+            output=placed.output,
+            resume=order.resume,
+            allow_changes=order.allow,
+            budget=order.budget,
+        )
+        folder = shlex.quote(str(placed.output))
+        network = f" --model {shlex.quote(order.network)}" if order.network else ""
+        return ended(
+            trainer,
+            lambda: run(trainer).finished,
+            done=f"Evaluate with: python tools/eval_seg.py --checkpoint {folder}{network}",
+            again=f"python tools/train_seg.py --resume {folder}{network}",
+        )
 
 
 def own_parts(network: str | None) -> Parts:

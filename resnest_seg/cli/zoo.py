@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from resnest_seg.cli.options import Parser
 from resnest_seg.errors import unknown_name
 
 if TYPE_CHECKING:
@@ -25,11 +26,12 @@ DATASETS = ("ade20k", "cityscapes", "pascal_context", "imagenet")
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="zoo_seg.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = Parser(prog="zoo_seg.py", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", help=f"only checkpoints for one of {', '.join(DATASETS)}")
+    parser.add_argument("--checkpoint", metavar="NAME", help="only this checkpoint")
     parser.add_argument("--fetch", metavar="NAME", help="download this checkpoint, verify it and print its path")
     parser.add_argument("--json", action="store_true", help="print all metadata: URL, hash, path, scores")
-    return parser.parse_args(argv)
+    return parser.read(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     chosen = [name for name in DATASETS if options.dataset in (None, name)]
     entries = [entry for name in chosen for entry in PUBLISHED if entry.dataset == name]
+    if options.checkpoint is not None:
+        wanted = published(options.checkpoint)
+        if wanted not in entries:
+            raise unknown_name("published checkpoint", options.checkpoint, published_names())
+        entries, chosen = [wanted], [wanted.dataset]
     if options.json:
         print(json.dumps([describe(entry) for entry in entries], indent=2))
         return 0

@@ -11,9 +11,10 @@ from resnest_seg.data.datasets import ADE20K, DATA_ROOT_VARIABLE, CamVid, Citysc
 from resnest_seg.data.folder import FolderDataset
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
+from resnest_seg.labels import LabelSpace
 
-DATASETS: dict[str, Callable[[Path, str, str | None, bool], SegmentationDataset]] = {
-    # (root, split, class list, allow missing masks)
+DATASETS: dict[str, Callable[[Path, str, str | LabelSpace | None, bool], SegmentationDataset]] = {
+    # (root, split, class list or classes, allow missing masks)
     "synthetic": lambda root, split, classes, lenient: Synthetic(split),
     "camvid": lambda root, split, classes, lenient: CamVid(root, split, allow_missing=lenient),
     "ade20k": lambda root, split, classes, lenient: ADE20K(root, split, allow_missing=lenient),
@@ -32,7 +33,7 @@ def build_dataset(
     *,
     root: str | Path | None = None,
     split: str = "train",
-    classes: str | None = None,
+    classes: str | LabelSpace | None = None,
     allow_missing: bool = False,
 ) -> SegmentationDataset:
     """Open a data set by name.
@@ -41,7 +42,7 @@ def build_dataset(
         name: A key of `DATASETS`.
         root: Its folder or zip file; None for $RESNEST_SEG_DATA/<name>, or datasets/<name> if that is not set.
         split: "train", "val" or "test", if the data set has it.
-        classes: The class list of "folder", if it is outside the folder.
+        classes: The class list of "folder", if it is outside the folder, or its classes.
         allow_missing: Raise for a missing mask when its sample is read, not here; for tools that list all of them.
 
     Raises:

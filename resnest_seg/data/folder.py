@@ -302,7 +302,7 @@ class FolderDataset(PairedFiles):
     Args:
         root: The folder, or a zip file.
         split: "train", "val" or "test".
-        classes: The class list, if it is outside `root`.
+        classes: The class list, if it is outside `root`, or the classes themselves.
         allow_missing: Raise for a missing mask when its sample is read, not here; for tools that list all of them.
 
     Attributes:
@@ -319,7 +319,7 @@ class FolderDataset(PairedFiles):
         root: str | Path,
         split: str = "train",
         *,
-        classes: str | Path | None = None,
+        classes: str | Path | LabelSpace | None = None,
         allow_missing: bool = False,
     ) -> None:
         if split not in SPLITS:
@@ -348,6 +348,20 @@ class FolderDataset(PairedFiles):
             masks=[mask for _, mask in pairs] + orphans,
             allow_missing=allow_missing,
         )
+
+
+def lists_classes(root: str | Path) -> bool:
+    """True if a folder or zip file of the user's has a class list.
+
+    Raises:
+        DatasetError: There is no such folder or file.
+    """
+    source = open_source(root, zips=())
+    return _class_list(source, base_of(source, "images")) is not None
+
+
+def _class_list(source: Source, base: str) -> str | None:
+    return next((f"{base}{name}" for name in CLASS_FILES if _has(source, f"{base}{name}")), None)
 
 
 def _has(source: Source, name: str) -> bool:
@@ -418,13 +432,15 @@ def _hash_share(name: str) -> float:
 
 
 def _folder_label_space(
-    source: Source, base: str, masks: Mapping[str, str], classes: str | Path | None, *, lenient: bool
+    source: Source, base: str, masks: Mapping[str, str], classes: str | Path | LabelSpace | None, *, lenient: bool
 ) -> tuple[LabelSpace, bool | None]:
     """Return the classes, and True if their list mentions 255; None in its stead if they are inferred."""
+    if isinstance(classes, LabelSpace):
+        return classes, IGNORE_LABEL in classes.raw_ids + classes.ignored_raw_ids
     if classes is not None:
         space, data, path = read_classes(classes, name="folder"), Path(classes).read_bytes(), str(classes)
         return space, names_id(data, path, IGNORE_LABEL)
-    inside = next((f"{base}{name}" for name in CLASS_FILES if _has(source, f"{base}{name}")), None)
+    inside = _class_list(source, base)
     if inside is not None:
         data, path = source.read(inside), source.locate(inside)
         return parse_classes(data, path, name="folder"), names_id(data, path, IGNORE_LABEL)

@@ -50,7 +50,12 @@ class Input:
 
 
 def plan(
-    words: Sequence[str], output: str | Path, *, suffixes: Sequence[str], endings: Sequence[str] = (".png",)
+    words: Sequence[str],
+    output: str | Path,
+    *,
+    suffixes: Sequence[str],
+    endings: Sequence[str] = (".png",),
+    earlier: Sequence[Path] = (),
 ) -> tuple[list[Input], list[str]]:
     """Resolve the words of a command line to inputs, in their order; and describe each problem in a sentence.
 
@@ -72,16 +77,18 @@ def plan(
         output: The folder that results go to; it need not exist.
         suffixes: Lower-case endings of image files, with dots.
         endings: Of the files that results are written to.
+        earlier: Folders with results of before, which are left out like the output folder.
 
     Returns:
         Inputs with different places, and the problems.
     """
     known = (*suffixes, *VIDEO_SUFFIXES)
+    results = [Path(output), *earlier]
     found: dict[str, Input] = {}
     problems: list[str] = []
     for word in words:
         try:
-            for item in _named(word, Path(output), known, problems):
+            for item in _named(word, results, known, problems):
                 found.setdefault(f"{item.place} {_origin(item)}", item)
         except OSError as error:
             problems.append(f"cannot read {error.filename or word}: {error.strerror}.")
@@ -93,7 +100,7 @@ def _origin(item: Input) -> str:
     return os.path.realpath(item.source) if item.kind in ("image", "video") else item.source
 
 
-def _named(word: str, output: Path, known: Sequence[str], problems: list[str]) -> list[Input]:
+def _named(word: str, results: Sequence[Path], known: Sequence[str], problems: list[str]) -> list[Input]:
     """Inputs that one word names; an OSError of a file system that refuses is the caller's to report."""
     if not word.strip():
         problems.append("an input is empty: is a shell variable not set?")
@@ -103,7 +110,7 @@ def _named(word: str, output: Path, known: Sequence[str], problems: list[str]) -
         return []
     mode = _mode(word)
     if mode is not None and stat.S_ISDIR(mode):
-        return _in_folder(Path(word), output, known, problems)
+        return _in_folder(Path(word), results, known, problems)
     if mode is not None and (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
         return [_file(Path(word), Path(Path(word).name))]
     if address := _ADDRESS.match(word):
@@ -114,7 +121,7 @@ def _named(word: str, output: Path, known: Sequence[str], problems: list[str]) -
         problems.append(f"{word} is neither a file nor a folder.")
         return []
     if glob.has_magic(word):
-        return _matching(word, output, known, problems)
+        return _matching(word, results, known, problems)
     problems.append(f"no file or folder {word}.")
     return []
 
@@ -134,14 +141,14 @@ def _file(path: Path, place: Path) -> Input:
     return Input("video" if path.suffix.lower() in VIDEO_SUFFIXES else "image", str(path), place)
 
 
-def _in_folder(folder: Path, output: Path, known: Sequence[str], problems: list[str]) -> list[Input]:
-    if folder.resolve() == output.resolve():
+def _in_folder(folder: Path, results: Sequence[Path], known: Sequence[str], problems: list[str]) -> list[Input]:
+    if folder.resolve() == results[0].resolve():
         problems.append(f"folder {folder} is the output folder too: its results would be taken for photos next time. "
                         "Choose another --output.")  # fmt: skip
         return []
     found = [
         _file(path, path.relative_to(folder))
-        for path in _walk(folder, _left_out(folder, output), problems)
+        for path in _walk(folder, _left_out(folder, results), problems)
         if path.suffix.lower() in known
     ]
     if not found:
@@ -149,12 +156,12 @@ def _in_folder(folder: Path, output: Path, known: Sequence[str], problems: list[
     return sorted(found, key=lambda item: Path(item.source))
 
 
-def _left_out(root: Path, output: Path) -> Path | None:
-    """The output folder where it lies inside `root`; None elsewhere, for who names his results wants them."""
-    return output.resolve() if root.resolve() in output.resolve().parents else None
+def _left_out(root: Path, results: Sequence[Path]) -> set[Path]:
+    """The folders of results that lie inside `root`; not `root` itself, for who names his results wants them."""
+    return {path.resolve() for path in results if root.resolve() in path.resolve().parents}
 
 
-def _walk(folder: Path, left_out: Path | None, problems: list[str]) -> Iterator[Path]:
+def _walk(folder: Path, left_out: set[Path], problems: list[str]) -> Iterator[Path]:
     """Files below a folder; links to folders are not followed, which could lead round in circles."""
 
     def refused(error: OSError) -> None:
@@ -164,23 +171,20 @@ def _walk(folder: Path, left_out: Path | None, problems: list[str]) -> Iterator[
         folders[:] = [
             name
             for name in folders
-            if not name.startswith((".", "__MACOSX"))
-            and (left_out is None or (Path(parent) / name).resolve() != left_out)
+            if not name.startswith((".", "__MACOSX")) and (Path(parent) / name).resolve() not in left_out
         ]
         yield from (path for name in files if not name.startswith(".") and (path := Path(parent, name)).is_file())
 
 
-def _matching(pattern: str, output: Path, known: Sequence[str], problems: list[str]) -> list[Input]:
+def _matching(pattern: str, results: Sequence[Path], known: Sequence[str], problems: list[str]) -> list[Input]:
     parts = Path(pattern).parts
     root = Path(*parts[: next(index for index, part in enumerate(parts) if glob.has_magic(part))])
-    left_out = _left_out(root, output)
+    left_out = _left_out(root, results)
     matches = sorted(Path(match) for match in glob.glob(pattern, recursive=True))  # noqa: PTH207, Path.glob takes no absolute patterns
     files = [
         path
         for path in matches
-        if path.suffix.lower() in known
-        and path.is_file()
-        and (left_out is None or left_out not in path.resolve().parents)
+        if path.suffix.lower() in known and path.is_file() and not left_out & set(path.resolve().parents)
     ]
     if not files:
         what = f"only folders and other files, among {len(matches)}" if matches else "nothing"

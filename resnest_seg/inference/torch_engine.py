@@ -26,7 +26,7 @@ from torch import Tensor
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.inference.protocols import Protocol, Window, with_options
 from resnest_seg.io.resize import pixel_weights, taps
-from resnest_seg.models.segmenter import PixelRange
+from resnest_seg.models.pixel_range import PixelRange
 
 LogitsFn = Callable[[Tensor], Tensor]
 """Images [N, 3, H, W] -> logits [N, K, h, w], at the images' size or coarser."""

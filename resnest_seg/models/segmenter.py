@@ -5,10 +5,8 @@ Pixels in, logits out. Encoders and heads are chosen by name from dict literals.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,65 +33,10 @@ from resnest_seg.models.heads import (
     aspp_rates,
     resize_logits,
 )
+from resnest_seg.models.pixel_range import PixelRange
 from resnest_seg.models.published import check_encoder_weights
-from resnest_seg.models.resnest import DILATIONS, SMP, SPECS, ResNeSt
+from resnest_seg.models.resnest import DILATIONS, RECTIFICATIONS, SMP, SPECS, ResNeSt
 from resnest_seg.models.weight_files import check_finite, naming_file
-
-
-class PixelRange:
-    """Looks at the images that a model is given until it knows their range, and warns if that is 0..1.
-
-    The sign is a float image whose maximum is at most 1 and that has a value which is no whole number. The second half
-    is there for photos that are black, or nearly so: their pixels are 0 and 1. They say nothing, and the next images
-    are looked at. One maximum above 1 settles it.
-
-    Only float tensors are looked at, and only while nothing is settled, because reading a value makes a GPU wait. What
-    is traced, exported, captured into a CUDA graph or made of fake tensors has no values, and is left alone.
-    """
-
-    def __init__(self) -> None:
-        self._settled = False
-
-    def check(self, images: Tensor) -> None:
-        """Warn with a `UserWarning`, once, if images of any shape are in 0..1."""
-        if torch.compiler.is_compiling() or self._settled or not _has_values(images):
-            return
-        low, high = (float(bound) for bound in images.detach().aminmax())
-        if high <= 1 and bool((images == images.round()).all()):
-            return
-        self._settled = True
-        if high <= 1:
-            warnings.warn(
-                f"the images are floats from {low:.4g} to {high:.4g}, and this model takes RGB 0..255: it normalises "
-                "them itself. Multiply images in 0..1 by 255, and undo a normalisation; or pass uint8.",
-                UserWarning,
-                stacklevel=3,
-            )
-
-    @contextlib.contextmanager
-    def trusted(self) -> Iterator[None]:
-        """Within this context nothing is looked at: what comes was made of images that have been.
-
-        A nearly black photo that has been resized has a maximum of 1 and values between, too.
-        """
-        before, self._settled = self._settled, True
-        try:
-            yield
-        finally:
-            self._settled = before
-
-
-def _has_values(images: Tensor) -> bool:
-    """True for a float tensor with values that can be read now."""
-    return (
-        not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and type(images) is Tensor  # no fake tensor, nor another subclass
-        and images.is_floating_point()
-        and images.numel() > 0
-        and images.device.type != "meta"
-        and not (images.is_cuda and torch.cuda.is_current_stream_capturing())
-    )
-
 
 PIXEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 """Mean of ImageNet's pixels, RGB, 0..255."""
@@ -593,18 +536,26 @@ def encoder_for(model: ModelConfig, *, pretrained: bool = False) -> nn.Module:
 
 
 def check_names(model: ModelConfig) -> None:
-    """Refuse names that nothing would look up, and options that do not go together.
+    """Refuse names that do not exist or that nothing would look up, and options that do not go together.
+
+    The head is left to `check_head`: a classifier has none.
 
     Raises:
-        ConfigError: Says which.
+        ConfigError: Says which; the nearest name is named.
     """
     if CUSTOM in (model.encoder, model.head):
         raise ConfigError(NEEDS_OWN_PARTS)
-    if not model.encoder.startswith(SMP) and model.encoder not in SPECS:
+    if model.encoder.startswith(SMP):
+        from resnest_seg.models.smp import check_encoder_name
+
+        check_encoder_name(model.encoder.removeprefix(SMP))
+    elif model.encoder not in SPECS:
         from resnest_seg.models.smp import smp_encoder_like
 
         raise unknown_name("encoder", model.encoder, [*SPECS, f"{SMP}NAME"], meant=smp_encoder_like(model.encoder))
     check_encoder_weights(model.encoder_weights)
+    if model.rectify not in RECTIFICATIONS:
+        raise unknown_name("rectify", model.rectify, RECTIFICATIONS)
     if model.family not in HEADS:
         raise unknown_name("family", model.family, HEADS)
     if model.dilation not in DILATIONS:
@@ -615,19 +566,17 @@ def check_names(model: ModelConfig) -> None:
         )
 
 
-def head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Module:
-    """The main head that a config describes, for what an encoder returns.
+def check_head(model: ModelConfig) -> None:
+    """Refuse a head that does not exist, or not in this family.
 
     Raises:
-        ConfigError: Unknown name, or a head that does not exist in this family or at this output stride.
+        ConfigError: Says which; the nearest name is named.
     """
     if model.head.startswith(SMP):
-        from resnest_seg.models.smp import build_smp_head
+        from resnest_seg.models.smp import check_decoder_name
 
-        assert isinstance(encoder.out_channels, list)
-        name = model.head.removeprefix(SMP)
-        return build_smp_head(name, encoder.out_channels, num_classes, output_stride=model.output_stride)
-    if model.head not in HEADS[model.family]:
+        check_decoder_name(model.head.removeprefix(SMP))
+    elif model.head not in HEADS[model.family]:
         elsewhere = [family for family in HEADS if model.head in HEADS[family]]
         if elsewhere:
             raise ConfigError(f"head {model.head!r} exists in family {elsewhere[0]!r} only: set family to it.")
@@ -635,6 +584,21 @@ def head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Mod
 
         known = dict.fromkeys(name for heads in HEADS.values() for name in heads)
         raise unknown_name("head", model.head, [*known, f"{SMP}NAME"], meant=smp_decoder_like(model.head, known))
+
+
+def head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Module:
+    """The main head that a config describes, for what an encoder returns.
+
+    Raises:
+        ConfigError: Unknown name, or a head that does not exist in this family or at this output stride.
+    """
+    check_head(model)
+    if model.head.startswith(SMP):
+        from resnest_seg.models.smp import build_smp_head
+
+        assert isinstance(encoder.out_channels, list)
+        name = model.head.removeprefix(SMP)
+        return build_smp_head(name, encoder.out_channels, num_classes, output_stride=model.output_stride)
     return HEADS[model.family][model.head](_channels(encoder), num_classes, model.output_stride)
 
 

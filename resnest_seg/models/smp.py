@@ -288,6 +288,26 @@ DECODERS: dict[str, tuple[Decoder, tuple[int, ...]]] = {
 }
 
 
+def check_encoder_name(name: str) -> None:
+    """Refuse an encoder that SMP does not have, without building it; names of timm's ("tu-...") are left to timm.
+
+    Raises:
+        ConfigError: Names the nearest one.
+    """
+    if not name.startswith("tu-") and name not in smp.encoders.get_encoder_names():
+        raise unknown_name("encoder", f"{SMP}{name}", _encoder_names())
+
+
+def check_decoder_name(name: str) -> None:
+    """Refuse a decoder that is not in `DECODERS`.
+
+    Raises:
+        ConfigError: Names the nearest one.
+    """
+    if name not in DECODERS:
+        raise unknown_name("head", f"{SMP}{name}", [f"{SMP}{known}" for known in DECODERS])
+
+
 def build_smp_head(name: str, channels: list[int], num_classes: int, *, output_stride: int) -> SMPHead:
     """Build one of SMP's decoders with its defaults and random weights.
 
@@ -300,8 +320,7 @@ def build_smp_head(name: str, channels: list[int], num_classes: int, *, output_s
     Raises:
         ConfigError: Unknown name, or the decoder does not support this output stride.
     """
-    if name not in DECODERS:
-        raise unknown_name("head", f"{SMP}{name}", [f"{SMP}{known}" for known in DECODERS])
+    check_decoder_name(name)
     decoder, strides = DECODERS[name]
     if output_stride not in strides:
         raise ConfigError(

@@ -26,13 +26,13 @@ from resnest_seg.files import check_outside
 from resnest_seg.io.display import console
 from resnest_seg.models.checkpoint import BEST
 from resnest_seg.models.loading import Network, built_network, load_checkpoint, load_fitting, segmenter_for
-from resnest_seg.models.segmenter import Segmenter, check_names, freeze_unread
+from resnest_seg.models.segmenter import Segmenter, freeze_unread
 from resnest_seg.training.losses import Loss
 from resnest_seg.training.memory import GIB, devices_here, divided, plan
 from resnest_seg.training.monitor import Callback
 from resnest_seg.training.optim import OwnOptimizer
 from resnest_seg.training.run_folder import RunFolder
-from resnest_seg.training.tasks import SegmentationTask
+from resnest_seg.training.tasks import SegmentationTask, check_choices
 from resnest_seg.training.trainer import Trainer
 
 
@@ -172,9 +172,7 @@ def trainer_for(
         budget: Divide the batch so that it fits into memory: "auto", or GiB per device.
     """
     config = as_config(config)
-    own = parts.segmenter is not None
-    if not own:
-        check_names(config.model)
+    check_choices(config, network=parts.segmenter is None)
     train, validation = splits(config, parts)
     if parts.train is not None:
         data = dataclasses.replace(config.data, dataset=dataset_name(train, config.data.dataset))

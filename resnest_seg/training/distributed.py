@@ -109,12 +109,21 @@ def precision_of(engine: Accelerator) -> str:
     return next(name for name, theirs in PRECISIONS.items() if theirs == engine.mixed_precision)
 
 
-def check_agreement(config: AnyConfig, engine: Accelerator) -> None:
-    """Check that all processes divide the batch alike; otherwise samples would be lost or repeated silently.
+def check_agreement(config: AnyConfig, output: Path) -> None:
+    """Check that all processes divide the batch alike, without which samples would be lost or repeated silently.
+
+    And that they write into one folder, whose name each has chosen for itself if the command line has none.
 
     Raises:
         ConfigError: They differ.
     """
+    folders = sorted(set(gather_object([str(output)])))
+    if len(folders) > 1:
+        raise ConfigError(
+            f"the processes chose different run folders ({', '.join(folders)}): another run began at the same moment, "
+            "or the machines do not see the same files. Start again, with one folder for all of them: --output "
+            f"{folders[-1]}"
+        )
     divisions = gather_object([config.train.accumulation])
     if len(set(divisions)) > 1:
         raise ConfigError(

@@ -27,11 +27,12 @@ from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import BEST
 from resnest_seg.models.loading import classifier_for, load_checkpoint, load_classifier
 from resnest_seg.models.published import published
-from resnest_seg.models.segmenter import Segmenter, check_names
+from resnest_seg.models.segmenter import Segmenter
 from resnest_seg.training.assembly import Parts, look, trainer_for, within_budget
 from resnest_seg.training.classification import ClassFolder, ClassificationTask
 from resnest_seg.training.optim import Schedule, too_short
 from resnest_seg.training.run_folder import MACHINE
+from resnest_seg.training.tasks import check_choices
 from resnest_seg.training.trainer import Trainer
 
 T = TypeVar("T", RunConfig, PretrainConfig)
@@ -106,8 +107,7 @@ def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None
         ConfigError: The config cannot be run, or there are several processes.
         ResNeStSegError: Any other error that would stop the run.
     """
-    if parts.segmenter is None:
-        check_names(config.model)
+    check_choices(config, network=parts.segmenter is None)
     train = parts.train if parts.train is not None else data_or_stand_in(config, "train")
     validation = parts.validation if parts.validation is not None else data_or_stand_in(config, config.eval.split)
     look(config, train, validation)

@@ -1,4 +1,4 @@
-"""Training monitors: callbacks, non-finite values, throughput, memory."""
+"""Training monitors: callbacks, non-finite values, throughput, memory, lines of progress."""
 
 from __future__ import annotations
 
@@ -154,8 +154,72 @@ class Gauge:
 
 
 def progress_bars(console: Console) -> Progress:
-    """Make progress bars that show the field `shown` of their task and are erased at the end."""
-    return display.progress_bars(shown=True, on=console)
+    """Make progress bars that show the field `shown` of their task and are erased at the end; on a terminal only."""
+    return display.progress_bars(shown=True, on=console, disable=not has_bars(console))
+
+
+def has_bars(console: Console) -> bool:
+    """True for a terminal or a notebook, where progress bars can be drawn; false for a file or a pipe."""
+    return console.is_terminal or console.is_jupyter
+
+
+SECONDS, SHARE = 30.0, 0.01
+"""Least time between two lines of progress, and least share of the time so far: a run of ten days has 700 lines."""
+
+
+class ProgressLines:
+    """Lines of progress for an output that is no terminal, such as the log of a scheduler.
+
+    The first is due at once, the next when `SECONDS`, and `SHARE` of the time since the start, have passed.
+
+    Args:
+        first: The step that this process begins with.
+        steps: The last step.
+        steps_per_epoch: Steps of an epoch.
+        clock: Returns seconds.
+    """
+
+    def __init__(
+        self, first: int, steps: int, *, steps_per_epoch: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._first, self._steps, self._steps_per_epoch, self._clock = first, steps, steps_per_epoch, clock
+        self._began, self._told = clock(), -math.inf
+
+    def line(self, step: int, *, loss: float, lr: float, machine: Mapping[str, float]) -> str | None:
+        """Return the line of a step, or None if it is not due.
+
+        Args:
+            step: Steps done, more than `first`.
+            loss: Loss of the step.
+            lr: Its learning rate.
+            machine: What `Gauge.read` returns.
+        """
+        now = self._clock()
+        taken = now - self._began
+        if now - self._told < max(SECONDS, SHARE * taken):
+            return None
+        self._told = now
+        left = (self._steps - step) * taken / (step - self._first)
+        memory = f"memory {machine['memory_mib'] / 1024:.1f} GiB"
+        if "cuda_peak_mib" in machine:
+            memory += f", GPU {machine['cuda_peak_mib'] / 1024:.1f} GiB"
+        return (
+            f"step {step}/{self._steps}  epoch {step / self._steps_per_epoch:.2f}/"
+            f"{self._steps / self._steps_per_epoch:g}  loss {loss:.3f}  lr {lr:.2g}  "
+            f"{machine['images_per_second']:.1f} images/s  {duration(left)} left  {memory}"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Format a time by its two largest units: 45 s, 12 min, 3 h 5 min, 2 d 7 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // (24 * 60)} d {minutes // 60 % 24} h"
 
 
 @contextlib.contextmanager

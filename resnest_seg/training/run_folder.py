@@ -194,7 +194,7 @@ class RunFolder:
         )
 
     def check_new(self, *, adopt: bool = False) -> None:
-        """Refuse to begin a run in a folder that exists.
+        """Refuse to begin a run in a folder that exists and is not empty.
 
         Args:
             adopt: Take one into which a run has saved nothing yet.
@@ -203,7 +203,7 @@ class RunFolder:
             CheckpointError: The folder is another run's, or not a run's.
         """
         self._seen = ()
-        if not self.path.exists():
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             return
         if adopt and self.path.is_dir() and not self.states():
             strange = sorted({path.name for path in self.path.iterdir() if not path.name.startswith(".")} - OURS)

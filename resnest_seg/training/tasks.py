@@ -17,18 +17,52 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from resnest_seg.config import RunConfig
+from resnest_seg.config import AnyConfig, RunConfig
 from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.loader import Batch, load_batches
-from resnest_seg.data.transforms import TrainTransform, Transform, sample_transform
+from resnest_seg.data.transforms import RECIPES, TrainTransform, Transform, sample_transform
+from resnest_seg.errors import unknown_name
 from resnest_seg.evaluation.evaluate import EvaluatedImage, check_fits, evaluate
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.inference.protocols import protocol
 from resnest_seg.io.visualize import contact_sheet
 from resnest_seg.labels import LabelSpace
-from resnest_seg.models.segmenter import PixelModel, Segmenter
-from resnest_seg.training.distributed import StopSignal
+from resnest_seg.models.segmenter import PixelModel, Segmenter, check_head, check_names
+from resnest_seg.training.distributed import PARALLEL, PRECISIONS, StopSignal, trackers
 from resnest_seg.training.losses import CoarseLogits, Loss, OwnLoss, SegmentationLoss
+from resnest_seg.training.optim import CURVES, DECAYS, OPTIMIZERS, frozen_names
+
+
+def check_choices(config: AnyConfig, *, network: bool = True) -> None:
+    """Reject every name in a config that does not exist, before data is looked for or anything is built.
+
+    Args:
+        config: The run.
+        network: Look at those of the network, too; a network of the user's own has none.
+
+    Raises:
+        ConfigError: An encoder, a head, a protocol, an optimiser or another choice is unknown; names the nearest ones.
+    """
+    if isinstance(config, RunConfig):
+        if network:
+            check_names(config.model)
+            check_head(config.model)
+        protocol(config.eval.protocol)
+        if config.data.recipe not in RECIPES:
+            raise unknown_name("data.recipe", config.data.recipe, RECIPES)
+    else:
+        check_names(config.model.network)
+    for key, name, known in (
+        ("optim.optimizer", config.optim.optimizer, OPTIMIZERS),
+        ("optim.decay", config.optim.decay, DECAYS),
+        ("optim.schedule", config.optim.schedule, CURVES),
+        ("train.parallel", config.train.parallel, PARALLEL),
+        ("train.precision", config.train.precision, ("auto", *PRECISIONS)),
+    ):
+        if name not in known:
+            raise unknown_name(key, name, known)
+    frozen_names(config.optim)
+    trackers(config.train.trackers)
 
 
 class LabelledBatch(Protocol):

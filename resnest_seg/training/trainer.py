@@ -51,11 +51,13 @@ from resnest_seg.training.distributed import (
 from resnest_seg.training.monitor import (
     Callback,
     Gauge,
+    ProgressLines,
     StepReport,
     ValidationReport,
     check_finite,
     enough_memory,
     gradient_norm,
+    has_bars,
     progress_bars,
 )
 from resnest_seg.training.optim import (
@@ -147,7 +149,7 @@ class Trainer:
         if saved is None:
             self.folder.check_new(adopt=adopt)
         self.engine = accelerator_for(config, self.output / "tensorboard")
-        check_agreement(config, self.engine)  # nor does the main process make the folder before all found it missing
+        check_agreement(config, self.output)  # nor does the main process make the folder before all found it missing
         self.precision = precision_of(self.engine)
         if saved is not None:
             self._check_precision(saved, allow_changes)
@@ -217,6 +219,7 @@ class Trainer:
             if self._validation_due():  # the run was killed between a step and its validation
                 self._validate(stop, progress)
             self.gauge.restart()
+            lines = ProgressLines(self.step, self.steps, steps_per_epoch=self.steps_per_epoch)
             while not self.finished and not self.ended and self.stopped_by is None and self.step != until:
                 lr = self.schedule(self.step)
                 set_lr(self.optimizer, lr)
@@ -229,7 +232,11 @@ class Trainer:
                 progress.update(bar, advance=1, shown=f"loss {loss:.3f}  lr {lr:.2g}  {speed:.1f} images/s")
                 if self.step % self.config.train.log_every == 0 or self.step == 1:
                     self._log(METRICS, "train", {"loss": loss, "grad_norm": norm, "lr": lr, **self._rates()})
-                    self._log(MACHINE, "speed", self.gauge.read())
+                    machine = self.gauge.read()
+                    self._log(MACHINE, "speed", machine)
+                    line = lines.line(self.step, loss=loss, lr=lr, machine=machine)
+                    if line is not None and not has_bars(self.console):
+                        self.console.print(line, soft_wrap=True)
                 self._tell_step(loss, norm, lr)
                 self.stopped_by = stop.anywhere(self.engine)
                 if self.stopped_by or self.ended or self.step == until or self._save_due() or self._validation_due():
