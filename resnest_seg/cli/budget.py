@@ -9,20 +9,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from jsonargparse import ArgumentParser
+
+from resnest_seg.cli.main import complete, completing
 from resnest_seg.cli.train import DEFAULT_CONFIGS, config_path, number, take
-from resnest_seg.config import load_run_config
-from resnest_seg.errors import ConfigError
+from resnest_seg.config import add_run_arguments, load_run_config
+from resnest_seg.errors import ConfigError, command, program, usage
 from resnest_seg.labels import LabelSpace
 
-HELP = f"""{__doc__.strip()}
+HELP = f"""{usage(__doc__).strip()}
 
   --dataset NAME   the shipped config of a data set: {", ".join(DEFAULT_CONFIGS)}
-  --config FILE    a config file
+  --config FILE    a config file, or the name of a shipped config
   --devices N      number of processes, one per device (default: 1)
   --memory GIB     memory of each device (default: that of this machine's devices)
   --device KIND    cuda or cpu (default: cuda with --memory, else this machine's)
   --classes K      number of classes (default: those of the data set; 21 for folder)
-  --KEY VALUE      any key of the config, as in train_seg.py, whose --help lists them"""
+  --KEY VALUE      any key of the config, as in {program("train")}, whose --help lists them"""
 
 OWN = ("--dataset", "--config", "--devices", "--memory", "--device", "--classes")
 
@@ -33,6 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "-h" in words or "--help" in words:
         print(HELP)
         return 0
+    if completing():
+        parser = ArgumentParser()
+        for name in OWN:
+            parser.add_argument(name)
+        add_run_arguments(parser)
+        complete(parser)
     chosen, overrides = take(words, OWN)
     path = config_path(chosen["--dataset"], chosen["--config"])
     config = load_run_config(path, overrides=overrides)
@@ -55,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         classes = 21 if config.data.dataset == "folder" else len(LabelSpace.of(config.data.dataset))
     planned = plan(config, num_classes=classes, devices=devices)
     console().print(planned.table())
-    launch = "python" if devices.count == 1 else f"accelerate launch --num_processes {devices.count}"
-    where = f"--dataset {chosen['--dataset']}" if chosen["--dataset"] else f"--config {path}"
-    print(" ".join([launch, "tools/train_seg.py", where, *planned.words, *overrides]))
+    launcher = "python" if devices.count == 1 else f"accelerate launch --num_processes {devices.count}"
+    where = f"--dataset {chosen['--dataset']}" if chosen["--dataset"] else f"--config {chosen['--config']}"
+    print(" ".join([command("train", launcher=launcher), where, *planned.words, *overrides]))
     return 0

@@ -12,8 +12,9 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from resnest_seg.cli.main import complete
 from resnest_seg.config import COUNT, check_option
-from resnest_seg.errors import DatasetError
+from resnest_seg.errors import DatasetError, program
 from resnest_seg.files import check_output_file
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ SPLITS = ("train", "val", "test")
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="check_dataset.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=program("check"), description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--dataset", required=True, help="synthetic, camvid, ade20k, cityscapes or folder")
     parser.add_argument("--data.root", dest="root", help="folder or zip file (default: as in training)")
     parser.add_argument("--data.classes", dest="classes", help="for folder: the class list (CSV or YAML)")
@@ -35,6 +36,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=4, help="loader processes, at most one per core (default: 4)")
     parser.add_argument("--output", help="the JSON report (default: check_DATASET.json in the current folder)")
     parser.add_argument("--overwrite", action="store_true", help="replace the report if it exists")
+    complete(parser)
     return parser.parse_args(argv)
 
 

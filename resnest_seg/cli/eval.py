@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnest_seg.cli.main import complete
 from resnest_seg.config import COUNT, check_option
-from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.errors import ConfigError, DatasetError, command, program
 from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder, check_outside, result_places
 from resnest_seg.inference.exported import is_exported
 
@@ -84,10 +85,10 @@ def open_source(options: argparse.Namespace) -> Source:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; the data set and its folder default to those of the checkpoint's run."""
-    parser = argparse.ArgumentParser(prog="eval_seg.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=program("eval"), description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, "
-                        "the name of a published checkpoint (tools/zoo_seg.py lists them), or an exported file: .onnx, "
-                        ".pt2, .xml")  # fmt: skip
+                        f"the name of a published checkpoint ({command('zoo')} lists them), or an exported file: "
+                        ".onnx, .pt2, .xml")  # fmt: skip
     parser.add_argument(
         "--dataset", help="synthetic, camvid, ade20k, cityscapes or folder (default: the one trained on)"
     )
@@ -118,6 +119,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace existing report, submission and predictions")
     parser.add_argument("--submission", metavar="ZIP", help="write the predictions of the first protocol in the format "
                         "of Cityscapes' or ADE20K's server; the split may be without labels")  # fmt: skip
+    complete(parser)
     return parser.parse_args(argv)
 
 

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnest_seg.cli.main import complete
 from resnest_seg.config import COUNT, check_option
-from resnest_seg.errors import ConfigError, DatasetError, ExportError
+from resnest_seg.errors import ConfigError, DatasetError, ExportError, command, program, usage
 from resnest_seg.files import check_output_file
 
 if TYPE_CHECKING:
@@ -36,10 +37,10 @@ FORMATS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="export_seg.py", description=__doc__, allow_abbrev=False,
+    parser = argparse.ArgumentParser(prog=program("export"), description=usage(__doc__), allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, or "
-                        "the name of a published checkpoint (tools/zoo_seg.py lists them)")  # fmt: skip
+                        f"the name of a published checkpoint ({command('zoo')} lists them)")  # fmt: skip
     parser.add_argument("--format", nargs="+", choices=tuple(FORMATS), help="one or several (default: by the suffix of "
                         "--output, or onnx)")  # fmt: skip
     parser.add_argument("--output", help="the file; its suffix follows the format (default: model.* beside the "
@@ -62,6 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     proof.add_argument("--data.root", dest="root", help="folder of the data set (default: as in training)")
     proof.add_argument("--split", help="train, val or test (default: the one validated on in training)")
     proof.add_argument("--limit", type=int, help="use the first LIMIT images of the data set only")
+    complete(parser)
     return parser.parse_args(argv)
 
 

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnest_seg.cli.main import complete
 from resnest_seg.config import COUNT, check_option
-from resnest_seg.errors import ConfigError, DatasetError, printable
+from resnest_seg.errors import ConfigError, DatasetError, command, printable, program, usage
 from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder
 
 if TYPE_CHECKING:
@@ -49,13 +50,13 @@ LARGE = 64_000_000
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="predict_seg.py", description=__doc__, allow_abbrev=False,
+    parser = argparse.ArgumentParser(prog=program("predict"), description=usage(__doc__), allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a photo, a folder with its subfolders, a pattern "
                         "in quotes, a video, a camera (0), or an http(s) address")  # fmt: skip
     parser.add_argument("--checkpoint", required=True, help="a run folder (its best checkpoint), a checkpoint file, "
-                        "the name of a published checkpoint (tools/zoo_seg.py lists them), or an exported file: .onnx, "
-                        ".pt2, .xml")  # fmt: skip
+                        f"the name of a published checkpoint ({command('zoo')} lists them), or an exported file: "
+                        ".onnx, .pt2, .xml")  # fmt: skip
     parser.add_argument("--output", default="predictions", help="folder to write to (default: predictions)")
     parser.add_argument("--write", nargs="+", choices=tuple(ENDINGS), default=["labels", "overlay"], help="outputs of "
                         "an image: labels as PNG, overlay with legend, scores (class probabilities, npz, half "
@@ -80,6 +81,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     run.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="default: fp32")
     run.add_argument("--compile", action="store_true", help="torch.compile: slow at first, then faster")
     run.add_argument("--batch", type=int, help="images or tiles per call of the model (default: what fits)")
+    complete(parser)
     return parser.parse_args(argv)
 
 

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from resnest_seg.cli.main import complete, completing
 from resnest_seg.cli.train import Order, begun, fit, take
 from resnest_seg.config import PretrainConfig, add_run_arguments, load_config
-from resnest_seg.errors import CheckpointError, ConfigError
+from resnest_seg.errors import CheckpointError, ConfigError, command, program
 from resnest_seg.files import check_outside
 
 if TYPE_CHECKING:
@@ -31,9 +32,13 @@ if TYPE_CHECKING:
 def parse(argv: Sequence[str]) -> Order[PretrainConfig]:
     """Read the command line, and the environment that torchrun's elastic agent sets."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    if "-h" in argv or "--help" in argv:
-        helper = ArgumentParser(prog="pretrain_cls.py", description=__doc__.strip().splitlines()[0])
-        helper.add_argument("--config", help="train with this YAML file; every key below can be set in it")
+    if "-h" in argv or "--help" in argv or completing():
+        helper = ArgumentParser(prog=program("pretrain"), description=__doc__.strip().splitlines()[0])
+        helper.add_argument(
+            "--config",
+            help="train with this YAML file, in which every key below can be set, or "
+            "with the shipped config of this name",
+        )
         helper.add_argument(
             "--resume",
             help="resume the run in this folder, with its config; or auto, with --config: resume the run in its output "
@@ -42,6 +47,7 @@ def parse(argv: Sequence[str]) -> Order[PretrainConfig]:
         helper.add_argument("--allow-changes", help="keys that a resumed run may change, separated by commas")
         helper.add_argument("--dry-run", action="store_true", help="try the run in two steps, without leaving files")
         add_run_arguments(helper, PretrainConfig)
+        complete(helper)
         helper.print_help()
         raise SystemExit(0)
     dry = "--dry-run" in argv
@@ -101,6 +107,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = shlex.quote(str(order.output))
     return fit(
         trainer_for(order),
-        done=f"Segment with it: tools/train_seg.py ... --model.encoder_weights {folder}/best.safetensors",
-        again=f"python tools/pretrain_cls.py --resume {folder}",
+        done=f"Segment with it: {command('train')} ... --model.encoder_weights {folder}/best.safetensors",
+        again=f"{command('pretrain')} --resume {folder}",
     )

@@ -24,7 +24,8 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from resnest_seg.errors import EXIT_TERMINATED, ConfigError
+from resnest_seg.cli.main import complete
+from resnest_seg.errors import EXIT_TERMINATED, ConfigError, program, usage
 
 BOUNDS = {
     "port": (0, 65_535),
@@ -38,13 +39,13 @@ BOUNDS = {
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="serve_seg.py", description=__doc__, allow_abbrev=False,
+    parser = argparse.ArgumentParser(prog=program("serve"), description=usage(__doc__), allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--model", required=True, help="an exported file: .onnx, .xml or .pt2")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 listens to all networks (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="0 chooses a free port (default: 8000)")
     how = parser.add_argument_group("inference protocol and execution")
-    how.add_argument("--protocol", default="whole", help="as of predict_seg.py (default: whole)")
+    how.add_argument("--protocol", default="whole", help=f"as of {program('predict')} (default: whole)")
     how.add_argument("--tile", type=int, help="largest edge of tiles in pixels, 1..1048576")
     how.add_argument("--overlap", type=int, help="overlap of tiles in pixels (default: an eighth of the tile)")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
@@ -61,6 +62,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     limits.add_argument("--workers", type=int, default=1, help="photos processed at a time, 1..256 (default: 1)")
     limits.add_argument("--queue", type=int, default=64, help="photos that may wait, 0..10000 (default: 64)")
+    complete(parser)
     return parser.parse_args(argv)
 
 

@@ -25,22 +25,31 @@ from typing import TYPE_CHECKING, Generic
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from resnest_seg.cli.main import complete
 from resnest_seg.config import C, RunConfig, add_run_arguments, check_option, load_run_config
-from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, CheckpointError, ConfigError, unknown_name
-from resnest_seg.files import check_outside
+from resnest_seg.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    CheckpointError,
+    ConfigError,
+    command,
+    program,
+    unknown_name,
+)
+from resnest_seg.files import check_outside, find_config
 
 if TYPE_CHECKING:
     from resnest_seg.data.datasets import SegmentationDataset
     from resnest_seg.training.trainer import Trainer
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DEFAULT_CONFIGS = {
-    "synthetic": CONFIGS / "synthetic_fcn_resnest14_tiny.yaml",
-    "camvid": CONFIGS / "camvid_deeplabv3_resnest50.yaml",
-    "ade20k": CONFIGS / "ade20k_deeplabv3_resnest50.yaml",
-    "cityscapes": CONFIGS / "cityscapes_deeplabv3_resnest50.yaml",
-    "folder": CONFIGS / "folder_deeplabv3_resnest50.yaml",
+    "synthetic": "synthetic_fcn_resnest14_tiny",
+    "camvid": "camvid_deeplabv3_resnest50",
+    "ade20k": "ade20k_deeplabv3_resnest50",
+    "cityscapes": "cityscapes_deeplabv3_resnest50",
+    "folder": "folder_deeplabv3_resnest50",
 }
+"""Data set -> the shipped config that --dataset trains with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +76,12 @@ class Order(Generic[C]):
 def parse(argv: Sequence[str]) -> Order[RunConfig]:
     """Read the command line, and the environment that torchrun's elastic agent sets."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    helper = ArgumentParser(prog="train_seg.py", description=__doc__.strip().splitlines()[0], exit_on_error=False)
+    helper = ArgumentParser(prog=program("train"), description=__doc__.strip().splitlines()[0], exit_on_error=False)
     helper.add_argument("--dataset", help=f"train with the shipped config of a data set: {', '.join(DEFAULT_CONFIGS)}")
-    helper.add_argument("--config", help="train with this YAML file; every key below can be set in it")
+    helper.add_argument(
+        "--config",
+        help="train with this YAML file, in which every key below can be set, or with the shipped config of this name",
+    )
     helper.add_argument("--budget", help="choose train.accumulation and model.checkpointing so that the batch fits: "
                         "auto takes the memory of the devices here, a number is GiB for each")  # fmt: skip
     helper.add_argument(
@@ -80,6 +92,7 @@ def parse(argv: Sequence[str]) -> Order[RunConfig]:
     helper.add_argument("--allow-changes", help="keys that a resumed run may change, separated by commas")
     helper.add_argument("--dry-run", action="store_true", help="try the run in two steps, without leaving files")
     add_run_arguments(helper)
+    complete(helper)
     if "-h" in argv or "--help" in argv:
         helper.print_help()
         raise SystemExit(0)
@@ -114,7 +127,7 @@ def config_path(dataset: str | None, config: str | None) -> Path:
         raise unknown_name("data set", dataset, DEFAULT_CONFIGS)
     if (dataset is None) == (config is None):
         raise ConfigError("give one of --dataset NAME, --config FILE or --resume FOLDER; --help shows every key.")
-    return Path(config) if config is not None else DEFAULT_CONFIGS[str(dataset)]
+    return find_config(config if config is not None else DEFAULT_CONFIGS[str(dataset)])
 
 
 def within_budget(config: RunConfig, budget: str, *, num_classes: int) -> RunConfig:
@@ -247,8 +260,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = shlex.quote(str(order.output))
     return fit(
         trainer_for(order),
-        done=f"Evaluate with: python tools/eval_seg.py --checkpoint {folder}",
-        again=f"python tools/train_seg.py --resume {folder}",
+        done=f"Evaluate with: {command('eval')} --checkpoint {folder}",
+        again=f"{command('train')} --resume {folder}",
     )
 
 

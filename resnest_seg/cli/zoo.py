@@ -13,7 +13,8 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from resnest_seg.errors import unknown_name
+from resnest_seg.cli.main import complete
+from resnest_seg.errors import program, unknown_name
 
 if TYPE_CHECKING:
     from resnest_seg.models.published import PublishedCheckpoint
@@ -25,10 +26,11 @@ DATASETS = ("ade20k", "cityscapes", "pascal_context", "imagenet")
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(prog="zoo_seg.py", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=program("zoo"), description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--dataset", help=f"only checkpoints for one of {', '.join(DATASETS)}")
     parser.add_argument("--fetch", metavar="NAME", help="download this checkpoint, verify it and print its path")
     parser.add_argument("--json", action="store_true", help="print all metadata: URL, hash, path, scores")
+    complete(parser)
     return parser.parse_args(argv)
 
 
