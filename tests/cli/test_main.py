@@ -138,6 +138,7 @@ def test_no_message_of_the_package_names_a_script_by_hand():
     """Outside of docstrings, which `usage` translates, `command` is the only place that knows the scripts' names."""
     import ast
 
+    scripts = [Path(script).name for script in SCRIPTS.values()]
     for path in sorted((PROJECT / "resnest_seg").rglob("*.py")):
         if path.name == "errors.py":
             continue
@@ -147,8 +148,10 @@ def test_no_message_of_the_package_names_a_script_by_hand():
                       and node.body and isinstance(node.body[0], ast.Expr)}  # fmt: skip
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-                for name in (*(Path(script).name for script in SCRIPTS.values()), "datasets/README", "configs/"):
+                for name in (*scripts, "datasets/README", "configs/"):
                     assert name not in node.value, f"{path.name}: {node.value}"
+    for path in shipped_configs().values():  # in the wheel, too
+        assert not [name for name in (*scripts, "configs/") if name in path.read_text(encoding="utf-8")], path.name
 
 
 def completions(tmp_path, line):

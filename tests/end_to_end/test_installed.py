@@ -100,6 +100,21 @@ def test_the_metadata_are_complete(distributions):
         "[console_scripts]", "resnest-seg = resnest_seg.cli.main:run"]  # fmt: skip
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_installs_development_tools_for_developers_only(tmp_path):
+    copy_of_the_checkout(tmp_path / "checkout")
+
+    def plan(target):
+        done = subprocess.run(["make", "--dry-run", target], cwd=tmp_path / "checkout", capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return [line.split()[-1] for line in done.stdout.splitlines() if "--editable" in line]
+
+    for target in ("demo", "setup"):
+        assert plan(target) == ["."]
+    for target in ("test", "test-fast", "check", "lint", "golden"):
+        assert plan(target) == [".", "'.[dev]'"]
+
+
 @pytest.fixture(scope="module")
 def installed(distributions, tmp_path_factory):
     """Call a program of a fresh environment in an empty folder; the environment has the wheel, and our dependencies.
