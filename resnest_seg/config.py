@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import yaml
 
 from resnest_seg.errors import ConfigError, unknown_name, unknown_option
-from resnest_seg.files import load_yaml
+from resnest_seg.files import find_config, load_yaml
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -222,7 +222,7 @@ class ModelConfig:
     """Channels of the images; 3 for the data sets of this package."""
     encoder_weights: str | None = None
     """Initial weights of the encoder: imagenet (published weights, downloaded once), a weight file of any published
-    format, the name of a published checkpoint (tools/zoo_seg.py lists them), or null for random weights."""
+    format, the name of a published checkpoint (`resnest-seg zoo` lists them), or null for random weights."""
     weights: str | None = None
     """Initial weights of the whole model, in place of encoder_weights: a run folder, a weight file of any known format
     or the name of a published checkpoint. Tensors that do not fit (a classifier of other classes) stay random."""
@@ -470,7 +470,7 @@ class ClassifierConfig:
     """At an output stride below 32, which network the dilated weights belong to: encoding, mmseg or timm."""
     encoder_weights: str | None = None
     """Initial weights of the encoder: imagenet (published weights, downloaded once), a weight file of any published
-    format, the name of a published checkpoint (tools/zoo_seg.py lists them), or null for fresh weights."""
+    format, the name of a published checkpoint (`resnest-seg zoo` lists them), or null for fresh weights."""
     drop_block: float = within(0.0, 0, 1, below=True)
     """Share of pixels that DropBlock clears in the last two stages while training."""
     drop_path: float = within(0.0, 0, 1, below=True)
@@ -606,7 +606,7 @@ def load_config(path: str | Path, kind: type[C], *, overrides: Sequence[str] = (
     """Read a YAML file of any kind of run and apply dotted overrides.
 
     Args:
-        path: The YAML file; missing keys keep the dataclasses' defaults.
+        path: The YAML file, or the name of a shipped config; missing keys keep the dataclasses' defaults.
         kind: `RunConfig` or `PretrainConfig`.
         overrides: Command-line arguments such as `["--optim.lr", "0.02"]` or `["--optim.lr=0.02"]`.
 
@@ -614,7 +614,7 @@ def load_config(path: str | Path, kind: type[C], *, overrides: Sequence[str] = (
         ConfigError: The file is missing or not a YAML mapping; a key does not exist (the message suggests the nearest);
             a value is invalid.
     """
-    path, kinds = Path(path), kinds_of(kind)
+    path, kinds = find_config(path), kinds_of(kind)
     flat = _flat(_read_yaml(path), f"{path}", kind)
     for key, value in flat.items():
         if isinstance(value, str) and kinds[key].type is float:  # YAML 1.1 takes 1e-4 for text
@@ -659,8 +659,6 @@ def _built(flat: dict[str, Any], kind: type[T]) -> T:
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"no config file {path}. The shipped ones are in configs/.")
     try:
         tree = load_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:

@@ -107,7 +107,7 @@ def open_source(options: argparse.Namespace) -> Source:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; the data set and its folder default to those of the checkpoint's run."""
-    parser = Parser(prog="eval_seg.py", description=__doc__.splitlines()[0])
+    parser = Parser("eval", description=__doc__.splitlines()[0])
     add_checkpoint(parser, exported=True)
     add_model_option(parser)
     add_dataset(parser, default="the one trained on")

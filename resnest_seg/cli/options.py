@@ -18,8 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
+from resnest_seg.cli.main import complete, completing
 from resnest_seg.config import AnyConfig, DataConfig, RunConfig, check_option, config_keys, kinds_of
-from resnest_seg.errors import ConfigError, unknown_option
+from resnest_seg.errors import ConfigError, command, program, unknown_option, usage
 from resnest_seg.inference.protocols import PROTOCOLS, protocol
 
 if TYPE_CHECKING:
@@ -51,14 +52,14 @@ class Parser(argparse.ArgumentParser):
     """A parser of a verb's options, whose mistakes are `ConfigError`s that name the word and the nearest options.
 
     Args:
-        prog: Name of the command.
-        description: Text above the options, shown verbatim.
+        verb: The verb, whose program is named as it was called.
+        description: Text above the options, shown verbatim but for the commands of scripts in it.
     """
 
-    def __init__(self, *, prog: str, description: str) -> None:
+    def __init__(self, verb: str, *, description: str) -> None:
         super().__init__(
-            prog=prog,
-            description=description,
+            prog=program(verb),
+            description=usage(description),
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -69,6 +70,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             ConfigError: An option is unknown, has no value or a wrong one, or is missing; or a word belongs to none.
         """
+        complete(self)
         words = list(sys.argv[1:] if argv is None else argv)
         actions = self._option_string_actions
         options = [
@@ -121,7 +123,7 @@ def add_checkpoint(
     """
     files = ", or an exported file: .onnx, .pt2, .xml" if exported else ""
     before = "the name of" if exported else "or the name of"
-    text = f"a run folder (its best checkpoint), a checkpoint file, {before} a published checkpoint (tools/zoo_seg.py "
+    text = f"a run folder (its best checkpoint), a checkpoint file, {before} a published checkpoint ({command('zoo')} "
     parser.add_argument("--checkpoint", required=required, help=f"{text}lists them){files}{extra}")
 
 
@@ -349,7 +351,8 @@ class KeyHelp:
     """The help of a verb that takes every key of a config: `--help` shows the usual ones, `--help-all` all of them.
 
     Attributes:
-        usage: The command.
+        verb: The verb, whose program is named as it was called.
+        arguments: How it is called, behind the program.
         description: Text above the options.
         own: The verb's options.
         usual: The keys that people use.
@@ -357,7 +360,8 @@ class KeyHelp:
         short: Option -> the key that it is short for.
     """
 
-    usage: str
+    verb: str
+    arguments: str
     description: str
     own: Sequence[Own]
     usual: Sequence[str]
@@ -366,6 +370,12 @@ class KeyHelp:
 
     def show_if_asked(self, argv: Iterable[str]) -> None:
         """Print the help and exit if the command line asks for it."""
+        if completing():
+            parser = argparse.ArgumentParser()
+            for name in [option.name for option in self.own] + [f"--{key}" for key in config_keys(self.kind)]:
+                if name not in parser._option_string_actions:
+                    parser.add_argument(name)
+            complete(parser)
         words = set(argv)
         if words & {"-h", "--help", "--help-all"}:
             print(self.text(everything="--help-all" in words))
@@ -379,7 +389,7 @@ class KeyHelp:
             ("-h, --help", "show the options that people use"),
             ("--help-all", f"show all {len(entries)} keys of the config"),
         ]
-        head = f"usage: {self.usage}\n\n{self.description.strip()}\n"
+        head = f"usage: {program(self.verb)} {self.arguments}\n\n{usage(self.description).strip()}\n"
         if not everything:
             usual = [entries[key] for key in self.usual]
             foot = "\nEvery key of the config is an option: --help-all shows them. Config files override the defaults."

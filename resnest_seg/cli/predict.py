@@ -63,7 +63,7 @@ LARGE = 64_000_000
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = Parser(prog="predict_seg.py", description=__doc__)
+    parser = Parser("predict", description=__doc__)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a photo, a folder with its subfolders, a pattern "
                         "in quotes, a video, a camera (0), or an http(s) address")  # fmt: skip
     add_checkpoint(parser, exported=True)

@@ -51,7 +51,7 @@ BOUNDS = {
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = Parser(prog="serve_seg.py", description=__doc__)
+    parser = Parser("serve", description=__doc__)
     add_checkpoint(parser, exported=True, required=False)
     parser.add_argument("--model", help=argparse.SUPPRESS)  # --checkpoint's former name
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 listens to all networks (default: 127.0.0.1)")

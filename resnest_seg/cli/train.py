@@ -29,21 +29,21 @@ from resnest_seg.cli.model_file import HELP as MODEL_HELP
 from resnest_seg.cli.model_file import own_network
 from resnest_seg.cli.options import CHECKPOINT, SHORT, KeyHelp, Own, number, run_options, take
 from resnest_seg.config import AnyConfig, C, RunConfig, load_run_config
-from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, CheckpointError, ConfigError, unknown_name
-from resnest_seg.files import claimed, next_free, numbered
+from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, CheckpointError, ConfigError, command, unknown_name
+from resnest_seg.files import claimed, find_config, next_free, numbered, shipped_configs
 
 if TYPE_CHECKING:
     from resnest_seg.training.assembly import Parts
     from resnest_seg.training.trainer import Trainer
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DEFAULT_CONFIGS = {
-    "synthetic": CONFIGS / "synthetic_fcn_resnest14_tiny.yaml",
-    "camvid": CONFIGS / "camvid_deeplabv3_resnest50.yaml",
-    "ade20k": CONFIGS / "ade20k_deeplabv3_resnest50.yaml",
-    "cityscapes": CONFIGS / "cityscapes_deeplabv3_resnest50.yaml",
-    "folder": CONFIGS / "folder_deeplabv3_resnest50.yaml",
+    "synthetic": "synthetic_fcn_resnest14_tiny",
+    "camvid": "camvid_deeplabv3_resnest50",
+    "ade20k": "ade20k_deeplabv3_resnest50",
+    "cityscapes": "cityscapes_deeplabv3_resnest50",
+    "folder": "folder_deeplabv3_resnest50",
 }
+"""Data set -> the shipped config that --dataset trains with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,11 @@ class Order(Generic[C]):
 
 OWN = (
     Own("--dataset", "NAME", f"train with the shipped config of a data set: {', '.join(DEFAULT_CONFIGS)}"),
-    Own("--config", "FILE", "train with this YAML file; every key can be set in it"),
+    Own(
+        "--config",
+        "FILE",
+        "train with this YAML file, in which every key can be set, or the shipped config of this name",
+    ),
     *run_options("--dataset or --config"),
     Own(
         "--budget",
@@ -116,7 +120,8 @@ USUAL = (
 """The keys that people use."""
 
 HELP = KeyHelp(
-    usage="train_seg.py (--dataset NAME | --config FILE | --resume FOLDER) [--KEY VALUE ...]",
+    verb="train",
+    arguments="(--dataset NAME | --config FILE | --resume FOLDER) [--KEY VALUE ...]",
     description=__doc__,
     own=OWN,
     usual=USUAL,
@@ -199,7 +204,7 @@ def run_name(run: AnyConfig, path: Path, head: str) -> str:
         <dataset>_<head>_<encoder>, in family mmseg with its name behind, as shipped configs are called; for a file of
         the user's own its name without the suffix.
     """
-    if path.resolve().parent != CONFIGS:
+    if path.resolve() not in shipped_configs().values():
         return path.stem
     family = "_mmseg" if isinstance(run, RunConfig) and run.model.family == "mmseg" else ""
     return re.sub(r"[^\w.-]", "-", f"{run.data.dataset}_{head}_{run.model.encoder}{family}")
@@ -216,7 +221,7 @@ def config_path(dataset: str | None, config: str | None) -> Path:
         raise unknown_name("data set", dataset, DEFAULT_CONFIGS)
     if (dataset is None) == (config is None):
         raise ConfigError("give one of --dataset NAME, --config FILE or --resume FOLDER; --help shows every key.")
-    return Path(config) if config is not None else DEFAULT_CONFIGS[str(dataset)]
+    return find_config(config if config is not None else DEFAULT_CONFIGS[str(dataset)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -245,8 +250,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ended(
             trainer,
             lambda: run(trainer).finished,
-            done=f"Evaluate with: python tools/eval_seg.py --checkpoint {folder}{network}",
-            again=f"python tools/train_seg.py --resume {folder}{network}",
+            done=f"Evaluate with: {command('eval')} --checkpoint {folder}{network}",
+            again=f"{command('train')} --resume {folder}{network}",
         )
 
 

@@ -234,7 +234,7 @@ class OnnxPredictor(Predictor):
     """A `Predictor` of an exported file. Calls from several threads at once are fine.
 
     Args:
-        path: A file of `tools/export_seg.py`: .onnx, or .xml, which needs OpenVINO (or .pt2, which needs torch).
+        path: A file of `resnest-seg export`: .onnx, or .xml, which needs OpenVINO (or .pt2, which needs torch).
         device: "auto", "cpu", or what `resnest_seg.inference.exported.open_exported` knows beside.
         protocol: See `Predictor`, as for the others.
         tile: See `Predictor`.

@@ -23,7 +23,7 @@ from resnest_seg.config import (
     RunConfig,
     kinds_of,
 )
-from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, unknown_name
+from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, command, unknown_name
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import Checkpoint, find_checkpoint, is_ours
 from resnest_seg.models.classifier import NO_CLASSIFIER, Classifier, fresh_classifier
@@ -238,7 +238,7 @@ def _open(path: str | Path, output_stride: int | None, dilation: str | None) -> 
     if entry is None and not Path(path).exists():
         raise CheckpointError(
             f"no checkpoint {path}: there is no such file or run folder, and no published checkpoint of that name. "
-            "tools/zoo_seg.py lists the names."
+            f"`{command('zoo')}` lists the names."
         )
     hint = "" if entry is None else entry.encoder
     if dilation is None and entry is not None and entry.source == "timm":

@@ -42,7 +42,7 @@ def test_a_shipped_config_is_whole_and_says_what_it_is(path):
     for word in ("What for:", "Expect:", "Takes:", "Command:"):
         assert any(word in line for line in header), f"{path.name} has no line {word}"
     assert header[0].startswith(f"# {TITLES[config.model.head]} on ")
-    commands = [line for line in header if f"tools/train_seg.py --config configs/{path.name}" in line]
+    commands = [line for line in header if f"resnest-seg train --config {path.stem}" in line]
     assert commands or path.stem in SHORT, f"{path.name} does not say how to train it"
 
 

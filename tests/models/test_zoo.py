@@ -165,7 +165,7 @@ def test_counters_that_old_files_lack_are_expected(authors, tmp_path):
 
 
 def test_unknown_names_and_needless_options(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no published checkpoint of that name. tools/zoo_seg.py lists"):
+    with pytest.raises(CheckpointError, match=r"no published checkpoint of that name. `python tools/zoo_seg.py` lists"):
         load_checkpoint("deeplab_resnest50_adee")
     build_segmenter("resnest14_tiny", num_classes=3).to_checkpoint().save(tmp_path / "own.safetensors")
     with pytest.raises(ConfigError, match="says itself which output stride and dilation"):
