@@ -13,15 +13,12 @@ import reprlib
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import yaml
 
 from resnest_seg.errors import ConfigError, unknown_name, unknown_option
 from resnest_seg.files import find_config, load_yaml
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
 
 LOSSES = ("cross_entropy", "ohem", "dice", "focal", "lovasz", "tversky")
 """Names in `train.loss`."""
@@ -590,11 +587,6 @@ def _dotted(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def to_yaml(config: AnyConfig) -> str:
     """Serialise the resolved config to YAML with every key; `load_run_config` reads it back to an equal config."""
     return yaml.safe_dump(config.to_dict(), sort_keys=False)
-
-
-def add_run_arguments(parser: ArgumentParser, kind: type[AnyConfig] = RunConfig) -> None:
-    """Add every key of a kind of config to a jsonargparse parser, documented by the dataclasses' docstrings."""
-    parser.add_class_arguments(kind)
 
 
 def load_run_config(path: str | Path, *, overrides: Sequence[str] = ()) -> RunConfig:

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         path = config_path(chosen["--dataset"], chosen["--config"])
         config = load_run_config(path, overrides=overrides)
-        where = f"--dataset {chosen['--dataset']}" if chosen["--dataset"] else f"--config {path}"
+        where = f"--dataset {chosen['--dataset']}" if chosen["--dataset"] else f"--config {chosen['--config']}"
     count = int(number(chosen["--devices"] or "1", "--devices", 1, 65536))
     kind = chosen["--device"]
     if kind not in (None, "cuda", "cpu"):

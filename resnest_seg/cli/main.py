@@ -132,8 +132,6 @@ def complete(parser: ArgumentParser, *, after: int = 1) -> None:
     import argcomplete
 
     os.environ["_ARGCOMPLETE"] = str(1 + after)  # the word with which the parser's part of the line begins
-    if type(parser).__module__.startswith("jsonargparse"):
-        parser.parse_args([])  # which asks argcomplete by itself, in a way that knows its parsers
     argcomplete.autocomplete(parser)
 
 

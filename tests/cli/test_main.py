@@ -27,7 +27,7 @@ def process(*words, folder=None, **environment):
 
 
 def test_every_verb_has_a_module_and_every_module_is_a_verb():
-    files = {path.stem for path in (PROJECT / "resnest_seg" / "cli").glob("*.py")} - {"__init__", "main"}
+    files = {path.stem for path in (PROJECT / "resnest_seg" / "cli").glob("*.py")} - {"__init__", "main", "options", "model_file"}
     assert set(cli.VERBS) == files
     assert {verb.split()[0] for verb in SCRIPTS} == files
     assert all((PROJECT / script).is_file() for script in SCRIPTS.values())
@@ -71,17 +71,18 @@ def test_a_package_that_is_missing_is_named_but_a_bug_of_ours_is_a_bug(monkeypat
     monkeypatch.setitem(sys.modules, "resnest_seg.cli.zoo", None)  # as if our own file were missing
     with pytest.raises(ModuleNotFoundError):
         cli.main(["zoo"])
-    monkeypatch.delitem(sys.modules, "resnest_seg.cli.train", raising=False)
-    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    monkeypatch.delitem(sys.modules, "resnest_seg.training.assembly", raising=False)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    monkeypatch.delitem(sys.modules, "resnest_seg.training.distributed", raising=False)
     assert resnest_seg_command("train", "--dataset", "synthetic") == 2
-    assert "train needs the package jsonargparse, which is not installed" in capsys.readouterr().err
+    assert "train needs the package accelerate, which is not installed" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_help_imports_nothing_heavy(tmp_path):
     code = (
         "import sys\nfrom resnest_seg.cli.main import main\nmain(['--help'])\n"
-        "print(sorted({'torch', 'numpy', 'yaml', 'jsonargparse', 'argparse', 'cv2'} & set(sys.modules)))"
+        "print(sorted({'torch', 'numpy', 'yaml', 'argparse', 'cv2'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -229,7 +229,7 @@ prediction = OnnxPredictor("a.onnx", tile=16)("photo.png")
 prediction.save("labels.png")
 prediction.save_scores("scores.npz")
 prediction.overlay(), prediction.polygons()
-print([name for name in ("torch", "PIL", "yaml", "rich", "jsonargparse", "scipy") if name in sys.modules])
+print([name for name in ("torch", "PIL", "yaml", "rich", "scipy") if name in sys.modules])
 """
 
 
