@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import yaml
 
 from resnest_seg.errors import ConfigError, unknown_name
-from resnest_seg.files import load_yaml
+from resnest_seg.yaml_files import load_yaml
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser

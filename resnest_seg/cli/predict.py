@@ -246,6 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "scores" in options.write:
             backend.check_scores()
         predictor = Predictor(backend, protocol=protocol_for(options, backend))
+        predictor.check_photos()
         print(f"protocol {predictor.protocol.description}", file=sys.stderr)
         done, stopped = segment(predictor, items, outputs, options, problems)
     if done:

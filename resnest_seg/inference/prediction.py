@@ -21,7 +21,7 @@ class Prediction:
     """Prediction of one image, independent of the backend.
 
     Attributes:
-        image: The photo, RGB, uint8 [H, W, 3].
+        image: The photo, RGB, uint8 [H, W, 3]; of an image of other channels its first three, or its first as grey.
         labels: Train ids, uint8 [H, W]; positions in `label_space.names`.
         label_space: The classes.
         compute_scores: Runs the model again for class probabilities, float32 [K, H, W], which are 4 K times as large as
