@@ -18,7 +18,8 @@ from typing import Any, Self, TypeVar
 import yaml
 
 from resnest_seg.errors import ConfigError, unknown_name, unknown_option
-from resnest_seg.files import find_config, load_yaml
+from resnest_seg.files import find_config
+from resnest_seg.yaml_files import load_yaml
 
 LOSSES = ("cross_entropy", "ohem", "dice", "focal", "lovasz", "tversky")
 """Names in `train.loss`."""

@@ -13,6 +13,7 @@ Every message says what is wrong, where, the value seen and what fixes it. Bugs 
 from __future__ import annotations
 
 import difflib
+import importlib
 import io
 import re
 import shlex
@@ -21,6 +22,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 EXIT_SOFTWARE = 70
 """Exit code of a tool that hit a bug of the library (EX_SOFTWARE of sysexits.h)."""
@@ -163,6 +165,23 @@ def usage(text: str) -> str:
     for verb, script in SCRIPTS.items():
         text = text.replace(f"python {script}", command(verb)).replace(f" {script}", command(verb, launcher=""))
     return text
+
+
+def load_extra(module: str, extra: str) -> Any:
+    """Import a library that only an extra of this package installs.
+
+    Args:
+        module: Its name, such as "matplotlib.pyplot".
+        extra: The extra.
+
+    Raises:
+        ConfigError: It is not installed; the message has the command.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        name = (error.name or module).partition(".")[0]
+        raise ConfigError(f"this needs {name}, which is not installed: pip install 'resnest-seg[{extra}]'") from None
 
 
 def printable(text: str) -> str:

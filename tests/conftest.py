@@ -87,3 +87,16 @@ def small_dataset(tiny_space):
             return Sample(image, labels, f"sample {index}")
 
     return Small()
+
+
+@pytest.fixture
+def pyplot():
+    """matplotlib.pyplot without a display; its figures are closed after the test."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    assert pyplot.get_fignums() == []
+    yield pyplot
+    pyplot.close("all")

@@ -262,6 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "scores" in options.write:
             backend.check_scores()
         predictor = Predictor(backend, protocol=protocol_for(options, backend), memory=options.memory)
+        predictor.check_photos()
         print(f"protocol {predictor.protocol.description}", file=sys.stderr)
         with contextlib.ExitStack() as held:
             if options.fresh:  # two starts at a time write into two folders

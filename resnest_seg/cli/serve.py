@@ -134,6 +134,7 @@ def _serve(options: argparse.Namespace) -> int:
         memory=options.memory,
         threads=options.threads,
     )
+    predictor.check_photos()
     application = serving.app(predictor, limits=limits)
     http_server, listening = serving.server(application, limits=limits, host=options.host, port=options.port)
     host, port = listening.getsockname()[:2]
