@@ -4,9 +4,11 @@
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
+INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt
 READY := .venv/.ready
+DEVELOPMENT := .venv/.ready-for-development
 
-.PHONY: demo test test-fast check golden setup clean
+.PHONY: demo test test-fast lint check golden setup clean
 
 demo: $(READY)  ## train on drawn street scenes, evaluate, draw; minutes on 2 CPU cores
 	rm -rf runs/demo
@@ -16,28 +18,33 @@ demo: $(READY)  ## train on drawn street scenes, evaluate, draw; minutes on 2 CP
 	$(BIN)/python tools/predict_seg.py --checkpoint runs/demo runs/demo/photos/images --output runs/demo/predictions
 	@echo "Look at runs/demo/contact_sheet.png and runs/demo/predictions/*_overlay.png"
 
-test: $(READY)  ## all tests
+test: $(DEVELOPMENT)  ## all tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-test-fast: $(READY)  ## the tests for daily work: no processes, no compilers
+test-fast: $(DEVELOPMENT)  ## the tests for daily work: no processes, no compilers
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
-golden: $(READY)  ## rewrite the golden list of config keys, after a deliberate change
+golden: $(DEVELOPMENT)  ## rewrite the golden list of config keys, after a deliberate change
 	$(BIN)/python tests/support/config_keys_file.py
 
-check: $(READY)  ## tests, lint, formatting, types
-	$(BIN)/ruff format --check .
+lint: $(DEVELOPMENT)  ## lint, formatting, types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-setup: $(READY)  ## only the environment
+check: lint test  ## all of these
+
+setup: $(READY)  ## only the environment: what training, evaluation and prediction need
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "resnest_seg needs Python >= 3.11, this is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) --editable .
+	@touch $@
+
+$(DEVELOPMENT): $(READY)
+	$(INSTALL) --editable '.[dev]'
 	@touch $@
 
 clean:  ## remove the environment and caches, never runs or data

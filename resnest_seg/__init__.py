@@ -15,15 +15,20 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from resnest_seg.config import ModelConfig as ModelConfig
     from resnest_seg.config import RunConfig as RunConfig
     from resnest_seg.config import load_run_config as load_run_config
+    from resnest_seg.data.build import build_dataset as build_dataset
     from resnest_seg.data.checks import Diagnosis as Diagnosis
     from resnest_seg.data.checks import diagnose as diagnose
     from resnest_seg.data.datasets import ADE20K as ADE20K
     from resnest_seg.data.datasets import CamVid as CamVid
     from resnest_seg.data.datasets import Cityscapes as Cityscapes
+    from resnest_seg.data.datasets import Sample as Sample
+    from resnest_seg.data.datasets import SegmentationDataset as SegmentationDataset
     from resnest_seg.data.folder import FolderDataset as FolderDataset
     from resnest_seg.data.loader import build_loader as build_loader
+    from resnest_seg.data.pairs import PairDataset as PairDataset
     from resnest_seg.data.synthetic import Synthetic as Synthetic
     from resnest_seg.errors import CheckpointError as CheckpointError
     from resnest_seg.errors import ConfigError as ConfigError
@@ -45,15 +50,22 @@ if TYPE_CHECKING:
     from resnest_seg.inference.torch_engine import whole as whole
     from resnest_seg.labels import IGNORE_LABEL as IGNORE_LABEL
     from resnest_seg.labels import LabelSpace as LabelSpace
+    from resnest_seg.models.loading import build_encoder as build_encoder
     from resnest_seg.models.loading import build_segmenter as build_segmenter
     from resnest_seg.models.loading import load_checkpoint as load_checkpoint
     from resnest_seg.models.segmenter import LoadReport as LoadReport
     from resnest_seg.models.segmenter import Segmenter as Segmenter
     from resnest_seg.models.segmenter import SegmenterOutput as SegmenterOutput
+    from resnest_seg.training.assembly import FitResult as FitResult
+    from resnest_seg.training.assembly import fit as fit
+    from resnest_seg.training.monitor import Callback as Callback
+    from resnest_seg.training.monitor import StepReport as StepReport
+    from resnest_seg.training.monitor import ValidationReport as ValidationReport
     from resnest_seg.training.trainer import Trainer as Trainer
 
 _HOMES = {
     "ADE20K": "data.datasets",
+    "Callback": "training.monitor",
     "CamVid": "data.datasets",
     "CheckpointError": "errors",
     "Cityscapes": "data.datasets",
@@ -64,29 +76,39 @@ _HOMES = {
     "DownloadError": "errors",
     "EvalReport": "evaluation.report",
     "ExportError": "errors",
+    "FitResult": "training.assembly",
     "FolderDataset": "data.folder",
     "IGNORE_LABEL": "labels",
     "LabelSpace": "labels",
     "LoadReport": "models.segmenter",
+    "ModelConfig": "config",
     "OnnxPredictor": "inference.predictor",
+    "PairDataset": "data.pairs",
     "Prediction": "inference.prediction",
     "Predictor": "inference.predictor",
+    "Protocol": "inference.protocols",
     "ResNeStSegError": "errors",
     "RunConfig": "config",
+    "Sample": "data.datasets",
     "Scores": "evaluation.metrics",
+    "SegmentationDataset": "data.datasets",
     "Segmenter": "models.segmenter",
     "SegmenterOutput": "models.segmenter",
+    "StepReport": "training.monitor",
     "Synthetic": "data.synthetic",
     "Trainer": "training.trainer",
+    "ValidationReport": "training.monitor",
+    "build_dataset": "data.build",
+    "build_encoder": "models.loading",
     "build_loader": "data.loader",
     "build_segmenter": "models.loading",
     "diagnose": "data.checks",
     "evaluate": "evaluation.evaluate",
+    "fit": "training.assembly",
     "load_checkpoint": "models.loading",
     "load_run_config": "config",
     "multiscale": "inference.torch_engine",
     "protocol": "inference.protocols",
-    "Protocol": "inference.protocols",
     "sliding_window": "inference.torch_engine",
     "whole": "inference.torch_engine",
 }

@@ -11,22 +11,24 @@ import dataclasses
 import math
 import reprlib
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import yaml
 
 from resnest_seg.errors import ConfigError, unknown_name, unknown_option
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+from resnest_seg.files import find_config
+from resnest_seg.yaml_files import load_yaml
 
 LOSSES = ("cross_entropy", "ohem", "dice", "focal", "lovasz", "tversky")
 """Names in `train.loss`."""
 
 CLASS_WEIGHTS = ("none", "median_frequency", "effective_number")
 """Values of `train.class_weights`."""
+
+CUSTOM = "custom"
+"""Value of `data.dataset`, `model.encoder` or `model.head` for a part of the user's own, which no name builds."""
 
 COUNT = 10**9
 """Maximum of keys that count epochs, steps or samples, beyond any real run."""
@@ -116,19 +118,32 @@ class Kind:
         """
         if value is None and self.null:
             return
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = number and (self.type is float or isinstance(value, int)) if self.type in (int, float) else False
-        if not (fits or (self.type in (str, bool) and isinstance(value, self.type))):
-            raise ConfigError(f"{key} must be {self}, not {shown(value)}.")
+        wanted = int | float if self.type is float else self.type
+        if not isinstance(value, wanted) or (isinstance(value, bool) and self.type is not bool):
+            raise ConfigError(f"{key} must be {TYPES[self.type]}, not {shown(value)}.")
         if self.range is not None and value not in self.range:  # type: ignore[operator]  # it is a number
             raise ConfigError(f"{key} must be {self}, not {value}.")
         if isinstance(value, str) and (not value.strip() or "\0" in value):
             what = "holds a zero byte." if value.strip() else "is empty: is a shell variable not set?"
             raise ConfigError(f"{key} {what} {'Leave it out, or give null.' if self.null else 'Leave it out.'}")
 
+    def read(self, word: str) -> Any:
+        """Convert a word of the command line to this type; the word itself if that is impossible, for `check`."""
+        if self.null and word in ("null", "None"):
+            return None
+        if self.type is bool:
+            return {"true": True, "false": False}.get(word.lower(), word)
+        try:
+            return self.type(word)
+        except ValueError:
+            return word
+
     def __str__(self) -> str:
-        kind = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}[self.type]
-        return f"{kind}{f' {self.range}' if self.range else ''}{' or null' if self.null else ''}"
+        return f"{TYPES[self.type]}{f' {self.range}' if self.range else ''}{' or null' if self.null else ''}"
+
+
+TYPES = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
+"""Types of keys in the words of messages."""
 
 
 def check_values(flat: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
@@ -145,11 +160,6 @@ def check_values(flat: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
         kinds[key].check(key, value)
     if flat["model.output_stride"] not in (8, 16, 32):
         raise ConfigError(f"model.output_stride must be 8, 16 or 32, not {flat['model.output_stride']}.")
-    _check_course(flat)
-
-
-def _check_course(flat: Mapping[str, Any]) -> None:
-    """Check the length and the learning rates of a run."""
     epochs, iterations = flat["train.epochs"], flat["train.iterations"]
     if (epochs is None) == (iterations is None):
         raise ConfigError(
@@ -186,59 +196,6 @@ def loss_names(text: str) -> tuple[str, ...]:
     return names
 
 
-DEEPEST = 50
-"""Maximum nesting of lists and mappings in a file."""
-
-
-def load_yaml(text: str, name: str) -> Any:
-    """Parse a YAML document to mappings, lists, strings, numbers, booleans and None.
-
-    Args:
-        text: The document.
-        name: Its name in error messages.
-
-    Raises:
-        ConfigError: The text is not YAML, a mapping has a duplicate key (the message names both lines), or it is
-            nested more than `DEEPEST` levels deep.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
-        # Not only YAMLError: PyYAML parses `!!bool x` and 2026-13-45 without validation.
-        raise ConfigError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """Loader that rejects duplicate keys and deep nesting; PyYAML's keeps the last key and recurses without limit."""
-
-    _depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        self._depth += 1
-        if parent is not None and self._depth > DEEPEST:
-            line = parent.start_mark.line + 1
-            raise yaml.YAMLError(f"line {line} is nested more than {DEEPEST} levels deep")
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
-
-    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        lines: dict[tuple[str, str], int] = {}
-        # Here and not in the constructor, where the keys of `<<: *other` have been merged.
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            line, content = key.start_mark.line + 1, (key.tag, key.value)
-            if content in lines:
-                raise yaml.YAMLError(
-                    f"duplicate key {key.value!r} on lines {lines[content]} and {line}, and only one of them would "
-                    "count: merge the two, or delete one"
-                )
-            lines[content] = line
-        return node
-
-
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The network; the number of classes comes from the data set's label space."""
@@ -263,7 +220,7 @@ class ModelConfig:
     """Channels of the images; 3 for the data sets of this package."""
     encoder_weights: str | None = None
     """Initial weights of the encoder: imagenet (published weights, downloaded once), a weight file of any published
-    format, the name of a published checkpoint (tools/zoo_seg.py lists them), or null for random weights."""
+    format, the name of a published checkpoint (`resnest-seg zoo` lists them), or null for random weights."""
     weights: str | None = None
     """Initial weights of the whole model, in place of encoder_weights: a run folder, a weight file of any known format
     or the name of a published checkpoint. Tensors that do not fit (a classifier of other classes) stay random."""
@@ -438,9 +395,43 @@ class EvalConfig:
     """Memory limit of class scores in MiB; a larger image is scored a few rows at a time."""
 
 
+class NestedConfig:
+    """The way of a config, a dataclass of groups of keys, from nested dictionaries and back."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build a config from nested dictionaries such as `{"model": {"encoder": "resnest101"}, "seed": 1}`.
+
+        Args:
+            values: Any keys, as in a YAML file; `{"model.encoder": "resnest101"}` works too. The others keep their
+                defaults.
+
+        Raises:
+            ConfigError: A key does not exist (the message suggests the nearest) or is given twice, or a value is
+                invalid.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"a config is built from nested dictionaries, not from {shown(values)}.")
+        return _built(_flat(values, "config", cls), cls)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All keys as nested dictionaries of plain values; `from_dict` of them is an equal config."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]  # every subclass is a dataclass
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if dataclasses.is_dataclass(hint) and not isinstance(value, typing.cast(type, hint)):
+                kind, own = getattr(hint, "__name__", ""), type(self).__name__
+                raise ConfigError(
+                    f"{name} must be a {kind}, not {shown(value)}. {own}.from_dict takes nested dictionaries."
+                )
+        check_values(flatten(typing.cast(AnyConfig, self)), kinds_of(type(self)))
+
+
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """The configuration of a run; it determines the result."""
+class RunConfig(NestedConfig):
+    """The configuration of a run; it determines the result. `RunConfig.from_dict` takes nested dictionaries."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -454,7 +445,7 @@ class RunConfig:
     config file of your own, with -2, -3 ... behind it if that exists."""
 
     def __post_init__(self) -> None:
-        check_values(flatten(self), kinds_of(RunConfig))
+        super().__post_init__()
         low, high = self.data.scale_min, self.data.scale_max
         if high < low:
             raise ConfigError(f"data.scale_max ({high}) is below data.scale_min ({low}).")
@@ -477,7 +468,7 @@ class ClassifierConfig:
     """At an output stride below 32, which network the dilated weights belong to: encoding, mmseg or timm."""
     encoder_weights: str | None = None
     """Initial weights of the encoder: imagenet (published weights, downloaded once), a weight file of any published
-    format, the name of a published checkpoint (tools/zoo_seg.py lists them), or null for fresh weights."""
+    format, the name of a published checkpoint (`resnest-seg zoo` lists them), or null for fresh weights."""
     drop_block: float = within(0.0, 0, 1, below=True)
     """Share of pixels that DropBlock clears in the last two stages while training."""
     drop_path: float = within(0.0, 0, 1, below=True)
@@ -535,7 +526,7 @@ class ClassifyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(NestedConfig):
     """The whole configuration of a classifier's training run."""
 
     model: ClassifierConfig = dataclasses.field(default_factory=ClassifierConfig)
@@ -550,7 +541,7 @@ class PretrainConfig:
     config file of your own, with -2, -3 ... behind it if that exists."""
 
     def __post_init__(self) -> None:
-        check_values(flatten(self), kinds_of(PretrainConfig))
+        super().__post_init__()
         if self.classify.augment not in AUGMENTS:
             raise unknown_name("classify.augment", self.classify.augment, AUGMENTS)
 
@@ -561,16 +552,9 @@ AnyConfig = RunConfig | PretrainConfig
 C = TypeVar("C", RunConfig, PretrainConfig)
 
 
-def config_keys(owner: type = RunConfig, prefix: str = "") -> list[str]:
+def config_keys(owner: type = RunConfig) -> list[str]:
     """List the dotted keys of a run's config, in the order of the dataclasses."""
-    hints = typing.get_type_hints(owner)
-    keys: list[str] = []
-    for field in dataclasses.fields(owner):
-        if dataclasses.is_dataclass(hints[field.name]):
-            keys += config_keys(hints[field.name], f"{prefix}{field.name}.")
-        else:
-            keys.append(prefix + field.name)
-    return keys
+    return list(kinds_of(owner))
 
 
 def kinds_of(owner: type = RunConfig, prefix: str = "") -> dict[str, Kind]:
@@ -589,24 +573,21 @@ def kinds_of(owner: type = RunConfig, prefix: str = "") -> dict[str, Kind]:
 
 def flatten(config: AnyConfig) -> dict[str, Any]:
     """Convert a config to one dictionary: dotted key -> value."""
+    return dict(_dotted(config.to_dict()))
 
-    def walk(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        flat: dict[str, Any] = {}
-        for key, value in tree.items():
-            flat |= walk(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-        return flat
 
-    return walk(dataclasses.asdict(config), "")
+def _dotted(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a mapping of mappings."""
+    for group, values in tree.items():
+        if isinstance(values, Mapping):
+            yield from ((f"{group}.{name}", value) for name, value in values.items())
+        else:
+            yield group, values
 
 
 def to_yaml(config: AnyConfig) -> str:
     """Serialise the resolved config to YAML with every key; `load_run_config` reads it back to an equal config."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
-
-
-def add_run_arguments(parser: ArgumentParser, kind: type[AnyConfig] = RunConfig) -> None:
-    """Add every key of a kind of config to a jsonargparse parser, documented by the dataclasses' docstrings."""
-    parser.add_class_arguments(kind)
+    return yaml.safe_dump(config.to_dict(), sort_keys=False)
 
 
 def load_run_config(path: str | Path, *, overrides: Sequence[str] = ()) -> RunConfig:
@@ -618,7 +599,7 @@ def load_config(path: str | Path, kind: type[C], *, overrides: Sequence[str] = (
     """Read a YAML file of any kind of run and apply dotted overrides.
 
     Args:
-        path: The YAML file; missing keys keep the dataclasses' defaults.
+        path: The YAML file, or the name of a shipped config; missing keys keep the dataclasses' defaults.
         kind: `RunConfig` or `PretrainConfig`.
         overrides: Command-line arguments such as `["--optim.lr", "0.02"]` or `["--optim.lr=0.02"]`.
 
@@ -626,45 +607,51 @@ def load_config(path: str | Path, kind: type[C], *, overrides: Sequence[str] = (
         ConfigError: The file is missing or not a YAML mapping; a key does not exist (the message suggests the nearest);
             a value is invalid.
     """
-    from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+    path, kinds = find_config(path), kinds_of(kind)
+    flat = _flat(_read_yaml(path), f"{path}", kind)
+    for key, value in flat.items():
+        if isinstance(value, str) and kinds[key].type is float:  # YAML 1.1 takes 1e-4 for text
+            flat[key] = kinds[key].read(value)
+    return _built(flat | _overridden(overrides, kinds), kind)
 
-    path = Path(path)
-    _check_keys(_read_yaml(path), f"{path}", kind)
-    keys = config_keys(kind)
-    for word in overrides:
-        name = word[2:].partition("=")[0]
-        if word.startswith("--") and name not in keys:
-            raise unknown_option(f"--{name}", [f"--{key}" for key in keys], listing="--help-all")
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    add_run_arguments(parser, kind)
-    try:
-        namespace = parser.parse_args([f"--config={path}", *overrides])
-    except ArgumentError as error:
-        raise ConfigError(f"{path} with the given options: {' '.join(str(error).split())}") from None
-    del namespace["config"]
-    return _from_dict(namespace.as_dict(), kind)
+
+def _overridden(words: Sequence[str], kinds: Mapping[str, Kind]) -> dict[str, Any]:
+    """Parse `--key value` and `--key=value` to key -> value of the key's type, as far as it can be read as such."""
+    values, rest = dict[str, Any](), iter(words)
+    for word in rest:
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--"):
+            raise ConfigError(f"{word!r} is not an option: write --KEY VALUE, such as --optim.lr 0.02.")
+        if key not in kinds:
+            raise unknown_option(f"--{key}", [f"--{known}" for known in kinds], listing="--help-all")
+        if not equals and ((value := next(rest, "--")).startswith("--")):
+            raise ConfigError(f"--{key} needs a value: {kinds[key]}.")
+        values[key] = kinds[key].read(value)
+    return values
 
 
 def config_from_dict(values: Mapping[str, Any]) -> AnyConfig:
-    """Build a config from nested dictionaries, as checkpoints store them; a classifier's has the group `classify`.
+    """Build a config from nested dictionaries, as checkpoints store it; a classifier's has the group `classify`.
 
     Raises:
         ConfigError: A key does not exist, or a value is invalid.
     """
-    return _from_dict(values, PretrainConfig) if "classify" in values else _from_dict(values, RunConfig)
+    return PretrainConfig.from_dict(values) if "classify" in values else RunConfig.from_dict(values)
 
 
-def _from_dict(values: Mapping[str, Any], kind: type[C]) -> C:
-    _check_keys(values, "config", kind)
+def _built(flat: dict[str, Any], kind: type[T]) -> T:
+    """Build a config of the given values and the defaults of all other keys; whole numbers of float keys are floats."""
+    kinds, tree = kinds_of(kind), dict[str, Any]()
+    for key, value in (flatten(typing.cast(AnyConfig, kind())) | flat).items():
+        kinds[key].check(key, value)
+        group, _, name = key.rpartition(".")
+        exact = float(value) if kinds[key].type is float and value is not None else value
+        (tree.setdefault(group, {}) if group else tree)[name] = exact
     hints = typing.get_type_hints(kind)
-    return kind(**{key: hints[key](**value) if isinstance(value, Mapping) else value for key, value in values.items()})
+    return kind(**{key: hints[key](**value) if isinstance(value, dict) else value for key, value in tree.items()})
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise ConfigError(f"no config file {path}. The shipped ones are in configs/.")
     try:
         tree = load_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
@@ -674,18 +661,27 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     return tree
 
 
-def _check_keys(tree: Mapping[str, Any], where: str, kind: type[AnyConfig]) -> None:
-    """Reject unknown keys; the error names their location and the nearest valid key."""
-    keys = config_keys(kind)
+def _flat(tree: Mapping[str, Any], where: str, kind: type) -> dict[str, Any]:
+    """Flatten nested mappings, whose keys may be dotted, to dotted key -> value, and reject unknown keys.
+
+    Args:
+        tree: The mappings.
+        where: Their name in messages.
+        kind: The config that they are for.
+
+    Raises:
+        ConfigError: The message names the key and the nearest valid key.
+    """
+    keys, flat = config_keys(kind), dict[str, Any]()
     groups = {key.partition(".")[0] for key in keys if "." in key}
-    for group, values in tree.items():
-        if group in groups and not isinstance(values, Mapping):
-            raise ConfigError(f"{group} in {where} must be a mapping of its keys, not {shown(values)}.")
-        inner = values if group in groups else None
-        for name, value in (
-            {group: values} if inner is None else {f"{group}.{k}": v for k, v in inner.items()}
-        ).items():
-            if name not in keys:
-                raise unknown_name(f"key in {where}:", str(name), keys)
-            if isinstance(value, Mapping | list):
-                raise ConfigError(f"{name} in {where} must be one value, not {shown(value)}.")
+    for name, value in _dotted(tree):
+        if name in groups:
+            raise ConfigError(f"{name} in {where} must be a mapping of its keys, not {shown(value)}.")
+        if name not in keys:
+            raise unknown_name(f"key in {where}:", str(name), keys)
+        if isinstance(value, Mapping | list):
+            raise ConfigError(f"{name} in {where} must be one value, not {shown(value)}.")
+        if name in flat:
+            raise ConfigError(f"{where} gives {name} twice, nested and dotted: delete one of the two.")
+        flat[name] = value
+    return flat

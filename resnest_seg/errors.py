@@ -1,4 +1,4 @@
-"""The exceptions a user can meet, and how a command-line tool shows them.
+"""The exceptions a user can meet, how a command-line tool shows them, and what commands are called here.
 
     ResNeStSegError (ValueError)
     ├── ConfigError        a key, a value or a name in a config, on the command line or in a call
@@ -13,13 +13,16 @@ Every message says what is wrong, where, the value seen and what fixes it. Bugs 
 from __future__ import annotations
 
 import difflib
+import importlib
 import io
 import re
+import shlex
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 EXIT_SOFTWARE = 70
 """Exit code of a tool that hit a bug of the library (EX_SOFTWARE of sysexits.h)."""
@@ -32,6 +35,24 @@ EXIT_INTERRUPTED = 130
 
 EXIT_TERMINATED = 143
 """Exit code of a server, or of training that has saved its state for --resume auto, after SIGTERM (128 + SIGTERM)."""
+
+SCRIPTS = {
+    "train": "tools/train_seg.py",
+    "eval": "tools/eval_seg.py",
+    "predict": "tools/predict_seg.py",
+    "export": "tools/export_seg.py",
+    "serve": "tools/serve_seg.py",
+    "check": "tools/check_dataset.py",
+    "zoo": "tools/zoo_seg.py",
+    "budget": "tools/budget_seg.py",
+    "pretrain": "tools/pretrain_cls.py",
+    "benchmark": "tools/benchmark_seg.py",
+    "prepare ade20k": "datasets/prepare_ade20k.py",
+    "prepare camvid": "datasets/prepare_camvid.py",
+    "prepare cityscapes": "datasets/prepare_cityscapes.py",
+    "prepare synthetic": "datasets/prepare_synthetic.py",
+}
+"""Verb of `resnest-seg` -> the script of a checkout that does the same."""
 
 
 class ResNeStSegError(ValueError):
@@ -58,11 +79,21 @@ class ExportError(ResNeStSegError):
     """An export that failed, or whose predictions differ from those of its source."""
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """Return the error for a `name` that is not in `known`; it lists the known names and suggests the nearest."""
+def unknown_name(kind: str, name: str, known: Iterable[str], *, meant: str | None = None) -> ConfigError:
+    """Return the error for a `name` that is not in `known`; it lists the known names and suggests the nearest.
+
+    Args:
+        kind: What is named.
+        name: The name; its case is ignored where the nearest is looked for.
+        known: The names that exist.
+        meant: The name to suggest, where that is known better than by the spelling.
+    """
     known = list(known)
-    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    spellings = {str(each).lower(): each for each in reversed(known)}
+    nearest = difflib.get_close_matches(str(name).lower(), spellings, n=1, cutoff=0.4)
+    if meant is None and nearest:
+        meant = spellings[nearest[0]]
+    hint = f" Did you mean {meant!r}?" if meant is not None else ""
     return ConfigError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}.")
 
 
@@ -100,6 +131,57 @@ def unknown_option(word: str, known: Iterable[str], *, listing: str = "--help") 
 def _spelling(option: str) -> str:
     """Return an option without what is easily confused: dashes before it and in it, and capitals."""
     return option.lstrip("-").replace("-", "_").lower()
+
+
+def command(verb: str, *, launcher: str = "python") -> str:
+    """Return the command of a verb that exists where the person is.
+
+    In a checkout it is the script, `python tools/train_seg.py`. It is `resnest-seg train` where the package was
+    installed from a wheel, and where this process was itself started as `resnest-seg` (or `python -m resnest_seg`).
+
+    Args:
+        verb: A verb of `resnest-seg`, such as "train" or "prepare ade20k".
+        launcher: The program that starts the script: "python", or "torchrun --nproc-per-node 8".
+    """
+    package, started = Path(__file__).resolve().parent, Path(sys.argv[0] if sys.argv else "")
+    as_module = started.resolve() == package / "__main__.py"
+    script = SCRIPTS.get(verb)
+    if script and (package.parent / script).is_file() and not as_module and started.stem != "resnest-seg":
+        return f"{launcher} {script if Path(script).is_file() else shlex.quote(str(package.parent / script))}"
+    if launcher != "python" or as_module:
+        return f"{launcher} -m resnest_seg {verb}"
+    return f"resnest-seg {verb}"
+
+
+def program(verb: str) -> str:
+    """Return the name of the program in the help of a verb: `train_seg.py` or `resnest-seg train`; see `command`."""
+    called = command(verb)
+    last = shlex.split(called)[-1]
+    return Path(last).name if last.endswith(".py") else called
+
+
+def usage(text: str) -> str:
+    """Replace the commands of scripts in a help text, `python tools/train_seg.py`, by those of `command`."""
+    for verb, script in SCRIPTS.items():
+        text = text.replace(f"python {script}", command(verb)).replace(f" {script}", command(verb, launcher=""))
+    return text
+
+
+def load_extra(module: str, extra: str) -> Any:
+    """Import a library that only an extra of this package installs.
+
+    Args:
+        module: Its name, such as "matplotlib.pyplot".
+        extra: The extra.
+
+    Raises:
+        ConfigError: It is not installed; the message has the command.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        name = (error.name or module).partition(".")[0]
+        raise ConfigError(f"this needs {name}, which is not installed: pip install 'resnest-seg[{extra}]'") from None
 
 
 def printable(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import difflib
 import hashlib
 import os
 import re
@@ -21,6 +22,33 @@ LONGEST_PART = 200
 """Bytes of a path component without suffix; file systems allow 255 with it."""
 
 _HARMFUL = re.compile(r"[\x00-\x1f\x7f:\\]")  # to some system a drive, a folder, or the end of the name
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the configs that come with the package, by name: `configs/` in the wheel, or at the top of a checkout."""
+    package = Path(__file__).resolve().parent
+    folder = next((folder for folder in (package, package.parent) if (folder / "configs").is_dir()), package)
+    return {path.stem: path for path in sorted((folder / "configs").glob("*.yaml"))}
+
+
+def find_config(path: str | Path) -> Path:
+    """Return the file of a config: a path, or the name of a shipped config, with or without `configs/` and `.yaml`.
+
+    Raises:
+        ConfigError: There is no such file or name; the message lists the nearest names.
+    """
+    path, shipped = Path(path), shipped_configs()
+    if path.is_file():
+        return path
+    name = path.stem if path.suffix == ".yaml" else path.name
+    if name in shipped and path.parent in (Path(), Path("configs")):
+        return shipped[name]
+    nearest = difflib.get_close_matches(name, shipped, n=3, cutoff=0.3)
+    hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
+    where = next(iter(shipped.values())).parent if shipped else "missing: the package is not installed completely"
+    raise ConfigError(
+        f"no config file {path}, and no shipped config of that name.{hint} The shipped ones are in {where}."
+    )
 
 
 def result_places(names: Mapping[str, str], *, endings: Sequence[str]) -> dict[str, Path]:

@@ -14,16 +14,20 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import html
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.errors import ConfigError, DatasetError, unknown_name
+from resnest_seg.errors import ConfigError, DatasetError, load_extra, unknown_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 IGNORE_LABEL = 255
 """Train id of pixels that are ignored by losses and metrics."""
@@ -166,6 +170,72 @@ class LabelSpace:
         palette = np.zeros((256, 3), np.uint8)
         palette[: len(self)] = self.colors
         return palette
+
+    def _repr_html_(self) -> str:
+        """Show the classes in a notebook: a table with their colours."""
+        cell = '<td style="text-align:right">{}</td>'
+        rows = [
+            f"<tr>{cell.format(label)}{cell.format(self.raw_ids[label])}"
+            f'<td style="background:rgb{self.colors[label]};width:2em"></td>'
+            f'<td style="text-align:left">{html.escape(name)}</td></tr>'
+            for label, name in enumerate(self.names)
+        ]
+        title = f"{html.escape(self.name)}: {len(self)} classes"
+        return (
+            f'<div style="max-height:30em;overflow:auto"><table><caption>{title}</caption><thead><tr><th>class</th>'
+            f"<th>raw id</th><th>colour</th><th>name</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        )
+
+    def plot(self, *, ax: Axes | None = None) -> Axes:
+        """Draw all classes with their colours by matplotlib, and return the axes.
+
+        Args:
+            ax: Where to draw; None makes a new figure with `matplotlib.pyplot`.
+
+        Raises:
+            ConfigError: matplotlib is not installed: pip install 'resnest-seg[plot]'.
+        """
+        columns = -(-len(self) // 25)
+        if ax is None:
+            size = (2.6 * columns, 0.5 + 0.22 * -(-len(self) // columns))
+            _, ax = load_extra("matplotlib.pyplot", "plot").subplots(figsize=size, layout="constrained")
+        assert ax is not None
+        ax.set_axis_off()
+        texts = {label: f"{label}  {name}" for label, name in enumerate(self.names)}
+        self.add_legend(ax, texts, columns=columns, title=f"{self.name}: {len(self)} classes")
+        return ax
+
+    def add_legend(
+        self, ax: Axes, texts: Mapping[int, str], *, columns: int = 1, title: str = "", beside: bool = False
+    ) -> None:
+        """Add a legend of class colours to matplotlib's axes.
+
+        Args:
+            ax: The axes.
+            texts: Class -> its text, in the order of the legend.
+            columns: Columns of the legend.
+            title: Text above it.
+            beside: Put it to the right of the axes, not into their middle.
+
+        Raises:
+            ConfigError: matplotlib is not installed.
+        """
+        patch = load_extra("matplotlib.patches", "plot").Patch
+        handles = [patch(facecolor=[part / 255 for part in self.colors[label]], edgecolor="0.5") for label in texts]
+        numbered = [str(number) for number in range(len(handles))]  # matplotlib would leave out names with a "_" first
+        legend = ax.legend(
+            handles,
+            numbered,
+            loc="center left" if beside else "center",
+            bbox_to_anchor=(1.01, 0.5) if beside else (0.5, 0.5),
+            ncols=columns,
+            title=title,
+            frameon=False,
+            fontsize="small",
+            borderaxespad=0,
+        )
+        for shown, text in zip([legend.get_title(), *legend.get_texts()], [title, *texts.values()], strict=True):
+            shown.set(parse_math=False, text=text)  # "$" is a letter in a name
 
     def encode(self, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Map raw ids [H, W] to train ids [H, W] in 0..K-1 or `IGNORE_LABEL`.

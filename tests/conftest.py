@@ -27,8 +27,6 @@ def real_data() -> Path:
 def tool(monkeypatch):
     """Load a tool by name; its exit code is that of the real command line."""
 
-    monkeypatch.syspath_prepend(str(PROJECT / "tools"))  # as it is for a script there
-
     def load(name):
         spec = importlib.util.spec_from_file_location(name, PROJECT / "tools" / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
@@ -89,3 +87,16 @@ def small_dataset(tiny_space):
             return Sample(image, labels, f"sample {index}")
 
     return Small()
+
+
+@pytest.fixture
+def pyplot():
+    """matplotlib.pyplot without a display; its figures are closed after the test."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    assert pyplot.get_fignums() == []
+    yield pyplot
+    pyplot.close("all")

@@ -12,11 +12,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnest_seg.cli.keys import KeyHelp, Own, take
-from resnest_seg.cli.options import memory_bytes, number
+from resnest_seg.cli.options import KeyHelp, Own, memory_bytes, number, take
 from resnest_seg.cli.train import DEFAULT_CONFIGS, USUAL, config_path
 from resnest_seg.config import RunConfig, load_run_config, to_yaml
-from resnest_seg.errors import ConfigError
+from resnest_seg.errors import ConfigError, command
 from resnest_seg.labels import LabelSpace
 
 OWN = (
@@ -35,7 +34,8 @@ OWN = (
 """The options besides the config's keys."""
 
 HELP = KeyHelp(
-    usage="budget_seg.py (--dataset NAME | --config FILE | --checkpoint RUN) [--KEY VALUE ...]",
+    verb="budget",
+    arguments="(--dataset NAME | --config FILE | --checkpoint RUN) [--KEY VALUE ...]",
     description=__doc__,
     own=OWN,
     usual=USUAL,
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         path = config_path(chosen["--dataset"], chosen["--config"])
         config = load_run_config(path, overrides=overrides)
-        where = f"--dataset {chosen['--dataset']}" if chosen["--dataset"] else f"--config {path}"
+        where = f"--dataset {chosen['--dataset']}" if chosen["--dataset"] else f"--config {chosen['--config']}"
     count = int(number(chosen["--devices"] or "1", "--devices", 1, 65536))
     kind = chosen["--device"]
     if kind not in (None, "cuda", "cpu"):
@@ -91,6 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     devices = Devices(count, here.memory if given is None else given, kind or (here.kind if given is None else "cuda"))
     planned = plan(config, num_classes=classes, devices=devices)
     console().print(planned.table())
-    launch = "python" if devices.count == 1 else f"accelerate launch --num_processes {devices.count}"
-    print(" ".join([launch, "tools/train_seg.py", where, *planned.words, *overrides]))
+    launcher = "python" if devices.count == 1 else f"accelerate launch --num_processes {devices.count}"
+    print(" ".join([command("train", launcher=launcher), where, *planned.words, *overrides]))
     return 0

@@ -26,7 +26,7 @@ SPLITS = ("train", "val", "test")
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = Parser(prog="check_dataset.py", description=__doc__.splitlines()[0])
+    parser = Parser("check", description=__doc__.splitlines()[0])
     add_dataset(parser, default="with --checkpoint, the one trained on", splits=False)
     extra = ": check the data set that it was trained on, or another one with its classes"
     add_checkpoint(parser, exported=False, required=False, extra=extra)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnest_seg.cli.model_file import add_model_option, own_network
 from resnest_seg.cli.options import (
     MIB,
     Parser,
@@ -87,13 +88,15 @@ def open_source(options: argparse.Namespace) -> Source:
 
     how = RunOptions(options.device, options.precision, options.compile, options.batch, options.fuse)
     if is_exported(options.checkpoint):
+        if options.model is not None:
+            raise ConfigError(f"{options.checkpoint} is an exported file, which holds its network: leave out --model.")
         file = FileBackend(options.checkpoint, how)
         info, path = file.file.info, file.file.path
         return Source(file, path, f"{path}: {file.description}", DataConfig(dataset=info.setting.dataset), "val",
                       file.memory, info.precision)  # fmt: skip
     from resnest_seg.inference.torch_backend import TorchBackend
 
-    segmenter = load_checkpoint(options.checkpoint)
+    segmenter = load_checkpoint(options.checkpoint, into=own_network(options.model))
     assert segmenter.load_report is not None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.device == "auto":
         how = dataclasses.replace(how, device=str(process_state(options).device))
@@ -104,8 +107,9 @@ def open_source(options: argparse.Namespace) -> Source:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; the data set and its folder default to those of the checkpoint's run."""
-    parser = Parser(prog="eval_seg.py", description=__doc__.splitlines()[0])
+    parser = Parser("eval", description=__doc__.splitlines()[0])
     add_checkpoint(parser, exported=True)
+    add_model_option(parser)
     add_dataset(parser, default="the one trained on")
     add_protocol(parser, several=True)
     parser.add_argument("--boundaries", action="store_true", help="compute boundary IoU and F-score as well")

@@ -20,9 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnest_seg.cli.model_file import add_model_option, own_network
 from resnest_seg.cli.options import Parser, add_checkpoint, add_dataset, open_dataset
 from resnest_seg.config import COUNT, check_option
-from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, ExportError
+from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, ExportError, command
 from resnest_seg.files import check_output_file
 
 if TYPE_CHECKING:
@@ -39,14 +40,11 @@ FORMATS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 """Format -> suffix of its file."""
 
 
-COMMAND = "python tools/export_seg.py"
-"""How messages word this verb."""
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = Parser(prog="export_seg.py", description=__doc__)
+    parser = Parser("export", description=__doc__)
     add_checkpoint(parser, exported=False)
+    add_model_option(parser)
     parser.add_argument("--format", nargs="+", choices=tuple(FORMATS), help="one or several (default: by the suffix of "
                         "--output, or onnx)")  # fmt: skip
     parser.add_argument("--output", help="the file; its suffix follows the format (default: model.* beside the "
@@ -171,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from resnest_seg.models.loading import load_checkpoint
 
     files = targets(options)
-    segmenter = load_checkpoint(options.checkpoint)
+    segmenter = load_checkpoint(options.checkpoint, into=own_network(options.model))
     report = segmenter.load_report
     assert report is not None
     print(report, file=sys.stderr)
@@ -236,8 +234,8 @@ def for_serving(checkpoint: str) -> int:
             return 0
     if not os.access(source.parent, os.W_OK):
         raise ConfigError(
-            f"no permission to write {output}. Export it elsewhere, and serve that file: {COMMAND} --checkpoint "
-            f"{shlex.quote(checkpoint)} --pixels float32 --output model.onnx"
+            f"no permission to write {output}. Export it elsewhere, and serve that file: {command('export')} "
+            f"--checkpoint {shlex.quote(checkpoint)} --pixels float32 --output model.onnx"
         )
     print(f"exporting {source} to {output}, which is used again as long as the checkpoint is the same", file=sys.stderr)
     words = ["--checkpoint", str(source), "--output", str(output), "--overwrite", "--pixels", "float32"]

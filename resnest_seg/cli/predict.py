@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnest_seg.cli.model_file import add_model_option, own_network
 from resnest_seg.cli.options import (
     Parser,
     add_checkpoint,
@@ -62,10 +63,11 @@ LARGE = 64_000_000
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = Parser(prog="predict_seg.py", description=__doc__)
+    parser = Parser("predict", description=__doc__)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a photo, a folder with its subfolders, a pattern "
                         "in quotes, a video, a camera (0), or an http(s) address")  # fmt: skip
     add_checkpoint(parser, exported=True)
+    add_model_option(parser)
     parser.add_argument("--output", help=f"folder to write to (default: {PREDICTIONS}, or {PREDICTIONS}-2, -3 ... if "
                         "that exists)")  # fmt: skip
     parser.add_argument("--write", nargs="+", choices=tuple(ENDINGS), default=["labels", "overlay"], help="outputs of "
@@ -256,10 +258,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     done, stopped = 0, None
     if items:
         how = RunOptions(options.device, options.precision, options.compile, options.batch)
-        backend = open_backend(options.checkpoint, how)
+        backend = open_backend(options.checkpoint, how, into=own_network(options.model))
         if "scores" in options.write:
             backend.check_scores()
         predictor = Predictor(backend, protocol=protocol_for(options, backend), memory=options.memory)
+        predictor.check_photos()
         print(f"protocol {predictor.protocol.description}", file=sys.stderr)
         with contextlib.ExitStack() as held:
             if options.fresh:  # two starts at a time write into two folders

@@ -6,7 +6,7 @@ python tools/pretrain_cls.py --resume runs/cls
 python tools/pretrain_cls.py --config configs/imagenet_classifier_resnest50.yaml --train.batch_size 16 --dry-run
 python tools/train_seg.py --dataset ade20k --model.encoder_weights runs/cls/best.safetensors
 
-The folder holds train/<class>/* and val/<class>/*. Exit codes are those of train_seg.py.
+The folder holds train/<class>/* and val/<class>/*. Exit codes are those of training.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.keys import ENCODER_CHECKPOINT, SHORT, KeyHelp, Own, run_options, take
-from resnest_seg.cli.train import Order, begun, fit, ordered
+from resnest_seg.cli.options import ENCODER_CHECKPOINT, SHORT, KeyHelp, Own, run_options, take
+from resnest_seg.cli.train import Order, begun, ended, ordered
 from resnest_seg.config import PretrainConfig, load_config
-from resnest_seg.errors import CheckpointError, ConfigError
-from resnest_seg.files import check_outside
+from resnest_seg.errors import CheckpointError, ConfigError, command
+from resnest_seg.files import check_outside, find_config
 
 if TYPE_CHECKING:
     from resnest_seg.training.trainer import Trainer
@@ -50,7 +50,8 @@ USUAL = (
 """The keys that people use."""
 
 HELP = KeyHelp(
-    usage="pretrain_cls.py (--config FILE | --resume FOLDER) [--KEY VALUE ...]",
+    verb="pretrain",
+    arguments="(--config FILE | --resume FOLDER) [--KEY VALUE ...]",
     description=__doc__,
     own=OWN,
     usual=USUAL,
@@ -75,7 +76,7 @@ def parse(argv: Sequence[str]) -> Order[PretrainConfig]:
     if config is None:
         raise ConfigError("give one of --config FILE or --resume FOLDER; --help shows the options.")
     run = load_config(config, PretrainConfig, overrides=overrides)
-    return ordered(run, Path(config), "classifier", begun(resume), allow=allow, dry=dry is not None)
+    return ordered(run, find_config(config), "classifier", begun(resume), allow=allow, dry=dry is not None)
 
 
 def trainer_for(order: Order[PretrainConfig]) -> Trainer:
@@ -118,9 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(dry_run_classifier(order.config))
         return 0
     with order.placed() as placed:
-        folder = shlex.quote(str(placed.output))
-        return fit(
-            trainer_for(placed),
-            done=f"Segment with it: tools/train_seg.py ... --model.encoder_weights {folder}/best.safetensors",
-            again=f"python tools/pretrain_cls.py --resume {folder}",
+        folder, trainer = shlex.quote(str(placed.output)), trainer_for(placed)
+        for doubt in trainer.doubts if trainer.engine.is_main_process else ():
+            print(f"warning: {doubt}", file=sys.stderr)
+        return ended(
+            trainer,
+            trainer.fit,
+            done=f"Segment with it: {command('train')} ... --model.encoder_weights {folder}/best.safetensors",
+            again=f"{command('pretrain')} --resume {folder}",
         )

@@ -51,7 +51,7 @@ BOUNDS = {
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = Parser(prog="serve_seg.py", description=__doc__)
+    parser = Parser("serve", description=__doc__)
     add_checkpoint(parser, exported=True, required=False)
     parser.add_argument("--model", help=argparse.SUPPRESS)  # --checkpoint's former name
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 listens to all networks (default: 127.0.0.1)")
@@ -134,6 +134,7 @@ def _serve(options: argparse.Namespace) -> int:
         memory=options.memory,
         threads=options.threads,
     )
+    predictor.check_photos()
     application = serving.app(predictor, limits=limits)
     http_server, listening = serving.server(application, limits=limits, host=options.host, port=options.port)
     host, port = listening.getsockname()[:2]

@@ -21,28 +21,29 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Self
 
-from resnest_seg.cli.keys import CHECKPOINT, SHORT, KeyHelp, Own, run_options, take
-from resnest_seg.cli.options import number
+from resnest_seg.cli.model_file import HELP as MODEL_HELP
+from resnest_seg.cli.model_file import own_network
+from resnest_seg.cli.options import CHECKPOINT, SHORT, KeyHelp, Own, number, run_options, take
 from resnest_seg.config import AnyConfig, C, RunConfig, load_run_config
-from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, CheckpointError, ConfigError, unknown_name
-from resnest_seg.files import check_outside, claimed, next_free, numbered
+from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, CheckpointError, ConfigError, command, unknown_name
+from resnest_seg.files import claimed, find_config, next_free, numbered, shipped_configs
 
 if TYPE_CHECKING:
-    from resnest_seg.data.datasets import SegmentationDataset
+    from resnest_seg.training.assembly import Parts
     from resnest_seg.training.trainer import Trainer
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DEFAULT_CONFIGS = {
-    "synthetic": CONFIGS / "synthetic_fcn_resnest14_tiny.yaml",
-    "camvid": CONFIGS / "camvid_deeplabv3_resnest50.yaml",
-    "ade20k": CONFIGS / "ade20k_deeplabv3_resnest50.yaml",
-    "cityscapes": CONFIGS / "cityscapes_deeplabv3_resnest50.yaml",
-    "folder": CONFIGS / "folder_deeplabv3_resnest50.yaml",
+    "synthetic": "synthetic_fcn_resnest14_tiny",
+    "camvid": "camvid_deeplabv3_resnest50",
+    "ade20k": "ade20k_deeplabv3_resnest50",
+    "cityscapes": "cityscapes_deeplabv3_resnest50",
+    "folder": "folder_deeplabv3_resnest50",
 }
+"""Data set -> the shipped config that --dataset trains with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Order(Generic[C]):
         allow: Config keys that a resumed run may change.
         dry: Do a dry run only.
         budget: Memory for which the batch is divided: "auto", GiB per device, or None for the config's division.
+        network: FILE.py:FUNCTION that builds the user's own network, or None.
         series: For a new run without an output: the first of the folders that it may take, runs/NAME.
     """
 
@@ -65,6 +67,7 @@ class Order(Generic[C]):
     allow: tuple[str, ...] = ()
     dry: bool = False
     budget: str | None = None
+    network: str | None = None
     series: Path | None = None
 
     @contextlib.contextmanager
@@ -84,7 +87,11 @@ class Order(Generic[C]):
 
 OWN = (
     Own("--dataset", "NAME", f"train with the shipped config of a data set: {', '.join(DEFAULT_CONFIGS)}"),
-    Own("--config", "FILE", "train with this YAML file; every key can be set in it"),
+    Own(
+        "--config",
+        "FILE",
+        "train with this YAML file, in which every key can be set, or the shipped config of this name",
+    ),
     *run_options("--dataset or --config"),
     Own(
         "--budget",
@@ -92,6 +99,7 @@ OWN = (
         "choose train.accumulation and model.checkpointing so that the batch fits: auto takes the memory of the "
         "devices, a number is GiB for each",
     ),
+    Own("--model", "FILE.py:FUNCTION", MODEL_HELP),
 )
 """The options besides the config's keys."""
 
@@ -112,7 +120,8 @@ USUAL = (
 """The keys that people use."""
 
 HELP = KeyHelp(
-    usage="train_seg.py (--dataset NAME | --config FILE | --resume FOLDER) [--KEY VALUE ...]",
+    verb="train",
+    arguments="(--dataset NAME | --config FILE | --resume FOLDER) [--KEY VALUE ...]",
     description=__doc__,
     own=OWN,
     usual=USUAL,
@@ -124,7 +133,7 @@ def parse(argv: Sequence[str]) -> Order[RunConfig]:
     """Read the command line, and the environment that torchrun's elastic agent sets."""
     HELP.show_if_asked(argv)
     chosen, overrides = take(argv, OWN, short=SHORT | CHECKPOINT)
-    dataset, config, resume, changes, dry, budget = (chosen[option.name] for option in OWN)
+    dataset, config, resume, changes, dry, budget, network = (chosen[option.name] for option in OWN)
     allow = tuple(key.strip() for key in (changes or "").split(",") if key.strip())
     if resume is not None and resume != "auto":
         if dataset or config:
@@ -135,10 +144,16 @@ def parse(argv: Sequence[str]) -> Order[RunConfig]:
             raise ConfigError("--budget does not go with --resume FOLDER: the batch was divided when the run began.")
         if not (Path(resume) / "config.yaml").is_file():
             raise CheckpointError(f"{resume} is not a run folder that can be resumed: it has no config.yaml.")
-        return Order(load_run_config(Path(resume) / "config.yaml", overrides=overrides), resume, "yes", allow)
+        run = load_run_config(Path(resume) / "config.yaml", overrides=overrides)
+        return Order(run, resume, "yes", allow, network=network)
     path = config_path(dataset, config)
     run = load_run_config(path, overrides=overrides)
-    return ordered(run, path, run.model.head, begun(resume), allow=allow, dry=dry is not None, budget=budget)
+    order = ordered(
+        run, path, run.model.head, begun(resume), allow=allow, dry=dry is not None, budget=budget, network=network
+    )
+    if budget not in (None, "auto"):
+        number(budget, "--budget", 0.01, 65536)
+    return order
 
 
 def ordered(
@@ -150,6 +165,7 @@ def ordered(
     allow: tuple[str, ...],
     dry: bool,
     budget: str | None = None,
+    network: str | None = None,
 ) -> Order[C]:
     """Return the order of a run that is not resumed by the name of its folder: choose the run folder.
 
@@ -164,14 +180,16 @@ def ordered(
         allow: Config keys that a resumed run may change.
         dry: Do a dry run only.
         budget: See `Order`.
+        network: See `Order`.
     """
     resume = "auto" if may_have_begun else "no"
     if run.output is not None:
-        return Order(run, run.output, resume, allow, dry, budget)
-    series = Path("runs") / run_name(run, path, head)
+        return Order(run, run.output, resume, allow, dry, budget, network)
+    name = run_name(run, path, head) if network is None else f"{run.data.dataset}_{Path(network).stem}"
+    series = Path("runs") / name
     if may_have_begun:
-        return Order(run, str(list(numbered(series).values() or [series])[-1]), resume, allow, dry, budget)
-    return Order(run, str(next_free(series)), resume, allow, dry, budget, series=series)
+        return Order(run, str(list(numbered(series).values() or [series])[-1]), resume, allow, dry, budget, network)
+    return Order(run, str(next_free(series)), resume, allow, dry, budget, network, series)
 
 
 def run_name(run: AnyConfig, path: Path, head: str) -> str:
@@ -186,7 +204,7 @@ def run_name(run: AnyConfig, path: Path, head: str) -> str:
         <dataset>_<head>_<encoder>, in family mmseg with its name behind, as shipped configs are called; for a file of
         the user's own its name without the suffix.
     """
-    if path.resolve().parent != CONFIGS:
+    if path.resolve() not in shipped_configs().values():
         return path.stem
     family = "_mmseg" if isinstance(run, RunConfig) and run.model.family == "mmseg" else ""
     return re.sub(r"[^\w.-]", "-", f"{run.data.dataset}_{head}_{run.model.encoder}{family}")
@@ -203,132 +221,58 @@ def config_path(dataset: str | None, config: str | None) -> Path:
         raise unknown_name("data set", dataset, DEFAULT_CONFIGS)
     if (dataset is None) == (config is None):
         raise ConfigError("give one of --dataset NAME, --config FILE or --resume FOLDER; --help shows every key.")
-    return Path(config) if config is not None else DEFAULT_CONFIGS[str(dataset)]
-
-
-def within_budget(config: RunConfig, budget: str, *, num_classes: int) -> RunConfig:
-    """Return the config with the batch divided to fit into memory; the main process prints the table."""
-    from resnest_seg.io.display import console
-    from resnest_seg.training.memory import GIB, devices_here, plan
-
-    devices = devices_here()
-    if budget != "auto":
-        devices = dataclasses.replace(devices, memory=int(number(budget, "--budget", 0.01, 65536) * GIB))
-    chosen = plan(config, num_classes=num_classes, devices=devices)
-    if os.environ.get("RANK", "0") == "0":
-        console().print(chosen.table())
-    return chosen.config
-
-
-def dry(order: Order[RunConfig]) -> str:
-    """Do a dry run; returns its report."""
-    from resnest_seg.training.dry_run import data_or_stand_in, dry_run
-    from resnest_seg.training.tasks import check_choices
-
-    config = order.config
-    check_choices(config)
-    splits = [data_or_stand_in(config, split) for split in ("train", config.eval.split)]
-    look(config, *splits)
-    if order.budget is not None:
-        config = within_budget(config, order.budget, num_classes=len(splits[0].label_space))
-    return dry_run(config)
-
-
-def look(config: RunConfig, *splits: SegmentationDataset) -> None:
-    """Reject data with which training would go wrong, and warn of suspicious data."""
-    from resnest_seg.data.checks import check_classes, check_samples
-
-    warnings: list[str] = []
-    for dataset in splits:
-        # Also with data.check 0: it reads few masks if the class list is right, and the run is useless otherwise.
-        warnings += check_classes(dataset, workers=config.data.workers)
-        if config.data.check:
-            warnings += check_samples(dataset, count=config.data.check, workers=config.data.workers)
-    if os.environ.get("RANK", "0") == "0":
-        for warning in warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-
-
-def trainer_for(order: Order[RunConfig]) -> Trainer:
-    """Build and check all parts of a run: data, model with its initial weights, checkpoint, folder."""
-    import torch
-
-    from resnest_seg.data.build import dataset_for
-    from resnest_seg.data.class_balance import balance
-    from resnest_seg.data.datasets import PairedFiles
-    from resnest_seg.models.loading import load_fitting, segmenter_for
-    from resnest_seg.training.memory import divided
-    from resnest_seg.training.run_folder import RunFolder
-    from resnest_seg.training.tasks import SegmentationTask, check_choices
-    from resnest_seg.training.trainer import Trainer
-
-    config = order.config
-    check_choices(config)
-    resume = order.resume == "yes" or (order.resume == "auto" and bool(RunFolder(order.output).states()))
-    train = dataset_for(config.data, "train")
-    validation = dataset_for(config.data, config.eval.split)
-    if isinstance(train, PairedFiles):
-        check_outside(order.output, train.folders)
-    if not resume:
-        look(config, train, validation)
-    if order.budget is not None and resume:  # batch norm depends on the division, which therefore stays, on any machine
-        begun = load_run_config(Path(order.output) / "config.yaml")
-        config = divided(config, begun.train.accumulation, checkpointing=begun.model.checkpointing)
-    elif order.budget is not None:
-        config = within_budget(config, order.budget, num_classes=len(train.label_space))
-    torch.manual_seed(config.seed)
-    segmenter = segmenter_for(config, train.label_space, pretrained=not resume and config.model.weights is None)
-    report = None if resume or config.model.weights is None else load_fitting(segmenter, config.model.weights)
-    balanced = balance(train, config)
-    task = SegmentationTask(
-        config,
-        train,
-        validation,
-        probabilities=balanced.probabilities,
-        class_weights=balanced.class_weights,
-    )
-    trainer = Trainer(
-        config,
-        segmenter=segmenter,
-        task=task,
-        output=order.output,
-        resume=resume,
-        adopt=order.resume == "auto",
-        allow_changes=order.allow,
-    )
-    if report is not None and trainer.engine.is_main_process:
-        print(f"starting from {report}")
-    return trainer
+    return find_config(config if config is not None else DEFAULT_CONFIGS[str(dataset)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the segmenter; returns the exit code."""
     order = parse(sys.argv[1:] if argv is None else argv)
+    parts = own_parts(order.network)
     if order.dry:
-        print(dry(order))
+        from resnest_seg.training.dry_run import dry_run
+
+        print(dry_run(order.config, parts, budget=order.budget))
         return 0
+
+    from resnest_seg.training.assembly import run, trainer_for
+
     with order.placed() as placed:
+        trainer = trainer_for(
+            order.config,
+            parts,
+            output=placed.output,
+            resume=order.resume,
+            allow_changes=order.allow,
+            budget=order.budget,
+        )
         folder = shlex.quote(str(placed.output))
-        return fit(
-            trainer_for(placed),
-            done=f"Evaluate with: python tools/eval_seg.py --checkpoint {folder}",
-            again=f"python tools/train_seg.py --resume {folder}",
+        network = f" --model {shlex.quote(order.network)}" if order.network else ""
+        return ended(
+            trainer,
+            lambda: run(trainer).finished,
+            done=f"Evaluate with: {command('eval')} --checkpoint {folder}{network}",
+            again=f"{command('train')} --resume {folder}{network}",
         )
 
 
-def fit(trainer: Trainer, *, done: str, again: str) -> int:
-    """Train; returns the exit code.
+def own_parts(network: str | None) -> Parts:
+    """The user's own network in a run, as --model names it."""
+    from resnest_seg.training.assembly import Parts
+
+    return Parts(segmenter=own_network(network))
+
+
+def ended(trainer: Trainer, fit: Callable[[], bool], *, done: str, again: str) -> int:
+    """Train, and say how it ended; returns the exit code.
 
     Args:
         trainer: The run.
+        fit: Trains; True if the run is complete.
         done: The message at its end.
         again: The command that resumes it.
     """
-    if trainer.engine.is_main_process:
-        for doubt in trainer.doubts:
-            print(f"warning: {doubt}", file=sys.stderr)
     try:
-        finished, saved = trainer.fit(), True
+        finished, saved = fit(), True
     except KeyboardInterrupt:
         finished, saved = False, False
     if trainer.engine.is_main_process:

@@ -26,7 +26,7 @@ DATASETS = ("ade20k", "cityscapes", "pascal_context", "imagenet")
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = Parser(prog="zoo_seg.py", description=__doc__.splitlines()[0])
+    parser = Parser("zoo", description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", help=f"only checkpoints for one of {', '.join(DATASETS)}")
     parser.add_argument("--checkpoint", metavar="NAME", help="only this checkpoint")
     parser.add_argument("--fetch", metavar="NAME", help="download this checkpoint, verify it and print its path")

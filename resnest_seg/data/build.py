@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from resnest_seg.config import DataConfig
+from resnest_seg.config import CUSTOM, DataConfig
 from resnest_seg.data.datasets import ADE20K, DATA_ROOT_VARIABLE, CamVid, Cityscapes, SegmentationDataset
 from resnest_seg.data.folder import FolderDataset
 from resnest_seg.data.synthetic import Synthetic
-from resnest_seg.errors import DatasetError, printable, unknown_name
+from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
 from resnest_seg.labels import LabelSpace
 
 DATASETS: dict[str, Callable[[Path, str, str | LabelSpace | None, bool], SegmentationDataset]] = {
@@ -49,6 +49,11 @@ def build_dataset(
         ConfigError: Unknown name.
         DatasetError: The data set is missing or incomplete, or the split is unknown.
     """
+    if name == CUSTOM:
+        raise ConfigError(
+            "the data set is one of its author's own (custom), which no name opens: choose another, such as --dataset "
+            "folder --data.root FOLDER, or pass it in Python: fit(..., train=, validation=), evaluate(model, dataset)."
+        )
     if name not in DATASETS:
         raise unknown_name("data set", name, DATASETS)
     return DATASETS[name](data_root(name, root), split, classes, allow_missing)

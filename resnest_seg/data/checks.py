@@ -16,7 +16,7 @@ from resnest_seg.data.class_balance import class_shares, effective_number_weight
 from resnest_seg.data.datasets import PairedFiles, SegmentationDataset
 from resnest_seg.data.folder import FolderDataset, csv_lines
 from resnest_seg.data.inspection import SampleFacts, near_duplicates, scan, scan_masks
-from resnest_seg.errors import DatasetError
+from resnest_seg.errors import DatasetError, command
 from resnest_seg.files import atomic_write
 from resnest_seg.io.display import PlainTable
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
@@ -174,7 +174,7 @@ def check_samples(dataset: SegmentationDataset, *, count: int, workers: int = 0)
             f" First: {errors[0].files[0]}" if errors[0].files and errors[0].files[0] not in errors[0].message else ""
         )
         raise DatasetError(
-            f"{errors[0].message}{files}{rest} To check every file: python tools/check_dataset.py with the same "
+            f"{errors[0].message}{files}{rest} To check every file: {command('check')} with the same "
             "--dataset and --data options. To train without this check: --data.check 0."
         )
     return [finding.message for finding in findings if finding.kind == TURNED]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnest_seg.data.storage import FolderSource, Source, base_of, open_source
-from resnest_seg.errors import DatasetError, unknown_name
+from resnest_seg.errors import DatasetError, command, unknown_name
 from resnest_seg.io.images import IMAGE_SUFFIXES, decode_image
 from resnest_seg.io.masks import decode_mask, mask_palette
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
@@ -218,9 +218,7 @@ class ADE20K(PairedFiles):
         source = open_source(root, zips=("ADEChallengeData2016.zip",))
         base = "ADEChallengeData2016/" if source.names(f"ADEChallengeData2016/images/{folder}") else ""
         images = _images(source, f"{base}images/{folder}")
-        _require(
-            images, root, f"{base}images/{folder}", "ade20k", "python datasets/prepare_ade20k.py downloads it (923 MB)"
-        )
+        _require(images, root, f"{base}images/{folder}", "ade20k", f"{command('prepare ade20k')} downloads it (923 MB)")
         pairs = [(name, f"{base}annotations/{folder}/{PurePosixPath(name).stem}.png") for name in images]
         masks = _images(source, f"{base}annotations/{folder}")
         space = LabelSpace.of("ade20k")
@@ -248,7 +246,7 @@ class Cityscapes(PairedFiles):
         images = [name for name in _images(source, f"leftImg8bit/{folder}") if name.endswith(ending)]
         remedy = (
             "log in at https://www.cityscapes-dataset.com, download leftImg8bit_trainvaltest.zip and "
-            "gtFine_trainvaltest.zip, and run python datasets/prepare_cityscapes.py FOLDER_OF_THE_ZIPS"
+            f"gtFine_trainvaltest.zip, and run {command('prepare cityscapes')} FOLDER_OF_THE_ZIPS"
         )
         _require(images, root, f"leftImg8bit/{folder}", "cityscapes", remedy)
         masks = {name for name in source.names(f"gtFine/{folder}") if name.endswith(".png")}
@@ -284,7 +282,7 @@ class CamVid(PairedFiles):
         source = open_source(root, zips=())
         base = base_of(source, folder)
         images = _images(source, f"{base}{folder}")
-        _require(images, root, folder, "camvid", "python datasets/prepare_camvid.py downloads it")
+        _require(images, root, folder, "camvid", f"{command('prepare camvid')} downloads it")
         pairs = [(name, f"{base}{folder}annot/{PurePosixPath(name).stem}.png") for name in images]
         masks, space = _images(source, f"{base}{folder}annot"), LabelSpace.of("camvid")
         super().__init__(space, split, source, pairs, masks=masks, allow_missing=allow_missing)
@@ -307,7 +305,8 @@ def _require(images: Sequence[str], root: str | Path, folder: str, name: str, re
         return
     raise DatasetError(
         f"data set {name} not found: there is no folder {Path(root) / folder}. To get it: {remedy}. If you have it "
-        f"elsewhere, pass --data.root FOLDER or set {DATA_ROOT_VARIABLE}. Layout: datasets/README.md."
+        f"elsewhere, pass --data.root FOLDER or set {DATA_ROOT_VARIABLE}. Layouts: "
+        f"{command('prepare')} --help."
     )
 
 

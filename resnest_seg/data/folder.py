@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.config import load_yaml
 from resnest_seg.data.datasets import PairedFiles
 from resnest_seg.data.storage import Source, base_of, open_source
 from resnest_seg.errors import DatasetError, printable, unknown_name
 from resnest_seg.io.images import IMAGE_SUFFIXES
 from resnest_seg.io.masks import decode_mask, mask_palette
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace, is_class_name
+from resnest_seg.yaml_files import load_yaml
 
 COLUMNS = ("name", "id", "red", "green", "blue", "ignore")
 """Columns of a CSV class list; only `name` is required."""

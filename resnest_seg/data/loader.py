@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -25,9 +26,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from resnest_seg.config import check_option
+from resnest_seg.config import COUNT, Kind, Range, check_option
 from resnest_seg.data.datasets import Sample, SegmentationDataset
-from resnest_seg.data.transforms import TrainTransform, class_mix, sample_seed
+from resnest_seg.data.transforms import (
+    OwnTransform,
+    TrainTransform,
+    Transform,
+    class_mix,
+    sample_seed,
+    sample_transform,
+)
 from resnest_seg.errors import DatasetError, ResNeStSegError
 
 T = TypeVar("T")
@@ -98,39 +106,126 @@ def training_batches(
             yield batch
 
 
+@dataclasses.dataclass
+class Loader:
+    """Batches of a data set; every pass is one epoch. `build_loader` makes it and describes its options.
+
+    Attributes:
+        epoch: Epoch of the next pass, which a pass increments when it begins; set it to repeat an epoch.
+    """
+
+    dataset: SegmentationDataset
+    batch_size: int
+    transform: Transform | None
+    shuffle: bool
+    drop_last: bool
+    seed: int
+    epoch: int
+    workers: int
+    pin_memory: bool
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self.dataset) // self.batch_size if self.drop_last else -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Generator[Batch, None, None]:
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        size = len(self.dataset)
+        order = np.random.default_rng([self.seed, epoch]).permutation(size) if self.shuffle else np.arange(size)
+        keys = [(epoch, int(index)) for index in order]
+        batches = [keys[first : first + self.batch_size] for first in range(0, size, self.batch_size)]
+        return load_batches(
+            self.dataset,
+            batches[: len(self)],
+            transform=self.transform,
+            seed=self.seed,
+            workers=self.workers,
+            pin_memory=self.pin_memory,
+        )
+
+
 def build_loader(
+    dataset: SegmentationDataset,
+    *,
+    batch_size: int = 1,
+    transform: Transform | None = None,
+    shuffle: bool = False,
+    drop_last: bool = False,
+    seed: int = 0,
+    epoch: int = 0,
+    workers: int = 0,
+    pin_memory: bool = False,
+) -> Loader:
+    """Make a loader for a loop of your own: `for batch in loader: model(batch.images)` is one epoch.
+
+    A pass takes every sample once. The next pass is the next epoch, with another order and other augmentation; both
+    depend on (seed, epoch, index) alone, not on `workers`. `load_batches` is the form that training uses, for an exact
+    order of samples.
+
+    Args:
+        dataset: The samples.
+        batch_size: Samples per batch, 1 or more; the last batch of an epoch may be smaller.
+        transform: Augmentation to one size, see `resnest_seg.data.transforms.Transform`: an albumentations pipeline
+            without Normalize and ToTensorV2, because models take pixels 0..255; a function; or
+            `TrainTransform.from_config(DataConfig(crop_size=512))`. None takes whole images, of one size in a batch.
+        shuffle: Take the samples in a random order.
+        drop_last: Leave out a last batch that is smaller.
+        seed: Decides the order and the augmentation, 0 or more.
+        epoch: Epoch of the first pass.
+        workers: Loader processes, 0..256, at most one a core.
+        pin_memory: Put batches into page-locked memory, for copies to a GPU.
+
+    Returns:
+        An iterable of `Batch` with a length, to be iterated as often as you like. Its passes raise `DatasetError` if a
+        sample cannot be loaded, or if samples of a batch have different sizes.
+
+    Raises:
+        ConfigError: An option has another type or is out of range.
+    """
+    for name, value, low, high in (("batch_size", batch_size, 1, 65536), ("seed", seed, 0, 2**63),
+                                   ("epoch", epoch, 0, COUNT), ("workers", workers, 0, 256)):  # fmt: skip
+        Kind(int, False, Range(low, high)).check(name, value)
+    if transform is not None:
+        sample_transform(transform)
+    return Loader(dataset, batch_size, transform, shuffle, drop_last, seed, epoch, workers, pin_memory)
+
+
+def load_batches(
     dataset: SegmentationDataset,
     batches: Iterable[Sequence[tuple[int, int]]],
     *,
-    transform: TrainTransform | None = None,
+    transform: Transform | None = None,
     seed: int = 0,
     workers: int = 0,
     pin_memory: bool = False,
 ) -> Generator[Batch, None, None]:
-    """Load batches in the given order, in this process or ahead of time in worker processes.
+    """Load batches in an exact order, in this process or ahead of time in worker processes; see also `build_loader`.
 
     The workers exit when the generator is exhausted or closed, or raises; `contextlib.closing` closes it.
 
     Args:
         dataset: The samples.
         batches: The (epoch, index) of the samples of each batch; see `training_batches`.
-        transform: Training augmentation, seeded by (seed, epoch, index); None takes whole images.
+        transform: Augmentation, seeded by (seed, epoch, index), see `build_loader`; None takes whole images.
         seed: Decides the augmentation.
         workers: Loader processes, 0..256, at most one a core; the batches do not depend on their number.
         pin_memory: Put batches into page-locked memory, for copies to a GPU.
 
     Raises:
         ConfigError: `workers` is out of range.
-        DatasetError: A sample cannot be loaded; the message names its file.
+        ConfigError: The transform gives something else than an image and labels.
+        DatasetError: A sample cannot be loaded (the message names its file), or the samples of a batch have different
+            sizes.
         ResNeStSegError: A loader process could not be started, or died.
     """
-    yield from run_loader(_View(dataset, transform, seed), batches, _collate, workers=workers, pin_memory=pin_memory)
+    sampled = None if transform is None else sample_transform(transform)
+    yield from run_loader(_View(dataset, sampled, seed), batches, _collate, workers=workers, pin_memory=pin_memory)
 
 
 def run_loader(
     view: Dataset[Any],
     batches: Iterable[Sequence[Any]],
-    collate: Callable[[Sequence[Any]], T | DatasetError],
+    collate: Callable[[Sequence[Any]], T | ResNeStSegError],
     *,
     workers: int,
     pin_memory: bool = False,
@@ -146,8 +241,8 @@ def run_loader(
 
     Raises:
         ConfigError: `workers` is out of range.
-        DatasetError: A sample or the collation returned it.
-        ResNeStSegError: A loader process could not be started, or died.
+        ResNeStSegError: A sample or the collation returned it, such as a `DatasetError`; or a loader process could not
+            be started, or died.
     """
     check_option("workers", workers, 0, 256)
     loader = DataLoader(
@@ -172,7 +267,7 @@ class _Shared:
     torch does it later, in a thread where an error is printed and the batch lost: training would wait forever.
     """
 
-    def __init__(self, collate: Callable[[Sequence[Any]], T | DatasetError]) -> None:
+    def __init__(self, collate: Callable[[Sequence[Any]], T | ResNeStSegError]) -> None:
         self.collate = collate
 
     def __call__(self, samples: Sequence[Any]) -> Any:
@@ -312,42 +407,51 @@ def _kill(processes: Iterable[BaseProcess]) -> None:
         process.join()
 
 
-class _View(Dataset[Sample | DatasetError]):
+class _View(Dataset[Sample | ResNeStSegError]):
     """Samples by (epoch, index).
 
     An error is returned as a value, because raised in a worker it would arrive as a traceback.
     """
 
-    def __init__(self, dataset: SegmentationDataset, transform: TrainTransform | None, seed: int) -> None:
+    def __init__(
+        self, dataset: SegmentationDataset, transform: TrainTransform | OwnTransform | None, seed: int
+    ) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample | DatasetError:
+    def __getitem__(self, key: tuple[int, int]) -> Sample | ResNeStSegError:
         epoch, index = key
         try:
             sample = self.dataset[index]
-        except DatasetError as error:
+            return sample if self.transform is None else self._augmented(sample, epoch, index, self.transform)
+        except ResNeStSegError as error:
             return error
-        if self.transform is None:
-            return sample
-        image, labels = self.transform(sample.image, sample.labels, seed=sample_seed(self.seed, epoch, index))
-        if self.transform.data.class_mix:
+
+    def _augmented(self, sample: Sample, epoch: int, index: int, transform: TrainTransform | OwnTransform) -> Sample:
+        image, labels = transform(sample.image, sample.labels, seed=sample_seed(self.seed, epoch, index))
+        if transform.class_mix:
             random = np.random.default_rng([self.seed, epoch, index, 1])
-            if random.random() < self.transform.data.class_mix:
-                try:
-                    other = self.dataset[int(random.integers(len(self.dataset)))]
-                except DatasetError as error:
-                    return error
-                mixed = self.transform(other.image, other.labels, seed=int(random.integers(2**32)))
+            if random.random() < transform.class_mix:
+                other = self.dataset[int(random.integers(len(self.dataset)))]
+                mixed = transform(other.image, other.labels, seed=int(random.integers(2**32)))
                 image, labels = class_mix((image, labels), mixed, random)
         return Sample(image, labels, sample.name)
 
 
-def _collate(samples: Sequence[Sample | DatasetError]) -> Batch | DatasetError:
+def _collate(samples: Sequence[Sample | ResNeStSegError]) -> Batch | ResNeStSegError:
     good: list[Sample] = []
     for sample in samples:
-        if isinstance(sample, DatasetError):
+        if isinstance(sample, ResNeStSegError):
             return sample
         good.append(sample)
+    first = good[0]
+    for sample in good:
+        if sample.labels.shape != first.labels.shape:
+            sizes = ["{} x {}".format(*each.labels.shape) for each in (first, sample)]
+            return DatasetError(
+                f"samples of one batch have different sizes: {first.name} is {sizes[0]}, and {sample.name} {sizes[1]}. "
+                "Give a transform that crops, such as TrainTransform.from_config(DataConfig(crop_size=512)), or "
+                "batch_size=1."
+            )
     images = torch.from_numpy(np.stack([sample.image for sample in good])).permute(0, 3, 1, 2)
     labels = torch.from_numpy(np.stack([sample.labels for sample in good]))
     return Batch(images, labels, [sample.name for sample in good])

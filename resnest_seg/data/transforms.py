@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from typing import Any
 
 import albumentations as A
 import cv2
@@ -22,7 +23,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from resnest_seg.config import DataConfig
-from resnest_seg.errors import unknown_name
+from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.io.resize import canvas_size, long_edge_size
 from resnest_seg.labels import IGNORE_LABEL
 
@@ -201,6 +202,11 @@ class TrainTransform:
                                           p=data.coarse_dropout))  # fmt: skip
         return cls(data, A.Compose(chosen) if chosen else None)
 
+    @property
+    def class_mix(self) -> float:
+        """Probability of ClassMix after it."""
+        return self.data.class_mix
+
     def __call__(self, image: Pixels, labels: Pixels, *, seed: int) -> Pair:
         """Augment one sample: image [H, W, 3] and labels [H, W] -> [crop, crop, 3] and [crop, crop]."""
         image, labels = RECIPES[self.data.recipe](image, labels, self.data, np.random.default_rng(seed))
@@ -210,6 +216,62 @@ class TrainTransform:
         self.extras.set_random_seed(seed)
         sample = self.extras(image=image, mask=labels)
         return sample["image"], sample["mask"]
+
+
+Transform = Callable[..., Any]
+"""An augmentation of the user's own: an albumentations transform, or a function of image [H, W, 3], labels [H, W] and a
+random generator that returns both."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnTransform:
+    """An augmentation of the user's own in the place of `TrainTransform`, seeded like it.
+
+    Attributes:
+        transform: See `Transform`; all samples must come out at one size, or they cannot be stacked.
+        class_mix: Probability of ClassMix after it, 0..1.
+    """
+
+    transform: Transform
+    class_mix: float = 0.0
+
+    def __call__(self, image: Pixels, labels: Pixels, *, seed: int) -> Pair:
+        """Augment one sample: uint8 image [H, W, C] and labels [H, W] -> both at another size.
+
+        Raises:
+            ConfigError: It gives something else: floats, a tensor, or image and labels of different sizes.
+        """
+        if isinstance(self.transform, A.BasicTransform | A.BaseCompose):
+            self.transform.set_random_seed(seed)
+            sample = self.transform(image=image, mask=labels)
+            image, labels = sample["image"], sample["mask"]
+        else:
+            image, labels = self.transform(image, labels, np.random.default_rng(seed))
+        for name, value, dimensions in (("image", image, 3), ("labels", labels, 2)):
+            if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim != dimensions:
+                kind = f"{getattr(value, 'dtype', '')} {list(np.shape(value))}".strip()
+                raise ConfigError(
+                    f"transform must give uint8 {name} [H, W{', C' * (dimensions == 3)}] as an array, not a "
+                    f"{type(value).__name__} {kind}: leave out ToTensor and Normalize, which the model does itself."
+                )
+        if image.shape[:2] != labels.shape:
+            raise ConfigError(f"transform gave an image of {image.shape[:2]} and labels of {labels.shape} pixels.")
+        return np.ascontiguousarray(image), np.ascontiguousarray(labels)
+
+
+def sample_transform(transform: Transform, *, class_mix: float = 0.0) -> TrainTransform | OwnTransform:
+    """A transform of any kind as one that is seeded by sample; a `TrainTransform` is its own.
+
+    Raises:
+        ConfigError: It is no function.
+    """
+    if isinstance(transform, TrainTransform | OwnTransform):
+        return transform
+    if not callable(transform):
+        kind = type(transform).__name__
+        raise ConfigError(f"transform must be an albumentations pipeline, or a function of image, labels and a random "
+                          f"generator, not {kind}.")  # fmt: skip
+    return OwnTransform(transform, class_mix)
 
 
 def class_mix(sample: Pair, other: Pair, random: Generator) -> Pair:

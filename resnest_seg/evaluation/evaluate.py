@@ -15,7 +15,7 @@ from torch import Tensor
 
 from resnest_seg.config import check_option
 from resnest_seg.data.datasets import SegmentationDataset
-from resnest_seg.data.loader import Batch, build_loader
+from resnest_seg.data.loader import Batch, load_batches
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.evaluation.boundaries import BoundaryScores
 from resnest_seg.evaluation.calibration import Calibration
@@ -155,7 +155,7 @@ def evaluate(
     meters = [_Meter(method, len(dataset.label_space), measures, device) for method in methods]
     indices = range(len(dataset)) if indices is None else indices
     order = ([(0, index)] for index in indices)
-    batches = build_loader(dataset, order, workers=workers, pin_memory=device.type == "cuda")
+    batches = load_batches(dataset, order, workers=workers, pin_memory=device.type == "cuda")
     with torch.inference_mode(), contextlib.closing(batches):
         for batch in batches:
             image, labels = _pixels(batch), batch.labels[0].to(device, non_blocking=True)

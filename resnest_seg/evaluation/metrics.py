@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnest_seg.errors import unknown_name
+from resnest_seg.config import check_option
+from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.labels import IGNORE_LABEL
 
 POLICIES = {"skipped": "mean_iou", "zero": "mean_iou_absent_zero"}
@@ -88,12 +90,15 @@ class ConfusionMatrix:
         num_classes: K, at most 255.
         device: Device of the counts; labels and predictions are moved there.
 
+    Raises:
+        ConfigError: There are not 1..255 classes.
+
     Attributes:
         counts: int64 [K, K]; rows are labels, columns predictions.
     """
 
     def __init__(self, num_classes: int, *, device: torch.device | str = "cpu") -> None:
-        assert 1 <= num_classes < _CODES, num_classes
+        check_option("num_classes", num_classes, 1, _CODES - 1)
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     @property
@@ -106,18 +111,30 @@ class ConfusionMatrix:
         """The sums."""
         (self.counts,) = state
 
-    def update(self, labels: Tensor, predictions: Tensor) -> ConfusionMatrix:
+    def update(self, labels: Tensor | NDArray[Any], predictions: Tensor | NDArray[Any]) -> ConfusionMatrix:
         """Count pixels; returns itself.
 
         Args:
-            labels: Any shape, 0..K-1 or `IGNORE_LABEL`, any integer type.
-            predictions: The same shape, 0..K-1, any integer type; any value up to 255 where the label is ignored.
+            labels: Any shape, 0..K-1 or `IGNORE_LABEL`; a tensor or NumPy array of any integer type.
+            predictions: The same shape, 0..K-1, of any integer type; any value in 0..255 where the label is ignored.
+
+        Raises:
+            ConfigError: The shapes differ, the values are no whole numbers, or an id is out of range.
         """
-        assert labels.shape == predictions.shape, (labels.shape, predictions.shape)
+        truth, found = _ids(labels, "labels"), _ids(predictions, "predictions")
+        if truth.shape != found.shape:
+            hint = " Give classes, not scores: scores.argmax(1)." if found.dim() == truth.dim() + 1 else ""
+            raise ConfigError(
+                f"labels and predictions must have one shape, not {list(truth.shape)} and {list(found.shape)}.{hint}"
+            )
         classes, device = len(self.counts), self.counts.device
         count = _count_on_cpu if device.type == "cpu" else _count_by_bincount
-        counts, strangers = count(labels.to(device).flatten(), predictions.to(device).flatten(), classes)
-        assert not strangers, f"{strangers} pixels have a label or prediction that is none of {classes} classes"
+        counts, strangers = count(truth.to(device).flatten(), found.to(device).flatten(), classes)
+        if strangers:
+            raise ConfigError(
+                f"{strangers} pixels have a label or prediction that is none of {classes} classes: labels must lie in "
+                f"0..{classes - 1} or be {IGNORE_LABEL} (ignored), and predictions in 0..{classes - 1}."
+            )
         self.counts += counts
         return self
 
@@ -155,6 +172,28 @@ class ConfusionMatrix:
         return tuple(Confusion(label, other, count, count / labelled[label]) for label, other, count in cells)
 
 
+def _ids(ids: Tensor | NDArray[Any], name: str) -> Tensor:
+    """Ids of any integer type as a tensor of the same shape.
+
+    Raises:
+        ConfigError: They are neither a tensor nor an array, are no whole numbers, or do not fit a byte.
+    """
+    if not isinstance(ids, Tensor | np.ndarray):
+        raise ConfigError(f"{name} must be a tensor or a NumPy array of class ids, not {type(ids).__name__}.")
+    if isinstance(ids, np.ndarray):
+        if ids.dtype.kind not in "iub":
+            raise ConfigError(f"{name} must be whole numbers (class ids), not {ids.dtype}.")
+        ids = torch.from_numpy(np.ascontiguousarray(ids, ids.dtype.newbyteorder("=")))
+    if ids.is_floating_point() or ids.is_complex():
+        raise ConfigError(f"{name} must be whole numbers (class ids), not {str(ids.dtype).removeprefix('torch.')}.")
+    if ids.dtype not in (torch.uint8, torch.bool) and ids.numel():
+        low, high = (int(bound) for bound in ids.to(torch.int64).aminmax())
+        if low < 0 or high >= _CODES:
+            value = low if low < 0 else high
+            raise ConfigError(f"{name} must lie in 0..{_CODES - 1}, where {IGNORE_LABEL} is ignored, not {value}.")
+    return ids
+
+
 def _count_by_bincount(labels: Tensor, predictions: Tensor, classes: int) -> tuple[Tensor, int]:
     """Count the pairs of ids [N]: int64 [K, K], and the number of labelled pixels with an id out of range."""
     # Ignored pixels are counted in a row that is dropped: selecting pixels by a mask costs more than counting. A pair
@@ -180,11 +219,7 @@ def _count_on_cpu(labels: Tensor, predictions: Tensor, classes: int) -> tuple[Te
 
 
 def _as_bytes(ids: Tensor) -> NDArray[np.uint8]:
-    values = ids.numpy()
-    if values.dtype != np.uint8 and values.size:
-        assert values.min() >= 0, values.min()
-        assert values.max() < _CODES, values.max()
-    return values.astype(np.uint8, copy=False)
+    return ids.numpy().astype(np.uint8, copy=False)
 
 
 def _shares(parts: Tensor, wholes: Tensor) -> tuple[float | None, ...]:

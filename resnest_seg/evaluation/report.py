@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from resnest_seg.errors import DatasetError
+from resnest_seg.errors import DatasetError, load_extra, unknown_name
 from resnest_seg.evaluation.boundaries import BoundaryReport
 from resnest_seg.evaluation.calibration import CalibrationReport, ReliabilityBin
 from resnest_seg.evaluation.metrics import Confusion, Scores
 from resnest_seg.files import atomic_write
-from resnest_seg.io.display import PlainTable
+from resnest_seg.io.display import PlainTable, table_html
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class Method(NamedTuple):
@@ -124,6 +128,41 @@ class EvalReport:
             errors = [getattr(self.calibration.get(name), "expected_calibration_error", None) for name in names]
             table.row("expected calibration error", *(_percent(error) for error in errors))
         return table
+
+    def _repr_html_(self) -> str:
+        """Show the means and the scores by class in a notebook."""
+        by_class = f'<div style="max-height:30em;overflow:auto">{table_html(self.table())}</div>'
+        return f"<div><p>{html.escape(self.model)}</p>{table_html(self.summary())}{by_class}</div>"
+
+    def plot(self, name: str | None = None, *, ax: Axes | None = None) -> Axes:
+        """Draw the IoU of every class by matplotlib, with the mean as a line, and return the axes.
+
+        Args:
+            name: The protocol; None for the first.
+            ax: Where to draw; None makes a new figure with `matplotlib.pyplot`.
+
+        Raises:
+            ConfigError: There are no scores by this protocol, or matplotlib is not installed: pip install
+                'resnest-seg[plot]'.
+        """
+        name = next(iter(self.scores)) if name is None else name
+        if name not in self.scores:
+            raise unknown_name("protocol of this report", name, self.scores)
+        if ax is None:
+            pyplot = load_extra("matplotlib.pyplot", "plot")
+            _, ax = pyplot.subplots(figsize=(7, 1.2 + 0.22 * len(self.classes)), layout="constrained")
+        assert ax is not None
+        scores, places = self.scores[name].class_iou, range(len(self.classes))
+        ax.barh(places, [100 * (iou or 0.0) for iou in scores], color="tab:blue")
+        for place, iou in enumerate(scores):
+            shown = "absent" if iou is None else _percent(iou)
+            ax.annotate(shown, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize="small")
+        mean = 100 * self.mean_iou(name)
+        ax.axvline(mean, color="tab:red", linestyle="--")
+        ax.set_yticks(places, self.classes, parse_math=False)  # "$" is a letter in a name
+        ax.set(xlim=(0, 100), ylim=(len(self.classes) - 0.5, -0.5), xlabel=f"IoU in % (dashed: the mean, {mean:.2f})")
+        ax.set_title(f"{self.dataset} {self.split}, {self.images} images, protocol {name}", parse_math=False)
+        return ax
 
     def confusion_table(self) -> PlainTable:
         """Make a table of the first protocol's most frequent confusions."""

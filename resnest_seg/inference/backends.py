@@ -25,7 +25,7 @@ from resnest_seg.io.large_images import LargeImage
 from resnest_seg.labels import LabelSpace
 
 if TYPE_CHECKING:
-    from resnest_seg.models.segmenter import PixelRange
+    from resnest_seg.models.pixel_range import PixelRange
 
 Image = NDArray[Any] | LargeImage
 """RGB [H, W, 3], uint8 or floats 0..255; or a file that is read by windows, which cannot be resized."""
@@ -246,7 +246,7 @@ class FileBackend(Backend):
     @functools.cached_property
     def _pixel_range(self) -> PixelRange:
         """Check of the range of float images, which data sets in torch may give."""
-        from resnest_seg.models.segmenter import PixelRange
+        from resnest_seg.models.pixel_range import PixelRange
 
         return PixelRange()
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.errors import CheckpointError, ConfigError, unknown_name
+from resnest_seg.errors import CheckpointError, ConfigError, command, unknown_name
 from resnest_seg.inference.protocols import Setting
 from resnest_seg.labels import LabelSpace
 
@@ -386,7 +386,7 @@ RUNTIMES: Mapping[str, Callable[[Path, str, int | None], ExportedModel]] = {
 def _info(path: Path, text: str | None) -> ExportInfo:
     if text is None:
         raise CheckpointError(
-            f"{path} was not exported by this package: it does not say which classes it has. Use tools/export_seg.py."
+            f"{path} was not exported by this package: it does not say which classes it has. Use `{command('export')}`."
         )
     try:
         return ExportInfo.from_json(text)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from resnest_seg.errors import load_extra
 from resnest_seg.files import atomic_write
 from resnest_seg.io.polygons import polygons
-from resnest_seg.io.visualize import overlay, with_legend, write_labels
+from resnest_seg.io.visualize import class_shares, overlay, png_bytes, with_legend, write_labels
 from resnest_seg.labels import LabelSpace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Prediction:
     """Prediction of one image, independent of the backend.
 
     Attributes:
-        image: The photo, RGB, uint8 [H, W, 3].
+        image: The photo, RGB, uint8 [H, W, 3]; of an image of other channels its first three, or its first as grey.
         labels: Train ids, uint8 [H, W]; positions in `label_space.names`.
         label_space: The classes.
         compute_scores: Runs the model again for class probabilities, float32 [K, H, W], which are 4 K times as large as
@@ -41,6 +46,40 @@ class Prediction:
         """The photo with `alpha` (0..1) of the class colours blended in, with a legend below it; RGB uint8."""
         picture = overlay(self.image, self.labels, self.label_space, alpha=alpha)
         return with_legend(picture, self.labels, self.label_space) if legend else picture
+
+    def _repr_png_(self) -> bytes:
+        """Show the overlay with its legend in a notebook, of at most 1024 pixels a side."""
+        image, labels = self._small(1024)
+        return png_bytes(with_legend(overlay(image, labels, self.label_space), self.labels, self.label_space))
+
+    def plot(self, *, ax: Axes | None = None, alpha: float = 0.5) -> Axes:
+        """Draw the overlay by matplotlib, with a legend of the classes and their shares, and return the axes.
+
+        Args:
+            ax: Where to draw; None makes a new figure with `matplotlib.pyplot`.
+            alpha: Opacity of the class colours, 0..1.
+
+        Raises:
+            ConfigError: matplotlib is not installed: pip install 'resnest-seg[plot]'.
+        """
+        if ax is None:
+            _, ax = load_extra("matplotlib.pyplot", "plot").subplots(layout="constrained")
+        assert ax is not None
+        height, width = self.labels.shape
+        picture = overlay(*self._small(2048), self.label_space, alpha=alpha)
+        ax.imshow(picture, extent=(-0.5, width - 0.5, height - 0.5, -0.5))  # in pixels of the photo
+        texts = class_shares(self.labels, self.label_space)
+        self.label_space.add_legend(ax, texts, columns=max(-(-len(texts) // 20), 1), beside=True)
+        return ax
+
+    def _small(self, longest: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Image and labels with edges of at most `longest` pixels."""
+        height, width = self.labels.shape
+        share = min(longest / max(height, width), 1)
+        size = (max(round(width * share), 1), max(round(height * share), 1))
+        image = cv2.resize(self.image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+        labels = cv2.resize(self.labels, size, interpolation=cv2.INTER_NEAREST_EXACT).astype(np.uint8, copy=False)
+        return image, labels
 
     def polygons(self, *, simplify: float = 0.0, min_area: int = 0) -> dict[str, Any]:
         """The regions as a GeoJSON FeatureCollection in pixels, see `resnest_seg.io.polygons.polygons`."""

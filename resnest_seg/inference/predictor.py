@@ -1,4 +1,4 @@
-"""`open_backend`, `Predictor`, `OnnxPredictor`: from a checkpoint or an exported file to the labels of a photo.
+"""`open_backend`, `Predictor`, `OnnxPredictor`: from a checkpoint or an exported file to the labels of an image.
 
 Exported ONNX files need NumPy, OpenCV and onnxruntime only; torch is imported where a torch model is used.
 """
@@ -6,7 +6,8 @@ Exported ONNX files need NumPy, OpenCV and onnxruntime only; torch is imported w
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, overload
 
@@ -19,41 +20,50 @@ from resnest_seg.inference.backends import Backend, Block, FileBackend, RunOptio
 from resnest_seg.inference.exported import is_exported
 from resnest_seg.inference.prediction import Prediction
 from resnest_seg.inference.protocols import Protocol, with_tiles
-from resnest_seg.io.images import as_pixels
+from resnest_seg.io.images import as_pixels, decode_image, is_tensor
 from resnest_seg.io.large_images import LargeImage, LargeLabels, preview
 from resnest_seg.io.visualize import overlay, with_legend, write_png
-from resnest_seg.labels import LabelSpace
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
+    from resnest_seg.models.loading import Network
     from resnest_seg.models.segmenter import Segmenter
 
-Photo = Union[str, Path, NDArray[np.uint8], "Image.Image"]
-"""Types of images that can be labelled: a file, an RGB array uint8 [H, W, 3], or a PIL image."""
+Photo = Union[str, Path, "Image.Image"]
+"""Types that always are one image; arrays and tensors may be a batch."""
 
 
-def open_backend(path: str | Path, options: RunOptions = RunOptions()) -> Backend:  # noqa: B008  # a constant
+def open_backend(
+    path: str | Path,
+    options: RunOptions = RunOptions(),  # noqa: B008  # a constant
+    *,
+    into: Network | None = None,
+) -> Backend:
     """A checkpoint, a run folder, the name of a published checkpoint, or an exported file, ready to run.
 
     Args:
         path: What is opened.
         options: How it is run.
+        into: The network of a checkpoint with parts of the user's own, see `load_checkpoint`.
 
     Raises:
         CheckpointError: It cannot be loaded.
         ConfigError: No such device, or an option that it cannot follow.
     """
     if is_exported(path):
+        if into is not None:
+            raise ConfigError(f"{path} is an exported file, which holds its network: leave out into (--model).")
         return FileBackend(path, options)
     from resnest_seg.inference.torch_backend import TorchBackend
     from resnest_seg.models.loading import load_checkpoint
 
-    return TorchBackend(load_checkpoint(path), options)
+    return TorchBackend(load_checkpoint(path, into=into), options)
 
 
 class Predictor:
-    """Labels photos with a model, in memory that is bounded for photos of any size.
+    """Labels photos, or images of other channels, with a model, in memory that is bounded for photos of any size.
 
     Args:
         model: A model with a label space, as `load_checkpoint` returns it, which is moved to the device; or a `Backend`
@@ -78,7 +88,7 @@ class Predictor:
     Raises:
         ConfigError: Unknown protocol or precision, a tile or memory that makes no sense, a device that is not there, or
             what an exported file cannot do.
-        CheckpointError: The model does not know its classes, or cannot segment photos.
+        CheckpointError: The model does not know its classes.
     """
 
     def __init__(
@@ -105,7 +115,9 @@ class Predictor:
         elif options != RunOptions(fuse=fuse):
             raise ConfigError("device, precision, compiled and batch are for open_backend, which opened this model.")
         self.backend, self.memory = model, memory
-        self.label_space = _check_photos(model)
+        if model.label_space is None:
+            raise CheckpointError("the model has no label space: set segmenter.label_space, or load a checkpoint.")
+        self.label_space = model.label_space
         self.protocol = with_tiles(model.protocol(protocol), tile, overlap)
         model.check(self.protocol)
 
@@ -113,6 +125,7 @@ class Predictor:
     def from_checkpoint(
         path: str | Path,
         *,
+        into: Network | None = None,
         device: str = "auto",
         protocol: str | Protocol = "whole",
         tile: int | None = None,
@@ -127,6 +140,7 @@ class Predictor:
 
         Args:
             path: See `open_backend`.
+            into: See `open_backend`.
             device: See the class, as for the others.
             protocol: See the class.
             tile: See the class.
@@ -137,33 +151,44 @@ class Predictor:
             memory: See the class.
             fuse: See the class.
         """
-        backend = open_backend(path, RunOptions(device, precision, compiled, batch, fuse))
+        backend = open_backend(path, RunOptions(device, precision, compiled, batch, fuse), into=into)
         return Predictor(backend, protocol=protocol, tile=tile, overlap=overlap, memory=memory)
 
     @overload
-    def __call__(self, image: list[Any]) -> list[Prediction]: ...
-    @overload
     def __call__(self, image: Photo) -> Prediction: ...
-    def __call__(self, image: Photo | list[Any]) -> Prediction | list[Prediction]:
-        """Label one photo at its own size, or several; those of one size share calls of a torch model.
+    @overload
+    def __call__(self, image: list[Any] | tuple[Any, ...] | Iterator[Any]) -> list[Prediction]: ...
+    @overload
+    def __call__(self, image: NDArray[Any] | Tensor | Iterable[Any]) -> Any: ...
+    def __call__(self, image: Any) -> Any:
+        """Label one image at its own size, or several; those of one size share calls of a torch model.
+
+        The same pixels give the same labels in every form. Floats that are no whole numbers go to the model as they
+        are; floats in 0..1 are warned of, once.
 
         Args:
-            image: A file, a PIL image, or an RGB array uint8 [H, W, 3]; or a list of such.
+            image: One image: a file, an http or https address, a PIL image, an array [H, W, 3] or a torch tensor
+                [3, H, W], grey ones [H, W], uint8 or floats in 0..255; see `resnest_seg.io.images.as_pixels`. Or
+                several: an array [N, H, W, 3], a tensor [N, 3, H, W], or an iterable of any of these, also mixed. A
+                model for images of C other channels takes arrays and tensors of C.
+
+        Returns:
+            A `Prediction`, or a list of them for a batch or an iterable.
 
         Raises:
-            DatasetError: A file cannot be read.
-            ConfigError: An array has another shape or type, or scores would take more than the memory.
+            DatasetError: A file or PIL image cannot be decoded, or an address cannot be fetched.
+            ConfigError: Something else, which the message describes; or scores would take more than the memory.
         """
-        photos = [as_pixels(photo) for photo in (image if isinstance(image, list) else [image])]
-        images = self.backend.batch_blocks(photos, self.protocol, memory=self.memory)
-        predictions = [
-            Prediction(pixels, _labels(blocks, pixels), self.label_space, functools.partial(self.scores, pixels))
-            for pixels, blocks in zip(photos, images, strict=True)
-        ]
-        return predictions if isinstance(image, list) else predictions[0]
+        images, several = images_of(image, channels=self.backend.channels)
+        found = self.backend.batch_blocks(images, self.protocol, memory=self.memory)
+        predictions: list[Prediction] = []
+        for pixels, blocks in zip(images, found, strict=True):
+            labels, compute_scores = _labels(blocks, pixels), functools.partial(self.scores, pixels)
+            predictions.append(Prediction(_shown(pixels), labels, self.label_space, compute_scores))
+        return predictions if several else predictions[0]
 
-    def scores(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Class probabilities, float32 [K, H, W], of an RGB image uint8 [H, W, 3].
+    def scores(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        """Class probabilities, float32 [K, H, W], of an image [H, W, C], uint8 or float32 in 0..255.
 
         Raises:
             ConfigError: The model is an exported file that gives labels only.
@@ -173,6 +198,14 @@ class Predictor:
         for block in self.backend.blocks(pixels, self.protocol, memory=self.memory):
             scores[:, block.rows, block.columns] = block.probabilities(self.protocol.merge)
         return scores
+
+    def check_photos(self) -> None:
+        """Raise a `CheckpointError` if the model is not for photos, whose three channels are RGB."""
+        if self.backend.channels != 3:
+            raise CheckpointError(
+                f"the model is for images of {self.backend.channels} channels, and photos have 3. In Python, a "
+                f"Predictor takes arrays [H, W, {self.backend.channels}]."
+            )
 
     def segment_file(
         self,
@@ -196,6 +229,7 @@ class Predictor:
             DatasetError: The file cannot be read by windows.
             ConfigError: The protocol needs the whole image: it has no tiles, or scales.
         """
+        self.check_photos()
         if self.protocol.window is None or self.protocol.scales != (1.0,) or self.protocol.resize != "image":
             raise ConfigError(
                 f"{photo} is too large for protocol {self.protocol.name}, which needs all of it at once. Use tiles at "
@@ -223,7 +257,7 @@ class OnnxPredictor(Predictor):
     """A `Predictor` of an exported file. Calls from several threads at once are fine.
 
     Args:
-        path: A file of `tools/export_seg.py`: .onnx, or .xml, which needs OpenVINO (or .pt2, which needs torch).
+        path: A file of `resnest-seg export`: .onnx, or .xml, which needs OpenVINO (or .pt2, which needs torch).
         device: "auto", "cpu", or what `resnest_seg.inference.exported.open_exported` knows beside.
         protocol: See `Predictor`, as for the others.
         tile: See `Predictor`.
@@ -233,7 +267,7 @@ class OnnxPredictor(Predictor):
         threads: Of the runtime, for one call; None leaves them to it.
 
     Raises:
-        CheckpointError: No such file, a damaged or foreign one, or a model that is not for photos.
+        CheckpointError: No such file, or a damaged or foreign one.
         ConfigError: The runtime is not installed, or the file cannot be used by this protocol.
     """
 
@@ -253,16 +287,52 @@ class OnnxPredictor(Predictor):
         super().__init__(backend, protocol=protocol, tile=tile, overlap=overlap, memory=memory)
 
 
-def _check_photos(model: Backend) -> LabelSpace:
-    """The label space of a model for photos."""
-    if model.channels != 3:
-        raise CheckpointError(f"the model is for images of {model.channels} channels, and photos have 3.")
-    if model.label_space is None:
-        raise CheckpointError("the model has no label space: set segmenter.label_space, or load a checkpoint.")
-    return model.label_space
+def images_of(value: Any, *, channels: int = 3) -> tuple[list[NDArray[Any]], bool]:
+    """Convert what `Predictor` is called with to pixels: one image, or several.
+
+    Args:
+        value: An image that `resnest_seg.io.images.as_pixels` accepts, or its http or https address; a batch, array
+            [N, H, W, C] or tensor [N, C, H, W]; or an iterable of images, addresses and batches, in any mixture.
+        channels: C.
+
+    Returns:
+        Arrays [H, W, C], as of `as_pixels`, in order; and whether the value is a batch or an iterable.
+
+    Raises:
+        DatasetError: A file or PIL image cannot be decoded, or an address cannot be fetched.
+        ConfigError: Something else; says what is accepted, what was seen and, of several, which it is.
+    """
+    if isinstance(value, str) and "://" in value and channels == 3:
+        from resnest_seg.inference.inputs import fetch_image  # which needs more than exported files do
+
+        return [decode_image(fetch_image(value), value)], False
+    if (isinstance(value, np.ndarray) or is_tensor(value)) and value.ndim == 4:
+        return _each(value, channels, f"of the batch {list(value.shape)}"), True
+    names = isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "UO"
+    listed = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Set)
+    if names or (listed and not isinstance(value, np.ndarray | os.PathLike) and not is_tensor(value)):
+        return _each(value, channels, "of the list"), True
+    return [as_pixels(value, channels=channels)], False
 
 
-def _labels(blocks: Iterable[Block], pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _each(values: Iterable[Any], channels: int, where: str) -> list[NDArray[Any]]:
+    """Convert images one by one; an error says which it is, counted from 0."""
+    found: list[NDArray[Any]] = []
+    for number, value in enumerate(values):
+        try:
+            found += images_of(value, channels=channels)[0]
+        except ConfigError as error:
+            raise ConfigError(f"image {number} {where}: {error}") from None
+    return found
+
+
+def _shown(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """An image [H, W, C] as RGB, uint8 [H, W, 3]: the first three channels, or the first as grey."""
+    rgb = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., :1].repeat(3, axis=2)
+    return rgb if rgb.dtype == np.uint8 else rgb.round().astype(np.uint8)
+
+
+def _labels(blocks: Iterable[Block], pixels: NDArray[Any]) -> NDArray[np.uint8]:
     """Labels of an image, uint8 [H, W]; a function, so that no scores are held when it returns."""
     labels = np.empty(pixels.shape[:2], np.uint8)
     for block in blocks:

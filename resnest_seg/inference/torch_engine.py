@@ -26,7 +26,7 @@ from torch import Tensor
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.inference.protocols import Protocol, Window, with_options
 from resnest_seg.io.resize import pixel_weights, taps
-from resnest_seg.models.segmenter import PixelRange
+from resnest_seg.models.pixel_range import PixelRange
 
 LogitsFn = Callable[[Tensor], Tensor]
 """Images [N, 3, H, W] -> logits [N, K, h, w], at the images' size or coarser."""
@@ -338,7 +338,7 @@ def score_rows(
         ConfigError: The image has another shape.
     """
     if len(image.shape) != 3:
-        raise ConfigError(f"an image must be [3, H, W], not {list(image.shape)}.")
+        raise ConfigError(f"an image must be [3, H, W], or a batch [N, 3, H, W], not {list(image.shape)}.")
     height, width = image.shape[1:]
     views = views_of(run, image, protocol) if views is None else views
     if protocol.merge == "exp":  # which need the largest logit of the whole image first
@@ -384,6 +384,29 @@ def scores(run: Runner, image: Any, protocol: Protocol, *, memory: int = MEMORY)
     return torch.cat([slab for _, slab in score_rows(run, image, protocol, memory=memory)], dim=1)
 
 
+def _scores_of(run: Runner, images: Tensor, protocol: Protocol) -> Tensor:
+    """All scores of an image [3, H, W], as [K, H, W], or of each image of a batch [N, 3, H, W], as [N, K, H, W].
+
+    Images of a batch share calls of the network, as many as one call takes at the images' own size.
+
+    Raises:
+        ConfigError: The images have another shape.
+    """
+    if images.dim() != 4:
+        return scores(run, images, protocol)
+    if not len(images):
+        raise ConfigError(f"a batch must have at least one image, not the shape {list(images.shape)}.")
+    found: list[Tensor] = []
+    for group in images.split(run.batch_size(images.shape[2] * images.shape[3], images[0])):
+        views = [views_of(run, image, protocol) for image in group]
+        if len(group) > 1:
+            preload([view for each in views for view in each])
+        for image, each in zip(group, views, strict=True):
+            slabs = score_rows(run, image, protocol, views=each)
+            found.append(torch.cat([slab for _, slab in slabs], dim=1))
+    return torch.stack(found)
+
+
 def labels(run: Runner, image: Any, protocol: Protocol, *, memory: int = MEMORY) -> Tensor:
     """The best class of every pixel, uint8 [H, W], without the scores of the whole image in memory."""
     slabs = score_rows(run, image, protocol, memory=memory)
@@ -405,15 +428,18 @@ def whole(logits_fn: LogitsFn, image: Tensor, *, stride: int = 8, align_corners:
 
     Args:
         logits_fn: Images [N, 3, H, W] -> logits [N, K, h, w].
-        image: [3, H, W], RGB 0..255.
+        image: [3, H, W], RGB 0..255, or a batch [N, 3, H, W].
         stride: Sizes become multiples of this many pixels, the network's output stride.
         align_corners: How logits that are coarser than the image are resized.
 
     Returns:
-        Logits [K, H, W].
+        Logits [K, H, W], or [N, K, H, W] of a batch.
+
+    Raises:
+        ConfigError: An option out of range, or images of another shape.
     """
     run = Runner(logits_fn, stride=stride, align_corners=align_corners)
-    return scores(run, image, Protocol("whole", padding="stride"))
+    return _scores_of(run, image, Protocol("whole", padding="stride"))
 
 
 def sliding_window(
@@ -430,7 +456,7 @@ def sliding_window(
 
     Args:
         logits_fn: Images [N, 3, H, W] -> logits [N, K, h, w].
-        image: [3, H, W], RGB 0..255.
+        image: [3, H, W], RGB 0..255, or a batch [N, 3, H, W].
         window: Edge of a window in pixels; a smaller image is its own window.
         overlap: Pixels that neighbours share, below `window`.
         blend: "none", or "hann" or "distance": pixels near the edge of a window count less.
@@ -438,10 +464,13 @@ def sliding_window(
         batch: Windows a call; None chooses.
 
     Returns:
-        Logits [K, H, W].
+        Logits [K, H, W], or [N, K, H, W] of a batch.
+
+    Raises:
+        ConfigError: An option out of range, or images of another shape.
     """
     method = with_options(Protocol("slide"), window=window, overlap=overlap, blend=blend)
-    return scores(Runner(logits_fn, align_corners=align_corners, batch=batch), image, method)
+    return _scores_of(Runner(logits_fn, align_corners=align_corners, batch=batch), image, method)
 
 
 def multiscale(
@@ -460,7 +489,7 @@ def multiscale(
 
     Args:
         logits_fn: Images [N, 3, H, W] -> logits [N, K, h, w].
-        image: [3, H, W], RGB 0..255.
+        image: [3, H, W], RGB 0..255, or a batch [N, 3, H, W].
         scales: Sizes of the views, as multiples of the image's.
         flip: Show every view mirrored as well.
         window: Edge of square windows within a view, in pixels; None takes views as a whole.
@@ -470,10 +499,13 @@ def multiscale(
         batch: Images a call; None chooses.
 
     Returns:
-        Scores [K, H, W], see `score_rows`.
+        Scores [K, H, W], see `score_rows`; or [N, K, H, W] of a batch.
+
+    Raises:
+        ConfigError: An option out of range, or images of another shape.
     """
     method = with_options(Protocol("multiscale"), scales=scales, flip=flip, window=window, overlap=overlap, merge=merge)
-    return scores(Runner(logits_fn, align_corners=align_corners, batch=batch), image, method)
+    return _scores_of(Runner(logits_fn, align_corners=align_corners, batch=batch), image, method)
 
 
 def _agree_on_exponents(views: list[View]) -> None:

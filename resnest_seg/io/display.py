@@ -6,6 +6,8 @@ table or end the program. All tables, bars and consoles of the package are made 
 
 from __future__ import annotations
 
+import html
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from rich.console import Console
@@ -48,6 +50,29 @@ class PlainTable(Table):
     def row(self, *cells: str, style: str = "") -> None:
         """Add a row with one string per column."""
         self.add_row(*map(plain_text, cells), style=style or None)
+
+
+def table_html(table: PlainTable) -> str:
+    """Convert a table to HTML for a notebook; all text is escaped, and lines of the title stay lines."""
+
+    def row(kind: str, cells: Iterable[object]) -> str:
+        pairs = zip(cells, table.columns, strict=True)
+        sides = [f'<{kind} style="text-align:{column.justify}">{_escaped(cell)}</{kind}>' for cell, column in pairs]
+        return f"<tr>{''.join(sides)}</tr>"
+
+    columns = table.columns
+    rows = [row("td", cells) for cells in zip(*(column.cells for column in columns), strict=True)]
+    foot = f"<tfoot>{row('th', (column.footer for column in columns))}</tfoot>" if table.show_footer else ""
+    head = row("th", (column.header for column in columns))
+    caption = f"<p>{_escaped(table.caption)}</p>" if table.caption else ""
+    return (
+        f"<table><caption>{_escaped(table.title or '')}</caption><thead>{head}</thead>"
+        f"<tbody>{''.join(rows)}</tbody>{foot}</table>{caption}"
+    )
+
+
+def _escaped(text: object) -> str:
+    return html.escape(str(text)).replace("\n", "<br/>")
 
 
 def console(*, stderr: bool = False, quiet: bool = False, soft_wrap: bool = False, width: int | None = None) -> Console:

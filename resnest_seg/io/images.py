@@ -9,6 +9,7 @@ This module imports NumPy and OpenCV only, so that it works without torch.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import struct
 import sys
@@ -103,24 +104,122 @@ def decode_image(data: bytes, name: str) -> NDArray[np.uint8]:
     return image.astype(np.uint8, copy=False)
 
 
-def as_pixels(image: Any) -> NDArray[np.uint8]:
-    """Convert an image to RGB, uint8 [H, W, 3]: a path, an RGB array uint8 [H, W, 3], or a PIL image.
+def as_pixels(image: Any, *, channels: int = 3) -> NDArray[Any]:
+    """Convert one image to pixels 0..255, [H, W, C]: uint8, or float32 if some are no whole numbers.
+
+    Accepted are:
+
+    - a file (see `decode_image`) or a PIL image, for three channels;
+    - arrays, channels last: [H, W, C], or [H, W] for grey; torch tensors, channels first: [C, H, W], or [H, W]. The
+      kind decides, never the sizes: an array [3, H, 3] has 3 rows, and a tensor [3, H, 3] has 3 columns. They are
+      uint8, or floats that are finite and in 0..255; half a grey level beyond, from resampling, is clipped.
+
+    For three channels, grey is repeated, and a fourth channel is opacity, which is dropped if it is 255 everywhere.
+    Floats in 0..1 are left to the model, which warns of them.
+
+    Args:
+        image: The image.
+        channels: C of the result.
 
     Raises:
         DatasetError: The file or PIL image cannot be decoded.
-        ConfigError: The array has another shape or type, or the argument has another type.
+        ConfigError: Another type, shape, or kind of numbers; values beyond 0..255; transparent pixels.
     """
-    if isinstance(image, str | Path):
-        return read_image(image)
-    pil = sys.modules.get("PIL.Image")  # a PIL image exists only if PIL has been imported
-    if pil is not None and isinstance(image, pil.Image):
-        image = _of_pil(image)
-    if not isinstance(image, np.ndarray):
-        raise ConfigError(f"an image must be a file, an RGB array or a PIL image, not {type(image).__name__}.")
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        fix = " Convert floats in 0..1 by (255 * image).round().astype(numpy.uint8)." if image.dtype.kind == "f" else ""
-        raise ConfigError(f"an image array must be RGB, uint8 [H, W, 3], not {image.dtype} {list(image.shape)}.{fix}")
-    return np.ascontiguousarray(image)
+    if is_file(image) or _is_pil(image):
+        if channels != 3:
+            raise ConfigError(
+                f"the model takes images of {channels} channels, and a file or PIL image is read as RGB: give an "
+                f"array [H, W, {channels}] or a tensor [{channels}, H, W]."
+            )
+        return _of_pil(image) if _is_pil(image) else read_image(image)
+    pixels = _as_array(image)
+    if pixels is None or pixels.ndim not in (2, 3) or not (pixels.dtype == np.uint8 or pixels.dtype.kind == "f"):
+        raise _no_image(image, channels)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    elif is_tensor(image):
+        pixels = pixels.transpose(1, 2, 0)
+    found = pixels.shape[2]
+    if not pixels.size or (found != channels and (channels != 3 or found not in (1, 4))):
+        raise _no_image(image, channels)
+    if found == 4 and channels == 3:
+        if not (pixels[..., 3] == 255).all():
+            raise ConfigError(
+                f"{_seen(image)} has transparent pixels (its fourth channel is below 255), and what is behind them is "
+                "not known. Files and PIL images lie on white: give PIL.Image.fromarray of uint8 [H, W, 4] for that, "
+                "or the first three channels alone."
+            )
+        pixels = pixels[..., :3]
+    elif found == 1 < channels:
+        pixels = pixels.repeat(3, axis=2)
+    return _whole_if_exact(pixels, _seen(image))
+
+
+def is_tensor(image: Any) -> bool:
+    """True for a torch tensor; torch is not imported for that."""
+    torch = sys.modules.get("torch")  # a tensor exists only if torch has been imported
+    return torch is not None and isinstance(image, torch.Tensor)
+
+
+def is_file(image: Any) -> bool:
+    """True for a path."""
+    return isinstance(image, str | os.PathLike)
+
+
+def _is_pil(image: Any) -> bool:
+    pil = sys.modules.get("PIL.Image")
+    return pil is not None and isinstance(image, pil.Image)
+
+
+def _as_array(image: Any) -> NDArray[Any] | None:
+    if isinstance(image, np.ndarray):
+        return image
+    if not is_tensor(image):
+        return None
+    image = image.detach().cpu()
+    pixels: NDArray[Any] = (image.float() if image.is_floating_point() else image).numpy()
+    return pixels
+
+
+def _whole_if_exact(pixels: NDArray[Any], seen: str) -> NDArray[Any]:
+    """Check the range of floats, and convert whole numbers to uint8, with which every protocol computes alike."""
+    if pixels.dtype != np.uint8:
+        pixels = pixels.astype(np.float32)
+        low, high = float(pixels.min()), float(pixels.max())  # NaN if one is
+        if not -0.5 <= low <= high <= 255.5:
+            fix = " Undo a normalisation: the model normalises by itself." if low < -0.5 else ""
+            raise ConfigError(f"{seen} has values from {low:.4g} to {high:.4g}, and pixels must lie in 0..255.{fix}")
+        pixels = pixels.clip(0, 255)
+        if (pixels == pixels.round()).all():
+            pixels = pixels.astype(np.uint8)
+    return np.require(pixels, requirements=["C", "W"])  # torch warns of arrays that it could not write to
+
+
+def _seen(image: Any) -> str:
+    """Describe an argument by its type, and its dtype and shape if it has them."""
+    name = f"{type(image).__module__.partition('.')[0]}.{type(image).__qualname__}".removeprefix("builtins.")
+    if not hasattr(image, "shape") or not hasattr(image, "dtype"):
+        return name
+    return f"a {name} {str(image.dtype).removeprefix('torch.')} {list(image.shape)}"
+
+
+def _no_image(image: Any, channels: int) -> ConfigError:
+    """The error for what is no image; it says what would be one, and how to convert the usual near misses."""
+    shape, fix = tuple(getattr(image, "shape", ())), ""
+    wanted = {channels, 1, 4} if channels == 3 else {channels}
+    integer = str(getattr(image, "dtype", "")).removeprefix("torch.").startswith(("int", "uint", "bool"))
+    if integer and "uint8" not in str(image.dtype):
+        fix = " If the values lie in 0..255, convert them to uint8."
+    elif len(shape) == 3 and is_tensor(image) and shape[2] in wanted:
+        fix = " Tensors have their channels first: image.permute(2, 0, 1)."
+    elif len(shape) == 3 and not is_tensor(image) and shape[0] in wanted:
+        fix = " Arrays have their channels last: image.transpose(1, 2, 0)."
+    files = "a file, an http address, a PIL image, " if channels == 3 else ""
+    return ConfigError(
+        f"an image must be {files}an array [H, W, {channels}] or a tensor [{channels}, H, W] of uint8 or floats in "
+        f"0..255{', grey ones [H, W]' if channels in (1, 3) else ''}; or a batch or list of such; not {_seen(image)}."
+        f"{fix}"
+    )
 
 
 def _of_pil(image: Any) -> NDArray[np.uint8]:

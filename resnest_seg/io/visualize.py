@@ -99,9 +99,8 @@ def error_map(labels: Labels, predictions: Labels) -> Image:
 
 def with_legend(picture: Image, labels: Labels, space: LabelSpace) -> Image:
     """Add a legend below the picture: the classes that occur in `labels`, largest first, with their shares."""
-    counts = np.bincount(labels.ravel(), minlength=256)[: len(space)]
-    present = [int(label) for label in np.argsort(-counts, kind="stable") if counts[label]]
-    texts = [f"{space.names[label]} {100 * counts[label] / labels.size:.1f}%" for label in present]
+    shares = class_shares(labels, space)
+    present, texts = list(shares), list(shares.values())
     cell = max([28 + cv2.getTextSize(text, _FONT, _FONT_SCALE, 1)[0][0] for text in texts], default=1)
     width = max(picture.shape[1], cell)
     columns = max(width // cell, 1)
@@ -113,6 +112,13 @@ def with_legend(picture: Image, labels: Labels, space: LabelSpace) -> Image:
         cv2.putText(legend, text, (x + 19, y + 10), _FONT, _FONT_SCALE, _INK, 1, cv2.LINE_AA)
     beside = np.full((picture.shape[0], width - picture.shape[1], 3), _PAPER, np.uint8)
     return np.vstack([np.hstack([picture, beside]), legend])
+
+
+def class_shares(labels: Labels, space: LabelSpace) -> dict[int, str]:
+    """Map the classes that occur in labels, largest first, to a text such as "road 41.3%"."""
+    counts = np.bincount(labels.ravel(), minlength=256)[: len(space)]
+    present = [int(label) for label in np.argsort(-counts, kind="stable") if counts[label]]
+    return {label: f"{space.names[label]} {100 * counts[label] / labels.size:.1f}%" for label in present}
 
 
 def contact_sheet(

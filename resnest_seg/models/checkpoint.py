@@ -4,6 +4,7 @@
                optimizer.<key>.<name>   optional training state: the optimiser's, per parameter
                average.<key>            optional training state: the moving average of the weights
     metadata   format, num_classes, and as JSON config, label_space, training
+               fingerprints             as JSON, of the parts of a network of somebody's own: part -> `fingerprint`
                weights_sha256           hash of the weights and the metadata
                training_sha256          hash of the training state and the metadata
 
@@ -26,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from resnest_seg.config import AnyConfig, ModelConfig, RunConfig, config_from_dict
+from resnest_seg.config import CUSTOM, AnyConfig, ModelConfig, RunConfig, config_from_dict
 from resnest_seg.errors import CheckpointError
 from resnest_seg.files import atomic_write
 from resnest_seg.labels import LabelSpace
@@ -43,6 +44,12 @@ HUB_FILE = "model.safetensors"
 
 BEST, LAST, CONFIG = "best.safetensors", "last.safetensors", "config.yaml"
 """Names of the files in a run folder: the best weights, the newest state, the whole resolved config."""
+
+
+def fingerprint(weights: Mapping[str, Tensor], part: str) -> str:
+    """Twelve hex digits that identify the keys and shapes of a part ("encoder" or "head") of a state dict."""
+    lines = sorted(f"{key} {list(value.shape)}" for key, value in weights.items() if key.startswith(f"{part}."))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +110,9 @@ class Checkpoint:
             "num_classes": str(self.num_classes),
             "origin": json.dumps(dict(self.origin)),
         }
+        own = [part for part in ("encoder", "head") if getattr(self.network, part) == CUSTOM]
+        if own:
+            metadata["fingerprints"] = json.dumps({part: fingerprint(self.weights, part) for part in own})
         state: dict[str, Tensor] = {}
         if self.training is not None:
             state = _stored(self.training.tensors)

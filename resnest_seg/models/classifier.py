@@ -11,7 +11,7 @@ from resnest_seg.errors import CheckpointError
 from resnest_seg.models.checkpoint import Checkpoint
 from resnest_seg.models.heads import ClassifierHead
 from resnest_seg.models.resnest import SMP
-from resnest_seg.models.segmenter import PixelModel, build_encoder, check_names, freeze_unread, load_own_weights
+from resnest_seg.models.segmenter import PixelModel, check_names, encoder_for, freeze_unread, load_own_weights
 
 
 class Classifier(PixelModel):
@@ -75,7 +75,7 @@ def fresh_classifier(config: PretrainConfig, *, num_classes: int, smp_weights: b
     """
     network = config.model.network
     check_names(network)
-    encoder = build_encoder(network, pretrained=smp_weights)
+    encoder = encoder_for(network, pretrained=smp_weights)
     assert isinstance(encoder.channels, tuple)
     head = ClassifierHead(encoder.channels[3], num_classes, dropout=config.classify.dropout)
     if network.encoder.startswith(SMP):

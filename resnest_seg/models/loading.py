@@ -3,36 +3,58 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from resnest_seg.config import AnyConfig, ClassifierConfig, DataConfig, ModelConfig, PretrainConfig, RunConfig
-from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, unknown_name
+from resnest_seg.config import (
+    CUSTOM,
+    AnyConfig,
+    ClassifierConfig,
+    DataConfig,
+    Kind,
+    ModelConfig,
+    PretrainConfig,
+    Range,
+    RunConfig,
+    kinds_of,
+)
+from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, command, unknown_name
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import Checkpoint, find_checkpoint, is_ours
 from resnest_seg.models.classifier import NO_CLASSIFIER, Classifier, fresh_classifier
 from resnest_seg.models.conversion import CLASSIFIER, encoder_of_name, label_space, recognise, rename
-from resnest_seg.models.published import imagenet_checkpoint, published, published_names
+from resnest_seg.models.published import check_encoder_weights, imagenet_checkpoint, published, published_names
 from resnest_seg.models.resnest import ResNeSt, adapt_first_convolution
-from resnest_seg.models.segmenter import LoadReport, PixelModel, Segmenter, fresh_segmenter, load_weights, misfits
+from resnest_seg.models.segmenter import (
+    CANNOT_SEGMENT,
+    LoadReport,
+    PixelModel,
+    Segmenter,
+    encoder_for,
+    fresh_segmenter,
+    load_own_weights,
+    load_weights,
+    misfits,
+)
 from resnest_seg.models.weight_files import check_finite, naming_file, read_weights
 
 
 def build_segmenter(
     encoder: str = "resnest50",
-    *,
     head: str = "deeplabv3",
     num_classes: int = 150,
+    *,
     output_stride: int = 8,
     dilation: str = "encoding",
     aux_head: bool = True,
     family: str = "encoding",
     in_channels: int = 3,
-    encoder_weights: str | None = None,
+    encoder_weights: str | Path | None = None,
     drop_block: float = 0.0,
     drop_path: float = 0.0,
     zero_gamma: bool = False,
@@ -59,10 +81,11 @@ def build_segmenter(
         checkpointing: Keep only the blocks' inputs for the backward pass and compute the rest twice.
 
     Raises:
-        ConfigError: Unknown name (the nearest is named), a value out of range, or parts that do not fit together.
+        ConfigError: Unknown name (the nearest is named), a wrong type or value, or parts that do not fit together.
         DownloadError: The weights cannot be fetched.
         CheckpointError: The weights do not fit the encoder.
     """
+    check_encoder_weights(encoder_weights)
     model = ModelConfig(
         encoder=encoder,
         head=head,
@@ -71,14 +94,49 @@ def build_segmenter(
         dilation=dilation,
         aux_head=aux_head,
         in_channels=in_channels,
-        encoder_weights=encoder_weights,
+        encoder_weights=str(encoder_weights) if isinstance(encoder_weights, Path) else encoder_weights,
         drop_block=drop_block,
         drop_path=drop_path,
         zero_gamma=zero_gamma,
         rectify=rectify,
         checkpointing=checkpointing,
     )
+    _check_types(model, num_classes)
     return segmenter_for(RunConfig(model=model), None, num_classes=num_classes)
+
+
+def build_encoder(
+    encoder: str = "resnest50",
+    *,
+    output_stride: int = 8,
+    dilation: str = "encoding",
+    in_channels: int = 3,
+    encoder_weights: str | None = None,
+) -> nn.Module:
+    """Build an encoder for a `Segmenter` with a head of one's own; see `build_segmenter` for arguments and errors.
+
+    Returns:
+        Normalised images [N, in_channels, H, W] -> features, the last four being c1, c2, c3, c4, with their channels in
+        `.channels`, at strides 4, 8 and, for c3 and c4, min(16, output_stride) and output_stride.
+    """
+    model = ModelConfig(
+        encoder=encoder,
+        output_stride=output_stride,
+        dilation=dilation,
+        in_channels=in_channels,
+        encoder_weights=encoder_weights,
+    )
+    built = encoder_for(model, pretrained=True)
+    if encoder_weights is not None and isinstance(built, ResNeSt):
+        load_encoder(built, model)
+    return built
+
+
+def _check_types(model: ModelConfig, num_classes: object) -> None:
+    """Check the options of `build_segmenter` under their own names, which have no `model.`."""
+    for option, kind in kinds_of(ModelConfig).items():
+        kind.check(option, getattr(model, option))
+    Kind(int, False, Range(1, math.inf)).check("num_classes", num_classes)
 
 
 def segmenter_for(
@@ -108,7 +166,13 @@ def classifier_for(config: PretrainConfig, *, num_classes: int, pretrained: bool
     return classifier
 
 
-def load_checkpoint(path: str | Path, *, output_stride: int | None = None, dilation: str | None = None) -> Segmenter:
+Network = Segmenter | Callable[[int], Segmenter]
+"""A network that weights are loaded into: the model, or a function that builds it for K classes."""
+
+
+def load_checkpoint(
+    path: str | Path, *, into: Network | None = None, output_stride: int | None = None, dilation: str | None = None
+) -> Segmenter:
     """Load a segmentation model for inference.
 
     Recognised by their keys are our own files and run folders (the best checkpoint, else the last), PyTorch-Encoding's
@@ -116,6 +180,8 @@ def load_checkpoint(path: str | Path, *, output_stride: int | None = None, dilat
 
     Args:
         path: A file, a run folder, or the name of a published checkpoint, which is downloaded once.
+        into: The network, for a checkpoint with an encoder or head of the user's own: a model, which is changed, or a
+            function from the number of classes to one. None builds the network that the file describes.
         output_stride: For files of others, which do not tell it: the network's. None assumes 8.
         dilation: For files of others: the dilation variant. None takes that of the code the file comes from.
 
@@ -124,14 +190,14 @@ def load_checkpoint(path: str | Path, *, output_stride: int | None = None, dilat
         what was loaded.
 
     Raises:
-        CheckpointError: There is no such file or name, it is damaged, wants to run code, or does not fit; or it is an
-            image classifier.
+        CheckpointError: There is no such file or name, it is damaged, wants to run code, or does not fit; it is an
+            image classifier; or its network is not known and `into` is None.
         DownloadError: A published file cannot be fetched.
-        ConfigError: An output stride or dilation that does not exist.
+        ConfigError: An output stride or dilation that does not exist; `into` gives no `Segmenter`.
     """
     source = _open(path, output_stride, dilation)
     with naming_file(source.path):
-        segmenter, kept = _build(source)
+        segmenter, kept = _build(source) if into is None else _fill(built_network(into, source), source)
     segmenter.load_report = _report(source, segmenter, kept)
     return segmenter
 
@@ -172,7 +238,7 @@ def _open(path: str | Path, output_stride: int | None, dilation: str | None) -> 
     if entry is None and not Path(path).exists():
         raise CheckpointError(
             f"no checkpoint {path}: there is no such file or run folder, and no published checkpoint of that name. "
-            "tools/zoo_seg.py lists the names."
+            f"`{command('zoo')}` lists the names."
         )
     hint = "" if entry is None else entry.encoder
     if dilation is None and entry is not None and entry.source == "timm":
@@ -289,6 +355,48 @@ def _build(source: Source) -> tuple[Segmenter, list[str]]:
         return Segmenter.from_checkpoint(checkpoint), []
     except ConfigError as error:
         raise CheckpointError(f"{source.path} needs what this version does not have: {error}") from None
+
+
+def built_network(network: Network, source: Source | int) -> Segmenter:
+    """The model of `into=` or `--model`, for the classes of a file or for so many.
+
+    Raises:
+        ConfigError: The function gives no `Segmenter`.
+    """
+    if isinstance(network, Segmenter):
+        return network
+    built = network(source if isinstance(source, int) else _known(source).num_classes)
+    if not isinstance(built, Segmenter):
+        raise ConfigError(f"{_name_of(network)} must return a resnest_seg.Segmenter, not a {type(built).__name__}.")
+    return built
+
+
+def _name_of(network: Callable[[int], object]) -> str:
+    return str(getattr(network, "__qualname__", type(network).__name__))
+
+
+def _fill(segmenter: Segmenter, source: Source) -> tuple[Segmenter, list[str]]:
+    """Load a file into a network of the user's own, in eval mode; see `_build`."""
+    checkpoint = _known(source)
+    if not isinstance(checkpoint.config, RunConfig):
+        raise CheckpointError(CANNOT_SEGMENT)
+    ours, theirs = segmenter.config.model, checkpoint.config.model
+    for key in ("encoder", "head", "dilation", "output_stride", "rectify", "family"):
+        mine, its = getattr(ours, key), getattr(theirs, key)
+        if mine != its and CUSTOM not in (mine, its):
+            hint = " (encoding aligns corners, mmseg does not: see align_corners)" if key == "family" else ""
+            raise CheckpointError(
+                f"the checkpoint's network has {key} {its!r}, and the one that it is loaded into has {mine!r}{hint}: "
+                "the weights would mean something else."
+            )
+    if source.ours:
+        kept = list[str]()
+        load_own_weights(segmenter, checkpoint.weights)
+        segmenter.config = dataclasses.replace(checkpoint.config, model=ours)
+    else:
+        kept = load_weights(segmenter, checkpoint.weights)
+    segmenter.label_space = checkpoint.label_space
+    return segmenter.eval(), kept
 
 
 def _known(source: Source) -> Checkpoint:

@@ -255,3 +255,24 @@ def imagenet_checkpoint(encoder: str) -> PublishedCheckpoint:
             f"weights), to the path of a weight file, or choose one of: {', '.join(known)}."
         )
     return checkpoint
+
+
+def check_encoder_weights(weights: object) -> None:
+    """Refuse what other libraries take for "pre-trained", such as True: here the weights are named.
+
+    Raises:
+        ConfigError: Says which name is meant.
+    """
+    if isinstance(weights, bool):
+        meant = "imagenet" if weights else None
+    elif isinstance(weights, str) and _PRETRAINED.fullmatch(weights) and not Path(weights).exists():
+        meant = "imagenet"
+    else:
+        return
+    raise ConfigError(
+        "encoder_weights must be 'imagenet', a weight file, the name of a published checkpoint, or None (random "
+        f"weights), not {weights!r}. Give {meant!r}."
+    )
+
+
+_PRETRAINED = re.compile(r"(?!imagenet$)(?i:true|yes|default|pre-?trained|image[-_ ]?net(-?1k)?(_v[12])?)")

@@ -372,6 +372,10 @@ class ResNeSt(nn.Module):
             c4, `dilation` names the dilated variant, see `resnest_seg.models.resnest`. Keys on heads and weights are
             not read.
 
+    Attributes:
+        channels: Channels of c1, c2, c3 and c4.
+        config: `model`.
+
     Raises:
         ConfigError: Unknown encoder, dilation or rectification, or an output stride that does not exist.
     """
@@ -390,6 +394,7 @@ class ResNeSt(nn.Module):
         if model.rectify not in RECTIFICATIONS:
             raise unknown_name("rectify", model.rectify, RECTIFICATIONS)
         spec = SPECS[model.encoder]
+        self.config = model
         self.output_stride, self.dilation, self.checkpointing = model.output_stride, model.dilation, model.checkpointing
         self.channels = tuple(spec.planes * 2**stage * EXPANSION for stage in range(4))
         width = 2 * spec.stem_width if spec.deep_stem else 64

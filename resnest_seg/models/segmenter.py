@@ -5,10 +5,8 @@ Pixels in, logits out. Encoders and heads are chosen by name from dict literals.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +17,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from resnest_seg.config import ModelConfig, PretrainConfig, RunConfig
+from resnest_seg.config import CUSTOM, ModelConfig, PretrainConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, unknown_name
 from resnest_seg.labels import LabelSpace
-from resnest_seg.models.checkpoint import HUB_FILE, Checkpoint, find_checkpoint
+from resnest_seg.models.checkpoint import HUB_FILE, Checkpoint, find_checkpoint, fingerprint
 from resnest_seg.models.fuse import fuse_model
 from resnest_seg.models.heads import (
     DeepLabV3Head,
@@ -35,64 +33,10 @@ from resnest_seg.models.heads import (
     aspp_rates,
     resize_logits,
 )
+from resnest_seg.models.pixel_range import PixelRange
+from resnest_seg.models.published import check_encoder_weights
 from resnest_seg.models.resnest import DILATIONS, RECTIFICATIONS, SMP, SPECS, ResNeSt
 from resnest_seg.models.weight_files import check_finite, naming_file
-
-
-class PixelRange:
-    """Looks at the images that a model is given until it knows their range, and warns if that is 0..1.
-
-    The sign is a float image whose maximum is at most 1 and that has a value which is no whole number. The second half
-    is there for photos that are black, or nearly so: their pixels are 0 and 1. They say nothing, and the next images
-    are looked at. One maximum above 1 settles it.
-
-    Only float tensors are looked at, and only while nothing is settled, because reading a value makes a GPU wait. What
-    is traced, exported, captured into a CUDA graph or made of fake tensors has no values, and is left alone.
-    """
-
-    def __init__(self) -> None:
-        self._settled = False
-
-    def check(self, images: Tensor) -> None:
-        """Warn with a `UserWarning`, once, if images of any shape are in 0..1."""
-        if torch.compiler.is_compiling() or self._settled or not _has_values(images):
-            return
-        low, high = (float(bound) for bound in images.detach().aminmax())
-        if high <= 1 and bool((images == images.round()).all()):
-            return
-        self._settled = True
-        if high <= 1:
-            warnings.warn(
-                f"the images are floats from {low:.4g} to {high:.4g}, and this model takes RGB 0..255: it normalises "
-                "them itself. Multiply images in 0..1 by 255, and undo a normalisation; or pass uint8.",
-                UserWarning,
-                stacklevel=3,
-            )
-
-    @contextlib.contextmanager
-    def trusted(self) -> Iterator[None]:
-        """Within this context nothing is looked at: what comes was made of images that have been.
-
-        A nearly black photo that has been resized has a maximum of 1 and values between, too.
-        """
-        before, self._settled = self._settled, True
-        try:
-            yield
-        finally:
-            self._settled = before
-
-
-def _has_values(images: Tensor) -> bool:
-    """True for a float tensor with values that can be read now."""
-    return (
-        not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and type(images) is Tensor  # no fake tensor, nor another subclass
-        and images.is_floating_point()
-        and images.numel() > 0
-        and images.device.type != "meta"
-        and not (images.is_cuda and torch.cuda.is_current_stream_capturing())
-    )
-
 
 PIXEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 """Mean of ImageNet's pixels, RGB, 0..255."""
@@ -111,6 +55,22 @@ class SegmenterOutput(NamedTuple):
 
     logits: Tensor
     aux_logits: Tensor | None
+
+
+class Features(NamedTuple):
+    """The features of an encoder's four stages, from `PixelModel.features`.
+
+    Attributes:
+        c1: [N, C1, H / 4, W / 4]; C1..C4 are `model.encoder.channels`, and all sizes are rounded up.
+        c2: [N, C2, H / 8, W / 8].
+        c3: [N, C3, H / s, W / s], s being 16, or 8 at output stride 8.
+        c4: [N, C4, H / s, W / s], s being the output stride: 8, 16 or 32.
+    """
+
+    c1: Tensor
+    c2: Tensor
+    c3: Tensor
+    c4: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +158,26 @@ class PixelModel(nn.Module):
         padded = bool(right or below)
         return (F.pad(x, (0, right, 0, below)) if padded else x), padded  # with zeros, the mean pixel
 
+    def features(self, images: Tensor) -> Features:
+        """Extract features: what `encoder` gives for the images once they are normalised and padded as it needs.
+
+        `encoder` itself takes normalised images. Gradients flow; call `eval()` first, and use `torch.inference_mode()`,
+        for features of a trained model.
+
+        Args:
+            images: [N, C, H, W], RGB 0..255, uint8 or float, as the model takes them.
+
+        Returns:
+            c1, c2, c3, c4 of the padded images: encoders of segmentation-models-pytorch take H and W as multiples of
+            32, ours any.
+
+        Raises:
+            ConfigError: The images have another shape.
+        """
+        self.pixel_range.check(images)
+        c1, c2, c3, c4 = self.encoder(self.prepare(images)[0])[-4:]
+        return Features(c1, c2, c3, c4)
+
 
 class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["semantic-segmentation"]):
     """Images [N, 3, H, W], RGB 0..255 (uint8 or float) -> `SegmenterOutput`.
@@ -207,19 +187,30 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
     the same, because the padding is cut off there.
 
     The model normalises by itself, with its own buffers, so that loaders, predictors and exports cannot disagree.
-    Float images in 0..1 are warned of, once.
+    Float images in 0..1 are warned of, once. `features(images)` gives the encoder's features for such images.
     Any H, W >= 1; runs in channels-last memory, which the layers of this network prefer on CPU and GPU.
 
     `save_pretrained(folder)`, `from_pretrained(folder_or_repository)` and `push_to_hub(repository)` are those of the
     Hugging Face hub; what they write is one checkpoint file of ours, which `load_checkpoint` reads as well.
 
+    Encoder and heads may be any modules; those of a name come from `build_segmenter`. A checkpoint of a network with
+    modules of the user's own says so, with a fingerprint of their keys and shapes, and `load_checkpoint(path, into=)`
+    loads it into such a network again.
+
     Args:
-        encoder: Normalised images -> features, the last four being c1, c2, c3, c4.
-        head: Features -> logits at feature stride.
-        aux_head: The same, used in training only.
-        config: The run that the model was trained by, or at least its network.
+        encoder: Normalised images [N, C, H, W] -> features, the last four being c1, c2, c3, c4. Of its attributes are
+            read, if there are any, `output_stride`, `size_divisor` (the sides of the images become multiples of it),
+            and `pixel_mean` and `pixel_std` (of R, G and B, 0..255; else ImageNet's).
+        head: The features -> logits [N, K, h, w], at any size; they are resized to the images'. `min_size` and
+            `size_divisor` are read.
+        aux_head: Features -> logits, used in training only.
         num_classes: K.
+        config: The run that the model was trained by, or at least its network; None for a network of one's own, which
+            is then described by its encoder, if that is one of `build_encoder`, and as custom.
         label_space: The classes, in the order of the logits, where they are known.
+        in_channels: C, where `config` is None and the encoder is one's own.
+        output_stride: Input pixels per step of c4, where `config` is None: 8, 16 or 32; None is the encoder's, or 32.
+        align_corners: How logits are resized, where `config` is None.
 
     Attributes:
         fused: `fuse` was called.
@@ -231,14 +222,33 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
         head: nn.Module,
         aux_head: nn.Module | None = None,
         *,
-        config: RunConfig,
         num_classes: int,
+        config: RunConfig | None = None,
         label_space: LabelSpace | None = None,
+        in_channels: int = 3,
+        output_stride: int | None = None,
+        align_corners: bool = False,
     ) -> None:
+        if config is None:
+            model = getattr(encoder, "config", None)
+            if not isinstance(model, ModelConfig):
+                model = ModelConfig(
+                    CUSTOM, output_stride=getattr(encoder, "output_stride", 32), in_channels=in_channels
+                )
+            config = RunConfig(
+                model=dataclasses.replace(
+                    model,
+                    head=CUSTOM,
+                    family="encoding" if align_corners else "mmseg",
+                    aux_head=aux_head is not None,
+                    output_stride=output_stride or model.output_stride,
+                )
+            )
         super().__init__(encoder, head, channels=config.model.in_channels)
         self.config, self.num_classes, self.label_space = config, num_classes, label_space
         self.aux_head = aux_head
         self.align_corners, self.fused = config.model.family != "mmseg", False
+        convert_conv2d_weight_memory_format(self, torch.channels_last)
 
     @property
     def output_stride(self) -> int:
@@ -249,10 +259,15 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
     def description(self) -> str:
         """Encoder, head, output stride, dilation variant and rectification in one line: what decides the numbers."""
         model = self.config.model
-        head = f"mmseg {model.head}" if model.family == "mmseg" else model.head
-        dilation = "" if model.encoder.startswith(SMP) else f", dilation {model.dilation}"
+        encoder, head = (
+            f"{CUSTOM} {part} {fingerprint(self.state_dict(), part)}" if name == CUSTOM else name
+            for part, name in (("encoder", model.encoder), ("head", model.head))
+        )
+        head = f"mmseg {head}" if model.family == "mmseg" and model.head != CUSTOM else head
+        own = model.encoder.startswith(SMP) or model.encoder == CUSTOM
+        dilation = "" if own else f", dilation {model.dilation}"
         rectify = "" if model.rectify == "none" else f", {model.rectify}"
-        name = f"{model.encoder} {head}, output stride {model.output_stride}{dilation}{rectify}"
+        name = f"{encoder} {head}, output stride {model.output_stride}{dilation}{rectify}"
         return name + ", fused" * self.fused
 
     def forward(self, images: Tensor, *, coarse: bool = False) -> SegmenterOutput:
@@ -307,6 +322,8 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
         """
         if isinstance(checkpoint.config, PretrainConfig):
             raise CheckpointError(CANNOT_SEGMENT)
+        if CUSTOM in (checkpoint.network.encoder, checkpoint.network.head):
+            raise CheckpointError(NEEDS_OWN_PARTS)
         segmenter = fresh_segmenter(checkpoint.config, checkpoint.label_space, num_classes=checkpoint.num_classes)
         load_own_weights(segmenter, checkpoint.weights)
         return segmenter.eval()
@@ -384,22 +401,19 @@ def fresh_segmenter(
     if classes is None or classes < 1:
         raise ConfigError(f"num_classes must be at least 1, not {classes}.")
     check_names(model)
-    encoder = build_encoder(model, pretrained=smp_weights)
+    encoder = encoder_for(model, pretrained=smp_weights)
     head, aux_head = head_for(model, encoder, classes), aux_head_for(model, encoder, classes)
     if model.encoder.startswith(SMP) or model.head.startswith(SMP):
         heads = [head] if aux_head is None else [head, aux_head]
         freeze_unread(encoder, heads, in_channels=model.in_channels)
-    segmenter = Segmenter(
-        encoder=encoder,
-        head=head,
-        aux_head=aux_head,
-        config=config,
-        num_classes=classes,
-        label_space=label_space,
-    )
-    convert_conv2d_weight_memory_format(segmenter, torch.channels_last)
-    return segmenter
+    return Segmenter(encoder, head, aux_head, num_classes=classes, config=config, label_space=label_space)
 
+
+NEEDS_OWN_PARTS = (
+    "this network has an encoder or head of its author's own (custom), and a checkpoint holds no code: give a function "
+    "that builds it, by --model FILE.py:FUNCTION on the command line, or by load_checkpoint(path, into=...) in Python."
+)
+"""Message for a network that only the user's own code can build."""
 
 CANNOT_SEGMENT = (
     "this is an image classifier, it cannot segment. Train a segmentation model from it: --model.encoder_weights takes "
@@ -487,7 +501,7 @@ AUX_HEADS: dict[str, HeadBuilder] = {
 }
 
 
-def build_encoder(model: ModelConfig, *, pretrained: bool = False) -> nn.Module:
+def encoder_for(model: ModelConfig, *, pretrained: bool = False) -> nn.Module:
     """The encoder that a config describes, as a feature extractor; ours has fresh weights, see `load_encoder`.
 
     Args:
@@ -529,12 +543,17 @@ def check_names(model: ModelConfig) -> None:
     Raises:
         ConfigError: Says which; the nearest name is named.
     """
+    if CUSTOM in (model.encoder, model.head):
+        raise ConfigError(NEEDS_OWN_PARTS)
     if model.encoder.startswith(SMP):
         from resnest_seg.models.smp import check_encoder_name
 
         check_encoder_name(model.encoder.removeprefix(SMP))
     elif model.encoder not in SPECS:
-        raise unknown_name("encoder", model.encoder, [*SPECS, f"{SMP}NAME"])
+        from resnest_seg.models.smp import smp_encoder_like
+
+        raise unknown_name("encoder", model.encoder, [*SPECS, f"{SMP}NAME"], meant=smp_encoder_like(model.encoder))
+    check_encoder_weights(model.encoder_weights)
     if model.rectify not in RECTIFICATIONS:
         raise unknown_name("rectify", model.rectify, RECTIFICATIONS)
     if model.family not in HEADS:
@@ -561,8 +580,10 @@ def check_head(model: ModelConfig) -> None:
         elsewhere = [family for family in HEADS if model.head in HEADS[family]]
         if elsewhere:
             raise ConfigError(f"head {model.head!r} exists in family {elsewhere[0]!r} only: set family to it.")
+        from resnest_seg.models.smp import smp_decoder_like
+
         known = dict.fromkeys(name for heads in HEADS.values() for name in heads)
-        raise unknown_name("head", model.head, [*known, f"{SMP}NAME"])
+        raise unknown_name("head", model.head, [*known, f"{SMP}NAME"], meant=smp_decoder_like(model.head, known))
 
 
 def head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Module:
@@ -602,12 +623,13 @@ def freeze_unread(encoder: nn.Module, heads: Sequence[nn.Module], *, in_channels
     """
     parts = [encoder, *heads]
     modes = [(module, module.training) for part in parts for module in part.modules()]
-    parameters = [parameter for part in parts for parameter in part.parameters()]
+    parameters = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
     side = max(64, *(getattr(head, "min_size", 1) for head in heads))
     with torch.enable_grad():
         for part in parts:
             part.eval()
-        features = encoder(parameters[0].new_zeros(1, in_channels, side, side))
+        like = next(parameter for part in parts for parameter in part.parameters())
+        features = encoder(like.new_zeros(1, in_channels, side, side))
         total = torch.stack([head(features).float().sum() for head in heads]).sum()
         if total.requires_grad:  # not in inference mode, where nothing is trained
             gradients = torch.autograd.grad(total, parameters, allow_unused=True)

@@ -9,8 +9,9 @@ dilated), the first being the images, with `out_channels`, `output_stride` and `
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -95,6 +96,7 @@ class SMPEncoder(nn.Module):
         weights: SMP's name of pre-trained weights, such as "imagenet"; None for random weights, without a download.
 
     Attributes:
+        config: The encoder's keys of a config.
         pixel_mean: Mean of the pixels, 0..255, in pre-training; None without weights.
         pixel_std: Standard deviation of the pixels, 0..255, in pre-training; None without weights.
 
@@ -111,6 +113,7 @@ class SMPEncoder(nn.Module):
     def __init__(self, name: str, *, output_stride: int, in_channels: int, weights: str | None = None) -> None:
         super().__init__()
         self.output_stride = output_stride
+        self.config = ModelConfig(f"{SMP}{name}", output_stride=output_stride, in_channels=in_channels)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about deprecated names
@@ -334,6 +337,34 @@ def _pixel_statistics(name: str, weights: str | None) -> tuple[tuple[float, ...]
     settings = smp.encoders.get_preprocessing_params(name, weights)
     scale = 255 / max(settings["input_range"])
     return tuple(scale * value for value in settings["mean"]), tuple(scale * value for value in settings["std"])
+
+
+def smp_decoder_like(name: str, ours: Collection[str]) -> str | None:
+    """The one of SMP's decoders that a name is meant for, but for its prefix, case and signs; None if it is none.
+
+    Args:
+        name: Such as "unet" or "FPN".
+        ours: Names of our own heads, which come first.
+    """
+    found = _spelt_like(name, DECODERS)
+    return None if found is None or found in ours else f"{SMP}{found}"
+
+
+def smp_encoder_like(name: str) -> str | None:
+    """The one of SMP's encoders that a name such as "resnet34" is meant for; None if it is ours, misspelt, or none."""
+    if _spelt_like(name, SPECS) is not None:
+        return None
+    found = name if name.startswith("tu-") else _spelt_like(name, smp.encoders.get_encoder_names())
+    return None if found is None else f"{SMP}{found}"
+
+
+def _spelt_like(name: str, known: Iterable[str]) -> str | None:
+    """The known name with the same letters and digits."""
+
+    def signs(text: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", text.lower())
+
+    return next((each for each in known if signs(each) == signs(name)), None)
 
 
 def _encoder_names() -> list[str]:

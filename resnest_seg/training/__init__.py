@@ -3,23 +3,30 @@
 from resnest_seg import lazy_exports
 
 _HOMES = {
+    "Callback": "monitor",
     "ClassFolder": "classification",
     "ClassificationTask": "classification",
     "Devices": "memory",
+    "FitResult": "assembly",
+    "Parts": "assembly",
     "Plan": "memory",
     "RunFolder": "run_folder",
     "Schedule": "optim",
     "SegmentationLoss": "losses",
     "SegmentationTask": "tasks",
+    "StepReport": "monitor",
     "Task": "tasks",
     "Trainer": "trainer",
+    "ValidationReport": "monitor",
     "WeightAverage": "optim",
     "build_optimizer": "optim",
     "dry_run": "dry_run",
     "dry_run_classifier": "dry_run",
     "faster_weight_gradients": "cpu_gradients",
+    "fit": "assembly",
     "lean_cross_entropy": "chunked_loss",
     "plan": "memory",
+    "trainer_for": "assembly",
 }
 
 __all__ = sorted(_HOMES)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.errors import ConfigError, DatasetError, command
 from resnest_seg.labels import IGNORE_LABEL
 
 T = TypeVar("T")
@@ -365,7 +365,7 @@ def _check(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> None
         if len(outside):
             raise DatasetError(
                 f"a label is {int(outside[0])}, but the model has {classes} classes (0..{classes - 1}, and "
-                f"{IGNORE_LABEL} for ignored pixels). tools/check_dataset.py finds the masks."
+                f"{IGNORE_LABEL} for ignored pixels). `{command('check')}` finds the masks."
             )
 
 

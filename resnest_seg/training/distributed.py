@@ -7,6 +7,7 @@ import importlib.util
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -200,13 +201,17 @@ def splits_model(config: AnyConfig, engine: Accelerator) -> bool:
 
 
 class StopSignal:
-    """Context in which the first Ctrl-C or SIGTERM only sets `number`; a second Ctrl-C raises as usual."""
+    """Context in which the first Ctrl-C or SIGTERM only sets `number`; a second Ctrl-C raises as usual.
+
+    Python delivers signals to the main thread alone: in another one, the context changes no handler and hears nothing.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
 
     def __enter__(self) -> StopSignal:
-        self._before = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        self._before = {number: signal.signal(number, self._request) for number in heard}
         return self
 
     def __exit__(self, *exception: object) -> None:

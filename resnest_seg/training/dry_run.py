@@ -17,7 +17,6 @@ import torch
 
 from resnest_seg.config import AnyConfig, DataConfig, PretrainConfig, RunConfig
 from resnest_seg.data.build import DATASETS, data_root, dataset_for
-from resnest_seg.data.class_balance import balance
 from resnest_seg.data.datasets import Sample, SegmentationDataset
 from resnest_seg.data.folder import read_classes
 from resnest_seg.data.synthetic import Synthetic
@@ -26,19 +25,20 @@ from resnest_seg.evaluation.evaluate import evaluate
 from resnest_seg.io.visualize import write_png
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import BEST
-from resnest_seg.models.classifier import Classifier
-from resnest_seg.models.loading import classifier_for, load_checkpoint, load_classifier, load_fitting, segmenter_for
+from resnest_seg.models.loading import classifier_for, load_checkpoint, load_classifier
 from resnest_seg.models.published import published
 from resnest_seg.models.segmenter import Segmenter
+from resnest_seg.training.assembly import Parts, look, trainer_for, within_budget
 from resnest_seg.training.classification import ClassFolder, ClassificationTask
 from resnest_seg.training.optim import Schedule, too_short
 from resnest_seg.training.run_folder import MACHINE
-from resnest_seg.training.tasks import SegmentationTask, Task
+from resnest_seg.training.tasks import check_choices
 from resnest_seg.training.trainer import Trainer
 
 T = TypeVar("T", RunConfig, PretrainConfig)
 
-M = TypeVar("M", Segmenter, Classifier)
+NOTHING_OWN = Parts()
+"""A run all of whose parts come from its config."""
 
 IMAGES = 2
 """Number of images that a dry run validates on and evaluates."""
@@ -88,12 +88,17 @@ class FirstOf(SegmentationDataset):
         return self.dataset[index % len(self.dataset)]
 
 
-def dry_run(config: RunConfig) -> str:
+def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None = None) -> str:
     """Build the run, take a step, save, resume, take another, validate, and evaluate the best checkpoint.
 
     Model, sizes and batch are those of the run, and so are memory and time; weights are loaded from files but not
     downloaded. The data is the run's, or street scenes with its classes if it is missing. All files are written to a
     temporary folder, which is removed.
+
+    Args:
+        config: The run.
+        parts: The caller's own objects.
+        budget: Divide the batch so that it fits into memory, see `trainer_for`.
 
     Returns:
         A report of a few lines.
@@ -102,33 +107,44 @@ def dry_run(config: RunConfig) -> str:
         ConfigError: The config cannot be run, or there are several processes.
         ResNeStSegError: Any other error that would stop the run.
     """
-    real = {split: data_or_stand_in(config, split) for split in ("train", config.eval.split)}
-    stand_in = isinstance(real["train"], StandIn)
-    doubts = [] if stand_in else _doubts(config, len(real["train"]))
-    train = FirstOf(real["train"], 2 * config.train.batch_size)
-    validation = FirstOf(real[config.eval.split], IMAGES)
-    short = _shortened(config)
-    alone = dataclasses.replace(short, data=dataclasses.replace(short.data, workers=0))
-    task = SegmentationTask(short, train, validation, class_weights=balance(train, alone).class_weights)
+    check_choices(config, network=parts.segmenter is None)
+    train = parts.train if parts.train is not None else data_or_stand_in(config, "train")
+    validation = parts.validation if parts.validation is not None else data_or_stand_in(config, config.eval.split)
+    look(config, train, validation)
+    if budget is not None:
+        config = within_budget(config, budget, num_classes=len(train.label_space))
+    doubts = [] if isinstance(train, StandIn) else _doubts(config, len(train))
+    first = FirstOf(train, 2 * config.train.batch_size), FirstOf(validation, IMAGES)
+    parts = dataclasses.replace(parts, train=first[0], validation=first[1])
+    short = _without_downloads(_shortened(config))
+    if isinstance(parts.segmenter, Segmenter):
+        parts = dataclasses.replace(parts, segmenter=copy.deepcopy(parts.segmenter))
 
-    def build() -> Segmenter:
-        segmenter = segmenter_for(short, train.label_space, pretrained=_is_here(short.model.encoder_weights))
-        if short.model.weights is not None and published(short.model.weights) is None:
-            load_fitting(segmenter, short.model.weights)
-        return segmenter
+    def start(output: Path, resume: bool) -> Trainer:
+        return trainer_for(short, parts, output=output, resume="yes" if resume else "no")
 
-    with _two_steps(short, task, build, load_checkpoint) as (segmenter, step):
-        report = evaluate(segmenter, validation, protocols=(config.eval.protocol,))
+    with _two_steps(short, start) as (trainer, best, step):
+        segmenter = load_checkpoint(best, into=parts.segmenter).to(trainer.engine.device)
+        report = evaluate(segmenter, first[1], protocols=(config.eval.protocol,))
+    found = "not found, so street scenes with the classes of" if isinstance(train, StandIn) else "read from"
     return "\n".join(
         (
             f"dry run of {segmenter.description} passed: trained, saved, resumed, validated, evaluated.",
-            f"  data     {'not found, so street scenes with the classes of' if stand_in else 'read from'} "
-            f"{config.data.dataset}, {len(train.label_space)} classes",
+            f"  data     {found} {config.data.dataset}, {len(train.label_space)} classes",
             step,
             f"  scores   of {report.images} images, protocol {config.eval.protocol}; meaningless after two steps",
             *doubts,
         )
     )
+
+
+def _without_downloads(config: RunConfig) -> RunConfig:
+    """Leave out initial weights that are no local file, and the checks of data, which were made."""
+    model = config.model
+    encoder_weights = model.encoder_weights if _is_here(model.encoder_weights) else None
+    weights = None if model.weights is not None and published(model.weights) is not None else model.weights
+    model = dataclasses.replace(model, encoder_weights=encoder_weights, weights=weights)
+    return dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, check=0))
 
 
 def dry_run_classifier(config: PretrainConfig) -> str:
@@ -154,11 +170,14 @@ def dry_run_classifier(config: PretrainConfig) -> str:
 
         classes = task.description.num_classes
 
-        def build() -> Classifier:
-            return classifier_for(short, num_classes=classes, pretrained=_is_here(short.model.encoder_weights))
+        def start(output: Path, resume: bool) -> Trainer:
+            pretrained = _is_here(short.model.encoder_weights)
+            torch.manual_seed(short.seed)
+            classifier = classifier_for(short, num_classes=classes, pretrained=pretrained)
+            return Trainer(short, segmenter=classifier, task=task, output=output, resume=resume)
 
-        with _two_steps(short, task, build, load_classifier) as (classifier, step):
-            pass
+        with _two_steps(short, start) as (_, best, step):
+            classifier = load_classifier(best)
     return "\n".join(
         (
             f"dry run of {classifier.description} passed: trained, saved, resumed, validated, loaded.",
@@ -187,15 +206,17 @@ def _shortened(config: T) -> T:
 
 
 @contextlib.contextmanager
-def _two_steps(
-    config: AnyConfig, task: Task, build: Callable[[], M], load: Callable[[Path], M]
-) -> Iterator[tuple[M, str]]:
-    """Train for a step, resume, train for another; returns the best model, loaded from its file, and a step's cost."""
+def _two_steps(config: AnyConfig, start: Callable[[Path, bool], Trainer]) -> Iterator[tuple[Trainer, Path, str]]:
+    """Train for a step, resume, train for another; returns the trainer, the best weights' file, and a step's cost.
+
+    Args:
+        config: The run of two steps.
+        start: (run folder, resume) -> the trainer.
+    """
     with tempfile.TemporaryDirectory(prefix="resnest_seg_dry_run_") as folder:
         output = Path(folder) / "run"
         for resume in (False, True):
-            torch.manual_seed(config.seed)
-            trainer = Trainer(config, segmenter=build(), task=task, output=output, resume=resume)
+            trainer = start(output, resume)
             trainer.fit(until=None if resume else 1)
             if trainer.stopped_by is not None:
                 raise KeyboardInterrupt
@@ -203,7 +224,8 @@ def _two_steps(
         speed = [entry for entry in entries if entry["kind"] == "speed"][-1]
         gpu = f", {speed['cuda_peak_mib']} MiB GPU" if "cuda_peak_mib" in speed else ""
         yield (
-            load(output / BEST).to(trainer.engine.device),
+            trainer,
+            output / BEST,
             f"  step     {config.train.batch_size / speed['images_per_second']:.2f} s for {config.train.batch_size} "
             f"images, memory {speed['memory_mib']} MiB{gpu}",
         )

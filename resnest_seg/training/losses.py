@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from resnest_seg.config import LOSSES, TrainConfig, loss_names
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.labels import IGNORE_LABEL
+from resnest_seg.models.heads import resize_logits
 from resnest_seg.training.chunked_loss import lean_cross_entropy, true_class_probabilities
 
 REGION_LOSSES = {"dice": "DiceLoss", "focal": "FocalLoss", "lovasz": "LovaszLoss", "tversky": "TverskyLoss"}
@@ -185,3 +186,46 @@ class SegmentationLoss(nn.Module):
                 size = (labels.shape[1], labels.shape[2])
                 logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
             return torch.stack([loss(logits, labels.long()) for loss in self.region.values()]).sum()
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""A loss of the user's own: float logits [N, K, H, W] and labels [N, H, W], int64 0..K-1 or `IGNORE_LABEL` -> the mean
+over the labelled pixels, a scalar."""
+
+
+class OwnLoss(nn.Module):
+    """A loss of the user's own in the place of `SegmentationLoss`.
+
+    It gets logits of full size, and is weighted by a part's share of the labelled pixels, so that the losses of the
+    parts of a batch add up to that of the whole, if it is a mean over labelled pixels. Where no pixel is labelled, it
+    is not called, and the loss is 0.
+
+    Args:
+        loss: See `Loss`; a module is moved with this one.
+        aux_weight: Weight of the auxiliary logits' loss.
+        align_corners: As in `F.interpolate`, for resizing logits.
+    """
+
+    def __init__(self, loss: Loss, *, aux_weight: float, align_corners: bool) -> None:
+        super().__init__()
+        self.loss, self.aux_weight, self.align_corners = loss, aux_weight, align_corners
+
+    def weight_of(self, labels: Tensor) -> Tensor:
+        """Labelled pixels of `labels` [N, H, W]."""
+        return labelled_pixels(labels)
+
+    def forward(self, logits: Tensor, aux_logits: Tensor | None, labels: Tensor, *, pixels: Tensor) -> Tensor:
+        here = labelled_pixels(labels)
+        parts = [(logits, 1.0), *([] if aux_logits is None else [(aux_logits, self.aux_weight)])]
+        total = torch.stack([part.float().sum() for part, _ in parts]).sum() * 0
+        if not int(here):
+            return total
+        targets = labels.long()
+        for part, weight in parts:
+            size = (labels.shape[1], labels.shape[2])
+            value = self.loss(resize_logits(part.float(), size, align_corners=self.align_corners), targets)
+            if not isinstance(value, Tensor) or value.dim():
+                shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ConfigError(f"the loss must return a scalar tensor, the mean over labelled pixels, not {shape}.")
+            total = total + weight * value * (here / pixels.clamp(min=1))
+        return total

@@ -1,11 +1,13 @@
-"""Training monitors: non-finite values, throughput, memory, lines of progress."""
+"""Training monitors: callbacks, non-finite values, throughput, memory, lines of progress."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 
 import psutil
 import torch
@@ -15,7 +17,64 @@ from torch import Tensor, nn
 
 from resnest_seg.config import LoopConfig
 from resnest_seg.errors import ResNeStSegError
+from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.io import display
+
+
+@dataclasses.dataclass(frozen=True)
+class StepReport:
+    """One optimiser step.
+
+    Attributes:
+        step: Steps done, from 1.
+        steps: Steps of the whole run.
+        epoch: Passes over the training split so far.
+        loss: The loss before the step, over the effective batch.
+        grad_norm: Euclidean norm of its gradient.
+        lr: The learning rate of the encoder.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float
+    grad_norm: float
+    lr: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ValidationReport:
+    """One validation.
+
+    Attributes:
+        step: Steps done.
+        epoch: Passes over the training split so far.
+        scores: Name -> value, 0..1, of the better of the weights and their average.
+        best: True if no validation before was better.
+        report: The whole report of a segmentation model, by class and by image.
+        output: The run folder.
+    """
+
+    step: int
+    epoch: float
+    scores: Mapping[str, float]
+    best: bool
+    report: EvalReport | None
+    output: Path
+
+
+class Callback:
+    """Base class of what a run tells to the user's own code; both methods do nothing by default.
+
+    They are called in the main process. A callback with `state_dict()` and `load_state_dict(state)` is saved with the
+    run, as plain JSON values, and goes on with them when the run is resumed.
+    """
+
+    def on_step(self, report: StepReport) -> bool | None:
+        """Hear of a step; True saves the run and ends it."""
+
+    def on_validation(self, report: ValidationReport) -> bool | None:
+        """Hear of a validation; True saves the run and ends it."""
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -41,6 +41,35 @@ OPTIMIZERS: dict[str, Callable[[Groups, OptimConfig], torch.optim.Optimizer]] = 
 }
 
 
+OwnOptimizer = torch.optim.Optimizer | Callable[[Groups], torch.optim.Optimizer]
+"""An optimiser of the user's own over the parameters of the model, or a function from parameter groups to one."""
+
+
+def adopt_optimizer(model: nn.Module, config: OptimConfig, own: OwnOptimizer) -> torch.optim.Optimizer:
+    """Take an optimiser of the user's own in place of the config's; the config's schedule sets its rates.
+
+    A function gets the groups of `parameter_groups`, which hold each group's `lr_factor` and `weight_decay`. The rates
+    of an optimiser that exists already become the highest rates of its groups.
+
+    Args:
+        model: The model, after `freeze`.
+        config: Rate, factors and decay.
+        own: The optimiser or the function.
+
+    Raises:
+        ConfigError: It is no optimiser, or has other parameters than trained ones of the model.
+    """
+    optimizer = own if isinstance(own, torch.optim.Optimizer) else own(parameter_groups(model, config))
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(f"optimizer must be or return a torch.optim.Optimizer, not a {type(optimizer).__name__}.")
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    for group in optimizer.param_groups:
+        if any(id(parameter) not in trained for parameter in group["params"]):
+            raise ConfigError("the optimiser has parameters that are frozen, or not the model's: build it over these.")
+        group.setdefault("lr_factor", group["lr"] / config.lr)
+    return optimizer
+
+
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Build the optimiser of a config over all parameters that require gradients.
 

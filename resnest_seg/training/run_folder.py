@@ -321,7 +321,7 @@ class RunFolder:
 
 def _lacks_optimizer(state: Checkpoint, training: TrainingState) -> bool:
     """True where optimiser steps must have left momentum or moments, and the state has none."""
-    if any(key.startswith("optimizer.") for key in training.tensors):
+    if any(key.startswith("optimizer.") for key in training.tensors) or training.values.get("own_optimizer"):
         return False
     scaler = training.values.get("scaler", {})  # of fp16, where every step so far can have overflowed
     stepped = training.values.get("step", 0) > 0 and scaler.get("_growth_tracker") != 0
@@ -382,28 +382,46 @@ def _holder(lock: Path) -> str:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
-    """The tensors of an optimiser's state, as optimizer.<parameter>.<name>; `names` are in the optimiser's order."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{names[index]}.{name}": value for index, slots in state.items() for name, value in slots.items()
-    }
+    """The optimiser's state as tensors optimizer.<parameter>.<name>; `names` are in the optimiser's order.
+
+    Numbers become scalars; `number_slots` tells which.
+
+    Raises:
+        CheckpointError: An optimiser of the user's own has other values in its state.
+    """
+    tensors: dict[str, Tensor] = {}
+    for index, slots in optimizer.state_dict()["state"].items():
+        for name, value in slots.items():
+            if not isinstance(value, Tensor | int | float):
+                whose, kind = type(optimizer).__name__, type(value).__name__
+                raise CheckpointError(f"the state of {whose} has a {kind} {name!r}, which cannot be saved.")
+            if not isinstance(value, Tensor):
+                value = torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+            tensors[f"optimizer.{names[index]}.{name}"] = value
+    return tensors
 
 
-def optimizer_state(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The reverse of `optimizer_tensors`: parameter -> name -> tensor; other tensors are passed over."""
-    state: dict[str, dict[str, Tensor]] = {}
+def number_slots(optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names in the state of an optimiser whose values are plain numbers."""
+    states = optimizer.state_dict()["state"].values()
+    return sorted({name for slots in states for name, value in slots.items() if not isinstance(value, Tensor)})
+
+
+def optimizer_state(tensors: Mapping[str, Tensor], numbers: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """The reverse of `optimizer_tensors`: parameter -> name -> tensor or number; other tensors are passed over."""
+    state: dict[str, dict[str, Any]] = {}
     for key, value in tensors.items():
         owner, _, rest = key.partition(".")
         if owner == "optimizer":
             parameter, _, name = rest.rpartition(".")
-            state.setdefault(parameter, {})[name] = value
+            state.setdefault(parameter, {})[name] = value.item() if name in numbers else value
     return state
 
 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer,
     trained: Mapping[str, torch.nn.Parameter],
-    state: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Mapping[str, Any]],
     *,
     may_differ: bool,
 ) -> None:
@@ -421,8 +439,52 @@ def restore_optimizer(
     if state and state.keys() != trained.keys() and not may_differ:
         raise KeyError(sorted(state.keys() ^ trained.keys())[0])
     own = {
-        place: {slot: part_like(value, parameter) for slot, value in state[name].items()}
+        place: {
+            slot: part_like(value, parameter) if isinstance(value, Tensor) else value
+            for slot, value in state[name].items()
+        }
         for place, (name, parameter) in enumerate(trained.items())
         if name in state
     }
     optimizer.load_state_dict({"state": own, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def kept_state(kept: Mapping[str, object]) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
+    """The states of objects of the user's own that have a `state_dict()`: plain values and tensors.
+
+    Args:
+        kept: Name -> object, such as a loss with buffers or a callback.
+
+    Returns:
+        Name -> key -> plain JSON value; and kept.<name>.<key> -> tensor.
+
+    Raises:
+        CheckpointError: A value is neither a tensor nor plain.
+    """
+    plain: dict[str, dict[str, Any]] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, one in kept.items():
+        for key, value in one.state_dict().items() if hasattr(one, "state_dict") else ():
+            if isinstance(value, Tensor):
+                tensors[f"kept.{name}.{key}"] = value
+                continue
+            try:
+                plain.setdefault(name, {})[key] = json.loads(json.dumps(value))
+            except (TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"state_dict() of {name} ({type(one).__name__}): {key!r} is neither a tensor nor a value that "
+                    f"JSON holds ({error})."
+                ) from None
+    return plain, tensors
+
+
+def restore_kept(
+    kept: Mapping[str, object], plain: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]
+) -> None:
+    """Give objects their states back, as from `kept_state`; those without a saved state begin anew."""
+    for name, one in kept.items():
+        prefix = f"kept.{name}."
+        state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        state |= plain.get(name, {})
+        if state and hasattr(one, "load_state_dict"):
+            one.load_state_dict(state)

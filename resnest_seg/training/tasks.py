@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from resnest_seg.config import AnyConfig, RunConfig
 from resnest_seg.data.datasets import SegmentationDataset
-from resnest_seg.data.loader import Batch, build_loader
-from resnest_seg.data.transforms import RECIPES, TrainTransform
+from resnest_seg.data.loader import Batch, load_batches
+from resnest_seg.data.transforms import RECIPES, TrainTransform, Transform, sample_transform
 from resnest_seg.errors import unknown_name
 from resnest_seg.evaluation.evaluate import EvaluatedImage, check_fits, evaluate
 from resnest_seg.evaluation.report import EvalReport
@@ -29,19 +29,24 @@ from resnest_seg.io.visualize import contact_sheet
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.segmenter import PixelModel, Segmenter, check_head, check_names
 from resnest_seg.training.distributed import PARALLEL, PRECISIONS, StopSignal, trackers
-from resnest_seg.training.losses import CoarseLogits, SegmentationLoss
+from resnest_seg.training.losses import CoarseLogits, Loss, OwnLoss, SegmentationLoss
 from resnest_seg.training.optim import CURVES, DECAYS, OPTIMIZERS, frozen_names
 
 
-def check_choices(config: AnyConfig) -> None:
+def check_choices(config: AnyConfig, *, network: bool = True) -> None:
     """Reject every name in a config that does not exist, before data is looked for or anything is built.
+
+    Args:
+        config: The run.
+        network: Look at those of the network, too; a network of the user's own has none.
 
     Raises:
         ConfigError: An encoder, a head, a protocol, an optimiser or another choice is unknown; names the nearest ones.
     """
     if isinstance(config, RunConfig):
-        check_names(config.model)
-        check_head(config.model)
+        if network:
+            check_names(config.model)
+            check_head(config.model)
         protocol(config.eval.protocol)
         if config.data.recipe not in RECIPES:
             raise unknown_name("data.recipe", config.data.recipe, RECIPES)
@@ -106,12 +111,14 @@ class Validation:
     Attributes:
         scores: Name -> value, 0..1.
         text: The scores in words, with the split that they are of.
+        report: The whole report, where there is one.
         picture: Epoch -> an image of what was validated, RGB uint8 [H, W, 3]; None where there is nothing to draw, and
             on other processes than the main one.
     """
 
     scores: Mapping[str, float]
     text: str
+    report: EvalReport | None = None
     picture: Callable[[int], NDArray[np.uint8]] | None = None
 
 
@@ -156,6 +163,8 @@ class SegmentationTask:
         validation: The split that `config.eval` names.
         probabilities: Draw the samples of an epoch with these, [len(train)]; None takes each once.
         class_weights: Of each class in the loss, [K], as `train.class_weights` names them.
+        loss: In place of the config's losses.
+        transform: In place of the config's recipe and further options, but for ClassMix.
 
     Raises:
         ConfigError: Unknown protocol or recipe.
@@ -169,10 +178,17 @@ class SegmentationTask:
         *,
         probabilities: NDArray[np.float64] | None = None,
         class_weights: Tensor | None = None,
+        loss: Loss | None = None,
+        transform: Transform | None = None,
     ) -> None:
         self.config, self.train, self.validation, self.class_weights = config, train, validation, class_weights
         protocol(config.eval.protocol)
-        self.transform = TrainTransform.from_config(config.data)
+        self.own_loss = loss
+        self.transform = (
+            TrainTransform.from_config(config.data)
+            if transform is None
+            else sample_transform(transform, class_mix=config.data.class_mix)
+        )
         self.description = TaskDescription(
             size=len(train),
             identity=train.identity(),
@@ -191,14 +207,18 @@ class SegmentationTask:
         assert isinstance(model, Segmenter)
         for dataset in (self.train, self.validation):
             check_fits(model, dataset)
-        self.criterion = SegmentationLoss.from_config(
-            self.config.train, align_corners=model.align_corners, class_weights=self.class_weights
-        ).to(device)
+        train, corners = self.config.train, model.align_corners
+        criterion = (
+            SegmentationLoss.from_config(train, align_corners=corners, class_weights=self.class_weights)
+            if self.own_loss is None
+            else OwnLoss(self.own_loss, aux_weight=train.aux_weight, align_corners=corners)
+        )
+        self.criterion = criterion.to(device)
         return CoarseLogits(model)
 
     def batches(self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool) -> Generator[Batch, None, None]:
         """Augmented by the config's recipe."""
-        return build_loader(
+        return load_batches(
             self.train,
             order,
             transform=self.transform,
@@ -237,6 +257,7 @@ class SegmentationTask:
         return Validation(
             {"mean_iou": mean_iou, "pixel_accuracy": accuracy},
             f"{split} mIoU {100 * mean_iou:.2f}  pixel accuracy {100 * accuracy:.2f}",
+            report,
             picture if sheet and engine.is_main_process else None,
         )
 

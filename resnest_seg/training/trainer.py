@@ -16,6 +16,7 @@ import platform
 import sys
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -48,8 +49,11 @@ from resnest_seg.training.distributed import (
     whole,
 )
 from resnest_seg.training.monitor import (
+    Callback,
     Gauge,
     ProgressLines,
+    StepReport,
+    ValidationReport,
     check_finite,
     enough_memory,
     gradient_norm,
@@ -57,8 +61,10 @@ from resnest_seg.training.monitor import (
     progress_bars,
 )
 from resnest_seg.training.optim import (
+    OwnOptimizer,
     Schedule,
     WeightAverage,
+    adopt_optimizer,
     build_optimizer,
     describe_lr,
     freeze,
@@ -72,8 +78,11 @@ from resnest_seg.training.run_folder import (
     SHEET,
     RunFolder,
     config_changes,
+    kept_state,
+    number_slots,
     optimizer_state,
     optimizer_tensors,
+    restore_kept,
     restore_optimizer,
 )
 from resnest_seg.training.tasks import LabelledBatch, Task, Validation, share_buffers
@@ -90,10 +99,16 @@ class Trainer:
         resume: Continue from the folder's newest whole state.
         adopt: Begin in a folder that exists if a run has saved nothing into it yet.
         allow_changes: Config keys that a resumed run may change, beyond `MAY_CHANGE`.
+        optimizer: In place of the config's, see `adopt_optimizer`.
+        callbacks: What is told of steps and validations.
+        kept: Name -> further objects of the user's own whose state is saved with the run, see `kept_state`; the
+            callbacks are among them anyway.
 
     Attributes:
         step: Optimiser steps done.
         stopped_by: The signal that ended `fit`, or None.
+        ended: A callback ended the run.
+        scores: Name -> value of the best validation so far, empty before the first, or if it was before a resume.
         doubts: What in the config can hardly be meant, in words.
 
     Raises:
@@ -111,8 +126,14 @@ class Trainer:
         resume: bool = False,
         adopt: bool = False,
         allow_changes: Collection[str] = (),
+        optimizer: OwnOptimizer | None = None,
+        callbacks: Sequence[Callback] = (),
+        kept: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
         self.config, self.task, self.about, self.output = config, task, task.description, Path(output)
+        self.own_optimizer, self.callbacks, self.ended = optimizer, list(callbacks), False
+        self.kept = {**kept, **{f"callback {place}": callback for place, callback in enumerate(self.callbacks)}}
+        self.scores: Mapping[str, float] = {}
         self.folder = RunFolder(output, keep=config.train.keep)
         self.steps_per_epoch = max(self.about.size // config.train.batch_size, 1)
         self.schedule = Schedule.from_config(config, steps_per_epoch=self.steps_per_epoch)
@@ -150,7 +171,10 @@ class Trainer:
         self.judged: PixelModel = copy.deepcopy(self.segmenter).eval() if apart else self.segmenter
         if self.splits:
             shard(self.segmenter, processes=self.engine.num_processes, device=self.engine.device.type)
-        optimizer = build_optimizer(self.segmenter, self.config.optim)
+        if self.own_optimizer is None:
+            optimizer = build_optimizer(self.segmenter, self.config.optim)
+        else:
+            optimizer = adopt_optimizer(self.segmenter, self.config.optim, self.own_optimizer)
         if self.splits:
             self.model, self.optimizer = model, self.engine.prepare(optimizer)
         else:
@@ -169,6 +193,8 @@ class Trainer:
 
     def fit(self, *, until: int | None = None) -> bool:
         """Train to the end, or until Ctrl-C or SIGTERM, which end the step, save, and stop.
+
+        In another thread than the main one, which alone hears signals, only `until` stops it early.
 
         Args:
             until: Stop after this step as if a signal had come; None trains to the end.
@@ -194,7 +220,7 @@ class Trainer:
                 self._validate(stop, progress)
             self.gauge.restart()
             lines = ProgressLines(self.step, self.steps, steps_per_epoch=self.steps_per_epoch)
-            while not self.finished and self.stopped_by is None and self.step != until:
+            while not self.finished and not self.ended and self.stopped_by is None and self.step != until:
                 lr = self.schedule(self.step)
                 set_lr(self.optimizer, lr)
                 with self.gauge.waiting():
@@ -211,8 +237,9 @@ class Trainer:
                     line = lines.line(self.step, loss=loss, lr=lr, machine=machine)
                     if line is not None and not has_bars(self.console):
                         self.console.print(line, soft_wrap=True)
+                self._tell_step(loss, norm, lr)
                 self.stopped_by = stop.anywhere(self.engine)
-                if self.stopped_by or self.step == until or self._save_due() or self._validation_due():
+                if self.stopped_by or self.ended or self.step == until or self._save_due() or self._validation_due():
                     self._save_state()
                 if self._validation_due() and self.stopped_by is None and self.step != until:
                     self._validate(stop, progress)
@@ -314,8 +341,10 @@ class Trainer:
         self._report(results, better)
         best = results[better].scores
         self.stale_validations += 1
+        self._tell_validation(results[better], best=best[score] > self.best_score)
         if best[score] > self.best_score:
             self.best_score, self.best_of, self.stale_validations = best[score], better, 0
+            self.scores = best
             if name != better:
                 self._show_to_judge(better)
             if self.engine.is_main_process:
@@ -325,6 +354,26 @@ class Trainer:
         self._save_state()
         if self.finished and self.step < self.steps:
             self.console.print(f"ended early: {self.stale_validations} validations in a row without a better {score}")
+
+    def _tell_step(self, loss: float, norm: float, lr: float) -> None:
+        epoch = self.step / self.steps_per_epoch
+        report = StepReport(self.step, self.steps, epoch, loss, norm, lr)
+        self._end_if([callback.on_step(report) for callback in self._told()])
+
+    def _tell_validation(self, result: Validation, *, best: bool) -> None:
+        epoch = self.step / self.steps_per_epoch
+        report = ValidationReport(self.step, epoch, result.scores, best, result.report, self.output)
+        self._end_if([callback.on_validation(report) for callback in self._told()])
+
+    def _told(self) -> Sequence[Callback]:
+        """The callbacks in the main process, none elsewhere."""
+        return self.callbacks if self.engine.is_main_process else ()
+
+    def _end_if(self, answers: Sequence[bool | None]) -> None:
+        """End the run, on all processes, if a callback asks for it; collective where there are callbacks."""
+        if self.callbacks:
+            asked = torch.tensor(int(True in answers), device=self.engine.device)
+            self.ended = bool(self.engine.reduce(asked, reduction="sum")) or self.ended
 
     def _show_to_judge(self, name: str) -> None:
         """Put the "weights" or their "average" into the model that is validated, the same on every process."""
@@ -416,6 +465,7 @@ class Trainer:
         tensors = whole(optimizer_tensors(self.optimizer, list(self._trained())))
         if self.average is not None:
             tensors |= {f"average.{key}": value for key, value in whole(self.average.values).items()}
+        tensors |= kept_state(self.kept)[1]
         weights = whole(self.segmenter.state_dict())
         if self.engine.is_main_process:
             self.folder.save_state(self._checkpoint(weights, TrainingState(self._values(), tensors)), self.step)
@@ -445,7 +495,13 @@ class Trainer:
             values |= {"average_updates": self.average.updates, "best_of": self.best_of}
         if self.engine.scaler is not None:
             values["scaler"] = self.engine.scaler.state_dict()
-        return values
+        if self.own_optimizer is not None:
+            values |= {
+                "own_optimizer": type(self.optimizer.optimizer).__name__,
+                "numbers": number_slots(self.optimizer),
+            }
+        plain, _ = kept_state(self.kept)
+        return values | ({"kept": plain} if plain else {})
 
     def _open_state(self, allow_changes: Collection[str]) -> Checkpoint:
         """The state to continue from, if it is one of this run."""
@@ -454,6 +510,12 @@ class Trainer:
         if type(saved.config) is not type(self.config):
             raise CheckpointError(f"{self.output / LAST} is a state of a model of another kind: it cannot be resumed.")
         self.changes = config_changes(saved.config, self.config, allowed=allow_changes, file=self.output / CONFIG)
+        before = saved.training.values.get("own_optimizer")
+        if (before is None) != (self.own_optimizer is None):
+            raise CheckpointError(
+                f"{self.output / LAST} was trained by {before or 'the optimiser of its config'}: give fit() the same "
+                "optimizer again, or begin a new run from its weights."
+            )
         if saved.training.values.get("data", self.about.identity) != self.about.identity:
             raise CheckpointError(
                 f"the training split is not that of {self.output / LAST} any more: photos, masks or classes were "
@@ -486,7 +548,8 @@ class Trainer:
         assert saved.training is not None
         values, tensors = saved.training.values, saved.training.tensors
         try:
-            state = optimizer_state(tensors) if saved.config.optim.optimizer == self.config.optim.optimizer else {}
+            same = saved.config.optim.optimizer == self.config.optim.optimizer
+            state = optimizer_state(tensors, values.get("numbers", ())) if same else {}
             may_differ = any(change.startswith("optim.freeze ") for change in self.changes)
             restore_optimizer(self.optimizer, self._trained(), state, may_differ=may_differ)
             if self.average is not None and saved.config.train.ema:  # else it begins here, from the saved weights
@@ -499,6 +562,7 @@ class Trainer:
             self.best_score = float(values[f"best_{self.about.score}"])
             self.best_of = str(values.get("best_of", "average" if saved.config.train.ema else "weights"))
             self.stale_validations = int(values.get("stale_validations", 0))
+            restore_kept(self.kept, values.get("kept", {}), tensors)
         except (KeyError, ValueError, IndexError) as error:
             raise CheckpointError(
                 f"{self.output / LAST} cannot be resumed here: no or another state of {error}."

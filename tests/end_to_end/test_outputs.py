@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT
 from PIL import Image
 from support import fake_data, small_onnx
 from support.small_models import small_segmenter
@@ -336,18 +335,16 @@ def test_check_asks_before_it_replaces_a_report(tool, tmp_path, capsys):
 
 
 def test_a_full_disk_leaves_no_half_of_a_synthetic_data_set(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(PROJECT / "datasets"))
-    import prepare_synthetic
-
+    from resnest_seg.cli.prepare import synthetic
     from resnest_seg.errors import run_tool
 
     words = ["--split", "test", "--count", "3", "--output", str(tmp_path / "out")]
     with monkeypatch.context() as patch:
         full_disk(patch, lambda path: "masks" in path and "0001" in path)
-        assert run_tool(lambda: prepare_synthetic.main(words)) == 2
+        assert run_tool(lambda: synthetic(words)) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert snapshot(tmp_path) == {}
-    assert run_tool(lambda: prepare_synthetic.main(words)) == 0
+    assert run_tool(lambda: synthetic(words)) == 0
     assert len(snapshot(tmp_path)) == 6
     mask = (tmp_path / "out" / "masks" / "test_0001.png").read_bytes()
     assert np.array_equal(decode_mask(mask, ""), Synthetic("test")[1].labels)

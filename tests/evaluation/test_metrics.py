@@ -185,14 +185,46 @@ def test_the_state_is_what_is_summed_over_processes():
 
 
 @pytest.mark.parametrize(("label", "prediction"), [(3, 0), (254, 0), (0, 3), (0, 255), (256, 0), (0, 300), (-1, 0)])
-def test_an_id_that_is_no_class_is_our_mistake(label, prediction):
-    with pytest.raises(AssertionError):
-        ConfusionMatrix(3).update(torch.tensor([label, 1]), torch.tensor([prediction, 1]))
+def test_an_id_that_is_no_class_is_refused_and_counts_nothing(label, prediction):
+    matrix = ConfusionMatrix(3)
+    says = "0..2 or be 255" if {label, prediction} <= {*range(256)} else f"0..255, .* not {label or prediction}"
+    with pytest.raises(ConfigError, match=says):
+        matrix.update(torch.tensor([label, 1]), torch.tensor([prediction, 1]))
+    assert not matrix.counts.any()
     if label in range(256) and prediction in range(256):
         strangers = metrics._count_by_bincount(torch.tensor([label, 1]), torch.tensor([prediction, 1]), 3)[1]
         assert strangers == 1
 
 
-def test_no_more_classes_than_bytes():
-    with pytest.raises(AssertionError):
-        ConfusionMatrix(256)
+@pytest.mark.parametrize("kind", ["uint8", "int8", "int16", "uint16", ">u2", "int32", "uint32", "int64", "uint64"])
+def test_arrays_of_every_integer_type_count_like_tensors(kind):
+    random = np.random.default_rng(0)
+    labels, predictions = random.integers(0, 5, (2, 3, 8, 9))
+    expected = loop(labels, predictions, 5)
+    typed = labels.astype(kind), predictions.astype(kind)
+    assert np.array_equal(ConfusionMatrix(5).update(*typed).counts, expected)
+    assert np.array_equal(ConfusionMatrix(5).update(typed[0], torch.from_numpy(predictions)).counts, expected)
+    flipped = [ids[:, ::-1] for ids in typed]  # strides that torch does not have
+    assert np.array_equal(ConfusionMatrix(5).update(*flipped).counts, expected)
+
+
+@pytest.mark.parametrize(
+    ("labels", "predictions", "says"),
+    [
+        (np.zeros((4, 5), int), np.zeros((5, 4), int), r"one shape, not \[4, 5\] and \[5, 4\]"),
+        (np.zeros((2, 4, 5), int), np.zeros((2, 3, 4, 5), int), r"scores.argmax\(1\)"),
+        (np.zeros(3), np.zeros(3, int), "labels must be whole numbers .*, not float64"),
+        (torch.zeros(3, dtype=torch.long), torch.rand(3), "predictions must be whole numbers .*, not float32"),
+        ([0, 1], [0, 1], "labels must be a tensor or a NumPy array of class ids, not list"),
+        (np.full(3, 2**64 - 1, np.uint64), np.zeros(3, int), "labels must lie in 0..255"),
+    ],
+)
+def test_what_cannot_be_counted(labels, predictions, says):
+    with pytest.raises(ConfigError, match=says):
+        ConfusionMatrix(3).update(labels, predictions)
+
+
+@pytest.mark.parametrize("count", [0, 256])
+def test_no_more_classes_than_bytes(count):
+    with pytest.raises(ConfigError, match=f"num_classes must be from 1 to 255, not {count}"):
+        ConfusionMatrix(count)

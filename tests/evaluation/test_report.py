@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import sys
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from rich.console import Console
 
-from resnest_seg.errors import DatasetError
+from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.evaluation.boundaries import BoundaryScores
 from resnest_seg.evaluation.calibration import Calibration
 from resnest_seg.evaluation.metrics import ConfusionMatrix
@@ -104,3 +106,43 @@ def test_files_that_are_no_reports(tmp_path):
         (tmp_path / "bad.json").write_text(content)
         with pytest.raises(DatasetError, match="is not a report of this version"):
             EvalReport.load(tmp_path / "bad.json")
+
+
+HOSTILE = ("<b>sky", "road & $\\frac$", "_car", "moon</td>")
+
+
+def test_a_notebook_shows_means_and_classes_with_their_names_escaped():
+    one = report(classes=HOSTILE, model="a <script>")
+    page = ElementTree.fromstring(one._repr_html_())  # raises where a name is not escaped
+    assert page.find("p").text == "a <script>"
+    means, classes = page.iterfind(".//table")
+    rows = [[cell.text for cell in row] for row in classes.iterfind("tbody/tr")]
+    assert [row[0] for row in rows] == list(HOSTILE)
+    assert rows[0][1] == f"{100 * one.scores['whole'].class_iou[0]:.2f}"
+    assert rows[3][1:] == ["-", "-", "0.00"]
+    assert [cell.text for cell in means.find("thead/tr")] == [None, "whole", "encoding"]
+    assert means.find("tbody/tr")[1].text == f"{100 * one.mean_iou('whole'):.2f}"
+    assert classes.find("tfoot/tr")[2].text == f"{100 * one.mean_iou('encoding'):.2f}"
+
+
+def test_a_plot_has_a_bar_for_every_class(pyplot, tmp_path):
+    one = report(classes=HOSTILE)
+    ax = one.plot()
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == list(HOSTILE)
+    ious = one.scores["whole"].class_iou
+    assert [bar.get_width() for bar in ax.patches] == [100 * (iou or 0) for iou in ious]
+    assert [text.get_text() for text in ax.texts] == [f"{100 * iou:.2f}" for iou in ious[:3]] + ["absent"]
+    assert ax.lines[0].get_xdata()[0] == 100 * one.mean_iou("whole")
+    ax.figure.savefig(tmp_path / "plot.png")
+    _, mine = pyplot.subplots()
+    assert one.plot("encoding", ax=mine) is mine
+    assert mine.lines[0].get_xdata()[0] == 100 * one.mean_iou("encoding")
+    assert len(pyplot.get_fignums()) == 2
+    with pytest.raises(ConfigError, match=r"unknown protocol of this report 'slide'.*whole, encoding"):
+        one.plot("slide")
+
+
+def test_a_plot_without_matplotlib_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ConfigError, match=r"needs matplotlib, .* pip install 'resnest-seg\[plot\]'"):
+        report().plot()

@@ -11,6 +11,7 @@ from support import config_keys_file
 
 from resnest_seg.config import (
     ModelConfig,
+    OptimConfig,
     PretrainConfig,
     RunConfig,
     check_values,
@@ -41,7 +42,7 @@ def test_a_shipped_config_is_whole_and_says_what_it_is(path):
     for word in ("What for:", "Expect:", "Takes:", "Command:"):
         assert any(word in line for line in header), f"{path.name} has no line {word}"
     assert header[0].startswith(f"# {TITLES[config.model.head]} on ")
-    commands = [line for line in header if f"tools/train_seg.py --config configs/{path.name}" in line]
+    commands = [line for line in header if f"resnest-seg train --config {path.stem}" in line]
     assert commands or path.stem in SHORT, f"{path.name} does not say how to train it"
 
 
@@ -170,9 +171,16 @@ LAUGHS = "train: {loss: [&a0 [x], " + ", ".join(f"&a{n} [{', '.join([f'*a{n - 1}
         ("optim:\n  layer_decay: 0", "optim.layer_decay must be a number above 0 and at most 1, not 0"),
         ("optim:\n  min_lr: 1", "optim.min_lr (1.0) is above optim.lr (0.01)"),
         ("optim:\n  reference_batch: 0", "optim.reference_batch must be a whole number from 1 to 65536 or null, not 0"),
-        ("optims:\n  lr: 1", "unknown key in {path}: 'optims'."),
-        ("optim:\n  lr: fast", 'Parser key "optim.lr"'),
-        ("train:\n  epochs: 2.5", 'Parser key "train.epochs"'),
+        ("optims:\n  lr: 1", "unknown key in {path}: 'optims.lr'. Did you mean 'optim.lr'?"),
+        ("optim:\n  lr: fast", "optim.lr must be a number, not 'fast'."),
+        ("optim:\n  lr: null", "optim.lr must be a number, not None."),
+        ("train:\n  epochs: 2.5", "train.epochs must be a whole number, not 2.5."),
+        ("train:\n  epochs: five", "train.epochs must be a whole number, not 'five'."),
+        ("train:\n  epochs: '5'", "train.epochs must be a whole number, not '5'."),
+        ("train:\n  epochs: yes", "train.epochs must be a whole number, not True."),
+        ("train:\n  sync_bn: maybe", "train.sync_bn must be true or false, not 'maybe'."),
+        ("output: 3", "output must be text, not 3."),
+        ("optim.lr: 1\noptim: {lr: 1}", "{path} gives optim.lr twice, nested and dotted"),
         ("train:\n  epochs: 0", "train.epochs must be a whole number from 1 to 1000000000 or null, not 0"),
         ("data:\n  flip: 1.5", "data.flip must be a number from 0 to 1, not 1.5"),
         ("data:\n  scale_min: 3", "data.scale_max (2.0) is below data.scale_min (3.0)"),
@@ -215,7 +223,14 @@ def test_mistakes_in_a_file(tmp_path, text, says):
     ("words", "says"),
     [
         (["--optim.lrr", "1"], "unknown option '--optim.lrr'. Did you mean '--optim.lr'?"),
-        (["--optim.lr", "fast"], 'Parser key "optim.lr"'),
+        (["--optim.lr", "fast"], "optim.lr must be a number, not 'fast'."),
+        (["--train.epochs", "five"], "train.epochs must be a whole number, not 'five'."),
+        (["--train.epochs=5e1"], "train.epochs must be a whole number, not '5e1'."),
+        (["--optim.lr", "null"], "optim.lr must be a number, not 'null'."),
+        (["--train.sync_bn", "maybe"], "train.sync_bn must be true or false, not 'maybe'."),
+        (["--data.root", ""], "data.root is empty: is a shell variable not set?"),
+        (["--optim.lr"], "--optim.lr needs a value: a number above 0 and at most 100."),
+        (["--optim.lr", "--seed", "1"], "--optim.lr needs a value"),
         (["--data.workers", "-1"], "data.workers must be a whole number from 0 to 256, not -1"),
         (["loose"], "loose"),
     ],
@@ -264,6 +279,75 @@ def test_text_and_switches_are_of_their_type(key):
         for value in ("", "  ", "a\0b"):
             with pytest.raises(ConfigError, match=f"^{re.escape(key)} "):
                 with_value(key, value)
+
+
+def test_words_of_the_command_line_become_values_of_the_keys_types(tmp_path):
+    (tmp_path / "run.yaml").write_text("optim: {weight_decay: 1e-3, min_lr: 0}\noptim.power: 2\n")
+    words = ["--optim.lr=1e-3", "--train.epochs", "null", "--train.iterations=7", "--model.aux_head", "False",
+             "--output", "3", "--data.root=null", "--seed=1", "--seed", "2", "--optim.freeze", "stem,bn"]  # fmt: skip
+    config = load_run_config(tmp_path / "run.yaml", overrides=words)
+    found = (config.optim.lr, config.train.epochs, config.train.iterations, config.model.aux_head, config.output)
+    assert found == (0.001, None, 7, False, "3")
+    assert (config.data.root, config.seed, config.optim.freeze) == (None, 2, "stem,bn")
+    assert (config.optim.weight_decay, config.optim.min_lr, config.optim.power) == (0.001, 0.0, 2.0)
+    kinds = kinds_of()
+    for key, value in flatten(config).items():  # a float key holds a float, so that files of equal configs are equal
+        assert type(value) in (kinds[key].type, type(None)), key
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_all_keys_as_options_turn_one_config_into_another(path):
+    config = load_run_config(path)
+    words = [f"--{key}={'null' if value is None else value}" for key, value in flatten(config).items()]
+    assert load_run_config(CONFIGS[0], overrides=words) == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_nested_dictionaries_are_what_a_file_is(path):
+    config, tree = load_run_config(path), yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert RunConfig.from_dict(tree) == config
+    assert RunConfig.from_dict(config.to_dict()) == config
+    assert RunConfig.from_dict(flatten(config)) == config
+    assert config.to_dict() == tree
+
+
+def test_a_partial_dictionary_keeps_the_other_defaults():
+    assert RunConfig.from_dict({}) == RunConfig()
+    config = RunConfig.from_dict({"model": {"encoder": "resnest14"}, "optim.lr": 1, "seed": 3})
+    expected = RunConfig(model=ModelConfig(encoder="resnest14"), optim=OptimConfig(lr=1.0), seed=3)
+    assert config == expected
+    classifier = PretrainConfig.from_dict({"train": {"batch_size": 8}})  # whose epochs are not those of LoopConfig
+    assert classifier.train == dataclasses.replace(PretrainConfig().train, batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"optim": {"lrr": 1}}, "unknown key in config: 'optim.lrr'. Did you mean 'optim.lr'?"),
+        ({"modell": {"encoder": "x"}}, "Did you mean 'model.encoder'?"),
+        ({5: 1}, "unknown key in config: '5'"),
+        ({"epochs": 3}, "Did you mean 'train.epochs'?"),
+        ({"train": {"epochs": "five"}}, "train.epochs must be a whole number, not 'five'."),
+        ({"train": {"epochs": 5.0}}, "train.epochs must be a whole number, not 5.0."),
+        ({"optim": {"lr": "0.1"}}, "optim.lr must be a number, not '0.1'."),
+        ({"optim": {"lr": [0.1]}}, "optim.lr in config must be one value, not a list."),
+        ({"optim": 0.1}, "optim in config must be a mapping of its keys, not 0.1."),
+        ({"optim": {"lr": 1}, "optim.lr": 2}, "config gives optim.lr twice"),
+        ({"classify": {"mixup": 0.1}}, "unknown key in config: 'classify.mixup'"),
+        ([("seed", 1)], "a config is built from nested dictionaries, not from a list."),
+    ],
+)
+def test_mistakes_in_a_dictionary(values, says):
+    with pytest.raises(ConfigError) as error:
+        RunConfig.from_dict(values)
+    assert says in str(error.value)
+
+
+def test_a_group_that_is_a_dictionary_is_told_of_from_dict():
+    with pytest.raises(ConfigError, match=r"model must be a ModelConfig, not a dict. RunConfig.from_dict takes nested"):
+        RunConfig(model={"encoder": "resnest14"})
+    with pytest.raises(ConfigError, match=r"train must be a LoopConfig, not None. PretrainConfig.from_dict"):
+        PretrainConfig(train=None)
 
 
 def test_a_missing_file():

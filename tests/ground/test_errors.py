@@ -7,7 +7,15 @@ import tempfile
 
 import pytest
 
-from resnest_seg.errors import ConfigError, DatasetError, ResNeStSegError, printable, run_tool, unknown_name
+from resnest_seg.errors import (
+    ConfigError,
+    DatasetError,
+    ResNeStSegError,
+    load_extra,
+    printable,
+    run_tool,
+    unknown_name,
+)
 
 
 def test_a_users_mistake_is_one_line_and_exit_code_2(capsys):
@@ -95,3 +103,18 @@ def test_an_unknown_name_lists_the_known_ones_and_the_nearest():
     assert isinstance(error, ValueError)
     assert str(error) == "unknown head 'fcm'. Did you mean 'fcn'? Known: fcn, deeplabv3."
     assert "Did you mean" not in str(unknown_name("head", "zzz", ["fcn"]))
+
+
+def test_a_library_that_an_extra_installs(monkeypatch):
+    assert load_extra("json.decoder", "plot") is sys.modules["json.decoder"]
+    for missing, module in (("no_such_library", "no_such_library.part"), ("matplotlib.pyplot", "matplotlib.pyplot")):
+        monkeypatch.setitem(sys.modules, missing, None)
+        name = module.partition(".")[0]
+        with pytest.raises(ConfigError, match=f"needs {name}, .* pip install 'resnest-seg\\[plot\\]'"):
+            load_extra(module, "plot")
+
+
+def test_the_nearest_name_is_looked_for_whatever_its_case():
+    assert "Did you mean 'Cityscapes'?" in str(unknown_name("data set", "CITYSCAPES", ["ade20k", "Cityscapes"]))
+    assert "Did you mean 'b'?" in str(unknown_name("letter", "a", ["a1", "b"], meant="b"))
+    assert "Did you mean" not in str(unknown_name("letter", "xyz", ["a1", "b"]))

@@ -1,6 +1,8 @@
 """Label spaces: the shipped tables against the official lists, and the mapping there and back."""
 
 import csv
+import sys
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -114,3 +116,43 @@ def test_values_that_are_no_label_space_are_refused(changed, tiny_space):
         LabelSpace.from_dict(tiny_space.to_dict() | changed)
     with pytest.raises(ConfigError, match="'name' is missing"):
         LabelSpace.from_dict({})
+
+
+ODD = LabelSpace(
+    "my $\\frac$ <b>", ("_sky", "$\\frac$ & <i>b</i>", "café"), ((255, 0, 0), (1, 2, 3), (9, 99, 255)), (7, 0, 3)
+)
+"""Names that HTML and matplotlib would read as something else."""
+
+
+def test_a_notebook_shows_every_class_with_its_color():
+    for space in (ODD, LabelSpace.of("ade20k")):
+        page = ElementTree.fromstring(space._repr_html_())  # raises where a name is not escaped
+        assert page.find(".//caption").text == f"{space.name}: {len(space)} classes"
+        rows = [[cell.text for cell in row] for row in page.iterfind(".//tbody/tr")]
+        expected = zip(range(len(space)), space.raw_ids, space.names, strict=True)
+        assert [(row[0], row[1], row[3]) for row in rows] == [(str(i), str(raw), name) for i, raw, name in expected]
+        colors = [row[2].get("style") for row in page.iterfind(".//tbody/tr")]
+        assert all(f"rgb{color}" in style for color, style in zip(space.colors, colors, strict=True))
+
+
+def test_a_plot_shows_every_class_with_its_color(pyplot, tmp_path):
+    for space in (ODD, LabelSpace.of("ade20k")):
+        ax = space.plot()
+        legend = ax.get_legend()
+        texts = [text.get_text() for text in legend.get_texts()]
+        assert texts == [f"{label}  {name}" for label, name in enumerate(space.names)]
+        shown = [tuple(round(255 * part) for part in patch.get_facecolor()[:3]) for patch in legend.get_patches()]
+        assert shown == list(space.colors)
+        ax.figure.savefig(tmp_path / "plot.png")  # as formulas, the names would be errors
+    _, mine = pyplot.subplots()
+    count = len(pyplot.get_fignums())
+    assert ODD.plot(ax=mine) is mine
+    assert len(pyplot.get_fignums()) == count
+
+
+def test_a_plot_without_matplotlib_names_the_extra(monkeypatch):
+    for name in ("matplotlib", "matplotlib.pyplot", "matplotlib.patches"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=r"pip install 'resnest-seg\[plot\]'"):
+        ODD.plot()
+    assert ODD._repr_html_()

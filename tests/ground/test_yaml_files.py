@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from resnest_seg.config import DEEPEST, load_yaml
 from resnest_seg.errors import ConfigError
+from resnest_seg.yaml_files import DEEPEST, load_yaml
 
 
 @pytest.mark.parametrize(

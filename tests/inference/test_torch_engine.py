@@ -1,5 +1,7 @@
 """The engine in torch: protocols against the originals' numbers and plain re-implementations; slabs; memory."""
 
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -187,6 +189,35 @@ def test_whole_pads_with_black_to_the_stride_and_crops_back():
     assert whole(logits_fn, photo(16, 24)).shape == (3, 16, 24)
 
 
+BATCHED = [
+    (whole, {"stride": 8}),
+    (sliding_window, {"window": 24, "overlap": 8, "blend": "hann"}),
+    (multiscale, {"scales": (0.75, 1.5)}),
+    (multiscale, {"scales": (1.0, 1.25), "merge": "exp", "window": 24}),
+    (multiscale, {"scales": (1.0,), "merge": "logits", "flip": False}),
+]
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+@pytest.mark.parametrize(("function", "options"), BATCHED)
+def test_a_batch_gives_what_its_images_give_one_by_one(function, options, limit):
+    fn, calls = network(), []
+
+    def counted(images):
+        calls.append(len(images))
+        return fn(images)
+
+    images = torch.stack([photo(30, 44), photo(30, 44).flip(-1), photo(30, 44).flip(1)])
+    batch = {} if function is whole else {"batch": limit}
+    together = function(counted, images, **options, **batch)
+    shared = len(calls)
+    single = [function(counted, image, **options, **batch) for image in images]
+    assert together.shape == (3, *single[0].shape)
+    for found, expected in zip(together, single, strict=True):
+        assert_close(found, expected, 1e-5)
+    assert (shared < len(calls) - shared) == ("batch" not in batch or limit is None)
+
+
 @pytest.mark.parametrize("merge", ["logits", "softmax"])
 def test_one_scale_without_flip_is_whole(merge):
     image, fn = photo(48, 64), network()
@@ -320,10 +351,10 @@ def test_bad_values_are_refused():
         Runner(local, batch=0)
 
 
-@pytest.mark.parametrize("shape", [(32, 40), (1, 3, 32, 40)])
-def test_an_image_of_another_shape_is_refused(shape):
+@pytest.mark.parametrize("shape", [(32, 40), (0, 3, 32, 40), (1, 1, 3, 32, 40)])
+def test_what_is_neither_an_image_nor_a_batch_is_refused(shape):
     for function in (multiscale, sliding_window, whole):
-        with pytest.raises(ConfigError, match=r"an image must be \[3, H, W\], not \[.*32, 40\]"):
+        with pytest.raises(ConfigError, match=rf"not.* {re.escape(str(list(shape)))}"):
             function(network(), torch.zeros(shape))
 
 

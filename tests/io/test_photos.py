@@ -143,10 +143,8 @@ def test_what_is_taken_for_a_photo(tmp_path):
     for photo in (picture(), image, tmp_path / "a.png", str(tmp_path / "a.png"), picture()[:, ::-1][:, ::-1]):
         assert np.array_equal(as_pixels(photo), picture())
     assert np.array_equal(as_pixels(image.convert("L"))[..., 2], np.array(image.convert("L")))
-    with pytest.raises(ConfigError, match="a file, an RGB array or a PIL image, not NoneType"):
+    with pytest.raises(ConfigError, match=r"a file, an http address, a PIL image, .*; not NoneType"):
         as_pixels(None)
-    with pytest.raises(ConfigError, match=r"uint8 \[H, W, 3\], not float64 \[2, 3\]"):
-        as_pixels(np.zeros((2, 3)))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (40, 60), (255, 257), (17, 3000)])

@@ -115,9 +115,26 @@ def test_weights_of_another_encoder_are_refused(imagenet, tmp_path):
         ({"family": "mmsegm"}, "unknown family 'mmsegm'. Did you mean 'mmseg'?"),
         ({"dilation": "encodings"}, "unknown dilation 'encodings'. Did you mean 'encoding'?"),
         ({"output_stride": 4}, "output_stride must be 8, 16 or 32, not 4"),
-        ({"num_classes": 0}, "num_classes must be at least 1, not 0"),
-        ({"in_channels": 0}, "model.in_channels must be a whole number from 1 to 4096, not 0"),
-        ({"drop_path": 1.5}, "model.drop_path must be a number from 0 to below 1, not 1.5"),
+        ({"encoder": "ResNeSt-50"}, "unknown encoder 'ResNeSt-50'. Did you mean 'resnest50'?"),
+        ({"head": "DeepLabV3"}, "unknown head 'DeepLabV3'. Did you mean 'deeplabv3'?"),
+        ({"num_classes": 0}, "num_classes must be a whole number at least 1, not 0"),
+        ({"num_classes": "19"}, "num_classes must be a whole number, not '19'."),
+        ({"num_classes": 19.0}, "num_classes must be a whole number, not 19.0."),
+        ({"num_classes": True}, "num_classes must be a whole number, not True."),
+        ({"num_classes": None}, "num_classes must be a whole number, not None."),
+        ({"encoder": 50}, "encoder must be text, not 50."),
+        ({"head": None}, "head must be text, not None."),
+        ({"output_stride": "8"}, "output_stride must be a whole number, not '8'."),
+        ({"aux_head": "yes"}, "aux_head must be true or false, not 'yes'."),
+        ({"drop_path": "0.1"}, "drop_path must be a number, not '0.1'."),
+        ({"encoder_weights": True}, "or None (random weights), not True. Give 'imagenet'."),
+        ({"encoder_weights": False}, "or None (random weights), not False. Give None."),
+        ({"encoder_weights": 1}, "encoder_weights must be text, not 1."),
+        ({"encoder_weights": "ImageNet"}, "not 'ImageNet'. Give 'imagenet'."),
+        ({"encoder_weights": "IMAGENET1K_V1"}, "not 'IMAGENET1K_V1'. Give 'imagenet'."),
+        ({"encoder": "smp:resnet18", "encoder_weights": "pretrained"}, "not 'pretrained'. Give 'imagenet'."),
+        ({"in_channels": 0}, "in_channels must be a whole number from 1 to 4096, not 0"),
+        ({"drop_path": 1.5}, "drop_path must be a number from 0 to below 1, not 1.5"),
         ({"encoder_weights": "imagenet"}, "no published ImageNet weights for encoder 'resnest14_tiny'"),
         (
             {"encoder_weights": "resnest50-528c19cb"},
@@ -130,6 +147,21 @@ def test_wrong_choices_name_the_right_ones(change, message):
     with pytest.raises(ConfigError) as error:
         build_segmenter(values.pop("encoder"), **values)
     assert message in str(error.value)
+
+
+def test_encoder_head_and_classes_are_the_first_three():
+    segmenter = build_segmenter("resnest14_tiny", "fcn", 19)
+    assert (segmenter.config.model.encoder, segmenter.config.model.head) == ("resnest14_tiny", "fcn")
+    assert segmenter(torch.zeros(2, 3, 32, 32)).logits.shape == (2, 19, 32, 32)
+    with pytest.raises(TypeError):
+        build_segmenter("resnest14_tiny", "fcn", 19, 16)
+
+
+def test_a_weight_file_may_be_a_path(imagenet):
+    path, state = imagenet
+    segmenter = build_segmenter("resnest14", "fcn", encoder_weights=path)
+    assert_encoder_is(segmenter, state)
+    assert segmenter.config.model.encoder_weights == str(path)
 
 
 def test_nothing_is_fetched_for_a_model_that_cannot_be_built(monkeypatch):

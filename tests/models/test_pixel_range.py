@@ -17,7 +17,7 @@ from resnest_seg.inference.predictor import Predictor
 from resnest_seg.inference.torch_backend import TorchBackend
 from resnest_seg.inference.torch_engine import multiscale
 from resnest_seg.models.loading import build_segmenter
-from resnest_seg.models.segmenter import PixelRange
+from resnest_seg.models.pixel_range import PixelRange
 
 pytestmark = pytest.mark.slow
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.small_models import noise, used
 
 from resnest_seg.errors import ConfigError, DownloadError
 from resnest_seg.labels import LabelSpace
@@ -211,3 +212,44 @@ def test_activation_checkpointing_and_regularisation_reach_the_encoder():
     assert {build_segmenter("resnest14_tiny", head="fcn", dilation=name).encoder.dilation for name in DILATIONS} == set(
         DILATIONS
     )
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize("size", [(64, 96), (61, 33)])
+def test_features_are_the_encoders_of_normalised_images(output_stride, size):
+    segmenter = used(build_segmenter("resnest14_tiny", "fcn", 3, output_stride=output_stride))
+    images = torch.from_numpy(noise(2, 3, *size))
+    with torch.inference_mode():
+        features = segmenter.features(images)
+        plain = (images / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor(
+            [0.229, 0.224, 0.225]
+        ).view(3, 1, 1)
+        by_hand = segmenter.encoder(plain)
+        logits = segmenter.head(features)
+        assert torch.equal(segmenter(images, coarse=True).logits, logits)
+    strides = (4, 8, min(16, output_stride), output_stride)
+    for feature, expected, stride, channels in zip(features, by_hand, strides, segmenter.encoder.channels, strict=True):
+        assert feature.shape == (2, channels, -(-size[0] // stride), -(-size[1] // stride))
+        assert torch.allclose(feature, expected, atol=1e-4)
+    assert features.c4 is features[3]
+
+
+def test_features_of_an_smp_encoder_are_the_last_four_of_padded_images():
+    segmenter = used(build_segmenter("smp:resnet18", "fcn", 3, output_stride=32))
+    images = torch.from_numpy(noise(1, 3, 40, 70))
+    with torch.inference_mode():
+        features = segmenter.features(images)
+        padded = torch.nn.functional.pad(segmenter.normalise(images), (0, 96 - 70, 0, 64 - 40))
+        expected = segmenter.encoder.encoder(padded)[-4:]
+    assert [tuple(feature.shape[2:]) for feature in features] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert all(torch.equal(one, other) for one, other in zip(features, expected, strict=True))
+
+
+def test_features_can_be_trained_and_warn_of_pixels_in_0_1():
+    segmenter = build_segmenter("resnest14_tiny", "fcn", 3)
+    segmenter.features(torch.from_numpy(noise(2, 3, 32, 32))).c4.sum().backward()
+    assert segmenter.encoder.conv1[0].weight.grad is not None
+    with pytest.warns(UserWarning, match=r"takes RGB 0\.\.255"):
+        segmenter.features(torch.rand(2, 3, 32, 32))
+    with pytest.raises(ConfigError, match=r"images must have the shape \[N, 3, H, W\], not \[3, 32, 32\]"):
+        segmenter.features(torch.zeros(3, 32, 32))

@@ -177,6 +177,36 @@ def test_what_does_not_exist_or_fit_is_named(values, says):
     assert says in str(error.value)
 
 
+@pytest.mark.parametrize("name", list(DECODERS))
+def test_decoders_of_smp_are_suggested_by_their_names(name):
+    """In every spelling of smp's own models; of those that are ours as well, ours is."""
+    ours = name in ("pspnet", "deeplabv3", "deeplabv3plus")
+    classes = {"unetplusplus": "UnetPlusPlus", "manet": "MAnet", "upernet": "UPerNet", "fpn": "FPN", "pan": "PAN"}
+    for spelling in {name, classes.get(name, name.capitalize())} - ({name} if ours else set()):
+        with pytest.raises(ConfigError) as error:
+            build_segmenter("resnest14_tiny", spelling)
+        assert f"unknown head '{spelling}'. Did you mean '{name if ours else f'smp:{name}'}'?" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("resnet34", "smp:resnet34"),
+        ("efficientnet-b0", "smp:efficientnet-b0"),
+        ("efficientnet_b0", "smp:efficientnet-b0"),
+        ("MobileNet_V2", "smp:mobilenet_v2"),
+        ("mit_b0", "smp:mit_b0"),
+        ("tu-convnext_tiny", "smp:tu-convnext_tiny"),
+        ("resnest51", "resnest50"),
+        ("ResNet50", "resnet50"),
+    ],
+)
+def test_encoders_of_smp_are_suggested_by_their_names(name, meant):
+    with pytest.raises(ConfigError) as error:
+        build_segmenter(name)
+    assert f"unknown encoder '{name}'. Did you mean '{meant}'?" in str(error.value)
+
+
 def test_an_encoder_that_only_says_it_is_dilated_is_refused(monkeypatch):
     """What counts is the size of the features, not an attribute."""
     real = smp.encoders.get_encoder

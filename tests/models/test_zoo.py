@@ -10,9 +10,11 @@ import torch
 import torchvision
 from support.local_server import serve
 from support.reference import GOLDEN, fill, filled_state, golden_images, original_keys
+from support.small_models import noise
 
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError
 from resnest_seg.inference.predictor import Predictor
+from resnest_seg.io.visualize import png_bytes
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.loading import build_segmenter, load_checkpoint, load_classifier
 from resnest_seg.models.published import PublishedCheckpoint
@@ -165,7 +167,7 @@ def test_counters_that_old_files_lack_are_expected(authors, tmp_path):
 
 
 def test_unknown_names_and_needless_options(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no published checkpoint of that name. tools/zoo_seg.py lists"):
+    with pytest.raises(CheckpointError, match=r"no published checkpoint of that name. `python tools/zoo_seg.py` lists"):
         load_checkpoint("deeplab_resnest50_adee")
     build_segmenter("resnest14_tiny", num_classes=3).to_checkpoint().save(tmp_path / "own.safetensors")
     with pytest.raises(ConfigError, match="says itself which output stride and dilation"):
@@ -196,12 +198,17 @@ def test_a_saved_model_is_a_checkpoint(tmp_path):
     assert load_checkpoint(tmp_path / "saved").num_classes == 3
 
 
-def test_a_model_for_other_channels_cannot_read_photos(tmp_path):
+def test_a_model_for_other_channels_cannot_read_photos(tool, tmp_path, capsys):
     segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=3, in_channels=1)
     segmenter.label_space = LabelSpace.numbered(3)
     segmenter.to_checkpoint().save(tmp_path / "grey.safetensors")
+    predictor = Predictor.from_checkpoint(tmp_path / "grey.safetensors", device="cpu")
     with pytest.raises(CheckpointError, match="for images of 1 channels, and photos have 3"):
-        Predictor.from_checkpoint(tmp_path / "grey.safetensors", device="cpu")
+        predictor.check_photos()
+    (tmp_path / "photo.png").write_bytes(png_bytes(noise(32, 40, 3)))
+    words = ("--checkpoint", tmp_path / "grey.safetensors", "--output", tmp_path / "out", tmp_path / "photo.png")
+    assert tool("predict_seg")(*words) == 2
+    assert "for images of 1 channels, and photos have 3" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_ours_needs_its_pixel_statistics(tmp_path):

@@ -20,7 +20,7 @@ from test_training import CONFIG_OF_TEST, Stripes, trainer
 
 from resnest_seg.config import ClassFolderConfig, ClassifierConfig, PretrainConfig
 from resnest_seg.data.inspection import scan
-from resnest_seg.data.loader import build_loader
+from resnest_seg.data.loader import load_batches
 from resnest_seg.errors import DatasetError, ResNeStSegError
 from resnest_seg.evaluation.evaluate import evaluate
 from resnest_seg.models.checkpoint import LAST, Checkpoint
@@ -74,7 +74,7 @@ def names(batches):
 def test_a_killed_loader_process_is_one_message(small_dataset):
     """As the system does when memory runs out; torch raises such a death anywhere in the main thread."""
     before = signal.getsignal(signal.SIGCHLD)
-    batches = build_loader(small_dataset, ORDER, workers=2)
+    batches = load_batches(small_dataset, ORDER, workers=2)
     next(batches)
     assert signal.getsignal(signal.SIGCHLD) == before
     child = multiprocessing.active_children()[0]
@@ -96,7 +96,7 @@ def test_a_loader_process_that_dies_while_its_batch_is_awaited_is_told(small_dat
             return super().__getitem__(index)
 
     with pytest.raises(ResNeStSegError, match=r"was killed by SIGSEGV\. A library crashed, usually on a corrupt pho"):
-        list(build_loader(Crashing(), [[(0, 5)]], workers=1))
+        list(load_batches(Crashing(), [[(0, 5)]], workers=1))
     assert multiprocessing.active_children() == []
 
 
@@ -114,7 +114,7 @@ def test_loader_processes_end_with_their_loader(small_dataset, end):
 
     def work():
         nonlocal begin
-        with contextlib.closing(build_loader(Broken(), ORDER, workers=2)) as batches:
+        with contextlib.closing(load_batches(Broken(), ORDER, workers=2)) as batches:
             for number, _ in enumerate(batches):
                 begin = time.monotonic()
                 if number == 1 and end == "left":
@@ -135,7 +135,7 @@ def test_loader_processes_end_with_their_loader(small_dataset, end):
 
 def test_signals_to_the_group_leave_loader_processes_alone(small_dataset):
     """The first comes while they are being set up: a handler that they have from before must not get it."""
-    expected = names(build_loader(small_dataset, ORDER, workers=0))
+    expected = names(load_batches(small_dataset, ORDER, workers=0))
     early = [True]
 
     def signal_itself():
@@ -145,7 +145,7 @@ def test_signals_to_the_group_leave_loader_processes_alone(small_dataset):
 
     os.register_at_fork(after_in_child=signal_itself)
     try:
-        batches = build_loader(small_dataset, ORDER, workers=2)
+        batches = load_batches(small_dataset, ORDER, workers=2)
         found = [next(batches).names]
     finally:
         early.clear()
@@ -169,7 +169,7 @@ def test_a_loader_that_cannot_start_leaves_no_process(small_dataset):
         for more in range(3, 40, 3):
             resource.setrlimit(resource.RLIMIT_NOFILE, (highest - 39 + more, limits[1]))
             try:
-                list(build_loader(small_dataset, ORDER, workers=2))
+                list(load_batches(small_dataset, ORDER, workers=2))
             except ResNeStSegError as error:
                 failures.append(str(error))
             except OSError:
@@ -186,7 +186,7 @@ def test_shared_memory_that_is_full_is_one_message(small_dataset):
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, limits[1]))
         with pytest.raises(ResNeStSegError, match=r"Shared memory is full \(df /dev/shm.*--shm-size.*here 2"):
-            list(build_loader(small_dataset, ORDER, workers=2))
+            list(load_batches(small_dataset, ORDER, workers=2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert multiprocessing.active_children() == []
@@ -312,7 +312,7 @@ import sys
 import time
 import numpy as np
 from resnest_seg.labels import LabelSpace
-from resnest_seg.data.loader import build_loader
+from resnest_seg.data.loader import load_batches
 from resnest_seg.data.datasets import Sample, SegmentationDataset
 
 class Slow(SegmentationDataset):
@@ -323,7 +323,7 @@ class Slow(SegmentationDataset):
         time.sleep(600 if index else 0)
         return Sample(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8), "sample")
 
-batches = build_loader(Slow(), [[(0, index)] for index in range(9)], workers=2)
+batches = load_batches(Slow(), [[(0, index)] for index in range(9)], workers=2)
 next(batches)
 print("ready", flush=True)
 if sys.argv[1] == "raise":

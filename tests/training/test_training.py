@@ -1,5 +1,6 @@
 """The loop: it learns, it resumes to the same bits, it stops before harm."""
 
+import concurrent.futures
 import dataclasses
 import json
 import signal
@@ -145,6 +146,22 @@ def test_the_same_config_gives_the_same_bits(finished, tiny_space, tmp_path):
     trainer(Stripes(tiny_space), tmp_path / "again").fit()
     same_bits(state(tmp_path / "again"), state(finished))
     assert metrics(tmp_path / "again") == metrics(finished)
+
+
+def in_a_thread(call):
+    """What a call returns in a thread of its own, as behind a notebook's or a server's."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
+def test_a_run_in_another_thread_gives_the_same_bits_and_leaves_signals_alone(finished, tiny_space, tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    config = dataclasses.replace(CONFIG_OF_TEST, data=dataclasses.replace(CONFIG_OF_TEST.data, workers=1))
+    assert not in_a_thread(lambda: trainer(Stripes(tiny_space), tmp_path / "run", config).fit(until=7))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert in_a_thread(lambda: trainer(Stripes(tiny_space), tmp_path / "run", config, resume=True).fit())
+    same_bits(state(tmp_path / "run"), state(finished))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @pytest.mark.parametrize("reads", [5, 10, 17])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Sequence
 
 from resnest_seg.errors import ConfigError, unknown_name
@@ -39,6 +40,21 @@ def add_network(
         shown = f"beside ours: of {', '.join(peers)} (default: all)"
         parser.add_argument("--peers", nargs="*", default=list(peers), help=shown)
     parser.set_defaults(known_peers=tuple(peers), known_precisions=tuple(precisions))
+
+
+def require(packages: Sequence[str], *, instead: str) -> None:
+    """Refuse a benchmark whose peers are not installed.
+
+    Args:
+        packages: Their import names.
+        instead: What the person can do: an installation, or an option that leaves the peer out.
+
+    Raises:
+        ConfigError: Names the first that is missing.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"this benchmark needs {package.replace('_', '-')}, which is not installed: {instead}.")
 
 
 def check_network(options: argparse.Namespace, *, smallest: int = 32, batch: int = 1) -> None:

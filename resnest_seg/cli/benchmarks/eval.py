@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from benchmarks.options import add_network, check_network
-from benchmarks.timing import interleave, spread
+from resnest_seg.cli.benchmarks.options import add_network, check_network
+from resnest_seg.cli.benchmarks.timing import interleave, spread
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -77,8 +77,8 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     import copy
 
     import torch
-    from benchmarks.plain import PlainSegmenter
 
+    from resnest_seg.cli.benchmarks.plain import PlainSegmenter
     from resnest_seg.inference.backends import RunOptions
     from resnest_seg.inference.protocols import protocol, with_options
     from resnest_seg.inference.torch_backend import TorchBackend

@@ -9,9 +9,9 @@ import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from benchmarks.infer import TIMM_NAMES
-from benchmarks.options import add_network, check_network
-from benchmarks.timing import interleave, spread
+from resnest_seg.cli.benchmarks.infer import TIMM_NAMES, require_peers
+from resnest_seg.cli.benchmarks.options import add_network, check_network
+from resnest_seg.cli.benchmarks.timing import interleave, spread
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,7 +72,8 @@ def plain(model: Segmenter, images: Tensor, labels: Tensor, options: argparse.Na
     """As PyTorch-Encoding trains: its network and memory, logits and aux logits of full size, two cross-entropies."""
     import torch
     import torch.nn.functional as F
-    from benchmarks.plain import PlainSegmenter
+
+    from resnest_seg.cli.benchmarks.plain import PlainSegmenter
 
     form = PlainSegmenter(model)
     forward = torch.compile(form) if options.compile else form
@@ -140,6 +141,7 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     """One row a step, ours first; equal losses of ours and the plain form in two steps are checked before."""
 
     check_network(options, batch=2)  # which batch norm needs
+    require_peers(options)
     steps = contestants(options)
     tolerance = 5e-4 if options.precision == "fp32" else 2e-2  # rounding grows from step to step
     for _ in range(2 if "plain" in steps else 0):  # the second tells whether the gradients agree, too

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING
 
-from benchmarks.eval import settle
-from benchmarks.limits import peak_gflops
-from benchmarks.memory import peak_during
-from benchmarks.options import add_network, check_network
-from benchmarks.timing import interleave, spread
-
+from resnest_seg.cli.benchmarks.eval import settle
+from resnest_seg.cli.benchmarks.limits import peak_gflops
+from resnest_seg.cli.benchmarks.memory import peak_during
+from resnest_seg.cli.benchmarks.options import add_network, check_network, require
+from resnest_seg.cli.benchmarks.timing import interleave, spread
 from resnest_seg.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ def contestants(options: argparse.Namespace) -> dict[str, Callable[[], Contestan
 
 def plain(options: argparse.Namespace) -> nn.Module:
     """Our weights in the authors' form."""
-    from benchmarks.plain import PlainSegmenter
+    from resnest_seg.cli.benchmarks.plain import PlainSegmenter
 
     return PlainSegmenter(ours(options))
 
@@ -225,6 +224,13 @@ def encoders(options: argparse.Namespace) -> dict[str, Contestant]:
     return found
 
 
+def require_peers(options: argparse.Namespace) -> None:
+    """Refuse peers that are not installed; see `require`."""
+    packages = {"smp": ("segmentation_models_pytorch", "timm"), "encoders": ("timm",), "torchvision": ("torchvision",)}
+    for peer in options.peers:
+        require(packages.get(peer, ()), instead=f"pip install resnest-seg, or leave {peer} out of --peers")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
     add_network(parser, size=(480, 480), batch=1, peers=PEERS)
@@ -242,6 +248,7 @@ def check(options: argparse.Namespace) -> None:
         raise ConfigError(f"--size must be multiples of 8, not {options.size[0]} {options.size[1]}.")
     if {"smp", "encoders"} & set(options.peers) and options.encoder not in TIMM_NAMES:
         raise unknown_name("encoder of timm", options.encoder, TIMM_NAMES)
+    require_peers(options)
 
 
 def run(options: argparse.Namespace) -> list[dict[str, object]]:

@@ -10,9 +10,8 @@ import statistics
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING
 
-from benchmarks.memory import peak_during
-from benchmarks.timing import interleave, spread
-
+from resnest_seg.cli.benchmarks.memory import peak_during
+from resnest_seg.cli.benchmarks.timing import interleave, spread
 from resnest_seg.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:

@@ -10,11 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.infer import ours, photos
-from benchmarks.options import add_network, check_network
-from benchmarks.timing import interleave, spread
-
-from resnest_seg.errors import ConfigError
+from resnest_seg.cli.benchmarks.infer import ours, photos
+from resnest_seg.cli.benchmarks.options import add_network, check_network, require
+from resnest_seg.cli.benchmarks.timing import interleave, spread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,9 +83,7 @@ def exported(options: argparse.Namespace, folder: Path) -> dict[str, Run]:
 def run(options: argparse.Namespace) -> list[dict[str, object]]:
     """One row a runtime, torch eager first; `same_labels` is the share that agrees with it."""
     check_network(options)
-    for package in ("onnx", "onnxruntime", "onnxscript"):
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"this benchmark needs {package}: pip install 'resnest-seg[export]'.")
+    require(("onnx", "onnxruntime", "onnxscript"), instead="pip install 'resnest-seg[export]'")
     with tempfile.TemporaryDirectory() as folder:
         calls = in_torch(options) | exported(options, Path(folder))
         expected = calls["torch, eager"]()

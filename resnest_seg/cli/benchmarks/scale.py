@@ -17,11 +17,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.eval import settle
-from benchmarks.memory import peak_during
-from benchmarks.options import add_network, check_network
-from benchmarks.timing import interleave
-
+from resnest_seg.cli.benchmarks.eval import settle
+from resnest_seg.cli.benchmarks.memory import peak_during
+from resnest_seg.cli.benchmarks.options import add_network, check_network
+from resnest_seg.cli.benchmarks.timing import interleave
 from resnest_seg.config import check_option
 from resnest_seg.errors import ConfigError
 
@@ -137,7 +136,6 @@ def growing_evaluation(options: argparse.Namespace) -> list[dict[str, object]]:
 
 def training_speed(processes: int, options: argparse.Namespace) -> float:
     """Seconds an image of a short training under torchrun, by its own log, without the first steps."""
-    tool = Path(__file__).parents[1] / "train_seg.py"
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
         words = ["--dataset", "synthetic", "--output", str(output), "--train.batch_size", "8", "--train.epochs", "null"]
@@ -148,7 +146,9 @@ def training_speed(processes: int, options: argparse.Namespace) -> float:
         environment = os.environ | {"OMP_NUM_THREADS": threads}
         if options.device == "cpu":
             environment["ACCELERATE_USE_CPU"] = "true"
-        done = subprocess.run([*launch, str(tool), *words], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [*launch, "-m", "resnest_seg", "train", *words], env=environment, capture_output=True, text=True
+        )
         if done.returncode:
             raise ConfigError(f"the training of {processes} processes failed: {done.stderr.strip()[-500:]}")
         lines = [json.loads(line) for line in (output / "machine.jsonl").read_text(encoding="utf-8").splitlines()]

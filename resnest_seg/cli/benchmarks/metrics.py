@@ -6,8 +6,7 @@ import argparse
 import statistics
 from typing import TYPE_CHECKING
 
-from benchmarks.timing import interleave, spread
-
+from resnest_seg.cli.benchmarks.timing import interleave, spread
 from resnest_seg.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -1,0 +1,333 @@
+"""A training run from its config, with the caller's own objects in place of any part: what all tools train with.
+
+config -> data sets -> checks -> model with its initial weights -> loss, transform, optimiser -> trainer -> result
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resnest_seg.config import CUSTOM, RunConfig, config_from_dict, load_run_config
+from resnest_seg.data.build import DATASETS, dataset_for
+from resnest_seg.data.checks import check_classes, check_samples
+from resnest_seg.data.class_balance import balance
+from resnest_seg.data.datasets import PairedFiles, SegmentationDataset
+from resnest_seg.data.pairs import PairDataset
+from resnest_seg.data.transforms import Transform
+from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.files import check_outside
+from resnest_seg.io.display import console
+from resnest_seg.models.checkpoint import BEST
+from resnest_seg.models.loading import Network, built_network, load_checkpoint, load_fitting, segmenter_for
+from resnest_seg.models.segmenter import Segmenter, freeze_unread
+from resnest_seg.training.losses import Loss
+from resnest_seg.training.memory import GIB, devices_here, divided, plan
+from resnest_seg.training.monitor import Callback
+from resnest_seg.training.optim import OwnOptimizer
+from resnest_seg.training.run_folder import RunFolder
+from resnest_seg.training.tasks import SegmentationTask, check_choices
+from resnest_seg.training.trainer import Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """The end of a run.
+
+    Attributes:
+        output: The run folder.
+        finished: All steps are done, or patience ran out; else a signal, a callback or `until` ended the run, and
+            `fit(..., resume="yes")` goes on.
+        stopped_by: The signal that ended it, or None.
+        step: Optimiser steps done.
+        best_score: Mean IoU of the best validation, 0..1; -1 before the first.
+        scores: Name -> value of that validation; empty if it was before a resume.
+        segmenter: The trained model in eval mode: with the best weights, if there was a validation, else the last ones.
+    """
+
+    output: Path
+    finished: bool
+    stopped_by: int | None
+    step: int
+    best_score: float
+    scores: Mapping[str, float]
+    segmenter: Segmenter
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint file of the best weights."""
+        return self.output / BEST
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The caller's own objects in a run; None takes what the config names.
+
+    Attributes:
+        train: The training split.
+        validation: The split that is validated on; None takes `config.eval.split`, or with a `train` of one's own the
+            same data set.
+        segmenter: The model, or a function that builds it for K classes; its weights are those it has.
+        loss: Full-size logits and labels -> the mean over labelled pixels, see `resnest_seg.training.losses.Loss`.
+        transform: An albumentations transform, or a function of (image, labels, random generator), see
+            `resnest_seg.data.transforms.Transform`.
+        optimizer: An optimiser, or a function from parameter groups to one.
+        callbacks: What is told of steps and validations.
+    """
+
+    train: SegmentationDataset | None = None
+    validation: SegmentationDataset | None = None
+    segmenter: Network | None = None
+    loss: Loss | None = None
+    transform: Transform | None = None
+    optimizer: OwnOptimizer | None = None
+    callbacks: Sequence[Callback] = ()
+
+
+def fit(
+    config: RunConfig | Mapping[str, Any] | str | Path,
+    *,
+    train: SegmentationDataset | None = None,
+    validation: SegmentationDataset | None = None,
+    segmenter: Network | None = None,
+    loss: Loss | None = None,
+    transform: Transform | None = None,
+    optimizer: OwnOptimizer | None = None,
+    callbacks: Sequence[Callback] = (),
+    output: str | Path | None = None,
+    resume: str = "no",
+    until: int | None = None,
+) -> FitResult:
+    """Train a segmentation model into a run folder; everything that is not given comes from the config.
+
+    A run that was killed goes on exactly, if the caller's own objects are the same again: samples by their index,
+    functions without memory. What has a `state_dict()` and a `load_state_dict()`, of tensors and plain values, may keep
+    some: it is saved with the run.
+
+    Args:
+        config: The run: a config, nested dictionaries such as `{"train": {"epochs": 5}}`, or a YAML file.
+        train: See `Parts`, as for the next six.
+        validation: As above.
+        segmenter: As above.
+        loss: As above.
+        transform: As above.
+        optimizer: As above.
+        callbacks: As above.
+        output: The run folder; None is `config.output`, or runs/<data set>_<head>_<encoder>.
+        resume: "no" begins in a new folder, "yes" goes on, "auto" goes on if there is a state and begins otherwise.
+        until: Stop after this step as if a signal had come; None trains to the end.
+
+    Returns:
+        What came of it.
+
+    Raises:
+        ConfigError: A value, or parts that do not fit together.
+        DatasetError: Data with which training would go wrong.
+        CheckpointError: The folder exists already, cannot be resumed, or is another live run's; weights do not fit.
+        ResNeStSegError: The loss is not finite, or a loader process died.
+    """
+    parts = Parts(train, validation, segmenter, loss, transform, optimizer, callbacks)
+    trainer = trainer_for(config, parts, output=output, resume=resume)
+    return run(trainer, until=until)
+
+
+def run(trainer: Trainer, *, until: int | None = None) -> FitResult:
+    """Train to the end of a run, or until a signal, a callback or a step; see `fit` for the errors."""
+    if trainer.engine.is_main_process:
+        for doubt in trainer.doubts:
+            print(f"warning: {doubt}", file=sys.stderr)
+    finished = trainer.fit(until=until)
+    best, model = trainer.output / BEST, trainer.judged
+    assert isinstance(model, Segmenter)
+    if best.is_file():
+        load_checkpoint(best, into=model)
+    return FitResult(
+        trainer.output, finished, trainer.stopped_by, trainer.step, trainer.best_score, trainer.scores, model.eval()
+    )
+
+
+def trainer_for(
+    config: RunConfig | Mapping[str, Any] | str | Path,
+    parts: Parts,
+    *,
+    output: str | Path | None = None,
+    resume: str = "no",
+    allow_changes: Collection[str] = (),
+    budget: str | None = None,
+) -> Trainer:
+    """Build and check all parts of a run: data, model with its initial weights, checkpoint, folder.
+
+    Args:
+        config: See `fit`, also for the errors.
+        parts: The caller's own objects.
+        output: See `fit`.
+        resume: See `fit`.
+        allow_changes: Config keys that a resumed run may change.
+        budget: Divide the batch so that it fits into memory: "auto", or GiB per device.
+    """
+    config = as_config(config)
+    check_choices(config, network=parts.segmenter is None)
+    train, validation = splits(config, parts)
+    if parts.train is not None:
+        data = dataclasses.replace(config.data, dataset=dataset_name(train, config.data.dataset))
+        config = dataclasses.replace(config, data=data)
+    folder = Path(output or config.output or f"runs/{config.data.dataset}_{config.model.head}_{config.model.encoder}")
+    if resume not in ("no", "yes", "auto"):
+        raise ConfigError(f"resume must be 'no', 'yes' or 'auto', not {resume!r}.")
+    resumed = resume == "yes" or (resume == "auto" and bool(RunFolder(folder).states()))
+    if isinstance(train, PairedFiles):
+        check_outside(folder, train.folders)
+    if not resumed:
+        look(config, train, validation)
+    if budget is not None and resumed:  # batch norm depends on the division, which therefore stays, on any machine
+        begun = load_run_config(folder / "config.yaml")
+        config = divided(config, begun.train.accumulation, checkpointing=begun.model.checkpointing)
+    elif budget is not None:
+        config = within_budget(config, budget, num_classes=len(train.label_space))
+    torch.manual_seed(config.seed)
+    model, config, report = initial_model(config, parts.segmenter, train, resumed=resumed)
+    trainer = Trainer(
+        config,
+        segmenter=model,
+        task=task_for(config, parts, train, validation),
+        output=folder,
+        resume=resumed,
+        adopt=resume == "auto",
+        allow_changes=allow_changes,
+        optimizer=parts.optimizer,
+        callbacks=parts.callbacks,
+        kept={"loss": parts.loss, "transform": parts.transform},
+    )
+    if report and trainer.engine.is_main_process:
+        print(f"starting from {report}")
+    return trainer
+
+
+def as_config(config: RunConfig | Mapping[str, Any] | str | Path) -> RunConfig:
+    """A config, nested dictionaries or a YAML file as a `RunConfig`; a `ConfigError` for anything else."""
+    if isinstance(config, str | Path):
+        return load_run_config(config)
+    built = config_from_dict(config) if isinstance(config, Mapping) else config
+    if not isinstance(built, RunConfig):
+        kind = type(built).__name__
+        raise ConfigError(f"config must be a RunConfig, nested dictionaries or a YAML file, not a {kind}.")
+    return built
+
+
+def splits(config: RunConfig, parts: Parts) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """The training split and the one that is validated on.
+
+    Raises:
+        ConfigError: One of them is no `SegmentationDataset`, or only the training split is one's own.
+    """
+    for name, dataset in (("train", parts.train), ("validation", parts.validation)):
+        if dataset is not None and not isinstance(dataset, SegmentationDataset):
+            raise ConfigError(
+                f"{name} must be a SegmentationDataset, not a {type(dataset).__name__}: PairDataset makes one of pairs "
+                "(image, mask)."
+            )
+    if parts.train is not None and parts.validation is None:
+        raise ConfigError(
+            "a training split of your own needs a validation split: give validation=, if only for a look."
+        )
+    train = parts.train if parts.train is not None else dataset_for(config.data, "train")
+    validation = parts.validation if parts.validation is not None else dataset_for(config.data, config.eval.split)
+    if train.label_space.names != validation.label_space.names:
+        raise ConfigError(
+            f"train has the classes {', '.join(train.label_space.names[:4])} ..., and validation "
+            f"{', '.join(validation.label_space.names[:4])} ...: they must be the same, in one order."
+        )
+    if not len(train) or not len(validation):
+        raise DatasetError(f"the {'validation' if len(train) else 'training'} split has no sample.")
+    return train, validation
+
+
+def dataset_name(dataset: SegmentationDataset, configured: str) -> str:
+    """The name of a data set for the config: one of `DATASETS`, or custom for one of the user's own."""
+    kind = type(dataset)
+    if isinstance(dataset, PairDataset) or not kind.__module__.startswith("resnest_seg."):
+        return CUSTOM
+    name = kind.__name__.lower().removesuffix("dataset")
+    return name if name in DATASETS else configured  # such as a part of another data set
+
+
+def initial_model(
+    config: RunConfig, own: Network | None, train: SegmentationDataset, *, resumed: bool
+) -> tuple[Segmenter, RunConfig, str]:
+    """The model in training mode, the config that says what it is, and what its weights were loaded from, in words.
+
+    Raises:
+        ConfigError: A model of the user's own gives something else than logits of the data's classes.
+    """
+    weights = None if resumed else config.model.weights
+    if own is None:
+        segmenter = segmenter_for(config, train.label_space, pretrained=not resumed and weights is None)
+        return segmenter, config, "" if weights is None else str(load_fitting(segmenter, weights))
+    segmenter = built_network(own, len(train.label_space)).train()
+    _check_logits(segmenter, len(train.label_space))
+    heads = [head for head in (segmenter.head, segmenter.aux_head) if head is not None]
+    freeze_unread(segmenter.encoder, heads, in_channels=segmenter.config.model.in_channels)
+    model = dataclasses.replace(segmenter.config.model, weights=config.model.weights)
+    config = dataclasses.replace(config, model=model)
+    segmenter.config, segmenter.label_space = config, train.label_space
+    return segmenter, config, "" if weights is None else str(load_fitting(segmenter, weights))
+
+
+def _check_logits(segmenter: Segmenter, classes: int) -> None:
+    """Try a small image, because errors from the midst of training are hard to read."""
+    channels, device = segmenter.config.model.in_channels, segmenter.pixel_mean.device
+    training = segmenter.training
+    with torch.no_grad():
+        logits = segmenter.eval()(torch.zeros(1, channels, 64, 64, device=device), coarse=True).logits
+    segmenter.train(training)
+    if logits.dim() != 4 or logits.shape[1] != classes or segmenter.num_classes != classes:
+        raise ConfigError(
+            f"the data has {classes} classes, and the model gives logits of shape {list(logits.shape)} for "
+            f"num_classes={segmenter.num_classes}: it must give [N, {classes}, h, w]."
+        )
+
+
+def task_for(
+    config: RunConfig, parts: Parts, train: SegmentationDataset, validation: SegmentationDataset
+) -> SegmentationTask:
+    """The task of a run: samples, loss and score."""
+    balanced = balance(train, config)
+    return SegmentationTask(
+        config,
+        train,
+        validation,
+        probabilities=balanced.probabilities,
+        class_weights=balanced.class_weights,
+        loss=parts.loss,
+        transform=parts.transform,
+    )
+
+
+def look(config: RunConfig, *datasets: SegmentationDataset) -> None:
+    """Reject data with which training would go wrong, and warn of suspicious data."""
+    warnings: list[str] = []
+    for dataset in datasets:
+        # Also with data.check 0: it reads few masks if the class list is right, and the run is useless otherwise.
+        warnings += check_classes(dataset, workers=config.data.workers)
+        if config.data.check:
+            warnings += check_samples(dataset, count=config.data.check, workers=config.data.workers)
+    if os.environ.get("RANK", "0") == "0":
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+
+
+def within_budget(config: RunConfig, budget: str, *, num_classes: int) -> RunConfig:
+    """Return the config with the batch divided to fit into memory; the main process prints the table."""
+    devices = devices_here()
+    if budget != "auto":
+        devices = dataclasses.replace(devices, memory=int(float(budget) * GIB))
+    chosen = plan(config, num_classes=num_classes, devices=devices)
+    if os.environ.get("RANK", "0") == "0":
+        console().print(chosen.table())
+    return chosen.config

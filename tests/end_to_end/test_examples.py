@@ -1,0 +1,72 @@
+"""The examples run as a person starts them, and what they train is used by every tool."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+PROJECT = Path(__file__).parents[2]
+EXAMPLES = PROJECT / "examples"
+
+
+def run(*words, cwd):
+    """Run a script of the project from another folder, with warnings as errors off, as a user has them."""
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, cwd=cwd, env=dict(os.environ), capture_output=True, text=True, check=False)
+
+
+def good(*words, cwd):
+    done = run(*words, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", ["own_augmentation", "own_callback", "own_dataset", "own_loss", "own_optimizer"])
+def test_an_example_trains(name, tmp_path):
+    shown = good(EXAMPLES / f"{name}.py", tmp_path / "run", cwd=tmp_path)
+    assert "mIoU" in shown
+    assert list(tmp_path.rglob("best.safetensors"))
+
+
+def test_the_plain_loop_runs(tmp_path):
+    assert "mIoU" in good(EXAMPLES / "own_loop.py", cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lightning_loop_runs(tmp_path):
+    pytest.importorskip("lightning")
+    assert "mIoU" in good(EXAMPLES / "lightning_loop.py", cwd=tmp_path)
+
+
+def test_every_tool_takes_the_network_of_an_example(tmp_path):
+    good(EXAMPLES / "own_head.py", tmp_path / "run [1]", cwd=tmp_path)
+    checkpoint, model = ("--checkpoint", tmp_path / "run [1]"), ("--model", f"{EXAMPLES / 'own_head.py'}:build")
+    scene = tmp_path / "run [1]" / "scene.png"
+    shown = good(PROJECT / "tools/eval_seg.py", *checkpoint, *model, "--limit", "4", cwd=tmp_path)
+    assert "custom head" in shown
+    good(PROJECT / "tools/predict_seg.py", *checkpoint, *model, scene, "--output", "out", cwd=tmp_path)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"scene_labels.png", "scene_overlay.png"}
+    shown = good(PROJECT / "tools/export_seg.py", *checkpoint, *model, "--output", "own.onnx", cwd=tmp_path)
+    assert "verified" in shown
+    good(PROJECT / "tools/predict_seg.py", "--checkpoint", "own.onnx", scene, "--output", "out_onnx", cwd=tmp_path)
+    words = ("--dataset", "synthetic", "--data.crop_size", "64", "--train.batch_size", "2", *model)
+    assert "dry run of resnest14_tiny custom head" in good(
+        PROJECT / "tools/train_seg.py", *words, "--dry-run", cwd=tmp_path
+    )
+    for tool, words, said in (
+        ("eval", checkpoint, "--model FILE.py:FUNCTION"),
+        ("predict", (*checkpoint, scene), "--model FILE.py:FUNCTION"),
+        ("export", checkpoint, "--model FILE.py:FUNCTION"),
+        ("predict", ("--checkpoint", "own.onnx", *model, scene), "leave out"),
+    ):
+        done = run(PROJECT / f"tools/{tool}_seg.py", *words, cwd=tmp_path)
+        assert (done.returncode, said in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+
+
+def test_the_examples_are_short():
+    for path in EXAMPLES.glob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 60, path.name
