@@ -29,4 +29,4 @@ USER 10001
 EXPOSE 8000
 HEALTHCHECK CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health')"]
 ENTRYPOINT ["resnest-seg", "serve", "--host", "0.0.0.0"]
-CMD ["--model", "/models/model.onnx"]
+CMD ["--checkpoint", "/models/model.onnx"]
