@@ -117,18 +117,18 @@ def check_agreement(config: AnyConfig, output: Path) -> None:
     Raises:
         ConfigError: They differ.
     """
+    divisions = gather_object([config.train.accumulation])
+    if len(set(divisions)) > 1:
+        raise ConfigError(
+            f"the processes divide the batch differently (accumulation {', '.join(map(str, divisions))}): --budget "
+            "auto found other memory on some of the machines. Give --budget the GiB of the smallest on each of them."
+        )
     folders = sorted(set(gather_object([str(output)])))
     if len(folders) > 1:
         raise ConfigError(
             f"the processes chose different run folders ({', '.join(folders)}): another run began at the same moment, "
             "or the machines do not see the same files. Start again, with one folder for all of them: --output "
             f"{folders[-1]}"
-        )
-    divisions = gather_object([config.train.accumulation])
-    if len(set(divisions)) > 1:
-        raise ConfigError(
-            f"the processes divide the batch differently (accumulation {', '.join(map(str, divisions))}): --budget "
-            "auto found other memory on some of the machines. Give --budget the GiB of the smallest on each of them."
         )
 
 

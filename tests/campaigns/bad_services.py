@@ -107,15 +107,16 @@ def pretraining():
 
 def serving():
     def serve(name, *words, **details):
-        start = () if "--model" in words or name == "nothing" else ("--model", "@/model.onnx")
+        start = () if "--checkpoint" in words or name == "nothing" else ("--checkpoint", "@/model.onnx")
         add(f"serve {name}", "serve_seg", *start, "--port", "0", *words, **({"limit": 8.0, "line": "17"} | details))
 
-    add("serve nothing", "serve_seg", says="--model")
+    add("serve nothing", "serve_seg", says="--checkpoint")
+    add("serve stray", "serve_seg", "@/model.onnx", says="unexpected word")
     for option, values in {
         "--port": ("-1", "65536", "http"),
         "--memory": ("0", "-1", "much"),
         "--threads": ("0", "-1", "100000"),
-        "--workers": ("0", "-1", "100000"),
+        "--parallel": ("0", "-1", "100000"),
         "--queue": ("-1",),
         "--max-bytes": ("0", "-1"),
         "--max-pixels": ("0", "-1"),
@@ -137,12 +138,13 @@ def serving():
     for name in ("cut.onnx", "text.onnx", "empty.onnx", "text.xml", "missing.onnx", "photos/good.jpg", "photos"):
         serve(
             f"model {name}",
-            "--model",
+            "--checkpoint",
             f"@/{name}",
             says=name.split("/")[-1].replace(".", r"\."),
             line="",
         )
-    serve("model checkpoint", "--model", "@/run", says="run|exported", line="")
+    classifier = "@/weights/classifier.safetensors"
+    serve("model classifier", "--checkpoint", classifier, says="classif", line="", limit=60.0)
     for package in ("onnxruntime", "starlette", "uvicorn"):
         serve(f"without {package}", without=(package,), says=rf"{package}|serve.*pip install|pip install", line="")
 

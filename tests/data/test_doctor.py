@@ -131,12 +131,13 @@ def test_the_tool_exits_with_1_and_the_trainers_look_stops_the_run(damage, tool,
     root = fake_data.make(name, tmp_path / "data")
     inflict(root)
     monkeypatch.chdir(tmp_path)
-    assert tool("check_dataset")("--dataset", name, "--data.root", root, "--workers", 0) == 1
+    words = ["--dataset", name, "--data.root", root, "--workers", 0, "--output", "report.json"]
+    assert tool("check_dataset")(*words) == 1
     printed = " ".join(capsys.readouterr().out.split())
     assert f"error: {kind}: " in printed
     assert file in printed
     assert "training would go wrong" in printed
-    assert json.loads((tmp_path / f"check_{name}.json").read_text())["findings"][0]["severity"] == "error"
+    assert json.loads((tmp_path / "report.json").read_text())["findings"][0]["severity"] == "error"
     with pytest.raises(DatasetError) as error:
         check_samples(build_dataset(name, root=root, allow_missing=True), count=4)
     assert word in str(error.value)
@@ -159,6 +160,7 @@ def test_the_tool_on_healthy_data(tool, tmp_path, capsys, monkeypatch):
         assert part in printed
     assert tool("check_dataset")("--dataset", "camvid", "--data.root", tmp_path / "no") == 2
     assert tool("check_dataset")("--dataset", "synthetic", "--limit", 2, "--workers", 0) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"data"}  # it writes nothing unless it is told to
 
 
 def test_rare_class_sampling_reads_the_masks(tmp_path):
@@ -215,8 +217,9 @@ def test_damaged_masks_do_not_hide_behind_inferred_classes(tool, tmp_path, capsy
         fake_data.write(tmp_path / "mine" / "masks" / f"{index}.png", np.full(fake_data.SIZE, index % 3, np.uint8))
     for index in (3, 4, 5):
         (tmp_path / "mine" / "masks" / f"{index}.png").write_bytes(b"garbage")
-    assert tool("check_dataset")("--dataset", "folder", "--data.root", tmp_path / "mine", "--workers", 0) == 1
-    findings = json.loads((tmp_path / "check_folder.json").read_text())["findings"]
+    words = ["--dataset", "folder", "--data.root", tmp_path / "mine", "--workers", 0, "--output", "report.json"]
+    assert tool("check_dataset")(*words) == 1
+    findings = json.loads((tmp_path / "report.json").read_text())["findings"]
     named = [file for finding in findings if finding["kind"] == "unreadable mask" for file in finding["files"]]
     assert len(named) == 3
 

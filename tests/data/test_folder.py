@@ -126,7 +126,8 @@ def test_names_that_are_not_utf_8(tmp_path, tool, monkeypatch, capsys):
         path.write_bytes(b"no mask")
     (root / "classes.csv").write_text(CLASSES)
     monkeypatch.chdir(tmp_path)
-    assert tool("check_dataset")("--dataset", "folder", "--data.root", root, "--workers", 0) == 1
+    words = ["--dataset", "folder", "--data.root", root, "--workers", 0, "--output", "check_folder.json"]
+    assert tool("check_dataset")(*words) == 1
     assert "masks/caf\\xe9" in capsys.readouterr().out.encode("utf-8").decode()
     report = json.loads((tmp_path / "check_folder.json").read_text(encoding="utf-8"))
     assert any("caf\\xe9" in finding["message"] for finding in report["findings"])

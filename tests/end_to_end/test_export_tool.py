@@ -54,6 +54,34 @@ def test_a_checkpoint_becomes_a_file_that_carries_everything(tool, tmp_path, cap
     assert (info.source, info.head, info.setting.crop) == ("best.safetensors", "deeplabv3", (64, 64))
 
 
+def test_a_run_is_served_after_one_export(tool, tmp_path, monkeypatch, capfd):
+    """The exported file is used again as long as the checkpoint is the same; it takes every protocol."""
+    monkeypatch.setattr("resnest_seg.inference.server.run", lambda server, listening: listening.close() or 0)
+    config = RunConfig(model=ModelConfig(encoder="resnest14_tiny", head="fcn"), data=DataConfig(dataset="synthetic"))
+    segmenter = used(segmenter_for(config, Synthetic("val").label_space))
+    segmenter.to_checkpoint().save(tmp_path / "best.safetensors")
+    serve = tool("serve_seg")
+    cached = tmp_path / "best.serve.onnx"
+    seen = []
+    for change in (None, None, "other weights", "a damaged file", None):
+        if change == "other weights":
+            segmenter.head.requires_grad_(False)
+            next(iter(segmenter.head.parameters())).mul_(2)
+            segmenter.to_checkpoint().save(tmp_path / "best.safetensors")
+        elif change:
+            cached.write_bytes(cached.read_bytes()[:999])
+        assert serve("--checkpoint", tmp_path, "--port", 0, "--protocol", "encoding", "--memory", "512MiB") == 0
+        said = capfd.readouterr().err
+        assert "protocol encoding: http://127.0.0.1:" in said
+        seen.append((f"exporting {tmp_path / 'best.safetensors'} to {cached}" in said, cached.stat().st_mtime_ns))
+    assert [exported for exported, _ in seen] == [True, False, True, True, False]
+    assert seen[0][1] == seen[1][1] < seen[2][1] < seen[3][1] == seen[4][1]
+    with pytest.raises(SystemExit) as stop:
+        serve("--checkpoint", tmp_path / "nothing")
+    assert stop.value.code == 2
+    assert f"no checkpoint {tmp_path / 'nothing'}" in capfd.readouterr().err
+
+
 def test_several_formats_with_a_mean_iou(small, tmp_path, capsys):
     words = ["--format", "onnx", "torch", "openvino", "onnx", "--output", "out/m.onnx", "--half"]
     assert small(*words, "--dataset", "synthetic", "--limit", "2", "--split", "test") == 0

@@ -15,7 +15,7 @@ from PIL import Image
 from support import fake_data, small_onnx
 from support.small_models import small_segmenter
 
-from resnest_seg.config import RunConfig, TrainConfig
+from resnest_seg.config import DataConfig, RunConfig, TrainConfig
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import CheckpointError, DatasetError
 from resnest_seg.evaluation.report import EvalReport
@@ -67,8 +67,8 @@ def evaluate(tool, tmp_path, monkeypatch):
         space = LabelSpace.of(options.dataset)
         model = small_segmenter(space, classes=len(space), data=options.dataset)
         backend = TorchBackend(model, RunOptions("cpu", fuse=False))
-        return module.Source(backend, tmp_path / "model.onnx", "a convolution", options.dataset, None, None, "val",
-                             1 << 30, "fp32")  # fmt: skip
+        data = DataConfig(dataset=options.dataset)
+        return module.Source(backend, tmp_path / "model.onnx", "a convolution", data, "val", 1 << 30, "fp32")
 
     monkeypatch.setattr(module, "open_source", open_source)
     return lambda *words: run("--checkpoint", tmp_path / "model.onnx", "--workers", 0, "--device", "cpu", *words)

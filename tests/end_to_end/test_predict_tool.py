@@ -19,6 +19,7 @@ from resnest_seg.io.images import read_image
 from resnest_seg.io.masks import decode_mask
 from resnest_seg.io.video import write_video
 from resnest_seg.io.visualize import write_png
+from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import Checkpoint
 from resnest_seg.models.loading import build_segmenter
 
@@ -152,7 +153,8 @@ def test_a_large_image_is_read_and_written_by_windows(predict, tmp_path, tool, m
     assert predict("small.png", *tiles) == 0
     module = tool("predict_seg")
     monkeypatch.setattr("resnest_seg.cli.predict.LARGE", 1000)
-    run = lambda *words: module("--checkpoint", checkpoint_of(predict), "--device", "cpu", *words)  # noqa: E731
+    given = ("--checkpoint", checkpoint_of(predict), "--device", "cpu", "--output", "predictions")
+    run = lambda *words: module(*given, *words)  # noqa: E731
     assert run("large.png") == 1
     assert "300 x 500 pixels: give --tile 1024" in capsys.readouterr().err
     assert run("large.png", *tiles) == 0
@@ -211,6 +213,74 @@ def test_eval_prints_protocols_side_by_side_and_writes_predictions(checkpoint, t
     assert tool("eval_seg")(*words, "--output", "c.json", "--save-predictions", "labels") == 2
     assert "labels exists" in capsys.readouterr().err
     assert tool("eval_seg")(*words, "--output", "c.json", "--compare", "labels") == 2
+
+
+def test_a_second_prediction_takes_the_next_folder(predict, tmp_path, capsys):
+    """And what was predicted before is no input, wherever it lies."""
+    write_png(tmp_path / "a.png", scene())
+    for folder in ("predictions", "predictions-2", "predictions-3"):
+        assert predict(".") == 0
+        assert f"1 of 1 inputs segmented into {folder}: " in capsys.readouterr().out
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["a_labels.png", "a_overlay.png"]
+    expected = (tmp_path / "predictions" / "a_labels.png").read_bytes()
+    assert (tmp_path / "predictions-3" / "a_labels.png").read_bytes() == expected
+    (tmp_path / "predictions" / "a_labels.png").write_bytes(b"")
+    assert predict("a.png", "--overwrite") == 0
+    assert (tmp_path / "predictions" / "a_labels.png").read_bytes() == expected
+    assert predict("a.png", "--output", "predictions") == 2
+    assert "already exists" in capsys.readouterr().err
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    assert predict("broken.jpg") == 1
+    assert len(list(tmp_path.glob("predictions*"))) == 3
+
+
+def test_a_second_evaluation_takes_the_next_name(checkpoint, tool, tmp_path, capsys):
+    """Whatever the spelling of the options: they mean the same."""
+    (tmp_path / "best.safetensors").write_bytes(checkpoint.read_bytes())
+    words = ["--checkpoint", tmp_path, "--split", "test", "--limit", 2, "--workers", 0, "--device", "cpu"]
+    spellings = (["--protocol", "whole,slide"], ["--protocols", "whole,slide", "--memory", "1MiB"],
+                 ["--protocols=whole,slide", "--eval.memory", 1])  # fmt: skip
+    names = [f"eval_synthetic_test_first2{number}.json" for number in ("", "-2", "-3")]
+    for name, extra in zip(names, spellings, strict=True):
+        assert tool("eval_seg")(*words, *extra) == 0
+        assert f"report: {tmp_path / name}" in capsys.readouterr().err
+    one, two, three = (json.loads((tmp_path / name).read_text())["scores"] for name in names)
+    assert set(one) == {"whole", "slide"}
+    assert one == two == three
+    (tmp_path / names[0]).write_text("old")
+    assert tool("eval_seg")(*words, *spellings[0], "--overwrite") == 0
+    assert json.loads((tmp_path / names[0]).read_text())["scores"] == one
+    assert tool("eval_seg")(*words, "--output", tmp_path / names[0]) == 2
+    assert len(list(tmp_path.glob("*.json"))) == 3
+
+
+def test_the_classes_of_a_folder_without_a_list_are_the_checkpoints(tool, tmp_path, capsys):
+    """Its masks have three of the four classes: inferred from them, they would be others than the model's."""
+    space = LabelSpace.numbered(4, names=("sky", "road", "car", "tree"), name="folder")
+    model = ModelConfig(encoder="resnest14_tiny", head="fcn")
+    config = RunConfig(model=model, data=DataConfig(dataset="folder", root="gone", classes="gone.csv"))
+    weights = build_segmenter("resnest14_tiny", head="fcn", num_classes=4).state_dict()
+    Checkpoint(config, space, weights).save(tmp_path / "best.safetensors")
+    labels = np.repeat(np.array([0, 2, 3, 3], np.uint8), 10)[:, None] + np.zeros((1, 60), np.uint8)
+    for split in ("train", "val"):
+        write_png(tmp_path / "mine" / "images" / split / "a.png", scene())
+        write_png(tmp_path / "mine" / "masks" / split / "a.png", labels)
+    words = ["--checkpoint", tmp_path, "--dataset", "folder", "--data.root", tmp_path / "mine", "--workers", 0]
+    share = lambda name: json.loads((tmp_path / name).read_text())["scores"]["whole"]["class_share"]  # noqa: E731
+    assert tool("eval_seg")(*words, "--output", tmp_path / "a.json") == 0
+    assert json.loads((tmp_path / "a.json").read_text())["classes"] == list(space.names)
+    assert share("a.json") == pytest.approx([0.25, 0, 0.25, 0.5])
+    rows = "".join(f"{name},{number}\n" for name, number in zip(space.names, (3, 2, 1, 0), strict=True))
+    (tmp_path / "list.csv").write_text("name,id\n" + rows)
+    assert tool("eval_seg")(*words, "--output", tmp_path / "b.json", "--data.classes", tmp_path / "list.csv") == 0
+    assert share("b.json") == pytest.approx([0.5, 0.25, 0, 0.25])
+    (tmp_path / "list.csv").rename(tmp_path / "mine" / "classes.csv")
+    assert tool("eval_seg")(*words, "--output", tmp_path / "c.json") == 0
+    assert share("c.json") == share("b.json")
+    assert tool("eval_seg")("--checkpoint", tmp_path, "--dataset", "camvid", "--data.classes", "list.csv") == 2
+    assert "--data.classes is for --dataset folder; the classes of camvid are fixed" in capsys.readouterr().err
+    assert tool("check_dataset")("--checkpoint", tmp_path, "--data.root", tmp_path / "mine", "--workers", 0) == 1
+    assert "a.png" in capsys.readouterr().out  # the same photo in train and val
 
 
 def test_processes_share_an_evaluation_and_count_every_image_once(checkpoint, tmp_path, tool):

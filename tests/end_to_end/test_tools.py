@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,6 +42,7 @@ def run(tmp_path_factory):
     done = subprocess.run([sys.executable, PROJECT / "tools/train_seg.py", *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "val mIoU" in done.stdout
+    assert re.search(r"^step 1/8  epoch 0.12/1  loss .*  lr .*  .* images/s  .* left  memory .* GiB", done.stdout, re.M)
     assert f"python tools/eval_seg.py --checkpoint {folder}" in done.stdout
     return folder
 
@@ -437,23 +439,26 @@ def test_damaged_data_stops_training_with_one_message(damage, workers, tool, tmp
     assert "0001TP_000001.png" in message
 
 
-def test_help_documents_every_key_without_loading_torch():
-    from resnest_seg.config import config_keys
-
-    code = (
-        "import runpy, sys; sys.argv = ['train_seg.py', '--help']\n"
-        "try: runpy.run_path(sys.path.pop(0), run_name='__main__')\n"
-        "except SystemExit as stop: print('exit', stop.code, 'torch' in sys.modules)"
-    )
-    code = code.replace("sys.path.pop(0)", repr(str(PROJECT / "tools/train_seg.py")))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "exit 0 False"
-    for key in config_keys():
-        assert f"--{key} " in done.stdout, key
-    for name in ("eval_seg", "predict_seg"):
-        done = subprocess.run([sys.executable, PROJECT / f"tools/{name}.py", "--help"], capture_output=True, text=True)
-        assert done.returncode == 0
-        assert "--checkpoint" in done.stdout
+def test_a_run_without_a_name_is_resumed_where_it_was_left(tool, tmp_path, monkeypatch, capsys):
+    """The second start takes the next name, and auto means the last one, in which it has nothing left to do."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--dataset", "synthetic", *TINY, "--batch-size", "256", "--eval.sheet=0"]
+    words.remove("--train.batch_size=2")
+    base = Path("runs") / "synthetic_fcn_resnest14_tiny"
+    for folder in (base, base.with_name(f"{base.name}-2")):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert tool("train_seg")(*words, "--seed", len(folder.name)) == 0
+        assert f"--checkpoint {folder}\n" in capsys.readouterr().out
+        assert load_run_config(folder / "config.yaml").seed == len(folder.name)
+    before = {path: path.stat().st_mtime_ns for path in base.iterdir()}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert tool("train_seg")(*words, "--seed", len(f"{base.name}-2"), "--resume", "auto") == 0
+    assert f"--checkpoint {base}-2\n" in capsys.readouterr().out
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert tool("train_seg")(*words, "--seed", 1, "--resume", "auto") == 2  # another run than the last
+    assert "seed (30 -> 1)" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in base.iterdir()} == before
+    assert len(list(Path("runs").iterdir())) == 2
 
 
 def wait_for(path, process, seconds=120):

@@ -451,7 +451,7 @@ def tool_running(tmp_path, *words, files=200):
         f"sys.path.insert(0, {str(PROJECT / 'tools')!r})\n"
         "import serve_seg\nfrom resnest_seg.errors import run_tool\nsys.exit(run_tool(serve_seg.main))"
     )
-    command = [sys.executable, "-c", code, "--model", str(tmp_path / "a.onnx"), "--port", "0", *words]
+    command = [sys.executable, "-c", code, "--checkpoint", str(tmp_path / "a.onnx"), "--port", "0", *words]
     command = ["sh", "-c", f'ulimit -n {files} && exec "$@"', "sh", *command]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
@@ -496,8 +496,8 @@ def test_half_sent_heads_with_few_file_descriptors_left(tmp_path):
         assert all(ended(client) for client in clients[:80])
         process.terminate()
         assert process.communicate(timeout=60)[1] == ""
-    small = sys.executable, PROJECT / "tools" / "serve_seg.py", "--model", tmp_path / "a.onnx", "--port", "0"
-    command = ["sh", "-c", 'ulimit -n 40 && exec "$@"', "sh", *map(str, small), "--workers", "2"]
+    small = sys.executable, PROJECT / "tools" / "serve_seg.py", "--checkpoint", tmp_path / "a.onnx", "--port", "0"
+    command = ["sh", "-c", 'ulimit -n 40 && exec "$@"', "sh", *map(str, small), "--parallel", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "may open 40 files (ulimit -n), and serving with 2 workers needs" in done.stderr
@@ -529,7 +529,7 @@ def test_a_photo_in_the_model_does_not_keep_the_tool_alive(tmp_path):
         "sys.exit(run_tool(serve.main))"
     )
     small_onnx.write(tmp_path / "a.onnx", weights=None)
-    command = [sys.executable, str(tmp_path / "stuck.py"), "--model", str(tmp_path / "a.onnx"), "--port", "0"]
+    command = [sys.executable, str(tmp_path / "stuck.py"), "--checkpoint", str(tmp_path / "a.onnx"), "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         port = int(process.stderr.readline().rpartition(":")[2].partition("/")[0])
@@ -548,16 +548,17 @@ def test_a_photo_in_the_model_does_not_keep_the_tool_alive(tmp_path):
     [(["--port", "70000"], "--port must lie in 0..65535, not 70000"), (["--port", "-1"], "--port must lie"),
      (["--tile", "0"], "--tile must lie in 1.."), (["--overlap", "-1"], "--overlap must lie in 0.."),
      (["--overlap", "9"], "give a window size"), (["--tile", "9", "--overlap", "9"], "an overlap must lie in 0..8"),
-     (["--memory", "0"], "--memory must lie in 1..1048576, not 0"), (["--memory", "-1"], "--memory must lie"),
-     (["--memory", "1048577"], "--memory must lie"), (["--threads", "0"], "--threads must lie in 1..1024, not 0"),
-     (["--threads", "100000"], "--threads must lie"), (["--workers", "0"], "--workers must lie in 1..256, not 0"),
-     (["--workers", "100000"], "--workers must lie"), (["--queue", "-1"], "--queue must lie in 0..10000, not -1"),
+     (["--memory", "0"], "--memory must be from 0.0009765625 to 1024, not 0"), (["--memory", "-1"], "--memory must be"),
+     (["--memory", "4096"], "--memory must be from"), (["--memory", "much"], "--memory must be a number"),
+     (["--threads", "0"], "--threads must lie in 1..1024, not 0"),
+     (["--threads", "100000"], "--threads must lie"), (["--parallel", "0"], "--parallel must lie in 1..256, not 0"),
+     (["--parallel", "100000"], "--parallel must lie"), (["--queue", "-1"], "--queue must lie in 0..10000, not -1"),
      (["--queue", "10001"], "--queue must lie"), (["--max-bytes", "0"], "--max-bytes must lie in 1..1073741824, not 0"),
      (["--max-bytes", "9999999999"], "--max-bytes must lie"), (["--max-pixels", "0"], "--max-pixels must lie in 1.."),
      (["--max-pixels", "268435457"], "--max-pixels must lie"), (["--protocol", "hole"], "Did you mean 'whole'")],
 )  # fmt: skip
 def test_the_tool_refuses_what_makes_no_sense(tool, tmp_path, capsys, words, message):
     handler = signal.getsignal(signal.SIGTERM)
-    assert tool("serve_seg")("--model", small_onnx.write(tmp_path / "a.onnx"), *words) == 2
+    assert tool("serve_seg")("--checkpoint", small_onnx.write(tmp_path / "a.onnx"), *words) == 2
     assert message in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == handler

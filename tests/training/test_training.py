@@ -654,6 +654,15 @@ def test_processes_that_divide_the_batch_differently_do_not_begin(tiny_space, tm
         trainer(Stripes(tiny_space), tmp_path / "run")
 
 
+def test_processes_that_chose_different_folders_do_not_begin(tiny_space, tmp_path, monkeypatch):
+    """As two starts at the same moment can, of which one made the folder between the looks of the other's processes."""
+    others = {1: 1, str(tmp_path / "run"): str(tmp_path / "run-2")}
+    monkeypatch.setattr(engine, "gather_object", lambda values: [*values, others[values[0]]])
+    with pytest.raises(ConfigError, match=r"different run folders \(.*run, .*run-2\).*--output .*run-2$"):
+        trainer(Stripes(tiny_space), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_state_of_unknown_names_is_refused_even_where_the_rate_may_change(tiny_space, tmp_path):
     """As those of older versions, whose momentum would be lost without a word."""
     data, output = Stripes(tiny_space), tmp_path / "run"
