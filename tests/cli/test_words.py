@@ -6,15 +6,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import PROJECT
 
-from resnest_seg.cli import pretrain, train
+from resnest_seg.cli import pretrain
 from resnest_seg.cli.keys import SHORT
 from resnest_seg.config import ConfigError, PretrainConfig, config_keys
 from resnest_seg.errors import unknown_option
 from resnest_seg.files import claimed, next_free, numbered
+from resnest_seg.training import assembly
 
 TRAIN, PRETRAIN, BUDGET, EVAL, PREDICT = "train_seg", "pretrain_cls", "budget_seg", "eval_seg", "predict_seg"
 CAMVID = ("--dataset", "camvid")
@@ -88,16 +90,20 @@ class StopError(ConfigError):
 
 @pytest.fixture
 def order(monkeypatch, tmp_path, tool):
-    """What `main` would train: its words -> the order, whose run folder is there meanwhile if it was claimed."""
+    """What `main` would train: its words -> config, output and resume; and the run folders that are there meanwhile."""
     found = []
 
-    def stop(given):
+    def stop(config, output, resume):
+        given = SimpleNamespace(config=config, output=output, resume=resume)
         found.append((given, sorted(str(path) for path in Path("runs").glob("*"))))
         raise StopError
 
+    def trainer_for(config, parts, *, output, resume, allow_changes, budget):
+        stop(config, output, resume)
+
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "trainer_for", stop)
-    monkeypatch.setattr(pretrain, "trainer_for", stop)
+    monkeypatch.setattr(assembly, "trainer_for", trainer_for)
+    monkeypatch.setattr(pretrain, "trainer_for", lambda order: stop(order.config, order.output, order.resume))
 
     def of(*words, name=TRAIN):
         assert tool(name)(*words) == 2
@@ -117,7 +123,7 @@ def test_short_forms_are_the_keys(order):
         "--seed",
         "7",
         "--checkpoint",
-        "some/run",
+        "a/run",
     )
     config = order(*CAMVID, *words)[0].config
     assert (config.train.epochs, config.optim.lr, config.train.batch_size) == (5, 0.5, 12)
@@ -135,7 +141,7 @@ def test_short_forms_are_the_keys(order):
         "--seed",
         "7",
         "--checkpoint",
-        "some/run",
+        "a/run",
     )
     config = order("--config", shipped, *words, name=PRETRAIN)[0].config
     assert (config.train.epochs, config.optim.lr, config.train.batch_size) == (5, 0.5, 12)
