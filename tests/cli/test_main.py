@@ -123,6 +123,11 @@ def test_commands_in_a_checkout_are_its_scripts(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # from where the script has another name
     assert command("eval") == f"python {PROJECT}/tools/eval_seg.py"
     assert program("eval") == "eval_seg.py"
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()  # an error message must not fail for that
+    monkeypatch.setattr(sys, "argv", ["-c"])
+    assert command("eval") == f"python {PROJECT}/tools/eval_seg.py"
 
 
 @pytest.mark.parametrize("started", ["/usr/bin/resnest-seg", "C:/Scripts/resnest-seg.exe", MODULE])
