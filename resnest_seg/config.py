@@ -674,6 +674,9 @@ def _flat(tree: Mapping[str, Any], where: str, kind: type) -> dict[str, Any]:
     """
     keys, flat = config_keys(kind), dict[str, Any]()
     groups = {key.partition(".")[0] for key in keys if "." in key}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and not value and name not in groups:  # it has no key that would be unknown
+            raise unknown_name(f"key in {where}:", str(name), keys)
     for name, value in _dotted(tree):
         if name in groups:
             raise ConfigError(f"{name} in {where} must be a mapping of its keys, not {shown(value)}.")

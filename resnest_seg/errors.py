@@ -144,7 +144,7 @@ def command(verb: str, *, launcher: str = "python") -> str:
         launcher: The program that starts the script: "python", or "torchrun --nproc-per-node 8".
     """
     package, started = Path(__file__).resolve().parent, Path(sys.argv[0] if sys.argv else "")
-    as_module = started.resolve() == package / "__main__.py"
+    as_module = started.name == "__main__.py" and started.resolve() == package / "__main__.py"
     script = SCRIPTS.get(verb)
     if script and (package.parent / script).is_file() and not as_module and started.stem != "resnest-seg":
         return f"{launcher} {script if Path(script).is_file() else shlex.quote(str(package.parent / script))}"

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.model_file import add_model_option, own_network
 from resnest_seg.cli.options import (
     MIB,
     Parser,
@@ -26,10 +25,12 @@ from resnest_seg.cli.options import (
     add_dataset,
     add_execution,
     add_memory,
+    add_model_option,
     add_protocol,
     add_workers,
     memory_bytes,
     open_dataset,
+    own_network,
     protocol_names,
 )
 from resnest_seg.config import COUNT, DataConfig, check_option

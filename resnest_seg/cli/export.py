@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnest_seg.cli.model_file import add_model_option, own_network
-from resnest_seg.cli.options import Parser, add_checkpoint, add_dataset, open_dataset
+from resnest_seg.cli.options import Parser, add_checkpoint, add_dataset, add_model_option, open_dataset, own_network
 from resnest_seg.config import COUNT, check_option
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, ExportError, command
 from resnest_seg.files import check_output_file

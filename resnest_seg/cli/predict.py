@@ -19,14 +19,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.model_file import add_model_option, own_network
 from resnest_seg.cli.options import (
     Parser,
     add_checkpoint,
     add_execution,
     add_memory,
+    add_model_option,
     add_protocol,
     memory_bytes,
+    own_network,
     protocol_names,
 )
 from resnest_seg.config import COUNT, check_option

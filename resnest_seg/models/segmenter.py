@@ -295,7 +295,8 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
         """
         if not self.fused:
             self.aux_head = None
-            fuse_model(self, lambda images: self(images, coarse=True).logits, self.pixel_mean.shape[1])
+            with self.pixel_range.trusted():  # the images that prove it say nothing about the user's
+                fuse_model(self, lambda images: self(images, coarse=True).logits, self.pixel_mean.shape[1])
         self.fused = True
         return self
 

@@ -66,7 +66,7 @@ QUICK = (
     "prepare synthetic count 0",
     "python load_checkpoint evil",
     "python predict floats 0..1",
-    "python predict 4 channels",
+    "python predict 5 channels",
     "python evaluate other classes",
     "python LabelSpace doubled names",
 )

@@ -116,6 +116,31 @@ def sliding(**options):
     return call
 
 
+def counting(labels, predictions, dtype="int64"):
+    """Count zeros of these shapes."""
+
+    def call(root):
+        import numpy as np
+
+        import resnest_seg
+
+        return resnest_seg.ConfusionMatrix(3).update(np.zeros(labels, dtype), np.zeros(predictions, dtype))
+
+    return call
+
+
+def loading(**options):
+    """Load an epoch of a folder."""
+
+    def call(root):
+        import resnest_seg
+
+        dataset = resnest_seg.FolderDataset(root / "data" / "good", "train")
+        return list(resnest_seg.build_loader(dataset, **options))
+
+    return call
+
+
 def space(*, names=("sky", "road"), raw_ids=(0, 1), colors=((1, 2, 3), (4, 5, 6)), ignored=(255,)):
     def call(root):
         import resnest_seg
@@ -312,6 +337,24 @@ PYTHON = (
     ("build_segmenter encoder", of("build_segmenter", "resnest51"), r"resnest51", {}),
     ("build_segmenter classes", of("build_segmenter", "resnest14_tiny", num_classes=0), r"class.*0|0.*class", {}),
     ("build_segmenter stride", of("build_segmenter", "resnest14_tiny", num_classes=3, output_stride=7), r"7", {}),
+    ("build_segmenter smp head", of("build_segmenter", "resnest14_tiny", "unet", 3), r"smp:unet", {}),
+    ("build_segmenter smp encoder", of("build_segmenter", "resnet34"), r"smp:resnet34", {}),
+    ("build_segmenter text classes", of("build_segmenter", "resnest14_tiny", num_classes="3"), r"number.*'3'", {}),
+    ("build_segmenter pretrained", of("build_segmenter", encoder_weights=True), r"imagenet.*True", {}),
+    ("RunConfig from_dict", of("RunConfig.from_dict", {"optim": {"lrr": 1}}), r"optim\.lrr.*optim\.lr'", {}),
+    ("RunConfig from_dict type", of("RunConfig.from_dict", {"train": {"epochs": "five"}}), r"epochs.*'five'", {}),
+    ("RunConfig dictionary", of("RunConfig", model={"encoder": "resnest50"}), r"model.*from_dict", {}),
+    ("ConfusionMatrix 0", of("ConfusionMatrix", 0), r"num_classes.*0", {}),
+    ("ConfusionMatrix shapes", counting((4, 5), (5, 4)), r"\[4, 5\] and \[5, 4\]", {}),
+    ("ConfusionMatrix scores", counting((2, 8), (2, 3, 8), dtype="float32"), r"float32", {}),
+    (
+        "build_loader sizes",
+        loading(batch_size=2, transform=lambda image, labels, seed: (image[: 9 + seed % 7], labels[: 9 + seed % 7])),
+        r"different sizes",
+        {},
+    ),
+    ("build_loader batch", loading(batch_size=0), r"batch_size.*0", {}),
+    ("build_loader transform", loading(transform=lambda image, labels, seed: (image / 255, labels)), r"float64", {}),
     ("Protocol step", of("Protocol", window=(8, 8), step=(16, 16)), r"step|overlap", {}),
     ("EvalReport text", of("EvalReport.load", "@/reports/text.json"), r"text\.json", {}),
     ("OnnxPredictor missing", onnx("nothing.onnx"), r"nothing\.onnx", {}),

@@ -343,6 +343,12 @@ def test_mistakes_in_a_dictionary(values, says):
     assert says in str(error.value)
 
 
+def test_an_empty_group_of_an_unknown_name_is_rejected():
+    with pytest.raises(ConfigError, match="'trian'. Did you mean 'train"):
+        RunConfig.from_dict({"trian": {}})
+    assert RunConfig.from_dict({"train": {}}) == RunConfig()
+
+
 def test_a_group_that_is_a_dictionary_is_told_of_from_dict():
     with pytest.raises(ConfigError, match=r"model must be a ModelConfig, not a dict. RunConfig.from_dict takes nested"):
         RunConfig(model={"encoder": "resnest14"})

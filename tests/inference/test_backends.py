@@ -112,7 +112,7 @@ def test_what_is_decided_by_the_export_is_refused(files, tmp_path):
     with pytest.raises(ConfigError, match="are for open_backend"):
         Predictor(FileBackend(files[".onnx"]), precision="bf16")
     with pytest.raises(CheckpointError, match="4 channels"):
-        Predictor(FileBackend(small_onnx.write(tmp_path / "four.onnx", mean=(0.0,) * 4, std=(1.0,) * 4)))
+        Predictor(FileBackend(small_onnx.write(tmp_path / "four.onnx", mean=(0.0,) * 4, std=(1.0,) * 4))).check_photos()
 
 
 @pytest.fixture

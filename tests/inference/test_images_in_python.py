@@ -219,9 +219,10 @@ def test_fractions_reach_the_model():
     assert np.array_equal(prediction.image, floats.round().byte().permute(1, 2, 0).numpy())
 
 
+@pytest.mark.parametrize("fuse", [False, True])
 @pytest.mark.parametrize("image", [np.random.default_rng(0).random((32, 40, 3)), torch.rand(3, 32, 40)])
-def test_floats_in_0_1_are_warned_of_once(image):
-    fresh = Predictor(small_segmenter(LabelSpace.numbered(3)), device="cpu")
+def test_floats_in_0_1_are_warned_of_once(image, fuse):
+    fresh = Predictor(small_segmenter(LabelSpace.numbered(3)), device="cpu", fuse=fuse)
     with pytest.warns(UserWarning, match=r"this model takes RGB 0\.\.255"):
         fresh(image)
     fresh(image)  # a second warning would be an error

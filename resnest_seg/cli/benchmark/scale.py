@@ -17,10 +17,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.benchmarks.eval import settle
-from resnest_seg.cli.benchmarks.memory import peak_during
-from resnest_seg.cli.benchmarks.options import add_network, check_network
-from resnest_seg.cli.benchmarks.timing import interleave
+from resnest_seg.cli.benchmark.eval import settle
+from resnest_seg.cli.benchmark.memory import peak_during
+from resnest_seg.cli.benchmark.options import add_network, check_network
+from resnest_seg.cli.benchmark.timing import interleave
 from resnest_seg.config import check_option
 from resnest_seg.errors import ConfigError
 

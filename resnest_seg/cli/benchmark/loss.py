@@ -10,8 +10,8 @@ import statistics
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.benchmarks.memory import peak_during
-from resnest_seg.cli.benchmarks.timing import interleave, spread
+from resnest_seg.cli.benchmark.memory import peak_during
+from resnest_seg.cli.benchmark.timing import interleave, spread
 from resnest_seg.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.benchmarks.infer import ours, photos
-from resnest_seg.cli.benchmarks.options import add_network, check_network, require
-from resnest_seg.cli.benchmarks.timing import interleave, spread
+from resnest_seg.cli.benchmark.infer import ours, photos
+from resnest_seg.cli.benchmark.options import add_network, check_network, require
+from resnest_seg.cli.benchmark.timing import interleave, spread
 
 if TYPE_CHECKING:
     import numpy as np

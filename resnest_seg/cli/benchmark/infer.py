@@ -10,11 +10,11 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.benchmarks.eval import settle
-from resnest_seg.cli.benchmarks.limits import peak_gflops
-from resnest_seg.cli.benchmarks.memory import peak_during
-from resnest_seg.cli.benchmarks.options import add_network, check_network, require
-from resnest_seg.cli.benchmarks.timing import interleave, spread
+from resnest_seg.cli.benchmark.eval import settle
+from resnest_seg.cli.benchmark.limits import peak_gflops
+from resnest_seg.cli.benchmark.memory import peak_during
+from resnest_seg.cli.benchmark.options import add_network, check_network, require
+from resnest_seg.cli.benchmark.timing import interleave, spread
 from resnest_seg.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def contestants(options: argparse.Namespace) -> dict[str, Callable[[], Contestan
 
 def plain(options: argparse.Namespace) -> nn.Module:
     """Our weights in the authors' form."""
-    from resnest_seg.cli.benchmarks.plain import PlainSegmenter
+    from resnest_seg.cli.benchmark.plain import PlainSegmenter
 
     return PlainSegmenter(ours(options))
 

@@ -9,9 +9,9 @@ import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.benchmarks.infer import TIMM_NAMES, require_peers
-from resnest_seg.cli.benchmarks.options import add_network, check_network
-from resnest_seg.cli.benchmarks.timing import interleave, spread
+from resnest_seg.cli.benchmark.infer import TIMM_NAMES, require_peers
+from resnest_seg.cli.benchmark.options import add_network, check_network
+from resnest_seg.cli.benchmark.timing import interleave, spread
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,7 +73,7 @@ def plain(model: Segmenter, images: Tensor, labels: Tensor, options: argparse.Na
     import torch
     import torch.nn.functional as F
 
-    from resnest_seg.cli.benchmarks.plain import PlainSegmenter
+    from resnest_seg.cli.benchmark.plain import PlainSegmenter
 
     form = PlainSegmenter(model)
     forward = torch.compile(form) if options.compile else form

@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.benchmarks.options import add_network, check_network
-from resnest_seg.cli.benchmarks.timing import interleave, spread
+from resnest_seg.cli.benchmark.options import add_network, check_network
+from resnest_seg.cli.benchmark.timing import interleave, spread
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
 
     import torch
 
-    from resnest_seg.cli.benchmarks.plain import PlainSegmenter
+    from resnest_seg.cli.benchmark.plain import PlainSegmenter
     from resnest_seg.inference.backends import RunOptions
     from resnest_seg.inference.protocols import protocol, with_options
     from resnest_seg.inference.torch_backend import TorchBackend

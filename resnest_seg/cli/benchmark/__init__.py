@@ -30,7 +30,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from resnest_seg.cli.benchmarks import data, eval, export, infer, loss, metrics, scale, train
+from resnest_seg.cli.benchmark import data, eval, export, infer, loss, metrics, scale, train
 from resnest_seg.cli.main import complete
 from resnest_seg.errors import ConfigError, program, usage
 from resnest_seg.files import atomic_write, check_output_file
