@@ -344,7 +344,7 @@ def test_mistakes_in_a_dictionary(values, says):
 
 
 def test_an_empty_group_of_an_unknown_name_is_rejected():
-    with pytest.raises(ConfigError, match="'trian'. Did you mean 'train"):
+    with pytest.raises(ConfigError, match=r"'trian'\. Did you mean 'train"):
         RunConfig.from_dict({"trian": {}})
     assert RunConfig.from_dict({"train": {}}) == RunConfig()
 
