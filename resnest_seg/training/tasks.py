@@ -111,15 +111,15 @@ class Validation:
     Attributes:
         scores: Name -> value, 0..1.
         text: The scores in words, with the split that they are of.
-        report: The whole report, where there is one.
         picture: Epoch -> an image of what was validated, RGB uint8 [H, W, 3]; None where there is nothing to draw, and
             on other processes than the main one.
+        report: The whole report, where there is one.
     """
 
     scores: Mapping[str, float]
     text: str
-    report: EvalReport | None = None
     picture: Callable[[int], NDArray[np.uint8]] | None = None
+    report: EvalReport | None = None
 
 
 class Task(Protocol):
@@ -257,8 +257,8 @@ class SegmentationTask:
         return Validation(
             {"mean_iou": mean_iou, "pixel_accuracy": accuracy},
             f"{split} mIoU {100 * mean_iou:.2f}  pixel accuracy {100 * accuracy:.2f}",
-            report,
             picture if sheet and engine.is_main_process else None,
+            report,
         )
 
 

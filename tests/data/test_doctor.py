@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 from support import fake_data
 
-from resnest_seg.cli.train import look as look_at_data
 from resnest_seg.config import DataConfig, RunConfig, TrainConfig
 from resnest_seg.data.build import build_dataset
 from resnest_seg.data.checks import check_classes, check_samples, diagnose, spread
 from resnest_seg.data.class_balance import Balance, balance
 from resnest_seg.errors import DatasetError
 from resnest_seg.labels import LabelSpace
+from resnest_seg.training.assembly import look as look_at_data
 
 
 def look(name, root):

@@ -28,7 +28,7 @@ def small(monkeypatch, tmp_path, tool):
     segmenter = small_segmenter(space, classes=len(space), data="synthetic")
     Path("best.safetensors").write_bytes(b"weights")
     segmenter.load_report = LoadReport(Path("best.safetensors"), "resnest_seg", segmenter.description, 3)
-    monkeypatch.setattr("resnest_seg.models.loading.load_checkpoint", lambda path: segmenter)
+    monkeypatch.setattr("resnest_seg.models.loading.load_checkpoint", lambda path, into=None: segmenter)
     run = tool("export_seg")
     return lambda *words: run("--checkpoint", "best.safetensors", *words)
 
