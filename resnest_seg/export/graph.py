@@ -181,21 +181,26 @@ def trace(graph: ExportGraph, *, smallest: int) -> ExportedProgram:
     rows = 1 if info.layout == "nhwc" else 2
     sizes = {0: Dim("batch", min=1), rows: Dim("height", min=smallest), rows + 1: Dim("width", min=smallest)}
     images = torch.zeros(shape, dtype=torch.uint8 if info.pixels == "uint8" else torch.float32)
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(
-                graph,
-                (images,),
-                dynamic_shapes={"images": sizes},
-                # It cannot prove everything that is true of multiples of 32; then let it look at run time.
-                prefer_deferred_runtime_asserts_over_guards=info.size_divisor > 1,
-            )
-    except Exception as error:  # it raises whatever comes up in it
+    # It cannot prove everything that is true of multiples of 32, and from torch 2.15 on of strides; then let it look at
+    # run time.
+    for deferred in (True,) if info.size_divisor > 1 else (False, True):
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                program = torch.export.export(
+                    graph,
+                    (images,),
+                    dynamic_shapes={"images": sizes},
+                    prefer_deferred_runtime_asserts_over_guards=deferred,
+                )
+            break
+        except Exception as error:  # it raises whatever comes up in it
+            failure = error
+    else:
         raise ExportError(
             f"{info.description}: torch.export cannot follow this network at sizes that it does not know "
-            f"({type(error).__name__}: {first_line(error)})."
-        ) from error
+            f"({type(failure).__name__}: {first_line(failure)})."
+        ) from failure
     for node in program.graph.nodes:  # which name the folders of this machine
         node.meta.pop("stack_trace", None)
     return program

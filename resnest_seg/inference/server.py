@@ -445,6 +445,7 @@ def server(
         http=cast("type[asyncio.Protocol]", functools.partial(Connection, places)),
         ws="none",
         log_level="error",  # what clients do wrong fills no log
+        log_config=None,  # uvicorn's would close the log handlers of the process that it is in
         server_header=False,
         backlog=1,  # see ListeningSocket
         timeout_graceful_shutdown=limits.stop_seconds,
