@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import sys
+import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -245,6 +246,10 @@ class Trainer:
                     self._validate(stop, progress)
                     self.gauge.restart()
         self.engine.end_training()
+        if self.engine.num_processes > 1:
+            # Gloo's thread frees the tensors of the last barrier, for which it needs Python's lock; a caller that drops
+            # the trainer at once would hold that lock while the process group waits for the thread (torch 2.11).
+            time.sleep(0.5)
         return self.finished
 
     def _optimise(self, parts: Sequence[LabelledBatch]) -> tuple[float, float]:
