@@ -270,12 +270,14 @@ def network_builder(spec: str) -> Callable[[int], Segmenter]:
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module  # so that its classes can be pickled
     sys.path.insert(0, str(file.parent))  # as Python does for a script: it may import its neighbours
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # no __pycache__ in the user's folder
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
         line = _line_in(error, file)
         raise ConfigError(f"--model: running {path}{line} failed: {type(error).__name__}: {error}") from error
     finally:
+        sys.dont_write_bytecode = writes
         sys.path.remove(str(file.parent))
     functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     if name not in functions:

@@ -19,10 +19,12 @@ def test_a_file_may_import_its_neighbour_and_takes_no_modules_place(tmp_path, mo
         tmp_path / "json.py", "from neighbour_of_own import WIDTH\n\ndef build(classes):\n    return classes + WIDTH\n"
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     before = list(sys.path)
     assert network_builder("json.py:build")(3) == 10
     assert network_builder(f"{tmp_path / 'json.py'}:build")(3) == 10
     assert sys.path == before
+    assert {path.name for path in tmp_path.iterdir()} == {"json.py", "neighbour_of_own.py"}  # no __pycache__
     import json
 
     assert hasattr(json, "dumps")
