@@ -261,7 +261,13 @@ def _export(
         draft = Path(folder) / target.name
         with _full_disk(target):
             write(info, draft)
-        proof = prove(open_exported(draft), segmenter, evidence=evidence, on_image=on_image)
+        try:
+            proof = prove(open_exported(draft), segmenter, evidence=evidence, on_image=on_image)
+        except RuntimeError as error:  # a runtime's; out of memory is one, too
+            raise ExportError(
+                f"{target} was not written: its runtime cannot run it ({first_line(error)}). Try another "
+                "format, or another version of the runtime."
+            ) from error
         moves = [(draft, target)]
         if target.suffix == SUFFIXES["openvino"]:
             weights = draft.with_suffix(".bin")

@@ -157,3 +157,13 @@ def test_options_that_make_no_sense(small, tmp_path, capsys, words, message):
     assert small(*words) == 2
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["best.safetensors"]
+
+
+def test_a_file_that_does_not_run_is_one_message_and_not_written(small, tmp_path, monkeypatch, capsys):
+    def fails(*arguments, **options):
+        raise RuntimeError("Runtime assertion failed for expression s14 <= s54")
+
+    monkeypatch.setattr("resnest_seg.export.export.prove", fails)
+    assert small("--output", tmp_path / "m.onnx") == 1
+    assert "its runtime cannot run it (Runtime assertion failed" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.onnx*"))
