@@ -352,6 +352,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from resnest_seg.data.build import DATASETS
     from resnest_seg.evaluation.evaluate import Measures
     from resnest_seg.evaluation.report import EvalReport
+    from resnest_seg.training.distributed import settle
 
     measures = Measures(
         boundaries=options.boundaries,
@@ -380,7 +381,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.environ.get("RANK", "0") == "0":
         report = dataclasses.replace(report, checkpoint=str(source.path), precision=source.precision)
         finish(report, other, output)
-    process_state(options).wait_for_everyone()  # when one process fails, torchrun ends the others
+    state = process_state(options)
+    state.wait_for_everyone()  # when one process fails, torchrun ends the others
+    settle(state.num_processes)
     if problem is not None:
         raise problem
     return 0

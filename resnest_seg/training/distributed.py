@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
@@ -164,6 +165,17 @@ def _join_again() -> None:
             rank=int(env["RANK"]),
             world_size=int(env["WORLD_SIZE"]),
         )
+
+
+def settle(processes: int) -> None:
+    """Let the process group's thread finish after the last collective operation, if there are several processes.
+
+    Gloo's thread frees the tensors of that operation, for which it needs Python's lock. A caller that drops the group
+    at once would wait for the thread and hold that lock; an interpreter that ends at once aborts the process (SIGABRT
+    in one of ten ends of a short evaluation, torch 2.11).
+    """
+    if processes > 1:
+        time.sleep(0.5)
 
 
 def shares_statistics(config: AnyConfig, engine: Accelerator) -> bool:

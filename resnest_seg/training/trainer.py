@@ -14,7 +14,6 @@ import math
 import os
 import platform
 import sys
-import time
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -43,6 +42,7 @@ from resnest_seg.training.distributed import (
     gradients_stay,
     part_like,
     precision_of,
+    settle,
     shard,
     shares_statistics,
     splits_model,
@@ -246,10 +246,7 @@ class Trainer:
                     self._validate(stop, progress)
                     self.gauge.restart()
         self.engine.end_training()
-        if self.engine.num_processes > 1:
-            # Gloo's thread frees the tensors of the last barrier, for which it needs Python's lock; a caller that drops
-            # the trainer at once would hold that lock while the process group waits for the thread (torch 2.11).
-            time.sleep(0.5)
+        settle(self.engine.num_processes)
         return self.finished
 
     def _optimise(self, parts: Sequence[LabelledBatch]) -> tuple[float, float]:
