@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnest_seg.cli.keys import KeyHelp, Own, take
-from resnest_seg.cli.options import memory_bytes, number
+from resnest_seg.cli.parsing.keys import KeyHelp, Own, take
+from resnest_seg.cli.parsing.options import memory_bytes, number
 from resnest_seg.cli.train import DEFAULT_CONFIGS, USUAL, config_path
 from resnest_seg.config import RunConfig, load_run_config, to_yaml
 from resnest_seg.errors import ConfigError, command

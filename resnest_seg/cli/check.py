@@ -12,8 +12,9 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.options import Parser, add_checkpoint, add_dataset, add_workers, open_dataset
-from resnest_seg.config import COUNT, DataConfig, check_option
+from resnest_seg.cli.parsing.options import Parser, add_checkpoint, add_dataset, add_workers, open_dataset
+from resnest_seg.config import COUNT, DataConfig
+from resnest_seg.config_types import check_option
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.files import check_output_file
 

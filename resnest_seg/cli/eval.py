@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.options import (
+from resnest_seg.cli.parsing.options import (
     MIB,
     Parser,
     add_checkpoint,
@@ -33,7 +33,8 @@ from resnest_seg.cli.options import (
     own_network,
     protocol_names,
 )
-from resnest_seg.config import COUNT, DataConfig, check_option
+from resnest_seg.config import COUNT, DataConfig
+from resnest_seg.config_types import check_option
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.files import (
     check_not_inputs,

@@ -20,8 +20,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnest_seg.cli.options import Parser, add_checkpoint, add_dataset, add_model_option, open_dataset, own_network
-from resnest_seg.config import COUNT, check_option
+from resnest_seg.cli.parsing.options import (
+    Parser,
+    add_checkpoint,
+    add_dataset,
+    add_model_option,
+    open_dataset,
+    own_network,
+)
+from resnest_seg.config import COUNT
+from resnest_seg.config_types import check_option
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, ExportError, command
 from resnest_seg.files import check_output_file
 

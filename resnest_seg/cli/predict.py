@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.options import (
+from resnest_seg.cli.parsing.options import (
     Parser,
     add_checkpoint,
     add_execution,
@@ -30,7 +30,8 @@ from resnest_seg.cli.options import (
     own_network,
     protocol_names,
 )
-from resnest_seg.config import COUNT, check_option
+from resnest_seg.config import COUNT
+from resnest_seg.config_types import check_option
 from resnest_seg.errors import ConfigError, DatasetError, printable
 from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder, claimed, next_free, numbered
 

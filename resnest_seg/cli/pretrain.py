@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.keys import ENCODER_CHECKPOINT, SHORT, KeyHelp, Own, run_options, take
+from resnest_seg.cli.parsing.keys import ENCODER_CHECKPOINT, SHORT, KeyHelp, Own, run_options, take
 from resnest_seg.cli.train import Order, begun, ended, ordered
 from resnest_seg.config import PretrainConfig, load_config
 from resnest_seg.errors import CheckpointError, ConfigError, command

@@ -29,7 +29,7 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-from resnest_seg.cli.options import (
+from resnest_seg.cli.parsing.options import (
     Parser,
     add_checkpoint,
     add_memory,

@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.options import Parser
+from resnest_seg.cli.parsing.options import Parser
 from resnest_seg.errors import unknown_name
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from resnest_seg.config import COUNT, Kind, Range, check_option
+from resnest_seg.config import COUNT
+from resnest_seg.config_types import Kind, Range, check_option
 from resnest_seg.data.datasets import Sample, SegmentationDataset
 from resnest_seg.data.transforms import (
     OwnTransform,

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnest_seg.config import check_option
+from resnest_seg.config_types import check_option
 from resnest_seg.labels import IGNORE_LABEL
 
 Labels = NDArray[np.uint8]

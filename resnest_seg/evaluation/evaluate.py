@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnest_seg.config import check_option
+from resnest_seg.config_types import check_option
 from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.loader import Batch, load_batches
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError

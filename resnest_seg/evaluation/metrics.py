@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resnest_seg.config import check_option
+from resnest_seg.config_types import check_option
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.labels import IGNORE_LABEL
 

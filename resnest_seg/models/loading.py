@@ -16,13 +16,12 @@ from resnest_seg.config import (
     AnyConfig,
     ClassifierConfig,
     DataConfig,
-    Kind,
     ModelConfig,
     PretrainConfig,
-    Range,
     RunConfig,
     kinds_of,
 )
+from resnest_seg.config_types import Kind, Range
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, command, unknown_name
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import Checkpoint, find_checkpoint, is_ours

@@ -12,7 +12,7 @@ import pytest
 from conftest import PROJECT
 
 from resnest_seg.cli import pretrain
-from resnest_seg.cli.keys import SHORT
+from resnest_seg.cli.parsing.keys import SHORT
 from resnest_seg.config import ConfigError, PretrainConfig, config_keys
 from resnest_seg.errors import unknown_option
 from resnest_seg.files import claimed, next_free, numbered

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from resnest_seg.cli.options import network_builder
+from resnest_seg.cli.parsing.options import network_builder
 from resnest_seg.errors import ConfigError
 
 

@@ -72,7 +72,8 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     import cv2
     import torch
 
-    from resnest_seg.config import DataConfig, check_option
+    from resnest_seg.config import DataConfig
+    from resnest_seg.config_types import check_option
     from resnest_seg.data.datasets import ADE20K
     from resnest_seg.data.transforms import TrainTransform
     from resnest_seg.io.images import decode_image

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from resnest_seg.cli.main import complete, completing
-from resnest_seg.cli.options import stray_word
+from resnest_seg.cli.parsing.options import stray_word
 from resnest_seg.config import AnyConfig, RunConfig, config_keys, kinds_of
 from resnest_seg.errors import ConfigError, program, unknown_option, usage
 

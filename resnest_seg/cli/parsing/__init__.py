@@ -1,0 +1,1 @@
+"""Command lines: the options that verbs share, and every key of a config as an option."""
