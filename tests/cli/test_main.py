@@ -28,6 +28,7 @@ def process(*words, folder=None, **environment):
 
 def test_every_verb_has_a_module_and_every_module_is_a_verb():
     files = {path.stem for path in (PROJECT / "resnest_seg" / "cli").iterdir() if not path.name.startswith("_")}
+    files = {{module: verb for verb, module in cli.MODULES.items()}.get(name, name) for name in files}
     files -= {"main", "parsing"}
     assert set(cli.VERBS) == files
     assert {verb.split()[0] for verb in SCRIPTS} == files
