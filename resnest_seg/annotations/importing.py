@@ -334,7 +334,7 @@ def _space(found: AnnotatedSet, named: Mapping[str, str], bits: bool, unlabelled
     if len(names) > 253:
         raise DatasetError(f"{where} has {len(names)} classes, and 253 are allowed: {shown(names)}.")
     given = {meant: found.classes[name] for name, meant in named.items()}
-    colors = [given.get(name) for name in names]
+    colors = [given.get(name) or ((0, 0, 0) if name == "background" else None) for name in names]
     if None in colors or len(set(colors)) < len(colors):
         backed = names[0] == "background"
         drawn = list(LabelSpace.numbered(len(names)).colors)

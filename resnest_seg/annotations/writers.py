@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
@@ -26,7 +26,7 @@ from PIL import Image
 
 from resnest_seg.annotations.objects import BACKGROUND_NAMES, Patch, Ring, Rings
 from resnest_seg.annotations.raster import draw, format_runs, mask_to_runs
-from resnest_seg.errors import ConfigError, unknown_name
+from resnest_seg.errors import ConfigError, printable, unknown_name
 from resnest_seg.files import atomic_write
 from resnest_seg.io.polygons import polygons
 from resnest_seg.labels import LabelSpace
@@ -111,7 +111,7 @@ def _agreement(one: Patch, two: Patch, size: int) -> float:
 class AnnotationWriter:
     """Writes label maps of many images in one or several formats; a context manager, on whose exit the files are whole.
 
-    Below the folder: `coco/annotations.json`, `labelme/NAME.json`, `cvat/annotations.xml`, and `yolo/` with data.yaml,
+    Below the folder: `coco/annotations.json`, `labelme/PLACE.json`, `cvat/annotations.xml`, and `yolo/` with data.yaml,
     labels/ and links to the photos in images/. Memory does not grow with the number of images.
 
     Args:
@@ -127,7 +127,7 @@ class AnnotationWriter:
     def __init__(
         self, folder: str | Path, formats: Sequence[str], space: LabelSpace, *, tolerance: float = TOLERANCE
     ) -> None:
-        self.space, self.tolerance = space, tolerance
+        self.space, self.tolerance, self._any = space, tolerance, False
         for name in formats:
             if name not in _WRITERS:
                 raise unknown_name("format", name, _WRITERS)
@@ -135,27 +135,40 @@ class AnnotationWriter:
             raise ConfigError(f"the tolerance of outlines, in pixels, must be from 0 to 100, not {tolerance}.")
         self._writers = [_WRITERS[name](Path(folder) / name, space, tolerance) for name in dict.fromkeys(formats)]
 
-    def add(self, name: str, labels: NDArray[np.uint8], *, photo: str | Path | None = None) -> None:
+    def add(
+        self, name: str, labels: NDArray[np.uint8], *, photo: str | Path | None = None, place: str | None = None
+    ) -> None:
         """Add one image.
 
         Args:
             name: The photo's name: a path below some folder of photos, with `/`, unique.
             labels: Train ids, uint8 [H, W].
             photo: The photo's file, to which labelme and YOLO refer.
+            place: Path without ending of the files that labelme and YOLO have for each image, unique; None takes the
+                name without its suffix.
         """
+        place = str(PurePosixPath(name).with_suffix("")) if place is None else place
+        self._any = True
         found = list(regions(labels, self.space, tolerance=self.tolerance, background=True))
         for writer in self._writers:
             some = found if writer.background else [
                 one for one in found if self.space.names[one.label].lower() not in BACKGROUND_NAMES
             ]  # fmt: skip
-            writer.add(name, labels.shape, some, None if photo is None else Path(photo))
+            writer.add(_Photo(name, place, labels.shape, None if photo is None else Path(photo)), some)
 
     def __enter__(self) -> AnnotationWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for writer in self._writers:
+        for writer in self._writers if self._any else ():
             writer.close()
+
+
+class _Photo(NamedTuple):
+    name: str
+    place: str
+    size: tuple[int, ...]
+    file: Path | None
 
 
 class _Writer:
@@ -166,7 +179,7 @@ class _Writer:
     def __init__(self, folder: Path, space: LabelSpace, tolerance: float) -> None:
         self.folder, self.space, self.tolerance = folder, space, tolerance
 
-    def add(self, name: str, size: tuple[int, ...], found: Sequence[Region], photo: Path | None) -> None:
+    def add(self, photo: _Photo, found: Sequence[Region]) -> None:
         """Add one image and its regions."""
         raise NotImplementedError
 
@@ -179,7 +192,7 @@ class _Writer:
 
 
 def _spool() -> IO[str]:
-    return tempfile.TemporaryFile("w+", encoding="utf-8")
+    return tempfile.TemporaryFile("w+", encoding="utf-8", errors="backslashreplace")
 
 
 class _Coco(_Writer):
@@ -187,10 +200,10 @@ class _Coco(_Writer):
         super().__init__(folder, space, tolerance)
         self._images, self._annotations, self._count, self._number = _spool(), _spool(), 0, 0
 
-    def add(self, name: str, size: tuple[int, ...], found: Sequence[Region], photo: Path | None) -> None:
-        height, width = size
+    def add(self, photo: _Photo, found: Sequence[Region]) -> None:
+        height, width = photo.size
         self._count += 1
-        image = {"id": self._count, "file_name": name, "height": height, "width": width}
+        image = {"id": self._count, "file_name": photo.name, "height": height, "width": width}
         self._images.write((",\n" if self._count > 1 else "") + json.dumps(image))
         for one in found:
             self._number += 1
@@ -229,13 +242,14 @@ def _append(spool: IO[str], file: IO[str]) -> None:
 
 
 class _Labelme(_Writer):
-    def add(self, name: str, size: tuple[int, ...], found: Sequence[Region], photo: Path | None) -> None:
-        path = self.folder / f"{Path(name).with_suffix('')}.json"
-        where = name if photo is None else os.path.relpath(photo, path.parent)
+    def add(self, photo: _Photo, found: Sequence[Region]) -> None:
+        path = self.folder / f"{photo.place}.json"
+        where = photo.name if photo.file is None else os.path.relpath(photo.file, path.parent)
         largest_first = sorted(found, key=lambda one: -int(one.patch.mask.sum()))
         content: dict[str, Any] = {
             "version": "5.5.0", "flags": {}, "shapes": [self._shape(one) for one in largest_first],
-            "imagePath": Path(where).as_posix(), "imageData": None, "imageHeight": size[0], "imageWidth": size[1],
+            "imagePath": Path(where).as_posix(), "imageData": None,
+            "imageHeight": photo.size[0], "imageWidth": photo.size[1],
         }  # fmt: skip
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -270,8 +284,9 @@ class _Cvat(_Writer):
         super().__init__(folder, space, tolerance)
         self._images, self._count = _spool(), 0
 
-    def add(self, name: str, size: tuple[int, ...], found: Sequence[Region], photo: Path | None) -> None:
-        lines = [f'<image id="{self._count}" name={_quoted(name)} width="{size[1]}" height="{size[0]}">']
+    def add(self, photo: _Photo, found: Sequence[Region]) -> None:
+        lines = [f'<image id="{self._count}" name={_quoted(photo.name)} '
+                 f'width="{photo.size[1]}" height="{photo.size[0]}">']  # fmt: skip
         self._count += 1
         for one in found:
             head = f'label={_quoted(self.space.names[one.label])} source="auto" occluded="0"'
@@ -299,34 +314,36 @@ class _Cvat(_Writer):
 
 
 def _quoted(text: str) -> str:
-    return quoteattr(text, {"\n": "&#10;", "\t": "&#9;"})
+    return quoteattr(printable(text), {"\n": "&#10;", "\t": "&#9;"})
 
 
 class _Yolo(_Writer):
     background = True  # a region in the hole of another must be drawn over it
 
-    def add(self, name: str, size: tuple[int, ...], found: Sequence[Region], photo: Path | None) -> None:
-        height, width = size
-        text = self.folder / "labels" / f"{Path(name).with_suffix('')}.txt"
+    def add(self, photo: _Photo, found: Sequence[Region]) -> None:
+        height, width = photo.size
+        text = self.folder / "labels" / f"{photo.place}.txt"
         lines = []
         for one in found:
             shares = np.clip(one.rings[0] / (width, height), 0, 1).ravel().tolist()
             lines.append(" ".join([str(one.label), *(f"{share:.7g}" for share in shares)]))
         with atomic_write(text) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        if photo is not None:
-            target = self.folder / "images" / name
+        if photo.file is not None:
+            target = self.folder / "images" / f"{photo.place}{photo.file.suffix}"
             target.parent.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)
             try:
-                target.symlink_to(os.path.realpath(photo))
+                target.symlink_to(os.path.realpath(photo.file))
             except (OSError, NotImplementedError):
                 with atomic_write(target) as temporary:
-                    shutil.copyfile(photo, temporary)
+                    shutil.copyfile(photo.file, temporary)
 
     def close(self) -> None:
         """Write the description."""
-        names = "".join(f"  {label}: {json.dumps(name)}\n" for label, name in enumerate(self.space.names))
+        names = "".join(
+            f"  {label}: {json.dumps(name, ensure_ascii=False)}\n" for label, name in enumerate(self.space.names)
+        )
         with atomic_write(self.folder / "data.yaml") as temporary:
             temporary.write_text(f"train: images\nval: images\nnames:\n{names}", encoding="utf-8")
 

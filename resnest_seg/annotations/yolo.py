@@ -57,19 +57,20 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
     names = _names(document)
     masks = document.get("masks_dir")
     folder = masks.text() if masks is not None else "labels"
-    images, files = list[AnnotatedImage](), [file]
+    images, files, folders = list[AnnotatedImage](), [file], set[Path]()
     given = {key: entry for key in KEYS if (entry := document.get(key)) is not None}
     for key, entry in given.items():
         same = [other for other in given if given[other].value == entry.value]
         if key != same[0]:
             continue  # read before; ultralytics demands train and val, also of a set that is not divided
         split = KEYS[key] if len(same) == 1 else None
-        for photo, name in _photos(entry, file.parent, document, options):
-            beside = _beside(photo, folder)
+        for photo, name, inner in _photos(entry, file.parent, document, options):
+            beside = _labels_of(photo, name, folder, file.parent, inner)
             if masks is not None:
                 images.append(_with_mask(photo, name, beside, names, document, split))
                 continue
             files += [beside] if beside.is_file() else []
+            folders |= {beside.parent} if inner.parts and beside.parent.is_dir() else set()
             images.append(_with_text(photo, name, beside, names, split))
     if not images:
         raise DatasetError(f"{printable(str(file))} leads to no photo ({', '.join(IMAGE_SUFFIXES)}).")
@@ -78,6 +79,9 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
             f"none of the {len(images)} photos of {printable(str(file))} has labels. The first would be "
             f"{images[0].place}."
         )
+    orphans = {path for one in folders for path in one.glob("*.txt") if path.name != "classes.txt"} - set(files)
+    if orphans:
+        raise DatasetError(f"{len(orphans)} label files have no photo. The first: {printable(str(min(orphans)))}.")
     kind = "ignore" if masks is not None else "background"
     return AnnotatedSet(dict.fromkeys(names), images, "area", kind, files)  # type: ignore[arg-type]
 
@@ -100,22 +104,23 @@ def _names(document: Item) -> list[str]:
     return names
 
 
-def _photos(entry: Item, home: Path, document: Item, options: ReadOptions) -> Iterator[tuple[Path, str]]:
-    """Yield the photos of a split and their names below its folder."""
+def _photos(entry: Item, home: Path, document: Item, options: ReadOptions) -> Iterator[tuple[Path, str, PurePosixPath]]:
+    """Yield the photos of a split, their names below its folder, and the folder as the file names it."""
     base = document.get("path")
     for place in entry.items() if isinstance(entry.value, list) else (entry,):
         word = place.text().replace("\\", "/")
         # Only what lies below the file counts: `../train/images` (Roboflow) and absolute paths are looked up there.
         parts = [part for part in PurePosixPath(word).parts if part not in ("..", ".", "/")]
-        inner = list(PurePosixPath(base.text().replace("\\", "/")).parts) if base is not None else []
-        inner = [part for part in inner if part not in ("..", ".", "/")]
-        roots = [options.photos] if options.photos else [home, *(home.joinpath(*inner[i:]) for i in range(len(inner)))]
+        above = list(PurePosixPath(base.text().replace("\\", "/")).parts) if base is not None else []
+        above = [part for part in above if part not in ("..", ".", "/")]
+        roots = [options.photos] if options.photos else [home, *(home.joinpath(*above[i:]) for i in range(len(above)))]
         tails = [Path(*parts[start:]) for start in range(len(parts))] + ([Path()] if options.photos else [])
         found = next((root / tail for tail in tails for root in roots if (root / tail).exists()), None)
         if found is None:
             raise place.wrong(f"{shown(word)} is not below {printable(str(roots[0]))}")
         if found.is_dir():
-            yield from ((path, path.relative_to(found).as_posix()) for path in walk(found, IMAGE_SUFFIXES))
+            inner = PurePosixPath(*parts)
+            yield from ((path, path.relative_to(found).as_posix(), inner) for path in walk(found, IMAGE_SUFFIXES))
             continue
         for number, line in enumerate(read_text(found).splitlines(), 1):
             name = line.strip().replace("\\", "/")
@@ -126,16 +131,27 @@ def _photos(entry: Item, home: Path, document: Item, options: ReadOptions) -> It
                           if found.parent.joinpath(*tail[i:]).is_file()), None)  # fmt: skip
             if photo is None:
                 raise DatasetError(f"{printable(str(found))}, line {number}: there is no photo {shown(name)} below it.")
-            yield photo, photo.relative_to(found.parent).as_posix()
+            yield photo, photo.relative_to(found.parent).as_posix(), PurePosixPath()
 
 
-def _beside(photo: Path, folder: str, suffix: str = ".txt") -> Path:
-    """Return what belongs to a photo: the last folder `images` of its path becomes `folder`."""
+def _labels_of(photo: Path, name: str, folder: str, home: Path, inner: PurePosixPath) -> Path:
+    """Return the file that belongs to a photo: the last folder `images` of its path becomes `folder`.
+
+    If photos are elsewhere, it is looked for below the description, as the photo would be there.
+    """
+    beside = _beside(photo, folder)
+    if any((path := beside.with_suffix(suffix)).is_file() and path != photo for suffix in (".txt", ".png")):
+        return beside
+    there = _beside(home / inner / name, folder)
+    return there if there.parent.is_dir() else beside
+
+
+def _beside(photo: Path, folder: str) -> Path:
     parts = list(photo.parent.parts)
     if "images" in parts:
         place = len(parts) - 1 - parts[::-1].index("images")
         parts[place : place + 1] = PurePosixPath(folder).parts
-    return Path(*parts) / f"{photo.stem}{suffix}"
+    return Path(*parts) / f"{photo.stem}.txt"
 
 
 def _with_text(photo: Path, name: str, text: Path, names: list[str], split: str | None) -> AnnotatedImage:
