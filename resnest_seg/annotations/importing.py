@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 from numpy.typing import NDArray
 
 from resnest_seg.annotations import (
@@ -45,8 +46,7 @@ from resnest_seg.annotations.raster import MULTILABEL_IGNORE, Facts, Rules, draw
 from resnest_seg.annotations.reading import forget, read_json, shown, shown_size
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
 from resnest_seg.files import atomic_write, check_output_folder, check_outside, result_places
-from resnest_seg.io.images import IMAGE_SUFFIXES, MOST_PIXELS
-from resnest_seg.io.visualize import write_labels
+from resnest_seg.io.images import IMAGE_SUFFIXES, MOST_PIXELS, PalettePng
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
 
 READERS: Mapping[str, Callable[[Path, ReadOptions], AnnotatedSet]] = {
@@ -477,13 +477,18 @@ class _Work:
         return {field.name: dict(getattr(facts, field.name)) for field in dataclasses.fields(facts)}
 
     def _write_mask(self, path: Path, labels: NDArray[Any]) -> None:
-        if not self.rules.bits:
-            write_labels(path, labels, self.rules.space, ids="raw")
-            return
-        done, data = cv2.imencode(".png", labels)
-        assert done, labels.shape
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(data.tobytes())
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+            if self.rules.bits:
+                done, data = cv2.imencode(".png", labels)
+                assert done, labels.shape
+                file.write(data.tobytes())
+                return
+            space, palette = self.rules.space, np.zeros((256, 3), np.uint8)
+            palette[list(space.ignored_raw_ids or (IGNORE_LABEL,))] = _ignored_color(space)
+            palette[list(space.raw_ids)] = space.colors
+            height, width = labels.shape
+            with PalettePng(file, height, width, palette) as picture:
+                picture.write(space.decode(labels))
 
     def _publish(self) -> ImportReport:
         facts, space = self.facts, self.rules.space
@@ -512,6 +517,12 @@ class _Work:
         return report
 
 
+def _ignored_color(space: LabelSpace) -> tuple[int, int, int]:
+    """A colour that no class has: a reader may tell classes by the palette's colours."""
+    return next(color for color in [(224, 224, 192), *((value,) * 3 for value in range(255, -1, -1))]
+                if color not in space.colors)  # fmt: skip
+
+
 def _class_list(space: LabelSpace, bits: bool) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -520,7 +531,8 @@ def _class_list(space: LabelSpace, bits: bool) -> str:
         [name, raw, *color, ""] for name, raw, color in zip(space.names, space.raw_ids, space.colors, strict=True)
     )
     if not bits:
-        rows.writerows(["ignored", raw, "", "", "", "yes"] for raw in space.ignored_raw_ids or (IGNORE_LABEL,))
+        color = _ignored_color(space)
+        rows.writerows(["ignored", raw, *color, "yes"] for raw in space.ignored_raw_ids or (IGNORE_LABEL,))
     return text.getvalue()
 
 

@@ -322,9 +322,9 @@ class _Canvas:
 
     def __init__(self, height: int, width: int, rules: Rules) -> None:
         self.rules = rules
-        self.labels: NDArray[Any] = np.full((height, width), rules.fill, np.uint8)
-        if rules.bits:
-            self.labels = np.zeros((height, width), np.uint16)
+        self.labels: NDArray[Any] = np.zeros((height, width), np.uint16)
+        if not rules.bits:
+            self.labels = np.full((height, width), rules.fill, np.uint8)
         self.covered, self.twice, self.differ, self.ignored = (np.zeros((height, width), bool) for _ in range(4))
 
     def window(self, patch: Patch) -> tuple[slice, slice]:
