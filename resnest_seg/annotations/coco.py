@@ -119,7 +119,7 @@ def _roots(source: Path, file: Path) -> list[Path]:
     bare = file.stem.removeprefix("instances_").removeprefix("panoptic_")
     above = [base, file.parent] if file.parent.name != "annotations" else [file.parent.parent, file.parent]
     inner = [folder / name for folder in above for name in (bare, f"images/{bare}", "images")]
-    return [*inner, *above]
+    return [folder for folder in (*inner, *above) if folder not in (file.with_suffix(""), file.parent / "panoptic")]
 
 
 def _categories(document: Item) -> tuple[dict[int, str], dict[int, tuple[int, int, int]]]:

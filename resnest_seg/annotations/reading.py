@@ -29,7 +29,7 @@ from PIL import Image
 from resnest_seg.annotations.objects import Ring
 from resnest_seg.annotations.raster import FARTHEST
 from resnest_seg.errors import DatasetError, printable
-from resnest_seg.io.images import IMAGE_SUFFIXES
+from resnest_seg.io.images import IMAGE_SUFFIXES, size_in_header
 from resnest_seg.io.masks import BROKEN, image_size
 
 DEEPEST = 40
@@ -290,11 +290,15 @@ def small_picture(data: bytes, place: str, *, most: tuple[int, int]) -> Image.Im
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(data), formats=("PNG", "BMP", "TIFF"))
-            if picture.height > most[0] or picture.width > most[1]:
+            size, picture = size_in_header(data), None
+            if size is None:
+                picture = Image.open(io.BytesIO(data), formats=("BMP", "TIFF"))
+                size = picture.height, picture.width
+            if size[0] > most[0] or size[1] > most[1]:
                 raise DatasetError(
-                    f"{place}: a mask of {picture.width} x {picture.height} pixels in a photo of {most[1]} x {most[0]}."
+                    f"{place}: a mask of {size[1]} x {size[0]} pixels in a photo of {most[1]} x {most[0]}."
                 )
+            picture = picture or Image.open(io.BytesIO(data), formats=("PNG",))
             picture.load()
     except DatasetError:
         raise

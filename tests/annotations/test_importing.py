@@ -76,6 +76,7 @@ def test_the_same_scene_comes_out_of_every_format(form, sample, tmp_path):
     if form == "coco-panoptic":
         expected[expected == 0] = 255  # void
     assert np.array_equal(labels_of("mine", names=names), expected)
+    assert opened("mine")[0].image.std() > 50  # it is the photo, no mask
     assert report.format == form
     assert sum(report.images.values()) == 1
     assert report.conflicting_pixels == (0 if full else int((scene() == 2)[8:].sum()))
