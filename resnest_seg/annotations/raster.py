@@ -61,7 +61,7 @@ def _drawn(part: Part, height: int, width: int) -> Patch | None:
     # From here on, a pixel's centre has whole coordinates.
     rings = [ring - 0.5 for ring in part.rings]
     every = np.concatenate(rings)
-    (left, top), (right, bottom) = np.floor(every.min(axis=0)), np.ceil(every.max(axis=0)) + 1
+    (left, top), (right, bottom) = np.ceil(every.min(axis=0)), np.floor(every.max(axis=0)) + 1
     top, bottom, left, right = max(int(top), 0), min(int(bottom), height), max(int(left), 0), min(int(right), width)
     if top >= bottom or left >= right:
         return None

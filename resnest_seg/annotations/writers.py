@@ -127,13 +127,13 @@ class AnnotationWriter:
     def __init__(
         self, folder: str | Path, formats: Sequence[str], space: LabelSpace, *, tolerance: float = TOLERANCE
     ) -> None:
-        self.space, self.tolerance, self._any = space, tolerance, False
+        self.space, self.tolerance, self.folder = space, tolerance, Path(folder)
         for name in formats:
             if name not in _WRITERS:
                 raise unknown_name("format", name, _WRITERS)
         if not 0 <= tolerance <= 100:
             raise ConfigError(f"the tolerance of outlines, in pixels, must be from 0 to 100, not {tolerance}.")
-        self._writers = [_WRITERS[name](Path(folder) / name, space, tolerance) for name in dict.fromkeys(formats)]
+        self._formats, self._writers = list(dict.fromkeys(formats)), list[_Writer]()
 
     def add(
         self, name: str, labels: NDArray[np.uint8], *, photo: str | Path | None = None, place: str | None = None
@@ -148,7 +148,9 @@ class AnnotationWriter:
                 name without its suffix.
         """
         place = str(PurePosixPath(name).with_suffix("")) if place is None else place
-        self._any = True
+        self._writers = self._writers or [
+            _WRITERS[form](self.folder / form, self.space, self.tolerance) for form in self._formats
+        ]
         found = list(regions(labels, self.space, tolerance=self.tolerance, background=True))
         for writer in self._writers:
             some = found if writer.background else [
@@ -160,7 +162,7 @@ class AnnotationWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for writer in self._writers if self._any else ():
+        for writer in self._writers:
             writer.close()
 
 
