@@ -39,6 +39,7 @@ LIGHT = """
 resnest_seg resnest_seg.errors resnest_seg.files resnest_seg.labels resnest_seg.config
 resnest_seg.inference.protocols resnest_seg.inference.numpy_engine resnest_seg.inference.exported
 resnest_seg.inference.prediction resnest_seg.inference.predictor resnest_seg.inference.server
+resnest_seg.annotations.importing resnest_seg.annotations.writers resnest_seg.cli.import_labels
 """
 """Modules that import no torch; besides them, all of `resnest_seg.io`."""
 

@@ -63,8 +63,13 @@ READERS: Mapping[str, Callable[[Path, ReadOptions], AnnotatedSet]] = {
 }
 """Format -> its reader."""
 
-PHOTOS_AS, CROWD, UNLABELLED = ("link", "copy"), ("ignore", "class", "background"), ("background", "ignore")
-OVERLAP = ("tool", "ignore", "multilabel")
+CHOICES = {
+    "photos_as": ("link", "copy"),
+    "crowd": ("ignore", "class", "background"),
+    "overlap": ("tool", "ignore", "multilabel"),
+    "unlabelled": ("background", "ignore"),
+}
+"""Option of `import_labels` -> its values."""
 
 MOST_LABELS = 15
 """Classes of a mask of bits, at most."""
@@ -245,14 +250,8 @@ def import_labels(
         DatasetError: The source is damaged or incomplete; the message names file, object and value.
         ConfigError: An option is unknown, or the output exists.
     """
-    choices = (("photos_as", photos_as, PHOTOS_AS), ("crowd", crowd, CROWD), ("overlap", overlap, OVERLAP),
-               ("unlabelled", unlabelled or UNLABELLED[0], UNLABELLED))  # fmt: skip
-    for name, value, known in choices:
-        if value not in known:
-            raise unknown_name(name, value, known)
-    for split in splits:
-        if split not in SPLITS:
-            raise unknown_name("split", split, SPLITS)
+    settings = {"photos_as": photos_as, "crowd": crowd, "overlap": overlap, "unlabelled": unlabelled}
+    _check_settings(settings, splits)
     source, output, where = Path(source), Path(output), None if photos is None else Path(photos)
     if where is not None and not where.exists():
         raise ConfigError(f"there is no folder of photos {printable(str(where))}.")
@@ -262,18 +261,22 @@ def import_labels(
         raise unknown_name("format", form, READERS)
     try:
         found = READERS[form](source, ReadOptions(where, _names(classes), field, reduce_labels))
+        settings["unlabelled"] = unlabelled or found.unlabelled
         rules = _rules(found, classes, unlabelled or found.unlabelled, overlap, crowd)
         images = _places(found.images, splits)
-        settings = {
-            "crowd": crowd,
-            "unlabelled": unlabelled or found.unlabelled,
-            "overlap": overlap,
-            "photos_as": photos_as,
-        }
         work = _Work(output, form, images, rules, settings)
         return work.run(_fingerprint(form, found, images, rules, settings), photos_as == "link", on_image)
     finally:
         forget()
+
+
+def _check_settings(settings: Mapping[str, str | None], splits: Sequence[str]) -> None:
+    for name, value in settings.items():
+        if value is not None and value not in CHOICES[name]:
+            raise unknown_name(name, value, CHOICES[name])
+    for split in splits:
+        if split not in SPLITS:
+            raise unknown_name("split", split, SPLITS)
 
 
 def _names(classes: LabelSpace | Sequence[str] | None) -> Sequence[str]:

@@ -256,7 +256,7 @@ def format_runs(counts: Sequence[int]) -> str:
 
 @dataclasses.dataclass
 class Facts:
-    """Counts of one image, or of all."""
+    """Counts of one image, or of all: objects and pixels by class, dropped objects by reason, other numbers by name."""
 
     objects: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     pixels: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -264,13 +264,23 @@ class Facts:
     numbers: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def add(self, other: Mapping[str, Mapping[str, int]]) -> None:
+        """Add the counts of one image, as they are written down."""
         for field in dataclasses.fields(self):
             getattr(self, field.name).update(other[field.name])
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How objects become pixels."""
+    """How objects become pixels.
+
+    Attributes:
+        space: The classes.
+        ids: Class of the source -> its train id.
+        fill: Label of pixels without an object.
+        order: What is on top, see `Order`.
+        crowd: "ignore", "class" or "background".
+        overlap: "tool", "ignore" or "multilabel".
+    """
 
     space: LabelSpace
     ids: Mapping[str, int]
@@ -281,6 +291,7 @@ class Rules:
 
     @property
     def bits(self) -> bool:
+        """True if masks hold a bit for each label."""
         return self.overlap == "multilabel"
 
     def number(self, label: str | None) -> int:

@@ -162,7 +162,7 @@ def test_drawn_scenes_come_back_to_99_percent_with_few_corners(form):
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("name", ["ade20k", "cityscapes"])
 def test_real_labels_come_back_to_99_percent(name, form, real_data):
-    """YOLO loses the ignored pixels that lie in holes; all else, of all formats, is the simplification's half percent."""
+    """YOLO loses the ignored pixels in holes; all else, of all formats, is half a percent of simplification."""
     data = {"ade20k": ADE20K, "cityscapes": Cityscapes}[name](real_data / f"{name}_sample", "val")
     maps = [data[index].labels for index in range(len(data))]
     written(maps, data.label_space, [form], tolerance=1.0)
