@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from resnest_seg.annotations.objects import AnnotatedImage, AnnotatedObject, AnnotatedSet, ReadOptions, Rings
+from resnest_seg.annotations.objects import AnnotatedImage, AnnotatedObject, AnnotatedSet, ReadOptions, Ring, Rings
 from resnest_seg.annotations.reading import Item, read_json, shown, split_in, walk
 from resnest_seg.errors import DatasetError, load_extra, printable
 
@@ -32,7 +31,7 @@ DEEPEST = 8
 
 class _Feature(NamedTuple):
     properties: Mapping[str, Any]
-    polygons: Sequence[Sequence[NDArray[np.float64]]]
+    polygons: Sequence[Sequence[Ring]]
     box: tuple[float, float, float, float]
     place: str
     kind: str
@@ -126,32 +125,38 @@ def _objects(layer: _Layer, field: str | None, raster: Path) -> Iterator[Annotat
                            "-a_srs EPSG:CODE adds it.")  # fmt: skip
     try:
         reach = warp.transform_bounds(crs, layer.crs, *bounds, densify_pts=21)
-    except rasterio.errors.RasterioError as error:
+    except _gdal_errors() as error:
         raise DatasetError(f"{layer.place} cannot be laid over {where}: {error}.") from None
     for one in layer.features:
         left, bottom, right, top = one.box
         if left > reach[2] or right < reach[0] or bottom > reach[3] or top < reach[1]:
             continue
-        parts = []
-        for polygon in one.polygons:
-            rings = []
-            for ring in polygon:
-                xs, ys = warp.transform(layer.crs, crs, *ring.T.tolist())
-                x, y = np.array(xs), np.array(ys)
-                points = np.stack([back.a * x + back.b * y + back.c, back.d * x + back.e * y + back.f], axis=1)
-                if not np.isfinite(points).all():
-                    far = ring[~np.isfinite(points).all(axis=1)][0].tolist()
-                    raise DatasetError(
-                        f"{one.place}: the position ({far[0]:g}, {far[1]:g}) is not on the map of {where}."
-                    )
-                rings.append(points)
-            parts.append(Rings(tuple(rings)))
-        yield AnnotatedObject(
-            _label(one, field, layer), tuple(parts), one.place, dropped="" if parts else f"a {one.kind}"
-        )
+        parts = [Rings(tuple(_in_pixels(ring, one, layer.crs, crs, back, where) for ring in polygon))
+                 for polygon in one.polygons]  # fmt: skip
+        reason = "" if parts else f"a {one.kind}"
+        yield AnnotatedObject(_label(one, field, layer), tuple(parts), one.place, dropped=reason)
 
 
-def _box(polygons: Sequence[Sequence[NDArray[np.float64]]]) -> tuple[float, float, float, float]:
+def _in_pixels(ring: Ring, one: _Feature, its: Any, crs: Any, back: Any, where: str) -> Ring:
+    """Transform positions of a system to another, and by `back` to pixels of the raster."""
+    try:
+        xs, ys = load_extra("rasterio.warp", "large").transform(its, crs, *ring.T.tolist())
+    except _gdal_errors() as error:
+        raise DatasetError(f"{one.place}: a position is not on the map of {where}: {error}.") from None
+    x, y = np.array(xs), np.array(ys)
+    points: Ring = np.stack([back.a * x + back.b * y + back.c, back.d * x + back.e * y + back.f], axis=1)
+    if not np.isfinite(points).all():
+        far = ring[~np.isfinite(points).all(axis=1)][0].tolist()
+        raise DatasetError(f"{one.place}: the position ({far[0]:g}, {far[1]:g}) is not on the map of {where}.")
+    return points
+
+
+def _gdal_errors() -> tuple[type[Exception], ...]:
+    """The exceptions of rasterio, and those of GDAL and PROJ that it lets through."""
+    return load_extra("rasterio.errors", "large").RasterioError, load_extra("rasterio._err", "large").CPLE_BaseError
+
+
+def _box(polygons: Sequence[Sequence[Ring]]) -> tuple[float, float, float, float]:
     if not polygons:
         return -np.inf, -np.inf, np.inf, np.inf
     every = np.concatenate([ring for polygon in polygons for ring in polygon])
@@ -180,7 +185,7 @@ def _geojson(file: Path) -> list[_Layer]:
     return [_Layer(features, crs, document.place)]
 
 
-def _polygons(geometry: Item, depth: int) -> Iterator[list[NDArray[np.float64]]]:
+def _polygons(geometry: Item, depth: int) -> Iterator[list[Ring]]:
     kind = geometry["type"].text()
     if depth > DEEPEST:
         raise geometry.wrong(f"more than {DEEPEST} geometries in each other")
@@ -196,7 +201,7 @@ def _polygons(geometry: Item, depth: int) -> Iterator[list[NDArray[np.float64]]]
         raise geometry["type"].error("a geometry of GeoJSON")
 
 
-def _positions(ring: Item) -> NDArray[np.float64]:
+def _positions(ring: Item) -> Ring:
     found = ring.numbers()
     if found.ndim != 2 or found.shape[1] not in (2, 3) or len(found) < 4:
         raise ring.error("a ring of at least 4 positions [x, y]")
@@ -247,7 +252,7 @@ def _layer(base: sqlite3.Connection, where: str, table: Any, column: Any, srs: A
     return _Layer(features, crs, f"{where}: {printable(str(table))}")
 
 
-def _of_blob(blob: Any, place: str) -> list[list[NDArray[np.float64]]]:
+def _of_blob(blob: Any, place: str) -> list[list[Ring]]:
     """Parse GeoPackage's binary geometry: a header, an envelope, and well-known binary."""
     if not isinstance(blob, bytes) or blob[:2] != b"GP" or len(blob) < 8:
         raise DatasetError(f"{place}: no geometry of a GeoPackage: {shown(blob)}.")
@@ -259,7 +264,7 @@ def _of_blob(blob: Any, place: str) -> list[list[NDArray[np.float64]]]:
     return polygons
 
 
-def _wkb(data: bytes, at: int, depth: int) -> tuple[list[list[NDArray[np.float64]]], int]:
+def _wkb(data: bytes, at: int, depth: int) -> tuple[list[list[Ring]], int]:
     """Return the polygons of a well-known binary geometry, and where it ends."""
     if depth > DEEPEST:
         raise ValueError(f"more than {DEEPEST} geometries in each other")
@@ -270,7 +275,7 @@ def _wkb(data: bytes, at: int, depth: int) -> tuple[list[list[NDArray[np.float64
         axes, kind = 2 + (1 if kind < 3000 else 2), kind % 1000
     at += 5 + (4 if code & 0x20000000 else 0)
 
-    def line(at: int) -> tuple[NDArray[np.float64], int]:
+    def line(at: int) -> tuple[Ring, int]:
         (count,) = struct.unpack_from(f"{order}I", data, at)
         if at + 4 + count * axes * 8 > len(data):
             raise ValueError(f"{count} points are announced")
@@ -289,7 +294,7 @@ def _wkb(data: bytes, at: int, depth: int) -> tuple[list[list[NDArray[np.float64
     at += 4
     if count > len(data):
         raise ValueError(f"{count} parts are announced")
-    found: list[list[NDArray[np.float64]]] = []
+    found: list[list[Ring]] = []
     if kind == 3:
         rings = []
         for _ in range(count):

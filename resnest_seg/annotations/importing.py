@@ -95,6 +95,7 @@ class ImportReport:
         crowds: Regions that stand for many objects.
         clipped: Objects that lie partly outside of their photo, by more than half a pixel.
         dropped: Reason -> objects that were not drawn for it.
+        left_out: Reason -> images that were left out for it.
         rules: The options that decided.
     """
 
@@ -109,6 +110,7 @@ class ImportReport:
     crowds: int
     clipped: int
     dropped: dict[str, int]
+    left_out: dict[str, int]
     rules: dict[str, Any]
 
     def lines(self) -> list[str]:
@@ -137,6 +139,7 @@ class ImportReport:
         if self.clipped:
             found.append(f"{self.clipped} objects reach beyond their photo and were cut.")
         found += [f"{count} objects were not drawn: {reason}." for reason, count in self.dropped.items()]
+        found += [f"{count} {reason} were left out." for reason, count in self.left_out.items()]
         return found
 
 
@@ -264,7 +267,7 @@ def import_labels(
         settings["unlabelled"] = unlabelled or found.unlabelled
         rules = _rules(found, classes, unlabelled or found.unlabelled, overlap, crowd)
         images = _places(found.images, splits)
-        work = _Work(output, form, images, rules, settings)
+        work = _Work(output, form, found, images, rules, settings)
         return work.run(_fingerprint(form, found, images, rules, settings), photos_as == "link", on_image)
     finally:
         forget()
@@ -403,10 +406,18 @@ class _Work:
     """One import: where it is written, and how far it is."""
 
     def __init__(
-        self, output: Path, form: str, images: Mapping[Path, AnnotatedImage], rules: Rules, settings: dict[str, Any]
+        self,
+        output: Path,
+        form: str,
+        found: AnnotatedSet,
+        images: Mapping[Path, AnnotatedImage],
+        rules: Rules,
+        settings: dict[str, Any],
     ) -> None:
-        self.output, self.form, self.images, self.rules, self.settings = output, form, images, rules, settings
-        self.folder = output.absolute().with_name(f".{output.absolute().name}.importing")
+        self.output, self.form, self.found, self.images = output, form, found, images
+        self.rules, self.settings = rules, settings
+        place = Path(os.path.abspath(output))  # noqa: PTH100, a name is needed, whatever `..` is in it
+        self.folder = place.with_name(f".{place.name}.importing")
         self.facts = Facts()
 
     def run(self, fingerprint: str, link: bool, on_image: Callable[[int, int], None] | None) -> ImportReport:
@@ -448,6 +459,8 @@ class _Work:
             with atomic_write(mark) as temporary:
                 temporary.write_text(fingerprint, encoding="utf-8")
             return set()
+        for path in self.folder.rglob(".*.tmp*"):  # that were being written
+            path.unlink()
         done: set[str] = set()
         log = self.folder / "progress.jsonl"
         whole = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
@@ -495,6 +508,12 @@ class _Work:
 
     def _publish(self) -> ImportReport:
         facts, space = self.facts, self.rules.space
+        if not facts.objects and not facts.pixels["ignored"]:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in facts.dropped.items())
+            raise DatasetError(
+                f"{printable(str(self.found.files[0]))}: none of the {len(self.images)} images has an object that can "
+                f"be drawn{f' ({reasons})' if reasons else ''}."
+            )
         images = {
             split: facts.numbers[f"images {split}"] for split in ("", *SPLITS) if facts.numbers[f"images {split}"]
         }
@@ -503,7 +522,7 @@ class _Work:
             {name: facts.objects[name] for name in space.names if facts.objects[name]},
             {name: facts.pixels[name] for name in (*space.names, "ignored") if facts.pixels[name]},
             facts.numbers["empty"], facts.numbers["overlapping"], facts.numbers["conflicting"], facts.numbers["crowds"],
-            facts.numbers["clipped"], dict(sorted(facts.dropped.items())), self.settings,
+            facts.numbers["clipped"], dict(sorted(facts.dropped.items())), dict(self.found.left_out), self.settings,
         )  # fmt: skip
         with atomic_write(self.folder / "classes.csv") as temporary:
             temporary.write_text(_class_list(space, self.rules.bits), encoding="utf-8")

@@ -60,9 +60,12 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
     )  # fmt: skip
     document = read_json(file)
     photos = Photos([options.photos] if options.photos else [file.parent / "images", file.parent])
-    images, labels = list[AnnotatedImage](), set[str]()
+    images, labels, without = list[AnnotatedImage](), set[str](), 0
     for task in document.items():
         regions = _regions(task)
+        if regions is None:
+            without += 1
+            continue
         size: tuple[int, int] | None = None
         for region in regions:
             labels |= {label for label in _labels(region) if label is not None}
@@ -75,12 +78,13 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
 
         images.append(AnnotatedImage(name, photo, task.place, objects, size))
     if not images:
-        raise document.wrong("there is no task")
-    return AnnotatedSet(dict.fromkeys(sorted(labels)), images, "list", "background", [file])
+        raise document.wrong(f"there is no annotated task, only {without} without annotation")
+    left_out = {"tasks without annotation": without} if without else {}
+    return AnnotatedSet(dict.fromkeys(sorted(labels)), images, "list", "background", [file], left_out)
 
 
-def _regions(task: Item) -> list[Item]:
-    """Return the regions of the annotation that counts; none if the task has no annotation."""
+def _regions(task: Item) -> list[Item] | None:
+    """Return the regions of the annotation that counts, or None if the task has no annotation."""
     best: tuple[tuple[bool, str, int], Item] | None = None
     for index, annotation in enumerate(task["annotations"].items()):
         cancelled, truth = annotation.get("was_cancelled"), annotation.get("ground_truth")
@@ -90,7 +94,7 @@ def _regions(task: Item) -> list[Item]:
         key = truth is not None and bool(truth.value), "" if changed is None else changed.text(), index
         if best is None or key > best[0]:
             best = key, annotation
-    return [] if best is None else list(best[1]["result"].items())
+    return None if best is None else list(best[1]["result"].items())
 
 
 def _photo_name(task: Item) -> str:

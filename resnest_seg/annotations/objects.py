@@ -7,7 +7,7 @@ spans [0, W] x [0, H]. Readers of formats whose vertices are pixel indices add o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -104,6 +104,7 @@ class AnnotatedSet:
         order: What is drawn on top.
         unlabelled: What pixels without an object are in this format: the class background, or ignored.
         files: The annotation files, whose change makes another data set.
+        left_out: Reason -> images that are not among them.
     """
 
     classes: dict[str, tuple[int, int, int] | None]
@@ -111,6 +112,7 @@ class AnnotatedSet:
     order: Order
     unlabelled: Literal["background", "ignore"]
     files: Sequence[Path]
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -343,8 +343,13 @@ def split_in(name: str) -> str | None:
 
 def walk(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """List the files below a folder with one of the suffixes (in lower case), without hidden ones, sorted."""
-    found = []
-    for parent, folders, files in os.walk(folder):
+    found, visited = list[Path](), set[str]()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in visited:  # a link back
+            folders.clear()
+            continue
+        visited.add(place)
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
         found += [Path(parent, name) for name in files if name.lower().endswith(tuple(suffixes)) and name[0] != "."]
     return sorted(found)

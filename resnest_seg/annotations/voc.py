@@ -52,7 +52,9 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
     table = _label_map(listing) if listing.is_file() else None
     names = list(table) if table is not None else list(options.names or NAMES)
     photos = Photos([options.photos] if options.photos else [folder / "JPEGImages", folder / "images", folder])
+    every = len(masks)
     splits = _splits(folder, masks)
+    left_out = {"masks that no list of ImageSets names": every - len(masks)} if every > len(masks) else {}
     images = []
     for name, mask in masks.items():
         photo, found = _photo(photos, name, mask)
@@ -64,7 +66,9 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
 
         images.append(AnnotatedImage(found, photo, printable(str(mask)), objects, None, splits.get(name)))
     colors = table if table is not None else dict.fromkeys(names)
-    return AnnotatedSet(dict(colors), images, "list", "ignore", [*masks.values(), *([listing] if table else [])])
+    return AnnotatedSet(
+        dict(colors), images, "list", "ignore", [*masks.values(), *([listing] if table else [])], left_out
+    )
 
 
 def _photo(photos: Photos, name: str, mask: Path) -> tuple[Path, str]:

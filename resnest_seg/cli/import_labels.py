@@ -11,6 +11,7 @@ after Ctrl-C, the same command goes on. Then: python tools/check_dataset.py --da
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from resnest_seg.cli.parsing.options import Parser
@@ -54,23 +55,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     from resnest_seg.data.folder import read_classes
     from resnest_seg.io.display import progress_bars
 
-    with progress_bars() as progress:
-        bar = progress.add_task("importing", total=None)
-        report = import_labels(
-            options.source,
-            options.output,
-            format=options.format,
-            photos=options.photos,
-            photos_as=options.photos_as,
-            crowd=options.crowd,
-            unlabelled=options.unlabelled,
-            overlap=options.overlap,
-            splits=options.split,
-            classes=None if options.classes is None else read_classes(options.classes),
-            field=options.field,
-            reduce_labels=options.reduce_labels,
-            on_image=lambda done, total: progress.update(bar, completed=done, total=total),
-        )
+    classes = None if options.classes is None else read_classes(options.classes)
+    try:
+        with progress_bars() as progress:
+            bar = progress.add_task("importing", total=None)
+            report = import_labels(
+                options.source,
+                options.output,
+                format=options.format,
+                photos=options.photos,
+                photos_as=options.photos_as,
+                crowd=options.crowd,
+                unlabelled=options.unlabelled,
+                overlap=options.overlap,
+                splits=options.split,
+                classes=classes,
+                field=options.field,
+                reduce_labels=options.reduce_labels,
+                on_image=lambda done, total: progress.update(bar, completed=done, total=total),
+            )
+    except KeyboardInterrupt:
+        print("the same command goes on where it was stopped", file=sys.stderr)
+        raise
     print("\n".join(report.lines()))
     print(f"written to {options.output}. Next: {command('check')} --dataset folder --data.root {options.output}")
     return 0

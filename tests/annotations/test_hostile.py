@@ -500,6 +500,10 @@ CASES = {
         ("ortho.tif.* is not an image|cannot read .*ortho.tif", content("ortho.tif", b"nothing")),
         ("holds no raster", lambda folder: (folder / "ortho.tif").unlink()),
         (
+            "a position is not on the map of .*ortho.tif: .*latitude",
+            edit("areas.geojson", ["features", 2, "geometry", "coordinates", 0, 1, 1], 255),
+        ),
+        (
             r"more than 8 geometries in each other",
             edit(
                 "areas.geojson",

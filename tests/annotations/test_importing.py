@@ -255,11 +255,14 @@ def test_the_result_is_all_or_nothing_and_resumes(tmp_path, monkeypatch):
     assert not Path("mine").exists()
     with open(".mine.importing/progress.jsonl", "a") as file:
         file.write('{"place": "5.p')  # a line that was being written
+    Path(".mine.importing/masks/.5.123.tmp.png").touch()  # and a file
     report = import_labels(source, "mine")
     assert drawn == ["0.png", "1.png", "2.png", "stop", "3.png", "4.png", "5.png"]
     monkeypatch.setattr(importing, "draw_labels", draw)
     fresh = import_labels(source, "fresh")
     assert report == fresh
+    assert {path.relative_to("mine") for path in Path("mine").rglob("*")} == {
+        path.relative_to("fresh") for path in Path("fresh").rglob("*")}  # fmt: skip
     for path in Path("fresh").rglob("*"):
         if path.is_file():
             assert path.read_bytes() == (Path("mine") / path.relative_to("fresh")).read_bytes()
