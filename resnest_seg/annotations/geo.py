@@ -193,12 +193,18 @@ def _polygons(geometry: Item, depth: int) -> Iterator[list[Ring]]:
         for inner in geometry["geometries"].items():
             yield from _polygons(inner, depth + 1)
     elif kind == "Polygon":
-        yield [_positions(ring) for ring in geometry["coordinates"].items()]
+        yield from _polygon(geometry["coordinates"])
     elif kind == "MultiPolygon":
         for polygon in geometry["coordinates"].items():
-            yield [_positions(ring) for ring in polygon.items()]
+            yield from _polygon(polygon)
     elif kind not in ("Point", "MultiPoint", "LineString", "MultiLineString"):
         raise geometry["type"].error("a geometry of GeoJSON")
+
+
+def _polygon(coordinates: Item) -> Iterator[list[Ring]]:
+    rings = [_positions(ring) for ring in coordinates.items()]
+    if rings:  # else it is GeoJSON's empty polygon
+        yield rings
 
 
 def _positions(ring: Item) -> Ring:

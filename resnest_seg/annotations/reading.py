@@ -260,7 +260,7 @@ def parse_xml(path: Path, start: Callable[[list[str], dict[str, str], int], None
     try:
         with open(path, "rb") as file:
             parser.ParseFile(file)
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError) as error:  # LookupError: an encoding that does not exist
         raise DatasetError(f"{name} is not valid XML: {error}.") from None
     except OSError as error:
         raise DatasetError(f"cannot read {name}: {error.strerror}.") from None

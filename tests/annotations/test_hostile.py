@@ -3,6 +3,7 @@
 import base64
 import functools
 import json
+import shutil
 import sqlite3
 import struct
 import zlib
@@ -574,6 +575,48 @@ def test_a_hostile_geopackage_is_one_clear_error(number, tmp_path, monkeypatch):
     for damage in damages:
         damage(folder)
     fails(folder, source, "geo", says, monkeypatch)
+
+
+ODD = [None, True, -1, 2**70, 1e300, -0.5, "", "../../x", [], {}, [[]], [None], [[1, 2]], {"a": 1}, "\0", "é" * 300]
+
+
+def places(value, path=()):
+    """Where the values of a document are."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, one in list(inner)[:8]:
+        yield from places(one, (*path, key))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [*SAMPLES, "geopackage"])
+def test_random_damage_is_an_error_of_the_data_or_harmless(form, tmp_path, monkeypatch):
+    """Odd values in JSON, and bytes that are changed, lost or doubled in any file: no other exception, nothing left."""
+    monkeypatch.chdir(tmp_path)
+    random, refused = np.random.default_rng(0), 0
+    for number in range(60):
+        folder = tmp_path / f"source{number}"
+        folder.mkdir()
+        source = geopackage(folder) if form == "geopackage" else SAMPLES[form](folder)
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".jpg", ".tif"))
+        path = files[random.integers(len(files))]
+        if path.suffix in (".json", ".geojson") and random.random() < 0.8:
+            where = [place for place in places(json.loads(path.read_text())) if place]
+            edit(path.name, where[random.integers(len(where))], ODD[random.integers(len(ODD))])(path.parent)
+        else:
+            data = bytearray(path.read_bytes())
+            for _ in range(random.integers(1, 6)):
+                at, size = random.integers(len(data)), random.integers(1, 30)
+                new = (bytes([random.integers(256)]), b"", 2 * bytes(data[at : at + size]))[random.integers(3)]
+                data[at : at + size] = new
+            path.write_bytes(data)
+        try:
+            import_labels(source, "mine", format="geo" if form == "geopackage" else form)
+            shutil.rmtree("mine")
+        except DatasetError:
+            refused += 1
+        assert not [one for one in tmp_path.iterdir() if not one.name.startswith("source")]
+    assert refused > 20
 
 
 def test_every_importer_has_ten_cases_and_every_sample_is_whole_without_them(tmp_path):
