@@ -153,8 +153,7 @@ def _rectangle(points: Ring) -> Sequence[Part]:
 
 def _circle(points: Ring) -> Sequence[Part]:
     (x, y), edge = points
-    radius = float(np.hypot(*(edge - points[0])))
-    return _polygon(ellipse(x, y, radius, radius))
+    return _disc(x, y, float(np.hypot(*(edge - points[0]))))
 
 
 def _line(points: Ring) -> Sequence[Part]:
@@ -168,7 +167,11 @@ def _line(points: Ring) -> Sequence[Part]:
 
 
 def _point(points: Ring) -> Sequence[Part]:
-    return _polygon(ellipse(float(points[0, 0]), float(points[0, 1]), POINT_RADIUS, POINT_RADIUS))
+    return _disc(float(points[0, 0]), float(points[0, 1]), POINT_RADIUS)
+
+
+def _disc(x: float, y: float, radius: float) -> Sequence[Part]:
+    return [Rings((ellipse(x, y, radius + 0.5, radius + 0.5),))]  # with the pixels of its border
 
 
 _DRAWN = {
