@@ -237,8 +237,8 @@ def test_label_studio_has_ellipses_turned_boxes_bit_masks_and_several_annotation
 def test_supervisely_has_splits_and_lines():
     samples.supervisely(SOURCE)
     (SOURCE / "ds").rename(SOURCE / "training")
-    change(SOURCE / "training/ann/a.png.json", lambda content: content["objects"].append(
-        {"classTitle": "car", "geometryType": "line", "points": {"exterior": [[0, 0], [5, 5]], "interior": []}}))  # fmt: skip
+    line = {"classTitle": "car", "geometryType": "line", "points": {"exterior": [[0, 0], [5, 5]], "interior": []}}
+    change(SOURCE / "training/ann/a.png.json", lambda content: content["objects"].append(line))
     report = import_labels(SOURCE, "mine")
     assert report.images == {"train": 1}
     assert report.dropped == {"a line": 1}
@@ -347,6 +347,6 @@ def test_photos_are_never_looked_up_outside_of_their_folders(tmp_path):
 
 
 def test_splits_in_names():
-    assert [split_in(name) for name in ("instances_val2017", "train-00000-of-00001", "valid", "training", "test_b")] == [
-        "val", "train", "val", "train", "test"]  # fmt: skip
+    names = ("instances_val2017", "train-00000-of-00001", "valid", "training", "test_b")
+    assert [split_in(name) for name in names] == ["val", "train", "val", "train", "test"]
     assert [split_in(name) for name in ("", "trainval", "contest", "train_val")] == [None] * 4
