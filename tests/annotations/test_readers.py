@@ -327,7 +327,7 @@ def test_rasters_without_a_reference_system_beside_those_with_one_are_named():
 def test_photos_are_never_looked_up_outside_of_their_folders(tmp_path):
     inside = samples.photo(tmp_path / "photos" / "sub" / "a.png")
     samples.photo(tmp_path / "secret.png", seed=5)
-    photos = Photos([tmp_path / "photos"])
+    photos = Photos([tmp_path / "photos"], below=tmp_path / "photos")
     for name in ("sub/a.png", "/data/sub/a.png", "C:\\images\\sub\\a.png", "..\\x\\sub\\a.png", "a.png", "sub%2Fa.png",
                  "0123abcd-a.png"):  # fmt: skip
         assert photos.find(name, "x") == (inside, "sub/a.png")
@@ -343,6 +343,8 @@ def test_photos_are_never_looked_up_outside_of_their_folders(tmp_path):
             photos.find(name, "x")
     samples.photo(tmp_path / "photos" / "other" / "a.png")
     with pytest.raises(DatasetError, match="2 files are called so"):
+        Photos([tmp_path / "photos"], below=tmp_path / "photos").find("a.png", "x")
+    with pytest.raises(DatasetError, match="which is not below"):  # the user named no folder
         Photos([tmp_path / "photos"]).find("a.png", "x")
 
 
