@@ -100,6 +100,15 @@ def test_yolo_lists_of_photos_and_masks_of_the_semantic_task():
     assert np.array_equal(mask(output="semantic"), np.where(scene() == 0, 255, scene() - 1))
 
 
+@pytest.mark.parametrize("rule", ["background", "ignore"])
+def test_yolo_boxes_alone_are_no_labels(rule):
+    samples.yolo(SOURCE)
+    (SOURCE / "labels/train/a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(DatasetError, match=r"data.yaml: none of the 1 images has an object .*1 only a box"):
+        import_labels(SOURCE, "mine", unlabelled=rule)
+    assert not Path("mine").exists()
+
+
 def test_yolo_draws_the_smaller_on_top_and_a_photo_without_a_file_is_background():
     samples.yolo(SOURCE)
     samples.photo(SOURCE / "images/train/b.png", seed=3)
