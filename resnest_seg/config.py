@@ -18,12 +18,13 @@ import yaml
 from resnest_seg.config_types import Kind, shown, within
 from resnest_seg.errors import ConfigError, unknown_name, unknown_option
 from resnest_seg.files import find_config
+from resnest_seg.labels import TASKS
 from resnest_seg.yaml_files import load_yaml
 
 LOSSES = ("cross_entropy", "ohem", "dice", "focal", "lovasz", "tversky")
 """Names in `train.loss`."""
 
-CLASS_WEIGHTS = ("none", "median_frequency", "effective_number")
+CLASS_WEIGHTS = ("none", "median_frequency", "effective_number", "balanced")
 """Values of `train.class_weights`."""
 
 CUSTOM = "custom"
@@ -66,6 +67,29 @@ def _check_loss(train: TrainConfig) -> None:
         for key, given in (("class_weights", weights != "none"), ("label_smoothing", train.label_smoothing)):
             if given:
                 raise ConfigError(f"train.{key} belongs to cross_entropy and ohem, and train.loss is {train.loss}.")
+
+
+def _check_task(config: RunConfig) -> None:
+    """Refuse options that the task cannot have."""
+    task, data, train = config.model.task, config.data, config.train
+    if task not in TASKS:
+        raise unknown_name("model.task", task, TASKS)
+    if data.positive is not None and task != "binary":
+        raise ConfigError(f"data.positive names the object of a binary task, and model.task is {task}.")
+    if task == "multiclass":
+        if train.class_weights == "balanced" or train.pos_weight != 1:
+            key = "class_weights balanced" if train.class_weights == "balanced" else "pos_weight"
+            raise ConfigError(f"train.{key} is for model.task binary and multilabel, not {task}.")
+        return
+    if "ohem" in loss_names(train.loss) or train.label_smoothing:
+        key = "label_smoothing" if train.label_smoothing else "loss ohem"
+        raise ConfigError(f"train.{key} is for model.task multiclass, not {task}.")
+    if train.class_weights not in ("none", "balanced"):
+        raise ConfigError(f"train.class_weights {train.class_weights} is for model.task multiclass: use balanced.")
+    if task == "multilabel":
+        for key, given in (("class_mix", data.class_mix), ("rare_class", data.rare_class)):
+            if given:
+                raise ConfigError(f"data.{key} needs one class a pixel, and model.task is multilabel: leave it out.")
 
 
 def loss_names(text: str) -> tuple[str, ...]:
@@ -121,6 +145,9 @@ class ModelConfig:
     """Rectification of padded convolutions at the border: none, rectify or rectify_avg; weights have equal shapes."""
     checkpointing: bool = False
     """Activation checkpointing: keep only the blocks' inputs and recompute the rest; less memory, more time."""
+    task: str = "multiclass"
+    """Task: multiclass (one of K classes a pixel), binary (an object or background: one logit) or multilabel (any of K
+    labels a pixel, from 16-bit masks of bits)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +159,8 @@ class DataConfig:
     root: str | None = None
     """Folder or zip file of the data set; null for $RESNEST_SEG_DATA/<dataset>, or datasets/<dataset> if that is not
     set."""
+    positive: str | None = None
+    """For model.task binary: the classes, separated by commas, that are the object; null where masks are binary."""
     classes: str | None = None
     """For folder: the class list, a CSV or YAML file of names, ids and colours; null takes classes.csv in the folder,
     or infers the classes from the masks."""
@@ -251,10 +280,14 @@ class TrainConfig(LoopConfig):
 
     loss: str = "cross_entropy"
     """Loss, or several joined by + and added up: cross_entropy; ohem (cross-entropy of hard pixels); and dice, focal,
-    lovasz, tversky, which need the memory of full-size logits."""
+    lovasz, tversky, which need the memory of full-size logits. For model.task binary and multilabel, cross_entropy is
+    the binary one of every label, and ohem does not exist."""
     class_weights: str = "none"
     """Weights of the classes in cross_entropy and ohem, from the training masks: none, median_frequency or
-    effective_number (both need a pass over all masks)."""
+    effective_number (both need a pass over all masks); for model.task binary and multilabel balanced, which makes the
+    pixels with and without a label weigh the same."""
+    pos_weight: float = within(1.0, 0, 1e6, above=True)
+    """For model.task binary and multilabel: weight of the pixels that have a label in the cross-entropy."""
     label_smoothing: float = within(0.0, 0, 1, below=True)
     """Share of the target that cross_entropy and ohem spread over all classes."""
     ohem_threshold: float = within(0.7, 0, 1)
@@ -337,6 +370,7 @@ class RunConfig(NestedConfig):
         if high < low:
             raise ConfigError(f"data.scale_max ({high}) is below data.scale_min ({low}).")
         _check_loss(self.train)
+        _check_task(self)
 
 
 AUGMENTS = ("none", "auto", "rand")

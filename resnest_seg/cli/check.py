@@ -17,6 +17,7 @@ from resnest_seg.config import COUNT, DataConfig
 from resnest_seg.config_types import check_option
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.files import check_output_file
+from resnest_seg.labels import TASKS
 
 if TYPE_CHECKING:
     from resnest_seg.data.datasets import SegmentationDataset
@@ -29,6 +30,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = Parser("check", description=__doc__.splitlines()[0])
     add_dataset(parser, default="with --checkpoint, the one trained on", splits=False)
+    parser.add_argument("--model.task", dest="task", choices=TASKS, default="multiclass", help="task of the masks "
+                        "(default: with --checkpoint its own, else multiclass)")  # fmt: skip
     extra = ": check the data set that it was trained on, or another one with its classes"
     add_checkpoint(parser, exported=False, required=False, extra=extra)
     parser.add_argument(
@@ -61,7 +64,15 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
                 found.append(open_dataset(options, trained, space, name=name, split=split, allow_missing=True))
             else:
                 found.append(
-                    build_dataset(name, root=options.root, split=split, classes=options.classes, allow_missing=True)
+                    build_dataset(
+                        name,
+                        root=options.root,
+                        split=split,
+                        classes=options.classes,
+                        allow_missing=True,
+                        task=options.task,
+                        positive=options.positive,
+                    )
                 )
         except DatasetError as error:
             if not found:

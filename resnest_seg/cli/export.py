@@ -61,7 +61,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument("--pixels", choices=("uint8", "float32"), default="uint8", help="type of the images, RGB 0..255 "
                       "in either case (default: uint8)")  # fmt: skip
     what.add_argument("--layout", choices=("nchw", "nhwc"), default="nchw", help="default: nchw")
-    what.add_argument("--result", choices=("logits", "softmax", "labels"), default="logits", help="default: logits")
+    what.add_argument("--result", choices=("logits", "softmax", "sigmoid", "labels"), default="logits",
+                      help="sigmoid is for binary and multi-label models (default: logits)")  # fmt: skip
     how = parser.add_argument_group("precision")
     how.add_argument("--half", action="store_true", help="weights and arithmetic in half precision")
     how.add_argument("--int8", action="store_true", help="8-bit integers, calibrated on training images; not for torch")

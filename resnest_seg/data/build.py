@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from resnest_seg.config import CUSTOM, DataConfig
-from resnest_seg.data.datasets import ADE20K, DATA_ROOT_VARIABLE, CamVid, Cityscapes, SegmentationDataset
+from resnest_seg.data.datasets import ADE20K, DATA_ROOT_VARIABLE, CamVid, Cityscapes, Sample, SegmentationDataset
 from resnest_seg.data.folder import FolderDataset
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
-from resnest_seg.labels import LabelSpace
+from resnest_seg.labels import TASKS, LabelSpace
 
 DATASETS: dict[str, Callable[[Path, str, str | LabelSpace | None, bool], SegmentationDataset]] = {
     # (root, split, class list or classes, allow missing masks)
@@ -35,6 +39,8 @@ def build_dataset(
     split: str = "train",
     classes: str | LabelSpace | None = None,
     allow_missing: bool = False,
+    task: str = "multiclass",
+    positive: str | None = None,
 ) -> SegmentationDataset:
     """Open a data set by name.
 
@@ -44,9 +50,12 @@ def build_dataset(
         split: "train", "val" or "test", if the data set has it.
         classes: The class list of "folder", if it is outside the folder, or its classes.
         allow_missing: Raise for a missing mask when its sample is read, not here; for tools that list all of them.
+        task: One of `resnest_seg.labels.TASKS`. A folder has masks of that task, unless `positive` is given; of other
+            data sets, every class becomes a label of a multi-label task.
+        positive: Names of classes, separated by commas, that are the object of a binary task.
 
     Raises:
-        ConfigError: Unknown name.
+        ConfigError: Unknown name, task or class; or a binary task on a data set of several classes without `positive`.
         DatasetError: The data set is missing or incomplete, or the split is unknown.
     """
     if name == CUSTOM:
@@ -56,10 +65,73 @@ def build_dataset(
         )
     if name not in DATASETS:
         raise unknown_name("data set", name, DATASETS)
-    return DATASETS[name](data_root(name, root), split, classes, allow_missing)
+    if task not in TASKS:
+        raise unknown_name("task", task, TASKS)
+    place = data_root(name, root)
+    if name == "folder" and task != "multiclass" and positive is None:
+        return FolderDataset(place, split, classes=classes, allow_missing=allow_missing, task=task)
+    if isinstance(classes, LabelSpace) and classes.task != "multiclass":
+        classes = None  # those of the view, which the data set below does not have
+    return with_task(DATASETS[name](place, split, classes, allow_missing), task, positive)
 
 
-def dataset_for(data: DataConfig, split: str) -> SegmentationDataset:
+class TaskView(SegmentationDataset):
+    """A data set of K classes a pixel as one of another task.
+
+    Args:
+        inner: The data set.
+        task: "binary" or "multilabel".
+        positive: Names of the classes that are the object of a binary task.
+
+    Attributes:
+        inner: The data set.
+
+    Raises:
+        ConfigError: Unknown class, or none or all classes are the object.
+    """
+
+    def __init__(self, inner: SegmentationDataset, task: str, positive: Sequence[str] = ()) -> None:
+        self.inner, self.split = inner, inner.split
+        self.label_space = inner.label_space.for_task(task, positive=positive)
+        chosen = set(positive)
+        values = [name in chosen if task == "binary" else 1 << k for k, name in enumerate(inner.label_space.names)]
+        self._table = np.full(256, self.label_space.ignore_value, np.uint8 if task == "binary" else np.uint16)
+        self._table[: len(values)] = values
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def identity(self) -> str:
+        """Return a hash of the data set and of the new label space."""
+        return hashlib.sha256(f"{super().identity()} {self.inner.identity()}".encode()).hexdigest()
+
+    def sample_name(self, index: int) -> str:
+        """The name that the sample has in the data set."""
+        return self.inner.sample_name(index)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.inner[index]
+        return sample._replace(labels=self._table[sample.labels])
+
+
+def with_task(dataset: SegmentationDataset, task: str, positive: str | None = None) -> SegmentationDataset:
+    """Return a data set as one of a task, see `build_dataset`."""
+    if task == "multiclass":
+        return dataset
+    if task == "multilabel":
+        return TaskView(dataset, task)
+    names = dataset.label_space.names
+    if positive is None and len(names) != 2:
+        raise ConfigError(
+            f"model.task binary: which of the {len(names)} classes of {dataset.label_space.name} are the object? Name "
+            f"them: --data.positive {shlex.quote(names[-1])}. The classes: {', '.join(names[:12])}"
+            f"{', ...' if len(names) > 12 else ''}."
+        )
+    chosen = names[1:] if positive is None else tuple(name.strip() for name in positive.split(","))
+    return TaskView(dataset, task, chosen)
+
+
+def dataset_for(data: DataConfig, split: str, *, task: str = "multiclass") -> SegmentationDataset:
     """Open a split of the data set that a config names; see `build_dataset` for the errors.
 
     Raises:
@@ -71,4 +143,6 @@ def dataset_for(data: DataConfig, split: str) -> SegmentationDataset:
                 f"{key} '{printable(path)}' has bytes that are not UTF-8, which the run's config.yaml cannot hold: "
                 "give it a link with a plain name (ln -s) and pass that."
             )
-    return build_dataset(data.dataset, root=data.root, split=split, classes=data.classes)
+    return build_dataset(
+        data.dataset, root=data.root, split=split, classes=data.classes, task=task, positive=data.positive
+    )

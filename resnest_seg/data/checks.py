@@ -141,13 +141,24 @@ def diagnose(
     space = splits[0].label_space
     labels = {split: np.stack([fact.labels for fact in seen]) for split, seen in facts.items()}
     first = labels[splits[0].split][:, :-1]
+    pixels = {split: sum(fact.labelled for fact in seen) for split, seen in facts.items()}
     return Diagnosis(
         dataset=space.name,
         classes=space.names,
         samples={split: len(seen) for split, seen in facts.items()},
         findings=tuple(sorted(findings, key=lambda finding: finding.severity)),
-        shares={split: class_shares(counts[:, :-1]).tolist() for split, counts in labels.items()},
-        ignored={split: float(counts[:, -1].sum() / max(counts.sum(), 1)) for split, counts in labels.items()},
+        shares={
+            split: (
+                counts[:, :-1].sum(axis=0) / max(pixels[split], 1)
+                if space.task == "multilabel"  # whose labels overlap
+                else class_shares(counts[:, :-1])
+            ).tolist()
+            for split, counts in labels.items()
+        },
+        ignored={
+            split: float(counts[:, -1].sum() / max(counts[:, -1].sum() + pixels[split], 1))
+            for split, counts in labels.items()
+        },
         histogram={split: _histogram(seen) for split, seen in facts.items()},
         sizes={split: _sizes(seen) for split, seen in facts.items()},
         median_frequency=[round(float(value), 6) for value in median_frequency_weights(first)],
@@ -272,16 +283,16 @@ def _findings_of_split(dataset: SegmentationDataset, seen: Sequence[SampleFacts]
         more = f" ({len(broken)} such files in {dataset.split})" if len(broken) > 1 else ""
         findings.append(Finding("error", kind, f"{broken[0].problem}{more}", files))
     good = [fact for fact in seen if fact.problem is None]
-    if good and not any(fact.labels[:-1].any() for fact in good):
+    if good and not any(fact.labelled for fact in good):
         severity = "warning" if dataset.split == "test" else "error"
         message = f"no pixel of the {dataset.split} split has a label: everything is ignored."
         findings.append(Finding(severity, "nothing labelled", message, tuple(fact.mask for fact in good[:8])))
     else:
-        empty = tuple(fact.mask for fact in good if not fact.labels[:-1].any())
+        empty = tuple(fact.mask for fact in good if not fact.labelled)
         if empty:
             message = f"{len(empty)} masks of {dataset.split} have no labelled pixel. The first: {empty[0]}."
             findings.append(Finding("warning", "mask without labels", message, empty))
-    findings += _train_ids(dataset, good)
+    findings += _train_ids(dataset, good) + _without_positives(dataset, good)
     if good:
         pixels = sum(fact.size[0] * fact.size[1] for fact in good)
         classes = np.sum([fact.labels[:-1] for fact in good], axis=0)
@@ -316,6 +327,21 @@ def _findings_of_split(dataset: SegmentationDataset, seen: Sequence[SampleFacts]
         )
         findings.append(Finding("warning", "class without pixels", message))
     return findings
+
+
+def _without_positives(dataset: SegmentationDataset, good: Sequence[SampleFacts]) -> list[Finding]:
+    """Find masks that show nothing: no object of a binary task, no label of a multi-label task."""
+    task = dataset.label_space.task
+    if task == "multiclass":
+        return []
+    first = 1 if task == "binary" else 0
+    empty = tuple(fact.mask for fact in good if fact.labelled and not fact.labels[first:-1].any())
+    if not empty:
+        return []
+    what = f"without {dataset.label_space.names[1]}" if task == "binary" else "without any label"
+    share = 100 * len(empty) / len(good)
+    message = f"{len(empty)} of {len(good)} masks of {dataset.split} ({share:.0f} %) are {what}. The first: {empty[0]}."
+    return [Finding("warning", "mask without positive pixels", message, empty)]
 
 
 def _suspicions(dataset: SegmentationDataset, raw: NDArray[np.int64]) -> list[Finding]:

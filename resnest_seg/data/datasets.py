@@ -8,7 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from resnest_seg.data.storage import FolderSource, Source, base_of, open_source
 from resnest_seg.errors import DatasetError, command, unknown_name
 from resnest_seg.io.images import IMAGE_SUFFIXES, decode_image
-from resnest_seg.io.masks import decode_mask, mask_palette
+from resnest_seg.io.masks import decode_bits, decode_mask, mask_palette
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
 
 
@@ -25,12 +25,12 @@ class Sample(NamedTuple):
 
     Attributes:
         image: RGB, uint8 [H, W, 3].
-        labels: Train ids, uint8 [H, W], 0..K-1 or `IGNORE_LABEL`.
+        labels: Train ids, uint8 [H, W], 0..K-1 or `IGNORE_LABEL`; of a multi-label task bits, uint16 [H, W].
         name: The photo's path, or the synthetic scene's number, for messages.
     """
 
     image: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
+    labels: NDArray[Any]
     name: str
 
 
@@ -146,19 +146,28 @@ class PairedFiles(SegmentationDataset):
         where = self.source.locate(image_name)
         image = decode_image(self.source.read(image_name), where)
         if mask_name is None:
-            return Sample(image, np.full(image.shape[:2], IGNORE_LABEL, np.uint8), where)
+            return Sample(image, self.nothing_labelled(image.shape[:2]), where)
         raw = self.read_mask(mask_name)
         if image.shape[:2] != raw.shape[:2]:
             raise DatasetError(self.size_problem(index, image, raw))
         return Sample(image, self.encode(mask_name, raw), where)
 
-    def read_mask(self, name: str) -> NDArray[np.uint8]:
+    def nothing_labelled(self, size: tuple[int, ...]) -> NDArray[Any]:
+        """Labels [H, W] of a photo without a mask: all pixels are ignored."""
+        kind = np.uint16 if self.label_space.task == "multilabel" else np.uint8
+        return np.full(size, self.label_space.ignore_value, kind)
+
+    def read_mask(self, name: str) -> NDArray[Any]:
         """Read a mask, uint8: ids [H, W], or colours [H, W, 3], also of a palette with the classes' colours.
+
+        Of a multi-label task, bits, uint16 [H, W].
 
         Raises:
             DatasetError: The file is missing, corrupt or not a mask.
         """
         data = self.source.read(name)
+        if self.label_space.task == "multilabel":
+            return decode_bits(data, self.source.locate(name))
         raw = decode_mask(data, self.source.locate(name))
         palette = mask_palette(data) if self.palettes and raw.ndim == 2 else None
         if palette is None:
@@ -170,8 +179,8 @@ class PairedFiles(SegmentationDataset):
         meant = any(by_id.get(int(index)) != color for index, color in zip(used, painted, strict=True))
         return palette[raw] if meant and all(color in known for color in painted) else raw
 
-    def encode(self, name: str, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Convert a mask of ids or colours to train ids [H, W].
+    def encode(self, name: str, raw: NDArray[Any]) -> NDArray[Any]:
+        """Convert a mask of ids, colours or bits to labels [H, W].
 
         Raises:
             DatasetError: An id or colour is not in the label space, or colours are not accepted; names the mask.
@@ -184,7 +193,7 @@ class PairedFiles(SegmentationDataset):
         except DatasetError as error:
             raise DatasetError(f"{where}: {error}.") from None
 
-    def size_problem(self, index: int, image: NDArray[np.uint8], raw: NDArray[np.uint8]) -> str:
+    def size_problem(self, index: int, image: NDArray[np.uint8], raw: NDArray[Any]) -> str:
         """Describe the problem if mask and photo differ in size; None if they agree."""
         image_name, mask_name = self.pairs[index]
         photo, mask = self.source.locate(image_name), self.source.locate(str(mask_name))

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import codecs
 import csv
+import dataclasses
 import hashlib
 import io
 import reprlib
+import shlex
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -20,10 +22,10 @@ from numpy.typing import NDArray
 
 from resnest_seg.data.datasets import PairedFiles
 from resnest_seg.data.storage import Source, base_of, open_source
-from resnest_seg.errors import DatasetError, printable, unknown_name
+from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
 from resnest_seg.io.images import IMAGE_SUFFIXES
-from resnest_seg.io.masks import decode_mask, mask_palette
-from resnest_seg.labels import IGNORE_LABEL, LabelSpace, is_class_name
+from resnest_seg.io.masks import decode_bits, decode_mask, mask_palette
+from resnest_seg.labels import IGNORE_LABEL, MULTILABEL_IGNORE, LabelSpace, is_class_name
 from resnest_seg.yaml_files import load_yaml
 
 COLUMNS = ("name", "id", "red", "green", "blue", "ignore")
@@ -82,16 +84,20 @@ def csv_lines(rows: Iterable[tuple[str, int]]) -> str:
     return lines.getvalue().rstrip().replace("\n", "\n    ")
 
 
-def infer_classes(masks: Iterable[NDArray[np.uint8]], *, name: str = "custom") -> LabelSpace:
+def infer_classes(masks: Iterable[NDArray[Any]], *, name: str = "custom", task: str = "multiclass") -> LabelSpace:
     """Infer the label space of masks: every id but 255, or every colour, in ascending order.
 
     Args:
         masks: Masks of ids [H, W] or of colours [H, W, 3], all of one kind.
         name: Name of the label space.
+        task: Of "binary" masks, background and object are 0 and 1, of which 255 is ignored, or 0 and 255, or black and
+            another colour. Masks of a "multilabel" task are bits, uint16 [H, W]; every bit that occurs is a label.
 
     Raises:
-        DatasetError: There is no mask, masks of both kinds, or more than 253 classes.
+        DatasetError: There is no mask, masks of both kinds, or more than 253 classes; or the masks do not fit the task.
     """
+    if task == "multilabel":
+        return _infer_labels(masks, name)
     ids, colors = np.zeros(256, bool), set[tuple[int, int, int]]()
     for mask in masks:
         if mask.ndim == 2:
@@ -104,6 +110,8 @@ def infer_classes(masks: Iterable[NDArray[np.uint8]], *, name: str = "custom") -
                     "the masks hold more than 253 colours: these are not classes (JPEG blurs colours). Give a list "
                     "of classes with data.classes."
                 )
+    if task == "binary":
+        return _infer_object(np.flatnonzero(ids).tolist(), sorted(colors), name)
     _refuse_brightness(np.flatnonzero(ids))
     ids[IGNORE_LABEL] = False
     if colors and ids.any():
@@ -117,6 +125,39 @@ def infer_classes(masks: Iterable[NDArray[np.uint8]], *, name: str = "custom") -
         raise DatasetError("the masks hold no class: every pixel is 255, or there is no mask.")
     space = LabelSpace.numbered(len(raw), names=[f"class {value}" for value in raw], name=name)
     return LabelSpace(name, space.names, space.colors, tuple(raw), (IGNORE_LABEL,))
+
+
+def _infer_object(ids: Sequence[int], colors: Sequence[tuple[int, int, int]], name: str) -> LabelSpace:
+    """Infer the label space of all binary masks of a data set from the ids or the colours that occur."""
+    names = ("background", "object")
+    palette = ((0, 0, 0), (220, 20, 60))
+    if colors and not ids and len(colors) == 2 and colors[0] == (0, 0, 0):
+        return LabelSpace(name, names, (colors[0], colors[1]), (0, 1), (IGNORE_LABEL,), task="binary")
+    if not colors and set(ids) <= {0, IGNORE_LABEL} and IGNORE_LABEL in ids:
+        return LabelSpace(name, names, palette, (0, IGNORE_LABEL), task="binary")
+    if not colors and set(ids) <= {0, 1, IGNORE_LABEL} and ids:
+        return LabelSpace(name, names, palette, (0, 1), (IGNORE_LABEL,), task="binary")
+    seen = f"the colours {', '.join(map(str, colors[:6]))}" if colors else f"the ids {', '.join(map(str, ids[:12]))}"
+    raise DatasetError(
+        f"model.task binary: masks hold 0 and 1 (and 255, ignored), or 0 and 255, and these hold "
+        f"{seen if colors or ids else 'nothing'}. Of more classes, name the object: --data.positive 'class 1'"
+    )
+
+
+def _infer_labels(masks: Iterable[NDArray[Any]], name: str) -> LabelSpace:
+    """Infer the label space of multi-label masks: as many labels as the highest bit that occurs says."""
+    every, count = 0, 0
+    for mask in masks:
+        bits = mask[mask < MULTILABEL_IGNORE]
+        every, count = every | int(np.bitwise_or.reduce(bits, axis=None)) if bits.size else every, count + 1
+    if not every:
+        raise DatasetError(
+            f"model.task multilabel: the {count} masks hold no label. They are 16-bit images, of which bit k says that "
+            f"label k is present, and {MULTILABEL_IGNORE} marks ignored pixels."
+        )
+    known = every.bit_length()
+    names = [f"label {label}" for label in range(known)]
+    return LabelSpace(name, tuple(names), LabelSpace.numbered(known).colors, tuple(range(known)), task="multilabel")
 
 
 def _refuse_brightness(ids: NDArray[np.intp]) -> None:
@@ -304,6 +345,8 @@ class FolderDataset(PairedFiles):
         split: "train", "val" or "test".
         classes: The class list, if it is outside `root`, or the classes themselves.
         allow_missing: Raise for a missing mask when its sample is read, not here; for tools that list all of them.
+        task: The task of the masks, one of `resnest_seg.labels.TASKS`, see `infer_classes`. A class list of a binary
+            task has two classes, the object last; of a multi-label task, up to 15 with the ids 0, 1, ... of their bits.
 
     Attributes:
         listed: True if there is a class list; else the classes are inferred from the masks.
@@ -321,6 +364,7 @@ class FolderDataset(PairedFiles):
         *,
         classes: str | Path | LabelSpace | None = None,
         allow_missing: bool = False,
+        task: str = "multiclass",
     ) -> None:
         if split not in SPLITS:
             raise DatasetError(str(unknown_name("split", split, SPLITS)))
@@ -333,7 +377,9 @@ class FolderDataset(PairedFiles):
                     f"no {folder} found: {source.locate(folder)} is missing or holds no image "
                     f"({', '.join(IMAGE_SUFFIXES)}). A data set of your own needs the folders images and masks."
                 )
-        space, names_255 = _folder_label_space(source, base, masks, classes, lenient=allow_missing)
+        space, names_255 = _folder_label_space(source, base, masks, classes, lenient=allow_missing, task=task)
+        if space.task != task:
+            space = _listed_for(space, task)
         self.listed, self.assumes_ignored = names_255 is not None, names_255 is False
         chosen = _split(source, base, sorted(photos), split)
         pairs = [(photos[name], masks.get(name, f"{base}masks/{name}.png")) for name in chosen]
@@ -348,6 +394,24 @@ class FolderDataset(PairedFiles):
             masks=[mask for _, mask in pairs] + orphans,
             allow_missing=allow_missing,
         )
+
+
+def _listed_for(space: LabelSpace, task: str) -> LabelSpace:
+    """The classes of a list as those of a task.
+
+    Raises:
+        DatasetError: The list does not fit the task.
+    """
+    if task == "binary" and len(space) != 2:
+        raise DatasetError(
+            f"model.task binary: the class list has {len(space)} classes ({', '.join(space.names[:6])}), and a binary "
+            f"task has two, the object last. Of more, name the object: --data.positive {shlex.quote(space.names[-1])}"
+        )
+    try:
+        ignored = () if task == "multilabel" else space.ignored_raw_ids
+        return dataclasses.replace(space, task=task, ignored_raw_ids=ignored)
+    except ConfigError as error:
+        raise DatasetError(f"model.task {task}: the class list does not fit: {error}") from None
 
 
 def lists_classes(root: str | Path) -> bool:
@@ -432,7 +496,13 @@ def _hash_share(name: str) -> float:
 
 
 def _folder_label_space(
-    source: Source, base: str, masks: Mapping[str, str], classes: str | Path | LabelSpace | None, *, lenient: bool
+    source: Source,
+    base: str,
+    masks: Mapping[str, str],
+    classes: str | Path | LabelSpace | None,
+    *,
+    lenient: bool,
+    task: str,
 ) -> tuple[LabelSpace, bool | None]:
     """Return the classes, and True if their list mentions 255; None in its stead if they are inferred."""
     if isinstance(classes, LabelSpace):
@@ -447,18 +517,18 @@ def _folder_label_space(
 
     refused: list[DatasetError] = []
 
-    def contents() -> Iterator[NDArray[np.uint8]]:
+    def contents() -> Iterator[NDArray[Any]]:
         painted: dict[int, tuple[str, list[int]]] = {}
         for name in masks.values():
             try:
                 data = source.read(name)
-                mask = decode_mask(data, source.locate(name))
+                mask = (decode_bits if task == "multilabel" else decode_mask)(data, source.locate(name))
             except DatasetError as error:
                 if not lenient:
                     raise
                 refused.append(error)  # a scan of the data set reports it
                 continue
-            palette = mask_palette(data) if mask.ndim == 2 else None
+            palette = mask_palette(data) if mask.ndim == 2 and task == "multiclass" else None
             for index in np.unique(mask).tolist() if palette is not None else ():
                 assert palette is not None
                 first, color = painted.setdefault(index, (name, palette[index].tolist()))
@@ -470,7 +540,7 @@ def _folder_label_space(
             yield mask
 
     try:
-        return infer_classes(contents(), name="folder"), None
+        return infer_classes(contents(), name="folder", task=task), None
     except DatasetError:
         if len(refused) < len(masks):
             raise

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from resnest_seg.config import DataConfig
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.io.resize import canvas_size, long_edge_size
-from resnest_seg.labels import IGNORE_LABEL
+from resnest_seg.labels import IGNORE_LABEL, MULTILABEL_IGNORE
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it queries the network for a newer release
 
@@ -53,30 +53,35 @@ def resize_like_pil(image: Pixels, labels: Pixels, size: tuple[int, int]) -> Pai
         smaller = F.interpolate(channels_last, size=size, mode="bilinear", antialias=True)[0]
         resized = smaller.permute(1, 2, 0).contiguous().numpy()
     nearest = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    return resized, nearest.astype(np.uint8, copy=False)
+    return resized, nearest.astype(labels.dtype, copy=False)
 
 
 def resize_like_opencv(image: Pixels, labels: Pixels, size: tuple[int, int]) -> Pair:
     """Resize to (H, W) as mmsegmentation does: OpenCV's bilinear; nearest for labels."""
     resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     nearest = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
-    return resized.astype(np.uint8, copy=False), nearest.astype(np.uint8, copy=False)
+    return resized.astype(np.uint8, copy=False), nearest.astype(labels.dtype, copy=False)
+
+
+def _ignore_value(labels: Pixels) -> int:
+    """The value of ignored pixels: of train ids, or of multi-label bits, uint16."""
+    return IGNORE_LABEL if labels.dtype == np.uint8 else MULTILABEL_IGNORE
 
 
 def pad_to(image: Pixels, labels: Pixels, size: tuple[int, int], *, color: tuple[int, int, int]) -> Pair:
-    """Pad right and below to at least (H, W); padded labels are `IGNORE_LABEL`."""
+    """Pad right and below to at least (H, W); padded labels are ignored."""
     height, width = labels.shape
     below, right = max(size[0] - height, 0), max(size[1] - width, 0)
     if not below and not right:
         return image, labels
     padded = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=color)
-    ignored = cv2.copyMakeBorder(labels, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(IGNORE_LABEL,))
-    return padded.astype(np.uint8, copy=False), ignored.astype(np.uint8, copy=False)
+    ignored = cv2.copyMakeBorder(labels, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(_ignore_value(labels),))
+    return padded.astype(np.uint8, copy=False), ignored.astype(labels.dtype, copy=False)
 
 
 def flipped(image: Pixels, labels: Pixels) -> Pair:
     """Flip horizontally."""
-    return cv2.flip(image, 1).astype(np.uint8, copy=False), cv2.flip(labels, 1).astype(np.uint8, copy=False)
+    return cv2.flip(image, 1).astype(np.uint8, copy=False), cv2.flip(labels, 1).astype(labels.dtype, copy=False)
 
 
 def random_crop(image: Pixels, labels: Pixels, size: tuple[int, int], random: Generator) -> Pair:
@@ -88,10 +93,13 @@ def random_crop(image: Pixels, labels: Pixels, size: tuple[int, int], random: Ge
 
 
 def varied_crop(image: Pixels, labels: Pixels, size: tuple[int, int], random: Generator) -> Pair:
-    """Repeat `random_crop` up to ten times while one class covers 75 % or more: mmsegmentation's `cat_max_ratio`."""
+    """Repeat `random_crop` up to ten times while one class covers 75 % or more: mmsegmentation's `cat_max_ratio`.
+
+    Of multi-label bits, each combination of labels counts as a class.
+    """
     crop = random_crop(image, labels, size, random)
     for _ in range(10):
-        counts = np.bincount(crop[1].ravel(), minlength=256)[:IGNORE_LABEL]
+        counts = np.bincount(crop[1].ravel(), minlength=256)[: _ignore_value(crop[1])]
         present = counts[counts > 0]
         if len(present) > 1 and present.max() / present.sum() < 0.75:
             break
@@ -168,8 +176,12 @@ class TrainTransform:
     extras: A.Compose | None
 
     @classmethod
-    def from_config(cls, data: DataConfig) -> TrainTransform:
+    def from_config(cls, data: DataConfig, *, ignore: int = IGNORE_LABEL) -> TrainTransform:
         """Build the transform of a config.
+
+        Args:
+            data: The recipe and the options.
+            ignore: Value of ignored pixels, `LabelSpace.ignore_value`.
 
         Raises:
             ConfigError: Unknown recipe.
@@ -183,7 +195,7 @@ class TrainTransform:
                     limit=data.rotate,
                     mask_interpolation=cv2.INTER_NEAREST,
                     fill=MEAN_COLOR,
-                    fill_mask=IGNORE_LABEL,
+                    fill_mask=ignore,
                     p=1.0,
                 )
             )
@@ -198,7 +210,7 @@ class TrainTransform:
         if data.blur:
             chosen.append(A.GaussianBlur(sigma_limit=(0.1, 1.0), p=data.blur))
         if data.coarse_dropout:
-            chosen.append(A.CoarseDropout(num_holes_range=(1, 4), fill=MEAN_COLOR, fill_mask=IGNORE_LABEL,
+            chosen.append(A.CoarseDropout(num_holes_range=(1, 4), fill=MEAN_COLOR, fill_mask=ignore,
                                           p=data.coarse_dropout))  # fmt: skip
         return cls(data, A.Compose(chosen) if chosen else None)
 
@@ -238,20 +250,23 @@ class OwnTransform:
     def __call__(self, image: Pixels, labels: Pixels, *, seed: int) -> Pair:
         """Augment one sample: uint8 image [H, W, C] and labels [H, W] -> both at another size.
 
+        Labels keep their type, uint8, or uint16 of multi-label bits.
+
         Raises:
             ConfigError: It gives something else: floats, a tensor, or image and labels of different sizes.
         """
+        given = labels.dtype
         if isinstance(self.transform, A.BasicTransform | A.BaseCompose):
             self.transform.set_random_seed(seed)
             sample = self.transform(image=image, mask=labels)
             image, labels = sample["image"], sample["mask"]
         else:
             image, labels = self.transform(image, labels, np.random.default_rng(seed))
-        for name, value, dimensions in (("image", image, 3), ("labels", labels, 2)):
-            if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim != dimensions:
+        for name, value, dimensions, dtype in (("image", image, 3, np.dtype(np.uint8)), ("labels", labels, 2, given)):
+            if not isinstance(value, np.ndarray) or value.dtype != dtype or value.ndim != dimensions:
                 kind = f"{getattr(value, 'dtype', '')} {list(np.shape(value))}".strip()
                 raise ConfigError(
-                    f"transform must give uint8 {name} [H, W{', C' * (dimensions == 3)}] as an array, not a "
+                    f"transform must give {dtype} {name} [H, W{', C' * (dimensions == 3)}] as an array, not a "
                     f"{type(value).__name__} {kind}: leave out ToTensor and Normalize, which the model does itself."
                 )
         if image.shape[:2] != labels.shape:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.files import atomic_write
-from resnest_seg.labels import IGNORE_LABEL, LabelSpace
+from resnest_seg.labels import IGNORE_LABEL, LabelSpace, bits_to_labels
 
 Ring = NDArray[np.int32]
 """Corners (x, y) in order, [N, 2], without a repeated first corner at the end."""
@@ -39,9 +39,7 @@ _DIRECTIONS = ((0, 1), (1, 0), (0, -1), (-1, 0))
 _START = ((0, 0), (0, 1), (1, 1), (1, 0))  # (row, column) of its first point, seen from its pixel's upper left corner
 
 
-def polygons(
-    labels: NDArray[np.uint8], space: LabelSpace, *, simplify: float = 0.0, min_area: int = 0
-) -> dict[str, Any]:
+def polygons(labels: NDArray[Any], space: LabelSpace, *, simplify: float = 0.0, min_area: int = 0) -> dict[str, Any]:
     """Convert labels to a GeoJSON FeatureCollection: one MultiPolygon Feature per present class, in train-id order.
 
     A polygon is a region of pixels of one class that are joined by their sides, with its holes; regions that touch at
@@ -65,12 +63,17 @@ def polygons(
     for name, value, most in (("simplify", simplify, MOST_OFF), ("min_area", min_area, MOST_AREA)):
         if not 0 <= value <= most:  # false for NaN
             raise ConfigError(f"{name}, in pixels, must be from 0 to {most}, not {value}.")
-    strangers = [int(label) for label in np.unique(labels) if len(space) <= label != IGNORE_LABEL]
-    if strangers:
-        raise DatasetError(f"label out of range: {strangers[:8]} in a label space of {len(space)} classes.")
+    if space.task == "multilabel":
+        maps = [np.where(plane, k, IGNORE_LABEL).astype(np.uint8)
+                for k, plane in enumerate(bits_to_labels(labels, len(space)).present)]  # fmt: skip
+    else:
+        strangers = [int(label) for label in np.unique(labels) if len(space) <= label != IGNORE_LABEL]
+        if strangers:
+            raise DatasetError(f"label out of range: {strangers[:8]} in a label space of {len(space)} classes.")
+        maps = [labels]
     shapes: dict[int, list[list[list[list[int]]]]] = {}
     areas: dict[int, int] = {}
-    for label, area, rings in _regions(labels):
+    for label, area, rings in (region for each in maps for region in _regions(each)):
         if area >= min_area:
             shapes.setdefault(label, []).append([_closed(ring, simplify) for ring in rings])
             areas[label] = areas.get(label, 0) + area

@@ -189,7 +189,7 @@ def trainer_for(
         begun = load_run_config(folder / "config.yaml")
         config = divided(config, begun.train.accumulation, checkpointing=begun.model.checkpointing)
     elif budget is not None:
-        config = within_budget(config, budget, num_classes=len(train.label_space))
+        config = within_budget(config, budget, num_classes=len(train.label_space.score_names))
     torch.manual_seed(config.seed)
     model, config, report = initial_model(config, parts.segmenter, train, resumed=resumed)
     trainer = Trainer(
@@ -236,13 +236,21 @@ def splits(config: RunConfig, parts: Parts) -> tuple[SegmentationDataset, Segmen
         raise ConfigError(
             "a training split of your own needs a validation split: give validation=, if only for a look."
         )
-    train = parts.train if parts.train is not None else dataset_for(config.data, "train")
-    validation = parts.validation if parts.validation is not None else dataset_for(config.data, config.eval.split)
+    task = config.model.task
+    train, validation = (
+        own if own is not None else dataset_for(config.data, split, task=task)
+        for own, split in ((parts.train, "train"), (parts.validation, config.eval.split))
+    )
     if train.label_space.names != validation.label_space.names:
         raise ConfigError(
             f"train has the classes {', '.join(train.label_space.names[:4])} ..., and validation "
             f"{', '.join(validation.label_space.names[:4])} ...: they must be the same, in one order."
         )
+    for dataset in (train, validation):
+        if dataset.label_space.task != task:
+            raise ConfigError(
+                f"model.task is {task}, and the {dataset.split} data is {dataset.label_space.task} (label_space.task)."
+            )
     if not len(train) or not len(validation):
         raise DatasetError(f"the {'validation' if len(train) else 'training'} split has no sample.")
     return train, validation
@@ -269,12 +277,14 @@ def initial_model(
     if own is None:
         segmenter = segmenter_for(config, train.label_space, pretrained=not resumed and weights is None)
         return segmenter, config, "" if weights is None else str(load_fitting(segmenter, weights))
-    segmenter = built_network(own, len(train.label_space)).train()
-    _check_logits(segmenter, len(train.label_space))
+    logits = len(train.label_space.score_names)
+    segmenter = built_network(own, logits).train()
+    _check_logits(segmenter, logits)
     heads = [head for head in (segmenter.head, segmenter.aux_head) if head is not None]
     freeze_unread(segmenter.encoder, heads, in_channels=segmenter.config.model.in_channels)
-    model = dataclasses.replace(segmenter.config.model, weights=config.model.weights)
+    model = dataclasses.replace(segmenter.config.model, weights=config.model.weights, task=config.model.task)
     config = dataclasses.replace(config, model=model)
+    segmenter.take_task(config.model.task)
     segmenter.config, segmenter.label_space = config, train.label_space
     return segmenter, config, "" if weights is None else str(load_fitting(segmenter, weights))
 

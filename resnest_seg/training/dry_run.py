@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from resnest_seg.config import AnyConfig, DataConfig, PretrainConfig, RunConfig
-from resnest_seg.data.build import DATASETS, data_root, dataset_for
+from resnest_seg.data.build import DATASETS, TaskView, data_root, dataset_for, with_task
 from resnest_seg.data.datasets import Sample, SegmentationDataset
 from resnest_seg.data.folder import read_classes
 from resnest_seg.data.synthetic import Synthetic
@@ -112,8 +112,9 @@ def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None
     validation = parts.validation if parts.validation is not None else data_or_stand_in(config, config.eval.split)
     look(config, train, validation)
     if budget is not None:
-        config = within_budget(config, budget, num_classes=len(train.label_space))
-    doubts = [] if isinstance(train, StandIn) else _doubts(config, len(train))
+        config = within_budget(config, budget, num_classes=len(train.label_space.score_names))
+    drawn = isinstance(train.inner if isinstance(train, TaskView) else train, StandIn)
+    doubts = [] if drawn else _doubts(config, len(train))
     first = FirstOf(train, 2 * config.train.batch_size), FirstOf(validation, IMAGES)
     parts = dataclasses.replace(parts, train=first[0], validation=first[1])
     short = _without_downloads(_shortened(config))
@@ -126,7 +127,7 @@ def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None
     with _two_steps(short, start) as (trainer, best, step):
         segmenter = load_checkpoint(best, into=parts.segmenter).to(trainer.engine.device)
         report = evaluate(segmenter, first[1], protocols=(config.eval.protocol,))
-    found = "not found, so street scenes with the classes of" if isinstance(train, StandIn) else "read from"
+    found = "not found, so street scenes with the classes of" if drawn else "read from"
     return "\n".join(
         (
             f"dry run of {segmenter.description} passed: trained, saved, resumed, validated, evaluated.",
@@ -265,9 +266,10 @@ def data_or_stand_in(config: RunConfig, split: str) -> SegmentationDataset:
     if data.dataset not in DATASETS:
         raise unknown_name("data set", data.dataset, DATASETS)
     if data.dataset == "synthetic" or data_root(data.dataset, data.root).exists():
-        return dataset_for(data, split)
+        return dataset_for(data, split, task=config.model.task)
     size = (data.crop_size, data.crop_width or data.crop_size)
-    return StandIn(_space(data), "train" if split == "train" else "val", size=size)
+    stand_in = StandIn(_space(data), "train" if split == "train" else "val", size=size)
+    return with_task(stand_in, config.model.task, data.positive or stand_in.label_space.names[-1])
 
 
 def _space(data: DataConfig) -> LabelSpace:

@@ -114,12 +114,14 @@ class Validation:
         picture: Epoch -> an image of what was validated, RGB uint8 [H, W, 3]; None where there is nothing to draw, and
             on other processes than the main one.
         report: The whole report, where there is one.
+        buffers: Buffers that the kept model takes: the best thresholds of a binary or multi-label task.
     """
 
     scores: Mapping[str, float]
     text: str
     picture: Callable[[int], NDArray[np.uint8]] | None = None
     report: EvalReport | None = None
+    buffers: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -185,14 +187,14 @@ class SegmentationTask:
         protocol(config.eval.protocol)
         self.own_loss = loss
         self.transform = (
-            TrainTransform.from_config(config.data)
+            TrainTransform.from_config(config.data, ignore=train.label_space.ignore_value)
             if transform is None
             else sample_transform(transform, class_mix=config.data.class_mix)
         )
         self.description = TaskDescription(
             size=len(train),
             identity=train.identity(),
-            num_classes=len(train.label_space),
+            num_classes=len(train.label_space.score_names),
             score="mean_iou",
             label_space=validation.label_space,
             probabilities=probabilities,
@@ -246,7 +248,18 @@ class SegmentationTask:
         if seen is None:
             return None
         (report, sheet), split = seen, self.validation.split
-        mean_iou = report.mean_iou(self.config.eval.protocol)
+        labels = report.labels.get(self.config.eval.protocol)
+        best = "" if labels is None else f" at the best threshold{'s' if len(labels.labels) > 1 else ''} "
+        buffers: dict[str, Tensor] = {}
+        if labels is not None:
+            buffers["thresholds"] = torch.tensor(labels.best_thresholds, device=model.thresholds.device)
+            with torch.no_grad():
+                model.thresholds.copy_(buffers["thresholds"])
+            ious = [label.best_iou for label in labels.labels if label.best_iou is not None]
+            mean_iou = sum(ious) / len(ious) if ious else 0.0
+            best += ", ".join(f"{value:.3f}" for value in labels.best_thresholds)
+        else:
+            mean_iou = report.mean_iou(self.config.eval.protocol)
         accuracy = report.scores[self.config.eval.protocol].pixel_accuracy
 
         def picture(epoch: int) -> NDArray[np.uint8]:
@@ -256,9 +269,10 @@ class SegmentationTask:
 
         return Validation(
             {"mean_iou": mean_iou, "pixel_accuracy": accuracy},
-            f"{split} mIoU {100 * mean_iou:.2f}  pixel accuracy {100 * accuracy:.2f}",
+            f"{split} mIoU {100 * mean_iou:.2f}{best}  pixel accuracy {100 * accuracy:.2f}",
             picture if sheet and engine.is_main_process else None,
             report,
+            buffers,
         )
 
 

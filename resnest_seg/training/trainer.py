@@ -351,7 +351,8 @@ class Trainer:
                 self._show_to_judge(better)
             if self.engine.is_main_process:
                 origin = {"step": self.step, "of": better, **best}
-                self.folder.save_best(self._checkpoint(self.judged.state_dict(), origin=origin))
+                weights = self.judged.state_dict() | dict(results[better].buffers)
+                self.folder.save_best(self._checkpoint(weights, origin=origin))
         self.validated_step = self.step
         self._save_state()
         if self.finished and self.step < self.steps:

@@ -116,6 +116,8 @@ def add_dataset(parser: argparse._ActionsContainer, *, default: str, splits: boo
     parser.add_argument("--data.root", dest="root", help="folder or zip file of the data set (default: as in training)")
     text = "for folder: the class list, CSV or YAML (default: as in training, else classes.csv in the folder, else the "
     parser.add_argument("--data.classes", dest="classes", metavar="FILE", help=f"{text}checkpoint's classes)")
+    parser.add_argument("--data.positive", dest="positive", metavar="CLASSES", help="of a binary task: the classes "
+                        "that are the object, separated by commas (default: as in training)")  # fmt: skip
     if splits:
         parser.add_argument("--split", help="train, val or test (default: the one validated on in training)")
 
@@ -235,7 +237,11 @@ def open_dataset(
         classes = trained.classes if same and trained.classes and Path(trained.classes).is_file() else None
         if classes is None and label_space is not None and not lists_classes(data_root(name, root)):
             classes = label_space
-    return build_dataset(name, root=root, split=split, classes=classes, allow_missing=allow_missing)
+    task = "multiclass" if label_space is None else label_space.task
+    positive = getattr(options, "positive", None) or (trained.positive if same else None)
+    return build_dataset(
+        name, root=root, split=split, classes=classes, allow_missing=allow_missing, task=task, positive=positive
+    )
 
 
 MODEL_HELP = "a network of your own: FUNCTION(num_classes) of a Python file, which is run, returns a Segmenter"
