@@ -23,6 +23,9 @@ from resnest_seg.yaml_files import load_yaml
 LOSSES = ("cross_entropy", "ohem", "dice", "focal", "lovasz", "tversky")
 """Names in `train.loss`."""
 
+LABEL_LOSSES = ("bce", "focal", "dice", "lovasz", "tversky")
+"""Names of the losses of binary and multi-label tasks."""
+
 CLASS_WEIGHTS = ("none", "median_frequency", "effective_number")
 """Values of `train.class_weights`."""
 

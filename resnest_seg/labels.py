@@ -18,7 +18,7 @@ import html
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 
 IGNORE_LABEL = 255
 """Train id of pixels that are ignored by losses and metrics."""
+
+MULTILABEL_IGNORE = 1 << 15
+"""Value of ignored pixels in multi-label masks; in others, bit k says that label k is present."""
+
+MAX_LABELS = 15
+"""Maximum number of labels of a multi-label task: the bits below `MULTILABEL_IGNORE`."""
 
 _UNKNOWN = 254  # in the encoding table: a raw id outside the label space
 
@@ -288,6 +294,75 @@ class LabelSpace:
         table = np.full(256, self.ignored_raw_ids[0] if self.ignored_raw_ids else IGNORE_LABEL, np.uint8)
         table[: len(self)] = self.raw_ids
         return table[labels]
+
+
+class PresentLabels(NamedTuple):
+    """The labels of every pixel of a multi-label mask.
+
+    Attributes:
+        present: Whether a label is present, bool [K, H, W]; False where ignored.
+        valid: Whether a pixel counts, bool [H, W]; the others are ignored.
+    """
+
+    present: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
+
+
+def bits_to_labels(bits: NDArray[Any], num_labels: int) -> PresentLabels:
+    """Unpack a multi-label mask [H, W] of any integer type: bit k is label k, `MULTILABEL_IGNORE` is ignored.
+
+    Raises:
+        ConfigError: There are not 1..15 labels, or the mask is not [H, W] of whole numbers.
+        DatasetError: A bit is set that is no label's, or a pixel is both ignored and labelled; the message names the
+            value and its place.
+    """
+    _check_num_labels(num_labels)
+    if bits.ndim != 2 or bits.dtype.kind not in "iu":
+        raise ConfigError(f"a multi-label mask is [H, W] of whole numbers, not {list(bits.shape)} of {bits.dtype}.")
+    values = bits.astype(np.int64)
+    valid = values != MULTILABEL_IGNORE
+    strange = valid & ((values < 0) | (values >= 1 << num_labels))
+    if strange.any():
+        y, x = (int(place) for place in np.argwhere(strange)[0])
+        raise DatasetError(
+            f"the value {values[y, x]} in row {y}, column {x} ({int(strange.sum())} such pixel(s)) is no set of "
+            f"{num_labels} labels: bits 0..{num_labels - 1} are labels, so values lie in 0..{(1 << num_labels) - 1}, "
+            f"and {MULTILABEL_IGNORE} alone marks an ignored pixel."
+        )
+    planes = np.where(valid, values, 0) >> np.arange(num_labels)[:, None, None] & 1
+    return PresentLabels(planes.astype(np.bool_), valid)
+
+
+def labels_to_bits(present: NDArray[np.bool_], valid: NDArray[np.bool_] | None = None) -> NDArray[np.uint16]:
+    """Pack the labels of every pixel, bool [K, H, W], into a multi-label mask, uint16 [H, W].
+
+    Args:
+        present: Whether a label is present; without meaning where `valid` is False.
+        valid: Whether a pixel counts, bool [H, W]; None for all. The others become `MULTILABEL_IGNORE`.
+
+    Raises:
+        ConfigError: The shapes or types are others, or there are not 1..15 labels.
+    """
+    mask = np.ones(present.shape[1:], np.bool_) if valid is None else valid
+    if present.ndim != 3 or present.dtype != np.bool_ or mask.dtype != np.bool_ or mask.shape != present.shape[1:]:
+        raise ConfigError(
+            f"present must be bool [K, H, W] and valid bool [H, W], not {present.dtype} {list(present.shape)} and "
+            f"{mask.dtype} {list(mask.shape)}."
+        )
+    _check_num_labels(len(present))
+    bits = np.zeros(mask.shape, np.uint16)
+    for label, plane in enumerate(present):
+        bits |= plane.astype(np.uint16) << np.uint16(label)
+    bits[~mask] = MULTILABEL_IGNORE
+    return bits
+
+
+def _check_num_labels(num_labels: int) -> None:
+    if not 1 <= num_labels <= MAX_LABELS:
+        raise ConfigError(
+            f"a multi-label task has 1..{MAX_LABELS} labels, not {num_labels}: a mask stores them in 16 bits, one of "
+            "which marks ignored pixels."
+        )
 
 
 def is_class_name(name: str) -> bool:
