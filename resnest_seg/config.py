@@ -24,6 +24,9 @@ from resnest_seg.yaml_files import load_yaml
 LOSSES = ("cross_entropy", "ohem", "dice", "focal", "lovasz", "tversky")
 """Names in `train.loss`."""
 
+LABEL_LOSSES = tuple(name for name in LOSSES if name != "ohem")
+"""Names in `train.loss` of binary and multi-label tasks; cross_entropy is the binary one of every label."""
+
 CLASS_WEIGHTS = ("none", "median_frequency", "effective_number", "balanced")
 """Values of `train.class_weights`."""
 

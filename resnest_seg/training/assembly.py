@@ -314,6 +314,7 @@ def task_for(
         validation,
         probabilities=balanced.probabilities,
         class_weights=balanced.class_weights,
+        pos_weight=balanced.pos_weight,
         loss=parts.loss,
         transform=parts.transform,
     )

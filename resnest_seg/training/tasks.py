@@ -29,7 +29,7 @@ from resnest_seg.io.visualize import contact_sheet
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.segmenter import PixelModel, Segmenter, check_head, check_names
 from resnest_seg.training.distributed import PARALLEL, PRECISIONS, StopSignal, trackers
-from resnest_seg.training.losses import CoarseLogits, Loss, OwnLoss, SegmentationLoss
+from resnest_seg.training.losses import CoarseLogits, LabelLoss, Loss, OwnLoss, SegmentationLoss
 from resnest_seg.training.optim import CURVES, DECAYS, OPTIMIZERS, frozen_names
 
 
@@ -165,6 +165,7 @@ class SegmentationTask:
         validation: The split that `config.eval` names.
         probabilities: Draw the samples of an epoch with these, [len(train)]; None takes each once.
         class_weights: Of each class in the loss, [K], as `train.class_weights` names them.
+        pos_weight: Of the pixels with a label in the loss, [K], as `train.class_weights` balanced names them.
         loss: In place of the config's losses.
         transform: In place of the config's recipe and further options, but for ClassMix.
 
@@ -180,12 +181,13 @@ class SegmentationTask:
         *,
         probabilities: NDArray[np.float64] | None = None,
         class_weights: Tensor | None = None,
+        pos_weight: Tensor | None = None,
         loss: Loss | None = None,
         transform: Transform | None = None,
     ) -> None:
         self.config, self.train, self.validation, self.class_weights = config, train, validation, class_weights
         protocol(config.eval.protocol)
-        self.own_loss = loss
+        self.own_loss, self.pos_weight = loss, pos_weight
         self.transform = (
             TrainTransform.from_config(config.data, ignore=train.label_space.ignore_value)
             if transform is None
@@ -209,12 +211,18 @@ class SegmentationTask:
         assert isinstance(model, Segmenter)
         for dataset in (self.train, self.validation):
             check_fits(model, dataset)
-        train, corners = self.config.train, model.align_corners
-        criterion = (
-            SegmentationLoss.from_config(train, align_corners=corners, class_weights=self.class_weights)
-            if self.own_loss is None
-            else OwnLoss(self.own_loss, aux_weight=train.aux_weight, align_corners=corners)
-        )
+        train, corners, space = self.config.train, model.align_corners, self.train.label_space
+        criterion: OwnLoss | SegmentationLoss | LabelLoss
+        if self.own_loss is not None:
+            criterion = OwnLoss(
+                self.own_loss, aux_weight=train.aux_weight, align_corners=corners, ignore=space.ignore_value
+            )
+        elif space.task == "multiclass":
+            criterion = SegmentationLoss.from_config(train, align_corners=corners, class_weights=self.class_weights)
+        else:
+            criterion = LabelLoss.from_config(
+                train, space.task, num_labels=model.num_classes, align_corners=corners, pos_weight=self.pos_weight
+            )
         self.criterion = criterion.to(device)
         return CoarseLogits(model)
 
