@@ -202,12 +202,8 @@ def evaluate(
     if isinstance(model, Segmenter):
         model = TorchBackend(model, RunOptions(device=str(model.pixel_mean.device), fuse=False))
     methods = _distinct([model.protocol(name) for name in protocols])
-    if measures.calibration and not model.scored:
-        raise ConfigError("calibration needs scores, and the model gives labels only: export it again with logits.")
+    _check_measures(measures, model)
     device = torch.device(model.device)
-    if dataset.label_space.task != "multiclass" and (measures.calibration or measures.boundaries):
-        measure = "calibration" if measures.calibration else "boundaries"
-        raise ConfigError(f"{measure} is measured of multiclass models, and this task is {dataset.label_space.task}.")
     meters = [_Meter(method, dataset.label_space, measures, device, model.decision) for method in methods]
     indices = range(len(dataset)) if indices is None else indices
     order = ([(0, index)] for index in indices)
@@ -224,6 +220,16 @@ def evaluate(
     if require_labels:
         _check_labelled(dataset, meters)
     return _report(model, dataset, meters, images)
+
+
+def _check_measures(measures: Measures, model: Backend) -> None:
+    """Refuse measures that a model has not enough for, or that its task does not have."""
+    if measures.calibration and not model.scored:
+        raise ConfigError("calibration needs scores, and the model gives labels only: export it again with logits.")
+    task = model.decision.task
+    if task != "multiclass" and (measures.calibration or measures.boundaries):
+        measure = "calibration" if measures.calibration else "boundaries"
+        raise ConfigError(f"{measure} is measured of multiclass models, and this task is {task}.")
 
 
 def _distinct(methods: list[Protocol]) -> list[Protocol]:

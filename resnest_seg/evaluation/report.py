@@ -105,7 +105,7 @@ class EvalReport:
         return table
 
     def label_table(self, name: str | None = None) -> PlainTable:
-        """Make a table by label of a binary or multi-label task: all scores of a protocol, and the best thresholds.
+        """Make a table by label of a binary or multi-label task: all scores of a protocol at the model's thresholds.
 
         Args:
             name: The protocol; None for the first.
@@ -117,17 +117,14 @@ class EvalReport:
         if name not in self.labels:
             raise unknown_name("protocol with scores of labels", name, self.labels)
         scores = self.labels[name]
-        rows = [*zip(self.classes, scores.labels, strict=True), ("all labels pooled", scores.micro)]
+        rows = [*zip(self.classes, scores.labels, strict=True), ("all pooled", scores.micro)]
         table = PlainTable(title=f"{self.dataset} {self.split}, {self.images} images, % (protocol: {name})")
         table.column("label")
-        for heading in ("threshold", "IoU", "F1", "precision", "recall", "average precision", "best threshold",
-                        "IoU there", "share of pixels"):  # fmt: skip
+        for heading in ("threshold", "IoU", "F1", "precision", "recall", "AP", "pixels"):
             table.column(heading, right=True)
         for title, score in rows:
-            best = "-" if score.best_threshold is None else f"{score.best_threshold:.3f}"
-            parts = (score.iou, score.f1, score.precision, score.recall, score.average_precision)
-            table.row(title, f"{score.threshold:.3f}", *map(_percent, parts), best, _percent(score.best_iou),
-                      _percent(score.share))  # fmt: skip
+            parts = (score.iou, score.f1, score.precision, score.recall, score.average_precision, score.share)
+            table.row(title, f"{score.threshold:.3f}", *map(_percent, parts))
         return table
 
     def summary(self) -> PlainTable:

@@ -65,8 +65,7 @@ def build_segmenter(
 
     Args:
         encoder: A name of `resnest_seg.models.resnest.SPECS`, or "smp:" and an encoder of segmentation-models-pytorch.
-        head: "fcn" or "deeplabv3", in family "mmseg" also "pspnet" and "deeplabv3plus", or "smp:" and a decoder of
-            segmentation-models-pytorch, see `resnest_seg.models.smp`.
+        head: "fcn" or "deeplabv3", in family "mmseg" also "pspnet" and "deeplabv3plus", or "smp:" and SMP's decoder.
         num_classes: K, at least 1.
         output_stride: 8, 16 or 32 input pixels per step of the last features.
         dilation: The dilated network that is meant, see `resnest_seg.models.resnest`; SMP's encoders have their own.
@@ -83,8 +82,7 @@ def build_segmenter(
 
     Raises:
         ConfigError: Unknown name (the nearest is named), a wrong type or value, or parts that do not fit together.
-        DownloadError: The weights cannot be fetched.
-        CheckpointError: The weights do not fit the encoder.
+        DownloadError, CheckpointError: The weights cannot be fetched, or do not fit the encoder.
     """
     check_encoder_weights(encoder_weights)
     model = ModelConfig(

@@ -256,32 +256,36 @@ class SegmentationTask:
         if seen is None:
             return None
         (report, sheet), split = seen, self.validation.split
-        labels = report.labels.get(self.config.eval.protocol)
-        best = "" if labels is None else f" at the best threshold{'s' if len(labels.labels) > 1 else ''} "
-        buffers: dict[str, Tensor] = {}
-        if labels is not None:
-            buffers["thresholds"] = torch.tensor(labels.best_thresholds, device=model.thresholds.device)
-            with torch.no_grad():
-                model.thresholds.copy_(buffers["thresholds"])
-            ious = [label.best_iou for label in labels.labels if label.best_iou is not None]
-            mean_iou = sum(ious) / len(ious) if ious else 0.0
-            best += ", ".join(f"{value:.3f}" for value in labels.best_thresholds)
-        else:
-            mean_iou = report.mean_iou(self.config.eval.protocol)
-        accuracy = report.scores[self.config.eval.protocol].pixel_accuracy
+        scores, text, buffers = self._judged(model, report)
+        mean_iou = scores["mean_iou"]
 
         def picture(epoch: int) -> NDArray[np.uint8]:
             rows = [(image.image, image.labels, image.predictions) for image in sheet]
             title = f"{report.dataset} {report.split}, epoch {epoch}, mIoU {100 * mean_iou:.2f}"
             return contact_sheet(rows, self.validation.label_space, title=title)
 
-        return Validation(
-            {"mean_iou": mean_iou, "pixel_accuracy": accuracy},
-            f"{split} mIoU {100 * mean_iou:.2f}{best}  pixel accuracy {100 * accuracy:.2f}",
-            picture if sheet and engine.is_main_process else None,
-            report,
-            buffers,
-        )
+        drawn = picture if sheet and engine.is_main_process else None
+        return Validation(scores, f"{split} {text}", drawn, report, buffers)
+
+    def _judged(self, model: Segmenter, report: EvalReport) -> tuple[dict[str, float], str, dict[str, Tensor]]:
+        """The scores of a validation, a text, and the buffers that a kept model takes.
+
+        Of a binary or multi-label task, the mean IoU is that at the best thresholds, which the model takes over.
+        """
+        labels = report.labels.get(self.config.eval.protocol)
+        if labels is None:
+            mean_iou = report.mean_iou(self.config.eval.protocol)
+            accuracy = report.scores[self.config.eval.protocol].pixel_accuracy
+            text = f"mIoU {100 * mean_iou:.2f}  pixel accuracy {100 * accuracy:.2f}"
+            return {"mean_iou": mean_iou, "pixel_accuracy": accuracy}, text, {}
+        thresholds = torch.tensor(labels.best_thresholds, device=model.thresholds.device)
+        with torch.no_grad():
+            model.thresholds.copy_(thresholds)
+        ious = [label.best_iou for label in labels.labels if label.best_iou is not None]
+        mean_iou, precision = sum(ious) / len(ious) if ious else 0.0, labels.mean_average_precision
+        shown = ", ".join(f"{value:.3f}" for value in labels.best_thresholds)
+        text = f"mIoU {100 * mean_iou:.2f} (thresholds {shown})  average precision {100 * precision:.2f}"
+        return {"mean_iou": mean_iou, "average_precision": precision}, text, {"thresholds": thresholds}
 
 
 class _StoppedError(Exception):
