@@ -234,6 +234,14 @@ def test_ignored_pixels_may_hold_anything():
     assert torch.equal(ScoreHistogram(3).update(broken, other, valid).counts, plain.counts)
 
 
+def test_scores_outside_by_rounding_are_clamped():
+    scores, present = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 1, 4), np.ones((3, 1, 4), bool)
+    beyond = np.where(scores == 0, -1e-6, np.where(scores == 1, 1 + 1e-6, scores))
+    both = [ScoreHistogram(3).update(values, present, present[0]).counts for values in (scores, beyond)]
+    assert torch.equal(*both)
+    assert both[0][1, 0, 0] == both[0][1, 2, 1000] == 1
+
+
 def test_arrays_of_any_layout_and_read_only_ones():
     scores, present, valid = draw(8)
     plain = ScoreHistogram(3).update(scores, present, valid).count_image(present, valid)
@@ -278,7 +286,6 @@ def test_mistakes():
     with pytest.raises(CheckpointError, match="not numbers"):
         histogram.update(np.where(scores == scores.max(), np.nan, scores), present, np.ones_like(valid))
     assert torch.equal(histogram.counts, before)
-    histogram.update(scores + 1e-6, present, valid)  # rounding
     with pytest.raises(ConfigError, match=r"multiple of 1/1000, .* not 0.12345: the nearest is 0.123"):
         histogram.scores(0.12345)
     with pytest.raises(ConfigError, match=r"from 0 to 1, not 1.5"):
