@@ -47,9 +47,8 @@ def unpack_labels(labels: Tensor, num_labels: int, *, ignore_label: int) -> Labe
     """
     bits = labels.int()  # torch has no arithmetic for uint16
     valid = bits != ignore_label
-    shifts = torch.arange(num_labels, dtype=torch.int32, device=bits.device)[:, None, None]
-    present = (bits.masked_fill(~valid, 0).unsqueeze(-3) >> shifts) & 1
-    return LabelMasks(present.bool(), valid)
+    ones = 1 << torch.arange(num_labels, dtype=torch.int32, device=bits.device)[:, None, None]
+    return LabelMasks((bits.masked_fill(~valid, 0).unsqueeze(-3) & ones).bool(), valid)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +180,7 @@ class ScoreHistogram:
         found, truth, counted = (self._tensor(values) for values in (scores, present, valid))
         self._check(found, truth, counted)
         labels, bins = self.counts.shape[1], self.bins + 1
-        found = torch.where(counted, found.float(), 0)
+        found = torch.where(counted, found.float(), 0).contiguous()
         if found.numel():
             low, high = found.aminmax()
             _check_range(float(low), float(high))

@@ -252,6 +252,15 @@ def test_arrays_of_any_layout_and_read_only_ones():
     assert torch.equal(other.counts, plain.counts)
 
 
+def test_scores_of_any_memory_format():
+    """A network's are often channels-last; torch would warn."""
+    scores, present, valid = (torch.from_numpy(values) for values in draw(8))
+    plain = ScoreHistogram(3).update(scores, present, valid)
+    other = scores.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert not other.is_contiguous()
+    assert torch.equal(ScoreHistogram(3).update(other, present, valid).counts, plain.counts)
+
+
 def test_labels_are_unpacked():
     bits = torch.tensor([[5, MULTILABEL_IGNORE, 0, 2]], dtype=torch.int32).to(torch.uint16)
     present, valid = unpack_labels(bits, 3, ignore_label=MULTILABEL_IGNORE)
