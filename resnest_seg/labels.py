@@ -402,7 +402,7 @@ def bits_to_labels(bits: NDArray[Any], num_labels: int) -> PresentLabels:
             f"{num_labels} labels: bits 0..{num_labels - 1} are labels, so values lie in 0..{(1 << num_labels) - 1}, "
             f"and {MULTILABEL_IGNORE} alone marks an ignored pixel."
         )
-    planes = np.where(valid, values, 0) >> np.arange(num_labels)[:, None, None] & 1
+    planes = values >> np.arange(num_labels)[:, None, None] & 1
     return PresentLabels(planes.astype(np.bool_), valid)
 
 

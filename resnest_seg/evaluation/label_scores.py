@@ -47,9 +47,8 @@ def unpack_labels(labels: Tensor, num_labels: int, *, ignore_label: int) -> Labe
     """
     bits = labels.int()  # torch has no arithmetic for uint16
     valid = bits != ignore_label
-    shifts = torch.arange(num_labels, dtype=torch.int32, device=bits.device)[:, None, None]
-    present = (bits.masked_fill(~valid, 0).unsqueeze(-3) >> shifts) & 1
-    return LabelMasks(present.bool(), valid)
+    ones = 1 << torch.arange(num_labels, dtype=torch.int32, device=bits.device)[:, None, None]
+    return LabelMasks((bits.masked_fill(~valid, 0).unsqueeze(-3) & ones).bool(), valid)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,10 +209,10 @@ class ScoreHistogram:
             ConfigError: The shapes or types do not match, or a score of a valid pixel is far outside 0..1.
             CheckpointError: A score of a valid pixel is NaN.
         """
-        found, truth, counted = (torch.as_tensor(x).to(self.counts.device) for x in (scores, present, valid))
+        found, truth, counted = (self._tensor(values) for values in (scores, present, valid))
         self._check(found, truth, counted)
         labels, bins = self.counts.shape[1], self.bins + 1
-        found = torch.where(counted, found.float(), 0)
+        found = torch.where(counted, found.float(), 0).contiguous()
         if found.numel():
             low, high = found.aminmax()
             _check_range(float(low), float(high))
@@ -239,7 +238,7 @@ class ScoreHistogram:
         Raises:
             ConfigError: The shapes or types do not match.
         """
-        truth, counted = (torch.as_tensor(x).to(self.counts.device) for x in (present, valid))
+        truth, counted = (self._tensor(values) for values in (present, valid))
         self._check(None, truth, counted)
         shown = (truth & counted).flatten(1).any(dim=1)
         self.counts[..., -1] += torch.stack([~shown, shown]) & counted.any()
@@ -276,6 +275,12 @@ class ScoreHistogram:
             images=int(images[:, 0].sum()),
             images_without=tuple(int(count) for count in images[0]),
         )
+
+    def _tensor(self, values: Tensor | NDArray[Any]) -> Tensor:
+        """Return a tensor on the device of the counts; torch takes no read-only arrays and no other byte order."""
+        if isinstance(values, np.ndarray):
+            values = torch.from_numpy(np.require(values, values.dtype.newbyteorder("="), ["C", "W"]))
+        return values.to(self.counts.device)
 
     def _step(self, threshold: float) -> int:
         """Return i of the threshold i / bins."""

@@ -326,11 +326,9 @@ class LabelLoss(_DividedLoss):
         )
 
     def _region(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sum the losses of regions, a scalar; 0 without labels."""
+        """Sum the losses of regions, a scalar; segmentation-models-pytorch's are 0 without labels."""
         present, valid = unpack_labels(labels, self.num_labels, ignore_label=self.ignore_label)
-        if not bool(valid.any()):
-            return logits.float().sum() * 0.0
-        targets = present.long().masked_fill_(~valid[:, None], _IGNORED_TARGET)
+        targets = present.to(torch.int8).masked_fill_(~valid[:, None], _IGNORED_TARGET)
         with torch.autocast(logits.device.type, enabled=False):
             logits = _full_size(logits, labels, align_corners=self.align_corners)
             return torch.stack([loss(logits, targets) for loss in self.region.values()]).sum()
