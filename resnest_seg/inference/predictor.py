@@ -5,7 +5,9 @@ Exported ONNX files need NumPy, OpenCV and onnxruntime only; torch is imported w
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
@@ -20,9 +22,11 @@ from resnest_seg.inference.backends import Backend, Block, FileBackend, RunOptio
 from resnest_seg.inference.exported import is_exported
 from resnest_seg.inference.prediction import Prediction
 from resnest_seg.inference.protocols import Protocol, with_tiles
-from resnest_seg.io.images import as_pixels, decode_image, is_tensor
+from resnest_seg.io.georeference import DataMask, Georeference, read_georeference
+from resnest_seg.io.images import as_pixels, decode_image, is_file, is_tensor
 from resnest_seg.io.large_images import LargeImage, LargeLabels, preview
 from resnest_seg.io.visualize import overlay, with_legend, write_png
+from resnest_seg.labels import IGNORE_LABEL
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -173,18 +177,23 @@ class Predictor:
                 model for images of C other channels takes arrays and tensors of C.
 
         Returns:
-            A `Prediction`, or a list of them for a batch or an iterable.
+            A `Prediction`, or a list of them for a batch or an iterable. That of a georeferenced TIFF file, alone or in
+            a list of files, knows its place on the map, and its pixels without data are ignored ones.
 
         Raises:
             DatasetError: A file or PIL image cannot be decoded, or an address cannot be fetched.
             ConfigError: Something else, which the message describes; or scores would take more than the memory.
         """
+        image = list(image) if isinstance(image, Iterator) else image
         images, several = images_of(image, channels=self.backend.channels)
+        sources = list(image) if isinstance(image, list | tuple) and len(image) == len(images) else [image]
+        files = [source if is_file(source) else None for source in sources]
         found = self.backend.batch_blocks(images, self.protocol, memory=self.memory)
         predictions: list[Prediction] = []
-        for pixels, blocks in zip(images, found, strict=True):
+        for pixels, blocks, file in itertools.zip_longest(images, found, files[: len(images)]):
             labels, compute_scores = _labels(blocks, pixels), functools.partial(self.scores, pixels)
-            predictions.append(Prediction(_shown(pixels), labels, self.label_space, compute_scores))
+            place = _ignore_no_data(file, labels)
+            predictions.append(Prediction(_shown(pixels), labels, self.label_space, compute_scores, place))
         return predictions if several else predictions[0]
 
     def scores(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
@@ -215,15 +224,18 @@ class Predictor:
         ids: str = "raw",
         overlay_path: str | Path | None = None,
         alpha: float = 0.5,
+        cog: bool = False,
     ) -> None:
         """Label a photo that is too large for memory: read by windows, its labels written by rows.
 
         Args:
             photo: A JPEG, PNG or TIFF file, see `resnest_seg.io.large_images`.
-            path: Where the labels go, .png or .tif.
+            path: Where the labels go, .png or .tif; the .tif of a georeferenced TIFF lies where that lies. Pixels of
+                one that have no data are ignored ones.
             ids: "raw" or "train", see `resnest_seg.io.visualize.write_labels`.
             overlay_path: Where an overlay with a legend goes, of at most 2048 pixels a side; None draws none.
             alpha: Opacity of the overlay, 0..1.
+            cog: Write a Cloud Optimized GeoTIFF.
 
         Raises:
             DatasetError: The file cannot be read by windows.
@@ -239,9 +251,17 @@ class Predictor:
             height, width, _ = image.shape
             step = max(-(-max(height, width) // 2048), 1)
             small = []
-            with LargeLabels(path, height, width, self.label_space, ids=ids) as file:
+            place = read_georeference(photo)
+            kept = place if Path(path).suffix.lower() in (".tif", ".tiff") else None
+            with contextlib.ExitStack() as opened:
+                mask = None if place is None else opened.enter_context(DataMask(photo))
+                file = opened.enter_context(
+                    LargeLabels(path, height, width, self.label_space, ids=ids, place=kept, cog=cog)
+                )
                 blocks = self.backend.blocks(image, self.protocol, memory=self.memory)
                 for first, labels in _whole_rows(blocks, width):
+                    if mask is not None:
+                        labels[~mask.rows(first, len(labels))] = IGNORE_LABEL
                     file.write(first, labels)
                     small.append(labels[-first % step :: step, ::step].copy())  # a view would keep all rows
         if overlay_path is not None:
@@ -338,6 +358,15 @@ def _labels(blocks: Iterable[Block], pixels: NDArray[Any]) -> NDArray[np.uint8]:
     for block in blocks:
         labels[block.rows, block.columns] = block.labels()
     return labels
+
+
+def _ignore_no_data(file: Any, labels: NDArray[np.uint8]) -> Georeference | None:
+    """Where a file lies on the map; sets its pixels without data to `IGNORE_LABEL` in labels [H, W]."""
+    place = None if file is None else read_georeference(file)
+    if place is not None:
+        with DataMask(file) as mask:
+            labels[~mask.rows(0, len(labels))] = IGNORE_LABEL
+    return place
 
 
 def _whole_rows(blocks: Iterable[Block], width: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:

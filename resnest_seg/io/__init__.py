@@ -4,6 +4,7 @@ from resnest_seg import lazy_exports
 
 _HOMES = {
     "Digest": "download",
+    "Georeference": "georeference",
     "LargeImage": "large_images",
     "LargeLabels": "large_images",
     "PalettePng": "images",
@@ -20,9 +21,12 @@ _HOMES = {
     "mask_palette": "masks",
     "overlay": "visualize",
     "polygons": "polygons",
+    "polygons_on_map": "map_polygons",
+    "read_georeference": "georeference",
     "read_image": "images",
     "resized_rows": "resize",
     "write_labels": "visualize",
+    "write_map_polygons": "map_polygons",
     "write_png": "visualize",
     "write_polygons": "polygons",
     "write_video": "video",
