@@ -130,8 +130,12 @@ class DataConfig:
     dataset: str = "ade20k"
     """Data set: synthetic, camvid, ade20k, cityscapes, or folder (your own photos and masks)."""
     root: str | None = None
-    """Folder or zip file of the data set; null for $RESNEST_SEG_DATA/<dataset>, or datasets/<dataset> if that is not
-    set."""
+    """Folder, zip file or address (s3://...) of the data set; null for $RESNEST_SEG_DATA/<dataset>, or
+    datasets/<dataset> if that is not set."""
+    images: str | None = None
+    """For folder: the photos below root, a folder or a pattern such as photos/{split}/**/*_rgb.png; null recognises."""
+    masks: str | None = None
+    """For folder: the masks, with as many wildcards, which match the same text as those of their photo."""
     classes: str | None = None
     """For folder: the class list, a CSV or YAML file of names, ids and colours; null takes classes.csv in the folder,
     or infers the classes from the masks."""

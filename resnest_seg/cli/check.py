@@ -43,7 +43,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset], list[str]]:
     """Open the requested splits (default: train, val and, if it exists, test); returns splits and problems."""
-    from resnest_seg.data.build import build_dataset
+    from resnest_seg.data.build import build_dataset, say_layout
 
     trained: DataConfig | None = None
     space: LabelSpace | None = None
@@ -61,13 +61,22 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
                 found.append(open_dataset(options, trained, space, name=name, split=split, allow_missing=True))
             else:
                 found.append(
-                    build_dataset(name, root=options.root, split=split, classes=options.classes, allow_missing=True)
+                    build_dataset(
+                        name,
+                        root=options.root,
+                        split=split,
+                        images=options.data_images,
+                        masks=options.data_masks,
+                        classes=options.classes,
+                        allow_missing=True,
+                    )
                 )
         except DatasetError as error:
             if not found:
                 raise
             if options.splits or split != "test":  # not every data set has a test split
                 problems.append(f"the {split} split cannot be opened: {error}")
+    say_layout(found[0])
     return found, problems
 
 

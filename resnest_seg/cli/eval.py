@@ -350,7 +350,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     check(options)
 
-    from resnest_seg.data.build import DATASETS
+    from resnest_seg.data.build import DATASETS, say_layout
     from resnest_seg.evaluation.evaluate import Measures
     from resnest_seg.evaluation.report import EvalReport
     from resnest_seg.training.distributed import settle
@@ -371,6 +371,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "with --dataset; folder takes your own photos and masks."
         )
     dataset = open_dataset(options, source.data, source.backend.label_space, name=name, split=split)
+    say_layout(dataset)
     output = report_path(options, source.path, name, split)
     written = [output, *([Path(options.submission)] if options.submission else [])]
     check_not_inputs(written, [source.path, *files_of(dataset)])

@@ -141,7 +141,7 @@ def datasets(
     Raises:
         ConfigError: int8 has neither a data set nor photos for the calibration.
     """
-    from resnest_seg.data.build import DATASETS
+    from resnest_seg.data.build import DATASETS, say_layout
 
     data = segmenter.config.data
     name = options.dataset or (data.dataset if options.int8 and data.dataset in DATASETS else None)
@@ -154,6 +154,7 @@ def datasets(
         return None, None
     space, split = segmenter.label_space, options.split or segmenter.config.eval.split
     scored = open_dataset(options, data, space, name=name, split=split)
+    say_layout(scored)
     return scored, open_dataset(options, data, space, name=name, split="train") if options.int8 else None
 
 

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from resnest_seg.config import CUSTOM, DataConfig
 from resnest_seg.data.datasets import ADE20K, DATA_ROOT_VARIABLE, CamVid, Cityscapes, SegmentationDataset
 from resnest_seg.data.folder import FolderDataset
+from resnest_seg.data.storage import is_address
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
 from resnest_seg.labels import LabelSpace
 
-DATASETS: dict[str, Callable[[Path, str, str | LabelSpace | None, bool], SegmentationDataset]] = {
-    # (root, split, class list or classes, allow missing masks)
-    "synthetic": lambda root, split, classes, lenient: Synthetic(split),
-    "camvid": lambda root, split, classes, lenient: CamVid(root, split, allow_missing=lenient),
-    "ade20k": lambda root, split, classes, lenient: ADE20K(root, split, allow_missing=lenient),
-    "cityscapes": lambda root, split, classes, lenient: Cityscapes(root, split, allow_missing=lenient),
-    "folder": lambda root, split, classes, lenient: FolderDataset(root, split, classes=classes, allow_missing=lenient),
+DATASETS: dict[str, Callable[[str | Path, str, bool], SegmentationDataset]] = {
+    # (root, split, allow missing masks); folder has more options, see `build_dataset`
+    "synthetic": lambda root, split, lenient: Synthetic(split),
+    "camvid": lambda root, split, lenient: CamVid(root, split, allow_missing=lenient),
+    "ade20k": lambda root, split, lenient: ADE20K(root, split, allow_missing=lenient),
+    "cityscapes": lambda root, split, lenient: Cityscapes(root, split, allow_missing=lenient),
+    "folder": lambda root, split, lenient: FolderDataset(root, split, allow_missing=lenient),
 }
 
 
-def data_root(name: str, root: str | Path | None = None) -> Path:
-    """Return the folder of a data set: `root`, else $RESNEST_SEG_DATA/<name>, else datasets/<name>."""
+def data_root(name: str, root: str | Path | None = None) -> str | Path:
+    """Return the folder of a data set: `root`, else $RESNEST_SEG_DATA/<name>, else datasets/<name>; or its address."""
+    if root is not None and is_address(root):
+        return root
     return Path(root) if root is not None else Path(os.environ.get(DATA_ROOT_VARIABLE, "datasets")) / name
 
 
@@ -33,6 +37,8 @@ def build_dataset(
     *,
     root: str | Path | None = None,
     split: str = "train",
+    images: str | None = None,
+    masks: str | None = None,
     classes: str | LabelSpace | None = None,
     allow_missing: bool = False,
 ) -> SegmentationDataset:
@@ -40,13 +46,15 @@ def build_dataset(
 
     Args:
         name: A key of `DATASETS`.
-        root: Its folder or zip file; None for $RESNEST_SEG_DATA/<name>, or datasets/<name> if that is not set.
+        root: Its folder, zip file or address; None for $RESNEST_SEG_DATA/<name>, or datasets/<name> if that is not set.
         split: "train", "val" or "test", if the data set has it.
+        images: For "folder": pattern of the photos, see `FolderDataset`.
+        masks: For "folder": pattern of the masks.
         classes: The class list of "folder", if it is outside the folder, or its classes.
         allow_missing: Raise for a missing mask when its sample is read, not here; for tools that list all of them.
 
     Raises:
-        ConfigError: Unknown name.
+        ConfigError: Unknown name, or patterns for a data set with a layout of its own.
         DatasetError: The data set is missing or incomplete, or the split is unknown.
     """
     if name == CUSTOM:
@@ -56,7 +64,13 @@ def build_dataset(
         )
     if name not in DATASETS:
         raise unknown_name("data set", name, DATASETS)
-    return DATASETS[name](data_root(name, root), split, classes, allow_missing)
+    where = data_root(name, root)
+    if name == "folder":
+        return FolderDataset(where, split, images=images, masks=masks, classes=classes, allow_missing=allow_missing)
+    for key, pattern in (("data.images", images), ("data.masks", masks)):
+        if pattern is not None:
+            raise ConfigError(f"{key} is for --dataset folder: {name} has its own layout. Leave out '{pattern}'.")
+    return DATASETS[name](where, split, allow_missing)
 
 
 def dataset_for(data: DataConfig, split: str) -> SegmentationDataset:
@@ -65,10 +79,24 @@ def dataset_for(data: DataConfig, split: str) -> SegmentationDataset:
     Raises:
         DatasetError: Its path is not UTF-8; names of files below it need not be.
     """
-    for key, path in (("data.root", data.root), ("data.classes", data.classes)):
+    for key, path in (
+        ("data.root", data.root),
+        ("data.images", data.images),
+        ("data.masks", data.masks),
+        ("data.classes", data.classes),
+    ):
         if path is not None and printable(path) != path:
             raise DatasetError(
                 f"{key} '{printable(path)}' has bytes that are not UTF-8, which the run's config.yaml cannot hold: "
                 "give it a link with a plain name (ln -s) and pass that."
             )
-    return build_dataset(data.dataset, root=data.root, split=split, classes=data.classes)
+    return build_dataset(
+        data.dataset, root=data.root, split=split, images=data.images, masks=data.masks, classes=data.classes
+    )
+
+
+def say_layout(*datasets: SegmentationDataset) -> None:
+    """Say in one line on standard error which layout was recognised, unless it is images and masks."""
+    layouts = {dataset.layout for dataset in datasets if isinstance(dataset, FolderDataset) and not dataset.usual}
+    if layouts and os.environ.get("RANK", "0") == "0":
+        print(f"layout: {min(layouts)}", file=sys.stderr)

@@ -134,7 +134,7 @@ class PairedFiles(SegmentationDataset):
         """The folders directly below the root in which its photos and masks lie; none where it is read from zips."""
         if not isinstance(self.source, FolderSource):
             return []
-        names = {PurePosixPath(name).parts[0] for pair in self.pairs for name in pair if name is not None}
+        names = {PurePosixPath(name).parts[0] for pair in self.pairs for name in pair if name and "/" in name}
         return [self.source.root / name for name in sorted(names)]
 
     def sample_name(self, index: int) -> str:

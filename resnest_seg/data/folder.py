@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import codecs
 import csv
+import dataclasses
 import hashlib
 import io
 import reprlib
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,15 +20,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnest_seg.data.datasets import PairedFiles
-from resnest_seg.data.storage import Source, base_of, open_source
+from resnest_seg.data.layouts import (
+    LAYOUTS,
+    SPLIT_WORDS,
+    Pairing,
+    Photo,
+    bases,
+    explained,
+    given,
+    pair,
+    recognise,
+    visible,
+)
+from resnest_seg.data.storage import Source, open_source
 from resnest_seg.errors import DatasetError, printable, unknown_name
 from resnest_seg.io.images import IMAGE_SUFFIXES
 from resnest_seg.io.masks import decode_mask, mask_palette
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace, is_class_name
 from resnest_seg.yaml_files import load_yaml
 
-COLUMNS = ("name", "id", "red", "green", "blue", "ignore")
-"""Columns of a CSV class list; only `name` is required."""
+COLUMNS = ("name", "id", "red", "green", "blue", "ignore", "pixels")
+"""Columns of a CSV class list; only `name` is required, and `pixels` is for the reader: nothing depends on it."""
+
+COLUMN_WORDS = {"class": "name", "pixel value": "id"}
+"""Roboflow's names of columns, in lower case -> ours."""
 
 IGNORE_WORDS = dict.fromkeys(("1", "true", "yes", "x"), True) | dict.fromkeys(("", "0", "false", "no"), False)
 """Values of the column `ignore`, in lower case."""
@@ -143,6 +159,7 @@ def _refuse_brightness(ids: NDArray[np.intp]) -> None:
 def _rows_of_csv(text: str) -> list[dict[str, Any]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     columns = [column.strip() for column in reader.fieldnames or ()]
+    columns = [COLUMN_WORDS.get(column.lower(), column) for column in columns]
     strangers = set(columns) - set(COLUMNS)
     if strangers:
         raise ValueError(f"unknown columns {', '.join(sorted(strangers))}")
@@ -281,37 +298,49 @@ SPLITS = ("train", "val", "test")
 CLASS_FILES = ("classes.csv", "classes.yaml", "classes.yml")
 """File names of the class list, in order of precedence."""
 
+SPLIT_CLASS_FILE = "_classes.csv"
+"""Name of Roboflow's class list in the folder of each split."""
+
+LIST_FOLDERS = ("", "ImageSets/Segmentation/")
+"""Folders of the lists train.txt, val.txt, test.txt."""
+
 VAL_SHARE = 0.1
 """Share of the photos in the val split if neither folders nor lists define it."""
 
 
 class FolderDataset(PairedFiles):
-    """The user's photos and masks, paired by their names without suffix.
+    """The user's photos and masks, paired by what the wildcards of two patterns match, or by a layout that is known.
 
-    Files below `root` (a folder, or one zip file of it):
+    Files below `root` (a folder, one zip file of it, or an address such as s3://bucket/mine), without patterns:
 
         images/...   photos: JPEG, PNG, WebP, TIFF, BMP; subfolders are part of the name
         masks/...    masks with the same names: ids (8-bit greyscale or palette indices), or the classes' colours (RGB)
         classes.csv (or .yaml)   names, ids and colours, see `resnest_seg.data.folder`; without it, every id or colour
                                  that the masks hold is a class
 
-    The splits are, in order of precedence: folders images/train, images/val (and test) with the same below masks;
-    lists train.txt, val.txt of names; or one photo in ten as val, chosen by a hash of its name, so that adding photos
-    moves none from one split to the other.
+    or one of `resnest_seg.data.layouts.LAYOUTS`. The splits are, in order of precedence: folders train, val (and test)
+    in images and masks, or what `{split}` matches; lists train.txt, val.txt of names; or one photo in ten as val,
+    chosen by a hash of its name, so that adding photos moves none from one split to the other. Where there is a folder
+    train and none for val, val is such a tenth of train.
 
     Args:
-        root: The folder, or a zip file.
+        root: The folder, a zip file, or an address.
         split: "train", "val" or "test".
+        images: Pattern of the photos below `root`, such as "photos/{split}/*.jpg", or their folder.
+        masks: Pattern of the masks, with as many wildcards; both or none.
         classes: The class list, if it is outside `root`, or the classes themselves.
         allow_missing: Raise for a missing mask when its sample is read, not here; for tools that list all of them.
 
     Attributes:
+        layout: Where photos and masks are, in words and as the two patterns.
+        usual: True for images and masks, the layout of which nothing needs to be said.
         listed: True if there is a class list; else the classes are inferred from the masks.
         assumes_ignored: True if the class list does not mention 255, which is ignored by default.
 
     Raises:
-        DatasetError: A folder, a mask or the split is missing, two photos have the same name, or the classes cannot be
-            read or inferred.
+        ConfigError: The patterns do not fit together.
+        DatasetError: A folder, a mask or the split is missing, two photos have the same name, no mask belongs to a
+            photo (the message suggests patterns), or the classes cannot be read or inferred.
     """
 
     def __init__(
@@ -319,25 +348,25 @@ class FolderDataset(PairedFiles):
         root: str | Path,
         split: str = "train",
         *,
+        images: str | None = None,
+        masks: str | None = None,
         classes: str | Path | LabelSpace | None = None,
         allow_missing: bool = False,
     ) -> None:
         if split not in SPLITS:
             raise DatasetError(str(unknown_name("split", split, SPLITS)))
         source = open_source(root, zips=())
-        base = base_of(source, "images")
-        photos, masks = _by_name(source, f"{base}images"), _by_name(source, f"{base}masks")
-        for folder, files in (("images", photos), ("masks", masks)):
-            if not files:
-                raise DatasetError(
-                    f"no {folder} found: {source.locate(folder)} is missing or holds no image "
-                    f"({', '.join(IMAGE_SUFFIXES)}). A data set of your own needs the folders images and masks."
-                )
-        space, names_255 = _folder_label_space(source, base, masks, classes, lenient=allow_missing)
+        found = find_pairs(source, root, images=images, masks=masks)
+        base, colours = found.layout.base, found.photos
+        space, names_255 = _folder_label_space(
+            source, base, [photo.mask for photo in colours if photo.mask is not None], classes, lenient=allow_missing
+        )
         self.listed, self.assumes_ignored = names_255 is not None, names_255 is False
-        chosen = _split(source, base, sorted(photos), split)
-        pairs = [(photos[name], masks.get(name, f"{base}masks/{name}.png")) for name in chosen]
-        orphans = [masks[name] for name in masks if name not in photos]
+        chosen, how = _split(source, found, split)
+        self.layout = f"{found.layout.title}: {found.layout.options()}; splits by {how}"
+        self.usual = (found.layout.title, images) == (LAYOUTS[0].title, None)
+        unlabelled = split == "test" and bool(found.splits) and not any(photo.mask for photo in chosen)
+        pairs = [(photo.image, None if unlabelled else photo.mask or photo.wanted) for photo in chosen]
         super().__init__(
             space,
             split,
@@ -345,23 +374,82 @@ class FolderDataset(PairedFiles):
             pairs,
             colors=True,
             palettes=space.colors != LabelSpace.numbered(len(space)).colors,
-            masks=[mask for _, mask in pairs] + orphans,
+            masks=[mask for _, mask in pairs if mask is not None] + list(found.orphans),
             allow_missing=allow_missing,
         )
 
 
-def lists_classes(root: str | Path) -> bool:
-    """True if a folder or zip file of the user's has a class list.
+def find_pairs(source: Source, root: str | Path, *, images: str | None = None, masks: str | None = None) -> Pairing:
+    """Find the photos of all splits with their masks: by patterns, or by the layout that the files have.
+
+    Args:
+        source: The storage.
+        root: Where it is, for messages.
+        images: See `FolderDataset`.
+        masks: See `FolderDataset`.
+
+    Raises:
+        ConfigError: The patterns do not fit together.
+        DatasetError: There are no photos, no masks, or no pairs; the message suggests patterns that make pairs.
+    """
+    layout, names = given(images, masks), visible(source.names(""))
+    if layout is None:
+        found = recognise(names)
+        if found is not None:
+            return found
+        if not names:
+            raise DatasetError(
+                f"no images found: {source.locate('images')} is missing or holds no image "
+                f"({', '.join(IMAGE_SUFFIXES)}). A data set of your own needs the folders images and masks, or other "
+                "files and --data.images and --data.masks."
+            )
+        shown = printable(str(root))
+        raise DatasetError(
+            f"no known layout of photos and masks in {shown} ({len(names)} image files): name them with --data.images "
+            f"and --data.masks.{explained(names, str(root), None)}"
+        )
+    found = pair(names, layout)
+    for base in bases(names)[1:] if not found.photos else ():  # as in a zip file of one folder
+        found = found if found.photos else pair(names, dataclasses.replace(layout, base=base))
+    if not found.pairs:
+        what = f"{len(found.photos)} photos match data.images '{images}', {found.masks} masks data.masks '{masks}'"
+        raise DatasetError(
+            f"no mask belongs to a photo in {printable(str(root))}: {printable(what)}"
+            f"{', and no texts of their wildcards are equal' if found.photos and found.masks else ''}."
+            f"{explained(names, str(root), found)}"
+        )
+    return found
+
+
+def lists_classes(root: str | Path, *, images: str | None = None, masks: str | None = None) -> bool:
+    """True if a folder, zip file or address of the user's has a class list.
 
     Raises:
         DatasetError: There is no such folder or file.
     """
     source = open_source(root, zips=())
-    return _class_list(source, base_of(source, "images")) is not None
+    return _class_list(source, find_pairs(source, root, images=images, masks=masks).layout.base) is not None
 
 
 def _class_list(source: Source, base: str) -> str | None:
-    return next((f"{base}{name}" for name in CLASS_FILES if _has(source, f"{base}{name}")), None)
+    """The class list of a data set, if it has one: in its folder, or Roboflow's in those of the splits.
+
+    Raises:
+        DatasetError: The lists of the splits differ.
+    """
+    inside = next((f"{base}{name}" for name in CLASS_FILES if _has(source, f"{base}{name}")), None)
+    if inside is not None:
+        return inside
+    places = [f"{base}{folder}{SPLIT_CLASS_FILE}" for folder in ("", *(f"{word}/" for word in SPLIT_WORDS))]
+    lists = [place for place in places if source.has(place)]
+    for other in lists[1:]:
+        one, two = (parse_classes(source.read(name), source.locate(name)) for name in (lists[0], other))
+        if one != two:
+            raise DatasetError(
+                f"{source.locate(lists[0])} and {source.locate(other)} differ, and all splits need the same classes: "
+                "give one list of them with data.classes."
+            )
+    return lists[0] if lists else None
 
 
 def _has(source: Source, name: str) -> bool:
@@ -371,58 +459,59 @@ def _has(source: Source, name: str) -> bool:
     return source.has(name)
 
 
-def _by_name(source: Source, folder: str) -> dict[str, str]:
-    """Map the names below a folder, without suffix, to files."""
-    files: dict[str, str] = {}
-    for name in source.names(folder):
-        path = PurePosixPath(name).relative_to(folder)
-        if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith((".", "__")) for part in path.parts):
-            continue
-        stem = unicodedata.normalize("NFC", str(path.with_suffix("")))  # macOS decomposes accents
-        if stem in files:
-            raise DatasetError(
-                f"{source.locate(files[stem])} and {source.locate(name)} have the same name except for the suffix."
-            )
-        files[stem] = name
-    return files
-
-
-def _split(source: Source, base: str, names: list[str], split: str) -> list[str]:
-    """Return the names of a split, possibly none."""
-    tops = {name.partition("/")[0] for name in names if "/" in name}
-    if "train" in tops:
-        outside = [name for name in names if name.partition("/")[0] not in SPLITS]
-        if outside:
-            raise DatasetError(
-                f"{len(outside)} photos are beside the folders train, val and test and would not be used, the first is "
-                f"{source.locate(f'{base}images/{outside[0]}')}. Move them into one of these folders, or remove them."
-            )
-        return [name for name in names if name.startswith(f"{split}/")]
-    if _has(source, f"{base}train.txt"):
-        listing = f"{base}{split}.txt"
-        if not _has(source, listing):
-            raise DatasetError(f"there is a train.txt but no {source.locate(listing)}: list the split there.")
-        return _listed(source, listing, set(names))
+def _split(source: Source, found: Pairing, split: str) -> tuple[list[Photo], str]:
+    """Return the photos of a split, possibly none, and in words what decides."""
+    base, photos, drawn = found.layout.base, list(found.photos), "one photo in ten, by a hash of its name, is val"
+    if found.splits:
+        chosen = [photo for photo in photos if photo.split == split]
+        if "val" in found.splits or "train" not in found.splits or split == "test":
+            return chosen, f"folders or names ({', '.join(found.splits)})"
+        train = [photo for photo in photos if photo.split == "train"]
+        return _drawn(train, split), f"folders or names ({', '.join(found.splits)}; of train, {drawn})"
+    for folder in LIST_FOLDERS:
+        if _has(source, f"{base}{folder}train.txt"):
+            listing = f"{base}{folder}{split}.txt"
+            if not _has(source, listing):
+                raise DatasetError(f"there is a train.txt but no {source.locate(listing)}: list the split there.")
+            return _listed(source, listing, photos), f"lists ({folder}train.txt ...)"
     if split == "test":
         raise DatasetError("there is no test split: make folders images/test and masks/test, or a test.txt.")
-    return [name for name in names if (_hash_share(name) < VAL_SHARE) == (split == "val")]
+    return _drawn(photos, split), drawn
 
 
-def _listed(source: Source, listing: str, known: Collection[str]) -> list[str]:
-    """Read the names in a list file, without suffix."""
+def _drawn(photos: Sequence[Photo], split: str) -> list[Photo]:
+    return [photo for photo in photos if (_hash_share(photo.name) < VAL_SHARE) == (split == "val")]
+
+
+def _listed(source: Source, listing: str, photos: Sequence[Photo]) -> list[Photo]:
+    """Return the photos that a list file names: by what their wildcards match, by path, or by file name."""
     data = source.read(listing)
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raise DatasetError(f"{source.locate(listing)} is UTF-16: save it as UTF-8.")
+    known: dict[str, list[Photo]] = {}
+    for photo in photos:
+        path = PurePosixPath(unicodedata.normalize("NFC", photo.image)).with_suffix("")
+        for name in {photo.name, str(path), path.name}:
+            known.setdefault(name, []).append(photo)
     # Decoded like the system's file names, so that bytes that are not UTF-8 match the same bytes there.
     text = unicodedata.normalize("NFC", data.decode("utf-8-sig", "surrogateescape"))
     chosen = []
     for line in (str(PurePosixPath(line.strip())) for line in text.splitlines() if line.strip()):
         stem = str(PurePosixPath(line).with_suffix("")) if line.lower().endswith(IMAGE_SUFFIXES) else line
-        if stem not in known:
+        meant = [photo for photo in known.get(stem, ()) if photo.name == stem] or known.get(stem, [])
+        if len(meant) != 1:
             shown = printable(line)
             hint = "" if shown == line else " The line is not UTF-8: save the list as UTF-8."
-            raise DatasetError(f"{source.locate(listing)} lists '{shown}', and there is no such photo in images.{hint}")
-        chosen.append(stem)
+            if meant:
+                raise DatasetError(
+                    f"{source.locate(listing)} lists '{shown}', which may be {source.locate(meant[0].image)} or "
+                    f"{source.locate(meant[1].image)}: write their paths below the root.{hint}"
+                )
+            raise DatasetError(
+                f"{source.locate(listing)} lists '{shown}', and there is no such photo in images, such as "
+                f"'{printable(photos[0].name)}'.{hint}"
+            )
+        chosen.append(meant[0])
     return chosen
 
 
@@ -432,7 +521,7 @@ def _hash_share(name: str) -> float:
 
 
 def _folder_label_space(
-    source: Source, base: str, masks: Mapping[str, str], classes: str | Path | LabelSpace | None, *, lenient: bool
+    source: Source, base: str, masks: Sequence[str], classes: str | Path | LabelSpace | None, *, lenient: bool
 ) -> tuple[LabelSpace, bool | None]:
     """Return the classes, and True if their list mentions 255; None in its stead if they are inferred."""
     if isinstance(classes, LabelSpace):
@@ -449,7 +538,7 @@ def _folder_label_space(
 
     def contents() -> Iterator[NDArray[np.uint8]]:
         painted: dict[int, tuple[str, list[int]]] = {}
-        for name in masks.values():
+        for name in masks:
             try:
                 data = source.read(name)
                 mask = decode_mask(data, source.locate(name))

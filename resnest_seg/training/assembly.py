@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from resnest_seg.config import CUSTOM, RunConfig, config_from_dict, load_run_config
-from resnest_seg.data.build import DATASETS, dataset_for
+from resnest_seg.data.build import DATASETS, dataset_for, say_layout
 from resnest_seg.data.checks import check_classes, check_samples
 from resnest_seg.data.class_balance import balance
 from resnest_seg.data.datasets import PairedFiles, SegmentationDataset
@@ -238,6 +238,7 @@ def splits(config: RunConfig, parts: Parts) -> tuple[SegmentationDataset, Segmen
         )
     train = parts.train if parts.train is not None else dataset_for(config.data, "train")
     validation = parts.validation if parts.validation is not None else dataset_for(config.data, config.eval.split)
+    say_layout(*([train] if parts.train is None else []))
     if train.label_space.names != validation.label_space.names:
         raise ConfigError(
             f"train has the classes {', '.join(train.label_space.names[:4])} ..., and validation "

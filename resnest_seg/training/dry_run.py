@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from resnest_seg.config import AnyConfig, DataConfig, PretrainConfig, RunConfig
-from resnest_seg.data.build import DATASETS, data_root, dataset_for
+from resnest_seg.data.build import DATASETS, data_root, dataset_for, say_layout
 from resnest_seg.data.datasets import Sample, SegmentationDataset
 from resnest_seg.data.folder import read_classes
+from resnest_seg.data.storage import is_address
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.evaluation.evaluate import evaluate
@@ -110,6 +111,7 @@ def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None
     check_choices(config, network=parts.segmenter is None)
     train = parts.train if parts.train is not None else data_or_stand_in(config, "train")
     validation = parts.validation if parts.validation is not None else data_or_stand_in(config, config.eval.split)
+    say_layout(train)
     look(config, train, validation)
     if budget is not None:
         config = within_budget(config, budget, num_classes=len(train.label_space))
@@ -157,7 +159,7 @@ def dry_run_classifier(config: PretrainConfig) -> str:
         ConfigError: The config cannot be run, or there are several processes.
         ResNeStSegError: Any other error that would stop the run.
     """
-    root = data_root(config.data.dataset, config.data.root)
+    root = Path(data_root(config.data.dataset, config.data.root))
     short = _shortened(config)
     with tempfile.TemporaryDirectory(prefix="resnest_seg_dry_run_") as folder:
         if not root.exists():
@@ -264,7 +266,8 @@ def data_or_stand_in(config: RunConfig, split: str) -> SegmentationDataset:
     data = config.data
     if data.dataset not in DATASETS:
         raise unknown_name("data set", data.dataset, DATASETS)
-    if data.dataset == "synthetic" or data_root(data.dataset, data.root).exists():
+    root = data_root(data.dataset, data.root)
+    if data.dataset == "synthetic" or is_address(root) or Path(root).exists():
         return dataset_for(data, split)
     size = (data.crop_size, data.crop_width or data.crop_size)
     return StandIn(_space(data), "train" if split == "train" else "val", size=size)

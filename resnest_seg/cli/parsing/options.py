@@ -105,7 +105,7 @@ def add_checkpoint(
 
 
 def add_dataset(parser: argparse._ActionsContainer, *, default: str, splits: bool = True) -> None:
-    """Add --dataset, --data.root, --data.classes and --split: the labelled images that a verb reads.
+    """Add --dataset, --data.root, .images, .masks, .classes and --split: the labelled images that a verb reads.
 
     Args:
         parser: A parser or a group of options.
@@ -113,7 +113,16 @@ def add_dataset(parser: argparse._ActionsContainer, *, default: str, splits: boo
         splits: Add --split, for verbs that read a single split.
     """
     parser.add_argument("--dataset", help=f"synthetic, camvid, ade20k, cityscapes or folder (default: {default})")
-    parser.add_argument("--data.root", dest="root", help="folder or zip file of the data set (default: as in training)")
+    parser.add_argument("--data.root", dest="root", help="folder, zip file or address (s3://...) of the data set "
+                        "(default: as in training)")  # fmt: skip
+    for key, what in (("images", "photos"), ("masks", "masks")):
+        text = f'for folder: the {what} below the root, a folder or a pattern such as "{what}/{{split}}/**/*.png"'
+        parser.add_argument(
+            f"--data.{key}",
+            dest=f"data_{key}",
+            metavar="PATTERN",
+            help=f"{text} (default: as in training, or recognised)",
+        )
     text = "for folder: the class list, CSV or YAML (default: as in training, else classes.csv in the folder, else the "
     parser.add_argument("--data.classes", dest="classes", metavar="FILE", help=f"{text}checkpoint's classes)")
     if splits:
@@ -230,12 +239,18 @@ def open_dataset(
         raise ConfigError(f"--data.classes is for --dataset folder; the classes of {name} are fixed.")
     same = name == trained.dataset
     root = options.root or (trained.root if same else None)
+    images, masks = options.data_images, options.data_masks
+    if same and images is None and masks is None:
+        images, masks = trained.images, trained.masks
     classes: str | LabelSpace | None = options.classes
     if name == "folder" and classes is None:
         classes = trained.classes if same and trained.classes and Path(trained.classes).is_file() else None
-        if classes is None and label_space is not None and not lists_classes(data_root(name, root)):
+        listed = label_space is None or lists_classes(data_root(name, root), images=images, masks=masks)
+        if classes is None and not listed:
             classes = label_space
-    return build_dataset(name, root=root, split=split, classes=classes, allow_missing=allow_missing)
+    return build_dataset(
+        name, root=root, split=split, images=images, masks=masks, classes=classes, allow_missing=allow_missing
+    )
 
 
 MODEL_HELP = "a network of your own: FUNCTION(num_classes) of a Python file, which is run, returns a Segmenter"
