@@ -139,6 +139,10 @@ class DataConfig:
     classes: str | None = None
     """For folder: the class list, a CSV or YAML file of names, ids and colours; null takes classes.csv in the folder,
     or infers the classes from the masks."""
+    window: int | None = within(None, 32, 16384)
+    """For folder: read TIFF files of any size by windows of so many pixels a side; null reads whole images."""
+    window_overlap: int | None = within(None, 0, 8192)
+    """Pixels of context around each window in validation, whose labels do not count; null is an eighth of window."""
     recipe: str = "encoding"
     """Augmentation recipe: encoding (the authors': random long edge, black padding) or mmseg (mmsegmentation's: canvas
     of long_edge x base_size times a ratio, one class below 75 % of the crop, photometric distortion)."""

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.parsing.options import Parser, add_checkpoint, add_dataset, add_workers, open_dataset
+from resnest_seg.cli.parsing.options import Parser, add_checkpoint, add_dataset, add_workers, open_dataset, windows_in
 from resnest_seg.config import COUNT, DataConfig
 from resnest_seg.config_types import check_option
 from resnest_seg.errors import ConfigError, DatasetError
@@ -60,6 +60,7 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
             if trained is not None:
                 found.append(open_dataset(options, trained, space, name=name, split=split, allow_missing=True))
             else:
+                window, overlap = windows_in(options, None)
                 found.append(
                     build_dataset(
                         name,
@@ -68,6 +69,8 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
                         images=options.data_images,
                         masks=options.data_masks,
                         classes=options.classes,
+                        window=window,
+                        window_overlap=overlap,
                         allow_missing=True,
                     )
                 )

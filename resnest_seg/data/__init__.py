@@ -20,6 +20,7 @@ _HOMES = {
     "Source": "storage",
     "Synthetic": "synthetic",
     "TrainTransform": "transforms",
+    "WindowDataset": "tiles",
     "ZipSource": "storage",
     "balance": "class_balance",
     "build_dataset": "build",

@@ -12,6 +12,7 @@ from resnest_seg.data.datasets import ADE20K, DATA_ROOT_VARIABLE, CamVid, Citysc
 from resnest_seg.data.folder import FolderDataset
 from resnest_seg.data.storage import is_address
 from resnest_seg.data.synthetic import Synthetic
+from resnest_seg.data.tiles import WindowDataset, paired_files
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
 from resnest_seg.labels import LabelSpace
 
@@ -40,6 +41,8 @@ def build_dataset(
     images: str | None = None,
     masks: str | None = None,
     classes: str | LabelSpace | None = None,
+    window: int | None = None,
+    window_overlap: int | None = None,
     allow_missing: bool = False,
 ) -> SegmentationDataset:
     """Open a data set by name.
@@ -51,10 +54,13 @@ def build_dataset(
         images: For "folder": pattern of the photos, see `FolderDataset`.
         masks: For "folder": pattern of the masks.
         classes: The class list of "folder", if it is outside the folder, or its classes.
+        window: For "folder": read windows of this side, see `resnest_seg.data.tiles.WindowDataset`; None reads whole
+            images.
+        window_overlap: Context around a window; None is an eighth.
         allow_missing: Raise for a missing mask when its sample is read, not here; for tools that list all of them.
 
     Raises:
-        ConfigError: Unknown name, or patterns for a data set with a layout of its own.
+        ConfigError: Unknown name, or patterns or windows for a data set with a layout of its own.
         DatasetError: The data set is missing or incomplete, or the split is unknown.
     """
     if name == CUSTOM:
@@ -66,10 +72,11 @@ def build_dataset(
         raise unknown_name("data set", name, DATASETS)
     where = data_root(name, root)
     if name == "folder":
-        return FolderDataset(where, split, images=images, masks=masks, classes=classes, allow_missing=allow_missing)
-    for key, pattern in (("data.images", images), ("data.masks", masks)):
-        if pattern is not None:
-            raise ConfigError(f"{key} is for --dataset folder: {name} has its own layout. Leave out '{pattern}'.")
+        files = FolderDataset(where, split, images=images, masks=masks, classes=classes, allow_missing=allow_missing)
+        return files if window is None else WindowDataset(files, window, overlap=window_overlap)
+    for key, given in (("data.images", images), ("data.masks", masks), ("data.window", window)):
+        if given is not None:
+            raise ConfigError(f"{key} is for --dataset folder: {name} has its own layout. Leave out '{given}'.")
     return DATASETS[name](where, split, allow_missing)
 
 
@@ -91,12 +98,20 @@ def dataset_for(data: DataConfig, split: str) -> SegmentationDataset:
                 "give it a link with a plain name (ln -s) and pass that."
             )
     return build_dataset(
-        data.dataset, root=data.root, split=split, images=data.images, masks=data.masks, classes=data.classes
+        data.dataset,
+        root=data.root,
+        split=split,
+        images=data.images,
+        masks=data.masks,
+        classes=data.classes,
+        window=data.window,
+        window_overlap=data.window_overlap,
     )
 
 
 def say_layout(*datasets: SegmentationDataset) -> None:
     """Say in one line on standard error which layout was recognised, unless it is images and masks."""
-    layouts = {dataset.layout for dataset in datasets if isinstance(dataset, FolderDataset) and not dataset.usual}
+    found = [files for files in map(paired_files, datasets) if isinstance(files, FolderDataset)]
+    layouts = {files.layout for files in found if not files.usual}
     if layouts and os.environ.get("RANK", "0") == "0":
         print(f"layout: {min(layouts)}", file=sys.stderr)

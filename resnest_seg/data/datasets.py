@@ -53,6 +53,10 @@ class SegmentationDataset(ABC):
         space = json.dumps(self.label_space.to_dict())
         return hashlib.sha256(f"{len(self)} {self.split} {space}".encode()).hexdigest()
 
+    def draw(self, index: int, *, seed: int) -> Sample:
+        """Read a sample for training: a data set of windows moves its window at random, decided by the seed alone."""
+        return self[index]
+
     def sample_name(self, index: int) -> str:
         """Return the name of a sample within its data set, independent of the root; results are named after it.
 
@@ -160,8 +164,16 @@ class PairedFiles(SegmentationDataset):
         """
         data = self.source.read(name)
         raw = decode_mask(data, self.source.locate(name))
-        palette = mask_palette(data) if self.palettes and raw.ndim == 2 else None
-        if palette is None:
+        return self.meant(raw, mask_palette(data) if self.palettes and raw.ndim == 2 else None)
+
+    def meant(self, raw: NDArray[np.uint8], palette: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+        """Ids [H, W] of a mask with a palette, or its colours [H, W, 3] if these are the classes' and its ids are not.
+
+        Args:
+            raw: The mask as stored.
+            palette: Its colours, uint8 [256, 3]; None without one.
+        """
+        if palette is None or not self.palettes:
             return raw
         used = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
         by_id = dict(zip(self.encoding.raw_ids, self.encoding.colors, strict=True))

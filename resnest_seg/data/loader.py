@@ -422,18 +422,22 @@ class _View(Dataset[Sample | ResNeStSegError]):
     def __getitem__(self, key: tuple[int, int]) -> Sample | ResNeStSegError:
         epoch, index = key
         try:
-            sample = self.dataset[index]
-            return sample if self.transform is None else self._augmented(sample, epoch, index, self.transform)
+            if self.transform is None:
+                return self.dataset[index]
+            return self._augmented(epoch, index, self.transform)
         except ResNeStSegError as error:
             return error
 
-    def _augmented(self, sample: Sample, epoch: int, index: int, transform: TrainTransform | OwnTransform) -> Sample:
-        image, labels = transform(sample.image, sample.labels, seed=sample_seed(self.seed, epoch, index))
+    def _augmented(self, epoch: int, index: int, transform: TrainTransform | OwnTransform) -> Sample:
+        seed = sample_seed(self.seed, epoch, index)
+        sample = self.dataset.draw(index, seed=seed)
+        image, labels = transform(sample.image, sample.labels, seed=seed)
         if transform.class_mix:
             random = np.random.default_rng([self.seed, epoch, index, 1])
             if random.random() < transform.class_mix:
-                other = self.dataset[int(random.integers(len(self.dataset)))]
-                mixed = transform(other.image, other.labels, seed=int(random.integers(2**32)))
+                chosen, seed = int(random.integers(len(self.dataset))), int(random.integers(2**32))
+                other = self.dataset.draw(chosen, seed=seed)
+                mixed = transform(other.image, other.labels, seed=seed)
                 image, labels = class_mix((image, labels), mixed, random)
         return Sample(image, labels, sample.name)
 

@@ -200,9 +200,8 @@ def georeference_of(source: Any) -> Georeference | None:
     return Georeference(crs.to_wkt(), tuple(transform)[:6])
 
 
-@contextlib.contextmanager
-def opened(path: str | Path, *, cache: int = CACHE) -> Iterator[Any]:
-    """Open a TIFF with rasterio, within GDAL's settings of `resnest_seg.io.large_images.gdal`.
+def open_tiff(path: str | Path) -> Any:
+    """Open a TIFF with rasterio; to be called, and read, within `resnest_seg.io.large_images.gdal`.
 
     Raises:
         DatasetError: No TIFF, or a damaged one.
@@ -210,18 +209,20 @@ def opened(path: str | Path, *, cache: int = CACHE) -> Iterator[Any]:
     """
     rasterio = load_rasterio()
     require_utf8(Path(path).absolute())
-    with gdal(cache):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of files that lie on no map
-                source = rasterio.open(Path(path).absolute(), driver="GTiff")
-        except gdal_errors() as error:
-            why = str(error.__cause__ or error).rstrip(".").replace(str(Path(path).absolute()), "it")
-            raise DatasetError(
-                f"cannot read {printable(str(path))}: no TIFF image, or a damaged one ({why})."
-            ) from None
-        with source:
-            yield source
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of files that lie on no map
+            return rasterio.open(Path(path).absolute(), driver="GTiff")
+    except gdal_errors() as error:
+        why = str(error.__cause__ or error).rstrip(".").replace(str(Path(path).absolute()), "it")
+        raise DatasetError(f"cannot read {printable(str(path))}: no TIFF image, or a damaged one ({why}).") from None
+
+
+@contextlib.contextmanager
+def opened(path: str | Path, *, cache: int = CACHE) -> Iterator[Any]:
+    """Open a TIFF as `open_tiff` does, within GDAL's settings."""
+    with gdal(cache), open_tiff(path) as source:
+        yield source
 
 
 class DataMask:

@@ -265,7 +265,12 @@ def load_rasterio() -> Any:
 def gdal_errors() -> tuple[type[Exception], ...]:
     """Exceptions of rasterio, and those of GDAL that it lets through, about files and coordinates."""
     rasterio = load_rasterio()
-    return rasterio.errors.RasterioError, importlib.import_module("rasterio._err").CPLE_BaseError, ValueError
+    return (
+        rasterio.errors.RasterioError,
+        importlib.import_module("rasterio._err").CPLE_BaseError,
+        ValueError,
+        MemoryError,
+    )
 
 
 def gdal(cache: int) -> Any:

@@ -20,6 +20,7 @@ from resnest_seg.data.checks import check_classes, check_samples
 from resnest_seg.data.class_balance import balance
 from resnest_seg.data.datasets import PairedFiles, SegmentationDataset
 from resnest_seg.data.pairs import PairDataset
+from resnest_seg.data.tiles import paired_files
 from resnest_seg.data.transforms import Transform
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.files import check_outside
@@ -181,8 +182,9 @@ def trainer_for(
     if resume not in ("no", "yes", "auto"):
         raise ConfigError(f"resume must be 'no', 'yes' or 'auto', not {resume!r}.")
     resumed = resume == "yes" or (resume == "auto" and bool(RunFolder(folder).states()))
-    if isinstance(train, PairedFiles):
-        check_outside(folder, train.folders)
+    files = paired_files(train)
+    if isinstance(files, PairedFiles):
+        check_outside(folder, files.folders)
     if not resumed:
         look(config, train, validation)
     if budget is not None and resumed:  # batch norm depends on the division, which therefore stays, on any machine

@@ -123,10 +123,36 @@ def add_dataset(parser: argparse._ActionsContainer, *, default: str, splits: boo
             metavar="PATTERN",
             help=f"{text} (default: as in training, or recognised)",
         )
+    parser.add_argument("--data.window", dest="window", type=_window, metavar="PIXELS", help="for folder: TIFF "
+                        "files by windows of this side, null for whole images (default: as in training)")  # fmt: skip
+    parser.add_argument("--data.window_overlap", dest="window_overlap", type=int, metavar="PIXELS", help="context "
+                        "around a window (default: as in training, else an eighth)")  # fmt: skip
     text = "for folder: the class list, CSV or YAML (default: as in training, else classes.csv in the folder, else the "
     parser.add_argument("--data.classes", dest="classes", metavar="FILE", help=f"{text}checkpoint's classes)")
     if splits:
         parser.add_argument("--split", help="train, val or test (default: the one validated on in training)")
+
+
+def _window(word: str) -> int:
+    """The side of a window; 0 for null."""
+    return 0 if word == "null" else int(word)
+
+
+def windows_in(options: argparse.Namespace, trained: DataConfig | None) -> tuple[int | None, int | None]:
+    """Window and overlap of the options of `add_dataset`; what they leave out is as in training.
+
+    Raises:
+        ConfigError: One is out of range.
+    """
+    from resnest_seg.config import RunConfig, kinds_of
+
+    window = (None if trained is None else trained.window) if options.window is None else options.window or None
+    overlap = options.window_overlap
+    if overlap is None and trained is not None and window == trained.window:
+        overlap = trained.window_overlap
+    for key, value in (("data.window", window), ("data.window_overlap", overlap)):
+        kinds_of(RunConfig)[key].check(f"--{key}", value)
+    return window, overlap
 
 
 def add_protocol(parser: argparse._ActionsContainer, *, several: bool = False) -> None:
@@ -248,8 +274,17 @@ def open_dataset(
         listed = label_space is None or lists_classes(data_root(name, root), images=images, masks=masks)
         if classes is None and not listed:
             classes = label_space
+    window, overlap = windows_in(options, trained if same else None)
     return build_dataset(
-        name, root=root, split=split, images=images, masks=masks, classes=classes, allow_missing=allow_missing
+        name,
+        root=root,
+        split=split,
+        images=images,
+        masks=masks,
+        classes=classes,
+        window=window,
+        window_overlap=overlap,
+        allow_missing=allow_missing,
     )
 
 
