@@ -290,7 +290,7 @@ class FolderDataset(PairedFiles):
 
     Files below `root` (a folder, or one zip file of it):
 
-        images/...   photos: JPEG, PNG, WebP, TIFF, BMP; subfolders are part of the name
+        images/...   photos: JPEG, PNG, WebP, TIFF, BMP, or only .npy arrays; subfolders are part of the name
         masks/...    masks with the same names: ids (8-bit greyscale or palette indices), or the classes' colours (RGB)
         classes.csv (or .yaml)   names, ids and colours, see `resnest_seg.data.folder`; without it, every id or colour
                                  that the masks hold is a class
@@ -326,7 +326,8 @@ class FolderDataset(PairedFiles):
             raise DatasetError(str(unknown_name("split", split, SPLITS)))
         source = open_source(root, zips=())
         base = base_of(source, "images")
-        photos, masks = _by_name(source, f"{base}images"), _by_name(source, f"{base}masks")
+        photos = _by_name(source, f"{base}images") or _by_name(source, f"{base}images", suffixes=(".npy",))
+        masks = _by_name(source, f"{base}masks")
         for folder, files in (("images", photos), ("masks", masks)):
             if not files:
                 raise DatasetError(
@@ -371,12 +372,12 @@ def _has(source: Source, name: str) -> bool:
     return source.has(name)
 
 
-def _by_name(source: Source, folder: str) -> dict[str, str]:
+def _by_name(source: Source, folder: str, *, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, str]:
     """Map the names below a folder, without suffix, to files."""
     files: dict[str, str] = {}
     for name in source.names(folder):
         path = PurePosixPath(name).relative_to(folder)
-        if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith((".", "__")) for part in path.parts):
+        if path.suffix.lower() not in suffixes or any(part.startswith((".", "__")) for part in path.parts):
             continue
         stem = unicodedata.normalize("NFC", str(path.with_suffix("")))  # macOS decomposes accents
         if stem in files:

@@ -3,10 +3,13 @@
 from resnest_seg import lazy_exports
 
 _HOMES = {
+    "BandReader": "bands",
+    "BandStatistics": "bands",
     "Digest": "download",
     "LargeImage": "large_images",
     "LargeLabels": "large_images",
     "PalettePng": "images",
+    "Raster": "bands",
     "VideoReader": "video",
     "VideoWriter": "video",
     "as_pixels": "images",
@@ -19,6 +22,7 @@ _HOMES = {
     "image_size": "masks",
     "mask_palette": "masks",
     "overlay": "visualize",
+    "picture_of": "visualize",
     "polygons": "polygons",
     "read_image": "images",
     "resized_rows": "resize",
