@@ -12,7 +12,15 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.parsing.options import Parser, add_checkpoint, add_dataset, add_workers, open_dataset, windows_in
+from resnest_seg.cli.parsing.options import (
+    Parser,
+    add_checkpoint,
+    add_dataset,
+    add_workers,
+    bands_in,
+    open_dataset,
+    windows_in,
+)
 from resnest_seg.config import COUNT, DataConfig
 from resnest_seg.config_types import check_option
 from resnest_seg.errors import ConfigError, DatasetError
@@ -74,6 +82,7 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
                         allow_missing=True,
                     )
                 )
+                found[-1].read_as(bands_in(options, DataConfig()))
         except DatasetError as error:
             if not found:
                 raise
@@ -112,6 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sizes = ", ".join(f"{width} x {height}" for height, width in (smallest, median, largest))
         terminal.print(f"{split}: sizes (smallest, median, largest) {sizes}")
     terminal.print(f"suggested crop: {diagnosis.suggested_crop}")
+    if diagnosis.pixel_mean:
+        terminal.print(f"data.pixel_mean: {list(diagnosis.pixel_mean)}")
+        terminal.print(f"data.pixel_std: {list(diagnosis.pixel_std)}")
     for finding in diagnosis.findings:
         terminal.print(f"{finding.severity}: {finding.kind}: {finding.message}")
         if finding.severity == "error" and len(finding.files) > 1:

@@ -14,6 +14,7 @@ from resnest_seg.data.storage import is_address
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.tiles import WindowDataset, paired_files
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
+from resnest_seg.io.bands import BandReader
 from resnest_seg.labels import LabelSpace
 
 DATASETS: dict[str, Callable[[str | Path, str, bool], SegmentationDataset]] = {
@@ -84,6 +85,7 @@ def dataset_for(data: DataConfig, split: str) -> SegmentationDataset:
     """Open a split of the data set that a config names; see `build_dataset` for the errors.
 
     Raises:
+        ConfigError: Bands of a data set whose images are drawn, not read.
         DatasetError: Its path is not UTF-8; names of files below it need not be.
     """
     for key, path in (
@@ -97,7 +99,7 @@ def dataset_for(data: DataConfig, split: str) -> SegmentationDataset:
                 f"{key} '{printable(path)}' has bytes that are not UTF-8, which the run's config.yaml cannot hold: "
                 "give it a link with a plain name (ln -s) and pass that."
             )
-    return build_dataset(
+    dataset = build_dataset(
         data.dataset,
         root=data.root,
         split=split,
@@ -107,6 +109,13 @@ def dataset_for(data: DataConfig, split: str) -> SegmentationDataset:
         window=data.window,
         window_overlap=data.window_overlap,
     )
+    dataset.read_as(bands_of(data))
+    return dataset
+
+
+def bands_of(data: DataConfig) -> BandReader | None:
+    """How a config's images are read, if they are no photos."""
+    return None if data.bands is None else BandReader(data.bands, data.nodata, data.pixel_mean)
 
 
 def say_layout(*datasets: SegmentationDataset) -> None:

@@ -8,13 +8,14 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnest_seg.data.storage import FolderSource, Source, base_of, open_source
 from resnest_seg.errors import DatasetError, command, unknown_name
+from resnest_seg.io.bands import BandReader, Raster, without_labels
 from resnest_seg.io.images import IMAGE_SUFFIXES, decode_image
 from resnest_seg.io.masks import decode_mask, mask_palette
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
@@ -24,12 +25,12 @@ class Sample(NamedTuple):
     """One photo with its labels.
 
     Attributes:
-        image: RGB, uint8 [H, W, 3].
+        image: RGB, uint8 [H, W, 3]; or bands of the type of their file: uint8, uint16, int16 or float32 [H, W, C].
         labels: Train ids, uint8 [H, W], 0..K-1 or `IGNORE_LABEL`.
         name: The photo's path, or the synthetic scene's number, for messages.
     """
 
-    image: NDArray[np.uint8]
+    image: NDArray[Any]
     labels: NDArray[np.uint8]
     name: str
 
@@ -40,10 +41,20 @@ class SegmentationDataset(ABC):
     Attributes:
         label_space: The classes.
         split: "train", "val" or "test".
+        bands: How bands are read, where the images are no photos (8-bit RGB).
     """
 
     label_space: LabelSpace
     split: str
+    bands: BandReader | None = None
+
+    def read_as(self, bands: BandReader | None) -> None:
+        """Set how bands are read; a data set of the user's own may take it over for its `raster`."""
+        self.bands = bands
+
+    def raster(self, index: int) -> Raster:
+        """Read the image of a sample, with its values without data; its bands count in statistics."""
+        return Raster(self[index].image)
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -148,13 +159,22 @@ class PairedFiles(SegmentationDataset):
     def __getitem__(self, index: int) -> Sample:
         image_name, mask_name = self.pairs[index]
         where = self.source.locate(image_name)
-        image = decode_image(self.source.read(image_name), where)
+        image, valid, _ = self.raster(index)
         if mask_name is None:
             return Sample(image, np.full(image.shape[:2], IGNORE_LABEL, np.uint8), where)
         raw = self.read_mask(mask_name)
         if image.shape[:2] != raw.shape[:2]:
             raise DatasetError(self.size_problem(index, image, raw))
-        return Sample(image, self.encode(mask_name, raw), where)
+        return Sample(image, without_labels(self.encode(mask_name, raw), valid), where)
+
+    def raster(self, index: int) -> Raster:
+        """Read the image of a sample: a photo, or the bands that `bands` names."""
+        name = self.pairs[index][0]
+        return self.decode(self.source.read(name), self.source.locate(name))
+
+    def decode(self, data: bytes, where: str) -> Raster:
+        """Decode the content of a file of this name: a photo, or bands."""
+        return Raster(decode_image(data, where)) if self.bands is None else self.bands.decode(data, where)
 
     def read_mask(self, name: str) -> NDArray[np.uint8]:
         """Read a mask, uint8: ids [H, W], or colours [H, W, 3], also of a palette with the classes' colours.
@@ -196,7 +216,7 @@ class PairedFiles(SegmentationDataset):
         except DatasetError as error:
             raise DatasetError(f"{where}: {error}.") from None
 
-    def size_problem(self, index: int, image: NDArray[np.uint8], raw: NDArray[np.uint8]) -> str:
+    def size_problem(self, index: int, image: NDArray[Any], raw: NDArray[np.uint8]) -> str:
         """Describe the problem if mask and photo differ in size; None if they agree."""
         image_name, mask_name = self.pairs[index]
         photo, mask = self.source.locate(image_name), self.source.locate(str(mask_name))

@@ -313,7 +313,7 @@ class FolderDataset(PairedFiles):
 
     Files below `root` (a folder, one zip file of it, or an address such as s3://bucket/mine), without patterns:
 
-        images/...   photos: JPEG, PNG, WebP, TIFF, BMP; subfolders are part of the name
+        images/...   photos: JPEG, PNG, WebP, TIFF, BMP, or only .npy arrays; subfolders are part of the name
         masks/...    masks with the same names: ids (8-bit greyscale or palette indices), or the classes' colours (RGB)
         classes.csv (or .yaml)   names, ids and colours, see `resnest_seg.data.folder`; without it, every id or colour
                                  that the masks hold is a class

@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     """Samples of one size, stacked.
 
     Attributes:
-        images: RGB 0..255, uint8 [N, 3, H, W], in channels-last memory.
+        images: RGB 0..255, uint8 [N, 3, H, W], in channels-last memory; or bands of another number and type.
         labels: Train ids, uint8 [N, H, W].
         names: N names.
     """
@@ -449,6 +449,13 @@ def _collate(samples: Sequence[Sample | ResNeStSegError]) -> Batch | ResNeStSegE
             return sample
         good.append(sample)
     first = good[0]
+    kinds = [(sample.image.shape[2], sample.image.dtype.name) for sample in good]
+    if kinds.count(kinds[0]) < len(kinds):
+        odd = next(index for index, kind in enumerate(kinds) if kind != kinds[0])
+        held = ["{} bands of {}".format(*kinds[index]) for index in (0, odd)]
+        return DatasetError(
+            f"samples of one batch have different bands: {first.name} holds {held[0]}, and {good[odd].name} {held[1]}."
+        )
     for sample in good:
         if sample.labels.shape != first.labels.shape:
             sizes = ["{} x {}".format(*each.labels.shape) for each in (first, sample)]

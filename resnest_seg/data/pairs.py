@@ -11,6 +11,7 @@ from PIL import Image
 
 from resnest_seg.data.datasets import Sample, SegmentationDataset
 from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.io.bands import KEPT, Raster, without_labels
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
 
 
@@ -25,8 +26,9 @@ class Indexable(Protocol):
 class PairDataset(SegmentationDataset):
     """A data set of any object with `len()` and `[index]` that gives pairs of image and mask.
 
-    Images are PIL images, uint8 arrays [H, W, C] or [H, W], or uint8 tensors [C, H, W]; masks are PIL images (P, L, I),
-    or arrays or tensors of whole numbers [H, W] or [1, H, W].
+    Images are PIL images, uint8 arrays [H, W, C] or [H, W], or uint8 tensors [C, H, W]; or the bands of an instrument,
+    arrays or tensors of uint16, int16 or float32, in which NaN means no data. Masks are PIL images (P, L, I), or arrays
+    or tensors of whole numbers [H, W] or [1, H, W].
 
     Args:
         pairs: Items are tuples (image, mask), or mappings with the two `keys`, as rows of Hugging Face tables are.
@@ -63,7 +65,7 @@ class PairDataset(SegmentationDataset):
             raise IndexError(index)
         name = f"{self.split} sample {index}"
         image, mask = self._parts(self.pairs[index], name)
-        pixels, ids = _pixels(image, name), _ids(mask, name)
+        (pixels, valid, _), ids = self._raster(image, name), _ids(mask, name)
         if pixels.shape[:2] != ids.shape:
             raise DatasetError(f"{name}: the image has {pixels.shape[:2]} pixels and the mask {ids.shape}.")
         unlabelled = np.isin(ids, [*self.ignore, IGNORE_LABEL])
@@ -79,7 +81,16 @@ class PairDataset(SegmentationDataset):
         except DatasetError as error:
             raise DatasetError(f"{name}: {error}. Name values that are not labelled: ignore=(...).") from None
         labels[unlabelled] = IGNORE_LABEL
-        return Sample(pixels, labels, name)
+        return Sample(pixels, without_labels(labels, valid), name)
+
+    def raster(self, index: int) -> Raster:
+        """Take the image of a pair, without its mask."""
+        name = f"{self.split} sample {index}"
+        return self._raster(self._parts(self.pairs[index], name)[0], name)
+
+    def _raster(self, image: Any, name: str) -> Raster:
+        pixels = _pixels(image, name, raw=self.bands is not None)
+        return Raster(pixels) if self.bands is None else self.bands.checked(pixels, name)
 
     def _parts(self, item: Any, name: str) -> tuple[Any, Any]:
         if isinstance(item, Mapping):
@@ -97,24 +108,33 @@ def _array(value: Any) -> NDArray[Any]:
     return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
 
 
-def _pixels(image: Any, name: str) -> NDArray[np.uint8]:
-    """An image as uint8 [H, W, C]; a tensor has its channels first, everything else last."""
+def _pixels(image: Any, name: str, *, raw: bool) -> NDArray[Any]:
+    """An image [H, W, C] of a type that is kept; a tensor has its channels first, everything else last."""
     if isinstance(image, Image.Image):
         if image.mode not in ("RGB", "L", "P", "1"):
             raise DatasetError(f"{name}: the image is a {image.mode} picture: convert it to RGB.")
         image = np.asarray(image.convert("RGB"))
     pixels = _array(image)
-    if pixels.dtype != np.uint8:
+    if not raw and (pixels.dtype.name not in KEPT or _is_photo_in_floats(pixels, image)):
         span = f" from {pixels.min():.4g} to {pixels.max():.4g}" if pixels.size and pixels.dtype.kind in "fiu" else ""
         raise DatasetError(
             f"{name}: the image is {pixels.dtype}{span}, and uint8 of 0..255 is needed: leave out ToTensor and "
-            "Normalize (v2.PILToTensor keeps uint8), because the model normalises."
+            "Normalize (v2.PILToTensor keeps uint8), because the model normalises. Bands of other instruments are "
+            "uint16, int16 or float32; float32 of three bands needs data.bands: [1, 2, 3] in the config."
         )
     if pixels.ndim == 2:
-        return np.repeat(pixels[..., None], 3, axis=2)
+        return np.repeat(pixels[..., None], 3, axis=2) if pixels.dtype == np.uint8 and not raw else pixels[..., None]
     if pixels.ndim != 3:
         raise DatasetError(f"{name}: the image has the shape {pixels.shape}, not [H, W, C], or [C, H, W] of a tensor.")
     return np.ascontiguousarray(pixels.transpose(1, 2, 0) if hasattr(image, "detach") else pixels)
+
+
+def _is_photo_in_floats(pixels: NDArray[Any], image: Any) -> bool:
+    """True for what ToTensor and Normalize make of a photo: three channels of floats between -3 and 3."""
+    if pixels.dtype.kind != "f" or pixels.ndim != 3 or not pixels.size:
+        return False
+    channels = pixels.shape[0] if hasattr(image, "detach") else pixels.shape[2]
+    return channels == 3 and bool(np.nanmin(pixels) >= -3) and bool(np.nanmax(pixels) <= 3)
 
 
 def _ids(mask: Any, name: str) -> NDArray[np.int64]:

@@ -7,14 +7,14 @@ import hashlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnest_seg.data.datasets import PairedFiles, Sample, SegmentationDataset
 from resnest_seg.data.storage import FolderSource
-from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.errors import ConfigError, DatasetError, printable
+from resnest_seg.io.bands import BandReader, Raster, without_labels
 from resnest_seg.io.georeference import georeference_of
 from resnest_seg.io.raster_windows import RasterWindows, Window, palette_of
 from resnest_seg.labels import IGNORE_LABEL
@@ -86,10 +86,14 @@ class WindowDataset(SegmentationDataset):
             ]
         finally:
             self.rasters.close()  # no handle goes into another process
+        self._require_cells()
+
+    def _require_cells(self) -> None:
         if not self.cells:
             raise DatasetError(
-                f"no window of the {files.split} split has a labelled pixel with data: all {len(files.pairs)} rasters "
-                f"are ignored or without data. The first: {files.source.locate(files.pairs[0][0])} (gdalinfo -stats)."
+                f"no window of the {self.split} split has a labelled pixel with data: all {len(self.files.pairs)} "
+                "rasters are ignored or without data. The first: "
+                f"{self.files.source.locate(self.files.pairs[0][0])} (gdalinfo -stats)."
             )
 
     def __len__(self) -> int:
@@ -129,16 +133,32 @@ class WindowDataset(SegmentationDataset):
                 return self._sample(cell, window, labels)
         return self._sample(cell, middle, self._labels(cell.pair, middle))
 
-    def _sample(self, cell: Cell, window: Window, labels: NDArray[np.uint8]) -> Sample:
-        image, valid = self._image(cell.pair, window)
-        if valid is not None:
-            labels = np.where(valid, labels, np.uint8(IGNORE_LABEL))
-        return Sample(image, labels, f"{self.files.source.locate(self.files.pairs[cell.pair][0])}, {window}")
+    def raster(self, index: int) -> Raster:
+        """Read the image of a cell without context: so every pixel counts once in statistics."""
+        cell = self.cells[index]
+        return self._image(cell.pair, cell.core)
 
-    def _image(self, pair: int, window: Window) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-        """A window of an image [h, w, C], and which pixels have data, [h, w]; None if all have."""
+    def read_as(self, bands: BandReader | None) -> None:
+        """Set how bands are read; cells whose pixels have no data by its value are left out, too."""
+        before, self.bands = self.bands, bands
+        if bands is not None and bands.nodata != (None if before is None else before.nodata):
+            self.cells = [cell for cell in self.cells if self._has_data(cell)]
+            self.rasters.close()
+            self._require_cells()
+
+    def _sample(self, cell: Cell, window: Window, labels: NDArray[np.uint8]) -> Sample:
+        image, valid, _ = self._image(cell.pair, window)
+        name = f"{self.files.source.locate(self.files.pairs[cell.pair][0])}, {window}"
+        return Sample(image, without_labels(labels, valid), name)
+
+    def _image(self, pair: int, window: Window) -> Raster:
+        """A window of an image: of a photo, or the bands that `bands` names."""
         path = self.root / self.files.pairs[pair][0]
-        return _photo(self.rasters, path, window), self.rasters.valid(path, window)
+        if self.bands is None:
+            valid = self.rasters.valid(path, window)
+            return Raster(_photo(self.rasters, path, window), None if valid is None else valid[..., None])
+        with self.rasters.reading(path, window) as source:
+            return self.bands.window_of(source, f"{window} of {printable(str(path))}", window.as_rasterio())
 
     def _labels(self, pair: int, window: Window) -> NDArray[np.uint8]:
         """Train ids of a window [h, w]."""
@@ -203,8 +223,11 @@ class WindowDataset(SegmentationDataset):
         labelled = unlabelled | (self._labels(cell.pair, cell.core) != IGNORE_LABEL)
         if not np.any(labelled):
             return False
-        valid = self.rasters.valid(self.root / self.files.pairs[cell.pair][0], cell.core)
-        return valid is None or bool((valid & labelled).any())
+        if self.bands is not None and self.bands.nodata is not None:
+            valid = self._image(cell.pair, cell.core).valid
+            return valid is None or bool((valid.any(axis=2) & labelled).any())
+        flat = self.rasters.valid(self.root / self.files.pairs[cell.pair][0], cell.core)
+        return flat is None or bool((flat & labelled).any())
 
 
 _WARP = (

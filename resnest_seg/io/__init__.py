@@ -3,11 +3,14 @@
 from resnest_seg import lazy_exports
 
 _HOMES = {
+    "BandReader": "bands",
+    "BandStatistics": "bands",
     "Digest": "download",
     "Georeference": "georeference",
     "LargeImage": "large_images",
     "LargeLabels": "large_images",
     "PalettePng": "images",
+    "Raster": "bands",
     "VideoReader": "video",
     "VideoWriter": "video",
     "as_pixels": "images",
@@ -20,6 +23,7 @@ _HOMES = {
     "image_size": "masks",
     "mask_palette": "masks",
     "overlay": "visualize",
+    "picture_of": "visualize",
     "polygons": "polygons",
     "polygons_on_map": "map_polygons",
     "read_georeference": "georeference",

@@ -248,8 +248,11 @@ def preview(path: str | Path, *, longest: int = 2048) -> NDArray[np.uint8]:
     return small
 
 
-def load_rasterio() -> Any:
+def load_rasterio(what: str = "large images") -> Any:
     """The library, imported when it is needed, because it is an extra.
+
+    Args:
+        what: What needs it, in the message.
 
     Raises:
         ConfigError: It is not installed.
@@ -258,7 +261,7 @@ def load_rasterio() -> Any:
         import rasterio
         import rasterio.errors
     except ImportError:
-        raise ConfigError("large images need rasterio: pip install 'resnest-seg[large]'.") from None
+        raise ConfigError(f"{what} need rasterio: pip install 'resnest-seg[large]'.") from None
     return rasterio
 
 

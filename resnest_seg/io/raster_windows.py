@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,10 @@ class Window(NamedTuple):
     def ranges(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Rows and columns as rasterio takes them."""
         return (self.top, self.top + self.height), (self.left, self.left + self.width)
+
+    def as_rasterio(self) -> Any:
+        """The same as rasterio's own type."""
+        return importlib.import_module("rasterio.windows").Window(self.left, self.top, self.width, self.height)
 
 
 class RasterWindows:

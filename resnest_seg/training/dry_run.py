@@ -23,6 +23,7 @@ from resnest_seg.data.storage import is_address
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.evaluation.evaluate import evaluate
+from resnest_seg.io.bands import BandReader, Raster
 from resnest_seg.io.visualize import write_png
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import BEST
@@ -57,10 +58,12 @@ class StandIn(SegmentationDataset):
         space: The classes.
         split: "train" or "val".
         size: (H, W) of the pictures.
+        channels: C of the pictures; R, G and B repeat.
     """
 
-    def __init__(self, space: LabelSpace, split: str, *, size: tuple[int, int]) -> None:
+    def __init__(self, space: LabelSpace, split: str, *, size: tuple[int, int], channels: int = 3) -> None:
         self.label_space, self.split, self.scenes = space, split, Synthetic(split, size=size)
+        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -70,6 +73,8 @@ class StandIn(SegmentationDataset):
         known = labels < len(self.scenes.label_space)
         other = (labels.astype(int) + index * len(self.scenes.label_space)) % len(self.label_space)
         labels[known] = other[known]
+        if self.channels != 3:
+            image = image[..., np.arange(self.channels) % 3]
         return Sample(image, labels, f"stand-in {self.split} scene {index}")
 
 
@@ -78,7 +83,16 @@ class FirstOf(SegmentationDataset):
 
     def __init__(self, dataset: SegmentationDataset, count: int) -> None:
         self.dataset, self.count = dataset, count
-        self.label_space, self.split = dataset.label_space, dataset.split
+        self.label_space, self.split, self.bands = dataset.label_space, dataset.split, dataset.bands
+
+    def read_as(self, bands: BandReader | None) -> None:
+        """Let the data set read bands."""
+        self.bands = bands
+        self.dataset.read_as(bands)
+
+    def raster(self, index: int) -> Raster:
+        """That of the data set."""
+        return self.dataset.raster(index % len(self.dataset))
 
     def __len__(self) -> int:
         return self.count
@@ -270,7 +284,8 @@ def data_or_stand_in(config: RunConfig, split: str) -> SegmentationDataset:
     if data.dataset == "synthetic" or is_address(root) or Path(root).exists():
         return dataset_for(data, split)
     size = (data.crop_size, data.crop_width or data.crop_size)
-    return StandIn(_space(data), "train" if split == "train" else "val", size=size)
+    channels = 3 if data.bands is None else len(data.bands)
+    return StandIn(_space(data), "train" if split == "train" else "val", size=size, channels=channels)
 
 
 def _space(data: DataConfig) -> LabelSpace:

@@ -20,6 +20,7 @@ from resnest_seg.inference.protocols import PROTOCOLS, protocol
 if TYPE_CHECKING:
     from resnest_seg.config import DataConfig
     from resnest_seg.data.datasets import SegmentationDataset
+    from resnest_seg.io.bands import BandReader
     from resnest_seg.labels import LabelSpace
     from resnest_seg.models.segmenter import Segmenter
 
@@ -105,7 +106,7 @@ def add_checkpoint(
 
 
 def add_dataset(parser: argparse._ActionsContainer, *, default: str, splits: bool = True) -> None:
-    """Add --dataset, --data.root, .images, .masks, .classes and --split: the labelled images that a verb reads.
+    """Add --dataset, --data.root, its fellows and --split: the labelled images that a verb reads.
 
     Args:
         parser: A parser or a group of options.
@@ -127,6 +128,9 @@ def add_dataset(parser: argparse._ActionsContainer, *, default: str, splits: boo
                         "files by windows of this side, null for whole images (default: as in training)")  # fmt: skip
     parser.add_argument("--data.window_overlap", dest="window_overlap", type=int, metavar="PIXELS", help="context "
                         "around a window (default: as in training, else an eighth)")  # fmt: skip
+    parser.add_argument("--data.bands", dest="bands", metavar="BANDS", help="bands of raster files, numbers or names "
+                        "with commas, such as 4,3,2,8 (default: as in training, else photos)")  # fmt: skip
+    parser.add_argument("--data.nodata", dest="nodata", type=float, help="with bands: the value of pixels without data")
     text = "for folder: the class list, CSV or YAML (default: as in training, else classes.csv in the folder, else the "
     parser.add_argument("--data.classes", dest="classes", metavar="FILE", help=f"{text}checkpoint's classes)")
     if splits:
@@ -275,7 +279,7 @@ def open_dataset(
         if classes is None and not listed:
             classes = label_space
     window, overlap = windows_in(options, trained if same else None)
-    return build_dataset(
+    dataset = build_dataset(
         name,
         root=root,
         split=split,
@@ -286,6 +290,22 @@ def open_dataset(
         window_overlap=overlap,
         allow_missing=allow_missing,
     )
+    dataset.read_as(bands_in(options, trained))
+    return dataset
+
+
+def bands_in(options: argparse.Namespace, trained: DataConfig) -> BandReader | None:
+    """How the options of `add_dataset` have bands read; what they leave out is as in training."""
+    from resnest_seg.config import RunConfig, kinds_of
+    from resnest_seg.io.bands import BandReader
+
+    bands, nodata = trained.bands, trained.nodata if options.nodata is None else options.nodata
+    if options.bands is not None:
+        bands = kinds_of(RunConfig)["data.bands"].read(options.bands)
+        RunConfig.from_dict({"data": {"bands": bands}})  # which says what is wrong with them
+    if bands is None and nodata is not None:
+        raise ConfigError("--data.nodata belongs to --data.bands: name the bands as well, such as --data.bands 1,2,3.")
+    return None if bands is None else BandReader(bands, nodata, trained.pixel_mean)
 
 
 MODEL_HELP = "a network of your own: FUNCTION(num_classes) of a Python file, which is run, returns a Segmenter"
