@@ -1,4 +1,4 @@
-"""Public data sets as their authors lay them out: recognised as they are, or paired by the patterns that are suggested."""
+"""Public data sets as their authors lay them out: recognised as they are, or paired by what is suggested."""
 
 import re
 import shlex
