@@ -550,7 +550,7 @@ def _split(source: Source, found: Pairing, split: str) -> tuple[list[Photo], str
             listing = f"{base}{folder}{split}.txt"
             if not _has(source, listing):
                 raise DatasetError(f"there is a train.txt but no {source.locate(listing)}: list the split there.")
-            return _listed(source, listing, photos), f"lists ({folder}train.txt ...)"
+            return _listed(source, listing, photos, base), f"lists ({folder}train.txt ...)"
     if split == "test":
         raise DatasetError("there is no test split: make folders images/test and masks/test, or a test.txt.")
     return _drawn(photos, split), drawn
@@ -560,7 +560,7 @@ def _drawn(photos: Sequence[Photo], split: str) -> list[Photo]:
     return [photo for photo in photos if (_hash_share(photo.name) < VAL_SHARE) == (split == "val")]
 
 
-def _listed(source: Source, listing: str, photos: Sequence[Photo]) -> list[Photo]:
+def _listed(source: Source, listing: str, photos: Sequence[Photo], base: str) -> list[Photo]:
     """Return the photos that a list file names: by what their wildcards match, by path, or by file name."""
     data = source.read(listing)
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -568,7 +568,7 @@ def _listed(source: Source, listing: str, photos: Sequence[Photo]) -> list[Photo
     known: dict[str, list[Photo]] = {}
     for photo in photos:
         path = PurePosixPath(unicodedata.normalize("NFC", photo.image)).with_suffix("")
-        for name in {photo.name, str(path), path.name}:
+        for name in {photo.name, str(path), str(path).removeprefix(base), path.name}:
             known.setdefault(name, []).append(photo)
     # Decoded like the system's file names, so that bytes that are not UTF-8 match the same bytes there.
     text = unicodedata.normalize("NFC", data.decode("utf-8-sig", "surrogateescape"))
