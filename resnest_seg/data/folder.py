@@ -12,6 +12,7 @@ import hashlib
 import io
 import reprlib
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -135,14 +136,69 @@ def infer_classes(masks: Iterable[NDArray[np.uint8]], *, name: str = "custom") -
     return LabelSpace(name, space.names, space.colors, tuple(raw), (IGNORE_LABEL,))
 
 
+def draft_classes(masks: Iterable[tuple[str, NDArray[np.uint8], NDArray[np.uint8] | None]]) -> str:
+    """Draft a class list of all ids or colours in masks, with their numbers of pixels and names to be replaced.
+
+    Args:
+        masks: Names, masks of ids [H, W] or of colours [H, W, 3], and palettes uint8 [256, 3] of those that have one.
+
+    Returns:
+        A CSV file of `COLUMNS`. The id 255 is ignored, unless the ids are black and white or evenly spaced greys.
+
+    Raises:
+        DatasetError: There is no mask, masks of both kinds, or more than 253 colours.
+    """
+    ids, colors, palette, last = np.zeros(256, np.int64), Counter[int](), None, ["", ""]
+    for name, mask, painted in masks:
+        last[mask.ndim - 2] = name
+        if mask.ndim == 2:
+            ids += np.bincount(mask.ravel(), minlength=256)
+            palette = painted if palette is None else palette
+            continue
+        codes, counts = np.unique(mask.reshape(-1, 3).astype(np.int64) @ np.array([65536, 256, 1]), return_counts=True)
+        colors.update(dict(zip(codes.tolist(), counts.tolist(), strict=True)))
+        if len(colors) > 253:
+            raise DatasetError(
+                f"the masks hold more than 253 colours, up to {name}: these are not classes (JPEG and smoothed edges "
+                "blur colours). Save masks as PNG without smoothing."
+            )
+    if all(last) or not any(last):
+        what = (
+            f"some masks hold ids, such as {last[0]}, and some colours, such as {last[1]}" if any(last) else "no masks"
+        )
+        raise DatasetError(f"no class list can be drafted: {what}.")
+    rows: list[Sequence[object]] = [COLUMNS]
+    if colors:
+        for index, code in enumerate(sorted(colors)):
+            rows.append([f"class {index}", index, code >> 16, code >> 8 & 255, code & 255, "", colors[code]])
+    values = np.flatnonzero(ids)
+    grey = _is_brightness(values)
+    defaults = LabelSpace.numbered(253).colors
+    for place, value in enumerate(values.tolist()):
+        ignored = value == IGNORE_LABEL and not grey
+        title = "unlabelled" if ignored else f"object {place}" if grey and place else f"class {value}"
+        color = defaults[value % 253] if palette is None else palette[value].tolist()
+        rows.append(
+            ["background" if grey and not place else title, value, *color, "yes" if ignored else "", ids[value]]
+        )
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows(rows)
+    return lines.getvalue()
+
+
+def _is_brightness(ids: NDArray[np.intp]) -> bool:
+    """True if 255 seems to be a class: black and white, or evenly spaced grey levels."""
+    steps = np.diff(ids)
+    return bool(len(ids) >= 2 and ids[-1] == IGNORE_LABEL and steps.min() >= 20 and np.ptp(steps) <= 1)
+
+
 def _refuse_brightness(ids: NDArray[np.intp]) -> None:
     """Reject masks in which 255 seems to be a class: black and white, or evenly spaced grey levels.
 
     Raises:
         DatasetError: 255 seems to be a class; the message says how to list the classes.
     """
-    steps = np.diff(ids)
-    if len(ids) and ids[-1] == IGNORE_LABEL and len(ids) >= 2 and steps.min() >= 20 and np.ptp(steps) <= 1:
+    if _is_brightness(ids):
         raise DatasetError(
             f"the masks hold the values {', '.join(str(value) for value in ids)}, as if 255 were a class and not "
             "ignored pixels. Write a list of classes with these ids (classes.csv beside images and masks, or another "
@@ -357,15 +413,22 @@ class FolderDataset(PairedFiles):
             raise DatasetError(str(unknown_name("split", split, SPLITS)))
         source = open_source(root, zips=())
         found = find_pairs(source, root, images=images, masks=masks)
-        base, colours = found.layout.base, found.photos
-        space, names_255 = _folder_label_space(
-            source, base, [photo.mask for photo in colours if photo.mask is not None], classes, lenient=allow_missing
-        )
+        labelled = [photo.mask for photo in found.photos if photo.mask is not None]
+        space, names_255 = _folder_label_space(source, found.layout.base, labelled, classes, lenient=allow_missing)
         self.listed, self.assumes_ignored = names_255 is not None, names_255 is False
         chosen, how = _split(source, found, split)
         self.layout = f"{found.layout.title}: {found.layout.options()}; splits by {how}"
+        if not self.listed:
+            self.layout += f"; no class list, {len(space)} classes in the masks (check --write-classes drafts one)"
         self.usual = (found.layout.title, images) == (LAYOUTS[0].title, None)
         unlabelled = split == "test" and bool(found.splits) and not any(photo.mask for photo in chosen)
+        alone = [photo for photo in chosen if photo.mask is None]
+        if 2 * len(alone) > len(chosen) and not unlabelled and not allow_missing:
+            raise DatasetError(
+                f"{len(alone)} of {len(chosen)} images of the {split} split have no mask. The first: "
+                f"{source.locate(alone[0].image)} needs {source.locate(alone[0].wanted)}."
+                f"{explained(source, visible(source.names('')), str(root), found)}"
+            )
         pairs = [(photo.image, None if unlabelled else photo.mask or photo.wanted) for photo in chosen]
         super().__init__(
             space,
@@ -374,7 +437,8 @@ class FolderDataset(PairedFiles):
             pairs,
             colors=True,
             palettes=space.colors != LabelSpace.numbered(len(space)).colors,
-            masks=[mask for _, mask in pairs if mask is not None] + list(found.orphans),
+            masks=[mask for _, mask in pairs if mask is not None]
+            + [mask for part, mask in found.orphans if part in (None, split)],
             allow_missing=allow_missing,
         )
 
@@ -406,7 +470,7 @@ def find_pairs(source: Source, root: str | Path, *, images: str | None = None, m
         shown = printable(str(root))
         raise DatasetError(
             f"no known layout of photos and masks in {shown} ({len(names)} image files): name them with --data.images "
-            f"and --data.masks.{explained(names, str(root), None)}"
+            f"and --data.masks.{explained(source, names, str(root), None)}"
         )
     found = pair(names, layout)
     for base in bases(names)[1:] if not found.photos else ():  # as in a zip file of one folder
@@ -416,9 +480,22 @@ def find_pairs(source: Source, root: str | Path, *, images: str | None = None, m
         raise DatasetError(
             f"no mask belongs to a photo in {printable(str(root))}: {printable(what)}"
             f"{', and no texts of their wildcards are equal' if found.photos and found.masks else ''}."
-            f"{explained(names, str(root), found)}"
+            f"{explained(source, names, str(root), found)}"
         )
     return found
+
+
+def read_masks(source: Source, found: Pairing) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8] | None]]:
+    """Read the masks of all photos: names, masks of ids [H, W] or colours [H, W, 3], palettes [256, 3]; one at a time.
+
+    Raises:
+        DatasetError: A mask cannot be read; the message names it.
+    """
+    for photo in found.photos:
+        if photo.mask is not None:
+            data, where = source.read(photo.mask), source.locate(photo.mask)
+            mask = decode_mask(data, where)
+            yield where, mask, mask_palette(data) if mask.ndim == 2 else None
 
 
 def lists_classes(root: str | Path, *, images: str | None = None, masks: str | None = None) -> bool:
@@ -473,7 +550,7 @@ def _split(source: Source, found: Pairing, split: str) -> tuple[list[Photo], str
             listing = f"{base}{folder}{split}.txt"
             if not _has(source, listing):
                 raise DatasetError(f"there is a train.txt but no {source.locate(listing)}: list the split there.")
-            return _listed(source, listing, photos), f"lists ({folder}train.txt ...)"
+            return _listed(source, listing, photos, base), f"lists ({folder}train.txt ...)"
     if split == "test":
         raise DatasetError("there is no test split: make folders images/test and masks/test, or a test.txt.")
     return _drawn(photos, split), drawn
@@ -483,7 +560,7 @@ def _drawn(photos: Sequence[Photo], split: str) -> list[Photo]:
     return [photo for photo in photos if (_hash_share(photo.name) < VAL_SHARE) == (split == "val")]
 
 
-def _listed(source: Source, listing: str, photos: Sequence[Photo]) -> list[Photo]:
+def _listed(source: Source, listing: str, photos: Sequence[Photo], base: str) -> list[Photo]:
     """Return the photos that a list file names: by what their wildcards match, by path, or by file name."""
     data = source.read(listing)
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -491,7 +568,7 @@ def _listed(source: Source, listing: str, photos: Sequence[Photo]) -> list[Photo
     known: dict[str, list[Photo]] = {}
     for photo in photos:
         path = PurePosixPath(unicodedata.normalize("NFC", photo.image)).with_suffix("")
-        for name in {photo.name, str(path), path.name}:
+        for name in {photo.name, str(path), str(path).removeprefix(base), path.name}:
             known.setdefault(name, []).append(photo)
     # Decoded like the system's file names, so that bytes that are not UTF-8 match the same bytes there.
     text = unicodedata.normalize("NFC", data.decode("utf-8-sig", "surrogateescape"))

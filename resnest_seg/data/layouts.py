@@ -17,8 +17,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
 from pathlib import PurePosixPath
 
+from resnest_seg.data.storage import Source
 from resnest_seg.errors import ConfigError, DatasetError, command, printable
 from resnest_seg.io.images import IMAGE_SUFFIXES
+from resnest_seg.io.masks import decode_mask
 
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 """Suffixes of mask files; GIF holds a palette without loss."""
@@ -164,13 +166,13 @@ class Pairing:
     Attributes:
         layout: The layout, with `{split}` where folders of splits were found below a plain folder.
         photos: Sorted by split and name.
-        orphans: Masks without a photo.
+        orphans: Masks without a photo, with the split that their pattern names, if it does.
         masks: Number of masks.
     """
 
     layout: Layout
     photos: tuple[Photo, ...]
-    orphans: tuple[str, ...]
+    orphans: tuple[tuple[str | None, str], ...]
     masks: int
 
     @property
@@ -293,7 +295,10 @@ def pair(names: Sequence[str], layout: Layout) -> Pairing:
         title = "/".join(text for text in texts if text) or PurePosixPath(name).stem
         found.append(Photo(title, split, name, own, masks.fill(texts, word)))
     found.sort(key=lambda photo: (photo.split or "", photo.name))
-    return Pairing(layout, tuple(found), tuple(sorted(set(labels.values()) - used)), len(labels))
+    orphans = sorted(
+        ((split, name) for (split, _), name in labels.items() if name not in used), key=lambda pair: pair[1]
+    )
+    return Pairing(layout, tuple(found), tuple(orphans), len(labels))
 
 
 def _once(first: str | None, second: str) -> None:
@@ -443,17 +448,18 @@ def suggest(names: Sequence[str], *, count: int = 3) -> list[Pairing]:
     return [pairing for key, pairing in ranked if key[0] * 2 >= ranked[0][0][0] and key[0]][:count]
 
 
-def explained(names: Sequence[str], root: str, pairing: Pairing | None) -> str:
+def explained(source: Source, names: Sequence[str], root: str, pairing: Pairing | None) -> str:
     """Show some photos and masks that do not pair, and the command with the patterns that pair most of them.
 
     Args:
-        names: The `visible` files.
+        source: The storage.
+        names: The `visible` files in it.
         root: The root of the data set, for the command.
         pairing: What the patterns found, if there are any.
     """
     best = suggest(names)
     photos = [photo.image for photo in pairing.photos if photo.mask is None] if pairing else []
-    masks = list(pairing.orphans) if pairing else []
+    masks = [name for _, name in pairing.orphans] if pairing else []
     if best and not (photos and masks):
         photos = [photo.image for photo in best[0].photos if photo.mask is not None]
         masks = [photo.mask for photo in best[0].photos if photo.mask is not None]
@@ -468,8 +474,18 @@ def explained(names: Sequence[str], root: str, pairing: Pairing | None) -> str:
     for number, found in enumerate(best):
         count = f"{found.pairs} of {len(found.photos)} photos"
         lines.append(f"\n{'or' if number else 'This would pair'} {count}:\n    {command('check')} --dataset folder ")
-        lines.append(f"--data.root {shlex.quote(root)} {found.layout.options()}")
+        lines.append(f"--data.root {shlex.quote(printable(root))} {found.layout.options()}")
+    if best and _is_painted(source, next(photo.mask for photo in best[0].photos if photo.mask is not None)):
+        lines.append("\nThe masks are RGB pictures: the same command with --write-classes lists their colours.")
     return "".join(lines)
+
+
+def _is_painted(source: Source, mask: str) -> bool:
+    """True if a mask holds colours."""
+    try:
+        return decode_mask(source.read(mask), mask).ndim == 3
+    except DatasetError:
+        return False
 
 
 def _role(text: str) -> int:
