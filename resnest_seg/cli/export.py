@@ -58,8 +58,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                         "checkpoint)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     what = parser.add_argument_group("input and output of the file")
-    what.add_argument("--pixels", choices=("uint8", "float32"), default="uint8", help="type of the images, RGB 0..255 "
-                      "in either case (default: uint8)")  # fmt: skip
+    what.add_argument("--pixels", choices=("uint8", "uint16", "float32"), help="type of the images: uint8 or float32 "
+                      "for RGB 0..255, any that holds the values for other bands (default: uint8, of other bands "
+                      "float32)")  # fmt: skip
     what.add_argument("--layout", choices=("nchw", "nhwc"), default="nchw", help="default: nchw")
     what.add_argument("--result", choices=("logits", "softmax", "labels"), default="logits", help="default: logits")
     how = parser.add_argument_group("precision")
@@ -185,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     count = max(PHOTOS, options.calibration_images if options.int8 else 0)
     given = photos(options.images, count) if options.images else []
     common: dict[str, Any] = {
-        "pixels": options.pixels,
+        "pixels": options.pixels or ("uint8" if segmenter.config.data.bands is None else "float32"),
         "layout": options.layout,
         "output": options.result,
         "precision": "half" if options.half else "int8" if options.int8 else "float32",

@@ -87,6 +87,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ids", choices=("raw", "train"), default="raw", help="values in the label PNGs: the data "
                         "set's ids, or indices of the classes (default: raw)")  # fmt: skip
     parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the overlay, 0..1 (default: 0.5)")
+    parser.add_argument("--overlay-bands", metavar="BANDS", help="for a model of many bands: three that the overlay "
+                        "shows as red, green and blue, such as 4,3,2 (default: the first three)")  # fmt: skip
     parser.add_argument("--simplify", type=float, default=0.0, help="tolerance of polygons in pixels (default: 0)")
     parser.add_argument("--frames", type=int, help="maximum frames of a video or camera (default: all)")
     parser.add_argument("--overwrite", action="store_true", help=f"replace files that exist; without --output those in "
@@ -208,12 +210,10 @@ def write_image(prediction: Prediction, paths: Mapping[str, Path], options: argp
 
 def segment_image(predictor: Predictor, item: Input, paths: Mapping[str, Path], options: argparse.Namespace) -> None:
     """Segment a photo; with tiles, a large one is read and written by windows."""
-    from resnest_seg.inference.inputs import fetch_image
-    from resnest_seg.io.images import decode_image
     from resnest_seg.io.masks import image_size
 
     if item.kind == "address":
-        write_image(predictor(decode_image(fetch_image(item.source), item.source)), paths, options)
+        write_image(predictor(item.source), paths, options)
         return
     height, width = image_size(item.source)
     if height * width < LARGE:
@@ -316,7 +316,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         backend = open_backend(options.checkpoint, how, into=own_network(options.model))
         if "scores" in options.write:
             backend.check_scores()
-        predictor = Predictor(backend, protocol=protocol_for(options, backend), memory=options.memory)
+        shown = None if options.overlay_bands is None else options.overlay_bands.split(",")
+        predictor = Predictor(
+            backend, protocol=protocol_for(options, backend), memory=options.memory, overlay_bands=shown
+        )
         predictor.check_photos()
         print(f"protocol {predictor.protocol.description}", file=sys.stderr)
         with contextlib.ExitStack() as held:

@@ -29,8 +29,10 @@ class Prediction:
     """Prediction of one image, independent of the backend.
 
     Attributes:
-        image: The photo, RGB, uint8 [H, W, 3]; of an image of other channels its first three, or its first as grey.
-        labels: Train ids, uint8 [H, W]; positions in `label_space.names`.
+        image: The photo, RGB, uint8 [H, W, 3]; of an image of other channels its first three, or its first as grey; of
+            named bands a stretched picture.
+        labels: Train ids, uint8 [H, W]; positions in `label_space.names`, or `IGNORE_LABEL` where an image of named
+            bands has no data.
         label_space: The classes.
         compute_scores: Runs the model again for class probabilities, float32 [K, H, W], which are 4 K times as large as
             the labels and so are not kept.

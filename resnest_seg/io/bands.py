@@ -19,7 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
-from resnest_seg.io.images import MOST_PIXELS, PNG, TIFF, decode_image, refuse_too_large
+from resnest_seg.io.images import (
+    MOST_PIXELS,
+    PNG,
+    TIFF,
+    _as_array,
+    _seen,
+    decode_image,
+    is_file,
+    is_tensor,
+    refuse_too_large,
+)
 from resnest_seg.io.large_images import CACHE, gdal, load_rasterio
 from resnest_seg.labels import IGNORE_LABEL
 
@@ -232,6 +242,43 @@ class BandReader:
                 shown = ", ".join(str(known) for known in self.bands or ())
                 raise ConfigError(f"there is no band {band} among those of the model: {shown}.")
         return [known.index(str(band).casefold()) for band in bands]
+
+
+def as_raster(image: Any, reader: BandReader, mean: Sequence[float]) -> Raster:
+    """Convert one image to the bands that a model takes, [H, W, C].
+
+    Accepted are files (see `BandReader.decode`), arrays [H, W, C] and tensors [C, H, W], and [H, W] for one band, of
+    the values that the files of the training data hold. NaN means no data.
+
+    Args:
+        image: The image.
+        reader: How bands are read.
+        mean: Of each band in training, C values.
+
+    Raises:
+        DatasetError: A file cannot be read, or values are infinite.
+        ConfigError: Another type or number of bands; uint8 where the bands have more bits.
+    """
+    if is_file(image):
+        return reader.read(image)
+    pixels, count, seen = _as_array(image), len(mean), _seen(image)
+    if pixels is not None and pixels.ndim == 2:
+        pixels = pixels[..., None]
+    elif pixels is not None and pixels.ndim == 3 and is_tensor(image):
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels is None or pixels.ndim != 3 or pixels.shape[2] != count or not pixels.size:
+        shown = "" if reader.bands is None else f" ({', '.join(map(str, reader.bands))})"
+        raise ConfigError(
+            f"the model takes images of {count} bands{shown}: a file, an array [H, W, {count}] or a tensor [{count}, "
+            f"H, W], with the values of the files as they are; or a batch or list of such; not {seen}."
+        )
+    if pixels.dtype == np.uint8 and max(mean) > 255:
+        raise ConfigError(
+            f"{seen} holds 8-bit values, and the bands of the model have means up to {max(mean):.5g}: pass the values "
+            "of the files as they are."
+        )
+    found = reader.checked(pixels, seen)
+    return found._replace(pixels=np.require(found.pixels, requirements=["C", "W"]))
 
 
 def without_labels(labels: NDArray[Any], valid: NDArray[np.bool_] | None, ignored: int = IGNORE_LABEL) -> NDArray[Any]:

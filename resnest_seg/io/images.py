@@ -366,7 +366,7 @@ def _is_deep_tiff(data: bytes, name: str) -> bool:
         kind = _ODD_FORMS.get(forms[0], "unsigned" if forms[0] in _FORMS else "of an unknown kind")
         raise DatasetError(
             f"{name} is not a photo: its values have {'/'.join(map(str, sorted(set(bits))))} bits, {kind}; 8 "
-            "or 16 bits, unsigned, can be read. To use the values as they are, name their bands: --data.bands 1,2,3. Or "
+            "or 16 bits, unsigned, can be read. To use the values as they are, name the bands: --data.bands 1,2,3. Or "
             "convert all photos to 8 bits alike: gdal_translate -ot Byte -scale LOWEST HIGHEST 0 255 IN OUT"
         )
     colors = tags.get(_TAG_COLORS, (2 if bands > 2 else 1,))[0]

@@ -48,7 +48,9 @@ def picture_of(
         channel = channels[place % len(channels)]
         band = pixels[..., channel].astype(np.float32)
         known = np.isfinite(band) if valid is None else np.isfinite(band) & valid[..., channel]
-        low, high = np.percentile(band[known], (2, 98)) if known.any() else (0.0, 1.0)
+        sample = band[known]
+        sample = sample[:: max(len(sample) >> 20, 1)]
+        low, high = np.percentile(sample, (2, 98)) if len(sample) else (0.0, 1.0)
         if high <= low:
             low, high = low - 1, high + 1
         shade = np.nan_to_num((band - low) * (255 / (high - low)), posinf=255, neginf=0).clip(0, 255).round()
