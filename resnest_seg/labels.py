@@ -298,7 +298,7 @@ class LabelSpace:
         for shown, text in zip([legend.get_title(), *legend.get_texts()], [title, *texts.values()], strict=True):
             shown.set(parse_math=False, text=text)  # "$" is a letter in a name
 
-    def encode(self, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def encode(self, raw: NDArray[Any]) -> NDArray[Any]:
         """Map raw ids [H, W] to train ids [H, W] in 0..K-1 or `IGNORE_LABEL`.
 
         Of a multi-label task: maps of bits, uint16 or uint8, to uint16 [H, W]; pixels with bit 15 are ignored.
@@ -436,6 +436,11 @@ def _check_num_labels(num_labels: int) -> None:
             f"a multi-label task has 1..{MAX_LABELS} labels, not {num_labels}: a mask stores them in 16 bits, one of "
             "which marks ignored pixels."
         )
+
+
+def ignore_value(labels: NDArray[Any]) -> int:
+    """Return the value of ignored pixels in a label map: uint8 of train ids, or a wider type of multi-label bits."""
+    return IGNORE_LABEL if labels.dtype == np.uint8 else MULTILABEL_IGNORE
 
 
 def ignored_pixels(labels: NDArray[Any]) -> NDArray[np.bool_]:

@@ -178,6 +178,7 @@ class Results:
 
     def __init__(self, dataset: SegmentationDataset, indices: Sequence[int], options: argparse.Namespace) -> None:
         from resnest_seg.data.datasets import PairedFiles
+        from resnest_seg.data.tiles import paired_files
         from resnest_seg.evaluation.submission import Submission
 
         self.space, self.ids = dataset.label_space, options.ids
@@ -185,8 +186,9 @@ class Results:
         self.problem: OSError | None = None
         self.paths: dict[str, Path] = {}
         if options.save_predictions:
-            if isinstance(dataset, PairedFiles):
-                check_outside(options.save_predictions, dataset.folders, option="--save-predictions")
+            files = paired_files(dataset)
+            if isinstance(files, PairedFiles):
+                check_outside(options.save_predictions, files.folders, option="--save-predictions")
             names = [dataset.sample_name(index) for index in range(len(dataset))]  # equal on every process
             places = result_places(dict(zip(names, names, strict=True)), endings=(".png",))
             self.paths = {name: Path(options.save_predictions, f"{place}.png") for name, place in places.items()}
@@ -217,7 +219,9 @@ def files_of(dataset: SegmentationDataset) -> list[str | Path]:
     """List the files that a data set is read from."""
     from resnest_seg.data.datasets import PairedFiles
     from resnest_seg.data.storage import ZipSource
+    from resnest_seg.data.tiles import paired_files
 
+    dataset = paired_files(dataset)
     if not isinstance(dataset, PairedFiles):
         return []
     if isinstance(dataset.source, ZipSource):
@@ -353,7 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     check(options)
 
-    from resnest_seg.data.build import DATASETS
+    from resnest_seg.data.build import DATASETS, say_layout
     from resnest_seg.evaluation.evaluate import Measures
     from resnest_seg.evaluation.report import EvalReport
     from resnest_seg.training.distributed import settle
@@ -374,6 +378,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "with --dataset; folder takes your own photos and masks."
         )
     dataset = open_dataset(options, source.data, source.backend.label_space, name=name, split=split)
+    say_layout(dataset)
     output = report_path(options, source.path, name, split)
     written = [output, *([Path(options.submission)] if options.submission else [])]
     check_not_inputs(written, [source.path, *files_of(dataset)])

@@ -93,7 +93,7 @@ def trainer_for(order: Order[PretrainConfig]) -> Trainer:
     config = order.config
     check_choices(config)
     resume = order.resume == "yes" or (order.resume == "auto" and bool(RunFolder(order.output).states()))
-    root = data_root(config.data.dataset, config.data.root)
+    root = Path(data_root(config.data.dataset, config.data.root))
     check_outside(order.output, [root / "train", root / "val"])
     task = ClassificationTask(config, ClassFolder(root, "train"), ClassFolder(root, "val"))
     torch.manual_seed(config.seed)

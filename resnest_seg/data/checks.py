@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.data.class_balance import class_shares, effective_number_weights, median_frequency_weights
+from resnest_seg.data.class_balance import (
+    PixelStatistics,
+    class_shares,
+    effective_number_weights,
+    median_frequency_weights,
+    merged_statistics,
+)
 from resnest_seg.data.datasets import PairedFiles, SegmentationDataset
 from resnest_seg.data.folder import FolderDataset, csv_lines
 from resnest_seg.data.inspection import SampleFacts, near_duplicates, scan, scan_masks
@@ -64,6 +70,8 @@ class Diagnosis:
         median_frequency: K class weights for a loss by `median_frequency_weights`, from the first split.
         effective_number: K class weights for a loss by `effective_number_weights`, from the first split.
         suggested_crop: Side of a training crop that most photos fill, a multiple of 32.
+        pixel_mean: Mean of each band of the first split, in the units of the files; empty for photos.
+        pixel_std: Standard deviation, likewise.
     """
 
     dataset: str
@@ -77,6 +85,8 @@ class Diagnosis:
     median_frequency: list[float]
     effective_number: list[float]
     suggested_crop: int
+    pixel_mean: tuple[float, ...] = ()
+    pixel_std: tuple[float, ...] = ()
 
     @property
     def errors(self) -> list[Finding]:
@@ -138,6 +148,7 @@ def diagnose(
                     on_sample(fact)
         findings += _findings_of_split(dataset, seen)
     findings += _duplicates(facts)
+    bands = _bands(splits[0], facts[splits[0].split])[0]
     space = splits[0].label_space
     labels = {split: np.stack([fact.labels for fact in seen]) for split, seen in facts.items()}
     first = labels[splits[0].split][:, :-1]
@@ -164,7 +175,21 @@ def diagnose(
         median_frequency=[round(float(value), 6) for value in median_frequency_weights(first)],
         effective_number=[round(float(value), 6) for value in effective_number_weights(first)],
         suggested_crop=_suggested_crop(facts[splits[0].split]),
+        pixel_mean=() if bands is None else bands.mean,
+        pixel_std=() if bands is None else bands.std,
     )
+
+
+def _bands(dataset: SegmentationDataset, seen: Sequence[SampleFacts]) -> tuple[PixelStatistics | None, list[Finding]]:
+    """The statistics of the bands of a split, and what is wrong with them; nothing for photos."""
+    bands = [fact.bands for fact in seen if fact.bands is not None]
+    if not bands:
+        return None, []
+    try:
+        found = merged_statistics(bands, dataset)
+    except DatasetError as error:
+        return None, [Finding("error", "bands", str(error))]
+    return found, [Finding("warning", "bands", warning) for warning in found.warnings]
 
 
 def check_samples(dataset: SegmentationDataset, *, count: int, workers: int = 0) -> list[str]:
@@ -293,6 +318,7 @@ def _findings_of_split(dataset: SegmentationDataset, seen: Sequence[SampleFacts]
             message = f"{len(empty)} masks of {dataset.split} have no labelled pixel. The first: {empty[0]}."
             findings.append(Finding("warning", "mask without labels", message, empty))
     findings += _train_ids(dataset, good) + _without_positives(dataset, good)
+    findings += _bands(dataset, seen)[1]
     if good:
         pixels = sum(fact.size[0] * fact.size[1] for fact in good)
         classes = np.sum([fact.labels[:-1] for fact in good], axis=0)

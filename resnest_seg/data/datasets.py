@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from resnest_seg.data.storage import FolderSource, Source, base_of, open_source
 from resnest_seg.errors import DatasetError, command, unknown_name
+from resnest_seg.io.bands import BandReader, Raster, without_labels
 from resnest_seg.io.images import IMAGE_SUFFIXES, decode_image
 from resnest_seg.io.masks import decode_bits, decode_mask, mask_palette
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
@@ -24,12 +25,12 @@ class Sample(NamedTuple):
     """One photo with its labels.
 
     Attributes:
-        image: RGB, uint8 [H, W, 3].
+        image: RGB, uint8 [H, W, 3]; or bands of the type of their file: uint8, uint16, int16 or float32 [H, W, C].
         labels: Train ids, uint8 [H, W], 0..K-1 or `IGNORE_LABEL`; of a multi-label task bits, uint16 [H, W].
         name: The photo's path, or the synthetic scene's number, for messages.
     """
 
-    image: NDArray[np.uint8]
+    image: NDArray[Any]
     labels: NDArray[Any]
     name: str
 
@@ -40,10 +41,20 @@ class SegmentationDataset(ABC):
     Attributes:
         label_space: The classes.
         split: "train", "val" or "test".
+        bands: How bands are read, where the images are no photos (8-bit RGB).
     """
 
     label_space: LabelSpace
     split: str
+    bands: BandReader | None = None
+
+    def read_as(self, bands: BandReader | None) -> None:
+        """Set how bands are read; a data set of the user's own may take it over for its `raster`."""
+        self.bands = bands
+
+    def raster(self, index: int) -> Raster:
+        """Read the image of a sample, with its values without data; its bands count in statistics."""
+        return Raster(self[index].image)
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -52,6 +63,10 @@ class SegmentationDataset(ABC):
         """Return a hash that identifies the samples and their order, without reading one."""
         space = json.dumps(self.label_space.to_dict())
         return hashlib.sha256(f"{len(self)} {self.split} {space}".encode()).hexdigest()
+
+    def draw(self, index: int, *, seed: int) -> Sample:
+        """Read a sample for training: a data set of windows moves its window at random, decided by the seed alone."""
+        return self[index]
 
     def sample_name(self, index: int) -> str:
         """Return the name of a sample within its data set, independent of the root; results are named after it.
@@ -68,6 +83,60 @@ class SegmentationDataset(ABC):
             DatasetError: A file cannot be read, photo and mask differ in size, or a label is out of range; the
                 message names the file.
         """
+
+
+class TaskView(SegmentationDataset):
+    """A data set of K classes a pixel as one of another task.
+
+    Args:
+        inner: The data set.
+        task: "binary" or "multilabel".
+        positive: Names of the classes that are the object of a binary task.
+
+    Attributes:
+        inner: The data set.
+
+    Raises:
+        ConfigError: Unknown class, or none or all classes are the object.
+    """
+
+    def __init__(self, inner: SegmentationDataset, task: str, positive: Sequence[str] = ()) -> None:
+        self.inner, self.split, self.bands = inner, inner.split, inner.bands
+        self.label_space = inner.label_space.for_task(task, positive=positive)
+        chosen = set(positive)
+        values = [name in chosen if task == "binary" else 1 << k for k, name in enumerate(inner.label_space.names)]
+        self._table = np.full(256, self.label_space.ignore_value, np.uint8 if task == "binary" else np.uint16)
+        self._table[: len(values)] = values
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def identity(self) -> str:
+        """Return a hash of the data set and of the new label space."""
+        return hashlib.sha256(f"{super().identity()} {self.inner.identity()}".encode()).hexdigest()
+
+    def sample_name(self, index: int) -> str:
+        """The name that the sample has in the data set."""
+        return self.inner.sample_name(index)
+
+    def read_as(self, bands: BandReader | None) -> None:
+        """Set how bands are read."""
+        self.inner.read_as(bands)
+        self.bands = self.inner.bands
+
+    def raster(self, index: int) -> Raster:
+        """Read the image of a sample."""
+        return self.inner.raster(index)
+
+    def draw(self, index: int, *, seed: int) -> Sample:
+        """Read a sample for training."""
+        return self._viewed(self.inner.draw(index, seed=seed))
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._viewed(self.inner[index])
+
+    def _viewed(self, sample: Sample) -> Sample:
+        return sample._replace(labels=self._table[sample.labels])
 
 
 DATA_ROOT_VARIABLE = "RESNEST_SEG_DATA"
@@ -134,7 +203,7 @@ class PairedFiles(SegmentationDataset):
         """The folders directly below the root in which its photos and masks lie; none where it is read from zips."""
         if not isinstance(self.source, FolderSource):
             return []
-        names = {PurePosixPath(name).parts[0] for pair in self.pairs for name in pair if name is not None}
+        names = {PurePosixPath(name).parts[0] for pair in self.pairs for name in pair if name and "/" in name}
         return [self.source.root / name for name in sorted(names)]
 
     def sample_name(self, index: int) -> str:
@@ -144,13 +213,22 @@ class PairedFiles(SegmentationDataset):
     def __getitem__(self, index: int) -> Sample:
         image_name, mask_name = self.pairs[index]
         where = self.source.locate(image_name)
-        image = decode_image(self.source.read(image_name), where)
+        image, valid, _ = self.raster(index)
         if mask_name is None:
             return Sample(image, self.nothing_labelled(image.shape[:2]), where)
         raw = self.read_mask(mask_name)
         if image.shape[:2] != raw.shape[:2]:
             raise DatasetError(self.size_problem(index, image, raw))
-        return Sample(image, self.encode(mask_name, raw), where)
+        return Sample(image, without_labels(self.encode(mask_name, raw), valid), where)
+
+    def raster(self, index: int) -> Raster:
+        """Read the image of a sample: a photo, or the bands that `bands` names."""
+        name = self.pairs[index][0]
+        return self.decode(self.source.read(name), self.source.locate(name))
+
+    def decode(self, data: bytes, where: str) -> Raster:
+        """Decode the content of a file of this name: a photo, or bands."""
+        return Raster(decode_image(data, where)) if self.bands is None else self.bands.decode(data, where)
 
     def nothing_labelled(self, size: tuple[int, ...]) -> NDArray[Any]:
         """Labels [H, W] of a photo without a mask: all pixels are ignored."""
@@ -169,8 +247,16 @@ class PairedFiles(SegmentationDataset):
         if self.label_space.task == "multilabel":
             return decode_bits(data, self.source.locate(name))
         raw = decode_mask(data, self.source.locate(name))
-        palette = mask_palette(data) if self.palettes and raw.ndim == 2 else None
-        if palette is None:
+        return self.meant(raw, mask_palette(data) if self.palettes and raw.ndim == 2 else None)
+
+    def meant(self, raw: NDArray[np.uint8], palette: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+        """Ids [H, W] of a mask with a palette, or its colours [H, W, 3] if these are the classes' and its ids are not.
+
+        Args:
+            raw: The mask as stored.
+            palette: Its colours, uint8 [256, 3]; None without one.
+        """
+        if palette is None or not self.palettes:
             return raw
         used = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
         by_id = dict(zip(self.encoding.raw_ids, self.encoding.colors, strict=True))
@@ -193,7 +279,7 @@ class PairedFiles(SegmentationDataset):
         except DatasetError as error:
             raise DatasetError(f"{where}: {error}.") from None
 
-    def size_problem(self, index: int, image: NDArray[np.uint8], raw: NDArray[Any]) -> str:
+    def size_problem(self, index: int, image: NDArray[Any], raw: NDArray[Any]) -> str:
         """Describe the problem if mask and photo differ in size; None if they agree."""
         image_name, mask_name = self.pairs[index]
         photo, mask = self.source.locate(image_name), self.source.locate(str(mask_name))

@@ -13,7 +13,8 @@ import io
 import reprlib
 import shlex
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,15 +22,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnest_seg.data.datasets import PairedFiles
-from resnest_seg.data.storage import Source, base_of, open_source
+from resnest_seg.data.layouts import (
+    LAYOUTS,
+    SPLIT_WORDS,
+    Pairing,
+    Photo,
+    bases,
+    explained,
+    given,
+    pair,
+    recognise,
+    visible,
+)
+from resnest_seg.data.storage import Source, open_source
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
 from resnest_seg.io.images import IMAGE_SUFFIXES
 from resnest_seg.io.masks import decode_bits, decode_mask, mask_palette
 from resnest_seg.labels import IGNORE_LABEL, MULTILABEL_IGNORE, LabelSpace, is_class_name
 from resnest_seg.yaml_files import load_yaml
 
-COLUMNS = ("name", "id", "red", "green", "blue", "ignore")
-"""Columns of a CSV class list; only `name` is required."""
+COLUMNS = ("name", "id", "red", "green", "blue", "ignore", "pixels")
+"""Columns of a CSV class list; only `name` is required, and `pixels` is for the reader: nothing depends on it."""
+
+COLUMN_WORDS = {"class": "name", "pixel value": "id"}
+"""Roboflow's names of columns, in lower case -> ours."""
 
 IGNORE_WORDS = dict.fromkeys(("1", "true", "yes", "x"), True) | dict.fromkeys(("", "0", "false", "no"), False)
 """Values of the column `ignore`, in lower case."""
@@ -127,6 +143,62 @@ def infer_classes(masks: Iterable[NDArray[Any]], *, name: str = "custom", task: 
     return LabelSpace(name, space.names, space.colors, tuple(raw), (IGNORE_LABEL,))
 
 
+def draft_classes(masks: Iterable[tuple[str, NDArray[np.uint8], NDArray[np.uint8] | None]]) -> str:
+    """Draft a class list of all ids or colours in masks, with their numbers of pixels and names to be replaced.
+
+    Args:
+        masks: Names, masks of ids [H, W] or of colours [H, W, 3], and palettes uint8 [256, 3] of those that have one.
+
+    Returns:
+        A CSV file of `COLUMNS`. The id 255 is ignored, unless the ids are black and white or evenly spaced greys.
+
+    Raises:
+        DatasetError: There is no mask, masks of both kinds, or more than 253 colours.
+    """
+    ids, colors, palette, last = np.zeros(256, np.int64), Counter[int](), None, ["", ""]
+    for name, mask, painted in masks:
+        last[mask.ndim - 2] = name
+        if mask.ndim == 2:
+            ids += np.bincount(mask.ravel(), minlength=256)
+            palette = painted if palette is None else palette
+            continue
+        codes, counts = np.unique(mask.reshape(-1, 3).astype(np.int64) @ np.array([65536, 256, 1]), return_counts=True)
+        colors.update(dict(zip(codes.tolist(), counts.tolist(), strict=True)))
+        if len(colors) > 253:
+            raise DatasetError(
+                f"the masks hold more than 253 colours, up to {name}: these are not classes (JPEG and smoothed edges "
+                "blur colours). Save masks as PNG without smoothing."
+            )
+    if all(last) or not any(last):
+        what = (
+            f"some masks hold ids, such as {last[0]}, and some colours, such as {last[1]}" if any(last) else "no masks"
+        )
+        raise DatasetError(f"no class list can be drafted: {what}.")
+    rows: list[Sequence[object]] = [COLUMNS]
+    if colors:
+        for index, code in enumerate(sorted(colors)):
+            rows.append([f"class {index}", index, code >> 16, code >> 8 & 255, code & 255, "", colors[code]])
+    values = np.flatnonzero(ids)
+    grey = _is_brightness(values)
+    defaults = LabelSpace.numbered(253).colors
+    for place, value in enumerate(values.tolist()):
+        ignored = value == IGNORE_LABEL and not grey
+        title = "unlabelled" if ignored else f"object {place}" if grey and place else f"class {value}"
+        color = defaults[value % 253] if palette is None else palette[value].tolist()
+        rows.append(
+            ["background" if grey and not place else title, value, *color, "yes" if ignored else "", ids[value]]
+        )
+    lines = io.StringIO()
+    csv.writer(lines, lineterminator="\n").writerows(rows)
+    return lines.getvalue()
+
+
+def _is_brightness(ids: NDArray[np.intp]) -> bool:
+    """True if 255 seems to be a class: black and white, or evenly spaced grey levels."""
+    steps = np.diff(ids)
+    return bool(len(ids) >= 2 and ids[-1] == IGNORE_LABEL and steps.min() >= 20 and np.ptp(steps) <= 1)
+
+
 def _infer_object(ids: Sequence[int], colors: Sequence[tuple[int, int, int]], name: str) -> LabelSpace:
     """Infer the label space of all binary masks of a data set from the ids or the colours that occur."""
     names = ("background", "object")
@@ -166,8 +238,7 @@ def _refuse_brightness(ids: NDArray[np.intp]) -> None:
     Raises:
         DatasetError: 255 seems to be a class; the message says how to list the classes.
     """
-    steps = np.diff(ids)
-    if len(ids) and ids[-1] == IGNORE_LABEL and len(ids) >= 2 and steps.min() >= 20 and np.ptp(steps) <= 1:
+    if _is_brightness(ids):
         raise DatasetError(
             f"the masks hold the values {', '.join(str(value) for value in ids)}, as if 255 were a class and not "
             "ignored pixels. Write a list of classes with these ids (classes.csv beside images and masks, or another "
@@ -184,6 +255,7 @@ def _refuse_brightness(ids: NDArray[np.intp]) -> None:
 def _rows_of_csv(text: str) -> list[dict[str, Any]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     columns = [column.strip() for column in reader.fieldnames or ()]
+    columns = [COLUMN_WORDS.get(column.lower(), column) for column in columns]
     strangers = set(columns) - set(COLUMNS)
     if strangers:
         raise ValueError(f"unknown columns {', '.join(sorted(strangers))}")
@@ -322,39 +394,51 @@ SPLITS = ("train", "val", "test")
 CLASS_FILES = ("classes.csv", "classes.yaml", "classes.yml")
 """File names of the class list, in order of precedence."""
 
+SPLIT_CLASS_FILE = "_classes.csv"
+"""Name of Roboflow's class list in the folder of each split."""
+
+LIST_FOLDERS = ("", "ImageSets/Segmentation/")
+"""Folders of the lists train.txt, val.txt, test.txt."""
+
 VAL_SHARE = 0.1
 """Share of the photos in the val split if neither folders nor lists define it."""
 
 
 class FolderDataset(PairedFiles):
-    """The user's photos and masks, paired by their names without suffix.
+    """The user's photos and masks, paired by what the wildcards of two patterns match, or by a layout that is known.
 
-    Files below `root` (a folder, or one zip file of it):
+    Files below `root` (a folder, one zip file of it, or an address such as s3://bucket/mine), without patterns:
 
-        images/...   photos: JPEG, PNG, WebP, TIFF, BMP; subfolders are part of the name
+        images/...   photos: JPEG, PNG, WebP, TIFF, BMP, or only .npy arrays; subfolders are part of the name
         masks/...    masks with the same names: ids (8-bit greyscale or palette indices), or the classes' colours (RGB)
         classes.csv (or .yaml)   names, ids and colours, see `resnest_seg.data.folder`; without it, every id or colour
                                  that the masks hold is a class
 
-    The splits are, in order of precedence: folders images/train, images/val (and test) with the same below masks;
-    lists train.txt, val.txt of names; or one photo in ten as val, chosen by a hash of its name, so that adding photos
-    moves none from one split to the other.
+    or one of `resnest_seg.data.layouts.LAYOUTS`. The splits are, in order of precedence: folders train, val (and test)
+    in images and masks, or what `{split}` matches; lists train.txt, val.txt of names; or one photo in ten as val,
+    chosen by a hash of its name, so that adding photos moves none from one split to the other. Where there is a folder
+    train and none for val, val is such a tenth of train.
 
     Args:
-        root: The folder, or a zip file.
+        root: The folder, a zip file, or an address.
         split: "train", "val" or "test".
+        images: Pattern of the photos below `root`, such as "photos/{split}/*.jpg", or their folder.
+        masks: Pattern of the masks, with as many wildcards; both or none.
         classes: The class list, if it is outside `root`, or the classes themselves.
         allow_missing: Raise for a missing mask when its sample is read, not here; for tools that list all of them.
         task: The task of the masks, one of `resnest_seg.labels.TASKS`, see `infer_classes`. A class list of a binary
             task has two classes, the object last; of a multi-label task, up to 15 with the ids 0, 1, ... of their bits.
 
     Attributes:
+        layout: Where photos and masks are, in words and as the two patterns.
+        usual: True for images and masks, the layout of which nothing needs to be said.
         listed: True if there is a class list; else the classes are inferred from the masks.
         assumes_ignored: True if the class list does not mention 255, which is ignored by default.
 
     Raises:
-        DatasetError: A folder, a mask or the split is missing, two photos have the same name, or the classes cannot be
-            read or inferred.
+        ConfigError: The patterns do not fit together.
+        DatasetError: A folder, a mask or the split is missing, two photos have the same name, no mask belongs to a
+            photo (the message suggests patterns), or the classes cannot be read or inferred.
     """
 
     def __init__(
@@ -362,6 +446,8 @@ class FolderDataset(PairedFiles):
         root: str | Path,
         split: str = "train",
         *,
+        images: str | None = None,
+        masks: str | None = None,
         classes: str | Path | LabelSpace | None = None,
         allow_missing: bool = False,
         task: str = "multiclass",
@@ -369,21 +455,28 @@ class FolderDataset(PairedFiles):
         if split not in SPLITS:
             raise DatasetError(str(unknown_name("split", split, SPLITS)))
         source = open_source(root, zips=())
-        base = base_of(source, "images")
-        photos, masks = _by_name(source, f"{base}images"), _by_name(source, f"{base}masks")
-        for folder, files in (("images", photos), ("masks", masks)):
-            if not files:
-                raise DatasetError(
-                    f"no {folder} found: {source.locate(folder)} is missing or holds no image "
-                    f"({', '.join(IMAGE_SUFFIXES)}). A data set of your own needs the folders images and masks."
-                )
-        space, names_255 = _folder_label_space(source, base, masks, classes, lenient=allow_missing, task=task)
+        found = find_pairs(source, root, images=images, masks=masks)
+        labelled = [photo.mask for photo in found.photos if photo.mask is not None]
+        space, names_255 = _folder_label_space(
+            source, found.layout.base, labelled, classes, lenient=allow_missing, task=task
+        )
         if space.task != task:
             space = _listed_for(space, task)
         self.listed, self.assumes_ignored = names_255 is not None, names_255 is False
-        chosen = _split(source, base, sorted(photos), split)
-        pairs = [(photos[name], masks.get(name, f"{base}masks/{name}.png")) for name in chosen]
-        orphans = [masks[name] for name in masks if name not in photos]
+        chosen, how = _split(source, found, split)
+        self.layout = f"{found.layout.title}: {found.layout.options()}; splits by {how}"
+        if not self.listed:
+            self.layout += f"; no class list, {len(space)} classes in the masks (check --write-classes drafts one)"
+        self.usual = (found.layout.title, images) == (LAYOUTS[0].title, None)
+        unlabelled = split == "test" and bool(found.splits) and not any(photo.mask for photo in chosen)
+        alone = [photo for photo in chosen if photo.mask is None]
+        if 2 * len(alone) > len(chosen) and not unlabelled and not allow_missing:
+            raise DatasetError(
+                f"{len(alone)} of {len(chosen)} images of the {split} split have no mask. The first: "
+                f"{source.locate(alone[0].image)} needs {source.locate(alone[0].wanted)}."
+                f"{explained(source, visible(source.names('')), str(root), found)}"
+            )
+        pairs = [(photo.image, None if unlabelled else photo.mask or photo.wanted) for photo in chosen]
         super().__init__(
             space,
             split,
@@ -391,7 +484,8 @@ class FolderDataset(PairedFiles):
             pairs,
             colors=True,
             palettes=space.colors != LabelSpace.numbered(len(space)).colors,
-            masks=[mask for _, mask in pairs] + orphans,
+            masks=[mask for _, mask in pairs if mask is not None]
+            + [mask for part, mask in found.orphans if part in (None, split)],
             allow_missing=allow_missing,
         )
 
@@ -414,18 +508,90 @@ def _listed_for(space: LabelSpace, task: str) -> LabelSpace:
         raise DatasetError(f"model.task {task}: the class list does not fit: {error}") from None
 
 
-def lists_classes(root: str | Path) -> bool:
-    """True if a folder or zip file of the user's has a class list.
+def find_pairs(source: Source, root: str | Path, *, images: str | None = None, masks: str | None = None) -> Pairing:
+    """Find the photos of all splits with their masks: by patterns, or by the layout that the files have.
+
+    Args:
+        source: The storage.
+        root: Where it is, for messages.
+        images: See `FolderDataset`.
+        masks: See `FolderDataset`.
+
+    Raises:
+        ConfigError: The patterns do not fit together.
+        DatasetError: There are no photos, no masks, or no pairs; the message suggests patterns that make pairs.
+    """
+    layout, names = given(images, masks), visible(source.names(""))
+    if layout is None:
+        found = recognise(names)
+        if found is not None:
+            return found
+        if not names:
+            raise DatasetError(
+                f"no images found: {source.locate('images')} is missing or holds no image "
+                f"({', '.join(IMAGE_SUFFIXES)}). A data set of your own needs the folders images and masks, or other "
+                "files and --data.images and --data.masks."
+            )
+        shown = printable(str(root))
+        raise DatasetError(
+            f"no known layout of photos and masks in {shown} ({len(names)} image files): name them with --data.images "
+            f"and --data.masks.{explained(source, names, str(root), None)}"
+        )
+    found = pair(names, layout)
+    for base in bases(names)[1:] if not found.photos else ():  # as in a zip file of one folder
+        found = found if found.photos else pair(names, dataclasses.replace(layout, base=base))
+    if not found.pairs:
+        what = f"{len(found.photos)} photos match data.images '{images}', {found.masks} masks data.masks '{masks}'"
+        raise DatasetError(
+            f"no mask belongs to a photo in {printable(str(root))}: {printable(what)}"
+            f"{', and no texts of their wildcards are equal' if found.photos and found.masks else ''}."
+            f"{explained(source, names, str(root), found)}"
+        )
+    return found
+
+
+def read_masks(source: Source, found: Pairing) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8] | None]]:
+    """Read the masks of all photos: names, masks of ids [H, W] or colours [H, W, 3], palettes [256, 3]; one at a time.
+
+    Raises:
+        DatasetError: A mask cannot be read; the message names it.
+    """
+    for photo in found.photos:
+        if photo.mask is not None:
+            data, where = source.read(photo.mask), source.locate(photo.mask)
+            mask = decode_mask(data, where)
+            yield where, mask, mask_palette(data) if mask.ndim == 2 else None
+
+
+def lists_classes(root: str | Path, *, images: str | None = None, masks: str | None = None) -> bool:
+    """True if a folder, zip file or address of the user's has a class list.
 
     Raises:
         DatasetError: There is no such folder or file.
     """
     source = open_source(root, zips=())
-    return _class_list(source, base_of(source, "images")) is not None
+    return _class_list(source, find_pairs(source, root, images=images, masks=masks).layout.base) is not None
 
 
 def _class_list(source: Source, base: str) -> str | None:
-    return next((f"{base}{name}" for name in CLASS_FILES if _has(source, f"{base}{name}")), None)
+    """The class list of a data set, if it has one: in its folder, or Roboflow's in those of the splits.
+
+    Raises:
+        DatasetError: The lists of the splits differ.
+    """
+    inside = next((f"{base}{name}" for name in CLASS_FILES if _has(source, f"{base}{name}")), None)
+    if inside is not None:
+        return inside
+    places = [f"{base}{folder}{SPLIT_CLASS_FILE}" for folder in ("", *(f"{word}/" for word in SPLIT_WORDS))]
+    lists = [place for place in places if source.has(place)]
+    for other in lists[1:]:
+        one, two = (parse_classes(source.read(name), source.locate(name)) for name in (lists[0], other))
+        if one != two:
+            raise DatasetError(
+                f"{source.locate(lists[0])} and {source.locate(other)} differ, and all splits need the same classes: "
+                "give one list of them with data.classes."
+            )
+    return lists[0] if lists else None
 
 
 def _has(source: Source, name: str) -> bool:
@@ -435,58 +601,59 @@ def _has(source: Source, name: str) -> bool:
     return source.has(name)
 
 
-def _by_name(source: Source, folder: str) -> dict[str, str]:
-    """Map the names below a folder, without suffix, to files."""
-    files: dict[str, str] = {}
-    for name in source.names(folder):
-        path = PurePosixPath(name).relative_to(folder)
-        if path.suffix.lower() not in IMAGE_SUFFIXES or any(part.startswith((".", "__")) for part in path.parts):
-            continue
-        stem = unicodedata.normalize("NFC", str(path.with_suffix("")))  # macOS decomposes accents
-        if stem in files:
-            raise DatasetError(
-                f"{source.locate(files[stem])} and {source.locate(name)} have the same name except for the suffix."
-            )
-        files[stem] = name
-    return files
-
-
-def _split(source: Source, base: str, names: list[str], split: str) -> list[str]:
-    """Return the names of a split, possibly none."""
-    tops = {name.partition("/")[0] for name in names if "/" in name}
-    if "train" in tops:
-        outside = [name for name in names if name.partition("/")[0] not in SPLITS]
-        if outside:
-            raise DatasetError(
-                f"{len(outside)} photos are beside the folders train, val and test and would not be used, the first is "
-                f"{source.locate(f'{base}images/{outside[0]}')}. Move them into one of these folders, or remove them."
-            )
-        return [name for name in names if name.startswith(f"{split}/")]
-    if _has(source, f"{base}train.txt"):
-        listing = f"{base}{split}.txt"
-        if not _has(source, listing):
-            raise DatasetError(f"there is a train.txt but no {source.locate(listing)}: list the split there.")
-        return _listed(source, listing, set(names))
+def _split(source: Source, found: Pairing, split: str) -> tuple[list[Photo], str]:
+    """Return the photos of a split, possibly none, and in words what decides."""
+    base, photos, drawn = found.layout.base, list(found.photos), "one photo in ten, by a hash of its name, is val"
+    if found.splits:
+        chosen = [photo for photo in photos if photo.split == split]
+        if "val" in found.splits or "train" not in found.splits or split == "test":
+            return chosen, f"folders or names ({', '.join(found.splits)})"
+        train = [photo for photo in photos if photo.split == "train"]
+        return _drawn(train, split), f"folders or names ({', '.join(found.splits)}; of train, {drawn})"
+    for folder in LIST_FOLDERS:
+        if _has(source, f"{base}{folder}train.txt"):
+            listing = f"{base}{folder}{split}.txt"
+            if not _has(source, listing):
+                raise DatasetError(f"there is a train.txt but no {source.locate(listing)}: list the split there.")
+            return _listed(source, listing, photos, base), f"lists ({folder}train.txt ...)"
     if split == "test":
         raise DatasetError("there is no test split: make folders images/test and masks/test, or a test.txt.")
-    return [name for name in names if (_hash_share(name) < VAL_SHARE) == (split == "val")]
+    return _drawn(photos, split), drawn
 
 
-def _listed(source: Source, listing: str, known: Collection[str]) -> list[str]:
-    """Read the names in a list file, without suffix."""
+def _drawn(photos: Sequence[Photo], split: str) -> list[Photo]:
+    return [photo for photo in photos if (_hash_share(photo.name) < VAL_SHARE) == (split == "val")]
+
+
+def _listed(source: Source, listing: str, photos: Sequence[Photo], base: str) -> list[Photo]:
+    """Return the photos that a list file names: by what their wildcards match, by path, or by file name."""
     data = source.read(listing)
     if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raise DatasetError(f"{source.locate(listing)} is UTF-16: save it as UTF-8.")
+    known: dict[str, list[Photo]] = {}
+    for photo in photos:
+        path = PurePosixPath(unicodedata.normalize("NFC", photo.image)).with_suffix("")
+        for name in {photo.name, str(path), str(path).removeprefix(base), path.name}:
+            known.setdefault(name, []).append(photo)
     # Decoded like the system's file names, so that bytes that are not UTF-8 match the same bytes there.
     text = unicodedata.normalize("NFC", data.decode("utf-8-sig", "surrogateescape"))
     chosen = []
     for line in (str(PurePosixPath(line.strip())) for line in text.splitlines() if line.strip()):
         stem = str(PurePosixPath(line).with_suffix("")) if line.lower().endswith(IMAGE_SUFFIXES) else line
-        if stem not in known:
+        meant = [photo for photo in known.get(stem, ()) if photo.name == stem] or known.get(stem, [])
+        if len(meant) != 1:
             shown = printable(line)
             hint = "" if shown == line else " The line is not UTF-8: save the list as UTF-8."
-            raise DatasetError(f"{source.locate(listing)} lists '{shown}', and there is no such photo in images.{hint}")
-        chosen.append(stem)
+            if meant:
+                raise DatasetError(
+                    f"{source.locate(listing)} lists '{shown}', which may be {source.locate(meant[0].image)} or "
+                    f"{source.locate(meant[1].image)}: write their paths below the root.{hint}"
+                )
+            raise DatasetError(
+                f"{source.locate(listing)} lists '{shown}', and there is no such photo in images, such as "
+                f"'{printable(photos[0].name)}'.{hint}"
+            )
+        chosen.append(meant[0])
     return chosen
 
 
@@ -498,7 +665,7 @@ def _hash_share(name: str) -> float:
 def _folder_label_space(
     source: Source,
     base: str,
-    masks: Mapping[str, str],
+    masks: Sequence[str],
     classes: str | Path | LabelSpace | None,
     *,
     lenient: bool,
@@ -519,7 +686,7 @@ def _folder_label_space(
 
     def contents() -> Iterator[NDArray[Any]]:
         painted: dict[int, tuple[str, list[int]]] = {}
-        for name in masks.values():
+        for name in masks:
             try:
                 data = source.read(name)
                 mask = (decode_bits if task == "multilabel" else decode_mask)(data, source.locate(name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from resnest_seg.data.datasets import PairedFiles, SegmentationDataset
 from resnest_seg.data.loader import run_loader
 from resnest_seg.errors import DatasetError
-from resnest_seg.io.images import decode_image
+from resnest_seg.io.bands import BandStatistics, Raster, without_labels
 from resnest_seg.io.masks import orientation
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace, bits_to_labels
 
@@ -22,6 +22,30 @@ T = TypeVar("T")
 
 HASH_SIDE = 16
 """Rows and comparisons per row of a photo's fingerprint."""
+
+
+class BandFacts(NamedTuple):
+    """The bands of one raster.
+
+    Attributes:
+        name: Name of the file.
+        kind: Type of its values.
+        sums: Their statistics.
+        values: Number of values, with and without data.
+        undeclared: It holds NaN, and nothing says that NaN means no data.
+    """
+
+    name: str
+    kind: str
+    sums: BandStatistics
+    values: int
+    undeclared: bool
+
+    @classmethod
+    def of(cls, raster: Raster, name: str) -> BandFacts:
+        """Those of a raster."""
+        values = raster.pixels.size
+        return cls(name, raster.pixels.dtype.name, BandStatistics.of(raster), values, raster.undeclared)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +62,7 @@ class SampleFacts:
         labels: Pixels by train id and, last, ignored pixels, int64 [K + 1]; of a multi-label task, pixels by label.
         fingerprint: Difference hash of the photo, uint64 [4]; zeros if it cannot be read.
         turned: The photo's EXIF orientation, 1..8; the photo is rotated by it, the mask is not.
+        bands: Of images that are no photos.
     """
 
     name: str
@@ -49,6 +74,7 @@ class SampleFacts:
     labels: NDArray[np.int64]
     fingerprint: NDArray[np.uint64]
     turned: int = 1
+    bands: BandFacts | None = None
 
     @property
     def labelled(self) -> int:
@@ -66,6 +92,18 @@ def scan(
         ResNeStSegError: A loader process could not be started, or died.
     """
     yield from run_loader(_Inspected(dataset), ([index] for index in indices), _the_only_one, workers=workers)
+
+
+def scan_bands(
+    dataset: SegmentationDataset, indices: Sequence[int], *, workers: int = 0
+) -> Generator[BandFacts, None, None]:
+    """Inspect the images of samples alone, in the order of `indices`.
+
+    Raises:
+        DatasetError: One cannot be read.
+        ResNeStSegError: A loader process could not be started, or died.
+    """
+    yield from run_loader(_Rasters(dataset), ([index] for index in indices), _the_only_one, workers=workers)
 
 
 def scan_masks(
@@ -86,6 +124,7 @@ def inspect_sample(dataset: SegmentationDataset, index: int) -> SampleFacts:
                           np.zeros(4, np.uint64))  # fmt: skip
     if not isinstance(dataset, PairedFiles):
         sample = dataset[index]
+        raster = None if dataset.bands is None else dataset.raster(index)
         return dataclasses.replace(
             nothing,
             name=sample.name,
@@ -93,6 +132,7 @@ def inspect_sample(dataset: SegmentationDataset, index: int) -> SampleFacts:
             size=(sample.image.shape[0], sample.image.shape[1]),
             labels=_label_counts(sample.labels, dataset.label_space),
             fingerprint=fingerprint(sample.image),
+            bands=None if raster is None else BandFacts.of(raster, sample.name),
         )
     return _inspect_files(dataset, index, nothing)
 
@@ -105,12 +145,15 @@ def _inspect_files(dataset: PairedFiles, index: int, facts: SampleFacts) -> Samp
     )
     try:
         data = dataset.source.read(image_name)
-        image = decode_image(data, where)
+        raster = dataset.decode(data, where)
+        image = raster.pixels
     except DatasetError as error:
         return dataclasses.replace(facts, problem=str(error), kind="unreadable photo")
     facts = dataclasses.replace(
         facts, size=(image.shape[0], image.shape[1]), fingerprint=fingerprint(image), turned=orientation(data)
     )
+    if dataset.bands is not None:
+        facts = dataclasses.replace(facts, bands=BandFacts.of(raster, where))
     if mask_name is None:
         ignored = dataset.nothing_labelled(image.shape[:2])
         return dataclasses.replace(facts, labels=_label_counts(ignored, dataset.label_space))
@@ -125,16 +168,17 @@ def _inspect_files(dataset: PairedFiles, index: int, facts: SampleFacts) -> Samp
     if raw.shape[:2] != image.shape[:2]:
         return dataclasses.replace(facts, problem=dataset.size_problem(index, image, raw), kind="sizes differ")
     try:
-        labels = dataset.encode(mask_name, raw)
+        labels = without_labels(dataset.encode(mask_name, raw), raster.valid)
     except DatasetError as error:
         kind = "mask of colours" if raw.ndim == 3 and not dataset.colors else "ids outside the label space"
         return dataclasses.replace(facts, problem=str(error), kind=kind)
     return dataclasses.replace(facts, labels=_label_counts(labels, dataset.label_space))
 
 
-def fingerprint(image: NDArray[np.uint8]) -> NDArray[np.uint64]:
+def fingerprint(image: NDArray[Any]) -> NDArray[np.uint64]:
     """Return the difference hash of a photo, 256 bits as uint64 [4]: comparisons of neighbours in a tiny grey copy."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    photo = image.dtype == np.uint8 and image.shape[2] == 3
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if photo else np.nan_to_num(image.mean(axis=2, dtype=np.float32))
     tiny = cv2.resize(grey, (HASH_SIDE + 1, HASH_SIDE), interpolation=cv2.INTER_AREA).astype(int)
     return np.packbits(tiny[:, 1:] > tiny[:, :-1]).view(np.uint64)
 
@@ -205,3 +249,18 @@ class _Masks(Dataset["NDArray[np.int64]"]):
             return np.zeros(classes + 2, np.int64)
         of_255 = int((raw == IGNORE_LABEL).sum()) if raw.ndim == 2 else 0
         return np.append(counts, [of_255, raw.shape[0] * raw.shape[1]]).astype(np.int64)
+
+
+class _Rasters(Dataset["BandFacts | DatasetError"]):
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> BandFacts | DatasetError:
+        dataset = self.dataset
+        name = dataset.sample_name(index)
+        if isinstance(dataset, PairedFiles):
+            name = dataset.source.locate(name)
+        try:
+            return BandFacts.of(dataset.raster(index), name)
+        except DatasetError as error:
+            return error

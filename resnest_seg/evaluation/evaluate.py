@@ -26,6 +26,7 @@ from resnest_seg.inference.backends import Backend, Decision, RunOptions
 from resnest_seg.inference.protocols import Protocol
 from resnest_seg.inference.torch_backend import TorchBackend
 from resnest_seg.inference.torch_engine import probabilities
+from resnest_seg.io.visualize import picture_of
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.segmenter import Segmenter
 
@@ -34,7 +35,7 @@ class EvaluatedImage(NamedTuple):
     """One evaluated image, as `evaluate` passes it to `on_image`.
 
     Attributes:
-        image: RGB, uint8 [H, W, 3].
+        image: RGB, uint8 [H, W, 3]; of other bands, the first three as a picture.
         labels: The truth, uint8 [H, W]; of a multi-label task bits, uint16.
         predictions: By the first protocol, likewise.
         name: The sample's name.
@@ -101,8 +102,8 @@ class _Meter:
         )
         self.calibration = Calibration(bins=measures.bins, device=device) if measures.calibration else None
 
-    def update(self, backend: Backend, image: NDArray[np.uint8], labels: Tensor, memory: int | None) -> Tensor:
-        """Predict an image [H, W, 3] a block at a time and count it; returns its labels, as integers [H, W]."""
+    def update(self, backend: Backend, image: NDArray[Any], labels: Tensor, memory: int | None) -> Tensor:
+        """Predict an image [H, W, C] a block at a time and count it; returns its labels, as integers [H, W]."""
         predictions = torch.empty(labels.shape, dtype=labels.dtype, device=labels.device)
         for block in backend.blocks(image, self.method, memory=memory):
             here = (block.rows, block.columns)
@@ -263,9 +264,14 @@ def check_fits(model: Segmenter | Backend, dataset: SegmentationDataset) -> None
         CheckpointError: Other classes: says how many each has, or which name differs first.
     """
     channels = model.config.model.in_channels if isinstance(model, Segmenter) else model.channels
-    if channels != 3:
+    bands = dataset.bands.bands if dataset.bands is not None else None
+    found = 3 if bands is None else len(bands)
+    if bands is None and channels != 3:
+        found = dataset.raster(0).pixels.shape[2]
+    if found != channels:
         raise ConfigError(
-            f"model.in_channels is {channels}, and the images of data set {dataset.label_space.name} have 3."
+            f"model.in_channels is {channels}, and the images of data set {dataset.label_space.name} have {found}: "
+            "data.bands says which bands of the files are read."
         )
     own, needed = model.label_space, dataset.label_space
     task = model.task if isinstance(model, Segmenter) else model.decision.task
@@ -293,8 +299,8 @@ def _check_labelled(dataset: SegmentationDataset, meters: Iterable[_Meter]) -> N
         )
 
 
-def _pixels(batch: Batch) -> NDArray[np.uint8]:
-    """The image of a batch of one, RGB [H, W, 3]."""
+def _pixels(batch: Batch) -> NDArray[Any]:
+    """The image of a batch of one, [H, W, C]."""
     return batch.images[0].permute(1, 2, 0).numpy()
 
 
@@ -302,4 +308,4 @@ def _shown(batch: Batch, predictions: Tensor, mean_iou: float) -> EvaluatedImage
     labels, found = batch.labels[0].numpy(), predictions.cpu().numpy()
     if labels.dtype != np.uint8:  # multi-label bits, which travel as int32
         labels, found = labels.astype(np.uint16), found.astype(np.uint16)
-    return EvaluatedImage(_pixels(batch), labels, found, batch.names[0], mean_iou)
+    return EvaluatedImage(picture_of(_pixels(batch)), labels, found, batch.names[0], mean_iou)

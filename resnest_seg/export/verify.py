@@ -19,7 +19,7 @@ from resnest_seg.errors import ExportError
 from resnest_seg.evaluation.evaluate import check_fits
 from resnest_seg.evaluation.label_scores import unpack_labels
 from resnest_seg.evaluation.metrics import ConfusionMatrix
-from resnest_seg.export.graph import sha256
+from resnest_seg.export.graph import in_units_of, sha256
 from resnest_seg.inference.backends import Decision
 from resnest_seg.inference.exported import ExportedModel, ExportInfo
 from resnest_seg.io.display import PlainTable
@@ -222,7 +222,7 @@ def prove(
     rows: list[Comparison] = []
     with _in_eval_mode(segmenter):
         for photo_batch in _batches(photos, full_size, smallest=info.smallest):
-            batch = photo_batch[..., np.arange(info.channels) % 3]  # channels beyond RGB repeat RGB
+            batch = photo_batch if _has_bands(evidence, info) else in_units_of(photo_batch, info)
             expected, actual = _outputs(segmenter, model, batch)
             row = _compare(expected, actual, batch, info)
             rows.append(row)
@@ -250,6 +250,11 @@ def prove(
     if proof.breaches:
         raise ExportError(_complaint(proof))
     return proof
+
+
+def _has_bands(evidence: Evidence, info: ExportInfo) -> bool:
+    """True where the images of the evidence are those of a data set of bands, not photos."""
+    return bool(info.bands) and evidence.dataset is not None and not len(evidence.photos)
 
 
 def _scored(evidence: Evidence, precision: str) -> str:
@@ -287,7 +292,7 @@ def _in_eval_mode(segmenter: Segmenter) -> Iterator[None]:
             segmenter.train()
 
 
-def _photos(evidence: Evidence) -> tuple[list[NDArray[np.uint8]], str, int]:
+def _photos(evidence: Evidence) -> tuple[list[NDArray[Any]], str, int]:
     """Return the photos, their description, and the number to compare at their original size as well."""
     dataset = evidence.dataset
     if len(evidence.photos):
@@ -303,21 +308,21 @@ def _photos(evidence: Evidence) -> tuple[list[NDArray[np.uint8]], str, int]:
     return photos, name, OWN_SIZE
 
 
-def _batches(photos: Sequence[NDArray[np.uint8]], full_size: int, *, smallest: int) -> Iterator[NDArray[np.uint8]]:
-    """Yield images uint8 [N, H, W, 3]: the photos resized to `SIZES`, then `own` of them at their original size."""
+def _batches(photos: Sequence[NDArray[Any]], full_size: int, *, smallest: int) -> Iterator[NDArray[Any]]:
+    """Yield images [N, H, W, C]: the photos resized to `SIZES`, then `own` of them at their original size."""
     start = 0
     for (height, width), count in SIZES:
         height, width = max(height, smallest), max(width, smallest)
         chosen = [photos[(start + offset) % len(photos)] for offset in range(count)]
         start += count
         resized = [cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA) for photo in chosen]
-        yield np.stack(resized).astype(np.uint8, copy=False)
+        yield np.stack(resized).astype(photos[0].dtype, copy=False).reshape(count, height, width, -1)
     for photo in photos[:full_size]:
         if smallest <= min(photo.shape[:2]) and photo.shape[0] * photo.shape[1] <= LARGEST:
             yield photo[None]
 
 
-def _outputs(segmenter: Segmenter, model: ExportedModel, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+def _outputs(segmenter: Segmenter, model: ExportedModel, images: NDArray[Any]) -> tuple[Tensor, Tensor]:
     """Return the source's logits (or probabilities, if the export returns them) and the export's output, on the CPU."""
     nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     expected = segmenter(torch.from_numpy(nchw).to(segmenter.pixel_mean.device)).logits.float().cpu()
@@ -348,7 +353,7 @@ def _count(matrix: ConfusionMatrix, truth: Tensor, labels: Tensor, info: ExportI
     matrix.update(truth, labels)
 
 
-def _compare(expected: Tensor, actual: Tensor, images: NDArray[np.uint8], info: ExportInfo) -> Comparison:
+def _compare(expected: Tensor, actual: Tensor, images: NDArray[Any], info: ExportInfo) -> Comparison:
     batch, height, width = images.shape[:3]
     labels = _labels(actual, info)
     if labels.shape != (batch, height, width):

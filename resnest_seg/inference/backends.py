@@ -21,6 +21,7 @@ from resnest_seg.inference.numpy_engine import Network, Pixels, crop, score_bloc
 from resnest_seg.inference.numpy_engine import probabilities as array_probabilities
 from resnest_seg.inference.protocols import Protocol, Setting, Window
 from resnest_seg.inference.protocols import protocol as named_protocol
+from resnest_seg.io.bands import BandReader
 from resnest_seg.io.large_images import LargeImage
 from resnest_seg.labels import LabelSpace, labels_to_bits
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from resnest_seg.models.pixel_range import PixelRange
 
 Image = NDArray[Any] | LargeImage
-"""RGB [H, W, 3], uint8 or floats 0..255; or a file that is read by windows, which cannot be resized."""
+"""RGB [H, W, 3], uint8 or floats 0..255; or the bands of a model that has some, [H, W, C] of the types that
+`resnest_seg.io.bands` keeps; or a file that is read by windows, which cannot be resized."""
 
 FILE_MEMORY = 4 << 30
 """Default of the bytes that scores and logits of an exported file may take: those of 7 megapixels in 150 classes."""
@@ -161,6 +163,8 @@ class Backend(ABC):
         memory: Bytes that scores may take where the caller does not say.
         scored: Whether it gives scores, beside labels.
         decision: How its scores become labels.
+        bands: How its images are read, where they are no photos (8-bit RGB).
+        mean: Of each channel, C values, by which it normalises.
     """
 
     description: str
@@ -172,6 +176,8 @@ class Backend(ABC):
     memory: int
     scored: bool = True
     decision: Decision = Decision()
+    bands: BandReader | None = None
+    mean: tuple[float, ...] = ()
 
     def protocol(self, name: str | Protocol) -> Protocol:
         """A protocol as it is, or by its name with the sizes of the model; of binary and multi-label models by sigmoid.
@@ -248,12 +254,16 @@ class FileBackend(Backend):
         self.head, self.channels, self.setting = info.head, info.channels, info.setting
         self.device, self.memory, self.scored = "cpu", FILE_MEMORY, info.output != "labels"
         self.decision = Decision(info.label_space.task, info.thresholds)
+        self.mean = info.mean
+        if info.bands:
+            self.bands = BandReader(info.bands, info.nodata, info.mean)
         self.network = Network(
             self._logits,
             len(info.label_space.score_names),
             stride=info.output_stride,
             align_corners=info.align_corners,
             batch=options.batch,
+            padding=None if self.bands is None else info.mean,
         )
 
     def check(self, protocol: Protocol) -> None:
@@ -270,10 +280,10 @@ class FileBackend(Backend):
                 f"{path} gives probabilities, and protocol {protocol.name} merges exponentials of logits. "
                 "Export the model again with logits (--result logits)."
             )
-        if info.pixels == "uint8" and protocol.resize in ("tensor", "long_edge"):
+        if info.pixels != "float32" and protocol.resize in ("tensor", "long_edge"):
             raise ConfigError(
-                f"{path} takes pixels that are whole numbers (uint8), and protocol {protocol.name} resizes images to "
-                "fractions of grey levels. Export the model again with float32 pixels (--pixels float32)."
+                f"{path} takes pixels that are whole numbers ({info.pixels}), and protocol {protocol.name} resizes "
+                "images to fractions of grey levels. Export the model again with float32 pixels (--pixels float32)."
             )
 
     def blocks(self, image: Image, protocol: Protocol, *, memory: int | None = None) -> Iterator[Block]:
@@ -299,7 +309,7 @@ class FileBackend(Backend):
         """Check of the range of float images, which data sets in torch may give."""
         from resnest_seg.models.pixel_range import PixelRange
 
-        return PixelRange()
+        return PixelRange(None if self.bands is None else self.mean)
 
     def _logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
         """Images [N, 3, H, W], uint8 or float32 -> logits [N, K, H, W].
@@ -325,7 +335,7 @@ class FileBackend(Backend):
         """Labels [H, W] of an image [3, H, W] that is padded as by protocol whole."""
         height, width = image.shape[1:]
         (window,) = Protocol(padding="stride").windows(height, width, stride=self.network.stride)
-        labels = self._run(crop(image, Window(*window))[None])[0, :height, :width]
+        labels = self._run(crop(image, Window(*window), padding=self.network.padding)[None])[0, :height, :width]
         return np.ascontiguousarray(labels, dtype=self.decision.dtype)
 
     def _run(self, images: NDArray[Any]) -> NDArray[Any]:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from resnest_seg.errors import ConfigError
 from resnest_seg.inference.backends import Backend, Block, Decision, Image, RunOptions
 from resnest_seg.inference.protocols import Protocol, Setting
 from resnest_seg.inference.torch_engine import MEMORY, Runner, View, preload, score_rows, views_of
+from resnest_seg.io.bands import BandReader
 from resnest_seg.io.large_images import LargeImage
 from resnest_seg.models.segmenter import Segmenter
 
@@ -75,6 +77,10 @@ class TorchBackend(Backend):
         self.head, self.channels, self.setting = config.head, config.in_channels, setting_of(segmenter)
         self.device, self.memory = str(device), MEMORY
         self.decision = Decision(segmenter.task, segmenter.decision_thresholds)
+        data = segmenter.config.data
+        self.mean = tuple(data.pixel_mean or segmenter.pixel_mean.flatten().tolist())
+        if data.bands is not None:
+            self.bands = BandReader(data.bands, data.nodata, self.mean)
         self.run = Runner(
             _logits_fn(segmenter, options, device),
             stride=segmenter.output_stride,
@@ -82,6 +88,7 @@ class TorchBackend(Backend):
             batch=options.batch,
             device=device,
             pixel_range=segmenter.pixel_range,
+            padding=None if self.bands is None else torch.tensor(self.mean, device=device),
         )
 
     def blocks(self, image: Image, protocol: Protocol, *, memory: int | None = None) -> Iterator[Block]:
@@ -126,6 +133,8 @@ class TorchBackend(Backend):
         """An array as a tensor [3, H, W] on the device; a large image as what gives tensors of its windows."""
         if isinstance(image, LargeImage):
             return _Windows(image)
+        if image.dtype != np.uint8:  # torch does little with uint16
+            image = image.astype(np.float32, copy=False)
         return torch.from_numpy(image).permute(2, 0, 1).to(self.device, non_blocking=True)
 
 

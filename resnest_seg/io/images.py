@@ -321,8 +321,8 @@ def refuse_low_values(peak: int, name: str) -> None:
         top = (1 << max(peak.bit_length(), 8)) - 1
         raise DatasetError(
             f"{name} has 16 bits, and its values end at {peak} of 65535: it would be too dark, and the file does not "
-            "state its range of values. Convert all photos to 8 bits alike: "
-            f"gdal_translate -ot Byte -scale 0 {top} 0 255 IN OUT"
+            "state its range of values. Take the values as they are (--data.bands 1,2,3), or convert all photos to 8 "
+            f"bits alike: gdal_translate -ot Byte -scale 0 {top} 0 255 IN OUT"
         )
 
 
@@ -366,15 +366,16 @@ def _is_deep_tiff(data: bytes, name: str) -> bool:
         kind = _ODD_FORMS.get(forms[0], "unsigned" if forms[0] in _FORMS else "of an unknown kind")
         raise DatasetError(
             f"{name} is not a photo: its values have {'/'.join(map(str, sorted(set(bits))))} bits, {kind}; 8 "
-            "or 16 bits, unsigned, can be read. Convert all photos to 8 bits alike: "
-            "gdal_translate -ot Byte -scale LOWEST HIGHEST 0 255 IN OUT"
+            "or 16 bits, unsigned, can be read. To use the values as they are, name the bands: --data.bands 1,2,3. Or "
+            "convert all photos to 8 bits alike: gdal_translate -ot Byte -scale LOWEST HIGHEST 0 255 IN OUT"
         )
     colors = tags.get(_TAG_COLORS, (2 if bands > 2 else 1,))[0]
     called, meant = _COLORS.get(colors, (f"an unknown colour space {colors}", 0))
     if bands != meant and not (meant and bands == meant + 1 and extra[:1] in _ALPHA):
         raise DatasetError(
             f"{name} is not a photo: it has {bands} bands, tagged as {called} without opacity. Only photos can be "
-            "read; save their red, green and blue: gdal_translate -co PHOTOMETRIC=RGB -b 1 -b 2 -b 3 IN OUT"
+            "read as they are; to use the bands of all files, name them: --data.bands 1,2,3. Or save red, green and "
+            "blue: gdal_translate -co PHOTOMETRIC=RGB -b 1 -b 2 -b 3 IN OUT"
         )
     return bits[0] > 8
 

@@ -26,6 +26,38 @@ _FONT, _FONT_SCALE, _ROW = cv2.FONT_HERSHEY_SIMPLEX, 0.42, 18
 _PAPER, _INK = (250, 250, 248), (30, 30, 34)
 
 
+def picture_of(
+    pixels: NDArray[Any], *, channels: Sequence[int] | None = None, valid: NDArray[np.bool_] | None = None
+) -> Image:
+    """Make a picture of an image [H, W, C] of any type: three bands, stretched from 2nd to 98th percentile.
+
+    8-bit RGB is its own picture.
+
+    Args:
+        pixels: The image.
+        channels: Those shown as red, green and blue, from 0, or one that is shown as grey; None takes the first three,
+            or the first.
+        valid: False where a band has no data, [H, W, C], which is shown white; None if all have.
+    """
+    if channels is None:
+        if pixels.dtype == np.uint8 and pixels.shape[2] == 3:
+            return pixels
+        channels = (0, 1, 2) if pixels.shape[2] >= 3 else (0,)
+    picture = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for place in range(3):
+        channel = channels[place % len(channels)]
+        band = pixels[..., channel].astype(np.float32)
+        known = np.isfinite(band) if valid is None else np.isfinite(band) & valid[..., channel]
+        sample = band[known]
+        sample = sample[:: max(len(sample) >> 20, 1)]
+        low, high = np.percentile(sample, (2, 98)) if len(sample) else (0.0, 1.0)
+        if high <= low:
+            low, high = low - 1, high + 1
+        shade = np.nan_to_num((band - low) * (255 / (high - low)), posinf=255, neginf=0).clip(0, 255).round()
+        picture[..., place] = np.where(known, shade, 255)
+    return picture
+
+
 def colourise(labels: Labels, space: LabelSpace) -> Image:
     """Paint labels in their class colours, RGB uint8 [H, W, 3]; ignored pixels are black.
 

@@ -437,7 +437,9 @@ def load_fitting(segmenter: Segmenter, source: str | Path) -> LoadReport:
     found = read(_find(str(source)))
     path, model = found.path, segmenter.config.model
     own, weights, skipped = segmenter.state_dict(), dict(found.weights), list(found.skipped)
-    _adapt_stem(weights, own, "encoder.conv1.")
+    adapted = _adapt_stem(weights, own, "encoder.conv1.")
+    if segmenter.config.data.pixel_mean is not None:  # the pixels are those of this data
+        weights = {key: value for key, value in weights.items() if not key.startswith("pixel_")}
     _check_encoder(path, weights, own, model)
     _refuse_another_network(found, model, "encoder")
     fresh = () if _same_classes(segmenter, found) else _classifiers(segmenter)
@@ -462,7 +464,7 @@ def load_fitting(segmenter: Segmenter, source: str | Path) -> LoadReport:
         loaded=len(fitting),
         skipped=tuple(skipped),
         kept=tuple(key for key in kept if not key.endswith("num_batches_tracked")),
-        assumed=_differences(model, found.model),
+        assumed=adapted + _differences(model, found.model),
     )
 
 
@@ -475,11 +477,19 @@ def _find(source: str) -> Path:
     return entry.fetch()
 
 
-def _adapt_stem(weights: dict[str, Tensor], own: Mapping[str, Tensor], prefix: str) -> None:
-    """Adapt a first convolution for RGB, whose name begins with `prefix`, to the channels of the model's, in place."""
+def _adapt_stem(weights: dict[str, Tensor], own: Mapping[str, Tensor], prefix: str) -> tuple[str, ...]:
+    """Adapt a first convolution for RGB, whose name begins with `prefix`, to the channels of the model's, in place.
+
+    Returns:
+        What was done, in a sentence for the report; nothing where the channels are the same.
+    """
     stem = next((key for key in own if key.startswith(prefix)), "")
-    if stem in weights and weights[stem].shape[1] == 3:
-        weights[stem] = adapt_first_convolution(weights[stem], own[stem].shape[1])
+    channels = own[stem].shape[1] if stem else 3
+    if stem not in weights or weights[stem].shape[1] != 3 or channels == 3:
+        return ()
+    weights[stem] = adapt_first_convolution(weights[stem], channels)
+    rule = "the sum of R, G and B" if channels == 1 else f"R, G, B repeated, times 3 / {channels}"
+    return (f"the first convolution, which is for RGB, fits {channels} bands as {rule}",)
 
 
 def _check_encoder(path: Path, weights: Mapping[str, Tensor], own: Mapping[str, Tensor], ours: ModelConfig) -> None:

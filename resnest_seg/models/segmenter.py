@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from resnest_seg.config import CUSTOM, ModelConfig, PretrainConfig, RunConfig
+from resnest_seg.config import CUSTOM, DataConfig, ModelConfig, PretrainConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, unknown_name
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import HUB_FILE, Checkpoint, find_checkpoint, fingerprint
@@ -133,13 +133,21 @@ class PixelModel(nn.Module):
         self.min_size: int = getattr(head, "min_size", 1)
         self.pixel_range = PixelRange()
 
+    def take_statistics(self, data: DataConfig) -> None:
+        """Normalise by the statistics of a config's data, if it has some, in place of ImageNet's."""
+        if data.pixel_mean is not None and data.pixel_std is not None:
+            for buffer, values in ((self.pixel_mean, data.pixel_mean), (self.pixel_std, data.pixel_std)):
+                buffer.copy_(torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1))
+        if data.bands is not None:
+            self.pixel_range = PixelRange(self.pixel_mean.flatten().tolist())
+
     @property
     def description(self) -> str:
         """The network in one line."""
         raise NotImplementedError
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Pixels 0..255 to zero mean and unit variance over ImageNet, in channels-last memory.
+        """Pixels to zero mean and unit variance over ImageNet, or over the training data, in channels-last memory.
 
         Raises:
             ConfigError: The images have another shape than [N, C, H, W].
@@ -180,7 +188,7 @@ class PixelModel(nn.Module):
 
 
 class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["semantic-segmentation"]):
-    """Images [N, 3, H, W], RGB 0..255 (uint8 or float) -> `SegmenterOutput`.
+    """Images [N, 3, H, W], RGB 0..255 (uint8 or float) -> `SegmenterOutput`; or bands [N, C, H, W] of any type.
 
     With `coarse=True` the logits stay at feature size, about 64 times smaller, for a caller that resizes them to the
     images' size itself, bilinearly by `align_corners`. Where the model had to pad the images, they have full size all
@@ -249,6 +257,7 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
                 )
             )
         super().__init__(encoder, head, channels=config.model.in_channels)
+        self.take_statistics(config.data)
         self.config, self.num_classes, self.label_space = config, num_classes, label_space
         self.take_task(config.model.task)
         self.aux_head = aux_head
