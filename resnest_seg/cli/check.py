@@ -119,7 +119,8 @@ def write_classes(options: argparse.Namespace) -> None:
         DatasetError: Photos and masks do not pair, or a mask cannot be read.
     """
     from resnest_seg.data.build import data_root
-    from resnest_seg.data.folder import draft_classes, find_pairs, read_masks
+    from resnest_seg.data.class_lists import draft_classes
+    from resnest_seg.data.folder import find_pairs, read_masks
     from resnest_seg.data.storage import FolderSource, open_source
     from resnest_seg.io.display import progress_bars
 

@@ -19,8 +19,9 @@ from resnest_seg.data.class_balance import (
     median_frequency_weights,
     merged_statistics,
 )
+from resnest_seg.data.class_lists import csv_lines
 from resnest_seg.data.datasets import PairedFiles, SegmentationDataset
-from resnest_seg.data.folder import FolderDataset, csv_lines
+from resnest_seg.data.folder import FolderDataset
 from resnest_seg.data.inspection import SampleFacts, near_duplicates, scan, scan_masks
 from resnest_seg.errors import DatasetError, command
 from resnest_seg.files import atomic_write
@@ -150,26 +151,14 @@ def diagnose(
     findings += _duplicates(facts)
     bands = _bands(splits[0], facts[splits[0].split])[0]
     space = splits[0].label_space
-    labels = {split: np.stack([fact.labels for fact in seen]) for split, seen in facts.items()}
-    first = labels[splits[0].split][:, :-1]
-    pixels = {split: sum(fact.labelled for fact in seen) for split, seen in facts.items()}
+    first = np.stack([fact.labels for fact in facts[splits[0].split]])[:, :-1]
     return Diagnosis(
         dataset=space.name,
         classes=space.names,
         samples={split: len(seen) for split, seen in facts.items()},
         findings=tuple(sorted(findings, key=lambda finding: finding.severity)),
-        shares={
-            split: (
-                counts[:, :-1].sum(axis=0) / max(pixels[split], 1)
-                if space.task == "multilabel"  # whose labels overlap
-                else class_shares(counts[:, :-1])
-            ).tolist()
-            for split, counts in labels.items()
-        },
-        ignored={
-            split: float(counts[:, -1].sum() / max(counts[:, -1].sum() + pixels[split], 1))
-            for split, counts in labels.items()
-        },
+        shares={split: _shares(seen, space).tolist() for split, seen in facts.items()},
+        ignored={split: _ignored_share(seen) for split, seen in facts.items()},
         histogram={split: _histogram(seen) for split, seen in facts.items()},
         sizes={split: _sizes(seen) for split, seen in facts.items()},
         median_frequency=[round(float(value), 6) for value in median_frequency_weights(first)],
@@ -178,6 +167,20 @@ def diagnose(
         pixel_mean=() if bands is None else bands.mean,
         pixel_std=() if bands is None else bands.std,
     )
+
+
+def _shares(seen: Sequence[SampleFacts], space: LabelSpace) -> NDArray[np.float64]:
+    """Return each class's share of the labelled pixels, [K]; those of labels that overlap may sum up to more than 1."""
+    counts = np.stack([fact.labels for fact in seen])[:, :-1]
+    if space.task != "multilabel":
+        return class_shares(counts)
+    shares: NDArray[np.float64] = counts.sum(axis=0) / max(sum(fact.labelled for fact in seen), 1)
+    return shares
+
+
+def _ignored_share(seen: Sequence[SampleFacts]) -> float:
+    ignored = sum(int(fact.labels[-1]) for fact in seen)
+    return ignored / max(ignored + sum(fact.labelled for fact in seen), 1)
 
 
 def _bands(dataset: SegmentationDataset, seen: Sequence[SampleFacts]) -> tuple[PixelStatistics | None, list[Finding]]:

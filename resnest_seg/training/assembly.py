@@ -19,8 +19,7 @@ from resnest_seg.config import CUSTOM, DataConfig, RunConfig, config_from_dict, 
 from resnest_seg.data.build import DATASETS, bands_of, dataset_for, say_layout
 from resnest_seg.data.checks import check_classes, check_samples
 from resnest_seg.data.class_balance import balance, pixel_statistics
-from resnest_seg.data.datasets import PairedFiles, SegmentationDataset
-from resnest_seg.data.pairs import PairDataset
+from resnest_seg.data.datasets import PairDataset, PairedFiles, SegmentationDataset
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.tiles import paired_files
 from resnest_seg.data.transforms import TrainTransform, Transform, is_photo

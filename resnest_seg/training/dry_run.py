@@ -17,8 +17,8 @@ import torch
 
 from resnest_seg.config import AnyConfig, DataConfig, PretrainConfig, RunConfig
 from resnest_seg.data.build import DATASETS, data_root, dataset_for, say_layout, with_task
+from resnest_seg.data.class_lists import read_classes
 from resnest_seg.data.datasets import Sample, SegmentationDataset, TaskView
-from resnest_seg.data.folder import read_classes
 from resnest_seg.data.storage import is_address
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import ConfigError, unknown_name
