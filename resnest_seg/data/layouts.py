@@ -495,7 +495,14 @@ def _role(text: str) -> int:
 
 def _neighbours(names: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Pairs of files with parts of their names in common, the second one no JPEG."""
-    parts = {name: set(re.findall(r"[^\W\d_]+|\d+", PurePosixPath(name).stem)) for name in names}
+    parts: dict[str, set[str]] = {}
+    for name in names:
+        *folders, file = name.split("/")
+        tokens = re.findall(r"[^\W\d_]+|\d+", PurePosixPath(file).stem)
+        parts[name] = {
+            *tokens,
+            *(f"{folder}/{token}" for folder in folders for token in tokens),
+        }  # frames of many videos
     by_part: dict[str, list[str]] = {}
     for name, words in parts.items():
         for word in words:
