@@ -172,6 +172,13 @@ def test_a_zip_and_a_folder_around_it_are_recognised(tmp_path):
     assert found_in(tmp_path / "data.zip", ("train", "val"), options)[0] == expected
 
 
+def test_masks_without_a_photo_are_those_of_the_split(tmp_path):
+    make(tmp_path, PUBLIC["IDD Lite"], scenes=3)
+    for split, drive in (("train", 0), ("val", 119)):
+        orphans = [f"gtFine/{split}/{drive}/{number:06d}_inst_label.png" for number in range(3)]
+        assert FolderDataset(tmp_path, split).orphans == orphans
+
+
 def test_roboflow_lists_its_classes(tmp_path):
     make(tmp_path, PUBLIC["Roboflow"])
     for word in ("train", "valid"):
