@@ -210,12 +210,15 @@ def write_image(prediction: Prediction, paths: Mapping[str, Path], options: argp
 
 def segment_image(predictor: Predictor, item: Input, paths: Mapping[str, Path], options: argparse.Namespace) -> None:
     """Segment a photo; with tiles, a large one is read and written by windows."""
+    from resnest_seg.io.georeference import is_tiff, raster_size
     from resnest_seg.io.masks import image_size
 
     if item.kind == "address":
         write_image(predictor(item.source), paths, options)
         return
     height, width = image_size(item.source)
+    if not height and is_tiff(item.source):  # of bands that Pillow does not know
+        height, width = raster_size(item.source)
     if height * width < LARGE:
         write_image(predictor(item.source), paths, options)
         return

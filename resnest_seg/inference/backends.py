@@ -23,12 +23,13 @@ from resnest_seg.inference.protocols import Protocol, Setting, Window
 from resnest_seg.inference.protocols import protocol as named_protocol
 from resnest_seg.io.bands import BandReader
 from resnest_seg.io.large_images import LargeImage
+from resnest_seg.io.raster_windows import LargeBands
 from resnest_seg.labels import LabelSpace, labels_to_bits
 
 if TYPE_CHECKING:
     from resnest_seg.models.pixel_range import PixelRange
 
-Image = NDArray[Any] | LargeImage
+Image = NDArray[Any] | LargeImage | LargeBands
 """RGB [H, W, 3], uint8 or floats 0..255; or the bands of a model that has some, [H, W, C] of the types that
 `resnest_seg.io.bands` keeps; or a file that is read by windows, which cannot be resized."""
 
@@ -343,13 +344,13 @@ class FileBackend(Backend):
 
 
 class _Bands:
-    """A file [3, H, W] that is read by windows from the top down; two rows of windows are kept, for the last two."""
+    """A file [C, H, W] that is read by windows from the top down; two rows of windows are kept, for the last two."""
 
-    def __init__(self, image: LargeImage) -> None:
-        self.image, self.shape = image, (3, *image.shape[:2])
-        self.held: dict[tuple[int, int], NDArray[np.uint8]] = {}
+    def __init__(self, image: LargeImage | LargeBands) -> None:
+        self.image, self.shape = image, (image.shape[2], *image.shape[:2])
+        self.held: dict[tuple[int, int], NDArray[Any]] = {}
 
-    def __getitem__(self, window: tuple[slice, slice, slice]) -> NDArray[np.uint8]:
+    def __getitem__(self, window: tuple[slice, slice, slice]) -> NDArray[Any]:
         _, rows, columns = window
         key = (rows.start, rows.stop)
         if key not in self.held:

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
+from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.inference.backends import Backend, Block, FileBackend, RunOptions
 from resnest_seg.inference.exported import is_exported
 from resnest_seg.inference.prediction import Prediction
@@ -26,6 +26,7 @@ from resnest_seg.io.bands import BandReader, Raster, as_raster, without_labels
 from resnest_seg.io.georeference import DataMask, Georeference, read_georeference
 from resnest_seg.io.images import as_pixels, decode_image, is_file, is_tensor
 from resnest_seg.io.large_images import LargeImage, LargeLabels, preview
+from resnest_seg.io.raster_windows import LargeBands
 from resnest_seg.io.visualize import overlay, picture_of, with_legend, write_png
 from resnest_seg.labels import IGNORE_LABEL
 
@@ -221,7 +222,9 @@ class Predictor:
         place = None if file is None else read_georeference(file)
         if place is not None and self.backend.bands is None:  # a reader of bands knows them
             with DataMask(file) as mask:
-                labels[~mask.rows(0, len(labels))] = self.label_space.ignore_value
+                empty = mask.without_data(0, len(labels))
+            if empty is not None:
+                labels[empty] = self.label_space.ignore_value
         return place
 
     def scores(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
@@ -243,6 +246,20 @@ class Predictor:
                 f"the model is for images of {self.backend.channels} channels, and photos have 3. In Python, a "
                 f"Predictor takes arrays [H, W, {self.backend.channels}]."
             )
+
+    def _check_windows(self, photo: str | Path) -> None:
+        """Raise a `ConfigError` if a photo cannot be labelled by windows."""
+        if self.label_space.task == "multilabel":
+            raise ConfigError(
+                f"{photo}: the labels of a multi-label model, 16 bits a pixel, are not written by rows. Leave out "
+                "tiles (--tile), or cut the image into parts."
+            )
+        if self.protocol.window is None or self.protocol.scales != (1.0,) or self.protocol.resize != "image":
+            raise ConfigError(
+                f"{photo} is too large for protocol {self.protocol.name}, which needs all of it at once. Use tiles at "
+                "the image's own size: tile=1024 (--tile 1024) with protocol whole or slide."
+            )
+        bands, small = self.backend.bands, []
 
     def segment_file(
         self,
@@ -271,42 +288,41 @@ class Predictor:
                 whose maps of 16 bits are not written by rows.
         """
         self.check_photos()
-        if self.label_space.task == "multilabel":
-            raise ConfigError(
-                f"{photo}: the labels of a multi-label model, 16 bits a pixel, are not written by rows. Leave out "
-                "tiles (--tile), or cut the image into parts."
-            )
-        if self.backend.bands is not None:
-            raise DatasetError(f"{photo} is too large for a model of bands: cut it into tiles.")
-        if self.protocol.window is None or self.protocol.scales != (1.0,) or self.protocol.resize != "image":
-            raise ConfigError(
-                f"{photo} is too large for protocol {self.protocol.name}, which needs all of it at once. Use tiles at "
-                "the image's own size: tile=1024 (--tile 1024) with protocol whole or slide."
-            )
-        with LargeImage(photo) as image:
+        self._check_windows(photo)
+        with contextlib.ExitStack() as opened:
+            image: LargeImage | LargeBands = LargeImage(photo) if bands is None else LargeBands(photo, bands)
+            opened.enter_context(image)
             height, width, _ = image.shape
             step = max(-(-max(height, width) // 2048), 1)
-            small = []
             place = read_georeference(photo)
+            mask: DataMask | LargeBands | None = image if isinstance(image, LargeBands) else None
+            if mask is None and place is not None:
+                mask = opened.enter_context(DataMask(photo))
             kept = place if Path(path).suffix.lower() in (".tif", ".tiff") else None
-            with contextlib.ExitStack() as opened:
-                mask = None if place is None else opened.enter_context(DataMask(photo))
-                file = opened.enter_context(
-                    LargeLabels(path, height, width, self.label_space, ids=ids, place=kept, cog=cog)
-                )
-                blocks = self.backend.blocks(image, self.protocol, memory=self.memory)
-                for first, labels in _whole_rows(blocks, width):
-                    if mask is not None:
-                        labels[~mask.rows(first, len(labels))] = IGNORE_LABEL
-                    file.write(first, labels)
-                    small.append(labels[-first % step :: step, ::step].copy())  # a view would keep all rows
+            file = opened.enter_context(
+                LargeLabels(path, height, width, self.label_space, ids=ids, place=kept, cog=cog)
+            )
+            for first, labels in _whole_rows(self.backend.blocks(image, self.protocol, memory=self.memory), width):
+                empty = None if mask is None else mask.without_data(first, len(labels))
+                if empty is not None:
+                    labels[empty] = IGNORE_LABEL
+                file.write(first, labels)
+                small.append(labels[-first % step :: step, ::step].copy())  # a view would keep all rows
         if overlay_path is not None:
             rough = np.vstack(small)
-            picture = preview(photo, longest=max(rough.shape))
+            picture = self._preview(photo, longest=max(rough.shape))
             height, width = picture.shape[:2]
             rough = cv2.resize(rough, (width, height), interpolation=cv2.INTER_NEAREST).astype(np.uint8, copy=False)
             blended = overlay(picture, rough, self.label_space, alpha=alpha)
             write_png(overlay_path, with_legend(blended, rough, self.label_space))
+
+    def _preview(self, photo: str | Path, *, longest: int) -> NDArray[np.uint8]:
+        """A picture of a large image in small, RGB."""
+        if self.backend.bands is None:
+            return preview(photo, longest=longest)
+        with LargeBands(photo, self.backend.bands) as image:
+            pixels, valid, _ = image.preview(longest=longest)
+        return self._picture(pixels, valid)
 
 
 class OnnxPredictor(Predictor):

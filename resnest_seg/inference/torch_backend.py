@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from resnest_seg.errors import ConfigError
@@ -16,6 +17,7 @@ from resnest_seg.inference.protocols import Protocol, Setting
 from resnest_seg.inference.torch_engine import MEMORY, Runner, View, preload, score_rows, views_of
 from resnest_seg.io.bands import BandReader
 from resnest_seg.io.large_images import LargeImage
+from resnest_seg.io.raster_windows import LargeBands
 from resnest_seg.models.segmenter import Segmenter
 
 
@@ -131,21 +133,26 @@ class TorchBackend(Backend):
 
     def _tensor(self, image: Image) -> Any:
         """An array as a tensor [3, H, W] on the device; a large image as what gives tensors of its windows."""
-        if isinstance(image, LargeImage):
+        if not isinstance(image, np.ndarray):
             return _Windows(image)
-        if image.dtype != np.uint8:  # torch does little with uint16
-            image = image.astype(np.float32, copy=False)
-        return torch.from_numpy(image).permute(2, 0, 1).to(self.device, non_blocking=True)
+        return _planes(image).to(self.device, non_blocking=True)
 
 
 class _Windows:
-    """Tensors [3, h, w] of an image that is read by windows."""
+    """Tensors [C, h, w] of an image that is read by windows."""
 
-    def __init__(self, image: LargeImage) -> None:
-        self.image, self.shape = image, (3, *image.shape[:2])
+    def __init__(self, image: LargeImage | LargeBands) -> None:
+        self.image, self.shape = image, (image.shape[2], *image.shape[:2])
 
     def __getitem__(self, window: tuple[slice, slice, slice]) -> Tensor:
-        return torch.from_numpy(self.image[window[1:]]).permute(2, 0, 1)
+        return _planes(self.image[window[1:]])
+
+
+def _planes(image: NDArray[Any]) -> Tensor:
+    """An array [H, W, C] as a tensor [C, H, W], uint8 or float32: torch does little with uint16."""
+    if image.dtype != np.uint8:
+        image = image.astype(np.float32, copy=False)
+    return torch.from_numpy(image).permute(2, 0, 1)
 
 
 def _logits_fn(segmenter: Segmenter, options: RunOptions, device: torch.device) -> Any:

@@ -190,6 +190,15 @@ def read_georeference(path: str | Path) -> Georeference | None:
         return None
 
 
+def raster_size(path: str | Path) -> tuple[int, int]:
+    """(H, W) of a TIFF of any bands from its header; (0, 0) if it cannot be opened, which its reader explains."""
+    try:
+        with opened(path) as source:
+            return int(source.height), int(source.width)
+    except (DatasetError, ConfigError):
+        return 0, 0
+
+
 def georeference_of(source: Any) -> Georeference | None:
     """The place of an open rasterio data set; None if it has no CRS, or ground control points in place of it."""
     with warnings.catch_warnings():
@@ -226,7 +235,7 @@ def opened(path: str | Path, *, cache: int = CACHE) -> Iterator[Any]:
 
 
 class DataMask:
-    """Which pixels of a georeferenced raster have data, by rows; a context manager.
+    """Which pixels of a georeferenced raster have no data, by rows; a context manager.
 
     Pixels without are those where every band has the file's no-data value, or that its mask or alpha band leaves out.
 
@@ -240,23 +249,24 @@ class DataMask:
         self._source = self._stack.enter_context(opened(path, cache=4 * CACHE))
         self.everywhere = all_valid(self._source)
 
-    def rows(self, first: int, count: int) -> NDArray[np.bool_]:
-        """Rows from `first`: bool [count, W].
+    def without_data(self, first: int, count: int) -> NDArray[np.bool_] | None:
+        """Where rows from `first` have no data: bool [count, W]; None if all pixels have some.
 
         Raises:
             DatasetError: The file is damaged.
         """
-        width = int(self._source.width)
         if self.everywhere:
-            return np.ones((count, width), np.bool_)
+            return None
         try:
-            found: NDArray[np.bool_] = self._source.dataset_mask(window=((first, first + count), (0, width))) > 0
+            found: NDArray[np.bool_] = (
+                self._source.dataset_mask(window=((first, first + count), (0, self._source.width))) == 0
+            )
         except gdal_errors() as error:
             raise DatasetError(
                 f"cannot read rows {first} to {first + count - 1} of {printable(str(self.path))}: damaged, or not "
                 f"complete ({str(error.__cause__ or error).rstrip('.')})."
             ) from None
-        return found
+        return found if found.any() else None
 
     def __enter__(self) -> Self:
         return self

@@ -8,12 +8,13 @@ import importlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resnest_seg.errors import DatasetError, printable
+from resnest_seg.io.bands import BandReader, Raster
 from resnest_seg.io.georeference import all_valid, is_tiff, open_tiff
 from resnest_seg.io.large_images import LIMIT, gdal, gdal_errors
 
@@ -131,6 +132,68 @@ class RasterWindows:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
+
+
+class LargeBands:
+    """Named bands of a TIFF that does not fit into memory, by windows: `LargeImage` for what is no photo.
+
+    Args:
+        path: The file.
+        bands: Which bands are read, and what means no data; that gets `bands.fill`.
+
+    Attributes:
+        shape: (H, W, C), as of an array.
+
+    Raises:
+        DatasetError: No TIFF, or one that cannot be read by windows.
+        ConfigError: rasterio is not installed.
+    """
+
+    def __init__(self, path: str | Path, bands: BandReader) -> None:
+        self.path, self.reader, self._rasters = Path(path), bands, RasterWindows()
+        source = self._rasters.source(path)
+        chosen = bands.numbers(source.count, [text or "" for text in source.descriptions], printable(str(path)))
+        self.shape = (int(source.height), int(source.width), len(chosen))
+
+    def read(self, window: Window) -> Raster:
+        """A window with its values without data; see `resnest_seg.io.bands.BandReader.decode` for the errors."""
+        with self._rasters.reading(self.path, window) as source:
+            name = f"{window} of {printable(str(self.path))}"
+            return self.reader.window_of(source, name, window.as_rasterio())
+
+    def __getitem__(self, window: tuple[slice, slice]) -> NDArray[Any]:
+        """`image[top:bottom, left:right]`, as of an array; steps are 1."""
+        (top, bottom, _), (left, right, _) = (
+            part.indices(size) for part, size in zip(window, self.shape[:2], strict=True)
+        )
+        return self.read(Window(top, left, bottom - top, right - left)).pixels
+
+    def without_data(self, first: int, count: int) -> NDArray[np.bool_] | None:
+        """Where no band has data, of rows from `first`: bool [count, W]; None if all pixels have some."""
+        valid = self.read(Window(first, 0, count, self.shape[1])).valid
+        return None if valid is None else np.asarray(~valid.any(axis=2))
+
+    def preview(self, *, longest: int) -> Raster:
+        """The raster in small, nearest pixels: its longer side has at most `longest`."""
+        height, width, _ = self.shape
+        scale = min(longest / max(height, width), 1.0)
+        size = max(round(height * scale), 1), max(round(width * scale), 1)
+        with self._rasters.reading(self.path, Window(0, 0, height, width)) as source:
+            names = [text or "" for text in source.descriptions]
+            chosen = self.reader.numbers(source.count, names, printable(str(self.path)))
+            pixels = source.read(chosen, out_shape=(len(chosen), *size)).transpose(1, 2, 0)
+            masks = source.read_masks(chosen, out_shape=(len(chosen), *size)).transpose(1, 2, 0)
+            return self.reader.checked(np.ascontiguousarray(pixels), printable(str(self.path)), masks > 0)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._rasters.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def palette_of(source: Any) -> NDArray[np.uint8] | None:

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from rasterio.crs import CRS
 
-from resnest_seg.config import ModelConfig, RunConfig
+from resnest_seg.config import DataConfig, ModelConfig, RunConfig
 from resnest_seg.errors import ConfigError
 from resnest_seg.inference.predictor import Predictor
 from resnest_seg.models.checkpoint import Checkpoint
-from resnest_seg.models.loading import build_segmenter
+from resnest_seg.models.loading import build_segmenter, segmenter_for
 
 pytestmark = pytest.mark.slow
 
@@ -90,3 +90,45 @@ def test_a_mosaic_by_windows_is_the_map_at_once(cog, predictor, tmp_path):
         assert large.crs == CRS.from_epsg(32633)
     predictor.segment_file(path, tmp_path / "large.png", ids="train")
     assert np.array_equal(np.array(Image.open(tmp_path / "large.png")), predictor(path).labels)
+
+
+BANDS = (4, 1, 3, 5, 2)
+
+
+@pytest.fixture(scope="module")
+def of_bands(tmp_path_factory, tiny_space):
+    """A model of five bands of 16 bits."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("run") / "best.safetensors"
+    mean, std = (4000.0, 1000.0, 3000.0, 5000.0, 2000.0), (900.0,) * 5
+    data = DataConfig(bands=BANDS, pixel_mean=mean, pixel_std=std)
+    config = RunConfig(model=ModelConfig(encoder="resnest14_tiny", in_channels=5, encoder_weights=None), data=data)
+    segmenter = segmenter_for(config, tiny_space, pretrained=False).eval()
+    with torch.no_grad():  # so that no class wins everywhere
+        bias = next(value for name, value in segmenter.head.named_parameters() if value.shape == (3,))
+        bias -= segmenter(torch.rand(1, 5, 128, 128) * 30000).logits.mean(dim=(0, 2, 3))
+    Checkpoint(config, tiny_space, segmenter.state_dict()).save(path)
+    return Predictor.from_checkpoint(path.parent, device="cpu", tile=64)
+
+
+def test_a_mosaic_of_bands_by_windows_is_the_one_at_once(of_bands, tmp_path):
+    size, path = (150, 220), tmp_path / "bands.tif"
+    random = np.random.default_rng(0)
+    levels = random.integers(1, 30000, (5, 5, 7)).repeat(32, axis=1).repeat(32, axis=2)[:, : size[0], : size[1]]
+    pixels = (levels + random.integers(0, 500, (5, *size))).astype(np.uint16)
+    pixels[:, :, :30] = 0
+    pixels[2, :40] = 0  # one band alone
+    with rasterio.open(
+        path, "w", driver="GTiff", height=size[0], width=size[1], count=5, dtype="uint16", crs="EPSG:32633", nodata=0,
+        transform=TRANSFORM, tiled=True, blockxsize=64, blockysize=64,
+    ) as file:  # fmt: skip
+        file.write(pixels)
+    of_bands.segment_file(path, tmp_path / "large.tif", ids="train", overlay_path=tmp_path / "over.png")
+    prediction = of_bands(path)
+    with rasterio.open(tmp_path / "large.tif") as file:
+        assert np.array_equal(file.read(1), prediction.labels)
+        assert np.array_equal(file.read(1) == 255, (pixels == 0).all(axis=0))
+        assert (file.crs, file.transform) == (CRS.from_epsg(32633), TRANSFORM)
+    assert prediction.place.name == "EPSG:32633"
+    assert np.array(Image.open(tmp_path / "over.png")).shape[1] >= 220
+    assert len(np.unique(prediction.labels)) > 2

@@ -158,11 +158,11 @@ def test_pixels_without_data(tmp_path):
     path = write(tmp_path / "a.tif", pixels, "EPSG:32633", UTM, nodata=0)
     with DataMask(path) as mask:
         assert not mask.everywhere
-        assert np.array_equal(mask.rows(5, 20), (pixels[5:25] != 0).any(axis=2))
+        assert np.array_equal(mask.without_data(5, 20), (pixels[5:25] == 0).all(axis=2))
+        assert mask.without_data(12, 20) is None
     with DataMask(write(tmp_path / "b.tif", pixels, "EPSG:32633", UTM)) as mask:
         assert mask.everywhere
-        assert mask.rows(3, 2).all()
-        assert mask.rows(3, 2).shape == (2, 30)
+        assert mask.without_data(3, 2) is None
 
 
 def test_a_mask_of_a_damaged_file(tmp_path):
@@ -173,7 +173,7 @@ def test_a_mask_of_a_damaged_file(tmp_path):
     data[len(data) // 2 : len(data) // 2 + 5000] = np.random.default_rng(1).bytes(5000)
     path.write_bytes(data)
     with DataMask(path) as mask, pytest.raises(DatasetError, match=r"cannot read rows 0 to 399 of .*a.tif: damaged"):
-        mask.rows(0, 400)
+        mask.without_data(0, 400)
 
 
 def test_an_unreadable_file_is_named(tmp_path):
