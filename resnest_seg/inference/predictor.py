@@ -259,7 +259,6 @@ class Predictor:
                 f"{photo} is too large for protocol {self.protocol.name}, which needs all of it at once. Use tiles at "
                 "the image's own size: tile=1024 (--tile 1024) with protocol whole or slide."
             )
-        bands, small = self.backend.bands, []
 
     def segment_file(
         self,
@@ -289,6 +288,7 @@ class Predictor:
         """
         self.check_photos()
         self._check_windows(photo)
+        bands, small = self.backend.bands, []
         with contextlib.ExitStack() as opened:
             image: LargeImage | LargeBands = LargeImage(photo) if bands is None else LargeBands(photo, bands)
             opened.enter_context(image)
