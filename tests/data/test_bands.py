@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from resnest_seg.data.pairs import PairDataset
 from support.fake_data import make
 from support.rasters import NAMES, make_scenes, scene, values, write_raster
 
@@ -15,7 +14,7 @@ from resnest_seg.config import DataConfig
 from resnest_seg.data.build import dataset_for
 from resnest_seg.data.checks import check_samples, diagnose
 from resnest_seg.data.class_balance import pixel_statistics
-from resnest_seg.data.datasets import CamVid
+from resnest_seg.data.datasets import CamVid, PairDataset
 from resnest_seg.data.folder import FolderDataset
 from resnest_seg.data.loader import build_loader
 from resnest_seg.data.synthetic import Synthetic
