@@ -55,7 +55,8 @@ def test_a_run_keeps_the_best_thresholds_of_its_validation(task, tmp_path):
     report.save(tmp_path / "report.json")
     assert EvalReport.load(tmp_path / "report.json") == report
     assert json.loads((tmp_path / "report.json").read_text())["classes"] == list(dataset.label_space.score_names)
-    assert str(loaded.decision_thresholds[0])[:4] or report.label_table()
+    shown = "".join(str(cell) for column in report.label_table().columns for cell in column.cells)
+    assert f"{loaded.decision_thresholds[0]:.3f}" in shown
 
 
 def test_scores_are_torchmetrics(tmp_path):
@@ -88,9 +89,9 @@ def test_a_resumed_run_has_the_same_bits(task, tmp_path):
     part = fit(run, output=tmp_path / "part", until=4)
     assert not part.finished
     rest = fit(run, output=tmp_path / "part", resume="yes")
-    for ours, theirs in ((rest.segmenter, whole.segmenter),):
-        for key, value in theirs.state_dict().items():
-            assert torch.equal(ours.state_dict()[key], value), key
+    found = rest.segmenter.state_dict()
+    for key, value in whole.segmenter.state_dict().items():
+        assert torch.equal(found[key], value), key
 
 
 def test_overlapping_labels_of_ones_own_arrays_can_be_learnt(tmp_path):
@@ -110,6 +111,6 @@ def test_overlapping_labels_of_ones_own_arrays_can_be_learnt(tmp_path):
     pairs = PairDataset(samples, space)
     assert pairs[0].labels.dtype == np.uint16
     run = config(model__task="multilabel", train__iterations=40, train__batch_size=4, optim__lr=0.1,
-                 data__base_size=64, train__validate_every_steps=None, eval__limit=None)  # fmt: skip
+                 data__base_size=64, train__validate_every_steps=20, eval__limit=None)  # fmt: skip
     result = fit(run, train=pairs, validation=PairDataset(samples[:4], space, split="val"), output=tmp_path / "run")
     assert result.scores["mean_iou"] > 0.6
