@@ -17,7 +17,13 @@ from resnest_seg.labels import LabelSpace
 pytestmark = pytest.mark.slow
 
 PATTERNS = ["--data.images", "leftImg8bit/{split}/**/*_image.jpg", "--data.masks", "gtFine/{split}/**/*_label.png"]
-TWO_STEPS = [*TINY, "--model.encoder=resnest14", "--train.batch_size=8", "--train.precision=fp32"]
+TWO_STEPS = [
+    *TINY,
+    "--model.encoder=resnest14_tiny",
+    "--model.head=fcn",
+    "--model.output_stride=32",
+    "--train.batch_size=8",
+]
 SPACE = LabelSpace.numbered(7)
 
 
