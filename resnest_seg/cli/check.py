@@ -127,6 +127,8 @@ def write_classes(options: argparse.Namespace) -> None:
     if options.dataset != "folder":
         name = "without --dataset there is no folder" if options.dataset is None else f"{options.dataset} has its own"
         raise ConfigError(f"--write-classes is for --dataset folder: {name}.")
+    if options.write_classes and not options.write_classes.lower().endswith(".csv"):  # nor a mask, with --overwrite
+        raise ConfigError(f"--write-classes writes a CSV file: '{options.write_classes}' must end with .csv.")
     root = data_root("folder", options.root)
     source = open_source(root, zips=())
     found = find_pairs(source, root, images=options.data_images, masks=options.data_masks)

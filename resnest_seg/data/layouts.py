@@ -302,6 +302,15 @@ def pair(names: Sequence[str], layout: Layout) -> Pairing:
     return Pairing(layout, tuple(found), tuple(orphans), len(labels))
 
 
+def pair_below(names: Sequence[str], layout: Layout) -> Pairing:
+    """Pair as `pair` does, below the root or else below the folder that holds everything, as in many zip files."""
+    for base in _bases(names):
+        found = pair(names, dataclasses.replace(layout, base=base))
+        if found.photos:
+            return found
+    return pair(names, layout)
+
+
 def _once(first: str | None, second: str) -> None:
     """Raise `DatasetError` if two files match the same wildcards."""
     if first is None:
@@ -347,7 +356,7 @@ def recognise(names: Sequence[str]) -> Pairing | None:
     Raises:
         DatasetError: Several layouts pair photos and masks, or the only one does so ambiguously.
     """
-    for base in bases(names):
+    for base in _bases(names):
         for rows in _tiers(names, base):
             fits = _distinct([pairing for row in rows if _trains(pairing := pair(names, row))])
             if len(fits) > 1:
@@ -365,7 +374,7 @@ def _trains(pairing: Pairing) -> bool:
     return any(photo.mask is not None and photo.split in (None, "train") for photo in pairing.photos)
 
 
-def bases(names: Sequence[str]) -> list[str]:
+def _bases(names: Sequence[str]) -> list[str]:
     """The root, and the folders that hold everything: "", "VOCdevkit/", "VOCdevkit/VOC2012/"."""
     if not names:
         return []
