@@ -34,6 +34,18 @@ def data_root(name: str, root: str | Path | None = None) -> str | Path:
     return Path(root) if root is not None else Path(os.environ.get(DATA_ROOT_VARIABLE, "datasets")) / name
 
 
+def local_root(name: str, root: str | Path | None) -> Path:
+    """Return the folder of a data set that is read from folders only; see `data_root`.
+
+    Raises:
+        ConfigError: It is an address.
+    """
+    where = data_root(name, root)
+    if is_address(where):
+        raise ConfigError(f"data.root '{where}' is an address, and image classes are read from a folder: download it.")
+    return Path(where)
+
+
 def build_dataset(
     name: str,
     *,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import dataclasses
 import hashlib
 import io
 import reprlib
@@ -26,10 +25,9 @@ from resnest_seg.data.layouts import (
     SPLIT_WORDS,
     Pairing,
     Photo,
-    bases,
     explained,
     given,
-    pair,
+    pair_below,
     recognise,
     visible,
 )
@@ -422,6 +420,11 @@ class FolderDataset(PairedFiles):
             self.layout += f"; no class list, {len(space)} classes in the masks (check --write-classes drafts one)"
         self.usual = (found.layout.title, images) == (LAYOUTS[0].title, None)
         unlabelled = split == "test" and bool(found.splits) and not any(photo.mask for photo in chosen)
+        if not chosen:
+            raise DatasetError(
+                f"the {split} split of {space.name} is empty: {len(found.photos)} photos, splits by {how}. Make "
+                "folders images/train, images/val and the same below masks, or lists train.txt and val.txt."
+            )
         alone = [photo for photo in chosen if photo.mask is None]
         if 2 * len(alone) > len(chosen) and not unlabelled and not allow_missing:
             raise DatasetError(
@@ -457,24 +460,25 @@ def find_pairs(source: Source, root: str | Path, *, images: str | None = None, m
         DatasetError: There are no photos, no masks, or no pairs; the message suggests patterns that make pairs.
     """
     layout, names = given(images, masks), visible(source.names(""))
-    if layout is None:
-        found = recognise(names)
-        if found is not None:
-            return found
-        if not names:
+    try:
+        found = recognise(names) if layout is None else pair_below(names, layout)
+    except DatasetError as error:
+        raise DatasetError(f"{printable(str(root))}: {error}") from None
+    if found is None:
+        there = {folder: any(name.startswith(f"{folder}/") for name in names) for folder in ("images", "masks")}
+        missing = next((folder for folder, found in there.items() if not found), "masks")
+        if not names or sum(there.values()) == 1:
             raise DatasetError(
-                f"no images found: {source.locate('images')} is missing or holds no image "
+                f"no {missing} found: {source.locate(missing)} is missing or holds no image "
                 f"({', '.join(IMAGE_SUFFIXES)}). A data set of your own needs the folders images and masks, or other "
                 "files and --data.images and --data.masks."
+                f"{explained(source, names, str(root), None) if names else ''}"
             )
         shown = printable(str(root))
         raise DatasetError(
             f"no known layout of photos and masks in {shown} ({len(names)} image files): name them with --data.images "
             f"and --data.masks.{explained(source, names, str(root), None)}"
         )
-    found = pair(names, layout)
-    for base in bases(names)[1:] if not found.photos else ():  # as in a zip file of one folder
-        found = found if found.photos else pair(names, dataclasses.replace(layout, base=base))
     if not found.pairs:
         what = f"{len(found.photos)} photos match data.images '{images}', {found.masks} masks data.masks '{masks}'"
         raise DatasetError(

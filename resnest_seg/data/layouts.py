@@ -30,6 +30,7 @@ SPLIT_WORDS = {"training": "train", "train": "train", "validation": "val", "vali
 """Word that `{split}` matches, in lower case -> split."""
 
 _WORD = f"(?i:{'|'.join(SPLIT_WORDS)})"
+_ALONE = re.compile(rf"(?<![^\W_]){_WORD}(?![^\W_])")
 _TOKENS = re.compile(r"(\*\*/|\*|\?|\{split\})")
 _MASK_WORDS = re.compile(r"(?i)mask|label|lbl|annot|ann(?![a-z])|gt(?![a-z])|gtf|seg|semantic|manual|trimap|truth|_L\b")
 _PHOTO_WORDS = re.compile(r"(?i)image|img|rgb|photo|raw|still|(?<![a-z])sat(?![a-z])|jpeg|jpg|left")
@@ -301,6 +302,15 @@ def pair(names: Sequence[str], layout: Layout) -> Pairing:
     return Pairing(layout, tuple(found), tuple(orphans), len(labels))
 
 
+def pair_below(names: Sequence[str], layout: Layout) -> Pairing:
+    """Pair as `pair` does, below the root or else below the folder that holds everything, as in many zip files."""
+    for base in _bases(names):
+        found = pair(names, dataclasses.replace(layout, base=base))
+        if found.photos:
+            return found
+    return pair(names, layout)
+
+
 def _once(first: str | None, second: str) -> None:
     """Raise `DatasetError` if two files match the same wildcards."""
     if first is None:
@@ -346,7 +356,7 @@ def recognise(names: Sequence[str]) -> Pairing | None:
     Raises:
         DatasetError: Several layouts pair photos and masks, or the only one does so ambiguously.
     """
-    for base in bases(names):
+    for base in _bases(names):
         for rows in _tiers(names, base):
             fits = _distinct([pairing for row in rows if _trains(pairing := pair(names, row))])
             if len(fits) > 1:
@@ -364,7 +374,7 @@ def _trains(pairing: Pairing) -> bool:
     return any(photo.mask is not None and photo.split in (None, "train") for photo in pairing.photos)
 
 
-def bases(names: Sequence[str]) -> list[str]:
+def _bases(names: Sequence[str]) -> list[str]:
     """The root, and the folders that hold everything: "", "VOCdevkit/", "VOCdevkit/VOC2012/"."""
     if not names:
         return []
@@ -438,7 +448,9 @@ def suggest(names: Sequence[str], *, count: int = 3) -> list[Pairing]:
             narrow = pair(names, _concrete(pairing))
         except (DatasetError, ConfigError):  # ambiguous: no suggestion
             continue
-        if narrow.pairs:
+        places = [{SPLIT_WORDS[word.lower()] for word in _ALONE.findall(text)} for text in
+                  (narrow.layout.images, narrow.layout.masks)]  # fmt: skip
+        if narrow.pairs and not (all(places) and places[0] != places[1]):  # photos of test and masks of train
             roles = _role(narrow.layout.masks) - _role(narrow.layout.images)
             wild = sum(pattern.wildcards + pattern.splits for pattern in patterns(narrow.layout))
             missing = len(narrow.photos) - narrow.pairs + len(narrow.orphans)
@@ -495,7 +507,14 @@ def _role(text: str) -> int:
 
 def _neighbours(names: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Pairs of files with parts of their names in common, the second one no JPEG."""
-    parts = {name: set(re.findall(r"[^\W\d_]+|\d+", PurePosixPath(name).stem)) for name in names}
+    parts: dict[str, set[str]] = {}
+    for name in names:
+        *folders, file = name.split("/")
+        tokens = re.findall(r"[^\W\d_]+|\d+", PurePosixPath(file).stem)
+        parts[name] = {
+            *tokens,
+            *(f"{folder}/{token}" for folder in folders for token in tokens),
+        }  # frames of many videos
     by_part: dict[str, list[str]] = {}
     for name, words in parts.items():
         for word in words:
@@ -524,7 +543,7 @@ def _generalised(first: str, second: str) -> Iterator[Layout]:
             dirs[0][block.a + offset] = dirs[1][block.b + offset] = f"\0{dirs[0][block.a + offset]}"
     word = next((part[1:] for part in dirs[0] if part[:1] == "\0" and part[1:].lower() in SPLIT_WORDS), None)
     if word is None:  # such as train_images and train_masks
-        found = re.search(rf"(?<![^\W_]){_WORD}(?![^\W_])", "/".join(dirs[0]))
+        found = _ALONE.search("/".join(dirs[0]))
         word = found.group() if found and all(found.group() in "/".join(parts) for parts in dirs) else None
 
     def folder(parts: list[str]) -> str:

@@ -224,9 +224,6 @@ class RemoteSource(Source):
             kind = type(error).__name__
             raise DatasetError(f"cannot read {where}: {reason} ({kind}). Are address and credentials right?") from None
 
-    def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in vars(self).items() if key not in ("_owner", "_system")}
-
 
 def is_address(root: str | Path) -> bool:
     """True for the address of a remote storage, such as s3://bucket/mine, instead of a path."""

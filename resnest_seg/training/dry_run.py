@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from resnest_seg.config import AnyConfig, DataConfig, PretrainConfig, RunConfig
-from resnest_seg.data.build import DATASETS, data_root, dataset_for, say_layout
+from resnest_seg.data.build import DATASETS, data_root, dataset_for, local_root, say_layout
 from resnest_seg.data.datasets import Sample, SegmentationDataset
 from resnest_seg.data.folder import read_classes
 from resnest_seg.data.storage import is_address
@@ -173,7 +173,7 @@ def dry_run_classifier(config: PretrainConfig) -> str:
         ConfigError: The config cannot be run, or there are several processes.
         ResNeStSegError: Any other error that would stop the run.
     """
-    root = Path(data_root(config.data.dataset, config.data.root))
+    root = local_root(config.data.dataset, config.data.root)
     short = _shortened(config)
     with tempfile.TemporaryDirectory(prefix="resnest_seg_dry_run_") as folder:
         if not root.exists():

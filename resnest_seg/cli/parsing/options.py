@@ -275,8 +275,8 @@ def open_dataset(
     classes: str | LabelSpace | None = options.classes
     if name == "folder" and classes is None:
         classes = trained.classes if same and trained.classes and Path(trained.classes).is_file() else None
-        listed = label_space is None or lists_classes(data_root(name, root), images=images, masks=masks)
-        if classes is None and not listed:
+        known = classes is not None or label_space is None
+        if not known and not lists_classes(data_root(name, root), images=images, masks=masks):
             classes = label_space
     window, overlap = windows_in(options, trained if same else None)
     dataset = build_dataset(
