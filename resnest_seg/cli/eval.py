@@ -94,8 +94,8 @@ def open_source(options: argparse.Namespace) -> Source:
             raise ConfigError(f"{options.checkpoint} is an exported file, which holds its network: leave out --model.")
         file = FileBackend(options.checkpoint, how)
         info, path = file.file.info, file.file.path
-        return Source(file, path, f"{path}: {file.description}", DataConfig(dataset=info.setting.dataset), "val",
-                      file.memory, info.precision)  # fmt: skip
+        data = DataConfig(info.setting.dataset, bands=info.bands or None, nodata=info.nodata, pixel_mean=info.mean)
+        return Source(file, path, f"{path}: {file.description}", data, "val", file.memory, info.precision)
     from resnest_seg.inference.torch_backend import TorchBackend
 
     segmenter = load_checkpoint(options.checkpoint, into=own_network(options.model))

@@ -64,7 +64,8 @@ def resize_like_opencv(image: Pixels, labels: Pixels, size: tuple[int, int]) -> 
     """Resize to (H, W) as mmsegmentation does: OpenCV's bilinear; nearest for labels."""
     resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     nearest = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
-    return resized.astype(np.uint8, copy=False), nearest.astype(np.uint8, copy=False)
+    resized = resized.astype(image.dtype, copy=False).reshape(*size, -1)
+    return resized, nearest.astype(np.uint8, copy=False)
 
 
 def as_type(pixels: Pixels, kind: np.dtype[Any]) -> Pixels:
@@ -260,11 +261,13 @@ class TrainTransform:
         span = np.maximum(2 * np.abs(values).max(axis=(0, 1)), np.float32(1e-30))
         values = values / span + np.float32(0.5)
         parts, mask = [], labels
-        for first in range(0, image.shape[2], 4):
+        count = image.shape[2]
+        for first in range(0, count, 4):
+            start = min(first, max(count - 4, 0))  # OpenCV places pixels of fewer channels a 32nd of a pixel apart
             self.band_extras.set_random_seed(seed)
-            sample = self.band_extras(image=np.ascontiguousarray(values[..., first : first + 4]), mask=labels)
+            sample = self.band_extras(image=np.ascontiguousarray(values[..., start : first + 4]), mask=labels)
             mask = sample["mask"]
-            parts.append(sample["image"].reshape(*mask.shape, -1))
+            parts.append(sample["image"].reshape(*mask.shape, -1)[..., first - start :])
         return as_type((np.concatenate(parts, axis=2) - np.float32(0.5)) * span + middle, image.dtype), mask
 
 

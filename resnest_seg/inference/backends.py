@@ -240,6 +240,8 @@ class FileBackend(Backend):
         """See `Backend`. Scores that take more than the memory are refused by a `ConfigError`."""
         if isinstance(image, np.ndarray) and image.dtype.kind == "f":
             self._check_range(image)
+        if self.bands is not None and isinstance(image, np.ndarray) and image.dtype != self.file.info.pixels:
+            image = self._in_units(image)
         pixels: Any = image.transpose(2, 0, 1) if isinstance(image, np.ndarray) else _Bands(image)
         if not self.scored:
             height, width = image.shape[:2]
@@ -248,6 +250,19 @@ class FileBackend(Backend):
         allowed = self.memory if memory is None else memory
         for rows, columns, scores in score_blocks(self.network, pixels, protocol, memory=allowed):
             yield Block(rows, columns, scores)
+
+    def _in_units(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Bands of another type than the file takes: floats, which may hold means, are rounded to whole numbers."""
+        kind = np.dtype(self.file.info.pixels)
+        if kind.kind == "f" or image.dtype.kind != "f":
+            return image
+        limits = np.iinfo(kind)
+        if image.min() < limits.min - 0.5 or image.max() > limits.max + 0.5:
+            raise ConfigError(
+                f"{self.file.path} takes {kind} bands, and the image has values from {image.min():.5g} to "
+                f"{image.max():.5g}. Export the model again with float32 pixels (--pixels float32)."
+            )
+        return image.round().clip(limits.min, limits.max).astype(kind)
 
     def _check_range(self, image: NDArray[Any]) -> None:
         from torch import from_numpy

@@ -8,7 +8,6 @@ This module imports NumPy and OpenCV only, so that it works without torch.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import struct
@@ -274,14 +273,21 @@ def refuse_too_large(data: bytes, name: str) -> None:
     """
     size = size_in_header(data)
     if size is None and data[:4] in TIFF:
-        with contextlib.suppress(struct.error, IndexError, OverflowError):  # whoever decodes it says that it is damaged
-            tags = tiff_tags(data)
-            size = tags.get(_TAG_HEIGHT, (0,))[0], tags.get(_TAG_WIDTH, (0,))[0]
+        size = size_of_tiff(data)
     if size is not None and size[0] * size[1] > MOST_PIXELS:
         raise DatasetError(
             f"cannot read {name}: it has {size[0]} x {size[1]} pixels, and an image that is read whole may have "
             f"{MOST_PIXELS:,} at most. Cut it into tiles."
         )
+
+
+def size_of_tiff(data: bytes) -> tuple[int, int] | None:
+    """Read (height, width) of a TIFF file's first image from its header; None if it is damaged, as its decoder says."""
+    try:
+        tags = tiff_tags(data)
+    except (struct.error, IndexError, OverflowError):
+        return None
+    return tags.get(_TAG_HEIGHT, (0,))[0], tags.get(_TAG_WIDTH, (0,))[0]
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
