@@ -133,8 +133,8 @@ class Areas:
             self._equal = f"+proj=cea +lon_0={middle:.6f} +datum=WGS84 +units=m +no_defs"
             frame = np.array([[0, 0], [width, 0], [width, height], [0, height]])
             plane = self._pixel * height * width
-            true = self._on_ellipsoid([frame])
-            if place.crs.is_geographic or abs(plane / max(true, 1e-12) - 1) > MOST_DISTORTED:
+            true = self._on_ellipsoid([frame])  # of degrees, the plane is nothing like it
+            if abs(plane / max(true, 1e-12) - 1) > MOST_DISTORTED:
                 self.method = "ellipsoid"
 
     def of(self, pixels: int, rings: Sequence[NDArray[Any]]) -> float:

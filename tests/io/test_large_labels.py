@@ -135,8 +135,9 @@ def test_labels_on_the_map(ids, cog, tmp_path, tiny_space):
         assert file.overviews(1) == ([2, 4] if cog else [])
         if cog:
             assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
-            small = file.read(1, out_shape=(file.height // 2, file.width // 2))
-            assert set(np.unique(small)) == {*own, 255}, "averages of ids are no ids"
+    if cog:
+        with rasterio.open(path, overview_level=0) as small:
+            assert np.array_equal(small.read(1), values[::2, ::2]), "averages of ids are no ids"
 
 
 def test_no_data_where_255_is_a_class(tmp_path):

@@ -1,6 +1,7 @@
 """Polygons on the map, read again by other libraries: GDAL's of pyogrio, and rasterio's rasteriser."""
 
 import contextlib
+import itertools
 import json
 import sqlite3
 
@@ -25,6 +26,7 @@ PLACES = {
     "south up": ("EPSG:32633", (10.0, 0.0, 500000.0, 0.0, 10.0, 5300000.0)),
     "degrees": ("EPSG:4326", (1e-4, 0.0, 10.0, 0.0, -1e-4, 48.0)),
     "web": ("EPSG:3857", (10.0, 0.0, 1e6, 0.0, -10.0, 6.5e6)),
+    "coarse": ("EPSG:32633", (3000.0, 0.0, 300000.0, 0.0, -3000.0, 5300000.0)),  # straight lines are curves elsewhere
     "drone": ("EPSG:32633", (0.01, 0.0, 500000.0, 0.0, -0.01, 5300000.0)),
 }
 
@@ -98,6 +100,8 @@ def test_a_geopackage_opens_elsewhere_and_is_the_labels_again(name, tmp_path):
     assert extent == pytest.approx(pyogrio.read_bounds(path)[1].T[:, :2].min(axis=0).tolist()
                                    + pyogrio.read_bounds(path)[1].T[:, 2:].max(axis=0).tolist())  # fmt: skip
     assert pyogrio.read_info(path)["features"] == len(shapes)
+    said = "SELECT ST_MinX(geom) a, ST_MinY(geom) b, ST_MaxX(geom) c, ST_MaxY(geom) d FROM labels"  # by the headers
+    assert np.allclose(pyogrio.raw.read(path, sql=said)[3], pyogrio.read_bounds(path)[1], rtol=1e-12)
 
 
 def _polygon(data):
@@ -125,6 +129,22 @@ def test_areas_are_square_metres(name, tmp_path):
         assert abs(sum(map(signed_area, rings))) == pytest.approx(stated)
     simple = polygons_on_map(labels(), SPACE, where, simplify=3)["features"]
     assert sorted(each["properties"]["area_m2"] for each in simple) == pytest.approx(sorted(area))
+
+
+def test_long_straight_lines_stay_where_they_are():
+    """Pixels of 3 km: their centres, in longitude and latitude, lie in the polygons of their classes there."""
+    where = place("coarse")
+    rows, columns = np.mgrid[: labels().shape[0], : labels().shape[1]]
+    centres = np.stack([columns, rows], axis=-1).reshape(-1, 2) + 0.5
+    x, y = where.projected(centres, "OGC:CRS84").T
+    for feature in polygons_on_map(labels(), SPACE, where)["features"]:
+        crossings = np.zeros(len(x), int)  # of a ray to the east with the sides
+        for ring in feature["geometry"]["coordinates"]:
+            for (x0, y0), (x1, y1) in itertools.pairwise(ring):
+                if y0 != y1:
+                    crossings += ((y0 > y) != (y1 > y)) & (x < x0 + (y - y0) / (y1 - y0) * (x1 - x0))
+        assert (crossings % 2).sum() == feature["properties"]["pixels"]
+        assert (labels().ravel()[crossings % 2 == 1] == feature["properties"]["train_id"]).all()
 
 
 def test_the_antimeridian_cuts():
