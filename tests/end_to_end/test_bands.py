@@ -8,7 +8,7 @@ from support.rasters import make_scenes
 pytestmark = pytest.mark.slow
 
 WORDS = [
-    "--dataset", "folder", "--data.color_jitter", "0", "--data.crop_size", "96", "--data.base_size", "96",
+    "--dataset", "folder", "--data.color_jitter", "0", "--data.crop_size", "64", "--data.base_size", "64",
     "--data.scale_min", "1", "--data.scale_max", "1", "--data.workers", "0", "--model.encoder", "resnest14_tiny",
     "--model.head", "fcn", "--model.encoder_weights", "null", "--train.epochs", "12", "--train.batch_size", "4",
     "--optim.reference_batch", "null", "--optim.lr", "0.03", "--eval.sheet", "2",
@@ -16,7 +16,7 @@ WORDS = [
 
 
 def test_near_infrared_tells_what_rgb_cannot(tool, tmp_path):
-    root = make_scenes(tmp_path / "data", train=24, val=6, size=96, block=32)
+    root = make_scenes(tmp_path / "data", train=24, val=6, size=64, block=32)
     scores = {}
     for name, bands in (("rgb", "red,green,blue"), ("nir", "red,green,blue,nir")):
         run = tmp_path / name
