@@ -316,8 +316,11 @@ def _with_statistics(data: DataConfig, train: SegmentationDataset, *, photo: boo
     """The statistics of the training split; three bands of 8 bits keep ImageNet's, to which encoders are used."""
     if photo:
         return dataclasses.replace(data, pixel_mean=PIXEL_MEAN, pixel_std=PIXEL_STD)
+    main = os.environ.get("RANK", "0") == "0"
+    if main:
+        print(f"reading {len(train)} images once, for the mean and deviation of their bands", flush=True)
     found = pixel_statistics(train, workers=data.workers)
-    if os.environ.get("RANK", "0") == "0":
+    if main:
         for warning in found.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         bands = zip(data.bands or (), found.mean, found.std, strict=True)

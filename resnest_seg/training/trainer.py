@@ -454,8 +454,9 @@ class Trainer:
             self.console.print(f"changed since the run began: {', '.join(self.changes)}", soft_wrap=True)
         if self.step == 0:
             self._save_state()  # from here on the folder can be resumed, whatever happens
+        count = self.about.num_classes
         self.console.print(
-            f"{self.segmenter.description}, {self.about.num_classes} class{'es' if self.about.num_classes > 1 else ''}; "
+            f"{self.segmenter.description}, {count} class{'es' * (count > 1)}; "
             f"{self.about.size} training images, {self.steps / self.steps_per_epoch:g} epochs = {self.steps} steps of "
             f"{self.config.train.batch_size} images ({self.config.train.accumulation} micro-batches x "
             f"{self.engine.num_processes} processes) on {self.engine.device}, {self.precision}, "

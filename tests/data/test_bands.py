@@ -237,7 +237,7 @@ def test_pairs_of_arrays():
 
 
 def test_drawn_images_have_no_bands():
-    with pytest.raises(ConfigError, match="data.bands belongs to images that are read from files"):
+    with pytest.raises(ConfigError, match=r"data.bands belongs to images that are read from files"):
         dataset_for(DataConfig(dataset="synthetic", bands=(1, 2, 3)), "train")
 
 

@@ -50,7 +50,7 @@ def test_bands_are_chosen_by_name(tmp_path):
             BandReader((band,)).read(path)
     nameless = write_raster(tmp_path / "b.tif", pixels)
     with pytest.raises(
-        DatasetError, match="4 bands without names, and data.bands asks for 'nir': give numbers, 1 to 4"
+        DatasetError, match=r"4 bands without names, and data.bands asks for 'nir': give numbers, 1 to 4"
     ):
         BandReader(("nir",)).read(nameless)
 
@@ -125,7 +125,7 @@ def test_other_types_are_read_as_float32_if_that_is_exact(tmp_path):
         assert np.array_equal(found.pixels, pixels)
     pixels = np.full((4, 4, 1), 2**24 + 1, np.uint32)
     with pytest.raises(
-        DatasetError, match="uint32 from 16777217 to 16777217, which float32 cannot hold.*gdal_translate"
+        DatasetError, match=r"uint32 from 16777217 to 16777217, which float32 cannot hold.*gdal_translate"
     ):
         BandReader().read(write_raster(tmp_path / "large.tif", pixels))
 

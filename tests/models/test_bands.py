@@ -99,11 +99,11 @@ def test_channels_follow_the_bands_and_conflicts_name_both_keys():
     for values_ in ({"data.bands": [1, 2], "model.in_channels": 5}, {"data.bands": [1, 2], "model.in_channels": 3}):
         with pytest.raises(ConfigError, match=r"model.in_channels is \d.*data.bands names 2 bands"):
             RunConfig.from_dict(values_)
-    with pytest.raises(ConfigError, match="data.pixel_mean has 2 values, for the 3 channels of model.in_channels"):
+    with pytest.raises(ConfigError, match=r"data.pixel_mean has 2 values, for the 3 channels of model.in_channels"):
         RunConfig.from_dict({"data.pixel_mean": [1, 2], "data.pixel_std": [1, 2]})
     with pytest.raises(ConfigError, match="go together"):
         RunConfig.from_dict({"data.pixel_mean": [1, 2, 3]})
-    with pytest.raises(ConfigError, match="every value of data.pixel_std must be a number above 0"):
+    with pytest.raises(ConfigError, match=r"every value of data.pixel_std must be a number above 0"):
         RunConfig.from_dict({"data.pixel_mean": [1, 2, 3], "data.pixel_std": [1, 0, 3]})
 
 
