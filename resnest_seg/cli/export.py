@@ -62,7 +62,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                       "for RGB 0..255, any that holds the values for other bands (default: uint8, of other bands "
                       "float32)")  # fmt: skip
     what.add_argument("--layout", choices=("nchw", "nhwc"), default="nchw", help="default: nchw")
-    what.add_argument("--result", choices=("logits", "softmax", "labels"), default="logits", help="default: logits")
+    what.add_argument("--result", choices=("logits", "softmax", "sigmoid", "labels"), default="logits",
+                      help="sigmoid is for binary and multi-label models (default: logits)")  # fmt: skip
     how = parser.add_argument_group("precision")
     how.add_argument("--half", action="store_true", help="weights and arithmetic in half precision")
     how.add_argument("--int8", action="store_true", help="8-bit integers, calibrated on training images; not for torch")
@@ -142,7 +143,7 @@ def datasets(
     Raises:
         ConfigError: int8 has neither a data set nor photos for the calibration.
     """
-    from resnest_seg.data.build import DATASETS
+    from resnest_seg.data.build import DATASETS, say_layout
 
     data = segmenter.config.data
     name = options.dataset or (data.dataset if options.int8 and data.dataset in DATASETS else None)
@@ -155,6 +156,7 @@ def datasets(
         return None, None
     space, split = segmenter.label_space, options.split or segmenter.config.eval.split
     scored = open_dataset(options, data, space, name=name, split=split)
+    say_layout(scored)
     return scored, open_dataset(options, data, space, name=name, split="train") if options.int8 else None
 
 

@@ -5,7 +5,9 @@ Exported ONNX files need NumPy, OpenCV and onnxruntime only; torch is imported w
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -15,15 +17,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
+from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.inference.backends import Backend, Block, FileBackend, RunOptions
 from resnest_seg.inference.exported import is_exported
 from resnest_seg.inference.prediction import Prediction
 from resnest_seg.inference.protocols import Protocol, with_tiles
 from resnest_seg.io.bands import BandReader, Raster, as_raster, without_labels
-from resnest_seg.io.images import as_pixels, decode_image, is_tensor
+from resnest_seg.io.georeference import DataMask, Georeference, read_georeference
+from resnest_seg.io.images import as_pixels, decode_image, is_file, is_tensor
 from resnest_seg.io.large_images import LargeImage, LargeLabels, preview
+from resnest_seg.io.raster_windows import LargeBands
 from resnest_seg.io.visualize import overlay, picture_of, with_legend, write_png
+from resnest_seg.labels import IGNORE_LABEL
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -180,21 +185,24 @@ class Predictor:
                 them, see `resnest_seg.io.bands.as_raster`. Where no band has data, its labels are `IGNORE_LABEL`.
 
         Returns:
-            A `Prediction`, or a list of them for a batch or an iterable.
+            A `Prediction`, or a list of them for a batch or an iterable. That of a georeferenced TIFF file, alone or in
+            a list of files, knows its place on the map, and its pixels without data are ignored ones.
 
         Raises:
             DatasetError: A file or PIL image cannot be decoded, or an address cannot be fetched.
             ConfigError: Something else, which the message describes; or scores would take more than the memory.
         """
+        image = list(image) if isinstance(image, Iterator) else image
         rasters, several = images_of(image, self.backend.channels, self.backend.bands, self.backend.mean)
+        sources = list(image) if isinstance(image, list | tuple) and len(image) == len(rasters) else [image]
+        files = [source if is_file(source) else None for source in sources]
         found = self.backend.batch_blocks([pixels for pixels, *_ in rasters], self.protocol, memory=self.memory)
         predictions: list[Prediction] = []
-        for (pixels, valid, _), blocks in zip(rasters, found, strict=True):
-            labels, compute_scores = (
-                without_labels(_labels(blocks, pixels), valid),
-                functools.partial(self.scores, pixels),
-            )
-            predictions.append(Prediction(self._picture(pixels, valid), labels, self.label_space, compute_scores))
+        for (pixels, valid, _), blocks, file in itertools.zip_longest(rasters, found, files[: len(rasters)]):
+            labels = without_labels(_labels(blocks, pixels), valid)
+            place = self._place(file, labels)
+            scores, picture = functools.partial(self.scores, pixels), self._picture(pixels, valid)
+            predictions.append(Prediction(picture, labels, self.label_space, scores, place))
         return predictions if several else predictions[0]
 
     def _channels(self, bands: Sequence[int | str]) -> list[int]:
@@ -209,6 +217,16 @@ class Predictor:
         """What a prediction shows of an image [H, W, C]."""
         return _shown(pixels) if self.backend.bands is None else picture_of(pixels, channels=self.shown, valid=valid)
 
+    def _place(self, file: Any, labels: NDArray[np.uint8]) -> Georeference | None:
+        """Where a file lies on the map; a photo's pixels without data become `IGNORE_LABEL` in its labels [H, W]."""
+        place = None if file is None else read_georeference(file)
+        if place is not None and self.backend.bands is None:  # a reader of bands knows them
+            with DataMask(file) as mask:
+                empty = mask.without_data(0, len(labels))
+            if empty is not None:
+                labels[empty] = self.label_space.ignore_value
+        return place
+
     def scores(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         """Class probabilities, float32 [K, H, W], of an image [H, W, C], as the model takes it.
 
@@ -216,7 +234,7 @@ class Predictor:
             ConfigError: The model is an exported file that gives labels only.
         """
         self.backend.check_scores()
-        scores = np.empty((len(self.label_space), *pixels.shape[:2]), np.float32)
+        scores = np.empty((len(self.label_space.score_names), *pixels.shape[:2]), np.float32)
         for block in self.backend.blocks(pixels, self.protocol, memory=self.memory):
             scores[:, block.rows, block.columns] = block.probabilities(self.protocol.merge)
         return scores
@@ -229,6 +247,19 @@ class Predictor:
                 f"Predictor takes arrays [H, W, {self.backend.channels}]."
             )
 
+    def _check_windows(self, photo: str | Path) -> None:
+        """Raise a `ConfigError` if a photo cannot be labelled by windows."""
+        if self.label_space.task == "multilabel":
+            raise ConfigError(
+                f"{photo}: the labels of a multi-label model, 16 bits a pixel, are not written by rows. Leave out "
+                "tiles (--tile), or cut the image into parts."
+            )
+        if self.protocol.window is None or self.protocol.scales != (1.0,) or self.protocol.resize != "image":
+            raise ConfigError(
+                f"{photo} is too large for protocol {self.protocol.name}, which needs all of it at once. Use tiles at "
+                "the image's own size: tile=1024 (--tile 1024) with protocol whole or slide."
+            )
+
     def segment_file(
         self,
         photo: str | Path,
@@ -237,44 +268,61 @@ class Predictor:
         ids: str = "raw",
         overlay_path: str | Path | None = None,
         alpha: float = 0.5,
+        cog: bool = False,
     ) -> None:
         """Label a photo that is too large for memory: read by windows, its labels written by rows.
 
         Args:
             photo: A JPEG, PNG or TIFF file, see `resnest_seg.io.large_images`.
-            path: Where the labels go, .png or .tif.
+            path: Where the labels go, .png or .tif; the .tif of a georeferenced TIFF lies where that lies. Pixels of
+                one that have no data are ignored ones.
             ids: "raw" or "train", see `resnest_seg.io.visualize.write_labels`.
             overlay_path: Where an overlay with a legend goes, of at most 2048 pixels a side; None draws none.
             alpha: Opacity of the overlay, 0..1.
+            cog: Write a Cloud Optimized GeoTIFF.
 
         Raises:
             DatasetError: The file cannot be read by windows.
-            ConfigError: The protocol needs the whole image: it has no tiles, or scales.
+            ConfigError: The protocol needs the whole image: it has no tiles, or scales; or the task is multi-label,
+                whose maps of 16 bits are not written by rows.
         """
         self.check_photos()
-        if self.backend.bands is not None:
-            raise DatasetError(f"{photo} is too large for a model of bands: cut it into tiles.")
-        if self.protocol.window is None or self.protocol.scales != (1.0,) or self.protocol.resize != "image":
-            raise ConfigError(
-                f"{photo} is too large for protocol {self.protocol.name}, which needs all of it at once. Use tiles at "
-                "the image's own size: tile=1024 (--tile 1024) with protocol whole or slide."
-            )
-        with LargeImage(photo) as image:
+        self._check_windows(photo)
+        bands, small = self.backend.bands, []
+        with contextlib.ExitStack() as opened:
+            image: LargeImage | LargeBands = LargeImage(photo) if bands is None else LargeBands(photo, bands)
+            opened.enter_context(image)
             height, width, _ = image.shape
             step = max(-(-max(height, width) // 2048), 1)
-            small = []
-            with LargeLabels(path, height, width, self.label_space, ids=ids) as file:
-                blocks = self.backend.blocks(image, self.protocol, memory=self.memory)
-                for first, labels in _whole_rows(blocks, width):
-                    file.write(first, labels)
-                    small.append(labels[-first % step :: step, ::step].copy())  # a view would keep all rows
+            place = read_georeference(photo)
+            mask: DataMask | LargeBands | None = image if isinstance(image, LargeBands) else None
+            if mask is None and place is not None:
+                mask = opened.enter_context(DataMask(photo))
+            kept = place if Path(path).suffix.lower() in (".tif", ".tiff") else None
+            file = opened.enter_context(
+                LargeLabels(path, height, width, self.label_space, ids=ids, place=kept, cog=cog)
+            )
+            for first, labels in _whole_rows(self.backend.blocks(image, self.protocol, memory=self.memory), width):
+                empty = None if mask is None else mask.without_data(first, len(labels))
+                if empty is not None:
+                    labels[empty] = IGNORE_LABEL
+                file.write(first, labels)
+                small.append(labels[-first % step :: step, ::step].copy())  # a view would keep all rows
         if overlay_path is not None:
             rough = np.vstack(small)
-            picture = preview(photo, longest=max(rough.shape))
+            picture = self._preview(photo, longest=max(rough.shape))
             height, width = picture.shape[:2]
             rough = cv2.resize(rough, (width, height), interpolation=cv2.INTER_NEAREST).astype(np.uint8, copy=False)
             blended = overlay(picture, rough, self.label_space, alpha=alpha)
             write_png(overlay_path, with_legend(blended, rough, self.label_space))
+
+    def _preview(self, photo: str | Path, *, longest: int) -> NDArray[np.uint8]:
+        """A picture of a large image in small, RGB."""
+        if self.backend.bands is None:
+            return preview(photo, longest=longest)
+        with LargeBands(photo, self.backend.bands) as image:
+            pixels, valid, _ = image.preview(longest=longest)
+        return self._picture(pixels, valid)
 
 
 class OnnxPredictor(Predictor):
@@ -363,11 +411,15 @@ def _shown(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     return rgb if rgb.dtype == np.uint8 else rgb.round().astype(np.uint8)
 
 
-def _labels(blocks: Iterable[Block], pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Labels of an image, uint8 [H, W]; a function, so that no scores are held when it returns."""
-    labels = np.empty(pixels.shape[:2], np.uint8)
+def _labels(blocks: Iterable[Block], pixels: NDArray[Any]) -> NDArray[Any]:
+    """Labels of an image [H, W]; a function, so that no scores are held when it returns."""
+    labels: NDArray[Any] | None = None
     for block in blocks:
-        labels[block.rows, block.columns] = block.labels()
+        part = block.labels()
+        if labels is None:
+            labels = np.empty(pixels.shape[:2], part.dtype)
+        labels[block.rows, block.columns] = part
+    assert labels is not None
     return labels
 
 

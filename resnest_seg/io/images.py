@@ -423,7 +423,15 @@ def _refuse_odd_values(plain: NDArray[Any] | None, name: str) -> None:
 
 
 def _decoded(data: bytes, flags: int) -> NDArray[Any] | None:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    """Decode an image, None if that is impossible; OpenCV would print a warning for each tag of a map."""
+    if data[:4] not in TIFF:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    logging = cv2.utils.logging
+    level = logging.setLogLevel(logging.LOG_LEVEL_ERROR)
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    finally:
+        logging.setLogLevel(level)
 
 
 def _may_be_transparent(data: bytes) -> bool:

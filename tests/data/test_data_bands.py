@@ -14,10 +14,9 @@ from resnest_seg.config import DataConfig
 from resnest_seg.data.build import dataset_for
 from resnest_seg.data.checks import check_samples, diagnose
 from resnest_seg.data.class_balance import pixel_statistics
-from resnest_seg.data.datasets import CamVid
+from resnest_seg.data.datasets import CamVid, PairDataset
 from resnest_seg.data.folder import FolderDataset
 from resnest_seg.data.loader import build_loader
-from resnest_seg.data.pairs import PairDataset
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.transforms import TrainTransform, class_mix, resize_like_opencv, resize_like_pil
 from resnest_seg.errors import ConfigError, DatasetError
