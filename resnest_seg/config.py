@@ -18,12 +18,16 @@ import yaml
 from resnest_seg.config_types import Kind, shown, within
 from resnest_seg.errors import ConfigError, unknown_name, unknown_option
 from resnest_seg.files import find_config
+from resnest_seg.labels import TASKS
 from resnest_seg.yaml_files import load_yaml
 
 LOSSES = ("cross_entropy", "ohem", "dice", "focal", "lovasz", "tversky")
 """Names in `train.loss`."""
 
-CLASS_WEIGHTS = ("none", "median_frequency", "effective_number")
+LABEL_LOSSES = tuple(name for name in LOSSES if name != "ohem")
+"""Names in `train.loss` of binary and multi-label tasks; cross_entropy is the binary one of every label."""
+
+CLASS_WEIGHTS = ("none", "median_frequency", "effective_number", "balanced")
 """Values of `train.class_weights`."""
 
 CUSTOM = "custom"
@@ -91,6 +95,29 @@ def _check_loss(train: TrainConfig) -> None:
                 raise ConfigError(f"train.{key} belongs to cross_entropy and ohem, and train.loss is {train.loss}.")
 
 
+def _check_task(config: RunConfig) -> None:
+    """Refuse options that the task cannot have."""
+    task, data, train = config.model.task, config.data, config.train
+    if task not in TASKS:
+        raise unknown_name("model.task", task, TASKS)
+    if data.positive is not None and task != "binary":
+        raise ConfigError(f"data.positive names the object of a binary task, and model.task is {task}.")
+    if task == "multiclass":
+        if train.class_weights == "balanced" or train.pos_weight != 1:
+            key = "class_weights balanced" if train.class_weights == "balanced" else "pos_weight"
+            raise ConfigError(f"train.{key} is for model.task binary and multilabel, not {task}.")
+        return
+    if "ohem" in loss_names(train.loss) or train.label_smoothing:
+        key = "label_smoothing" if train.label_smoothing else "loss ohem"
+        raise ConfigError(f"train.{key} is for model.task multiclass, not {task}.")
+    if train.class_weights not in ("none", "balanced"):
+        raise ConfigError(f"train.class_weights {train.class_weights} is for model.task multiclass: use balanced.")
+    if task == "multilabel":
+        for key, given in (("class_mix", data.class_mix), ("rare_class", data.rare_class)):
+            if given:
+                raise ConfigError(f"data.{key} needs one class a pixel, and model.task is multilabel: leave it out.")
+
+
 def loss_names(text: str) -> tuple[str, ...]:
     """Parse `train.loss`: "cross_entropy+dice" -> ("cross_entropy", "dice").
 
@@ -144,6 +171,9 @@ class ModelConfig:
     """Rectification of padded convolutions at the border: none, rectify or rectify_avg; weights have equal shapes."""
     checkpointing: bool = False
     """Activation checkpointing: keep only the blocks' inputs and recompute the rest; less memory, more time."""
+    task: str = "multiclass"
+    """Task: multiclass (one of K classes a pixel), binary (an object or background: one logit) or multilabel (any of K
+    labels a pixel, from 16-bit masks of bits)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +189,8 @@ class DataConfig:
     """For folder: the photos below root, a folder or a pattern such as photos/{split}/**/*_rgb.png; null recognises."""
     masks: str | None = None
     """For folder: the masks, with as many wildcards, which match the same text as those of their photo."""
+    positive: str | None = None
+    """For model.task binary: the classes, separated by commas, that are the object; null where masks are binary."""
     classes: str | None = None
     """For folder: the class list, a CSV or YAML file of names, ids and colours; null takes classes.csv in the folder,
     or infers the classes from the masks."""
@@ -294,10 +326,14 @@ class TrainConfig(LoopConfig):
 
     loss: str = "cross_entropy"
     """Loss, or several joined by + and added up: cross_entropy; ohem (cross-entropy of hard pixels); and dice, focal,
-    lovasz, tversky, which need the memory of full-size logits."""
+    lovasz, tversky, which need the memory of full-size logits. For model.task binary and multilabel, cross_entropy is
+    the binary one of every label, and ohem does not exist."""
     class_weights: str = "none"
     """Weights of the classes in cross_entropy and ohem, from the training masks: none, median_frequency or
-    effective_number (both need a pass over all masks)."""
+    effective_number (both need a pass over all masks); for model.task binary and multilabel balanced, which makes the
+    pixels with and without a label weigh the same."""
+    pos_weight: float = within(1.0, 0, 1e6, above=True)
+    """For model.task binary and multilabel: weight of the pixels that have a label in the cross-entropy."""
     label_smoothing: float = within(0.0, 0, 1, below=True)
     """Share of the target that cross_entropy and ohem spread over all classes."""
     ohem_threshold: float = within(0.7, 0, 1)
@@ -385,6 +421,7 @@ class RunConfig(NestedConfig):
         if high < low:
             raise ConfigError(f"data.scale_max ({high}) is below data.scale_min ({low}).")
         _check_loss(self.train)
+        _check_task(self)
 
 
 AUGMENTS = ("none", "auto", "rand")

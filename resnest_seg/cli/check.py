@@ -29,6 +29,7 @@ from resnest_seg.config import COUNT, DataConfig
 from resnest_seg.config_types import check_option
 from resnest_seg.errors import ConfigError, DatasetError, command
 from resnest_seg.files import atomic_write, check_output_file
+from resnest_seg.labels import TASKS
 
 if TYPE_CHECKING:
     from resnest_seg.data.datasets import SegmentationDataset
@@ -43,6 +44,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = Parser("check", description=__doc__.splitlines()[0])
     add_dataset(parser, default="with --checkpoint, the one trained on", splits=False)
+    parser.add_argument("--model.task", dest="task", choices=TASKS, default="multiclass", help="task of the masks "
+                        "(default: with --checkpoint its own, else multiclass)")  # fmt: skip
     extra = ": check the data set that it was trained on, or another one with its classes"
     add_checkpoint(parser, exported=False, required=False, extra=extra)
     parser.add_argument(
@@ -94,6 +97,8 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
                         window=window,
                         window_overlap=0,  # context would count as ignored
                         allow_missing=True,
+                        task=options.task,
+                        positive=options.positive,
                     )
                 )
                 found[-1].read_as(bands_in(options, DataConfig()))
@@ -114,13 +119,16 @@ def write_classes(options: argparse.Namespace) -> None:
         DatasetError: Photos and masks do not pair, or a mask cannot be read.
     """
     from resnest_seg.data.build import data_root
-    from resnest_seg.data.folder import draft_classes, find_pairs, read_masks
+    from resnest_seg.data.class_lists import draft_classes
+    from resnest_seg.data.folder import find_pairs, read_masks
     from resnest_seg.data.storage import FolderSource, open_source
     from resnest_seg.io.display import progress_bars
 
     if options.dataset != "folder":
         name = "without --dataset there is no folder" if options.dataset is None else f"{options.dataset} has its own"
         raise ConfigError(f"--write-classes is for --dataset folder: {name}.")
+    if options.write_classes and not options.write_classes.lower().endswith(".csv"):  # nor a mask, with --overwrite
+        raise ConfigError(f"--write-classes writes a CSV file: '{options.write_classes}' must end with .csv.")
     root = data_root("folder", options.root)
     source = open_source(root, zips=())
     found = find_pairs(source, root, images=options.data_images, masks=options.data_masks)

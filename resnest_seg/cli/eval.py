@@ -304,11 +304,14 @@ def show(report: EvalReport, other: EvalReport | None) -> None:
 
     terminal = console()
     terminal.print(report.table())
+    for name in report.labels:
+        terminal.print(report.label_table(name))
     if len(report.scores) > 1 and report.boundaries:  # the scores by class are in these tables only
         for name in report.scores:
             terminal.print(report.table(name))
     terminal.print(report.summary())
-    terminal.print(report.confusion_table())
+    if report.confusions:
+        terminal.print(report.confusion_table())
     if other is not None:
         terminal.print(report.comparison(other))
         for caveat in report.caveats(other):
@@ -381,7 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_not_inputs(written, [source.path, *files_of(dataset)])
     protocols = [source.backend.protocol(word).name for word in options.protocols]
     if other is not None:
-        other.check_comparable(dataset.label_space.name, dataset.label_space.names, protocols)
+        other.check_comparable(dataset.label_space.name, dataset.label_space.score_names, protocols)
     print(source.summary, file=sys.stderr)
     report, problem = run(source, dataset, measures, options)
     if os.environ.get("RANK", "0") == "0":

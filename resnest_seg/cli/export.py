@@ -62,7 +62,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                       "for RGB 0..255, any that holds the values for other bands (default: uint8, of other bands "
                       "float32)")  # fmt: skip
     what.add_argument("--layout", choices=("nchw", "nhwc"), default="nchw", help="default: nchw")
-    what.add_argument("--result", choices=("logits", "softmax", "labels"), default="logits", help="default: logits")
+    what.add_argument("--result", choices=("logits", "softmax", "sigmoid", "labels"), default="logits",
+                      help="sigmoid is for binary and multi-label models (default: logits)")  # fmt: skip
     how = parser.add_argument_group("precision")
     how.add_argument("--half", action="store_true", help="weights and arithmetic in half precision")
     how.add_argument("--int8", action="store_true", help="8-bit integers, calibrated on training images; not for torch")

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from resnest_seg.config import CUSTOM, DataConfig
-from resnest_seg.data.datasets import ADE20K, DATA_ROOT_VARIABLE, CamVid, Cityscapes, SegmentationDataset
+from resnest_seg.data.datasets import ADE20K, DATA_ROOT_VARIABLE, CamVid, Cityscapes, SegmentationDataset, TaskView
 from resnest_seg.data.folder import FolderDataset
 from resnest_seg.data.storage import is_address
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.tiles import WindowDataset, paired_files
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
 from resnest_seg.io.bands import BandReader
-from resnest_seg.labels import LabelSpace
+from resnest_seg.labels import TASKS, LabelSpace
 
 DATASETS: dict[str, Callable[[str | Path, str, bool], SegmentationDataset]] = {
     # (root, split, allow missing masks); folder has more options, see `build_dataset`
@@ -57,6 +58,8 @@ def build_dataset(
     window: int | None = None,
     window_overlap: int | None = None,
     allow_missing: bool = False,
+    task: str = "multiclass",
+    positive: str | None = None,
 ) -> SegmentationDataset:
     """Open a data set by name.
 
@@ -71,9 +74,13 @@ def build_dataset(
             images.
         window_overlap: Context around a window; None is an eighth.
         allow_missing: Raise for a missing mask when its sample is read, not here; for tools that list all of them.
+        task: One of `resnest_seg.labels.TASKS`. A folder has masks of that task, unless `positive` is given; of other
+            data sets, every class becomes a label of a multi-label task.
+        positive: Names of classes, separated by commas, that are the object of a binary task.
 
     Raises:
-        ConfigError: Unknown name, or patterns or windows for a data set with a layout of its own.
+        ConfigError: Unknown name, task or class; patterns or windows for a data set with a layout of its own; a binary
+            task on a data set of several classes without `positive`.
         DatasetError: The data set is missing or incomplete, or the split is unknown.
     """
     if name == CUSTOM:
@@ -83,17 +90,42 @@ def build_dataset(
         )
     if name not in DATASETS:
         raise unknown_name("data set", name, DATASETS)
+    if task not in TASKS:
+        raise unknown_name("task", task, TASKS)
     where = data_root(name, root)
     if name == "folder":
-        files = FolderDataset(where, split, images=images, masks=masks, classes=classes, allow_missing=allow_missing)
-        return files if window is None else WindowDataset(files, window, overlap=window_overlap)
+        own = task if positive is None else "multiclass"  # the task of the masks
+        if own == "multiclass" and isinstance(classes, LabelSpace) and classes.task != own:
+            classes = None  # those of the view, which the files below do not have
+        files = FolderDataset(
+            where, split, images=images, masks=masks, classes=classes, allow_missing=allow_missing, task=own
+        )
+        dataset = files if window is None else WindowDataset(files, window, overlap=window_overlap)
+        return dataset if own == task else with_task(dataset, task, positive)
     for key, given in (("data.images", images), ("data.masks", masks), ("data.window", window)):
         if given is not None:
             raise ConfigError(f"{key} is for --dataset folder: {name} has its own layout. Leave out '{given}'.")
-    return DATASETS[name](where, split, allow_missing)
+    return with_task(DATASETS[name](where, split, allow_missing), task, positive)
 
 
-def dataset_for(data: DataConfig, split: str) -> SegmentationDataset:
+def with_task(dataset: SegmentationDataset, task: str, positive: str | None = None) -> SegmentationDataset:
+    """Return a data set as one of a task, see `build_dataset`."""
+    if task == "multiclass":
+        return dataset
+    if task == "multilabel":
+        return TaskView(dataset, task)
+    names = dataset.label_space.names
+    if positive is None and len(names) != 2:
+        raise ConfigError(
+            f"model.task binary: which of the {len(names)} classes of {dataset.label_space.name} are the object? Name "
+            f"them: --data.positive {shlex.quote(names[-1])}. The classes: {', '.join(names[:12])}"
+            f"{', ...' if len(names) > 12 else ''}."
+        )
+    chosen = names[1:] if positive is None else tuple(name.strip() for name in positive.split(","))
+    return TaskView(dataset, task, chosen)
+
+
+def dataset_for(data: DataConfig, split: str, *, task: str = "multiclass") -> SegmentationDataset:
     """Open a split of the data set that a config names; see `build_dataset` for the errors.
 
     Raises:
@@ -120,6 +152,8 @@ def dataset_for(data: DataConfig, split: str) -> SegmentationDataset:
         classes=data.classes,
         window=data.window,
         window_overlap=data.window_overlap,
+        task=task,
+        positive=data.positive,
     )
     dataset.read_as(bands_of(data))
     return dataset

@@ -90,10 +90,13 @@ class Balance:
     Attributes:
         probabilities: Probability of drawing each sample by `data.rare_class`, [S]; None for once per epoch.
         class_weights: Class weights in the loss by `train.class_weights`, [K] float32; None for uniform weights.
+        pos_weight: Weights of the pixels with a label, [K] float32, by `train.class_weights balanced`; None for those
+            of `train.pos_weight`.
     """
 
     probabilities: NDArray[np.float64] | None = None
     class_weights: Tensor | None = None
+    pos_weight: Tensor | None = None
 
 
 def balance(dataset: SegmentationDataset, config: RunConfig) -> Balance:
@@ -112,7 +115,23 @@ def balance(dataset: SegmentationDataset, config: RunConfig) -> Balance:
         raise DatasetError(problem)
     counts = np.stack([fact.labels[:-1] for fact in facts])
     probabilities = None if rare is None else rare_class_probabilities(counts, temperature=rare)
+    if config.train.class_weights == "balanced":
+        positives = counts.sum(axis=0)[len(dataset.label_space) - len(dataset.label_space.score_names) :]
+        weights = balanced_pos_weight(positives, sum(fact.labelled for fact in facts))
+        return Balance(probabilities, pos_weight=torch.from_numpy(weights).float())
     return Balance(probabilities, class_weights(config.train.class_weights, counts))
+
+
+def balanced_pos_weight(positives: NDArray[np.int64], pixels: int) -> Floats:
+    """Return the weights of positive pixels with which those with and without a label weigh the same, [K].
+
+    Args:
+        positives: Pixels that have a label, [K]; of an absent label, the weight is 1.
+        pixels: Labelled pixels.
+    """
+    seen = positives > 0
+    weights: Floats = np.where(seen, (pixels - positives) / np.maximum(positives, 1), 1.0)
+    return weights
 
 
 def class_weights(name: str, counts: NDArray[np.int64]) -> Tensor | None:

@@ -17,7 +17,7 @@ from resnest_seg.data.tiles import WindowDataset
 from resnest_seg.errors import DatasetError
 from resnest_seg.io.bands import BandStatistics, Raster, without_labels
 from resnest_seg.io.masks import orientation
-from resnest_seg.labels import IGNORE_LABEL
+from resnest_seg.labels import IGNORE_LABEL, LabelSpace, bits_to_labels
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class SampleFacts:
         kind: The sort of problem, in a word or two.
         size: (H, W) of the photo; (0, 0) if it cannot be read.
         raw_ids: Pixels by raw id, int64 [256]; zeros for masks of colours.
-        labels: Pixels by train id and, last, ignored pixels, int64 [K + 1].
+        labels: Pixels by train id and, last, ignored pixels, int64 [K + 1]; of a multi-label task, pixels by label.
         fingerprint: Difference hash of the photo, uint64 [4]; zeros if it cannot be read.
         turned: The photo's EXIF orientation, 1..8; the photo is rotated by it, the mask is not.
         bands: Of images that are no photos.
@@ -76,6 +76,11 @@ class SampleFacts:
     fingerprint: NDArray[np.uint64]
     turned: int = 1
     bands: BandFacts | None = None
+
+    @property
+    def labelled(self) -> int:
+        """Number of pixels that are not ignored; 0 of a sample with a problem."""
+        return 0 if self.problem is not None else self.size[0] * self.size[1] - int(self.labels[-1])
 
 
 def scan(
@@ -126,7 +131,7 @@ def inspect_sample(dataset: SegmentationDataset, index: int) -> SampleFacts:
             name=sample.name,
             mask=sample.name,
             size=(sample.image.shape[0], sample.image.shape[1]),
-            labels=_label_counts(sample.labels, classes),
+            labels=_label_counts(sample.labels, dataset.label_space),
             # windows of one field look alike, which makes them no copies
             fingerprint=nothing.fingerprint if isinstance(dataset, WindowDataset) else fingerprint(sample.image),
             bands=None if raster is None else BandFacts.of(raster, sample.name),
@@ -152,15 +157,15 @@ def _inspect_files(dataset: PairedFiles, index: int, facts: SampleFacts) -> Samp
     if dataset.bands is not None:
         facts = dataclasses.replace(facts, bands=BandFacts.of(raster, where))
     if mask_name is None:
-        ignored = np.full(image.shape[:2], IGNORE_LABEL, np.uint8)
-        return dataclasses.replace(facts, labels=_label_counts(ignored, len(dataset.label_space)))
+        ignored = dataset.nothing_labelled(image.shape[:2])
+        return dataclasses.replace(facts, labels=_label_counts(ignored, dataset.label_space))
     if not dataset.source.has(mask_name):
         return dataclasses.replace(facts, problem=f"{where} has no mask {facts.mask}.", kind="missing mask")
     try:
         raw = dataset.read_mask(mask_name)
     except DatasetError as error:
         return dataclasses.replace(facts, problem=str(error), kind="unreadable mask")
-    if raw.ndim == 2:
+    if raw.ndim == 2 and raw.dtype == np.uint8:
         facts = dataclasses.replace(facts, raw_ids=np.bincount(raw.ravel(), minlength=256).astype(np.int64))
     if raw.shape[:2] != image.shape[:2]:
         return dataclasses.replace(facts, problem=dataset.size_problem(index, image, raw), kind="sizes differ")
@@ -169,7 +174,7 @@ def _inspect_files(dataset: PairedFiles, index: int, facts: SampleFacts) -> Samp
     except DatasetError as error:
         kind = "mask of colours" if raw.ndim == 3 and not dataset.colors else "ids outside the label space"
         return dataclasses.replace(facts, problem=str(error), kind=kind)
-    return dataclasses.replace(facts, labels=_label_counts(labels, len(dataset.label_space)))
+    return dataclasses.replace(facts, labels=_label_counts(labels, dataset.label_space))
 
 
 def fingerprint(image: NDArray[Any]) -> NDArray[np.uint64]:
@@ -203,9 +208,13 @@ def near_duplicates(
     return sorted(pairs, key=lambda pair: pair[2])
 
 
-def _label_counts(labels: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
+def _label_counts(labels: NDArray[Any], space: LabelSpace) -> NDArray[np.int64]:
+    """Count pixels by class and, last, ignored ones: [K + 1]; a pixel with several labels counts for each."""
+    if space.task == "multilabel":
+        present, valid = bits_to_labels(labels, len(space))
+        return np.append(present.sum(axis=(1, 2)), (~valid).sum()).astype(np.int64)
     counts = np.bincount(labels.ravel(), minlength=256)
-    return np.append(counts[:classes], counts[IGNORE_LABEL]).astype(np.int64)
+    return np.append(counts[: len(space)], counts[IGNORE_LABEL]).astype(np.int64)
 
 
 class _Inspected(Dataset["SampleFacts | DatasetError"]):
@@ -231,12 +240,13 @@ class _Masks(Dataset["NDArray[np.int64]"]):
         self.dataset = dataset
 
     def __getitem__(self, index: int) -> NDArray[np.int64]:
-        name, classes = self.dataset.pairs[index][1], len(self.dataset.label_space)
+        name, space = self.dataset.pairs[index][1], self.dataset.label_space
+        classes = len(space)
         if name is None:
             return np.zeros(classes + 2, np.int64)
         try:
             raw = self.dataset.read_mask(name)
-            counts = _label_counts(self.dataset.encode(name, raw), classes)[:-1]
+            counts = _label_counts(self.dataset.encode(name, raw), space)[:-1]
         except DatasetError:  # reported by `check_samples` and by training
             return np.zeros(classes + 2, np.int64)
         of_255 = int((raw == IGNORE_LABEL).sum()) if raw.ndim == 2 else 0

@@ -23,6 +23,7 @@ from resnest_seg.io.images import IMAGE_SUFFIXES
 from resnest_seg.io.masks import decode_mask
 
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
+PHOTO_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
 """Suffixes of mask files; GIF holds a palette without loss."""
 
 SPLIT_WORDS = {"training": "train", "train": "train", "validation": "val", "valid": "val", "val": "val",
@@ -89,7 +90,7 @@ class Pattern:
         suffixes: Suffixes that a file may have where the pattern names none.
     """
 
-    def __init__(self, text: str, *, base: str = "", suffixes: Sequence[str] = IMAGE_SUFFIXES) -> None:
+    def __init__(self, text: str, *, base: str = "", suffixes: Sequence[str] = PHOTO_SUFFIXES) -> None:
         self.text, self.base = text, unicodedata.normalize("NFC", base)
         low = text.lower()
         self.suffix = next((text[-len(end) :] for end in suffixes if low.endswith(end)), "")
@@ -190,7 +191,7 @@ class Pairing:
 
 def visible(names: Iterable[str]) -> list[str]:
     """The images among files, without hidden ones and those of macOS's archives (`__MACOSX`)."""
-    shown = (name for name in names if name.lower().endswith(MASK_SUFFIXES))
+    shown = (name for name in names if name.lower().endswith((*MASK_SUFFIXES, *PHOTO_SUFFIXES)))
     return [name for name in shown if not any(part.startswith((".", "__")) for part in name.split("/"))]
 
 
@@ -249,7 +250,7 @@ def patterns(layout: Layout) -> tuple[Pattern, Pattern]:
     images, masks = (
         Pattern(f"{text}/**/*" if folder else text, base=layout.base, suffixes=suffixes)
         for text, folder, suffixes in zip(
-            (layout.images, layout.masks), plain, (IMAGE_SUFFIXES, MASK_SUFFIXES), strict=True
+            (layout.images, layout.masks), plain, (PHOTO_SUFFIXES, MASK_SUFFIXES), strict=True
         )
     )
     if plain[0] and not plain[1] and masks.wildcards == 1:
@@ -260,7 +261,7 @@ def patterns(layout: Layout) -> tuple[Pattern, Pattern]:
 
 
 def _is_folder(text: str) -> bool:
-    return not re.search(r"[*?]", text) and not text.lower().endswith(MASK_SUFFIXES)
+    return not re.search(r"[*?]", text) and not text.lower().endswith((*MASK_SUFFIXES, *PHOTO_SUFFIXES))
 
 
 def pair(names: Sequence[str], layout: Layout) -> Pairing:
@@ -336,7 +337,7 @@ def _with_splits(names: Sequence[str], layout: Layout) -> Layout:
     }
     if "train" not in words.values():
         return layout
-    outside = [name for name in inner if words.get(name) is None and name.lower().endswith(IMAGE_SUFFIXES)]
+    outside = [name for name in inner if words.get(name) is None and name.lower().endswith(PHOTO_SUFFIXES)]
     if outside:
         raise DatasetError(
             f"{len(outside)} photos are beside the folders train, val and test and would not be used, the first is "
@@ -530,7 +531,7 @@ def _neighbours(names: Sequence[str]) -> Iterator[tuple[str, str]]:
         ranked = sorted(near, key=lambda other: (-near[other], -len(set(folders) & set(other.split("/")))))
         for other in [other for other in ranked if other != name][:12]:
             for first, second in ((name, other), (other, name)):
-                if not second.lower().endswith((".jpg", ".jpeg")) and first.lower().endswith(IMAGE_SUFFIXES):
+                if not second.lower().endswith((".jpg", ".jpeg")) and first.lower().endswith(PHOTO_SUFFIXES):
                     yield first, second
 
 

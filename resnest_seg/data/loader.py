@@ -50,7 +50,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: RGB 0..255, uint8 [N, 3, H, W], in channels-last memory; or bands of another number and type.
-        labels: Train ids, uint8 [N, H, W].
+        labels: Train ids, uint8 [N, H, W]; of a multi-label task bits, int32.
         names: N names.
     """
 
@@ -465,7 +465,8 @@ def _collate(samples: Sequence[Sample | ResNeStSegError]) -> Batch | ResNeStSegE
                 "batch_size=1."
             )
     images = torch.from_numpy(np.stack([sample.image for sample in good])).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(np.stack([sample.labels for sample in good]))
+    stacked = np.stack([sample.labels for sample in good])
+    labels = torch.from_numpy(stacked if stacked.dtype == np.uint8 else stacked.astype(np.int32))  # torch has no uint16
     return Batch(images, labels, [sample.name for sample in good])
 
 

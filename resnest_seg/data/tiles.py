@@ -7,17 +7,18 @@ import hashlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.data.datasets import PairedFiles, Sample, SegmentationDataset
+from resnest_seg.data.datasets import PairedFiles, Sample, SegmentationDataset, TaskView
 from resnest_seg.data.storage import FolderSource
 from resnest_seg.errors import ConfigError, DatasetError, printable
 from resnest_seg.io.bands import BandReader, Raster, without_labels
 from resnest_seg.io.georeference import georeference_of
 from resnest_seg.io.raster_windows import RasterWindows, Window, palette_of
-from resnest_seg.labels import IGNORE_LABEL
+from resnest_seg.labels import ignored_pixels
 
 MOST_TRIES = 10
 """Random windows that are tried, for one with a label, before the cell of the grid itself is taken."""
@@ -115,7 +116,7 @@ class WindowDataset(SegmentationDataset):
         cell = self.cells[index]
         core = cell.core
         window = _around(cell, self.window + 2 * self.overlap) if self.overlap else core
-        labels = np.full((window.height, window.width), IGNORE_LABEL, np.uint8)
+        labels = self.files.nothing_labelled((window.height, window.width))
         rows = slice(core.top - window.top, core.top - window.top + core.height)
         columns = slice(core.left - window.left, core.left - window.left + core.width)
         labels[rows, columns] = self._labels(cell.pair, core)
@@ -130,7 +131,7 @@ class WindowDataset(SegmentationDataset):
             left = _nearby(random, middle.left, self.window // 2, cell.width - middle.width)
             window = middle._replace(top=top, left=left)
             labels = self._labels(cell.pair, window)
-            if (labels != IGNORE_LABEL).any():
+            if not ignored_pixels(labels).all():
                 return self._sample(cell, window, labels)
         return self._sample(cell, middle, self._labels(cell.pair, middle))
 
@@ -147,7 +148,7 @@ class WindowDataset(SegmentationDataset):
             self.rasters.close()
             self._require_cells()
 
-    def _sample(self, cell: Cell, window: Window, labels: NDArray[np.uint8]) -> Sample:
+    def _sample(self, cell: Cell, window: Window, labels: NDArray[Any]) -> Sample:
         image, valid, _ = self._image(cell.pair, window)
         name = f"{self.files.source.locate(self.files.pairs[cell.pair][0])}, {window}"
         return Sample(image, without_labels(labels, valid), name)
@@ -161,11 +162,11 @@ class WindowDataset(SegmentationDataset):
         with self.rasters.reading(path, window) as source:
             return self.bands.window_of(source, f"{window} of {printable(str(path))}", window.as_rasterio())
 
-    def _labels(self, pair: int, window: Window) -> NDArray[np.uint8]:
-        """Train ids of a window [h, w]."""
+    def _labels(self, pair: int, window: Window) -> NDArray[Any]:
+        """Labels of a window [h, w]."""
         name = self.files.pairs[pair][1]
         if name is None:
-            return np.full((window.height, window.width), IGNORE_LABEL, np.uint8)
+            return self.files.nothing_labelled((window.height, window.width))
         path = self.root / name
         raw = self.rasters.bands(path, window)
         source = self.rasters.source(path)
@@ -181,6 +182,9 @@ class WindowDataset(SegmentationDataset):
         if none is not None and none not in self.files.encoding.raw_ids:
             missing = ids == none
             ids = np.where(missing, ids.dtype.type(self.files.encoding.raw_ids[0]), ids)
+        if self.label_space.task == "multilabel":
+            bits = self.files.encode(name, ids)
+            return bits if missing is None else np.where(missing, np.uint16(self.label_space.ignore_value), bits)
         if ids.min() < 0 or ids.max() > 255:
             raise DatasetError(
                 f"{self.files.source.locate(name)} holds {ids.min()} to {ids.max()} in {window}: only 0..255 can be "
@@ -191,7 +195,7 @@ class WindowDataset(SegmentationDataset):
         except DatasetError as error:
             raise DatasetError(f"{str(error).rstrip('.')}, in {window}.") from None
         if missing is not None:
-            labels[missing] = IGNORE_LABEL
+            labels[missing] = self.label_space.ignore_value
         return labels
 
     def _cells(self, pair: int) -> Iterator[Cell]:
@@ -221,7 +225,7 @@ class WindowDataset(SegmentationDataset):
 
     def _has_data(self, cell: Cell) -> bool:
         unlabelled = self.files.pairs[cell.pair][1] is None  # a split for predictions alone
-        labelled = unlabelled | (self._labels(cell.pair, cell.core) != IGNORE_LABEL)
+        labelled = unlabelled | ~ignored_pixels(self._labels(cell.pair, cell.core))
         if not np.any(labelled):
             return False
         if self.bands is not None and self.bands.nodata is not None:
@@ -238,7 +242,8 @@ _WARP = (
 
 
 def paired_files(dataset: SegmentationDataset) -> SegmentationDataset:
-    """The data set of files that a data set of windows is cut from; any other data set itself."""
+    """The data set of files that a data set of windows, or of another task, is made of; any other data set itself."""
+    dataset = dataset.inner if isinstance(dataset, TaskView) else dataset
     return dataset.files if isinstance(dataset, WindowDataset) else dataset
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from resnest_seg.config import DataConfig
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.io.resize import canvas_size, long_edge_size
-from resnest_seg.labels import IGNORE_LABEL
+from resnest_seg.labels import IGNORE_LABEL, ignore_value
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it queries the network for a newer release
 
@@ -57,7 +57,7 @@ def resize_like_pil(image: Pixels, labels: Pixels, size: tuple[int, int]) -> Pai
         smaller = F.interpolate(channels_last, size=size, mode="bilinear", antialias=True)[0]
         resized = as_type(smaller.permute(1, 2, 0).contiguous().numpy(), image.dtype)
     nearest = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    return resized, nearest.astype(np.uint8, copy=False)
+    return resized, nearest.astype(labels.dtype, copy=False)
 
 
 def resize_like_opencv(image: Pixels, labels: Pixels, size: tuple[int, int]) -> Pair:
@@ -65,7 +65,7 @@ def resize_like_opencv(image: Pixels, labels: Pixels, size: tuple[int, int]) -> 
     resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     nearest = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
     resized = resized.astype(image.dtype, copy=False).reshape(*size, -1)
-    return resized, nearest.astype(np.uint8, copy=False)
+    return resized, nearest.astype(labels.dtype, copy=False)
 
 
 def as_type(pixels: Pixels, kind: np.dtype[Any]) -> Pixels:
@@ -78,7 +78,7 @@ def as_type(pixels: Pixels, kind: np.dtype[Any]) -> Pixels:
 
 
 def pad_to(image: Pixels, labels: Pixels, size: tuple[int, int], *, color: Sequence[float]) -> Pair:
-    """Pad right and below to at least (H, W) with a colour of C values; padded labels are `IGNORE_LABEL`."""
+    """Pad right and below to at least (H, W) with a colour of C values; padded labels are ignored."""
     height, width = labels.shape
     below, right = max(size[0] - height, 0), max(size[1] - width, 0)
     if not below and not right:
@@ -89,8 +89,8 @@ def pad_to(image: Pixels, labels: Pixels, size: tuple[int, int], *, color: Seque
         padded = np.empty((height + below, width + right, image.shape[2]), image.dtype)
         padded[:] = as_type(np.asarray(color, np.float64), image.dtype)
         padded[:height, :width] = image
-    ignored = cv2.copyMakeBorder(labels, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(IGNORE_LABEL,))
-    return padded.astype(image.dtype, copy=False), ignored.astype(np.uint8, copy=False)
+    ignored = cv2.copyMakeBorder(labels, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(ignore_value(labels),))
+    return padded.astype(image.dtype, copy=False), ignored.astype(labels.dtype, copy=False)
 
 
 def is_photo(image: Pixels) -> bool:
@@ -102,7 +102,7 @@ def flipped(image: Pixels, labels: Pixels) -> Pair:
     """Flip horizontally."""
     if not is_photo(image):
         return np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(labels[:, ::-1])
-    return cv2.flip(image, 1).astype(np.uint8, copy=False), cv2.flip(labels, 1).astype(np.uint8, copy=False)
+    return cv2.flip(image, 1).astype(np.uint8, copy=False), cv2.flip(labels, 1).astype(labels.dtype, copy=False)
 
 
 def random_crop(image: Pixels, labels: Pixels, size: tuple[int, int], random: Generator) -> Pair:
@@ -114,10 +114,13 @@ def random_crop(image: Pixels, labels: Pixels, size: tuple[int, int], random: Ge
 
 
 def varied_crop(image: Pixels, labels: Pixels, size: tuple[int, int], random: Generator) -> Pair:
-    """Repeat `random_crop` up to ten times while one class covers 75 % or more: mmsegmentation's `cat_max_ratio`."""
+    """Repeat `random_crop` up to ten times while one class covers 75 % or more: mmsegmentation's `cat_max_ratio`.
+
+    Of multi-label bits, each combination of labels counts as a class.
+    """
     crop = random_crop(image, labels, size, random)
     for _ in range(10):
-        counts = np.bincount(crop[1].ravel(), minlength=256)[:IGNORE_LABEL]
+        counts = np.bincount(crop[1].ravel(), minlength=256)[: ignore_value(crop[1])]
         present = counts[counts > 0]
         if len(present) > 1 and present.max() / present.sum() < 0.75:
             break
@@ -223,15 +226,19 @@ class TrainTransform:
             )
 
     @classmethod
-    def from_config(cls, data: DataConfig) -> TrainTransform:
+    def from_config(cls, data: DataConfig, *, ignore: int = IGNORE_LABEL) -> TrainTransform:
         """Build the transform of a config.
+
+        Args:
+            data: The recipe and the options.
+            ignore: Value of ignored pixels, `LabelSpace.ignore_value`.
 
         Raises:
             ConfigError: Unknown recipe.
         """
         if data.recipe not in RECIPES:
             raise unknown_name("data.recipe", data.recipe, RECIPES)
-        return cls(data, _further(data, MEAN_COLOR), _further(data, 0.5))
+        return cls(data, _further(data, MEAN_COLOR, ignore), _further(data, 0.5, ignore))
 
     @property
     def class_mix(self) -> float:
@@ -271,7 +278,7 @@ class TrainTransform:
         return as_type((np.concatenate(parts, axis=2) - np.float32(0.5)) * span + middle, image.dtype), mask
 
 
-def _further(data: DataConfig, fill: tuple[int, ...] | float) -> A.Compose | None:
+def _further(data: DataConfig, fill: tuple[int, ...] | float, ignore: int) -> A.Compose | None:
     """The further options of a config as one pipeline; None without any."""
     chosen: list[A.BasicTransform] = []
     if data.rotate:
@@ -280,7 +287,7 @@ def _further(data: DataConfig, fill: tuple[int, ...] | float) -> A.Compose | Non
                 limit=data.rotate,
                 mask_interpolation=cv2.INTER_NEAREST,
                 fill=fill,
-                fill_mask=IGNORE_LABEL,
+                fill_mask=ignore,
                 p=1.0,
             )
         )
@@ -293,7 +300,7 @@ def _further(data: DataConfig, fill: tuple[int, ...] | float) -> A.Compose | Non
     if data.blur:
         chosen.append(A.GaussianBlur(sigma_limit=(0.1, 1.0), p=data.blur))
     if data.coarse_dropout:
-        chosen.append(A.CoarseDropout(num_holes_range=(1, 4), fill=fill, fill_mask=IGNORE_LABEL,
+        chosen.append(A.CoarseDropout(num_holes_range=(1, 4), fill=fill, fill_mask=ignore,
                                       p=data.coarse_dropout))  # fmt: skip
     return A.Compose(chosen) if chosen else None
 
@@ -317,6 +324,8 @@ class OwnTransform:
 
     def __call__(self, image: Pixels, labels: Pixels, *, seed: int) -> Pair:
         """Augment one sample: image [H, W, C], of its own type, and labels [H, W] -> both at another size.
+
+        Labels keep their type, uint8, or uint16 of multi-label bits.
 
         Raises:
             ConfigError: It gives something else: another type, a tensor, or image and labels of different sizes.

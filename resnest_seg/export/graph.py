@@ -55,13 +55,18 @@ def info_of(segmenter: Segmenter, options: ExportOptions) -> ExportInfo:
     """Metadata of an export of a model; a model without a label space gets numbered classes.
 
     Raises:
-        ConfigError: An option that does not exist, or more classes than a label space can have.
+        ConfigError: An option that does not exist, or an output of another task; or more classes than a label space can
+            have.
     """
     model, data = segmenter.config.model, segmenter.config.data
     _refuse_other_units(data, options.pixels)
+    wrong = "softmax" if segmenter.task != "multiclass" else "sigmoid"
+    if options.output == wrong:
+        right = "sigmoid" if wrong == "softmax" else "softmax"
+        raise ConfigError(f"the model is {segmenter.task}: its probabilities are its {right}, not {wrong} (--result).")
     source, digest = _source(segmenter)
     return ExportInfo(
-        label_space=segmenter.label_space or LabelSpace.numbered(segmenter.num_classes),
+        label_space=segmenter.label_space or _numbered(segmenter),
         mean=tuple(segmenter.pixel_mean.double().flatten().tolist()),
         std=tuple(segmenter.pixel_std.double().flatten().tolist()),
         description=segmenter.description,
@@ -81,9 +86,16 @@ def info_of(segmenter: Segmenter, options: ExportOptions) -> ExportInfo:
         source=source,
         source_sha256=digest,
         version=resnest_seg.__version__,
+        thresholds=segmenter.decision_thresholds,
         bands=data.bands or (),
         nodata=data.nodata,
     )
+
+
+def _numbered(segmenter: Segmenter) -> LabelSpace:
+    """Label space of a model that has none."""
+    count = 2 if segmenter.task == "binary" else segmenter.num_classes
+    return LabelSpace.numbered(count).for_task(segmenter.task, positive=("class 1",))
 
 
 def _refuse_other_units(data: DataConfig, pixels: str) -> None:
@@ -150,11 +162,14 @@ class ExportGraph(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    thresholds: Tensor
 
     def __init__(self, segmenter: Segmenter, info: ExportInfo) -> None:
         super().__init__()
         self.register_buffer("mean", segmenter.pixel_mean.float())
         self.register_buffer("scale", 1 / segmenter.pixel_std.float())
+        if info.thresholds:
+            self.register_buffer("thresholds", torch.tensor(info.thresholds)[:, None, None])
         self.encoder, self.head, self.info = segmenter.encoder, segmenter.head, info
         self.dtype = torch.float16 if info.precision == "half" else torch.float32
         self.encoder.to(self.dtype)
@@ -174,9 +189,24 @@ class ExportGraph(nn.Module):
         if padded:  # not by slices, of which torch.export wants to know whether they cut something off
             logits = logits.index_select(2, torch.arange(height, device=logits.device))
             logits = logits.index_select(3, torch.arange(width, device=logits.device))
-        if self.info.output == "labels":
+        return self._result(logits)
+
+    def _result(self, logits: Tensor) -> Tensor:
+        """Logits [N, K, H, W] as what the file gives."""
+        output, task = self.info.output, self.info.label_space.task
+        if output == "softmax":
+            return logits.softmax(dim=1)
+        if output == "sigmoid":
+            return logits.sigmoid()
+        if output == "logits":
+            return logits
+        if task == "multiclass":
             return logits.argmax(dim=1).to(torch.uint8)
-        return logits.softmax(dim=1) if self.info.output == "softmax" else logits
+        present = logits.sigmoid() >= self.thresholds
+        if task == "binary":
+            return present[:, 0].to(torch.uint8)
+        bits = 1 << torch.arange(len(self.info.thresholds), dtype=torch.int32, device=logits.device)
+        return (present.to(torch.int32) * bits[:, None, None]).sum(dim=1).to(torch.int32)
 
     def _padded(self, size: int) -> int:
         """As the `Segmenter` pads, written so that its being a multiple can be proven for a size that is not known."""

@@ -17,10 +17,13 @@ from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import ExportError
 from resnest_seg.evaluation.evaluate import check_fits
+from resnest_seg.evaluation.label_scores import unpack_labels
 from resnest_seg.evaluation.metrics import ConfusionMatrix
 from resnest_seg.export.graph import in_units_of, sha256
+from resnest_seg.inference.backends import Decision
 from resnest_seg.inference.exported import ExportedModel, ExportInfo
 from resnest_seg.io.display import PlainTable
+from resnest_seg.labels import IGNORE_LABEL, MULTILABEL_IGNORE
 from resnest_seg.models.segmenter import Segmenter
 
 SIZES = (((33, 47), 3), ((64, 64), 1), ((97, 130), 3), ((256, 256), 1), ((512, 683), 1))
@@ -214,18 +217,19 @@ def prove(
     if evidence.dataset is not None:
         check_fits(segmenter, evidence.dataset)
     photos, images, full_size = _photos(evidence)
-    matrices = ConfusionMatrix(segmenter.num_classes), ConfusionMatrix(segmenter.num_classes)
+    classes = segmenter.num_classes if segmenter.task == "multiclass" else 2
+    matrices = ConfusionMatrix(classes), ConfusionMatrix(classes)
     rows: list[Comparison] = []
     with _in_eval_mode(segmenter):
         for photo_batch in _batches(photos, full_size, smallest=info.smallest):
             batch = photo_batch if _has_bands(evidence, info) else in_units_of(photo_batch, info)
             expected, actual = _outputs(segmenter, model, batch)
-            row = _compare(expected, actual, batch)
+            row = _compare(expected, actual, batch, info)
             rows.append(row)
             if evidence.dataset is None and precision == "int8":
-                truth = _labels(expected)
+                truth = _labels(expected, info)
                 for matrix, output in zip(matrices, (expected, actual), strict=True):
-                    matrix.update(truth, _labels(output))
+                    _count(matrix, truth, _labels(output, info), info)
         if evidence.dataset is not None:
             _score(segmenter, model, evidence, matrices, on_image)
     scored = _scored(evidence, precision)
@@ -322,22 +326,39 @@ def _outputs(segmenter: Segmenter, model: ExportedModel, images: NDArray[Any]) -
     """Return the source's logits (or probabilities, if the export returns them) and the export's output, on the CPU."""
     nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     expected = segmenter(torch.from_numpy(nchw).to(segmenter.pixel_mean.device)).logits.float().cpu()
-    if model.info.output == "softmax":
-        expected = expected.softmax(dim=1)
+    if model.info.output in ("softmax", "sigmoid"):
+        expected = expected.softmax(dim=1) if model.info.output == "softmax" else expected.sigmoid()
     return expected, torch.from_numpy(model(images if model.info.layout == "nhwc" else nchw))
 
 
-def _labels(output: Tensor) -> Tensor:
-    """Convert scores [N, K, H, W], or labels, to labels uint8 [N, H, W]."""
-    return output.argmax(dim=1).to(torch.uint8) if output.dim() == 4 else output
+def _labels(output: Tensor, info: ExportInfo) -> Tensor:
+    """Convert scores [N, K, H, W], or labels, to labels [N, H, W]: uint8, or int32 of multi-label bits."""
+    if output.dim() == 3:
+        return output
+    task = info.label_space.task
+    if task != "multiclass" and info.output != "sigmoid":
+        output = output.sigmoid()
+    decision = Decision(task, info.thresholds)
+    return torch.stack([decision.labels(scores) for scores in output])
 
 
-def _compare(expected: Tensor, actual: Tensor, images: NDArray[Any]) -> Comparison:
+def _count(matrix: ConfusionMatrix, truth: Tensor, labels: Tensor, info: ExportInfo) -> None:
+    """Count the confusions of labels [N, H, W]; of a multi-label task those of every label, present or absent."""
+    if info.label_space.task == "multilabel":
+        masks, found = (
+            unpack_labels(x, len(info.label_space), ignore_label=MULTILABEL_IGNORE) for x in (truth, labels)
+        )
+        truth = masks.present.byte().masked_fill(~masks.valid.unsqueeze(-3), IGNORE_LABEL)
+        labels = found.present.byte()
+    matrix.update(truth, labels)
+
+
+def _compare(expected: Tensor, actual: Tensor, images: NDArray[Any], info: ExportInfo) -> Comparison:
     batch, height, width = images.shape[:3]
-    labels = _labels(actual)
+    labels = _labels(actual, info)
     if labels.shape != (batch, height, width):
         raise ExportError(f"images of {list(images.shape)} gave an output of {list(actual.shape)}: its size is wrong.")
-    agreement = float((labels == _labels(expected)).double().mean())
+    agreement = float((labels == _labels(expected, info)).double().mean())
     if actual.dim() == 3:
         return Comparison(height, width, batch, None, None, None, agreement)
     error = (actual - expected).abs()
@@ -369,8 +390,8 @@ def _score(
     assert dataset is not None
     for index in range(min(evidence.limit or len(dataset), len(dataset))):
         sample = dataset[index]
-        truth = torch.from_numpy(sample.labels)
+        truth = torch.from_numpy(sample.labels.astype(np.int32))
         for matrix, output in zip(matrices, _outputs(segmenter, model, sample.image[None]), strict=True):
-            matrix.update(truth, _labels(output)[0])
+            _count(matrix, truth, _labels(output, model.info)[0], model.info)
         if on_image is not None:
             on_image()

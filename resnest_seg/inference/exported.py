@@ -36,7 +36,7 @@ EXTRA_FILE = "resnest_seg.json"
 
 PIXELS = ("uint8", "uint16", "float32")
 LAYOUTS = ("nchw", "nhwc")
-OUTPUTS = ("logits", "softmax", "labels")
+OUTPUTS = ("logits", "softmax", "sigmoid", "labels")
 PRECISIONS = ("float32", "half", "int8")
 _CHOICES = {"pixels": PIXELS, "layout": LAYOUTS, "output": OUTPUTS, "precision": PRECISIONS}
 
@@ -65,11 +65,13 @@ class ExportInfo:
         setting: The sizes that the model was trained with, for the named protocols.
         pixels: Type of the images, one of `PIXELS`.
         layout: Their shape, [N, C, H, W] or [N, H, W, C], one of `LAYOUTS`.
-        output: What comes out and its name: "logits" or "softmax" float32 [N, K, H, W], or "labels" uint8 [N, H, W].
+        output: What comes out and its name: "logits", "softmax" or "sigmoid" float32 [N, K, H, W], or "labels" uint8
+            [N, H, W], of a multi-label model bits, int32.
         precision: Of weights and arithmetic, one of `PRECISIONS`.
         source: Name of the file that the model came from; empty if it came from memory.
         source_sha256: The file's hash, or that of the weights in memory.
         version: Of this package.
+        thresholds: Of a binary or multi-label model, one for each score: labels whose sigmoid reaches it are present.
         bands: The bands of files in the order of the channels, as `data.bands` of a config; empty for photos.
         nodata: The value of pixels without data, as `data.nodata`.
     """
@@ -95,6 +97,7 @@ class ExportInfo:
     source: str
     source_sha256: str
     version: str
+    thresholds: tuple[float, ...] = ()
     bands: tuple[int | str, ...] = ()
     nodata: float | None = None
 
@@ -130,7 +133,7 @@ class ExportInfo:
             raise CheckpointError(
                 f"its description has format {number!r} (written by {by}), this version reads {FORMAT}"
             )
-        values = {"bands": (), "nodata": None} | values  # which files of older versions lack
+        values = {"bands": (), "nodata": None, "thresholds": ()} | values  # which files of older versions lack
         missing = [field.name for field in dataclasses.fields(cls) if field.name not in values]
         if missing:
             raise CheckpointError(f"its description lacks {', '.join(missing)}")
@@ -164,6 +167,9 @@ def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
             found[field.name] = value
     if not len(found["mean"]) == len(found["std"]) > 0:
         raise ValueError("mean and std have different lengths")
+    space = found["label_space"]
+    if len(found["thresholds"]) != (0 if space.task == "multiclass" else len(space.score_names)):
+        raise ValueError("not one threshold for each score")
     if found["bands"] and len(found["bands"]) != len(found["mean"]):
         raise ValueError("mean and bands have different lengths")
     return found

@@ -212,7 +212,7 @@ def _streamed(network: Network, image: Pixels, layer: _Layer, protocol: Protocol
             if not begins:
                 part += waiting.pop(key)
             if ends:
-                yield rows, columns, _softmax(part) if protocol.merge == "softmax" else part
+                yield rows, columns, _PROBABILITIES[protocol.merge](part) if protocol.merge in _PROBABILITIES else part
             else:
                 waiting[key] = part
 
@@ -257,7 +257,7 @@ class _Gathered:
     def _rows(self, view: Floats, rows: range) -> Floats:
         """Scores that a layer adds to some rows of the image; they may share memory with the layer's rows."""
         found = resized_rows(view, self.size, rows, align_corners=self.corners)
-        return _softmax(found) if self.protocol.merge == "softmax" else found
+        return _PROBABILITIES[self.protocol.merge](found) if self.protocol.merge in _PROBABILITIES else found
 
     def _gather(self, layer: _Layer) -> Floats:
         """The mean logits, or exponentials, of a layer in its own pixels, [K, h, w]; they are added to what is kept."""
@@ -373,10 +373,23 @@ def _softmax(logits: Floats) -> Floats:
     return found
 
 
+def _sigmoid(logits: Floats) -> Floats:
+    """As new memory; exponents are negative, so that none overflows."""
+    small = np.exp(-np.abs(logits))
+    found: Floats = np.where(logits >= 0, 1 / (1 + small), small / (1 + small)).astype(logits.dtype)
+    return found
+
+
+_PROBABILITIES = {"softmax": _softmax, "sigmoid": _sigmoid}
+"""Merge of a protocol that averages probabilities -> how they come from logits."""
+
+
 def probabilities(scores: Floats, merge: str) -> NDArray[np.float32]:
     """Scores [K, ...] of a protocol with this `merge` -> class probabilities, float32 [K, ...]."""
     if merge == "logits":
         found = _softmax(scores)
+    elif merge == "sigmoid":
+        found = scores
     else:  # exponentials of logits that are over 1400 apart may all be zero
         found = scores / np.maximum(scores.sum(axis=0), np.finfo(scores.dtype).tiny)
     return found.astype(np.float32)

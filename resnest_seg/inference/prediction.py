@@ -32,7 +32,7 @@ class Prediction:
         image: The photo, RGB, uint8 [H, W, 3]; of an image of other channels its first three, or its first as grey; of
             named bands a stretched picture.
         labels: Train ids, uint8 [H, W]; positions in `label_space.names`, or `IGNORE_LABEL` where an image of named
-            bands has no data.
+            bands has no data. Of a multi-label model uint16 [H, W], of which bit k says that label k is present.
         label_space: The classes.
         compute_scores: Runs the model again for class probabilities, float32 [K, H, W], which are 4 K times as large as
             the labels and so are not kept.
@@ -40,13 +40,16 @@ class Prediction:
     """
 
     image: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
+    labels: NDArray[Any]
     label_space: LabelSpace
     compute_scores: Callable[[], NDArray[np.float32]] = dataclasses.field(repr=False, compare=False)
     place: Georeference | None = None
 
     def scores(self) -> NDArray[np.float32]:
-        """Class probabilities, float32 [K, H, W]; the model runs once more for them."""
+        """Class probabilities, float32 [K, H, W]; the model runs once more for them.
+
+        Of a binary model those of the object, [1, H, W]; of a multi-label model one for each label.
+        """
         return self.compute_scores()
 
     def overlay(self, alpha: float = 0.5, *, legend: bool = True) -> NDArray[np.uint8]:
@@ -79,14 +82,14 @@ class Prediction:
         self.label_space.add_legend(ax, texts, columns=max(-(-len(texts) // 20), 1), beside=True)
         return ax
 
-    def _small(self, longest: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def _small(self, longest: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
         """Image and labels with edges of at most `longest` pixels."""
         height, width = self.labels.shape
         share = min(longest / max(height, width), 1)
         size = (max(round(width * share), 1), max(round(height * share), 1))
         image = cv2.resize(self.image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
-        labels = cv2.resize(self.labels, size, interpolation=cv2.INTER_NEAREST_EXACT).astype(np.uint8, copy=False)
-        return image, labels
+        labels = cv2.resize(self.labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
+        return image, labels.astype(self.labels.dtype, copy=False)
 
     def polygons(self, *, simplify: float = 0.0, min_area: int = 0) -> dict[str, Any]:
         """The regions as a GeoJSON FeatureCollection.
@@ -134,4 +137,4 @@ class Prediction:
         """Write class probabilities in half precision as `scores` [K, H, W], and class `names`, into an .npz file."""
         found = self.compute_scores().astype(np.float16)
         with atomic_write(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, scores=found, names=np.array(self.label_space.names))
+            np.savez_compressed(file, scores=found, names=np.array(self.label_space.score_names))

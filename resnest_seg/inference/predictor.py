@@ -224,7 +224,7 @@ class Predictor:
             with DataMask(file) as mask:
                 empty = mask.without_data(0, len(labels))
             if empty is not None:
-                labels[empty] = IGNORE_LABEL
+                labels[empty] = self.label_space.ignore_value
         return place
 
     def scores(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
@@ -234,7 +234,7 @@ class Predictor:
             ConfigError: The model is an exported file that gives labels only.
         """
         self.backend.check_scores()
-        scores = np.empty((len(self.label_space), *pixels.shape[:2]), np.float32)
+        scores = np.empty((len(self.label_space.score_names), *pixels.shape[:2]), np.float32)
         for block in self.backend.blocks(pixels, self.protocol, memory=self.memory):
             scores[:, block.rows, block.columns] = block.probabilities(self.protocol.merge)
         return scores
@@ -245,6 +245,19 @@ class Predictor:
             raise CheckpointError(
                 f"the model is for images of {self.backend.channels} channels, and photos have 3. In Python, a "
                 f"Predictor takes arrays [H, W, {self.backend.channels}]."
+            )
+
+    def _check_windows(self, photo: str | Path) -> None:
+        """Raise a `ConfigError` if a photo cannot be labelled by windows."""
+        if self.label_space.task == "multilabel":
+            raise ConfigError(
+                f"{photo}: the labels of a multi-label model, 16 bits a pixel, are not written by rows. Leave out "
+                "tiles (--tile), or cut the image into parts."
+            )
+        if self.protocol.window is None or self.protocol.scales != (1.0,) or self.protocol.resize != "image":
+            raise ConfigError(
+                f"{photo} is too large for protocol {self.protocol.name}, which needs all of it at once. Use tiles at "
+                "the image's own size: tile=1024 (--tile 1024) with protocol whole or slide."
             )
 
     def segment_file(
@@ -270,14 +283,11 @@ class Predictor:
 
         Raises:
             DatasetError: The file cannot be read by windows.
-            ConfigError: The protocol needs the whole image: it has no tiles, or scales.
+            ConfigError: The protocol needs the whole image: it has no tiles, or scales; or the task is multi-label,
+                whose maps of 16 bits are not written by rows.
         """
         self.check_photos()
-        if self.protocol.window is None or self.protocol.scales != (1.0,) or self.protocol.resize != "image":
-            raise ConfigError(
-                f"{photo} is too large for protocol {self.protocol.name}, which needs all of it at once. Use tiles at "
-                "the image's own size: tile=1024 (--tile 1024) with protocol whole or slide."
-            )
+        self._check_windows(photo)
         bands, small = self.backend.bands, []
         with contextlib.ExitStack() as opened:
             image: LargeImage | LargeBands = LargeImage(photo) if bands is None else LargeBands(photo, bands)
@@ -401,11 +411,15 @@ def _shown(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     return rgb if rgb.dtype == np.uint8 else rgb.round().astype(np.uint8)
 
 
-def _labels(blocks: Iterable[Block], pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Labels of an image, uint8 [H, W]; a function, so that no scores are held when it returns."""
-    labels = np.empty(pixels.shape[:2], np.uint8)
+def _labels(blocks: Iterable[Block], pixels: NDArray[Any]) -> NDArray[Any]:
+    """Labels of an image [H, W]; a function, so that no scores are held when it returns."""
+    labels: NDArray[Any] | None = None
     for block in blocks:
-        labels[block.rows, block.columns] = block.labels()
+        part = block.labels()
+        if labels is None:
+            labels = np.empty(pixels.shape[:2], part.dtype)
+        labels[block.rows, block.columns] = part
+    assert labels is not None
     return labels
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnest_seg.errors import ConfigError
-from resnest_seg.inference.backends import Backend, Block, Image, RunOptions
+from resnest_seg.inference.backends import Backend, Block, Decision, Image, RunOptions
 from resnest_seg.inference.protocols import Protocol, Setting
 from resnest_seg.inference.torch_engine import MEMORY, Runner, View, preload, score_rows, views_of
 from resnest_seg.io.bands import BandReader
@@ -78,6 +78,7 @@ class TorchBackend(Backend):
         self.description, self.label_space = segmenter.description, segmenter.label_space
         self.head, self.channels, self.setting = config.head, config.in_channels, setting_of(segmenter)
         self.device, self.memory = str(device), MEMORY
+        self.decision = Decision(segmenter.task, segmenter.decision_thresholds)
         data = segmenter.config.data
         self.mean = tuple(data.pixel_mean or segmenter.pixel_mean.flatten().tolist())
         if data.bands is not None:
@@ -127,7 +128,8 @@ class TorchBackend(Backend):
     def _slabs(self, image: Any, protocol: Protocol, memory: int | None, views: list[View] | None) -> Iterator[Block]:
         allowed = self.memory if memory is None else memory
         for first, scores in score_rows(self.run, image, protocol, memory=allowed, views=views):
-            yield Block(slice(first, first + scores.shape[1]), slice(0, scores.shape[2]), scores)
+            rows = slice(first, first + scores.shape[1])
+            yield Block(rows, slice(0, scores.shape[2]), scores, decision=self.decision)
 
     def _tensor(self, image: Image) -> Any:
         """An array as a tensor [3, H, W] on the device; a large image as what gives tensors of its windows."""

@@ -383,8 +383,8 @@ def _merged(views: list[View], first: int, last: int, *, size: tuple[int, int], 
             rows = resized_rows(
                 slab, size, range(first, last), align_corners=corners, source=(view.size[0], source.start)
             )
-        if protocol.merge == "softmax":
-            rows = rows.softmax(dim=1)
+        if protocol.merge in ("softmax", "sigmoid"):
+            rows = rows.softmax(dim=1) if protocol.merge == "softmax" else rows.sigmoid()
         scores = rows.sum(dim=0) if len(rows) > 1 else rows[0]
         total = scores if total is None else total + scores
     assert total is not None
@@ -429,6 +429,8 @@ def probabilities(scores: Tensor, merge: str) -> Tensor:
     """Scores [K, ...] of a protocol with this `merge` -> class probabilities, float32 [K, ...]."""
     if merge == "logits":
         return scores.softmax(dim=0)
+    if merge == "sigmoid":
+        return scores
     return (scores / scores.sum(dim=0)).float()
 
 

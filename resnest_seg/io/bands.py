@@ -31,7 +31,7 @@ from resnest_seg.io.images import (
     refuse_too_large,
 )
 from resnest_seg.io.large_images import CACHE, gdal, load_rasterio
-from resnest_seg.labels import IGNORE_LABEL
+from resnest_seg.labels import ignore_value
 
 NPY = b"\x93NUMPY"
 """First bytes of a .npy file."""
@@ -281,11 +281,11 @@ def as_raster(image: Any, reader: BandReader, mean: Sequence[float]) -> Raster:
     return found._replace(pixels=np.require(found.pixels, requirements=["C", "W"]))
 
 
-def without_labels(labels: NDArray[Any], valid: NDArray[np.bool_] | None, ignored: int = IGNORE_LABEL) -> NDArray[Any]:
+def without_labels(labels: NDArray[Any], valid: NDArray[np.bool_] | None) -> NDArray[Any]:
     """Labels [H, W] that are ignored where no band has data; the array itself where all pixels have some."""
     if valid is None:
         return labels
-    empty = ~valid.any(axis=2)
+    empty, ignored = ~valid.any(axis=2), ignore_value(labels)
     return np.where(empty, labels.dtype.type(ignored), labels) if empty.any() else labels
 
 

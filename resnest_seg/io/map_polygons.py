@@ -25,7 +25,7 @@ from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.files import atomic_write
 from resnest_seg.io.georeference import Areas, Georeference, divided, signed_area, warp
 from resnest_seg.io.large_images import gdal_errors, load_rasterio
-from resnest_seg.io.polygons import check_polygon_options, regions, simplified
+from resnest_seg.io.polygons import check_polygon_options, regions_of, simplified
 from resnest_seg.labels import LabelSpace
 
 DIGITS = 7
@@ -62,7 +62,7 @@ def regions_on_map(
     """
     check_polygon_options(labels, space, simplify=simplify, min_area=min_area)
     areas = Areas(place, *labels.shape)
-    found = sorted(regions(labels), key=lambda region: region[0])
+    found = sorted(regions_of(labels, space), key=lambda region: region[0])
     for label, pixels, rings in found:
         if pixels >= min_area:
             properties = {

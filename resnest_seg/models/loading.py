@@ -59,13 +59,13 @@ def build_segmenter(
     zero_gamma: bool = False,
     rectify: str = "none",
     checkpointing: bool = False,
+    task: str = "multiclass",
 ) -> Segmenter:
     """Build a model in training mode and channels-last memory; without `encoder_weights`, with fresh weights.
 
     Args:
         encoder: A name of `resnest_seg.models.resnest.SPECS`, or "smp:" and an encoder of segmentation-models-pytorch.
-        head: "fcn" or "deeplabv3", in family "mmseg" also "pspnet" and "deeplabv3plus", or "smp:" and a decoder of
-            segmentation-models-pytorch, see `resnest_seg.models.smp`.
+        head: "fcn" or "deeplabv3", in family "mmseg" also "pspnet" and "deeplabv3plus", or "smp:" and SMP's decoder.
         num_classes: K, at least 1.
         output_stride: 8, 16 or 32 input pixels per step of the last features.
         dilation: The dilated network that is meant, see `resnest_seg.models.resnest`; SMP's encoders have their own.
@@ -78,11 +78,11 @@ def build_segmenter(
         zero_gamma: Start with a zero weight in the last norm of every residual branch.
         rectify: "none", "rectify" or "rectify_avg", see `resnest_seg.models.resnest`.
         checkpointing: Keep only the blocks' inputs for the backward pass and compute the rest twice.
+        task: "multiclass", "binary" (one logit: num_classes=1) or "multilabel".
 
     Raises:
         ConfigError: Unknown name (the nearest is named), a wrong type or value, or parts that do not fit together.
-        DownloadError: The weights cannot be fetched.
-        CheckpointError: The weights do not fit the encoder.
+        DownloadError, CheckpointError: The weights cannot be fetched, or do not fit the encoder.
     """
     check_encoder_weights(encoder_weights)
     model = ModelConfig(
@@ -99,6 +99,7 @@ def build_segmenter(
         zero_gamma=zero_gamma,
         rectify=rectify,
         checkpointing=checkpointing,
+        task=task,
     )
     _check_types(model, num_classes)
     return segmenter_for(RunConfig(model=model), None, num_classes=num_classes)
@@ -390,6 +391,8 @@ def _fill(segmenter: Segmenter, source: Source) -> tuple[Segmenter, list[str]]:
             )
     if source.ours:
         kept = list[str]()
+        ours = dataclasses.replace(ours, task=theirs.task)
+        segmenter.take_task(theirs.task)
         load_own_weights(segmenter, checkpoint.weights)
         segmenter.config = dataclasses.replace(checkpoint.config, model=ours)
     else:
@@ -507,7 +510,7 @@ def _check_encoder(path: Path, weights: Mapping[str, Tensor], own: Mapping[str, 
 def _same_classes(segmenter: Segmenter, source: Source) -> bool:
     """True where the file's classes are the model's, both being known by name."""
     ours, theirs = segmenter.label_space, None if source.checkpoint is None else source.checkpoint.label_space
-    return ours is not None and theirs is not None and ours.names == theirs.names
+    return ours is not None and theirs is not None and (ours.names, ours.task) == (theirs.names, theirs.task)
 
 
 def _classifiers(segmenter: Segmenter) -> tuple[str, ...]:

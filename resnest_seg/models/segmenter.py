@@ -212,7 +212,7 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
         head: The features -> logits [N, K, h, w], at any size; they are resized to the images'. `min_size` and
             `size_divisor` are read.
         aux_head: Features -> logits, used in training only.
-        num_classes: K.
+        num_classes: K, the number of logits: 1 of a binary model.
         config: The run that the model was trained by, or at least its network; None for a network of one's own, which
             is then described by its encoder, if that is one of `build_encoder`, and as custom.
         label_space: The classes, in the order of the logits, where they are known.
@@ -222,7 +222,11 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
 
     Attributes:
         fused: `fuse` was called.
+        thresholds: Of a binary or multi-label model, a buffer [K]: labels are present from this probability on, 0.5
+            until a validation chooses the best.
     """
+
+    thresholds: Tensor
 
     def __init__(
         self,
@@ -255,9 +259,26 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
         super().__init__(encoder, head, channels=config.model.in_channels)
         self.take_statistics(config.data)
         self.config, self.num_classes, self.label_space = config, num_classes, label_space
+        self.take_task(config.model.task)
         self.aux_head = aux_head
         self.align_corners, self.fused = config.model.family != "mmseg", False
         convert_conv2d_weight_memory_format(self, torch.channels_last)
+
+    def take_task(self, task: str) -> None:
+        """Make this a model of a task, one of `resnest_seg.labels.TASKS`, with thresholds of 0.5 if it has any."""
+        self.config = dataclasses.replace(self.config, model=dataclasses.replace(self.config.model, task=task))
+        if task != "multiclass":
+            self.register_buffer("thresholds", torch.full((self.num_classes,), 0.5, device=self.pixel_mean.device))
+
+    @property
+    def task(self) -> str:
+        """The task, one of `resnest_seg.labels.TASKS`."""
+        return self.config.model.task
+
+    @property
+    def decision_thresholds(self) -> tuple[float, ...]:
+        """Probabilities from which on labels are present, one for each logit; none of a multiclass model."""
+        return () if self.task == "multiclass" else tuple(self.thresholds.float().tolist())
 
     @property
     def output_stride(self) -> int:
@@ -407,9 +428,13 @@ def fresh_segmenter(
         ConfigError: Unknown name (the nearest is named), a value out of range, or parts that do not fit together.
     """
     model = config.model
-    classes = len(label_space) if label_space is not None else num_classes
+    classes = len(label_space.score_names) if label_space is not None else num_classes
     if classes is None or classes < 1:
         raise ConfigError(f"num_classes must be at least 1, not {classes}.")
+    if label_space is not None and label_space.task != model.task:
+        raise ConfigError(f"model.task is {model.task}, and the classes of {label_space.name} are {label_space.task}.")
+    if model.task == "binary" and classes != 1:
+        raise ConfigError(f"a binary model has 1 logit (num_classes=1), not {classes}.")
     check_names(model)
     encoder = encoder_for(model, pretrained=smp_weights)
     head, aux_head = head_for(model, encoder, classes), aux_head_for(model, encoder, classes)
@@ -459,7 +484,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     """
     own = model.state_dict()
     absent = [key for key in own if key not in weights]
-    kept = [key for key in absent if key.endswith("num_batches_tracked") or key.startswith("pixel_")]
+    kept = [key for key in absent if key.endswith("num_batches_tracked") or key.startswith(("pixel_", "thresholds"))]
     problems = {
         "missing": [key for key in absent if key not in kept],
         "unexpected": [key for key in weights if key not in own],

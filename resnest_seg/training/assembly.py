@@ -19,8 +19,7 @@ from resnest_seg.config import CUSTOM, DataConfig, RunConfig, config_from_dict, 
 from resnest_seg.data.build import DATASETS, bands_of, dataset_for, say_layout
 from resnest_seg.data.checks import check_classes, check_samples
 from resnest_seg.data.class_balance import balance, pixel_statistics
-from resnest_seg.data.datasets import PairedFiles, SegmentationDataset
-from resnest_seg.data.pairs import PairDataset
+from resnest_seg.data.datasets import PairDataset, PairedFiles, SegmentationDataset
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.tiles import paired_files
 from resnest_seg.data.transforms import TrainTransform, Transform, is_photo
@@ -195,7 +194,7 @@ def trainer_for(
         begun = load_run_config(folder / "config.yaml")
         config = divided(config, begun.train.accumulation, checkpointing=begun.model.checkpointing)
     elif budget is not None:
-        config = within_budget(config, budget, num_classes=len(train.label_space))
+        config = within_budget(config, budget, num_classes=len(train.label_space.score_names))
     torch.manual_seed(config.seed)
     model, config, report = initial_model(config, parts.segmenter, train, resumed=resumed)
     trainer = Trainer(
@@ -242,14 +241,22 @@ def splits(config: RunConfig, parts: Parts) -> tuple[SegmentationDataset, Segmen
         raise ConfigError(
             "a training split of your own needs a validation split: give validation=, if only for a look."
         )
-    train = parts.train if parts.train is not None else dataset_for(config.data, "train")
-    validation = parts.validation if parts.validation is not None else dataset_for(config.data, config.eval.split)
+    task = config.model.task
+    train, validation = (
+        own if own is not None else dataset_for(config.data, split, task=task)
+        for own, split in ((parts.train, "train"), (parts.validation, config.eval.split))
+    )
     say_layout(*([train] if parts.train is None else []))
     if train.label_space.names != validation.label_space.names:
         raise ConfigError(
             f"train has the classes {', '.join(train.label_space.names[:4])} ..., and validation "
             f"{', '.join(validation.label_space.names[:4])} ...: they must be the same, in one order."
         )
+    for dataset in (train, validation):
+        if dataset.label_space.task != task:
+            raise ConfigError(
+                f"model.task is {task}, and the {dataset.split} data is {dataset.label_space.task} (label_space.task)."
+            )
     if not len(train) or not len(validation):
         raise DatasetError(f"the {'validation' if len(train) else 'training'} split has no sample.")
     return train, validation
@@ -309,8 +316,11 @@ def _with_statistics(data: DataConfig, train: SegmentationDataset, *, photo: boo
     """The statistics of the training split; three bands of 8 bits keep ImageNet's, to which encoders are used."""
     if photo:
         return dataclasses.replace(data, pixel_mean=PIXEL_MEAN, pixel_std=PIXEL_STD)
+    main = os.environ.get("RANK", "0") == "0"
+    if main:
+        print(f"reading {len(train)} images once, for the mean and deviation of their bands", flush=True)
     found = pixel_statistics(train, workers=data.workers)
-    if os.environ.get("RANK", "0") == "0":
+    if main:
         for warning in found.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         bands = zip(data.bands or (), found.mean, found.std, strict=True)
@@ -340,8 +350,9 @@ def initial_model(
     if own is None:
         segmenter = segmenter_for(config, train.label_space, pretrained=not resumed and weights is None)
         return segmenter, config, _encoder_report(config) if weights is None else str(load_fitting(segmenter, weights))
-    segmenter = built_network(own, len(train.label_space)).train()
-    _check_logits(segmenter, len(train.label_space))
+    logits = len(train.label_space.score_names)
+    segmenter = built_network(own, logits).train()
+    _check_logits(segmenter, logits)
     heads = [head for head in (segmenter.head, segmenter.aux_head) if head is not None]
     freeze_unread(segmenter.encoder, heads, in_channels=segmenter.config.model.in_channels)
     channels = segmenter.config.model.in_channels
@@ -350,8 +361,9 @@ def initial_model(
             f"the network takes images of {channels} channels, and those of the data have {config.model.in_channels} "
             "(data.bands)."
         )
-    model = dataclasses.replace(segmenter.config.model, weights=config.model.weights)
+    model = dataclasses.replace(segmenter.config.model, weights=config.model.weights, task=config.model.task)
     config = dataclasses.replace(config, model=model)
+    segmenter.take_task(config.model.task)
     segmenter.take_statistics(config.data)
     segmenter.config, segmenter.label_space = config, train.label_space
     return segmenter, config, "" if weights is None else str(load_fitting(segmenter, weights))
@@ -390,6 +402,7 @@ def task_for(
         validation,
         probabilities=balanced.probabilities,
         class_weights=balanced.class_weights,
+        pos_weight=balanced.pos_weight,
         loss=parts.loss,
         transform=parts.transform,
     )

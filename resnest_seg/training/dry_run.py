@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from resnest_seg.config import AnyConfig, DataConfig, PretrainConfig, RunConfig
-from resnest_seg.data.build import DATASETS, data_root, dataset_for, local_root, say_layout
-from resnest_seg.data.datasets import Sample, SegmentationDataset
-from resnest_seg.data.folder import read_classes
+from resnest_seg.data.build import DATASETS, data_root, dataset_for, local_root, say_layout, with_task
+from resnest_seg.data.class_lists import read_classes
+from resnest_seg.data.datasets import Sample, SegmentationDataset, TaskView
 from resnest_seg.data.storage import is_address
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import ConfigError, unknown_name
@@ -128,8 +128,9 @@ def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None
     say_layout(train)
     look(config, train, validation)
     if budget is not None:
-        config = within_budget(config, budget, num_classes=len(train.label_space))
-    doubts = [] if isinstance(train, StandIn) else _doubts(config, len(train))
+        config = within_budget(config, budget, num_classes=len(train.label_space.score_names))
+    drawn = isinstance(train.inner if isinstance(train, TaskView) else train, StandIn)
+    doubts = [] if drawn else _doubts(config, len(train))
     first = FirstOf(train, 2 * config.train.batch_size), FirstOf(validation, IMAGES)
     parts = dataclasses.replace(parts, train=first[0], validation=first[1])
     short = _without_downloads(_shortened(config))
@@ -142,7 +143,7 @@ def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None
     with _two_steps(short, start) as (trainer, best, step):
         segmenter = load_checkpoint(best, into=parts.segmenter).to(trainer.engine.device)
         report = evaluate(segmenter, first[1], protocols=(config.eval.protocol,))
-    found = "not found, so street scenes with the classes of" if isinstance(train, StandIn) else "read from"
+    found = "not found, so street scenes with the classes of" if drawn else "read from"
     return "\n".join(
         (
             f"dry run of {segmenter.description} passed: trained, saved, resumed, validated, evaluated.",
@@ -282,10 +283,11 @@ def data_or_stand_in(config: RunConfig, split: str) -> SegmentationDataset:
         raise unknown_name("data set", data.dataset, DATASETS)
     root = data_root(data.dataset, data.root)
     if data.dataset == "synthetic" or is_address(root) or Path(root).exists():
-        return dataset_for(data, split)
+        return dataset_for(data, split, task=config.model.task)
     size = (data.crop_size, data.crop_width or data.crop_size)
     channels = 3 if data.bands is None else len(data.bands)
-    return StandIn(_space(data), "train" if split == "train" else "val", size=size, channels=channels)
+    stand_in = StandIn(_space(data), "train" if split == "train" else "val", size=size, channels=channels)
+    return with_task(stand_in, config.model.task, data.positive or stand_in.label_space.names[-1])
 
 
 def _space(data: DataConfig) -> LabelSpace:

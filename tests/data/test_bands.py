@@ -7,21 +7,20 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from support.fake_data import make
+from support.rasters import NAMES, make_scenes, scene, values, write_raster
 
 from resnest_seg.config import DataConfig
 from resnest_seg.data.build import dataset_for
 from resnest_seg.data.checks import check_samples, diagnose
 from resnest_seg.data.class_balance import pixel_statistics
-from resnest_seg.data.datasets import CamVid
+from resnest_seg.data.datasets import CamVid, PairDataset
 from resnest_seg.data.folder import FolderDataset
 from resnest_seg.data.loader import build_loader
-from resnest_seg.data.pairs import PairDataset
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.transforms import TrainTransform, class_mix, resize_like_opencv, resize_like_pil
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.io.bands import BandReader
-from support.fake_data import make
-from support.rasters import NAMES, make_scenes, scene, values, write_raster
 
 
 def opened(root, split="train", **data):
@@ -188,7 +187,10 @@ def test_class_mix_keeps_types():
     ("change", "message"),
     [
         ({"recipe": "mmseg"}, "data.recipe mmseg changes colours .* set data.recipe to encoding"),
-        ({"color_jitter": 0.2}, "data.color_jitter is for 8-bit RGB, and the images are uint16 of 4 bands: set it to 0"),
+        (
+            {"color_jitter": 0.2},
+            "data.color_jitter is for 8-bit RGB, and the images are uint16 of 4 bands: set it to 0",
+        ),
     ],
 )
 def test_colour_augmentations_are_refused(change, message):
@@ -235,7 +237,7 @@ def test_pairs_of_arrays():
 
 
 def test_drawn_images_have_no_bands():
-    with pytest.raises(ConfigError, match="data.bands belongs to images that are read from files"):
+    with pytest.raises(ConfigError, match=r"data.bands belongs to images that are read from files"):
         dataset_for(DataConfig(dataset="synthetic", bands=(1, 2, 3)), "train")
 
 

@@ -186,3 +186,13 @@ def test_s3(s3, folder):
     with pytest.raises(DatasetError) as caught:
         open_source("s3://me:secret@bucket/mine", zips=())
     assert "secret" not in str(caught.value)
+
+
+def test_two_links_to_one_folder_are_both_followed(folder, tmp_path):
+    for name in ("one", "two"):
+        (folder / name).symlink_to(folder / "a", target_is_directory=True)
+    names = FolderSource(folder).names("")
+    assert [name for name in names if name.startswith(("one", "two"))] == [
+        "one/b/two.txt", "one/one.txt", "two/b/two.txt", "two/one.txt"]  # fmt: skip
+    (folder / "a" / "up").symlink_to(folder, target_is_directory=True)  # and a loop ends
+    assert len(FolderSource(folder).names("")) == 7

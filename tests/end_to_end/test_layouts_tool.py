@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -17,7 +18,13 @@ from resnest_seg.labels import LabelSpace
 pytestmark = pytest.mark.slow
 
 PATTERNS = ["--data.images", "leftImg8bit/{split}/**/*_image.jpg", "--data.masks", "gtFine/{split}/**/*_label.png"]
-TWO_STEPS = [*TINY, "--model.encoder=resnest14", "--train.batch_size=8", "--train.precision=fp32"]
+TWO_STEPS = [
+    *TINY,
+    "--model.encoder=resnest14_tiny",
+    "--model.head=fcn",
+    "--model.output_stride=32",
+    "--train.batch_size=8",
+]
 SPACE = LabelSpace.numbered(7)
 
 
@@ -71,6 +78,7 @@ def test_a_data_set_at_an_address_trains(idd, tool, tmp_path):
     try:
         words = ["--dataset", "folder", "--data.root", "memory://bucket/idd [1]"]
         assert tool("train_seg")(*words, *TWO_STEPS, "--output", tmp_path / "run") == 0
+        assert tool("eval_seg")("--checkpoint", tmp_path / "run", "--workers", 0) == 0
         # loader processes started by fork have the same memory
         assert tool("check_dataset")(*words, "--workers", 2, "--output", tmp_path / "check.json") == 0
     finally:
@@ -121,5 +129,12 @@ def test_a_class_list_goes_elsewhere_if_the_data_is_packed(idd, tool, tmp_path, 
     assert tool("check_dataset")(*words, "--write-classes") == 0
     assert "--data.classes classes.csv" in capfd.readouterr().out
     assert (tmp_path / "classes.csv").is_file()
+    mask = next(idd.glob("gtFine/val/*/*_label.png"))
+    for root, path in ((packed, packed), (idd, mask)):
+        before = Path(path).read_bytes()
+        words = ["--dataset", "folder", "--data.root", root, "--write-classes", path, "--overwrite"]
+        assert tool("check_dataset")(*words) == 2
+        assert f"{Path(path).name}' must end with .csv" in capfd.readouterr().err
+        assert Path(path).read_bytes() == before
     assert tool("check_dataset")("--dataset", "camvid", "--write-classes") == 2
     assert "--write-classes is for --dataset folder: camvid has its own" in capfd.readouterr().err

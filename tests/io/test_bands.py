@@ -8,12 +8,12 @@ import pytest
 import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.rasters import NAMES, values, write_raster
 
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.io.bands import BandReader, BandStatistics, Raster, as_raster, without_labels
 from resnest_seg.io.images import read_image
 from resnest_seg.io.visualize import picture_of
-from support.rasters import NAMES, values, write_raster
 
 PROFILES = {
     "strips": {},
@@ -49,7 +49,9 @@ def test_bands_are_chosen_by_name(tmp_path):
         with pytest.raises(DatasetError, match=re.escape(message)):
             BandReader((band,)).read(path)
     nameless = write_raster(tmp_path / "b.tif", pixels)
-    with pytest.raises(DatasetError, match="4 bands without names, and data.bands asks for 'nir': give numbers, 1 to 4"):
+    with pytest.raises(
+        DatasetError, match=r"4 bands without names, and data.bands asks for 'nir': give numbers, 1 to 4"
+    ):
         BandReader(("nir",)).read(nameless)
 
 
@@ -122,7 +124,9 @@ def test_other_types_are_read_as_float32_if_that_is_exact(tmp_path):
         assert found.pixels.dtype == np.float32
         assert np.array_equal(found.pixels, pixels)
     pixels = np.full((4, 4, 1), 2**24 + 1, np.uint32)
-    with pytest.raises(DatasetError, match="uint32 from 16777217 to 16777217, which float32 cannot hold.*gdal_translate"):
+    with pytest.raises(
+        DatasetError, match=r"uint32 from 16777217 to 16777217, which float32 cannot hold.*gdal_translate"
+    ):
         BandReader().read(write_raster(tmp_path / "large.tif", pixels))
 
 

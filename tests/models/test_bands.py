@@ -6,6 +6,8 @@ import warnings
 import pytest
 import timm
 import torch
+from support.rasters import values
+from support.reference import fill
 
 from resnest_seg.config import DataConfig, ModelConfig, RunConfig
 from resnest_seg.errors import ConfigError
@@ -13,8 +15,6 @@ from resnest_seg.labels import LabelSpace
 from resnest_seg.models.loading import build_segmenter, load_checkpoint, load_fitting, segmenter_for
 from resnest_seg.models.resnest import adapt_first_convolution
 from resnest_seg.models.segmenter import PIXEL_MEAN, PIXEL_STD
-from support.rasters import values
-from support.reference import fill
 
 SPACE = LabelSpace.numbered(3)
 MEAN, STD = (1031.85, 800.25, 412.0, 2071.5), (136.7, 90.0, 55.5, 251.125)
@@ -27,7 +27,9 @@ def model_of(mean=MEAN, std=STD, **model):
 
 
 def images_of(kind="uint16", count=4):
-    return torch.from_numpy(values(kind, 2, count, 40, 56) // 20 if kind != "float32" else values(kind, 2, count, 40, 56))
+    return torch.from_numpy(
+        values(kind, 2, count, 40, 56) // 20 if kind != "float32" else values(kind, 2, count, 40, 56)
+    )
 
 
 @torch.inference_mode()
@@ -97,17 +99,19 @@ def test_channels_follow_the_bands_and_conflicts_name_both_keys():
     for values_ in ({"data.bands": [1, 2], "model.in_channels": 5}, {"data.bands": [1, 2], "model.in_channels": 3}):
         with pytest.raises(ConfigError, match=r"model.in_channels is \d.*data.bands names 2 bands"):
             RunConfig.from_dict(values_)
-    with pytest.raises(ConfigError, match="data.pixel_mean has 2 values, for the 3 channels of model.in_channels"):
+    with pytest.raises(ConfigError, match=r"data.pixel_mean has 2 values, for the 3 channels of model.in_channels"):
         RunConfig.from_dict({"data.pixel_mean": [1, 2], "data.pixel_std": [1, 2]})
     with pytest.raises(ConfigError, match="go together"):
         RunConfig.from_dict({"data.pixel_mean": [1, 2, 3]})
-    with pytest.raises(ConfigError, match="every value of data.pixel_std must be a number above 0"):
+    with pytest.raises(ConfigError, match=r"every value of data.pixel_std must be a number above 0"):
         RunConfig.from_dict({"data.pixel_mean": [1, 2, 3], "data.pixel_std": [1, 0, 3]})
 
 
 @torch.inference_mode()
 def test_floats_in_0_to_1_are_warned_of_in_the_units_of_the_bands():
-    with pytest.warns(UserWarning, match="this model takes bands with means from 412 to 2072: pass the values of the files"):
+    with pytest.warns(
+        UserWarning, match="this model takes bands with means from 412 to 2072: pass the values of the files"
+    ):
         model_of().eval()(torch.rand(1, 4, 32, 32))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

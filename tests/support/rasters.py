@@ -34,21 +34,26 @@ def values(kind, *shape, seed=0):
     return random.integers(limits.min, limits.max, shape, dtype=kind, endpoint=True)
 
 
-def scene(index, *, size=48):
+def scene(index, *, size=48, block=16):
     """Four bands of 16 bits and labels: class 1 differs from 0 in the fourth band alone, class 2 in all but it."""
     random = np.random.default_rng(index)
-    labels = random.integers(0, 3, (size // 16, size // 16)).repeat(16, axis=0).repeat(16, axis=1).astype(np.uint8)
+    labels = (
+        random.integers(0, 3, (size // block, size // block))
+        .repeat(block, axis=0)
+        .repeat(block, axis=1)
+        .astype(np.uint8)
+    )
     pixels = random.normal(1200, 40, (size, size, 4))
     pixels[..., :3] += 500 * (labels == 2)[..., None]
     pixels[..., 3] += 900 * (labels == 1)
     return pixels.round().astype(np.uint16), labels
 
 
-def make_scenes(root, *, train=6, val=3, size=48, nodata=None):
+def make_scenes(root, *, train=6, val=3, size=48, block=16, nodata=None):
     """Write scenes in the layout of a folder data set; with `nodata`, their first rows have no data. Returns root."""
     for split, count, first in (("train", train, 0), ("val", val, 1000)):
         for index in range(count):
-            pixels, labels = scene(first + index, size=size)
+            pixels, labels = scene(first + index, size=size, block=block)
             if nodata is not None:
                 pixels[:8] = nodata
             write_raster(root / "images" / split / f"{index}.tif", pixels, names=NAMES, nodata=nodata)

@@ -133,6 +133,8 @@ def add_dataset(parser: argparse._ActionsContainer, *, default: str, splits: boo
     parser.add_argument("--data.nodata", dest="nodata", type=float, help="with bands: the value of pixels without data")
     text = "for folder: the class list, CSV or YAML (default: as in training, else classes.csv in the folder, else the "
     parser.add_argument("--data.classes", dest="classes", metavar="FILE", help=f"{text}checkpoint's classes)")
+    parser.add_argument("--data.positive", dest="positive", metavar="CLASSES", help="of a binary task: the classes "
+                        "that are the object, separated by commas (default: as in training)")  # fmt: skip
     if splits:
         parser.add_argument("--split", help="train, val or test (default: the one validated on in training)")
 
@@ -289,6 +291,8 @@ def open_dataset(
         window=window,
         window_overlap=overlap,
         allow_missing=allow_missing,
+        task="multiclass" if label_space is None else label_space.task,
+        positive=options.positive or (trained.positive if same else None),
     )
     dataset.read_as(bands_in(options, trained))
     return dataset
