@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from resnest_seg.data.datasets import ADE20K as ADE20K
     from resnest_seg.data.datasets import CamVid as CamVid
     from resnest_seg.data.datasets import Cityscapes as Cityscapes
+    from resnest_seg.data.datasets import PairDataset as PairDataset
     from resnest_seg.data.datasets import Sample as Sample
     from resnest_seg.data.datasets import SegmentationDataset as SegmentationDataset
     from resnest_seg.data.folder import FolderDataset as FolderDataset
     from resnest_seg.data.loader import build_loader as build_loader
-    from resnest_seg.data.pairs import PairDataset as PairDataset
     from resnest_seg.data.synthetic import Synthetic as Synthetic
     from resnest_seg.errors import CheckpointError as CheckpointError
     from resnest_seg.errors import ConfigError as ConfigError
@@ -86,7 +86,7 @@ _HOMES = {
     "LoadReport": "models.segmenter",
     "ModelConfig": "config",
     "OnnxPredictor": "inference.predictor",
-    "PairDataset": "data.pairs",
+    "PairDataset": "data.datasets",
     "Prediction": "inference.prediction",
     "Predictor": "inference.predictor",
     "Protocol": "inference.protocols",

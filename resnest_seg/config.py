@@ -18,12 +18,16 @@ import yaml
 from resnest_seg.config_types import Kind, shown, within
 from resnest_seg.errors import ConfigError, unknown_name, unknown_option
 from resnest_seg.files import find_config
+from resnest_seg.labels import TASKS
 from resnest_seg.yaml_files import load_yaml
 
 LOSSES = ("cross_entropy", "ohem", "dice", "focal", "lovasz", "tversky")
 """Names in `train.loss`."""
 
-CLASS_WEIGHTS = ("none", "median_frequency", "effective_number")
+LABEL_LOSSES = tuple(name for name in LOSSES if name != "ohem")
+"""Names in `train.loss` of binary and multi-label tasks; cross_entropy is the binary one of every label."""
+
+CLASS_WEIGHTS = ("none", "median_frequency", "effective_number", "balanced")
 """Values of `train.class_weights`."""
 
 CUSTOM = "custom"
@@ -58,6 +62,29 @@ def check_values(flat: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
         raise ConfigError(f"optim.min_lr ({min_lr}) is above optim.lr ({lr}).")
 
 
+def _check_bands(model: ModelConfig, data: DataConfig) -> None:
+    """Check the bands and their statistics against each other and the channels of the model."""
+    bands = data.bands or ()
+    for band in bands:
+        if isinstance(band, int) and band < 1:
+            raise ConfigError(f"data.bands counts bands from 1, not {band}.")
+        if bands.count(band) > 1:
+            raise ConfigError(f"data.bands names {band} twice.")
+    if data.bands is not None and len(bands) != model.in_channels:
+        raise ConfigError(
+            f"model.in_channels is {model.in_channels}, and data.bands names {len(bands)} bands: leave "
+            "model.in_channels out, it follows."
+        )
+    if data.nodata is not None and data.bands is None:
+        raise ConfigError("data.nodata belongs to data.bands: name the bands of the files as well, such as [1, 2, 3].")
+    if (data.pixel_mean is None) != (data.pixel_std is None):
+        raise ConfigError("data.pixel_mean and data.pixel_std go together: give both, or neither.")
+    for key, values in (("data.pixel_mean", data.pixel_mean), ("data.pixel_std", data.pixel_std)):
+        if values is not None and len(values) != model.in_channels:
+            channels = "data.bands" if data.bands is not None else "model.in_channels"
+            raise ConfigError(f"{key} has {len(values)} values, for the {model.in_channels} channels of {channels}.")
+
+
 def _check_loss(train: TrainConfig) -> None:
     names, weights = loss_names(train.loss), train.class_weights
     if weights not in CLASS_WEIGHTS:
@@ -66,6 +93,29 @@ def _check_loss(train: TrainConfig) -> None:
         for key, given in (("class_weights", weights != "none"), ("label_smoothing", train.label_smoothing)):
             if given:
                 raise ConfigError(f"train.{key} belongs to cross_entropy and ohem, and train.loss is {train.loss}.")
+
+
+def _check_task(config: RunConfig) -> None:
+    """Refuse options that the task cannot have."""
+    task, data, train = config.model.task, config.data, config.train
+    if task not in TASKS:
+        raise unknown_name("model.task", task, TASKS)
+    if data.positive is not None and task != "binary":
+        raise ConfigError(f"data.positive names the object of a binary task, and model.task is {task}.")
+    if task == "multiclass":
+        if train.class_weights == "balanced" or train.pos_weight != 1:
+            key = "class_weights balanced" if train.class_weights == "balanced" else "pos_weight"
+            raise ConfigError(f"train.{key} is for model.task binary and multilabel, not {task}.")
+        return
+    if "ohem" in loss_names(train.loss) or train.label_smoothing:
+        key = "label_smoothing" if train.label_smoothing else "loss ohem"
+        raise ConfigError(f"train.{key} is for model.task multiclass, not {task}.")
+    if train.class_weights not in ("none", "balanced"):
+        raise ConfigError(f"train.class_weights {train.class_weights} is for model.task multiclass: use balanced.")
+    if task == "multilabel":
+        for key, given in (("class_mix", data.class_mix), ("rare_class", data.rare_class)):
+            if given:
+                raise ConfigError(f"data.{key} needs one class a pixel, and model.task is multilabel: leave it out.")
 
 
 def loss_names(text: str) -> tuple[str, ...]:
@@ -104,7 +154,7 @@ class ModelConfig:
     aux_head: bool = True
     """Train an auxiliary FCN head on the third stage."""
     in_channels: int = within(3, 1, 4096)
-    """Channels of the images; 3 for the data sets of this package."""
+    """Channels of the images; 3 follows data.bands, where that is given."""
     encoder_weights: str | None = None
     """Initial weights of the encoder: imagenet (published weights, downloaded once), a weight file of any published
     format, the name of a published checkpoint (`resnest-seg zoo` lists them), or null for random weights."""
@@ -121,6 +171,9 @@ class ModelConfig:
     """Rectification of padded convolutions at the border: none, rectify or rectify_avg; weights have equal shapes."""
     checkpointing: bool = False
     """Activation checkpointing: keep only the blocks' inputs and recompute the rest; less memory, more time."""
+    task: str = "multiclass"
+    """Task: multiclass (one of K classes a pixel), binary (an object or background: one logit) or multilabel (any of K
+    labels a pixel, from 16-bit masks of bits)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,11 +183,21 @@ class DataConfig:
     dataset: str = "ade20k"
     """Data set: synthetic, camvid, ade20k, cityscapes, or folder (your own photos and masks)."""
     root: str | None = None
-    """Folder or zip file of the data set; null for $RESNEST_SEG_DATA/<dataset>, or datasets/<dataset> if that is not
-    set."""
+    """Folder, zip file or address (s3://...) of the data set; null for $RESNEST_SEG_DATA/<dataset>, or
+    datasets/<dataset> if that is not set."""
+    images: str | None = None
+    """For folder: the photos below root, a folder or a pattern such as photos/{split}/**/*_rgb.png; null recognises."""
+    masks: str | None = None
+    """For folder: the masks, with as many wildcards, which match the same text as those of their photo."""
+    positive: str | None = None
+    """For model.task binary: the classes, separated by commas, that are the object; null where masks are binary."""
     classes: str | None = None
     """For folder: the class list, a CSV or YAML file of names, ids and colours; null takes classes.csv in the folder,
     or infers the classes from the masks."""
+    window: int | None = within(None, 32, 16384)
+    """For folder: read TIFF files of any size by windows of so many pixels a side; null reads whole images."""
+    window_overlap: int | None = within(None, 0, 8192)
+    """Pixels of context around each window in validation, whose labels do not count; null is an eighth of window."""
     recipe: str = "encoding"
     """Augmentation recipe: encoding (the authors': random long edge, black padding) or mmseg (mmsegmentation's: canvas
     of long_edge x base_size times a ratio, one class below 75 % of the crop, photometric distortion)."""
@@ -165,6 +228,18 @@ class DataConfig:
     rare_class: float | None = within(None, 0.001, 100)
     """Temperature of rare-class sampling (0.01 strong, 1 weak; needs a pass over all masks); null draws every photo
     once per epoch."""
+    bands: tuple[int | str, ...] | None = None
+    """Bands of raster files (TIFF, PNG, .npy) in the order of the model's channels: numbers from 1, or the names that a
+    GeoTIFF gives them, such as 4,3,2,8. Values are taken as they are, of 8 or 16 bits or float32; null reads photos as
+    8-bit RGB."""
+    pixel_mean: tuple[float, ...] | None = within(None, -3.5e38, 3.5e38)
+    """Mean of each channel in the units of the files, by which the model normalises; null takes ImageNet's for 8-bit
+    RGB, and else that of the training split."""
+    pixel_std: tuple[float, ...] | None = within(None, 0, 3.5e38, above=True)
+    """Standard deviation of each channel, likewise."""
+    nodata: float | None = within(None, -3.5e38, 3.5e38)
+    """With bands: the value of pixels without data, besides the file's own value, mask or alpha band. They get the
+    band's mean, and are ignored where no band has data."""
     check: int = within(64, 0, COUNT)
     """Number of training samples, evenly spread, that are checked before the first step; 0 checks none."""
     workers: int = within(4, 0, 256)
@@ -251,10 +326,14 @@ class TrainConfig(LoopConfig):
 
     loss: str = "cross_entropy"
     """Loss, or several joined by + and added up: cross_entropy; ohem (cross-entropy of hard pixels); and dice, focal,
-    lovasz, tversky, which need the memory of full-size logits."""
+    lovasz, tversky, which need the memory of full-size logits. For model.task binary and multilabel, cross_entropy is
+    the binary one of every label, and ohem does not exist."""
     class_weights: str = "none"
     """Weights of the classes in cross_entropy and ohem, from the training masks: none, median_frequency or
-    effective_number (both need a pass over all masks)."""
+    effective_number (both need a pass over all masks); for model.task binary and multilabel balanced, which makes the
+    pixels with and without a label weigh the same."""
+    pos_weight: float = within(1.0, 0, 1e6, above=True)
+    """For model.task binary and multilabel: weight of the pixels that have a label in the cross-entropy."""
     label_smoothing: float = within(0.0, 0, 1, below=True)
     """Share of the target that cross_entropy and ohem spread over all classes."""
     ohem_threshold: float = within(0.7, 0, 1)
@@ -332,11 +411,17 @@ class RunConfig(NestedConfig):
     config file of your own, with -2, -3 ... behind it if that exists."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.model, ModelConfig) and isinstance(self.data, DataConfig):
+            bands, channels = self.data.bands, ModelConfig.in_channels
+            if isinstance(bands, tuple) and bands and self.model.in_channels == channels:
+                object.__setattr__(self, "model", dataclasses.replace(self.model, in_channels=len(bands)))
         super().__post_init__()
+        _check_bands(self.model, self.data)
         low, high = self.data.scale_min, self.data.scale_max
         if high < low:
             raise ConfigError(f"data.scale_max ({high}) is below data.scale_min ({low}).")
         _check_loss(self.train)
+        _check_task(self)
 
 
 AUGMENTS = ("none", "auto", "rand")
@@ -455,7 +540,9 @@ def kinds_of(owner: type = RunConfig, prefix: str = "") -> dict[str, Kind]:
             kinds |= kinds_of(typing.cast(type, hint), f"{prefix}{field.name}.")
         else:
             types = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
-            kinds[prefix + field.name] = Kind(types[0], types[0] is not hint, field.metadata.get("range"))
+            listed = typing.get_origin(types[0]) is tuple
+            one = typing.get_args(types[0])[0] if listed else types[0]
+            kinds[prefix + field.name] = Kind(one, types[0] is not hint, field.metadata.get("range"), listed)
     return kinds
 
 
@@ -498,9 +585,28 @@ def load_config(path: str | Path, kind: type[C], *, overrides: Sequence[str] = (
     path, kinds = find_config(path), kinds_of(kind)
     flat = _flat(_read_yaml(path), f"{path}", kind)
     for key, value in flat.items():
-        if isinstance(value, str) and kinds[key].type is float:  # YAML 1.1 takes 1e-4 for text
-            flat[key] = kinds[key].read(value)
-    return _built(flat | _overridden(overrides, kinds), kind)
+        if kinds[key].type is float:  # YAML 1.1 takes 1e-4 for text
+            flat[key] = _number(value, kinds[key])
+    return _built(flat | _agreeing(_overridden(overrides, kinds), "the command line"), kind)
+
+
+def _number(value: Any, kind: Kind) -> Any:
+    """A number of YAML, or a list of some, that may have been taken for text."""
+    if isinstance(value, list) and kind.listed:
+        one = dataclasses.replace(kind, listed=False)
+        return [_number(item, one) for item in value]
+    return kind.read(value) if isinstance(value, str) else value
+
+
+def _agreeing(flat: dict[str, Any], where: str) -> dict[str, Any]:
+    """The same keys and values; refuses bands and channels that one source gives with different numbers."""
+    bands, channels = flat.get("data.bands"), flat.get("model.in_channels")
+    if isinstance(bands, list | tuple) and isinstance(channels, int) and len(bands) != channels:
+        raise ConfigError(
+            f"model.in_channels is {channels} in {where}, and data.bands names {len(bands)} bands: leave "
+            "model.in_channels out, it follows."
+        )
+    return flat
 
 
 def _overridden(words: Sequence[str], kinds: Mapping[str, Kind]) -> dict[str, Any]:
@@ -533,10 +639,19 @@ def _built(flat: dict[str, Any], kind: type[T]) -> T:
     for key, value in (flatten(typing.cast(AnyConfig, kind())) | flat).items():
         kinds[key].check(key, value)
         group, _, name = key.rpartition(".")
-        exact = float(value) if kinds[key].type is float and value is not None else value
+        exact = _exact(value, kinds[key])
         (tree.setdefault(group, {}) if group else tree)[name] = exact
     hints = typing.get_type_hints(kind)
     return kind(**{key: hints[key](**value) if isinstance(value, dict) else value for key, value in tree.items()})
+
+
+def _exact(value: Any, kind: Kind) -> Any:
+    """Whole numbers of float keys as floats, lists as tuples."""
+    if value is None:
+        return None
+    if kind.listed:
+        return tuple(_exact(item, dataclasses.replace(kind, listed=False)) for item in value)
+    return float(value) if kind.type is float else value
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
@@ -560,7 +675,8 @@ def _flat(tree: Mapping[str, Any], where: str, kind: type) -> dict[str, Any]:
     Raises:
         ConfigError: The message names the key and the nearest valid key.
     """
-    keys, flat = config_keys(kind), dict[str, Any]()
+    kinds, flat = kinds_of(kind), dict[str, Any]()
+    keys = list(kinds)
     groups = {key.partition(".")[0] for key in keys if "." in key}
     for name, value in tree.items():
         if isinstance(value, Mapping) and not value and name not in groups:  # it has no key that would be unknown
@@ -570,9 +686,9 @@ def _flat(tree: Mapping[str, Any], where: str, kind: type) -> dict[str, Any]:
             raise ConfigError(f"{name} in {where} must be a mapping of its keys, not {shown(value)}.")
         if name not in keys:
             raise unknown_name(f"key in {where}:", str(name), keys)
-        if isinstance(value, Mapping | list):
+        if isinstance(value, Mapping) or (isinstance(value, list) and not kinds[name].listed):
             raise ConfigError(f"{name} in {where} must be one value, not {shown(value)}.")
         if name in flat:
             raise ConfigError(f"{where} gives {name} twice, nested and dotted: delete one of the two.")
         flat[name] = value
-    return flat
+    return _agreeing(flat, where)

@@ -78,14 +78,16 @@ class Kind:
     """The type and range of a key.
 
     Attributes:
-        type: str, bool, int or float.
+        type: str, bool, int, float, or int | str.
         null: The key may be null.
         range: Range of its numbers, if any.
+        listed: The value is a tuple of at least one such value: a list in YAML, values with commas as an option.
     """
 
-    type: type
+    type: Any
     null: bool
     range: Range | None
+    listed: bool = False
 
     def check(self, key: str, value: object) -> None:
         """Check a value.
@@ -95,10 +97,16 @@ class Kind:
         """
         if value is None and self.null:
             return
+        if self.listed:
+            if not isinstance(value, list | tuple) or not value:
+                raise ConfigError(f"{key} must be {self}, not {shown(value) if value else 'an empty list'}.")
+            for item in value:
+                dataclasses.replace(self, null=False, listed=False).check(f"every value of {key}", item)
+            return
         wanted = int | float if self.type is float else self.type
         if not isinstance(value, wanted) or (isinstance(value, bool) and self.type is not bool):
             raise ConfigError(f"{key} must be {TYPES[self.type]}, not {shown(value)}.")
-        if self.range is not None and value not in self.range:  # type: ignore[operator]  # it is a number
+        if self.range is not None and value not in self.range:
             raise ConfigError(f"{key} must be {self}, not {value}.")
         if isinstance(value, str) and (not value.strip() or "\0" in value):
             what = "holds a zero byte." if value.strip() else "is empty: is a shell variable not set?"
@@ -108,6 +116,11 @@ class Kind:
         """Convert a word of the command line to this type; the word itself if that is impossible, for `check`."""
         if self.null and word in ("null", "None"):
             return None
+        if self.listed:
+            one = dataclasses.replace(self, null=False, listed=False)
+            return tuple(one.read(part.strip()) for part in word.strip().removeprefix("[").removesuffix("]").split(","))
+        if self.type == int | str:
+            return int(word) if word.isascii() and word.isdecimal() else word.strip("'\"")
         if self.type is bool:
             return {"true": True, "false": False}.get(word.lower(), word)
         try:
@@ -116,8 +129,15 @@ class Kind:
             return word
 
     def __str__(self) -> str:
-        return f"{TYPES[self.type]}{f' {self.range}' if self.range else ''}{' or null' if self.null else ''}"
+        one = f"{TYPES[self.type]}{f' {self.range}' if self.range else ''}"
+        return f"{f'a list, each value {one}' if self.listed else one}{' or null' if self.null else ''}"
 
 
-TYPES = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
+TYPES: dict[Any, str] = {
+    int | str: "a whole number or text",
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+}
 """Types of keys in the words of messages."""

@@ -18,7 +18,7 @@ import html
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 
 IGNORE_LABEL = 255
 """Train id of pixels that are ignored by losses and metrics."""
+
+TASKS = ("multiclass", "binary", "multilabel")
+"""Tasks: one of K classes a pixel; an object or background; any of K labels a pixel."""
+
+MULTILABEL_IGNORE = 1 << 15
+"""Value of ignored pixels of multi-label maps, uint16 [H, W], whose bit k says that label k is present."""
+
+MAX_LABELS = 15
+"""Maximum number of labels of a multi-label task: the bits below that of `MULTILABEL_IGNORE`."""
 
 _UNKNOWN = 254  # in the encoding table: a raw id outside the label space
 
@@ -48,6 +57,8 @@ class LabelSpace:
         raw_ids: K raw ids, 0..255, which `encode` maps to 0..K-1.
         ignored_raw_ids: Raw ids that `encode` maps to `IGNORE_LABEL`.
         ignored_colors: Colours that `encode_colors` maps to `IGNORE_LABEL`.
+        task: One of `TASKS`. "binary" has two classes, the background and the object, and models with one logit.
+            "multilabel" has maps of bits: raw id k is bit k, and bit 15 (`MULTILABEL_IGNORE`) marks ignored pixels.
 
     Raises:
         ConfigError: The lengths differ, there are not 1..253 classes, a name is empty, holds control characters or is
@@ -60,8 +71,12 @@ class LabelSpace:
     raw_ids: tuple[int, ...]
     ignored_raw_ids: tuple[int, ...] = ()
     ignored_colors: tuple[tuple[int, int, int], ...] = ()
+    task: str = "multiclass"
 
     def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise unknown_name("task", self.task, TASKS)
+        self._check_task()
         lengths = len(self.names), len(self.colors), len(self.raw_ids)
         if len(set(lengths)) > 1 or not 1 <= len(self.names) < _UNKNOWN:
             raise ConfigError(
@@ -80,6 +95,50 @@ class LabelSpace:
             for number in numbers:
                 if not 0 <= number <= 255:
                     raise ConfigError(f"{what}s must lie in 0..255, not {number}.")
+
+    def _check_task(self) -> None:
+        count = len(self.names)
+        if self.task == "binary" and count != 2:
+            raise ConfigError(f"a binary task has 2 classes, the background and the object, not {count}.")
+        if self.task == "multilabel" and (count > MAX_LABELS or self.raw_ids != tuple(range(count))):
+            raise ConfigError(
+                f"a multi-label task has 1..{MAX_LABELS} labels with the raw ids 0..K-1, the bits of 16-bit masks; "
+                f"these are {count} with the ids {', '.join(map(str, self.raw_ids[:16]))}."
+            )
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Names of the scores that a model gives for a pixel: of all classes, or of the object of a binary task."""
+        return self.names[1:] if self.task == "binary" else self.names
+
+    @property
+    def ignore_value(self) -> int:
+        """Value of ignored pixels in label maps: `IGNORE_LABEL`, or `MULTILABEL_IGNORE` of a multi-label task."""
+        return MULTILABEL_IGNORE if self.task == "multilabel" else IGNORE_LABEL
+
+    def for_task(self, task: str, *, positive: Sequence[str] = ()) -> LabelSpace:
+        """Return the label space of another task on the same classes.
+
+        Args:
+            task: "binary" (the classes `positive` are the object) or "multilabel" (every class is a label).
+            positive: Names of classes, for a binary task.
+
+        Raises:
+            ConfigError: Unknown task or class, or none or all classes are the object.
+        """
+        if task == "multiclass":
+            return self
+        if task != "binary":
+            return LabelSpace(self.name, self.names, self.colors, tuple(range(len(self))), task=task)
+        for name in positive:
+            if name not in self.names:
+                raise unknown_name(f"class of {self.name}", name, self.names)
+        if not 0 < len(set(positive)) < len(self):
+            raise ConfigError(f"the object of a binary task is 1 to {len(self) - 1} of the classes of {self.name}, "
+                              f"not {len(set(positive))}.")  # fmt: skip
+        color = self.colors[self.names.index(positive[0])]
+        names = ("background" if "background" not in positive else "rest", "+".join(dict.fromkeys(positive)))
+        return LabelSpace(self.name, names, ((0, 0, 0), color), (0, 1), (IGNORE_LABEL,), task=task)
 
     @classmethod
     def of(cls, name: str) -> LabelSpace:
@@ -150,6 +209,7 @@ class LabelSpace:
                 raw_ids=tuple(int(raw) for raw in values["raw_ids"]),
                 ignored_raw_ids=tuple(int(raw) for raw in values["ignored_raw_ids"]),
                 ignored_colors=tuple((int(r), int(g), int(b)) for r, g, b in values.get("ignored_colors", ())),
+                task=str(values.get("task", "multiclass")),
             )
         except KeyError as error:
             raise ConfigError(f"these are not the values of a label space: {error} is missing.") from None
@@ -157,8 +217,9 @@ class LabelSpace:
             raise ConfigError(f"these are not the values of a label space: {error}.") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """The label space as plain values that JSON can hold."""
-        return dataclasses.asdict(self)
+        """The label space as plain values that JSON can hold; without the task if it is multiclass, as ever."""
+        values = dataclasses.asdict(self)
+        return values if self.task != "multiclass" else {key: values[key] for key in values if key != "task"}
 
     def __len__(self) -> int:
         """Number of classes K."""
@@ -237,12 +298,16 @@ class LabelSpace:
         for shown, text in zip([legend.get_title(), *legend.get_texts()], [title, *texts.values()], strict=True):
             shown.set(parse_math=False, text=text)  # "$" is a letter in a name
 
-    def encode(self, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def encode(self, raw: NDArray[Any]) -> NDArray[Any]:
         """Map raw ids [H, W] to train ids [H, W] in 0..K-1 or `IGNORE_LABEL`.
 
+        Of a multi-label task: maps of bits, uint16 or uint8, to uint16 [H, W]; pixels with bit 15 are ignored.
+
         Raises:
-            DatasetError: A raw id is neither a class nor ignored; the message names the ids.
+            DatasetError: A raw id, or a bit, is neither a class nor ignored; the message names the ids.
         """
+        if self.task == "multilabel":
+            return self._encode_bits(raw)
         table = np.full(256, _UNKNOWN, np.uint8)
         table[list(self.raw_ids)] = np.arange(len(self), dtype=np.uint8)
         table[list(self.ignored_raw_ids)] = IGNORE_LABEL
@@ -255,6 +320,18 @@ class LabelSpace:
                 f"(classes {min(self.raw_ids)}..{max(self.raw_ids)}, ignored {list(self.ignored_raw_ids)})"
             )
         return labels
+
+    def _encode_bits(self, raw: NDArray[Any]) -> NDArray[Any]:
+        bits = raw.astype(np.uint16)
+        ignored = bits >= MULTILABEL_IGNORE
+        strange = ~ignored & (bits >= 1 << len(self))
+        if strange.any():
+            value = int(bits[strange][0])
+            raise DatasetError(
+                f"label out of range: the value {value} has the bit {value.bit_length() - 1}, and label space "
+                f"{self.name!r} has the labels (bits) 0..{len(self) - 1}; bit 15 ({MULTILABEL_IGNORE}) is ignored"
+            )
+        return np.where(ignored, np.uint16(MULTILABEL_IGNORE), bits)
 
     def encode_colors(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Map a mask of colours, RGB [H, W, 3], to train ids [H, W] in 0..K-1 or `IGNORE_LABEL`.
@@ -285,9 +362,91 @@ class LabelSpace:
 
     def decode(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Map train ids [H, W] back to raw ids [H, W]; `IGNORE_LABEL` becomes the first ignored raw id."""
+        if self.task == "multilabel":
+            return labels
         table = np.full(256, self.ignored_raw_ids[0] if self.ignored_raw_ids else IGNORE_LABEL, np.uint8)
         table[: len(self)] = self.raw_ids
         return table[labels]
+
+
+class PresentLabels(NamedTuple):
+    """The labels of every pixel of a multi-label mask.
+
+    Attributes:
+        present: Whether a label is present, bool [K, H, W]; False where ignored.
+        valid: Whether a pixel counts, bool [H, W]; the others are ignored.
+    """
+
+    present: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
+
+
+def bits_to_labels(bits: NDArray[Any], num_labels: int) -> PresentLabels:
+    """Unpack a multi-label mask [H, W] of any integer type: bit k is label k, `MULTILABEL_IGNORE` is ignored.
+
+    Raises:
+        ConfigError: There are not 1..15 labels, or the mask is not [H, W] of whole numbers.
+        DatasetError: A bit is set that is no label's, or a pixel is both ignored and labelled; the message names the
+            value and its place.
+    """
+    _check_num_labels(num_labels)
+    if bits.ndim != 2 or bits.dtype.kind not in "iu":
+        raise ConfigError(f"a multi-label mask is [H, W] of whole numbers, not {list(bits.shape)} of {bits.dtype}.")
+    values = bits.astype(np.int64)
+    valid = values != MULTILABEL_IGNORE
+    strange = valid & ((values < 0) | (values >= 1 << num_labels))
+    if strange.any():
+        y, x = (int(place) for place in np.argwhere(strange)[0])
+        raise DatasetError(
+            f"the value {values[y, x]} in row {y}, column {x} ({int(strange.sum())} such pixel(s)) is no set of "
+            f"{num_labels} labels: bits 0..{num_labels - 1} are labels, so values lie in 0..{(1 << num_labels) - 1}, "
+            f"and {MULTILABEL_IGNORE} alone marks an ignored pixel."
+        )
+    planes = values >> np.arange(num_labels)[:, None, None] & 1
+    return PresentLabels(planes.astype(np.bool_), valid)
+
+
+def labels_to_bits(present: NDArray[np.bool_], valid: NDArray[np.bool_] | None = None) -> NDArray[np.uint16]:
+    """Pack the labels of every pixel, bool [K, H, W], into a multi-label mask, uint16 [H, W].
+
+    Args:
+        present: Whether a label is present; without meaning where `valid` is False.
+        valid: Whether a pixel counts, bool [H, W]; None for all. The others become `MULTILABEL_IGNORE`.
+
+    Raises:
+        ConfigError: The shapes or types are others, or there are not 1..15 labels.
+    """
+    mask = np.ones(present.shape[1:], np.bool_) if valid is None else valid
+    if present.ndim != 3 or present.dtype != np.bool_ or mask.dtype != np.bool_ or mask.shape != present.shape[1:]:
+        raise ConfigError(
+            f"present must be bool [K, H, W] and valid bool [H, W], not {present.dtype} {list(present.shape)} and "
+            f"{mask.dtype} {list(mask.shape)}."
+        )
+    _check_num_labels(len(present))
+    bits = np.zeros(mask.shape, np.uint16)
+    for label, plane in enumerate(present):
+        bits |= plane.astype(np.uint16) << np.uint16(label)
+    bits[~mask] = MULTILABEL_IGNORE
+    return bits
+
+
+def _check_num_labels(num_labels: int) -> None:
+    if not 1 <= num_labels <= MAX_LABELS:
+        raise ConfigError(
+            f"a multi-label task has 1..{MAX_LABELS} labels, not {num_labels}: a mask stores them in 16 bits, one of "
+            "which marks ignored pixels."
+        )
+
+
+def ignore_value(labels: NDArray[Any]) -> int:
+    """Return the value of ignored pixels in a label map: uint8 of train ids, or a wider type of multi-label bits."""
+    return IGNORE_LABEL if labels.dtype == np.uint8 else MULTILABEL_IGNORE
+
+
+def ignored_pixels(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which pixels of a label map are ignored: uint8 of train ids, or a wider type of multi-label bits."""
+    ignored: NDArray[np.bool_] = labels == IGNORE_LABEL if labels.dtype == np.uint8 else labels >= MULTILABEL_IGNORE
+    return ignored
 
 
 def is_class_name(name: str) -> bool:

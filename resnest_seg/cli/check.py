@@ -3,20 +3,33 @@
 python tools/check_dataset.py --dataset ade20k
 python tools/check_dataset.py --dataset folder --data.root /data/mine --workers 8 --output report.json
 
+python tools/check_dataset.py --dataset folder --data.root /data/mine --write-classes
+
 Exit code 1 if training would go wrong; the problems are listed with their files.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-from resnest_seg.cli.parsing.options import Parser, add_checkpoint, add_dataset, add_workers, open_dataset
+from resnest_seg.cli.parsing.options import (
+    Parser,
+    add_checkpoint,
+    add_dataset,
+    add_workers,
+    bands_in,
+    open_dataset,
+    windows_in,
+)
 from resnest_seg.config import COUNT, DataConfig
 from resnest_seg.config_types import check_option
-from resnest_seg.errors import ConfigError, DatasetError
-from resnest_seg.files import check_output_file
+from resnest_seg.errors import ConfigError, DatasetError, command
+from resnest_seg.files import atomic_write, check_output_file
+from resnest_seg.labels import TASKS
 
 if TYPE_CHECKING:
     from resnest_seg.data.datasets import SegmentationDataset
@@ -24,11 +37,15 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 
+T = TypeVar("T")
+
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = Parser("check", description=__doc__.splitlines()[0])
     add_dataset(parser, default="with --checkpoint, the one trained on", splits=False)
+    parser.add_argument("--model.task", dest="task", choices=TASKS, default="multiclass", help="task of the masks "
+                        "(default: with --checkpoint its own, else multiclass)")  # fmt: skip
     extra = ": check the data set that it was trained on, or another one with its classes"
     add_checkpoint(parser, exported=False, required=False, extra=extra)
     parser.add_argument(
@@ -37,13 +54,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="check LIMIT samples of each split, evenly spread")
     add_workers(parser, default=4)
     parser.add_argument("--output", metavar="JSON", help="write a report to this file (default: write nothing)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the report if it exists")
+    parser.add_argument(
+        "--write-classes",
+        metavar="CSV",
+        nargs="?",
+        const="",
+        help="instead of checking, write the ids or colours of the masks to this class list, to be edited (without a "
+        "name: classes.csv in the folder)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the report or class list if it exists")
     return parser.read(argv)
 
 
 def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset], list[str]]:
     """Open the requested splits (default: train, val and, if it exists, test); returns splits and problems."""
-    from resnest_seg.data.build import build_dataset
+    from resnest_seg.data.build import build_dataset, say_layout
 
     trained: DataConfig | None = None
     space: LabelSpace | None = None
@@ -60,15 +85,74 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
             if trained is not None:
                 found.append(open_dataset(options, trained, space, name=name, split=split, allow_missing=True))
             else:
+                window, _ = windows_in(options, None)
                 found.append(
-                    build_dataset(name, root=options.root, split=split, classes=options.classes, allow_missing=True)
+                    build_dataset(
+                        name,
+                        root=options.root,
+                        split=split,
+                        images=options.data_images,
+                        masks=options.data_masks,
+                        classes=options.classes,
+                        window=window,
+                        window_overlap=0,  # context would count as ignored
+                        allow_missing=True,
+                        task=options.task,
+                        positive=options.positive,
+                    )
                 )
+                found[-1].read_as(bands_in(options, DataConfig()))
         except DatasetError as error:
             if not found:
                 raise
             if options.splits or split != "test":  # not every data set has a test split
                 problems.append(f"the {split} split cannot be opened: {error}")
+    say_layout(found[0])
     return found, problems
+
+
+def write_classes(options: argparse.Namespace) -> None:
+    """Write a class list of what the masks of a folder hold, and say what to do next.
+
+    Raises:
+        ConfigError: The data set is no folder, or the file exists or cannot be written.
+        DatasetError: Photos and masks do not pair, or a mask cannot be read.
+    """
+    from resnest_seg.data.build import data_root
+    from resnest_seg.data.class_lists import draft_classes
+    from resnest_seg.data.folder import find_pairs, read_masks
+    from resnest_seg.data.storage import FolderSource, open_source
+    from resnest_seg.io.display import progress_bars
+
+    if options.dataset != "folder":
+        name = "without --dataset there is no folder" if options.dataset is None else f"{options.dataset} has its own"
+        raise ConfigError(f"--write-classes is for --dataset folder: {name}.")
+    if options.write_classes and not options.write_classes.lower().endswith(".csv"):  # nor a mask, with --overwrite
+        raise ConfigError(f"--write-classes writes a CSV file: '{options.write_classes}' must end with .csv.")
+    root = data_root("folder", options.root)
+    source = open_source(root, zips=())
+    found = find_pairs(source, root, images=options.data_images, masks=options.data_masks)
+    within = isinstance(source, FolderSource) and not options.write_classes
+    path = Path(root) / found.layout.base / "classes.csv" if within else Path(options.write_classes or "classes.csv")
+    check_output_file(path, what="class list", overwrite=options.overwrite, option="--write-classes")
+    with progress_bars() as progress:
+        bar = progress.add_task("reading masks", total=found.pairs)
+        draft = draft_classes(progress_of(read_masks(source, found), lambda: progress.advance(bar)))
+    with atomic_write(path) as temporary:
+        temporary.write_text(draft, encoding="utf-8")
+    words = ["--dataset", "folder", "--data.root", str(root)]
+    words += ["--data.images", options.data_images, "--data.masks", options.data_masks] if options.data_images else []
+    words += [] if within else ["--data.classes", str(path)]
+    lines = draft.count("\n") - 1
+    print(f"{path}: {lines} {'entry' if lines == 1 else 'entries'} of {found.pairs} masks. Edit their names "
+          f"in it, then:\n    {command('check')} {shlex.join(words)}")  # fmt: skip
+
+
+def progress_of(items: Iterable[T], advance: Callable[[], None]) -> Iterator[T]:
+    """Pass items on, and call a function after each."""
+    for item in items:
+        yield item
+        advance()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,6 +163,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if options.dataset is None and options.checkpoint is None:
         raise ConfigError("--dataset is missing: synthetic, camvid, ade20k, cityscapes or folder; or --checkpoint RUN.")
+    if options.write_classes is not None:
+        write_classes(options)
+        return 0
     if options.output is not None:
         check_output_file(options.output, what="report", overwrite=options.overwrite)
 
@@ -100,6 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sizes = ", ".join(f"{width} x {height}" for height, width in (smallest, median, largest))
         terminal.print(f"{split}: sizes (smallest, median, largest) {sizes}")
     terminal.print(f"suggested crop: {diagnosis.suggested_crop}")
+    if diagnosis.pixel_mean:
+        terminal.print(f"data.pixel_mean: {list(diagnosis.pixel_mean)}")
+        terminal.print(f"data.pixel_std: {list(diagnosis.pixel_std)}")
     for finding in diagnosis.findings:
         terminal.print(f"{finding.severity}: {finding.kind}: {finding.message}")
         if finding.severity == "error" and len(finding.files) > 1:

@@ -94,8 +94,8 @@ def open_source(options: argparse.Namespace) -> Source:
             raise ConfigError(f"{options.checkpoint} is an exported file, which holds its network: leave out --model.")
         file = FileBackend(options.checkpoint, how)
         info, path = file.file.info, file.file.path
-        return Source(file, path, f"{path}: {file.description}", DataConfig(dataset=info.setting.dataset), "val",
-                      file.memory, info.precision)  # fmt: skip
+        data = DataConfig(info.setting.dataset, bands=info.bands or None, nodata=info.nodata, pixel_mean=info.mean)
+        return Source(file, path, f"{path}: {file.description}", data, "val", file.memory, info.precision)
     from resnest_seg.inference.torch_backend import TorchBackend
 
     segmenter = load_checkpoint(options.checkpoint, into=own_network(options.model))
@@ -178,6 +178,7 @@ class Results:
 
     def __init__(self, dataset: SegmentationDataset, indices: Sequence[int], options: argparse.Namespace) -> None:
         from resnest_seg.data.datasets import PairedFiles
+        from resnest_seg.data.tiles import paired_files
         from resnest_seg.evaluation.submission import Submission
 
         self.space, self.ids = dataset.label_space, options.ids
@@ -185,8 +186,9 @@ class Results:
         self.problem: OSError | None = None
         self.paths: dict[str, Path] = {}
         if options.save_predictions:
-            if isinstance(dataset, PairedFiles):
-                check_outside(options.save_predictions, dataset.folders, option="--save-predictions")
+            files = paired_files(dataset)
+            if isinstance(files, PairedFiles):
+                check_outside(options.save_predictions, files.folders, option="--save-predictions")
             names = [dataset.sample_name(index) for index in range(len(dataset))]  # equal on every process
             places = result_places(dict(zip(names, names, strict=True)), endings=(".png",))
             self.paths = {name: Path(options.save_predictions, f"{place}.png") for name, place in places.items()}
@@ -217,7 +219,9 @@ def files_of(dataset: SegmentationDataset) -> list[str | Path]:
     """List the files that a data set is read from."""
     from resnest_seg.data.datasets import PairedFiles
     from resnest_seg.data.storage import ZipSource
+    from resnest_seg.data.tiles import paired_files
 
+    dataset = paired_files(dataset)
     if not isinstance(dataset, PairedFiles):
         return []
     if isinstance(dataset.source, ZipSource):
@@ -300,11 +304,14 @@ def show(report: EvalReport, other: EvalReport | None) -> None:
 
     terminal = console()
     terminal.print(report.table())
+    for name in report.labels:
+        terminal.print(report.label_table(name))
     if len(report.scores) > 1 and report.boundaries:  # the scores by class are in these tables only
         for name in report.scores:
             terminal.print(report.table(name))
     terminal.print(report.summary())
-    terminal.print(report.confusion_table())
+    if report.confusions:
+        terminal.print(report.confusion_table())
     if other is not None:
         terminal.print(report.comparison(other))
         for caveat in report.caveats(other):
@@ -350,7 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     check(options)
 
-    from resnest_seg.data.build import DATASETS
+    from resnest_seg.data.build import DATASETS, say_layout
     from resnest_seg.evaluation.evaluate import Measures
     from resnest_seg.evaluation.report import EvalReport
     from resnest_seg.training.distributed import settle
@@ -371,12 +378,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             "with --dataset; folder takes your own photos and masks."
         )
     dataset = open_dataset(options, source.data, source.backend.label_space, name=name, split=split)
+    say_layout(dataset)
     output = report_path(options, source.path, name, split)
     written = [output, *([Path(options.submission)] if options.submission else [])]
     check_not_inputs(written, [source.path, *files_of(dataset)])
     protocols = [source.backend.protocol(word).name for word in options.protocols]
     if other is not None:
-        other.check_comparable(dataset.label_space.name, dataset.label_space.names, protocols)
+        other.check_comparable(dataset.label_space.name, dataset.label_space.score_names, protocols)
     print(source.summary, file=sys.stderr)
     report, problem = run(source, dataset, measures, options)
     if os.environ.get("RANK", "0") == "0":

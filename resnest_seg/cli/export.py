@@ -58,10 +58,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                         "checkpoint)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     what = parser.add_argument_group("input and output of the file")
-    what.add_argument("--pixels", choices=("uint8", "float32"), default="uint8", help="type of the images, RGB 0..255 "
-                      "in either case (default: uint8)")  # fmt: skip
+    what.add_argument("--pixels", choices=("uint8", "uint16", "float32"), help="type of the images: uint8 or float32 "
+                      "for RGB 0..255, any that holds the values for other bands (default: uint8, of other bands "
+                      "float32)")  # fmt: skip
     what.add_argument("--layout", choices=("nchw", "nhwc"), default="nchw", help="default: nchw")
-    what.add_argument("--result", choices=("logits", "softmax", "labels"), default="logits", help="default: logits")
+    what.add_argument("--result", choices=("logits", "softmax", "sigmoid", "labels"), default="logits",
+                      help="sigmoid is for binary and multi-label models (default: logits)")  # fmt: skip
     how = parser.add_argument_group("precision")
     how.add_argument("--half", action="store_true", help="weights and arithmetic in half precision")
     how.add_argument("--int8", action="store_true", help="8-bit integers, calibrated on training images; not for torch")
@@ -141,7 +143,7 @@ def datasets(
     Raises:
         ConfigError: int8 has neither a data set nor photos for the calibration.
     """
-    from resnest_seg.data.build import DATASETS
+    from resnest_seg.data.build import DATASETS, say_layout
 
     data = segmenter.config.data
     name = options.dataset or (data.dataset if options.int8 and data.dataset in DATASETS else None)
@@ -154,6 +156,7 @@ def datasets(
         return None, None
     space, split = segmenter.label_space, options.split or segmenter.config.eval.split
     scored = open_dataset(options, data, space, name=name, split=split)
+    say_layout(scored)
     return scored, open_dataset(options, data, space, name=name, split="train") if options.int8 else None
 
 
@@ -184,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     count = max(PHOTOS, options.calibration_images if options.int8 else 0)
     given = photos(options.images, count) if options.images else []
     common: dict[str, Any] = {
-        "pixels": options.pixels,
+        "pixels": options.pixels or ("uint8" if segmenter.config.data.bands is None else "float32"),
         "layout": options.layout,
         "output": options.result,
         "precision": "half" if options.half else "int8" if options.int8 else "float32",

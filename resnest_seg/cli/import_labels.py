@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
 
     from resnest_seg.annotations.importing import import_labels
-    from resnest_seg.data.folder import read_classes
+    from resnest_seg.data.class_lists import read_classes
     from resnest_seg.io.display import progress_bars
 
     classes = None if options.classes is None else read_classes(options.classes)

@@ -1,4 +1,4 @@
-"""Segment photos, videos and camera streams: label PNGs, overlays with a legend, scores, polygons, annotations.
+"""Segment photos, videos, camera streams and maps: labels, overlays with a legend, scores, polygons, annotations.
 
 python tools/predict_seg.py --checkpoint runs/my_run photo.jpg folder/ "more/**/*.png" --output predictions
 python tools/predict_seg.py --checkpoint runs/my_run --protocol encoding --write labels polygons photo.jpg
@@ -6,6 +6,9 @@ python tools/predict_seg.py --checkpoint runs/my_run --write coco labelme cvat y
 python tools/predict_seg.py --checkpoint runs/my_run drive.mp4
 python tools/predict_seg.py --checkpoint runs/my_run --tile 1024 --overlap 128 satellite.tif
 python tools/predict_seg.py --checkpoint model.onnx photo.jpg
+
+Labels of a TIFF that lies on the map (CRS and transform) are a GeoTIFF there; its polygons are in longitude and
+latitude, or with --write geopackage in its CRS.
 
 Inputs that cannot be segmented are listed at the end; the exit code is then 1.
 """
@@ -16,7 +19,7 @@ import argparse
 import contextlib
 import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,8 +55,12 @@ PREDICTIONS = "predictions"
 EXIT_SOME_FAILED = 1
 """Exit code if some inputs could not be segmented."""
 
-ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png", "scores": "_scores.npz", "polygons": ".geojson"}
+ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png", "scores": "_scores.npz", "polygons": ".geojson",
+           "geopackage": ".gpkg"}  # fmt: skip
 """Output of an image -> suffix of its file."""
+
+MAP_LABELS = "_labels.tif"
+"""Suffix of the labels of an image that lies on the map."""
 
 ANNOTATIONS = {"coco": "coco/annotations.json", "labelme": "labelme/", "cvat": "cvat/annotations.xml",
                "yolo": "yolo/data.yaml"}  # fmt: skip
@@ -80,13 +87,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                         "that exists)")  # fmt: skip
     parser.add_argument("--write", nargs="+", choices=(*ENDINGS, *ANNOTATIONS), metavar="KIND", default=["labels",
                         "overlay"], help="outputs of an image: labels as PNG, overlay with legend, scores (class "
-                        "probabilities, npz, half precision), polygons (GeoJSON in pixels); and of all images, for "
+                        "probabilities, npz, half precision), polygons (GeoJSON in pixels, or in longitude and "
+                        "latitude), geopackage (polygons in the CRS of an image that has one); and of all images, for "
                         "annotation tools: coco, labelme, cvat, yolo (default: labels overlay)")  # fmt: skip
     parser.add_argument("--write-tolerance", type=float, default=1.0, metavar="PIXELS", help="simplification of "
                         "outlines for annotation tools; small and thin regions keep more (default: 1)")  # fmt: skip
+    parser.add_argument("--cog", action="store_true", help="labels of an image on the map as Cloud Optimized GeoTIFF")
     parser.add_argument("--ids", choices=("raw", "train"), default="raw", help="values in the label PNGs: the data "
                         "set's ids, or indices of the classes (default: raw)")  # fmt: skip
     parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the overlay, 0..1 (default: 0.5)")
+    parser.add_argument("--overlay-bands", metavar="BANDS", help="for a model of many bands: three that the overlay "
+                        "shows as red, green and blue, such as 4,3,2 (default: the first three)")  # fmt: skip
     parser.add_argument("--simplify", type=float, default=0.0, help="tolerance of polygons in pixels (default: 0)")
     parser.add_argument("--frames", type=int, help="maximum frames of a video or camera (default: all)")
     parser.add_argument("--overwrite", action="store_true", help=f"replace files that exist; without --output those in "
@@ -146,16 +157,56 @@ def protocol_for(options: argparse.Namespace, backend: Backend) -> Protocol:
                         window=options.tile, overlap=options.overlap, blend=options.blend or blend)  # fmt: skip
 
 
-def results(item: Input, options: argparse.Namespace) -> list[Path]:
-    """Return the output files of an input.
+def on_map(item: Input) -> bool:
+    """True for a TIFF file with a CRS and a place in it."""
+    from resnest_seg.io.georeference import read_georeference
+
+    return item.kind == "image" and read_georeference(item.source) is not None
+
+
+def check_places(items: Sequence[Input], options: argparse.Namespace) -> None:
+    """Say which inputs do not lie on the map where others do, or where an option needs it.
+
+    Raises:
+        ConfigError: None does, and an option is for those alone.
+    """
+    from resnest_seg.io.georeference import is_tiff
+
+    lying = {item.source for item in items if on_map(item)}
+    wanted = [word for word, given in (("--cog", options.cog), ("--write geopackage", "geopackage" in options.write))
+              if given]  # fmt: skip
+    others = [item.source for item in items if item.source not in lying]
+    if wanted and items and not lying:
+        raise ConfigError(
+            f"{wanted[0]} is for images on the map, and none of the inputs is one, such as {printable(others[0])}: a "
+            "TIFF with a CRS and a transform (gdalinfo shows them)."
+        )
+    strays = [source for source in others if wanted or (lying and is_tiff(source))]
+    if strays:
+        print(
+            f"note: {len(strays)} of {len(items)} inputs have no CRS or no place in it: their labels are PNG, their "
+            f"polygons in pixels, and they get no GeoPackage. The first: {printable(strays[0])}",
+            file=sys.stderr,
+        )
+
+
+def results(item: Input, options: argparse.Namespace) -> dict[str, Path]:
+    """Return the output files of an input, by kind; "video" for the overlay of one.
 
     Raises:
         ConfigError: A file exists.
     """
     stem = Path(options.output) / item.place
-    endings = [ENDINGS[kind] for kind in options.files] if item.kind in ("image", "address") else [VIDEO_ENDING]
-    paths = [stem.with_name(stem.name + ending) for ending in endings]
-    for path in paths:
+    if item.kind in ("image", "address"):
+        endings = {kind: ENDINGS[kind] for kind in options.files}
+        if on_map(item):
+            endings = {kind: MAP_LABELS if kind == "labels" else ending for kind, ending in endings.items()}
+        else:
+            endings.pop("geopackage", None)
+    else:
+        endings = {"video": VIDEO_ENDING}
+    paths = {kind: stem.with_name(stem.name + ending) for kind, ending in endings.items()}
+    for path in paths.values():
         check_output_file(path, what=item.source, overwrite=options.overwrite)
     return paths
 
@@ -163,12 +214,11 @@ def results(item: Input, options: argparse.Namespace) -> list[Path]:
 def write_image(
     prediction: Prediction,
     item: Input,
-    paths: Sequence[Path],
+    paths: Mapping[str, Path],
     options: argparse.Namespace,
     writer: AnnotationWriter | None,
 ) -> None:
     """Write the requested outputs of one image."""
-    from resnest_seg.io.polygons import write_polygons
     from resnest_seg.io.visualize import write_png
 
     if writer is not None:
@@ -176,44 +226,48 @@ def write_image(
         name = item.place if item.place.suffix == suffix else item.place.with_name(item.place.name + suffix)
         photo = item.source if item.kind == "image" else None
         writer.add(name.as_posix(), prediction.labels, photo=photo, place=item.place.as_posix())
-    for kind, path in zip(options.files, paths, strict=True):
+    for kind, path in paths.items():
         if kind == "labels":
-            prediction.save(path, ids=options.ids)
+            prediction.save(path, ids=options.ids, cog=options.cog and path.suffix == ".tif")
         elif kind == "overlay":
             write_png(path, prediction.overlay(options.alpha))
         elif kind == "scores":
             prediction.save_scores(path)
         else:
-            write_polygons(path, prediction.labels, prediction.label_space, simplify=options.simplify)
+            prediction.save_polygons(path, simplify=options.simplify)
 
 
 def segment_image(
     predictor: Predictor,
     item: Input,
-    paths: Sequence[Path],
+    paths: Mapping[str, Path],
     options: argparse.Namespace,
     writer: AnnotationWriter | None,
 ) -> None:
     """Segment a photo; with tiles, a large one is read and written by windows."""
-    from resnest_seg.inference.inputs import fetch_image
-    from resnest_seg.io.images import decode_image
+    from resnest_seg.io.georeference import is_tiff, raster_size
     from resnest_seg.io.masks import image_size
 
     if item.kind == "address":
-        found = predictor(decode_image(fetch_image(item.source), item.source))
-        write_image(found, item, paths, options, writer)
+        write_image(predictor(item.source), item, paths, options, writer)
         return
     height, width = image_size(item.source)
+    if not height and is_tiff(item.source):  # of bands that Pillow does not know
+        height, width = raster_size(item.source)
     if height * width < LARGE:
         write_image(predictor(item.source), item, paths, options, writer)
         return
-    wanted = dict(zip(options.files, paths, strict=True))
-    if options.tile is None or set(options.write) - {"labels", "overlay"} or "labels" not in wanted:
+    if options.tile is None or set(options.write) - {"labels", "overlay"} or "labels" not in paths:
         raise DatasetError(
             f"{item.source} has {height} x {width} pixels: give --tile 1024, and --write labels or overlay only."
         )
     predictor.segment_file(
-        item.source, wanted["labels"], ids=options.ids, overlay_path=wanted.get("overlay"), alpha=options.alpha
+        item.source,
+        paths["labels"],
+        ids=options.ids,
+        overlay_path=paths.get("overlay"),
+        alpha=options.alpha,
+        cog=options.cog and paths["labels"].suffix == ".tif",
     )
 
 
@@ -245,8 +299,14 @@ def segment_video(
         raise DatasetError(f"{problem} {writer.frames} frames are in {path}.")
 
 
-def segment(predictor: Predictor, items: Sequence[Input], outputs: Sequence[list[Path]], options: argparse.Namespace,
-            problems: list[str], writer: AnnotationWriter | None = None) -> tuple[int, OSError | None]:  # fmt: skip
+def segment(
+    predictor: Predictor,
+    items: Sequence[Input],
+    outputs: Sequence[Mapping[str, Path]],
+    options: argparse.Namespace,
+    problems: list[str],
+    writer: AnnotationWriter | None = None,
+) -> tuple[int, OSError | None]:
     """Segment the inputs one after the other; errors of single inputs are added to the problems.
 
     Returns:
@@ -264,7 +324,7 @@ def segment(predictor: Predictor, items: Sequence[Input], outputs: Sequence[list
                 if item.kind in ("image", "address"):
                     segment_image(predictor, item, paths, options, writer)
                 else:
-                    segment_video(predictor, item, paths[0], options, progress, bar)
+                    segment_video(predictor, item, paths["video"], options, progress, bar)
                 done += 1
             except (DatasetError, ConfigError) as error:  # the other inputs are still segmented
                 problems.append(str(error) if item.source in str(error) else f"{item.source}: {error}")
@@ -288,18 +348,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     from resnest_seg.inference.predictor import Predictor, open_backend
     from resnest_seg.io.images import IMAGE_SUFFIXES
 
-    endings = (*ENDINGS.values(), VIDEO_ENDING)
+    endings = (*ENDINGS.values(), MAP_LABELS, VIDEO_ENDING)
     earlier = list(numbered(PREDICTIONS).values())
     items, problems = plan(options.inputs, options.output, suffixes=IMAGE_SUFFIXES, endings=endings, earlier=earlier)
     outputs = [results(item, options) for item in items]
-    check_not_inputs([path for paths in outputs for path in paths], [item.source for item in items])
+    check_places(items, options)
+    check_not_inputs([path for paths in outputs for path in paths.values()], [item.source for item in items])
     done, stopped = 0, None
     if items:
         how = RunOptions(options.device, options.precision, options.compile, options.batch)
         backend = open_backend(options.checkpoint, how, into=own_network(options.model))
         if "scores" in options.write:
             backend.check_scores()
-        predictor = Predictor(backend, protocol=protocol_for(options, backend), memory=options.memory)
+        shown = None if options.overlay_bands is None else options.overlay_bands.split(",")
+        predictor = Predictor(
+            backend, protocol=protocol_for(options, backend), memory=options.memory, overlay_bands=shown
+        )
         predictor.check_photos()
         print(f"protocol {predictor.protocol.description}", file=sys.stderr)
         with contextlib.ExitStack() as held:

@@ -83,7 +83,7 @@ def trainer_for(order: Order[PretrainConfig]) -> Trainer:
     """Build and check all parts of a run."""
     import torch
 
-    from resnest_seg.data.build import data_root
+    from resnest_seg.data.build import local_root
     from resnest_seg.models.loading import classifier_for
     from resnest_seg.training.classification import ClassFolder, ClassificationTask
     from resnest_seg.training.run_folder import RunFolder
@@ -93,7 +93,7 @@ def trainer_for(order: Order[PretrainConfig]) -> Trainer:
     config = order.config
     check_choices(config)
     resume = order.resume == "yes" or (order.resume == "auto" and bool(RunFolder(order.output).states()))
-    root = data_root(config.data.dataset, config.data.root)
+    root = local_root(config.data.dataset, config.data.root)
     check_outside(order.output, [root / "train", root / "val"])
     task = ClassificationTask(config, ClassFolder(root, "train"), ClassFolder(root, "val"))
     torch.manual_seed(config.seed)

@@ -2,6 +2,7 @@
 
 python tools/train_seg.py --dataset synthetic
 python tools/train_seg.py --dataset ade20k --data.root /data/ade20k --train.accumulation 4
+python tools/train_seg.py --dataset folder --data.root mine --data.images "raw/*.jpg" --data.masks "truth/*_L.png"
 python tools/train_seg.py --dataset ade20k --budget auto
 python tools/train_seg.py --config my_run.yaml --optim.lr 0.02 --output runs/my_run
 python tools/train_seg.py --resume runs/my_run

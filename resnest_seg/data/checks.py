@@ -12,9 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.data.class_balance import class_shares, effective_number_weights, median_frequency_weights
+from resnest_seg.data.class_balance import (
+    PixelStatistics,
+    class_shares,
+    effective_number_weights,
+    median_frequency_weights,
+    merged_statistics,
+)
+from resnest_seg.data.class_lists import csv_lines
 from resnest_seg.data.datasets import PairedFiles, SegmentationDataset
-from resnest_seg.data.folder import FolderDataset, csv_lines
+from resnest_seg.data.folder import FolderDataset
 from resnest_seg.data.inspection import SampleFacts, near_duplicates, scan, scan_masks
 from resnest_seg.errors import DatasetError, command
 from resnest_seg.files import atomic_write
@@ -64,6 +71,8 @@ class Diagnosis:
         median_frequency: K class weights for a loss by `median_frequency_weights`, from the first split.
         effective_number: K class weights for a loss by `effective_number_weights`, from the first split.
         suggested_crop: Side of a training crop that most photos fill, a multiple of 32.
+        pixel_mean: Mean of each band of the first split, in the units of the files; empty for photos.
+        pixel_std: Standard deviation, likewise.
     """
 
     dataset: str
@@ -77,6 +86,8 @@ class Diagnosis:
     median_frequency: list[float]
     effective_number: list[float]
     suggested_crop: int
+    pixel_mean: tuple[float, ...] = ()
+    pixel_std: tuple[float, ...] = ()
 
     @property
     def errors(self) -> list[Finding]:
@@ -138,22 +149,50 @@ def diagnose(
                     on_sample(fact)
         findings += _findings_of_split(dataset, seen)
     findings += _duplicates(facts)
+    bands = _bands(splits[0], facts[splits[0].split])[0]
     space = splits[0].label_space
-    labels = {split: np.stack([fact.labels for fact in seen]) for split, seen in facts.items()}
-    first = labels[splits[0].split][:, :-1]
+    first = np.stack([fact.labels for fact in facts[splits[0].split]])[:, :-1]
     return Diagnosis(
         dataset=space.name,
         classes=space.names,
         samples={split: len(seen) for split, seen in facts.items()},
         findings=tuple(sorted(findings, key=lambda finding: finding.severity)),
-        shares={split: class_shares(counts[:, :-1]).tolist() for split, counts in labels.items()},
-        ignored={split: float(counts[:, -1].sum() / max(counts.sum(), 1)) for split, counts in labels.items()},
+        shares={split: _shares(seen, space).tolist() for split, seen in facts.items()},
+        ignored={split: _ignored_share(seen) for split, seen in facts.items()},
         histogram={split: _histogram(seen) for split, seen in facts.items()},
         sizes={split: _sizes(seen) for split, seen in facts.items()},
         median_frequency=[round(float(value), 6) for value in median_frequency_weights(first)],
         effective_number=[round(float(value), 6) for value in effective_number_weights(first)],
         suggested_crop=_suggested_crop(facts[splits[0].split]),
+        pixel_mean=() if bands is None else bands.mean,
+        pixel_std=() if bands is None else bands.std,
     )
+
+
+def _shares(seen: Sequence[SampleFacts], space: LabelSpace) -> NDArray[np.float64]:
+    """Return each class's share of the labelled pixels, [K]; those of labels that overlap may sum up to more than 1."""
+    counts = np.stack([fact.labels for fact in seen])[:, :-1]
+    if space.task != "multilabel":
+        return class_shares(counts)
+    shares: NDArray[np.float64] = counts.sum(axis=0) / max(sum(fact.labelled for fact in seen), 1)
+    return shares
+
+
+def _ignored_share(seen: Sequence[SampleFacts]) -> float:
+    ignored = sum(int(fact.labels[-1]) for fact in seen)
+    return ignored / max(ignored + sum(fact.labelled for fact in seen), 1)
+
+
+def _bands(dataset: SegmentationDataset, seen: Sequence[SampleFacts]) -> tuple[PixelStatistics | None, list[Finding]]:
+    """The statistics of the bands of a split, and what is wrong with them; nothing for photos."""
+    bands = [fact.bands for fact in seen if fact.bands is not None]
+    if not bands:
+        return None, []
+    try:
+        found = merged_statistics(bands, dataset)
+    except DatasetError as error:
+        return None, [Finding("error", "bands", str(error))]
+    return found, [Finding("warning", "bands", warning) for warning in found.warnings]
 
 
 def check_samples(dataset: SegmentationDataset, *, count: int, workers: int = 0) -> list[str]:
@@ -272,16 +311,17 @@ def _findings_of_split(dataset: SegmentationDataset, seen: Sequence[SampleFacts]
         more = f" ({len(broken)} such files in {dataset.split})" if len(broken) > 1 else ""
         findings.append(Finding("error", kind, f"{broken[0].problem}{more}", files))
     good = [fact for fact in seen if fact.problem is None]
-    if good and not any(fact.labels[:-1].any() for fact in good):
+    if good and not any(fact.labelled for fact in good):
         severity = "warning" if dataset.split == "test" else "error"
         message = f"no pixel of the {dataset.split} split has a label: everything is ignored."
         findings.append(Finding(severity, "nothing labelled", message, tuple(fact.mask for fact in good[:8])))
     else:
-        empty = tuple(fact.mask for fact in good if not fact.labels[:-1].any())
+        empty = tuple(fact.mask for fact in good if not fact.labelled)
         if empty:
             message = f"{len(empty)} masks of {dataset.split} have no labelled pixel. The first: {empty[0]}."
             findings.append(Finding("warning", "mask without labels", message, empty))
-    findings += _train_ids(dataset, good)
+    findings += _train_ids(dataset, good) + _without_positives(dataset, good)
+    findings += _bands(dataset, seen)[1]
     if good:
         pixels = sum(fact.size[0] * fact.size[1] for fact in good)
         classes = np.sum([fact.labels[:-1] for fact in good], axis=0)
@@ -316,6 +356,21 @@ def _findings_of_split(dataset: SegmentationDataset, seen: Sequence[SampleFacts]
         )
         findings.append(Finding("warning", "class without pixels", message))
     return findings
+
+
+def _without_positives(dataset: SegmentationDataset, good: Sequence[SampleFacts]) -> list[Finding]:
+    """Find masks that show nothing: no object of a binary task, no label of a multi-label task."""
+    task = dataset.label_space.task
+    if task == "multiclass":
+        return []
+    first = 1 if task == "binary" else 0
+    empty = tuple(fact.mask for fact in good if fact.labelled and not fact.labels[first:-1].any())
+    if not empty:
+        return []
+    what = f"without {dataset.label_space.names[1]}" if task == "binary" else "without any label"
+    share = 100 * len(empty) / len(good)
+    message = f"{len(empty)} of {len(good)} masks of {dataset.split} ({share:.0f} %) are {what}. The first: {empty[0]}."
+    return [Finding("warning", "mask without positive pixels", message, empty)]
 
 
 def _suspicions(dataset: SegmentationDataset, raw: NDArray[np.int64]) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""Samples, the base class of data sets, and the public data sets ADE20K, Cityscapes and CamVid."""
+"""Samples, the base class of data sets, the public ones ADE20K, Cityscapes and CamVid, and pairs of one's own."""
 
 from __future__ import annotations
 
@@ -6,31 +6,33 @@ import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from resnest_seg.data.storage import FolderSource, Source, base_of, open_source
-from resnest_seg.errors import DatasetError, command, unknown_name
+from resnest_seg.errors import ConfigError, DatasetError, command, unknown_name
+from resnest_seg.io.bands import KEPT, BandReader, Raster, without_labels
 from resnest_seg.io.images import IMAGE_SUFFIXES, decode_image
-from resnest_seg.io.masks import decode_mask, mask_palette
-from resnest_seg.labels import IGNORE_LABEL, LabelSpace
+from resnest_seg.io.masks import decode_bits, decode_mask, mask_palette
+from resnest_seg.labels import IGNORE_LABEL, MULTILABEL_IGNORE, LabelSpace, labels_to_bits
 
 
 class Sample(NamedTuple):
     """One photo with its labels.
 
     Attributes:
-        image: RGB, uint8 [H, W, 3].
-        labels: Train ids, uint8 [H, W], 0..K-1 or `IGNORE_LABEL`.
+        image: RGB, uint8 [H, W, 3]; or bands of the type of their file: uint8, uint16, int16 or float32 [H, W, C].
+        labels: Train ids, uint8 [H, W], 0..K-1 or `IGNORE_LABEL`; of a multi-label task bits, uint16 [H, W].
         name: The photo's path, or the synthetic scene's number, for messages.
     """
 
-    image: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
+    image: NDArray[Any]
+    labels: NDArray[Any]
     name: str
 
 
@@ -40,10 +42,20 @@ class SegmentationDataset(ABC):
     Attributes:
         label_space: The classes.
         split: "train", "val" or "test".
+        bands: How bands are read, where the images are no photos (8-bit RGB).
     """
 
     label_space: LabelSpace
     split: str
+    bands: BandReader | None = None
+
+    def read_as(self, bands: BandReader | None) -> None:
+        """Set how bands are read; a data set of the user's own may take it over for its `raster`."""
+        self.bands = bands
+
+    def raster(self, index: int) -> Raster:
+        """Read the image of a sample, with its values without data; its bands count in statistics."""
+        return Raster(self[index].image)
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -52,6 +64,10 @@ class SegmentationDataset(ABC):
         """Return a hash that identifies the samples and their order, without reading one."""
         space = json.dumps(self.label_space.to_dict())
         return hashlib.sha256(f"{len(self)} {self.split} {space}".encode()).hexdigest()
+
+    def draw(self, index: int, *, seed: int) -> Sample:
+        """Read a sample for training: a data set of windows moves its window at random, decided by the seed alone."""
+        return self[index]
 
     def sample_name(self, index: int) -> str:
         """Return the name of a sample within its data set, independent of the root; results are named after it.
@@ -68,6 +84,60 @@ class SegmentationDataset(ABC):
             DatasetError: A file cannot be read, photo and mask differ in size, or a label is out of range; the
                 message names the file.
         """
+
+
+class TaskView(SegmentationDataset):
+    """A data set of K classes a pixel as one of another task.
+
+    Args:
+        inner: The data set.
+        task: "binary" or "multilabel".
+        positive: Names of the classes that are the object of a binary task.
+
+    Attributes:
+        inner: The data set.
+
+    Raises:
+        ConfigError: Unknown class, or none or all classes are the object.
+    """
+
+    def __init__(self, inner: SegmentationDataset, task: str, positive: Sequence[str] = ()) -> None:
+        self.inner, self.split, self.bands = inner, inner.split, inner.bands
+        self.label_space = inner.label_space.for_task(task, positive=positive)
+        chosen = set(positive)
+        values = [name in chosen if task == "binary" else 1 << k for k, name in enumerate(inner.label_space.names)]
+        self._table = np.full(256, self.label_space.ignore_value, np.uint8 if task == "binary" else np.uint16)
+        self._table[: len(values)] = values
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def identity(self) -> str:
+        """Return a hash of the data set and of the new label space."""
+        return hashlib.sha256(f"{super().identity()} {self.inner.identity()}".encode()).hexdigest()
+
+    def sample_name(self, index: int) -> str:
+        """The name that the sample has in the data set."""
+        return self.inner.sample_name(index)
+
+    def read_as(self, bands: BandReader | None) -> None:
+        """Set how bands are read."""
+        self.inner.read_as(bands)
+        self.bands = self.inner.bands
+
+    def raster(self, index: int) -> Raster:
+        """Read the image of a sample."""
+        return self.inner.raster(index)
+
+    def draw(self, index: int, *, seed: int) -> Sample:
+        """Read a sample for training."""
+        return self._viewed(self.inner.draw(index, seed=seed))
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._viewed(self.inner[index])
+
+    def _viewed(self, sample: Sample) -> Sample:
+        return sample._replace(labels=self._table[sample.labels])
 
 
 DATA_ROOT_VARIABLE = "RESNEST_SEG_DATA"
@@ -134,7 +204,7 @@ class PairedFiles(SegmentationDataset):
         """The folders directly below the root in which its photos and masks lie; none where it is read from zips."""
         if not isinstance(self.source, FolderSource):
             return []
-        names = {PurePosixPath(name).parts[0] for pair in self.pairs for name in pair if name is not None}
+        names = {PurePosixPath(name).parts[0] for pair in self.pairs for name in pair if name and "/" in name}
         return [self.source.root / name for name in sorted(names)]
 
     def sample_name(self, index: int) -> str:
@@ -144,24 +214,50 @@ class PairedFiles(SegmentationDataset):
     def __getitem__(self, index: int) -> Sample:
         image_name, mask_name = self.pairs[index]
         where = self.source.locate(image_name)
-        image = decode_image(self.source.read(image_name), where)
+        image, valid, _ = self.raster(index)
         if mask_name is None:
-            return Sample(image, np.full(image.shape[:2], IGNORE_LABEL, np.uint8), where)
+            return Sample(image, self.nothing_labelled(image.shape[:2]), where)
         raw = self.read_mask(mask_name)
         if image.shape[:2] != raw.shape[:2]:
             raise DatasetError(self.size_problem(index, image, raw))
-        return Sample(image, self.encode(mask_name, raw), where)
+        return Sample(image, without_labels(self.encode(mask_name, raw), valid), where)
 
-    def read_mask(self, name: str) -> NDArray[np.uint8]:
+    def raster(self, index: int) -> Raster:
+        """Read the image of a sample: a photo, or the bands that `bands` names."""
+        name = self.pairs[index][0]
+        return self.decode(self.source.read(name), self.source.locate(name))
+
+    def decode(self, data: bytes, where: str) -> Raster:
+        """Decode the content of a file of this name: a photo, or bands."""
+        return Raster(decode_image(data, where)) if self.bands is None else self.bands.decode(data, where)
+
+    def nothing_labelled(self, size: tuple[int, ...]) -> NDArray[Any]:
+        """Labels [H, W] of a photo without a mask: all pixels are ignored."""
+        kind = np.uint16 if self.label_space.task == "multilabel" else np.uint8
+        return np.full(size, self.label_space.ignore_value, kind)
+
+    def read_mask(self, name: str) -> NDArray[Any]:
         """Read a mask, uint8: ids [H, W], or colours [H, W, 3], also of a palette with the classes' colours.
+
+        Of a multi-label task, bits, uint16 [H, W].
 
         Raises:
             DatasetError: The file is missing, corrupt or not a mask.
         """
         data = self.source.read(name)
+        if self.label_space.task == "multilabel":
+            return decode_bits(data, self.source.locate(name))
         raw = decode_mask(data, self.source.locate(name))
-        palette = mask_palette(data) if self.palettes and raw.ndim == 2 else None
-        if palette is None:
+        return self.meant(raw, mask_palette(data) if self.palettes and raw.ndim == 2 else None)
+
+    def meant(self, raw: NDArray[np.uint8], palette: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+        """Ids [H, W] of a mask with a palette, or its colours [H, W, 3] if these are the classes' and its ids are not.
+
+        Args:
+            raw: The mask as stored.
+            palette: Its colours, uint8 [256, 3]; None without one.
+        """
+        if palette is None or not self.palettes:
             return raw
         used = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
         by_id = dict(zip(self.encoding.raw_ids, self.encoding.colors, strict=True))
@@ -170,8 +266,8 @@ class PairedFiles(SegmentationDataset):
         meant = any(by_id.get(int(index)) != color for index, color in zip(used, painted, strict=True))
         return palette[raw] if meant and all(color in known for color in painted) else raw
 
-    def encode(self, name: str, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Convert a mask of ids or colours to train ids [H, W].
+    def encode(self, name: str, raw: NDArray[Any]) -> NDArray[Any]:
+        """Convert a mask of ids, colours or bits to labels [H, W].
 
         Raises:
             DatasetError: An id or colour is not in the label space, or colours are not accepted; names the mask.
@@ -184,7 +280,7 @@ class PairedFiles(SegmentationDataset):
         except DatasetError as error:
             raise DatasetError(f"{where}: {error}.") from None
 
-    def size_problem(self, index: int, image: NDArray[np.uint8], raw: NDArray[np.uint8]) -> str:
+    def size_problem(self, index: int, image: NDArray[Any], raw: NDArray[Any]) -> str:
         """Describe the problem if mask and photo differ in size; None if they agree."""
         image_name, mask_name = self.pairs[index]
         photo, mask = self.source.locate(image_name), self.source.locate(str(mask_name))
@@ -314,3 +410,152 @@ def _choose(kind: str, name: str, known: dict[str, T]) -> T:
     if name not in known:
         raise DatasetError(str(unknown_name(kind, name, known)))
     return known[name]
+
+
+class Indexable(Protocol):
+    """A sequence by length and index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class PairDataset(SegmentationDataset):
+    """A data set of any object with `len()` and `[index]` that gives pairs of image and mask.
+
+    Images are PIL images, uint8 arrays [H, W, C] or [H, W], or uint8 tensors [C, H, W]; or the bands of an instrument,
+    arrays or tensors of uint16, int16 or float32, in which NaN means no data. Masks are PIL images (P, L, I), or arrays
+    or tensors of whole numbers [H, W] or [1, H, W]; of a multi-label task bits, or one plane of booleans for each
+    label, [K, H, W].
+
+    Args:
+        pairs: Items are tuples (image, mask), or mappings with the two `keys`, as rows of Hugging Face tables are.
+        classes: The names of the classes 0..K-1, or a label space, by whose raw ids the masks are decoded.
+        split: "train", "val" or "test".
+        keys: Keys of image and mask in a mapping.
+        ignore: Values in masks that are not labelled, besides `IGNORE_LABEL`.
+
+    Raises:
+        ConfigError: The classes make no label space.
+    """
+
+    def __init__(
+        self,
+        pairs: Indexable,
+        classes: LabelSpace | Sequence[str],
+        *,
+        split: str = "train",
+        keys: tuple[str, str] = ("image", "mask"),
+        ignore: Collection[int] = (),
+    ) -> None:
+        if isinstance(classes, str):
+            raise ConfigError(f"classes must be a list of names or a LabelSpace, not the text {classes!r}.")
+        self.pairs, self.split, self.keys, self.ignore = pairs, split, keys, tuple(ignore)
+        self.label_space = (
+            classes if isinstance(classes, LabelSpace) else LabelSpace.numbered(len(classes), names=classes)
+        )
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        name = f"{self.split} sample {index}"
+        image, mask = self._parts(self.pairs[index], name)
+        (pixels, valid, _), ids = self._raster(image, name), _ids(mask, name, self.label_space)
+        if pixels.shape[:2] != ids.shape:
+            raise DatasetError(f"{name}: the image has {pixels.shape[:2]} pixels and the mask {ids.shape}.")
+        if self.label_space.task == "multilabel":
+            return Sample(pixels, without_labels(self._bits(ids, name), valid), name)
+        unlabelled = np.isin(ids, [*self.ignore, IGNORE_LABEL])
+        known = np.where(unlabelled, self.label_space.raw_ids[0], ids)
+        low, high = int(known.min()), int(known.max())
+        if low < 0 or high > 255:
+            raise DatasetError(
+                f"{name}: the mask holds {low if low < 0 else high}, and classes are 0..{len(self.label_space) - 1}. "
+                "Name values that are not labelled: ignore=(...)."
+            )
+        try:
+            labels = self.label_space.encode(known.astype(np.uint8))
+        except DatasetError as error:
+            raise DatasetError(f"{name}: {error}. Name values that are not labelled: ignore=(...).") from None
+        labels[unlabelled] = IGNORE_LABEL
+        return Sample(pixels, without_labels(labels, valid), name)
+
+    def _bits(self, ids: NDArray[np.int64], name: str) -> NDArray[Any]:
+        if ids.min() < 0 or ids.max() > 65535:
+            raise DatasetError(f"{name}: the mask holds {ids.min()} to {ids.max()}, and bits of labels are 0..65535.")
+        try:
+            bits = self.label_space.encode(ids)
+        except DatasetError as error:
+            raise DatasetError(f"{name}: {error}.") from None
+        bits[np.isin(ids, self.ignore)] = MULTILABEL_IGNORE
+        return bits
+
+    def raster(self, index: int) -> Raster:
+        """Take the image of a pair, without its mask."""
+        name = f"{self.split} sample {index}"
+        return self._raster(self._parts(self.pairs[index], name)[0], name)
+
+    def _raster(self, image: Any, name: str) -> Raster:
+        pixels = _pixels(image, name, raw=self.bands is not None)
+        return Raster(pixels) if self.bands is None else self.bands.checked(pixels, name)
+
+    def _parts(self, item: Any, name: str) -> tuple[Any, Any]:
+        if isinstance(item, Mapping):
+            missing = [key for key in self.keys if key not in item]
+            if missing:
+                raise ConfigError(f"{name} has no {missing[0]!r}, only {', '.join(map(repr, item))}: give keys=(...).")
+            return item[self.keys[0]], item[self.keys[1]]
+        if not isinstance(item, Sequence) or len(item) != 2:
+            raise ConfigError(f"{name} must be a pair (image, mask) or a mapping, not a {type(item).__name__}.")
+        return item[0], item[1]
+
+
+def _array(value: Any) -> NDArray[Any]:
+    """A tensor, an array or a list as an array, on the CPU."""
+    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+
+
+def _pixels(image: Any, name: str, *, raw: bool) -> NDArray[Any]:
+    """An image [H, W, C] of a type that is kept; a tensor has its channels first, everything else last."""
+    if isinstance(image, Image.Image):
+        if image.mode not in ("RGB", "L", "P", "1"):
+            raise DatasetError(f"{name}: the image is a {image.mode} picture: convert it to RGB.")
+        image = np.asarray(image.convert("RGB"))
+    pixels = _array(image)
+    if not raw and (pixels.dtype.name not in KEPT or _is_photo_in_floats(pixels, image)):
+        span = f" from {pixels.min():.4g} to {pixels.max():.4g}" if pixels.size and pixels.dtype.kind in "fiu" else ""
+        raise DatasetError(
+            f"{name}: the image is {pixels.dtype}{span}, and uint8 of 0..255 is needed: leave out ToTensor and "
+            "Normalize (v2.PILToTensor keeps uint8), because the model normalises. Bands of other instruments are "
+            "uint16, int16 or float32; float32 of three bands needs data.bands: [1, 2, 3] in the config."
+        )
+    if pixels.ndim == 2:
+        return np.repeat(pixels[..., None], 3, axis=2) if pixels.dtype == np.uint8 and not raw else pixels[..., None]
+    if pixels.ndim != 3:
+        raise DatasetError(f"{name}: the image has the shape {pixels.shape}, not [H, W, C], or [C, H, W] of a tensor.")
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0) if hasattr(image, "detach") else pixels)
+
+
+def _is_photo_in_floats(pixels: NDArray[Any], image: Any) -> bool:
+    """True for what ToTensor and Normalize make of a photo: three channels of floats between -3 and 3."""
+    if pixels.dtype.kind != "f" or pixels.ndim != 3 or not pixels.size:
+        return False
+    channels = pixels.shape[0] if hasattr(image, "detach") else pixels.shape[2]
+    return channels == 3 and bool(np.nanmin(pixels) >= -3) and bool(np.nanmax(pixels) <= 3)
+
+
+def _ids(mask: Any, name: str, space: LabelSpace) -> NDArray[np.int64]:
+    """A mask as int64 [H, W]."""
+    if isinstance(mask, Image.Image) and mask.mode not in ("P", "L", "I", "I;16", "1"):
+        raise DatasetError(f"{name}: the mask is a {mask.mode} picture, and one of class numbers (P, L, I) is needed.")
+    ids = _array(mask)
+    if space.task == "multilabel" and ids.ndim == 3 and ids.dtype == np.bool_ and len(ids) == len(space):
+        ids = labels_to_bits(ids)
+    if ids.ndim == 3 and ids.shape[0] == 1:
+        ids = ids[0]
+    if ids.ndim != 2 or ids.dtype.kind not in "iub":
+        raise DatasetError(f"{name}: the mask is {ids.dtype} of shape {ids.shape}, not whole numbers [H, W].")
+    return ids.astype(np.int64)

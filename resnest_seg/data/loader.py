@@ -49,8 +49,8 @@ class Batch(NamedTuple):
     """Samples of one size, stacked.
 
     Attributes:
-        images: RGB 0..255, uint8 [N, 3, H, W], in channels-last memory.
-        labels: Train ids, uint8 [N, H, W].
+        images: RGB 0..255, uint8 [N, 3, H, W], in channels-last memory; or bands of another number and type.
+        labels: Train ids, uint8 [N, H, W]; of a multi-label task bits, int32.
         names: N names.
     """
 
@@ -422,18 +422,22 @@ class _View(Dataset[Sample | ResNeStSegError]):
     def __getitem__(self, key: tuple[int, int]) -> Sample | ResNeStSegError:
         epoch, index = key
         try:
-            sample = self.dataset[index]
-            return sample if self.transform is None else self._augmented(sample, epoch, index, self.transform)
+            if self.transform is None:
+                return self.dataset[index]
+            return self._augmented(epoch, index, self.transform)
         except ResNeStSegError as error:
             return error
 
-    def _augmented(self, sample: Sample, epoch: int, index: int, transform: TrainTransform | OwnTransform) -> Sample:
-        image, labels = transform(sample.image, sample.labels, seed=sample_seed(self.seed, epoch, index))
+    def _augmented(self, epoch: int, index: int, transform: TrainTransform | OwnTransform) -> Sample:
+        seed = sample_seed(self.seed, epoch, index)
+        sample = self.dataset.draw(index, seed=seed)
+        image, labels = transform(sample.image, sample.labels, seed=seed)
         if transform.class_mix:
             random = np.random.default_rng([self.seed, epoch, index, 1])
             if random.random() < transform.class_mix:
-                other = self.dataset[int(random.integers(len(self.dataset)))]
-                mixed = transform(other.image, other.labels, seed=int(random.integers(2**32)))
+                chosen, seed = int(random.integers(len(self.dataset))), int(random.integers(2**32))
+                other = self.dataset.draw(chosen, seed=seed)
+                mixed = transform(other.image, other.labels, seed=seed)
                 image, labels = class_mix((image, labels), mixed, random)
         return Sample(image, labels, sample.name)
 
@@ -445,6 +449,13 @@ def _collate(samples: Sequence[Sample | ResNeStSegError]) -> Batch | ResNeStSegE
             return sample
         good.append(sample)
     first = good[0]
+    kinds = [(sample.image.shape[2], sample.image.dtype.name) for sample in good]
+    if kinds.count(kinds[0]) < len(kinds):
+        odd = next(index for index, kind in enumerate(kinds) if kind != kinds[0])
+        held = ["{} bands of {}".format(*kinds[index]) for index in (0, odd)]
+        return DatasetError(
+            f"samples of one batch have different bands: {first.name} holds {held[0]}, and {good[odd].name} {held[1]}."
+        )
     for sample in good:
         if sample.labels.shape != first.labels.shape:
             sizes = ["{} x {}".format(*each.labels.shape) for each in (first, sample)]
@@ -454,7 +465,8 @@ def _collate(samples: Sequence[Sample | ResNeStSegError]) -> Batch | ResNeStSegE
                 "batch_size=1."
             )
     images = torch.from_numpy(np.stack([sample.image for sample in good])).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(np.stack([sample.labels for sample in good]))
+    stacked = np.stack([sample.labels for sample in good])
+    labels = torch.from_numpy(stacked if stacked.dtype == np.uint8 else stacked.astype(np.int32))  # torch has no uint16
     return Batch(images, labels, [sample.name for sample in good])
 
 

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnest_seg.data.datasets import Sample, SegmentationDataset, _choose
+from resnest_seg.errors import ConfigError
+from resnest_seg.io.bands import BandReader
 from resnest_seg.labels import LabelSpace
 
 CAMERA_HEIGHT = 2.0
@@ -495,6 +497,11 @@ class Synthetic(SegmentationDataset):
         self.split, self.size = split, size
         self.seed, self.count = _choose("split", split, {"train": (1, 512), "val": (2, 64), "test": (3, 64)})
         self.label_space = LabelSpace.of("synthetic")
+
+    def read_as(self, bands: BandReader | None) -> None:
+        """Refuse bands: the scenes are 8-bit RGB."""
+        if bands is not None:
+            raise ConfigError("data.bands belongs to images that are read from files, and synthetic ones are drawn.")
 
     def __len__(self) -> int:
         return self.count

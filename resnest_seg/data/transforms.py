@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import albumentations as A
@@ -25,11 +25,13 @@ from numpy.typing import NDArray
 from resnest_seg.config import DataConfig
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.io.resize import canvas_size, long_edge_size
-from resnest_seg.labels import IGNORE_LABEL
+from resnest_seg.labels import IGNORE_LABEL, ignore_value
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it queries the network for a newer release
 
-Pixels = NDArray[np.uint8]
+Pixels = NDArray[Any]
+"""Image [H, W, C] of uint8, uint16, int16 or float32, or labels [H, W]."""
+
 Pair = tuple[Pixels, Pixels]
 
 MEAN_COLOR = (124, 116, 104)
@@ -47,36 +49,60 @@ def resize_like_pil(image: Pixels, labels: Pixels, size: tuple[int, int]) -> Pai
         return image, labels
     if size[0] >= image.shape[0] and size[1] >= image.shape[1]:
         # Nothing to antialias, and OpenCV is twice as fast; its plain INTER_LINEAR is an eighth of a grey level darker.
-        resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR_EXACT).astype(np.uint8, copy=False)
+        resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR_EXACT).astype(image.dtype, copy=False)
+        resized = resized.reshape(*size, -1)  # OpenCV drops the axis of a single channel
     else:
-        channels_last = torch.from_numpy(image).permute(2, 0, 1)[None]
+        values = image if image.dtype == np.uint8 else image.astype(np.float32)
+        channels_last = torch.from_numpy(values).permute(2, 0, 1)[None]
         smaller = F.interpolate(channels_last, size=size, mode="bilinear", antialias=True)[0]
-        resized = smaller.permute(1, 2, 0).contiguous().numpy()
+        resized = as_type(smaller.permute(1, 2, 0).contiguous().numpy(), image.dtype)
     nearest = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    return resized, nearest.astype(np.uint8, copy=False)
+    return resized, nearest.astype(labels.dtype, copy=False)
 
 
 def resize_like_opencv(image: Pixels, labels: Pixels, size: tuple[int, int]) -> Pair:
     """Resize to (H, W) as mmsegmentation does: OpenCV's bilinear; nearest for labels."""
     resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
     nearest = cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST)
-    return resized.astype(np.uint8, copy=False), nearest.astype(np.uint8, copy=False)
+    resized = resized.astype(image.dtype, copy=False).reshape(*size, -1)
+    return resized, nearest.astype(labels.dtype, copy=False)
 
 
-def pad_to(image: Pixels, labels: Pixels, size: tuple[int, int], *, color: tuple[int, int, int]) -> Pair:
-    """Pad right and below to at least (H, W); padded labels are `IGNORE_LABEL`."""
+def as_type(pixels: Pixels, kind: np.dtype[Any]) -> Pixels:
+    """Pixels of a type; whole numbers are rounded, and clipped to the type's range."""
+    if pixels.dtype == kind:
+        return pixels
+    if kind.kind == "f":
+        return pixels.astype(kind)
+    return pixels.round().clip(np.iinfo(kind).min, np.iinfo(kind).max).astype(kind)
+
+
+def pad_to(image: Pixels, labels: Pixels, size: tuple[int, int], *, color: Sequence[float]) -> Pair:
+    """Pad right and below to at least (H, W) with a colour of C values; padded labels are ignored."""
     height, width = labels.shape
     below, right = max(size[0] - height, 0), max(size[1] - width, 0)
     if not below and not right:
         return image, labels
-    padded = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=color)
-    ignored = cv2.copyMakeBorder(labels, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(IGNORE_LABEL,))
-    return padded.astype(np.uint8, copy=False), ignored.astype(np.uint8, copy=False)
+    if is_photo(image):
+        padded = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=tuple(color))
+    else:  # OpenCV knows borders of four channels at most
+        padded = np.empty((height + below, width + right, image.shape[2]), image.dtype)
+        padded[:] = as_type(np.asarray(color, np.float64), image.dtype)
+        padded[:height, :width] = image
+    ignored = cv2.copyMakeBorder(labels, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(ignore_value(labels),))
+    return padded.astype(image.dtype, copy=False), ignored.astype(labels.dtype, copy=False)
+
+
+def is_photo(image: Pixels) -> bool:
+    """True for 8-bit RGB, which colour augmentations are for."""
+    return image.dtype == np.uint8 and image.shape[2] == 3
 
 
 def flipped(image: Pixels, labels: Pixels) -> Pair:
     """Flip horizontally."""
-    return cv2.flip(image, 1).astype(np.uint8, copy=False), cv2.flip(labels, 1).astype(np.uint8, copy=False)
+    if not is_photo(image):
+        return np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(labels[:, ::-1])
+    return cv2.flip(image, 1).astype(np.uint8, copy=False), cv2.flip(labels, 1).astype(labels.dtype, copy=False)
 
 
 def random_crop(image: Pixels, labels: Pixels, size: tuple[int, int], random: Generator) -> Pair:
@@ -88,10 +114,13 @@ def random_crop(image: Pixels, labels: Pixels, size: tuple[int, int], random: Ge
 
 
 def varied_crop(image: Pixels, labels: Pixels, size: tuple[int, int], random: Generator) -> Pair:
-    """Repeat `random_crop` up to ten times while one class covers 75 % or more: mmsegmentation's `cat_max_ratio`."""
+    """Repeat `random_crop` up to ten times while one class covers 75 % or more: mmsegmentation's `cat_max_ratio`.
+
+    Of multi-label bits, each combination of labels counts as a class.
+    """
     crop = random_crop(image, labels, size, random)
     for _ in range(10):
-        counts = np.bincount(crop[1].ravel(), minlength=256)[:IGNORE_LABEL]
+        counts = np.bincount(crop[1].ravel(), minlength=256)[: ignore_value(crop[1])]
         present = counts[counts > 0]
         if len(present) > 1 and present.max() / present.sum() < 0.75:
             break
@@ -133,8 +162,15 @@ def encoding_recipe(image: Pixels, labels: Pixels, data: DataConfig, random: Gen
     long = int(random.integers(max(low, 1), max(high, low, 1) + 1))
     size = long_edge_size(labels.shape[0], labels.shape[1], long)
     crop = (data.crop_size, data.crop_width or data.crop_size)
-    image, labels = pad_to(*resize_like_pil(image, labels, size), crop, color=(0, 0, 0))
+    image, labels = pad_to(*resize_like_pil(image, labels, size), crop, color=padding_of(image, data))
     return random_crop(image, labels, crop, random)
+
+
+def padding_of(image: Pixels, data: DataConfig) -> Sequence[float]:
+    """The colour of padding: black of photos; of other bands their mean, because 0 may be far from all data."""
+    if data.bands is None or data.pixel_mean is None:
+        return [0.0] * image.shape[2]
+    return data.pixel_mean
 
 
 def mmseg_recipe(image: Pixels, labels: Pixels, data: DataConfig, random: Generator) -> Pair:
@@ -162,45 +198,47 @@ class TrainTransform:
     Attributes:
         data: The sizes, the recipe's name and the options.
         extras: The further options as one albumentations pipeline; None without any.
+        band_extras: The same for images in 0..1, filled with 0.5.
     """
 
     data: DataConfig
     extras: A.Compose | None
+    band_extras: A.Compose | None = None
+
+    def check(self, image: Pixels) -> None:
+        """Refuse augmentations that change the colours of 8-bit RGB, for other images [H, W, C].
+
+        Raises:
+            ConfigError: Names the key.
+        """
+        if is_photo(image):
+            return
+        what = f"the images are {image.dtype} of {image.shape[2]} bands"
+        if self.data.recipe == "mmseg":
+            raise ConfigError(
+                "data.recipe mmseg changes colours (its photometric distortion), which is for 8-bit RGB, and "
+                f"{what}: set data.recipe to encoding."
+            )
+        if self.data.color_jitter:
+            raise ConfigError(
+                f"data.color_jitter is for 8-bit RGB, and {what}: set it to 0. Flips, scales, crops, data.rotate, "
+                "data.blur, data.coarse_dropout and data.class_mix work for all images."
+            )
 
     @classmethod
-    def from_config(cls, data: DataConfig) -> TrainTransform:
+    def from_config(cls, data: DataConfig, *, ignore: int = IGNORE_LABEL) -> TrainTransform:
         """Build the transform of a config.
+
+        Args:
+            data: The recipe and the options.
+            ignore: Value of ignored pixels, `LabelSpace.ignore_value`.
 
         Raises:
             ConfigError: Unknown recipe.
         """
         if data.recipe not in RECIPES:
             raise unknown_name("data.recipe", data.recipe, RECIPES)
-        chosen: list[A.BasicTransform] = []
-        if data.rotate:
-            chosen.append(
-                A.Rotate(
-                    limit=data.rotate,
-                    mask_interpolation=cv2.INTER_NEAREST,
-                    fill=MEAN_COLOR,
-                    fill_mask=IGNORE_LABEL,
-                    p=1.0,
-                )
-            )
-        if data.color_jitter:
-            strength = data.color_jitter
-            limits = (max(1 - strength, 0), 1 + strength)
-            chosen.append(
-                A.ColorJitter(
-                    brightness=limits, contrast=limits, saturation=limits, hue=(-strength / 4, strength / 4), p=1
-                )
-            )
-        if data.blur:
-            chosen.append(A.GaussianBlur(sigma_limit=(0.1, 1.0), p=data.blur))
-        if data.coarse_dropout:
-            chosen.append(A.CoarseDropout(num_holes_range=(1, 4), fill=MEAN_COLOR, fill_mask=IGNORE_LABEL,
-                                          p=data.coarse_dropout))  # fmt: skip
-        return cls(data, A.Compose(chosen) if chosen else None)
+        return cls(data, _further(data, MEAN_COLOR, ignore), _further(data, 0.5, ignore))
 
     @property
     def class_mix(self) -> float:
@@ -213,9 +251,58 @@ class TrainTransform:
         image, labels = np.ascontiguousarray(image), np.ascontiguousarray(labels)
         if self.extras is None:
             return image, labels
+        if self.data.bands is not None or not is_photo(image):
+            return self._extras_of_bands(image, labels, seed)
         self.extras.set_random_seed(seed)
         sample = self.extras(image=image, mask=labels)
         return sample["image"], sample["mask"]
+
+    def _extras_of_bands(self, image: Pixels, labels: Pixels, seed: int) -> Pair:
+        """The further options on any bands: four at a time, which OpenCV can turn, each with the same random numbers.
+
+        albumentations takes floats for values in 0..1, so that each band is scaled to that, its padding to 0.5.
+        """
+        assert self.band_extras is not None
+        middle = np.asarray(padding_of(image, self.data), np.float32)
+        values = image.astype(np.float32) - middle
+        span = np.maximum(2 * np.abs(values).max(axis=(0, 1)), np.float32(1e-30))
+        values = values / span + np.float32(0.5)
+        parts, mask = [], labels
+        count = image.shape[2]
+        for first in range(0, count, 4):
+            start = min(first, max(count - 4, 0))  # OpenCV places pixels of fewer channels a 32nd of a pixel apart
+            self.band_extras.set_random_seed(seed)
+            sample = self.band_extras(image=np.ascontiguousarray(values[..., start : first + 4]), mask=labels)
+            mask = sample["mask"]
+            parts.append(sample["image"].reshape(*mask.shape, -1)[..., first - start :])
+        return as_type((np.concatenate(parts, axis=2) - np.float32(0.5)) * span + middle, image.dtype), mask
+
+
+def _further(data: DataConfig, fill: tuple[int, ...] | float, ignore: int) -> A.Compose | None:
+    """The further options of a config as one pipeline; None without any."""
+    chosen: list[A.BasicTransform] = []
+    if data.rotate:
+        chosen.append(
+            A.Rotate(
+                limit=data.rotate,
+                mask_interpolation=cv2.INTER_NEAREST,
+                fill=fill,
+                fill_mask=ignore,
+                p=1.0,
+            )
+        )
+    if data.color_jitter:
+        strength = data.color_jitter
+        limits = (max(1 - strength, 0), 1 + strength)
+        chosen.append(
+            A.ColorJitter(brightness=limits, contrast=limits, saturation=limits, hue=(-strength / 4, strength / 4), p=1)
+        )
+    if data.blur:
+        chosen.append(A.GaussianBlur(sigma_limit=(0.1, 1.0), p=data.blur))
+    if data.coarse_dropout:
+        chosen.append(A.CoarseDropout(num_holes_range=(1, 4), fill=fill, fill_mask=ignore,
+                                      p=data.coarse_dropout))  # fmt: skip
+    return A.Compose(chosen) if chosen else None
 
 
 Transform = Callable[..., Any]
@@ -236,11 +323,14 @@ class OwnTransform:
     class_mix: float = 0.0
 
     def __call__(self, image: Pixels, labels: Pixels, *, seed: int) -> Pair:
-        """Augment one sample: uint8 image [H, W, C] and labels [H, W] -> both at another size.
+        """Augment one sample: image [H, W, C], of its own type, and labels [H, W] -> both at another size.
+
+        Labels keep their type, uint8, or uint16 of multi-label bits.
 
         Raises:
-            ConfigError: It gives something else: floats, a tensor, or image and labels of different sizes.
+            ConfigError: It gives something else: another type, a tensor, or image and labels of different sizes.
         """
+        kinds = {"image": image.dtype, "labels": labels.dtype}
         if isinstance(self.transform, A.BasicTransform | A.BaseCompose):
             self.transform.set_random_seed(seed)
             sample = self.transform(image=image, mask=labels)
@@ -248,10 +338,10 @@ class OwnTransform:
         else:
             image, labels = self.transform(image, labels, np.random.default_rng(seed))
         for name, value, dimensions in (("image", image, 3), ("labels", labels, 2)):
-            if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim != dimensions:
+            if not isinstance(value, np.ndarray) or value.dtype != kinds[name] or value.ndim != dimensions:
                 kind = f"{getattr(value, 'dtype', '')} {list(np.shape(value))}".strip()
                 raise ConfigError(
-                    f"transform must give uint8 {name} [H, W{', C' * (dimensions == 3)}] as an array, not a "
+                    f"transform must give {kinds[name]} {name} [H, W{', C' * (dimensions == 3)}] as an array, not a "
                     f"{type(value).__name__} {kind}: leave out ToTensor and Normalize, which the model does itself."
                 )
         if image.shape[:2] != labels.shape:

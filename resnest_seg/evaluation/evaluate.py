@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +19,15 @@ from resnest_seg.data.loader import Batch, load_batches
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.evaluation.boundaries import BoundaryScores
 from resnest_seg.evaluation.calibration import Calibration
-from resnest_seg.evaluation.metrics import ConfusionMatrix
+from resnest_seg.evaluation.label_scores import LabelMasks, LabelScores, ScoreHistogram, unpack_labels
+from resnest_seg.evaluation.metrics import ConfusionMatrix, Scores
 from resnest_seg.evaluation.report import EvalReport, Method
-from resnest_seg.inference.backends import Backend, RunOptions
+from resnest_seg.inference.backends import Backend, Decision, RunOptions
 from resnest_seg.inference.protocols import Protocol
 from resnest_seg.inference.torch_backend import TorchBackend
 from resnest_seg.inference.torch_engine import probabilities
+from resnest_seg.io.visualize import picture_of
+from resnest_seg.labels import LabelSpace
 from resnest_seg.models.segmenter import Segmenter
 
 
@@ -32,16 +35,16 @@ class EvaluatedImage(NamedTuple):
     """One evaluated image, as `evaluate` passes it to `on_image`.
 
     Attributes:
-        image: RGB, uint8 [H, W, 3].
-        labels: The truth, uint8 [H, W].
-        predictions: By the first protocol, uint8 [H, W].
+        image: RGB, uint8 [H, W, 3]; of other bands, the first three as a picture.
+        labels: The truth, uint8 [H, W]; of a multi-label task bits, uint16.
+        predictions: By the first protocol, likewise.
         name: The sample's name.
         mean_iou: Of everything that this process has counted so far by the first protocol.
     """
 
     image: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
-    predictions: NDArray[np.uint8]
+    labels: NDArray[Any]
+    predictions: NDArray[Any]
     name: str
     mean_iou: float
 
@@ -72,10 +75,26 @@ class Measures:
 
 
 class _Meter:
-    """The counts of one protocol."""
+    """The counts of one protocol.
 
-    def __init__(self, method: Protocol, classes: int, measures: Measures, device: torch.device) -> None:
-        self.method, self.matrix = method, ConfusionMatrix(classes, device=device)
+    Args:
+        method: The protocol.
+        space: The classes.
+        measures: What else is measured.
+        device: Device of the counts.
+        decision: How scores become labels.
+    """
+
+    def __init__(
+        self, method: Protocol, space: LabelSpace, measures: Measures, device: torch.device, decision: Decision
+    ) -> None:
+        self.method, self.space, self.decision = method, space, decision
+        classes = len(space)
+        multiclass = space.task == "multiclass"
+        self.matrix = ConfusionMatrix(classes, device=device) if multiclass else None
+        self.histogram = None if multiclass else ScoreHistogram(len(space.score_names), device=device)
+        # Class 1 are the labelled pixels, of which those with exactly the right labels are hits.
+        self.exact = None if multiclass else ConfusionMatrix(2, device=device)
         self.boundaries = (
             BoundaryScores(classes, width=measures.boundary_width, tolerance=measures.boundary_tolerance)
             if measures.boundaries
@@ -83,27 +102,62 @@ class _Meter:
         )
         self.calibration = Calibration(bins=measures.bins, device=device) if measures.calibration else None
 
-    def update(self, backend: Backend, image: NDArray[np.uint8], labels: Tensor, memory: int | None) -> Tensor:
-        """Predict an image [H, W, 3] a block at a time and count it; returns its train ids, uint8 [H, W]."""
-        predictions = torch.empty(labels.shape, dtype=torch.uint8, device=labels.device)
+    def update(self, backend: Backend, image: NDArray[Any], labels: Tensor, memory: int | None) -> Tensor:
+        """Predict an image [H, W, C] a block at a time and count it; returns its labels, as integers [H, W]."""
+        predictions = torch.empty(labels.shape, dtype=labels.dtype, device=labels.device)
         for block in backend.blocks(image, self.method, memory=memory):
+            here = (block.rows, block.columns)
             if block.scores is None:
-                best = torch.from_numpy(block.labels())
+                best = torch.from_numpy(block.labels().astype(np.int32)).to(labels.dtype)
             else:
                 scores = torch.as_tensor(block.scores)
-                best = scores.argmax(dim=0).to(torch.uint8)
-            predictions[block.rows, block.columns] = best
+                best = self.decision.labels(scores)
+            predictions[here] = best
+            if self.histogram is not None:
+                truth = self._unpacked(labels[here])
+                found = self._unpacked(best).present.float() if block.scores is None else scores
+                self.histogram.update(found, truth.present, truth.valid)
             if self.calibration is not None:
                 confidence = probabilities(scores, self.method.merge).amax(dim=0)
-                self.calibration.update(labels[block.rows, block.columns], best, confidence)
-        self.matrix.update(labels, predictions)
+                self.calibration.update(labels[here], best, confidence)
+        if self.matrix is not None:
+            self.matrix.update(labels, predictions)
+        if self.histogram is not None and self.exact is not None:
+            truth = self._unpacked(labels)
+            self.histogram.count_image(truth.present, truth.valid)
+            self.exact.update(truth.valid.byte(), ((predictions == labels) & truth.valid).byte())
         if self.boundaries is not None:
             self.boundaries.update(labels, predictions)
         return predictions
 
+    def _unpacked(self, labels: Tensor) -> LabelMasks:
+        return unpack_labels(labels, len(self.space.score_names), ignore_label=self.space.ignore_value)
+
+    def scores(self) -> Scores:
+        """The scores of everything that was counted."""
+        if self.matrix is not None:
+            return self.matrix.scores()
+        found = self.label_scores()
+        assert found is not None
+        assert self.exact is not None
+        right, labelled = self.exact.counts[1, 1], self.exact.counts[1].sum()
+        return found.as_scores(pixel_accuracy=int(right) / max(int(labelled), 1))
+
+    def label_scores(self) -> LabelScores | None:
+        """The scores of labels at their thresholds; None of classes."""
+        return None if self.histogram is None else self.histogram.scores(self.decision.thresholds)
+
+    @property
+    def labelled(self) -> bool:
+        """True if a labelled pixel was counted."""
+        if self.exact is not None:
+            return bool(self.exact.counts[1].any())
+        assert self.matrix is not None
+        return bool(self.matrix.counts.any())
+
     def reduce(self, reduce: Callable[[Tensor], Tensor] | None, device: torch.device) -> None:
         """Sum the counts over all processes, which can be done on the model's device only; None is a single one."""
-        for counts in (self.matrix, self.boundaries, self.calibration):
+        for counts in (self.matrix, self.histogram, self.exact, self.boundaries, self.calibration):
             if counts is not None and reduce is not None:
                 counts.state = [reduce(state.to(device)).to(state.device) for state in counts.state]
 
@@ -149,10 +203,9 @@ def evaluate(
     if isinstance(model, Segmenter):
         model = TorchBackend(model, RunOptions(device=str(model.pixel_mean.device), fuse=False))
     methods = _distinct([model.protocol(name) for name in protocols])
-    if measures.calibration and not model.scored:
-        raise ConfigError("calibration needs scores, and the model gives labels only: export it again with logits.")
+    _check_measures(measures, model)
     device = torch.device(model.device)
-    meters = [_Meter(method, len(dataset.label_space), measures, device) for method in methods]
+    meters = [_Meter(method, dataset.label_space, measures, device, model.decision) for method in methods]
     indices = range(len(dataset)) if indices is None else indices
     order = ([(0, index)] for index in indices)
     batches = load_batches(dataset, order, workers=workers, pin_memory=device.type == "cuda")
@@ -161,13 +214,23 @@ def evaluate(
             image, labels = _pixels(batch), batch.labels[0].to(device, non_blocking=True)
             predictions = [meter.update(model, image, labels, memory) for meter in meters]
             if on_image is not None:
-                on_image(_shown(batch, predictions[0], meters[0].matrix.scores().mean_iou_by(methods[0].absent)))
+                on_image(_shown(batch, predictions[0], meters[0].scores().mean_iou_by(methods[0].absent)))
     images = len(indices) if reduce is None else int(reduce(torch.tensor(len(indices), device=device)))
     for meter in meters:
         meter.reduce(reduce, device)
     if require_labels:
-        _check_labelled(dataset, [meter.matrix for meter in meters])
+        _check_labelled(dataset, meters)
     return _report(model, dataset, meters, images)
+
+
+def _check_measures(measures: Measures, model: Backend) -> None:
+    """Refuse measures that a model has not enough for, or that its task does not have."""
+    if measures.calibration and not model.scored:
+        raise ConfigError("calibration needs scores, and the model gives labels only: export it again with logits.")
+    task = model.decision.task
+    if task != "multiclass" and (measures.calibration or measures.boundaries):
+        measure = "calibration" if measures.calibration else "boundaries"
+        raise ConfigError(f"{measure} is measured of multiclass models, and this task is {task}.")
 
 
 def _distinct(methods: list[Protocol]) -> list[Protocol]:
@@ -183,12 +246,13 @@ def _report(model: Backend, dataset: SegmentationDataset, meters: list[_Meter], 
         dataset=dataset.label_space.name,
         split=dataset.split,
         images=images,
-        classes=dataset.label_space.names,
-        scores={meter.method.name: meter.matrix.scores() for meter in meters},
+        classes=dataset.label_space.score_names,
+        scores={meter.method.name: meter.scores() for meter in meters},
         methods={m.method.name: Method(m.method.absent, m.method.description) for m in meters},
-        confusions={meter.method.name: meter.matrix.pairs() for meter in meters},
+        confusions={m.method.name: m.matrix.pairs() for m in meters if m.matrix is not None},
         boundaries={m.method.name: m.boundaries.report() for m in meters if m.boundaries is not None},
         calibration={m.method.name: m.calibration.report() for m in meters if m.calibration is not None},
+        labels={m.method.name: found for m in meters if (found := m.label_scores()) is not None},
     )
 
 
@@ -200,11 +264,21 @@ def check_fits(model: Segmenter | Backend, dataset: SegmentationDataset) -> None
         CheckpointError: Other classes: says how many each has, or which name differs first.
     """
     channels = model.config.model.in_channels if isinstance(model, Segmenter) else model.channels
-    if channels != 3:
+    bands = dataset.bands.bands if dataset.bands is not None else None
+    found = 3 if bands is None else len(bands)
+    if bands is None and channels != 3:
+        found = dataset.raster(0).pixels.shape[2]
+    if found != channels:
         raise ConfigError(
-            f"model.in_channels is {channels}, and the images of data set {dataset.label_space.name} have 3."
+            f"model.in_channels is {channels}, and the images of data set {dataset.label_space.name} have {found}: "
+            "data.bands says which bands of the files are read."
         )
     own, needed = model.label_space, dataset.label_space
+    task = model.task if isinstance(model, Segmenter) else model.decision.task
+    if task != needed.task:
+        raise CheckpointError(
+            f"wrong task: the model's is {task}, and that of data set {needed.name} is {needed.task}."
+        )
     if own is None or own.names == needed.names:
         return
     if len(own) != len(needed):
@@ -217,18 +291,21 @@ def check_fits(model: Segmenter | Backend, dataset: SegmentationDataset) -> None
     raise CheckpointError(f"wrong classes: the checkpoint has {problem}. Evaluate on the data set it was trained on.")
 
 
-def _check_labelled(dataset: SegmentationDataset, matrices: Iterable[ConfusionMatrix]) -> None:
-    if not any(int(matrix.counts.sum()) for matrix in matrices):
+def _check_labelled(dataset: SegmentationDataset, meters: Iterable[_Meter]) -> None:
+    if not any(meter.labelled for meter in meters):
         raise DatasetError(
             f"nothing to measure: no pixel of the {dataset.split} split of {dataset.label_space.name} has a label. "
             "Test splits of public data sets often come without labels; evaluate on another split."
         )
 
 
-def _pixels(batch: Batch) -> NDArray[np.uint8]:
-    """The image of a batch of one, RGB [H, W, 3]."""
+def _pixels(batch: Batch) -> NDArray[Any]:
+    """The image of a batch of one, [H, W, C]."""
     return batch.images[0].permute(1, 2, 0).numpy()
 
 
 def _shown(batch: Batch, predictions: Tensor, mean_iou: float) -> EvaluatedImage:
-    return EvaluatedImage(_pixels(batch), batch.labels[0].numpy(), predictions.cpu().numpy(), batch.names[0], mean_iou)
+    labels, found = batch.labels[0].numpy(), predictions.cpu().numpy()
+    if labels.dtype != np.uint8:  # multi-label bits, which travel as int32
+        labels, found = labels.astype(np.uint16), found.astype(np.uint16)
+    return EvaluatedImage(picture_of(_pixels(batch)), labels, found, batch.names[0], mean_iou)

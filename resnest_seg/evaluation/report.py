@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from resnest_seg.errors import DatasetError, load_extra, unknown_name
 from resnest_seg.evaluation.boundaries import BoundaryReport
 from resnest_seg.evaluation.calibration import CalibrationReport, ReliabilityBin
+from resnest_seg.evaluation.label_scores import LabelScores
 from resnest_seg.evaluation.metrics import Confusion, Scores
 from resnest_seg.files import atomic_write
 from resnest_seg.io.display import PlainTable, table_html
@@ -47,6 +48,8 @@ class EvalReport:
         confusions: Protocol name -> the most frequent confusions of two classes.
         boundaries: Protocol name -> boundary IoU and F-score, if requested.
         calibration: Protocol name -> calibration errors, if requested.
+        labels: Protocol name -> scores by label of a binary or multi-label task, at the model's thresholds; the classes
+            are the labels then, and the accuracy of a label is its recall.
         checkpoint: The file that was evaluated, if known.
         precision: Precision of the network's arithmetic.
     """
@@ -61,6 +64,7 @@ class EvalReport:
     confusions: dict[str, tuple[Confusion, ...]] = dataclasses.field(default_factory=dict)
     boundaries: dict[str, BoundaryReport] = dataclasses.field(default_factory=dict)
     calibration: dict[str, CalibrationReport] = dataclasses.field(default_factory=dict)
+    labels: dict[str, LabelScores] = dataclasses.field(default_factory=dict)
     checkpoint: str = ""
     precision: str = "fp32"
 
@@ -100,6 +104,29 @@ class EvalReport:
             table.row(title, *(_percent(values[label]) for values in columns))
         return table
 
+    def label_table(self, name: str | None = None) -> PlainTable:
+        """Make a table by label of a binary or multi-label task: all scores of a protocol at the model's thresholds.
+
+        Args:
+            name: The protocol; None for the first.
+
+        Raises:
+            ConfigError: There are no scores of labels by this protocol.
+        """
+        name = next(iter(self.scores)) if name is None else name
+        if name not in self.labels:
+            raise unknown_name("protocol with scores of labels", name, self.labels)
+        scores = self.labels[name]
+        rows = [*zip(self.classes, scores.labels, strict=True), ("all pooled", scores.micro)]
+        table = PlainTable(title=f"{self.dataset} {self.split}, {self.images} images, % (protocol: {name})")
+        table.column("label")
+        for heading in ("threshold", "IoU", "F1", "precision", "recall", "AP", "pixels"):
+            table.column(heading, right=True)
+        for title, score in rows:
+            parts = (score.iou, score.f1, score.precision, score.recall, score.average_precision, score.share)
+            table.row(title, f"{score.threshold:.3f}", *map(_percent, parts))
+        return table
+
     def summary(self) -> PlainTable:
         """Make a table of the means, one column per protocol, with the protocols' settings below."""
         names = list(self.scores)
@@ -121,6 +148,10 @@ class EvalReport:
             ("mean Dice, absent classes skipped", "mean_dice"),
         ):
             table.row(title, *(_percent(getattr(self.scores[name], key)) for name in names))
+        if self.labels:
+            found = [self.labels[name] for name in names]
+            table.row("mean average precision", *(_percent(scores.mean_average_precision) for scores in found))
+            table.row("IoU of all labels pooled", *(_percent(scores.micro.iou) for scores in found))
         for title, key in (("mean boundary IoU", "mean_boundary_iou"), ("mean boundary F", "mean_boundary_f")):
             if self.boundaries:
                 table.row(title, *(_percent(getattr(self.boundaries.get(name), key, None)) for name in names))
@@ -267,6 +298,7 @@ class EvalReport:
                         name: tuple(Confusion(**pair) for pair in pairs) for name, pairs in tree["confusions"].items()
                     },
                     "boundaries": {k: BoundaryReport(**_tuples(values)) for k, values in tree["boundaries"].items()},
+                    "labels": {name: LabelScores.from_dict(values) for name, values in tree.get("labels", {}).items()},
                     "calibration": {
                         name: CalibrationReport(
                             **{**values, "bins": tuple(ReliabilityBin(**b) for b in values["bins"])}

@@ -53,7 +53,8 @@ def export_onnx(
         path: The file, .onnx.
         pixels: Type of the images, "uint8" or "float32".
         layout: "nchw" for images [N, C, H, W], "nhwc" for [N, H, W, C].
-        output: "logits", "softmax", or "labels" (uint8 [N, H, W]).
+        output: "logits", "softmax" (or "sigmoid" of a binary or multi-label model), or "labels" (uint8 [N, H, W], of a
+            multi-label model bits, int32).
         precision: "float32", "half" (weights and arithmetic of the network), or "int8".
         calibration: For int8: training images, uint8 [H, W, 3], whose values decide the ranges.
         evidence: What the file and its source are compared on.

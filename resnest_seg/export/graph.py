@@ -12,6 +12,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import resnest_seg
-from resnest_seg.errors import ExportError
+from resnest_seg.config import DataConfig
+from resnest_seg.errors import ConfigError, ExportError
 from resnest_seg.inference.exported import ExportInfo
 from resnest_seg.inference.torch_backend import setting_of
 from resnest_seg.labels import LabelSpace
@@ -53,12 +55,18 @@ def info_of(segmenter: Segmenter, options: ExportOptions) -> ExportInfo:
     """Metadata of an export of a model; a model without a label space gets numbered classes.
 
     Raises:
-        ConfigError: An option that does not exist, or more classes than a label space can have.
+        ConfigError: An option that does not exist, or an output of another task; or more classes than a label space can
+            have.
     """
-    model = segmenter.config.model
+    model, data = segmenter.config.model, segmenter.config.data
+    _refuse_other_units(data, options.pixels)
+    wrong = "softmax" if segmenter.task != "multiclass" else "sigmoid"
+    if options.output == wrong:
+        right = "sigmoid" if wrong == "softmax" else "softmax"
+        raise ConfigError(f"the model is {segmenter.task}: its probabilities are its {right}, not {wrong} (--result).")
     source, digest = _source(segmenter)
     return ExportInfo(
-        label_space=segmenter.label_space or LabelSpace.numbered(segmenter.num_classes),
+        label_space=segmenter.label_space or _numbered(segmenter),
         mean=tuple(segmenter.pixel_mean.double().flatten().tolist()),
         std=tuple(segmenter.pixel_std.double().flatten().tolist()),
         description=segmenter.description,
@@ -78,7 +86,49 @@ def info_of(segmenter: Segmenter, options: ExportOptions) -> ExportInfo:
         source=source,
         source_sha256=digest,
         version=resnest_seg.__version__,
+        thresholds=segmenter.decision_thresholds,
+        bands=data.bands or (),
+        nodata=data.nodata,
     )
+
+
+def _numbered(segmenter: Segmenter) -> LabelSpace:
+    """Label space of a model that has none."""
+    count = 2 if segmenter.task == "binary" else segmenter.num_classes
+    return LabelSpace.numbered(count).for_task(segmenter.task, positive=("class 1",))
+
+
+def _refuse_other_units(data: DataConfig, pixels: str) -> None:
+    """Refuse a type of pixels that cannot hold the values of the training data."""
+    if data.bands is None:
+        if pixels == "uint16":
+            raise ConfigError(
+                "pixels uint16 is for models of many bands (data.bands), and this one takes photos: uint8."
+            )
+        return
+    means = data.pixel_mean or (0.0,)
+    if (pixels == "uint8" and max(means) > 255) or (pixels != "float32" and min(means) < 0):
+        raise ConfigError(
+            f"the bands of the model have means from {min(means):.5g} to {max(means):.5g}, which {pixels} pixels "
+            "cannot hold: choose pixels float32 (--pixels float32)."
+        )
+
+
+def in_units_of(photos: NDArray[np.uint8], info: ExportInfo) -> NDArray[Any]:
+    """Photos [N, H, W, 3] as images [N, H, W, C] with the mean and deviation of a model's bands, in the file's type.
+
+    Channels beyond RGB repeat RGB; for a model of photos they are the photos.
+    """
+    pixels = photos[..., np.arange(info.channels) % 3]
+    if not info.bands:
+        return pixels
+    kind = np.dtype(info.pixels)
+    values = (pixels.astype(np.float32) - 115) / 58 * np.asarray(info.std, np.float32) + np.asarray(
+        info.mean, np.float32
+    )
+    if kind.kind == "f":
+        return values.astype(kind)
+    return values.round().clip(np.iinfo(kind).min, np.iinfo(kind).max).astype(kind)
 
 
 def _source(segmenter: Segmenter) -> tuple[str, str]:
@@ -112,11 +162,14 @@ class ExportGraph(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    thresholds: Tensor
 
     def __init__(self, segmenter: Segmenter, info: ExportInfo) -> None:
         super().__init__()
         self.register_buffer("mean", segmenter.pixel_mean.float())
         self.register_buffer("scale", 1 / segmenter.pixel_std.float())
+        if info.thresholds:
+            self.register_buffer("thresholds", torch.tensor(info.thresholds)[:, None, None])
         self.encoder, self.head, self.info = segmenter.encoder, segmenter.head, info
         self.dtype = torch.float16 if info.precision == "half" else torch.float32
         self.encoder.to(self.dtype)
@@ -136,9 +189,24 @@ class ExportGraph(nn.Module):
         if padded:  # not by slices, of which torch.export wants to know whether they cut something off
             logits = logits.index_select(2, torch.arange(height, device=logits.device))
             logits = logits.index_select(3, torch.arange(width, device=logits.device))
-        if self.info.output == "labels":
+        return self._result(logits)
+
+    def _result(self, logits: Tensor) -> Tensor:
+        """Logits [N, K, H, W] as what the file gives."""
+        output, task = self.info.output, self.info.label_space.task
+        if output == "softmax":
+            return logits.softmax(dim=1)
+        if output == "sigmoid":
+            return logits.sigmoid()
+        if output == "logits":
+            return logits
+        if task == "multiclass":
             return logits.argmax(dim=1).to(torch.uint8)
-        return logits.softmax(dim=1) if self.info.output == "softmax" else logits
+        present = logits.sigmoid() >= self.thresholds
+        if task == "binary":
+            return present[:, 0].to(torch.uint8)
+        bits = 1 << torch.arange(len(self.info.thresholds), dtype=torch.int32, device=logits.device)
+        return (present.to(torch.int32) * bits[:, None, None]).sum(dim=1).to(torch.int32)
 
     def _padded(self, size: int) -> int:
         """As the `Segmenter` pads, written so that its being a multiple can be proven for a size that is not known."""
@@ -180,7 +248,7 @@ def trace(graph: ExportGraph, *, smallest: int) -> ExportedProgram:
     shape = (2, 72, 88, info.channels) if info.layout == "nhwc" else (2, info.channels, 72, 88)
     rows = 1 if info.layout == "nhwc" else 2
     sizes = {0: Dim("batch", min=1), rows: Dim("height", min=smallest), rows + 1: Dim("width", min=smallest)}
-    images = torch.zeros(shape, dtype=torch.uint8 if info.pixels == "uint8" else torch.float32)
+    images = torch.zeros(shape, dtype=getattr(torch, info.pixels))
     # It cannot prove everything that is true of multiples of 32, and from torch 2.15 on of strides; then let it look at
     # run time.
     for deferred in (True,) if info.size_divisor > 1 else (False, True):

@@ -17,10 +17,13 @@ from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import ExportError
 from resnest_seg.evaluation.evaluate import check_fits
+from resnest_seg.evaluation.label_scores import unpack_labels
 from resnest_seg.evaluation.metrics import ConfusionMatrix
-from resnest_seg.export.graph import sha256
-from resnest_seg.inference.exported import ExportedModel
+from resnest_seg.export.graph import in_units_of, sha256
+from resnest_seg.inference.backends import Decision
+from resnest_seg.inference.exported import ExportedModel, ExportInfo
 from resnest_seg.io.display import PlainTable
+from resnest_seg.labels import IGNORE_LABEL, MULTILABEL_IGNORE
 from resnest_seg.models.segmenter import Segmenter
 
 SIZES = (((33, 47), 3), ((64, 64), 1), ((97, 130), 3), ((256, 256), 1), ((512, 683), 1))
@@ -214,18 +217,19 @@ def prove(
     if evidence.dataset is not None:
         check_fits(segmenter, evidence.dataset)
     photos, images, full_size = _photos(evidence)
-    matrices = ConfusionMatrix(segmenter.num_classes), ConfusionMatrix(segmenter.num_classes)
+    classes = segmenter.num_classes if segmenter.task == "multiclass" else 2
+    matrices = ConfusionMatrix(classes), ConfusionMatrix(classes)
     rows: list[Comparison] = []
     with _in_eval_mode(segmenter):
         for photo_batch in _batches(photos, full_size, smallest=info.smallest):
-            batch = photo_batch[..., np.arange(info.channels) % 3]  # channels beyond RGB repeat RGB
+            batch = photo_batch if _has_bands(evidence, info) else in_units_of(photo_batch, info)
             expected, actual = _outputs(segmenter, model, batch)
-            row = _compare(expected, actual, batch)
+            row = _compare(expected, actual, batch, info)
             rows.append(row)
             if evidence.dataset is None and precision == "int8":
-                truth = _labels(expected)
+                truth = _labels(expected, info)
                 for matrix, output in zip(matrices, (expected, actual), strict=True):
-                    matrix.update(truth, _labels(output))
+                    _count(matrix, truth, _labels(output, info), info)
         if evidence.dataset is not None:
             _score(segmenter, model, evidence, matrices, on_image)
     scored = _scored(evidence, precision)
@@ -246,6 +250,11 @@ def prove(
     if proof.breaches:
         raise ExportError(_complaint(proof))
     return proof
+
+
+def _has_bands(evidence: Evidence, info: ExportInfo) -> bool:
+    """True where the images of the evidence are those of a data set of bands, not photos."""
+    return bool(info.bands) and evidence.dataset is not None and not len(evidence.photos)
 
 
 def _scored(evidence: Evidence, precision: str) -> str:
@@ -283,7 +292,7 @@ def _in_eval_mode(segmenter: Segmenter) -> Iterator[None]:
             segmenter.train()
 
 
-def _photos(evidence: Evidence) -> tuple[list[NDArray[np.uint8]], str, int]:
+def _photos(evidence: Evidence) -> tuple[list[NDArray[Any]], str, int]:
     """Return the photos, their description, and the number to compare at their original size as well."""
     dataset = evidence.dataset
     if len(evidence.photos):
@@ -299,40 +308,57 @@ def _photos(evidence: Evidence) -> tuple[list[NDArray[np.uint8]], str, int]:
     return photos, name, OWN_SIZE
 
 
-def _batches(photos: Sequence[NDArray[np.uint8]], full_size: int, *, smallest: int) -> Iterator[NDArray[np.uint8]]:
-    """Yield images uint8 [N, H, W, 3]: the photos resized to `SIZES`, then `own` of them at their original size."""
+def _batches(photos: Sequence[NDArray[Any]], full_size: int, *, smallest: int) -> Iterator[NDArray[Any]]:
+    """Yield images [N, H, W, C]: the photos resized to `SIZES`, then `own` of them at their original size."""
     start = 0
     for (height, width), count in SIZES:
         height, width = max(height, smallest), max(width, smallest)
         chosen = [photos[(start + offset) % len(photos)] for offset in range(count)]
         start += count
         resized = [cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA) for photo in chosen]
-        yield np.stack(resized).astype(np.uint8, copy=False)
+        yield np.stack(resized).astype(photos[0].dtype, copy=False).reshape(count, height, width, -1)
     for photo in photos[:full_size]:
         if smallest <= min(photo.shape[:2]) and photo.shape[0] * photo.shape[1] <= LARGEST:
             yield photo[None]
 
 
-def _outputs(segmenter: Segmenter, model: ExportedModel, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+def _outputs(segmenter: Segmenter, model: ExportedModel, images: NDArray[Any]) -> tuple[Tensor, Tensor]:
     """Return the source's logits (or probabilities, if the export returns them) and the export's output, on the CPU."""
     nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     expected = segmenter(torch.from_numpy(nchw).to(segmenter.pixel_mean.device)).logits.float().cpu()
-    if model.info.output == "softmax":
-        expected = expected.softmax(dim=1)
+    if model.info.output in ("softmax", "sigmoid"):
+        expected = expected.softmax(dim=1) if model.info.output == "softmax" else expected.sigmoid()
     return expected, torch.from_numpy(model(images if model.info.layout == "nhwc" else nchw))
 
 
-def _labels(output: Tensor) -> Tensor:
-    """Convert scores [N, K, H, W], or labels, to labels uint8 [N, H, W]."""
-    return output.argmax(dim=1).to(torch.uint8) if output.dim() == 4 else output
+def _labels(output: Tensor, info: ExportInfo) -> Tensor:
+    """Convert scores [N, K, H, W], or labels, to labels [N, H, W]: uint8, or int32 of multi-label bits."""
+    if output.dim() == 3:
+        return output
+    task = info.label_space.task
+    if task != "multiclass" and info.output != "sigmoid":
+        output = output.sigmoid()
+    decision = Decision(task, info.thresholds)
+    return torch.stack([decision.labels(scores) for scores in output])
 
 
-def _compare(expected: Tensor, actual: Tensor, images: NDArray[np.uint8]) -> Comparison:
+def _count(matrix: ConfusionMatrix, truth: Tensor, labels: Tensor, info: ExportInfo) -> None:
+    """Count the confusions of labels [N, H, W]; of a multi-label task those of every label, present or absent."""
+    if info.label_space.task == "multilabel":
+        masks, found = (
+            unpack_labels(x, len(info.label_space), ignore_label=MULTILABEL_IGNORE) for x in (truth, labels)
+        )
+        truth = masks.present.byte().masked_fill(~masks.valid.unsqueeze(-3), IGNORE_LABEL)
+        labels = found.present.byte()
+    matrix.update(truth, labels)
+
+
+def _compare(expected: Tensor, actual: Tensor, images: NDArray[Any], info: ExportInfo) -> Comparison:
     batch, height, width = images.shape[:3]
-    labels = _labels(actual)
+    labels = _labels(actual, info)
     if labels.shape != (batch, height, width):
         raise ExportError(f"images of {list(images.shape)} gave an output of {list(actual.shape)}: its size is wrong.")
-    agreement = float((labels == _labels(expected)).double().mean())
+    agreement = float((labels == _labels(expected, info)).double().mean())
     if actual.dim() == 3:
         return Comparison(height, width, batch, None, None, None, agreement)
     error = (actual - expected).abs()
@@ -364,8 +390,8 @@ def _score(
     assert dataset is not None
     for index in range(min(evidence.limit or len(dataset), len(dataset))):
         sample = dataset[index]
-        truth = torch.from_numpy(sample.labels)
+        truth = torch.from_numpy(sample.labels.astype(np.int32))
         for matrix, output in zip(matrices, _outputs(segmenter, model, sample.image[None]), strict=True):
-            matrix.update(truth, _labels(output)[0])
+            _count(matrix, truth, _labels(output, model.info)[0], model.info)
         if on_image is not None:
             on_image()

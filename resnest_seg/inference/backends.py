@@ -21,14 +21,17 @@ from resnest_seg.inference.numpy_engine import Network, Pixels, crop, score_bloc
 from resnest_seg.inference.numpy_engine import probabilities as array_probabilities
 from resnest_seg.inference.protocols import Protocol, Setting, Window
 from resnest_seg.inference.protocols import protocol as named_protocol
+from resnest_seg.io.bands import BandReader
 from resnest_seg.io.large_images import LargeImage
-from resnest_seg.labels import LabelSpace
+from resnest_seg.io.raster_windows import LargeBands
+from resnest_seg.labels import LabelSpace, labels_to_bits
 
 if TYPE_CHECKING:
     from resnest_seg.models.pixel_range import PixelRange
 
-Image = NDArray[Any] | LargeImage
-"""RGB [H, W, 3], uint8 or floats 0..255; or a file that is read by windows, which cannot be resized."""
+Image = NDArray[Any] | LargeImage | LargeBands
+"""RGB [H, W, 3], uint8 or floats 0..255; or the bands of a model that has some, [H, W, C] of the types that
+`resnest_seg.io.bands` keeps; or a file that is read by windows, which cannot be resized."""
 
 FILE_MEMORY = 4 << 30
 """Default of the bytes that scores and logits of an exported file may take: those of 7 megapixels in 150 classes."""
@@ -69,6 +72,50 @@ class RunOptions:
             raise ConfigError(f"a batch must have at least 1 image, not {self.batch}.")
 
 
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """How the scores of a pixel become its label.
+
+    Attributes:
+        task: One of `resnest_seg.labels.TASKS`: the class of the highest score; or every label whose probability
+            reaches its threshold.
+        thresholds: Of binary and multi-label tasks, one for each score, 0..1.
+    """
+
+    task: str = "multiclass"
+    thresholds: tuple[float, ...] = ()
+
+    @property
+    def dtype(self) -> type[np.uint8 | np.uint16]:
+        """Type of the labels."""
+        return np.uint16 if self.task == "multilabel" else np.uint8
+
+    def labels(self, scores: Any) -> Any:
+        """Decide for scores [K, r, c]: labels [r, c] on the scores' device.
+
+        Args:
+            scores: A torch tensor or an array; probabilities, if the task is binary or multi-label.
+
+        Returns:
+            Train ids, uint8 (binary: 0 or 1); for multi-label bits, uint16 as an array and int32 as a tensor.
+        """
+        if isinstance(scores, np.ndarray):
+            if self.task == "multiclass":
+                return scores.argmax(axis=0).astype(np.uint8)
+            present = scores >= np.array(self.thresholds, np.float32)[:, None, None]
+            return present[0].astype(np.uint8) if self.task == "binary" else labels_to_bits(present)
+        if self.task == "multiclass":
+            return scores.argmax(dim=0).byte()
+        thresholds = scores.new_tensor(self.thresholds)[:, None, None]
+        present = scores >= thresholds
+        if self.task == "binary":
+            return present[0].byte()
+        bits = present[0].int()
+        for label in range(1, len(present)):
+            bits |= present[label].int() << label
+        return bits
+
+
 class Block(NamedTuple):
     """The scores of a rectangle of an image.
 
@@ -77,23 +124,23 @@ class Block(NamedTuple):
         columns: Of the image.
         scores: [K, r, c]: the protocol's mean logits, mean probabilities, or sum of exponentials; a torch tensor on the
             backend's device, or an array. None of a file that gives labels only.
-        given: The labels of such a file, uint8 [r, c].
+        given: The labels of such a file, [r, c].
+        decision: How scores become labels.
     """
 
     rows: slice
     columns: slice
     scores: Any
-    given: NDArray[np.uint8] | None = None
+    given: NDArray[Any] | None = None
+    decision: Decision = Decision()
 
-    def labels(self) -> NDArray[np.uint8]:
-        """The best class of every pixel, uint8 [r, c]."""
+    def labels(self) -> NDArray[Any]:
+        """The label of every pixel [r, c]: the best class, uint8; of a multi-label task bits, uint16."""
         if self.given is not None:
             return self.given
-        if isinstance(self.scores, np.ndarray):
-            best: NDArray[np.uint8] = self.scores.argmax(axis=0).astype(np.uint8)
-        else:
-            best = self.scores.argmax(dim=0).byte().cpu().numpy()
-        return best
+        labels = self.decision.labels(self.scores)
+        found: NDArray[Any] = labels if isinstance(labels, np.ndarray) else labels.cpu().numpy()
+        return found.astype(self.decision.dtype, copy=False)
 
     def probabilities(self, merge: str) -> NDArray[np.float32]:
         """Class probabilities [K, r, c], of scores of a protocol with this `merge`."""
@@ -116,6 +163,9 @@ class Backend(ABC):
         device: Where scores are: a torch device, "cpu" for arrays.
         memory: Bytes that scores may take where the caller does not say.
         scored: Whether it gives scores, beside labels.
+        decision: How its scores become labels.
+        bands: How its images are read, where they are no photos (8-bit RGB).
+        mean: Of each channel, C values, by which it normalises.
     """
 
     description: str
@@ -126,14 +176,21 @@ class Backend(ABC):
     device: str
     memory: int
     scored: bool = True
+    decision: Decision = Decision()
+    bands: BandReader | None = None
+    mean: tuple[float, ...] = ()
 
     def protocol(self, name: str | Protocol) -> Protocol:
-        """A protocol as it is, or by its name with the sizes of the model.
+        """A protocol as it is, or by its name with the sizes of the model; of binary and multi-label models by sigmoid.
 
         Raises:
             ConfigError: Unknown name, or a protocol that the model cannot follow.
         """
         chosen = name if isinstance(name, Protocol) else named_protocol(name, setting=self.setting)
+        if self.decision.task != "multiclass":
+            chosen = dataclasses.replace(chosen, merge="sigmoid")
+        elif chosen.merge == "sigmoid":
+            raise ConfigError(f"protocol {chosen.name} merges by sigmoid, which is for binary and multi-label models.")
         self.check(chosen)
         return chosen
 
@@ -197,12 +254,17 @@ class FileBackend(Backend):
         self.label_space: LabelSpace = info.label_space
         self.head, self.channels, self.setting = info.head, info.channels, info.setting
         self.device, self.memory, self.scored = "cpu", FILE_MEMORY, info.output != "labels"
+        self.decision = Decision(info.label_space.task, info.thresholds)
+        self.mean = info.mean
+        if info.bands:
+            self.bands = BandReader(info.bands, info.nodata, info.mean)
         self.network = Network(
             self._logits,
-            len(info.label_space),
+            len(info.label_space.score_names),
             stride=info.output_stride,
             align_corners=info.align_corners,
             batch=options.batch,
+            padding=None if self.bands is None else info.mean,
         )
 
     def check(self, protocol: Protocol) -> None:
@@ -219,16 +281,18 @@ class FileBackend(Backend):
                 f"{path} gives probabilities, and protocol {protocol.name} merges exponentials of logits. "
                 "Export the model again with logits (--result logits)."
             )
-        if info.pixels == "uint8" and protocol.resize in ("tensor", "long_edge"):
+        if info.pixels != "float32" and protocol.resize in ("tensor", "long_edge"):
             raise ConfigError(
-                f"{path} takes pixels that are whole numbers (uint8), and protocol {protocol.name} resizes images to "
-                "fractions of grey levels. Export the model again with float32 pixels (--pixels float32)."
+                f"{path} takes pixels that are whole numbers ({info.pixels}), and protocol {protocol.name} resizes "
+                "images to fractions of grey levels. Export the model again with float32 pixels (--pixels float32)."
             )
 
     def blocks(self, image: Image, protocol: Protocol, *, memory: int | None = None) -> Iterator[Block]:
         """See `Backend`. Scores that take more than the memory are refused by a `ConfigError`."""
         if isinstance(image, np.ndarray) and image.dtype.kind == "f":
             self._check_range(image)
+        if self.bands is not None and isinstance(image, np.ndarray) and image.dtype != self.file.info.pixels:
+            image = self._in_units(image)
         pixels: Any = image.transpose(2, 0, 1) if isinstance(image, np.ndarray) else _Bands(image)
         if not self.scored:
             height, width = image.shape[:2]
@@ -236,7 +300,20 @@ class FileBackend(Backend):
             return
         allowed = self.memory if memory is None else memory
         for rows, columns, scores in score_blocks(self.network, pixels, protocol, memory=allowed):
-            yield Block(rows, columns, scores)
+            yield Block(rows, columns, scores, decision=self.decision)
+
+    def _in_units(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Bands of another type than the file takes: floats, which may hold means, are rounded to whole numbers."""
+        kind = np.dtype(self.file.info.pixels)
+        if kind.kind == "f" or image.dtype.kind != "f":
+            return image
+        limits = np.iinfo(kind)
+        if image.min() < limits.min - 0.5 or image.max() > limits.max + 0.5:
+            raise ConfigError(
+                f"{self.file.path} takes {kind} bands, and the image has values from {image.min():.5g} to "
+                f"{image.max():.5g}. Export the model again with float32 pixels (--pixels float32)."
+            )
+        return image.round().clip(limits.min, limits.max).astype(kind)
 
     def _check_range(self, image: NDArray[Any]) -> None:
         from torch import from_numpy
@@ -248,13 +325,14 @@ class FileBackend(Backend):
         """Check of the range of float images, which data sets in torch may give."""
         from resnest_seg.models.pixel_range import PixelRange
 
-        return PixelRange()
+        return PixelRange(None if self.bands is None else self.mean)
 
     def _logits(self, images: NDArray[Any]) -> NDArray[np.float32]:
         """Images [N, 3, H, W], uint8 or float32 -> logits [N, K, H, W].
 
         Logarithms stand for logits where the file gives probabilities: they differ by the same number for all classes
-        of a pixel, which neither a softmax nor a best class sees, be it after means or bilinear resizing.
+        of a pixel, which neither a softmax nor a best class sees, be it after means or bilinear resizing. Of a sigmoid,
+        they are the inverse.
         """
         logits: NDArray[np.float32] = self._run(images)
         if not np.isfinite(logits).all():
@@ -264,27 +342,30 @@ class FileBackend(Backend):
             )
         if self.file.info.output == "softmax":
             logits = np.log(np.maximum(logits, np.finfo(np.float32).tiny))
+        elif self.file.info.output == "sigmoid":
+            logits = np.clip(logits, np.finfo(np.float32).tiny, 1 - np.finfo(np.float32).epsneg)
+            logits = np.log(logits) - np.log1p(-logits)
         return logits
 
-    def _labels(self, image: Pixels) -> NDArray[np.uint8]:
-        """Train ids, uint8 [H, W], of an image [3, H, W] that is padded as by protocol whole."""
+    def _labels(self, image: Pixels) -> NDArray[Any]:
+        """Labels [H, W] of an image [3, H, W] that is padded as by protocol whole."""
         height, width = image.shape[1:]
         (window,) = Protocol(padding="stride").windows(height, width, stride=self.network.stride)
-        labels = self._run(crop(image, Window(*window))[None])[0, :height, :width]
-        return np.ascontiguousarray(labels, dtype=np.uint8)
+        labels = self._run(crop(image, Window(*window), padding=self.network.padding)[None])[0, :height, :width]
+        return np.ascontiguousarray(labels, dtype=self.decision.dtype)
 
     def _run(self, images: NDArray[Any]) -> NDArray[Any]:
         return self.file(images.transpose(0, 2, 3, 1) if self.file.info.layout == "nhwc" else images)
 
 
 class _Bands:
-    """A file [3, H, W] that is read by windows from the top down; two rows of windows are kept, for the last two."""
+    """A file [C, H, W] that is read by windows from the top down; two rows of windows are kept, for the last two."""
 
-    def __init__(self, image: LargeImage) -> None:
-        self.image, self.shape = image, (3, *image.shape[:2])
-        self.held: dict[tuple[int, int], NDArray[np.uint8]] = {}
+    def __init__(self, image: LargeImage | LargeBands) -> None:
+        self.image, self.shape = image, (image.shape[2], *image.shape[:2])
+        self.held: dict[tuple[int, int], NDArray[Any]] = {}
 
-    def __getitem__(self, window: tuple[slice, slice, slice]) -> NDArray[np.uint8]:
+    def __getitem__(self, window: tuple[slice, slice, slice]) -> NDArray[Any]:
         _, rows, columns = window
         key = (rows.start, rows.stop)
         if key not in self.held:

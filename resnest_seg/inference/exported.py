@@ -34,9 +34,9 @@ KEY = "resnest_seg"
 EXTRA_FILE = "resnest_seg.json"
 """Where it lies in a .pt2 archive."""
 
-PIXELS = ("uint8", "float32")
+PIXELS = ("uint8", "uint16", "float32")
 LAYOUTS = ("nchw", "nhwc")
-OUTPUTS = ("logits", "softmax", "labels")
+OUTPUTS = ("logits", "softmax", "sigmoid", "labels")
 PRECISIONS = ("float32", "half", "int8")
 _CHOICES = {"pixels": PIXELS, "layout": LAYOUTS, "output": OUTPUTS, "precision": PRECISIONS}
 
@@ -45,7 +45,8 @@ _CHOICES = {"pixels": PIXELS, "layout": LAYOUTS, "output": OUTPUTS, "precision":
 class ExportInfo:
     """Metadata of an exported file.
 
-    The graph takes "images", RGB 0..255 of any batch, height and width, and normalises, pads and resizes by itself.
+    The graph takes "images", RGB 0..255 or the bands of its training data, of any batch, height and width, and
+    normalises, pads and resizes by itself.
 
     Attributes:
         label_space: The classes, in the order of the logits.
@@ -64,11 +65,15 @@ class ExportInfo:
         setting: The sizes that the model was trained with, for the named protocols.
         pixels: Type of the images, one of `PIXELS`.
         layout: Their shape, [N, C, H, W] or [N, H, W, C], one of `LAYOUTS`.
-        output: What comes out and its name: "logits" or "softmax" float32 [N, K, H, W], or "labels" uint8 [N, H, W].
+        output: What comes out and its name: "logits", "softmax" or "sigmoid" float32 [N, K, H, W], or "labels" uint8
+            [N, H, W], of a multi-label model bits, int32.
         precision: Of weights and arithmetic, one of `PRECISIONS`.
         source: Name of the file that the model came from; empty if it came from memory.
         source_sha256: The file's hash, or that of the weights in memory.
         version: Of this package.
+        thresholds: Of a binary or multi-label model, one for each score: labels whose sigmoid reaches it are present.
+        bands: The bands of files in the order of the channels, as `data.bands` of a config; empty for photos.
+        nodata: The value of pixels without data, as `data.nodata`.
     """
 
     label_space: LabelSpace
@@ -92,6 +97,9 @@ class ExportInfo:
     source: str
     source_sha256: str
     version: str
+    thresholds: tuple[float, ...] = ()
+    bands: tuple[int | str, ...] = ()
+    nodata: float | None = None
 
     def __post_init__(self) -> None:
         for key, known in _CHOICES.items():
@@ -125,6 +133,7 @@ class ExportInfo:
             raise CheckpointError(
                 f"its description has format {number!r} (written by {by}), this version reads {FORMAT}"
             )
+        values = {"bands": (), "nodata": None, "thresholds": ()} | values  # which files of older versions lack
         missing = [field.name for field in dataclasses.fields(cls) if field.name not in values]
         if missing:
             raise CheckpointError(f"its description lacks {', '.join(missing)}")
@@ -143,6 +152,8 @@ def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
         "setting": setting._replace(
             base_size=int(setting.base_size), crop=(tall, wide), long_edge=int(setting.long_edge)
         ),
+        "bands": tuple(band if isinstance(band, int) else str(band) for band in values["bands"]),
+        "nodata": None if values["nodata"] is None else float(values["nodata"]),
     }
     for field in dataclasses.fields(ExportInfo):
         value, kind = values[field.name], str(field.type)
@@ -156,6 +167,11 @@ def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
             found[field.name] = value
     if not len(found["mean"]) == len(found["std"]) > 0:
         raise ValueError("mean and std have different lengths")
+    space = found["label_space"]
+    if len(found["thresholds"]) != (0 if space.task == "multiclass" else len(space.score_names)):
+        raise ValueError("not one threshold for each score")
+    if found["bands"] and len(found["bands"]) != len(found["mean"]):
+        raise ValueError("mean and bands have different lengths")
     return found
 
 
@@ -178,8 +194,10 @@ class ExportedModel:
     def __call__(self, images: NDArray[Any]) -> NDArray[Any]:
         """Run the graph: RGB 0..255, [N, C, H, W] or [N, H, W, C] as `info.layout` says, to what `info.output` says.
 
+        A model of other bands takes them in the units of its training data.
+
         Raises:
-            ConfigError: Images of another shape, or floats for a file that takes uint8.
+            ConfigError: Images of another shape, or of a type that the file's does not hold.
         """
         count, last = self.info.channels, self.info.layout == "nhwc"
         if images.ndim != 4 or images.shape[3 if last else 1] != count or not images.size:
@@ -190,8 +208,11 @@ class ExportedModel:
                 f"{self.path} takes images of at least {self.info.smallest} x {self.info.smallest} pixels, not "
                 f"{list(images.shape)}. Enlarge them, or take the .onnx form of the model."
             )
-        if images.dtype != np.uint8 and (self.info.pixels == "uint8" or images.dtype.kind != "f"):
-            raise ConfigError(f"{self.path} takes {self.info.pixels} pixels 0..255, not {images.dtype}.")
+        plain = images.dtype == np.uint8 or (images.dtype.kind == "f" and self.info.pixels == "float32")
+        deep = images.dtype in (np.uint16, np.int16) and np.can_cast(images.dtype, self.info.pixels)
+        if not plain and not (self.info.bands and deep):
+            unit = "pixels 0..255" if not self.info.bands else "bands in the units of the files"
+            raise ConfigError(f"{self.path} takes {self.info.pixels} {unit}, not {images.dtype}.")
         images = np.ascontiguousarray(images, dtype=self.info.pixels)
         return self._run(images.copy() if min(images.strides) < 0 else images)  # a mirrored axis of one pixel
 

@@ -54,6 +54,7 @@ class Network:
         stride: Input pixels per step of the network's last features.
         align_corners: How scores of views are resized where the protocol does not say.
         batch: Windows a call; None takes as many as have a fixed number of pixels.
+        padding: Values of what lies outside an image, C of them; None is 0, black.
     """
 
     logits_fn: LogitsFn
@@ -61,6 +62,7 @@ class Network:
     stride: int = 8
     align_corners: bool = True
     batch: int | None = None
+    padding: tuple[float, ...] | None = None
 
 
 class _Shot(NamedTuple):
@@ -210,7 +212,7 @@ def _streamed(network: Network, image: Pixels, layer: _Layer, protocol: Protocol
             if not begins:
                 part += waiting.pop(key)
             if ends:
-                yield rows, columns, _softmax(part) if protocol.merge == "softmax" else part
+                yield rows, columns, _PROBABILITIES[protocol.merge](part) if protocol.merge in _PROBABILITIES else part
             else:
                 waiting[key] = part
 
@@ -255,7 +257,7 @@ class _Gathered:
     def _rows(self, view: Floats, rows: range) -> Floats:
         """Scores that a layer adds to some rows of the image; they may share memory with the layer's rows."""
         found = resized_rows(view, self.size, rows, align_corners=self.corners)
-        return _softmax(found) if self.protocol.merge == "softmax" else found
+        return _PROBABILITIES[self.protocol.merge](found) if self.protocol.merge in _PROBABILITIES else found
 
     def _gather(self, layer: _Layer) -> Floats:
         """The mean logits, or exponentials, of a layer in its own pixels, [K, h, w]; they are added to what is kept."""
@@ -326,7 +328,9 @@ def _run(network: Network, image: Pixels, shots: Sequence[_Shot]) -> Iterator[tu
     step = max(_batch(network, shots[0].window.height * shots[0].window.width) // flips, 1)
     for first in range(0, len(shots), step):
         group = shots[first : first + step]
-        crops = [crop(image, shot.window, mirrored=flip) for shot in group for flip in shot.flips]
+        crops = [
+            crop(image, shot.window, mirrored=flip, padding=network.padding) for shot in group for flip in shot.flips
+        ]
         found = network.logits_fn(np.stack(crops))
         for number, shot in enumerate(group):
             answers = found[number * flips : (number + 1) * flips]
@@ -334,8 +338,8 @@ def _run(network: Network, image: Pixels, shots: Sequence[_Shot]) -> Iterator[tu
             yield shot, turned[0] if flips == 1 else turned[0] + turned[1]
 
 
-def crop(image: Pixels, window: Window, *, mirrored: bool = False) -> Pixels:
-    """A window of an image [3, h, w], mirrored if asked for; what lies outside the image is black."""
+def crop(image: Pixels, window: Window, *, mirrored: bool = False, padding: tuple[float, ...] | None = None) -> Pixels:
+    """A window of an image [C, h, w], mirrored if asked for; what lies outside the image is black, or `padding`."""
     height, width = image.shape[1:]
     rows = slice(window.top, min(window.top + window.height, height))
     columns = slice(max(window.left, 0), min(window.left + window.width, width))
@@ -343,7 +347,10 @@ def crop(image: Pixels, window: Window, *, mirrored: bool = False) -> Pixels:
     before, below = columns.start - window.left, window.height - found.shape[1]
     after = window.width - found.shape[2] - before
     if below or before or after:
-        found = np.pad(found, ((0, 0), (0, below), (before, after)))
+        inside, found = found, np.pad(found, ((0, 0), (0, below), (before, after)))
+        if padding is not None:
+            found[:] = np.asarray(padding).astype(found.dtype)[:, None, None]
+            found[:, : inside.shape[1], before : before + inside.shape[2]] = inside
     return found[..., ::-1] if mirrored else found
 
 
@@ -366,10 +373,23 @@ def _softmax(logits: Floats) -> Floats:
     return found
 
 
+def _sigmoid(logits: Floats) -> Floats:
+    """As new memory; exponents are negative, so that none overflows."""
+    small = np.exp(-np.abs(logits))
+    found: Floats = np.where(logits >= 0, 1 / (1 + small), small / (1 + small)).astype(logits.dtype)
+    return found
+
+
+_PROBABILITIES = {"softmax": _softmax, "sigmoid": _sigmoid}
+"""Merge of a protocol that averages probabilities -> how they come from logits."""
+
+
 def probabilities(scores: Floats, merge: str) -> NDArray[np.float32]:
     """Scores [K, ...] of a protocol with this `merge` -> class probabilities, float32 [K, ...]."""
     if merge == "logits":
         found = _softmax(scores)
+    elif merge == "sigmoid":
+        found = scores
     else:  # exponentials of logits that are over 1400 apart may all be zero
         found = scores / np.maximum(scores.sum(axis=0), np.finfo(scores.dtype).tiny)
     return found.astype(np.float32)

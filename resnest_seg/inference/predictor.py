@@ -5,9 +5,11 @@ Exported ONNX files need NumPy, OpenCV and onnxruntime only; torch is imported w
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, overload
 
@@ -20,9 +22,13 @@ from resnest_seg.inference.backends import Backend, Block, FileBackend, RunOptio
 from resnest_seg.inference.exported import is_exported
 from resnest_seg.inference.prediction import Prediction
 from resnest_seg.inference.protocols import Protocol, with_tiles
-from resnest_seg.io.images import as_pixels, decode_image, is_tensor
+from resnest_seg.io.bands import BandReader, Raster, as_raster, without_labels
+from resnest_seg.io.georeference import DataMask, Georeference, read_georeference
+from resnest_seg.io.images import as_pixels, decode_image, is_file, is_tensor
 from resnest_seg.io.large_images import LargeImage, LargeLabels, preview
-from resnest_seg.io.visualize import overlay, with_legend, write_png
+from resnest_seg.io.raster_windows import LargeBands
+from resnest_seg.io.visualize import overlay, picture_of, with_legend, write_png
+from resnest_seg.labels import IGNORE_LABEL
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,16 +84,19 @@ class Predictor:
         batch: Images or tiles a call of the model; None chooses.
         memory: Bytes that scores may take, 1 or more; None is 1 GiB, or 4 for an exported file, whose logits are large.
         fuse: Fold batch norms into convolutions, in the given model: faster, and the same numbers but for rounding.
+        overlay_bands: Of a model of many bands, those that overlays show as red, green and blue (or one, as grey), with
+            the names of the config's `data.bands`; None shows the first three.
 
     Attributes:
         backend: The model, ready to run.
         label_space: The classes.
         protocol: The protocol.
         memory: The bytes that scores may take.
+        shown: The channels that overlays show, from 0; None is the first three.
 
     Raises:
-        ConfigError: Unknown protocol or precision, a tile or memory that makes no sense, a device that is not there, or
-            what an exported file cannot do.
+        ConfigError: Unknown protocol or precision, a tile or memory that makes no sense, a device that is not there,
+            what an exported file cannot do, or a band to show that the model does not have.
         CheckpointError: The model does not know its classes.
     """
 
@@ -104,6 +113,7 @@ class Predictor:
         batch: int | None = None,
         memory: int | None = None,
         fuse: bool = False,
+        overlay_bands: Sequence[int | str] | None = None,
     ) -> None:
         if memory is not None and not memory >= 1:
             raise ConfigError(f"memory must be at least 1, not {memory}.")
@@ -118,6 +128,7 @@ class Predictor:
         if model.label_space is None:
             raise CheckpointError("the model has no label space: set segmenter.label_space, or load a checkpoint.")
         self.label_space = model.label_space
+        self.shown = None if overlay_bands is None else self._channels(overlay_bands)
         self.protocol = with_tiles(model.protocol(protocol), tile, overlap)
         model.check(self.protocol)
 
@@ -170,41 +181,83 @@ class Predictor:
             image: One image: a file, an http or https address, a PIL image, an array [H, W, 3] or a torch tensor
                 [3, H, W], grey ones [H, W], uint8 or floats in 0..255; see `resnest_seg.io.images.as_pixels`. Or
                 several: an array [N, H, W, 3], a tensor [N, 3, H, W], or an iterable of any of these, also mixed. A
-                model for images of C other channels takes arrays and tensors of C.
+                model for images of C other channels takes arrays and tensors of C; one of named bands also files of
+                them, see `resnest_seg.io.bands.as_raster`. Where no band has data, its labels are `IGNORE_LABEL`.
 
         Returns:
-            A `Prediction`, or a list of them for a batch or an iterable.
+            A `Prediction`, or a list of them for a batch or an iterable. That of a georeferenced TIFF file, alone or in
+            a list of files, knows its place on the map, and its pixels without data are ignored ones.
 
         Raises:
             DatasetError: A file or PIL image cannot be decoded, or an address cannot be fetched.
             ConfigError: Something else, which the message describes; or scores would take more than the memory.
         """
-        images, several = images_of(image, channels=self.backend.channels)
-        found = self.backend.batch_blocks(images, self.protocol, memory=self.memory)
+        image = list(image) if isinstance(image, Iterator) else image
+        rasters, several = images_of(image, self.backend.channels, self.backend.bands, self.backend.mean)
+        sources = list(image) if isinstance(image, list | tuple) and len(image) == len(rasters) else [image]
+        files = [source if is_file(source) else None for source in sources]
+        found = self.backend.batch_blocks([pixels for pixels, *_ in rasters], self.protocol, memory=self.memory)
         predictions: list[Prediction] = []
-        for pixels, blocks in zip(images, found, strict=True):
-            labels, compute_scores = _labels(blocks, pixels), functools.partial(self.scores, pixels)
-            predictions.append(Prediction(_shown(pixels), labels, self.label_space, compute_scores))
+        for (pixels, valid, _), blocks, file in itertools.zip_longest(rasters, found, files[: len(rasters)]):
+            labels = without_labels(_labels(blocks, pixels), valid)
+            place = self._place(file, labels)
+            scores, picture = functools.partial(self.scores, pixels), self._picture(pixels, valid)
+            predictions.append(Prediction(picture, labels, self.label_space, scores, place))
         return predictions if several else predictions[0]
 
+    def _channels(self, bands: Sequence[int | str]) -> list[int]:
+        """The channels of bands that overlays are to show."""
+        if self.backend.bands is None:
+            raise ConfigError("overlay bands are for a model of many bands, and this one takes photos.")
+        if len(bands) not in (1, 3):
+            raise ConfigError(f"an overlay shows three bands, or one as grey, not {len(bands)}.")
+        return self.backend.bands.channels(bands)
+
+    def _picture(self, pixels: NDArray[Any], valid: NDArray[np.bool_] | None) -> NDArray[np.uint8]:
+        """What a prediction shows of an image [H, W, C]."""
+        return _shown(pixels) if self.backend.bands is None else picture_of(pixels, channels=self.shown, valid=valid)
+
+    def _place(self, file: Any, labels: NDArray[np.uint8]) -> Georeference | None:
+        """Where a file lies on the map; a photo's pixels without data become `IGNORE_LABEL` in its labels [H, W]."""
+        place = None if file is None else read_georeference(file)
+        if place is not None and self.backend.bands is None:  # a reader of bands knows them
+            with DataMask(file) as mask:
+                empty = mask.without_data(0, len(labels))
+            if empty is not None:
+                labels[empty] = self.label_space.ignore_value
+        return place
+
     def scores(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
-        """Class probabilities, float32 [K, H, W], of an image [H, W, C], uint8 or float32 in 0..255.
+        """Class probabilities, float32 [K, H, W], of an image [H, W, C], as the model takes it.
 
         Raises:
             ConfigError: The model is an exported file that gives labels only.
         """
         self.backend.check_scores()
-        scores = np.empty((len(self.label_space), *pixels.shape[:2]), np.float32)
+        scores = np.empty((len(self.label_space.score_names), *pixels.shape[:2]), np.float32)
         for block in self.backend.blocks(pixels, self.protocol, memory=self.memory):
             scores[:, block.rows, block.columns] = block.probabilities(self.protocol.merge)
         return scores
 
     def check_photos(self) -> None:
-        """Raise a `CheckpointError` if the model is not for photos, whose three channels are RGB."""
-        if self.backend.channels != 3:
+        """Raise a `CheckpointError` if the model is neither for photos, whose three channels are RGB, nor for files."""
+        if self.backend.bands is None and self.backend.channels != 3:
             raise CheckpointError(
                 f"the model is for images of {self.backend.channels} channels, and photos have 3. In Python, a "
                 f"Predictor takes arrays [H, W, {self.backend.channels}]."
+            )
+
+    def _check_windows(self, photo: str | Path) -> None:
+        """Raise a `ConfigError` if a photo cannot be labelled by windows."""
+        if self.label_space.task == "multilabel":
+            raise ConfigError(
+                f"{photo}: the labels of a multi-label model, 16 bits a pixel, are not written by rows. Leave out "
+                "tiles (--tile), or cut the image into parts."
+            )
+        if self.protocol.window is None or self.protocol.scales != (1.0,) or self.protocol.resize != "image":
+            raise ConfigError(
+                f"{photo} is too large for protocol {self.protocol.name}, which needs all of it at once. Use tiles at "
+                "the image's own size: tile=1024 (--tile 1024) with protocol whole or slide."
             )
 
     def segment_file(
@@ -215,42 +268,61 @@ class Predictor:
         ids: str = "raw",
         overlay_path: str | Path | None = None,
         alpha: float = 0.5,
+        cog: bool = False,
     ) -> None:
         """Label a photo that is too large for memory: read by windows, its labels written by rows.
 
         Args:
             photo: A JPEG, PNG or TIFF file, see `resnest_seg.io.large_images`.
-            path: Where the labels go, .png or .tif.
+            path: Where the labels go, .png or .tif; the .tif of a georeferenced TIFF lies where that lies. Pixels of
+                one that have no data are ignored ones.
             ids: "raw" or "train", see `resnest_seg.io.visualize.write_labels`.
             overlay_path: Where an overlay with a legend goes, of at most 2048 pixels a side; None draws none.
             alpha: Opacity of the overlay, 0..1.
+            cog: Write a Cloud Optimized GeoTIFF.
 
         Raises:
             DatasetError: The file cannot be read by windows.
-            ConfigError: The protocol needs the whole image: it has no tiles, or scales.
+            ConfigError: The protocol needs the whole image: it has no tiles, or scales; or the task is multi-label,
+                whose maps of 16 bits are not written by rows.
         """
         self.check_photos()
-        if self.protocol.window is None or self.protocol.scales != (1.0,) or self.protocol.resize != "image":
-            raise ConfigError(
-                f"{photo} is too large for protocol {self.protocol.name}, which needs all of it at once. Use tiles at "
-                "the image's own size: tile=1024 (--tile 1024) with protocol whole or slide."
-            )
-        with LargeImage(photo) as image:
+        self._check_windows(photo)
+        bands, small = self.backend.bands, []
+        with contextlib.ExitStack() as opened:
+            image: LargeImage | LargeBands = LargeImage(photo) if bands is None else LargeBands(photo, bands)
+            opened.enter_context(image)
             height, width, _ = image.shape
             step = max(-(-max(height, width) // 2048), 1)
-            small = []
-            with LargeLabels(path, height, width, self.label_space, ids=ids) as file:
-                blocks = self.backend.blocks(image, self.protocol, memory=self.memory)
-                for first, labels in _whole_rows(blocks, width):
-                    file.write(first, labels)
-                    small.append(labels[-first % step :: step, ::step].copy())  # a view would keep all rows
+            place = read_georeference(photo)
+            mask: DataMask | LargeBands | None = image if isinstance(image, LargeBands) else None
+            if mask is None and place is not None:
+                mask = opened.enter_context(DataMask(photo))
+            kept = place if Path(path).suffix.lower() in (".tif", ".tiff") else None
+            file = opened.enter_context(
+                LargeLabels(path, height, width, self.label_space, ids=ids, place=kept, cog=cog)
+            )
+            for first, labels in _whole_rows(self.backend.blocks(image, self.protocol, memory=self.memory), width):
+                empty = None if mask is None else mask.without_data(first, len(labels))
+                if empty is not None:
+                    labels[empty] = IGNORE_LABEL
+                file.write(first, labels)
+                small.append(labels[-first % step :: step, ::step].copy())  # a view would keep all rows
         if overlay_path is not None:
             rough = np.vstack(small)
-            picture = preview(photo, longest=max(rough.shape))
+            picture = self._preview(photo, longest=max(rough.shape))
             height, width = picture.shape[:2]
             rough = cv2.resize(rough, (width, height), interpolation=cv2.INTER_NEAREST).astype(np.uint8, copy=False)
             blended = overlay(picture, rough, self.label_space, alpha=alpha)
             write_png(overlay_path, with_legend(blended, rough, self.label_space))
+
+    def _preview(self, photo: str | Path, *, longest: int) -> NDArray[np.uint8]:
+        """A picture of a large image in small, RGB."""
+        if self.backend.bands is None:
+            return preview(photo, longest=longest)
+        with LargeBands(photo, self.backend.bands) as image:
+            pixels, valid, _ = image.preview(longest=longest)
+        return self._picture(pixels, valid)
 
 
 class OnnxPredictor(Predictor):
@@ -287,40 +359,47 @@ class OnnxPredictor(Predictor):
         super().__init__(backend, protocol=protocol, tile=tile, overlap=overlap, memory=memory)
 
 
-def images_of(value: Any, *, channels: int = 3) -> tuple[list[NDArray[Any]], bool]:
+def images_of(
+    value: Any, channels: int = 3, reader: BandReader | None = None, mean: tuple[float, ...] = ()
+) -> tuple[list[Raster], bool]:
     """Convert what `Predictor` is called with to pixels: one image, or several.
 
     Args:
         value: An image that `resnest_seg.io.images.as_pixels` accepts, or its http or https address; a batch, array
             [N, H, W, C] or tensor [N, C, H, W]; or an iterable of images, addresses and batches, in any mixture.
         channels: C.
+        reader: How bands are read, where the images are no photos; then they are what `as_raster` accepts.
+        mean: Of these bands.
 
     Returns:
-        Arrays [H, W, C], as of `as_pixels`, in order; and whether the value is a batch or an iterable.
+        Images [H, W, C], as of these functions, in order; and whether the value is a batch or an iterable.
 
     Raises:
         DatasetError: A file or PIL image cannot be decoded, or an address cannot be fetched.
         ConfigError: Something else; says what is accepted, what was seen and, of several, which it is.
     """
-    if isinstance(value, str) and "://" in value and channels == 3:
+    if isinstance(value, str) and "://" in value and (channels == 3 or reader is not None):
         from resnest_seg.inference.inputs import fetch_image  # which needs more than exported files do
 
-        return [decode_image(fetch_image(value), value)], False
+        data = fetch_image(value)
+        return [Raster(decode_image(data, value)) if reader is None else reader.decode(data, value)], False
     if (isinstance(value, np.ndarray) or is_tensor(value)) and value.ndim == 4:
-        return _each(value, channels, f"of the batch {list(value.shape)}"), True
+        return _each(value, (channels, reader, mean), f"of the batch {list(value.shape)}"), True
     names = isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "UO"
     listed = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Set)
     if names or (listed and not isinstance(value, np.ndarray | os.PathLike) and not is_tensor(value)):
-        return _each(value, channels, "of the list"), True
-    return [as_pixels(value, channels=channels)], False
+        return _each(value, (channels, reader, mean), "of the list"), True
+    if reader is not None:
+        return [as_raster(value, reader, mean)], False
+    return [Raster(as_pixels(value, channels=channels))], False
 
 
-def _each(values: Iterable[Any], channels: int, where: str) -> list[NDArray[Any]]:
+def _each(values: Iterable[Any], how: tuple[int, BandReader | None, tuple[float, ...]], where: str) -> list[Raster]:
     """Convert images one by one; an error says which it is, counted from 0."""
-    found: list[NDArray[Any]] = []
+    found: list[Raster] = []
     for number, value in enumerate(values):
         try:
-            found += images_of(value, channels=channels)[0]
+            found += images_of(value, *how)[0]
         except ConfigError as error:
             raise ConfigError(f"image {number} {where}: {error}") from None
     return found
@@ -332,11 +411,15 @@ def _shown(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     return rgb if rgb.dtype == np.uint8 else rgb.round().astype(np.uint8)
 
 
-def _labels(blocks: Iterable[Block], pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Labels of an image, uint8 [H, W]; a function, so that no scores are held when it returns."""
-    labels = np.empty(pixels.shape[:2], np.uint8)
+def _labels(blocks: Iterable[Block], pixels: NDArray[Any]) -> NDArray[Any]:
+    """Labels of an image [H, W]; a function, so that no scores are held when it returns."""
+    labels: NDArray[Any] | None = None
     for block in blocks:
-        labels[block.rows, block.columns] = block.labels()
+        part = block.labels()
+        if labels is None:
+            labels = np.empty(pixels.shape[:2], part.dtype)
+        labels[block.rows, block.columns] = part
+    assert labels is not None
     return labels
 
 

@@ -29,7 +29,7 @@ LONGEST_EDGE = 1 << 20
 """Pixels of the longest edge of a window or of a view's base."""
 
 RESIZES = ("image", "tensor", "canvas", "long_edge")
-MERGES = ("logits", "softmax", "exp")
+MERGES = ("logits", "softmax", "exp", "sigmoid")
 BLENDS = ("none", "hann", "distance")
 PLACEMENTS = ("inward", "cut", "even")
 PADDINGS = ("none", "stride", "window")
@@ -66,7 +66,8 @@ class Protocol:
         padding: A view is padded below and right with black to multiples of the network's "stride", to at least one
             "window", or not at all ("none").
         merge: What of a view is averaged: "logits", their "softmax", or the "exp" of the sum of a window's logits and
-            its mirror image's, which are summed over the scales.
+            its mirror image's, which are summed over the scales; or the "sigmoid" of each logit, which binary and
+            multi-label models take in the place of the others.
         blend: Weights of a window's pixels where windows overlap: "none" (all alike), "hann" or "distance" to the edge.
         absent: What a class counts in the mean IoU that neither labels nor predictions have: "skipped" or "zero".
     """

@@ -1,6 +1,7 @@
 """An HTTP service around a predictor: photos in, labels out. Starlette and uvicorn do it, the extra `serve`.
 
-    POST /segment?output=labels|overlay|polygons    the body is a JPEG, PNG or WebP file, and its type the Content-Type
+    POST /segment?output=labels|overlay|polygons    the body is a JPEG, PNG or WebP file, and its type the Content-Type;
+                                                    of a model of many bands a TIFF file, too
     GET /classes                                    what the values in label PNGs are
     GET /health                                     that it is there, and how many photos are in work
 
@@ -31,6 +32,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ConfigError, DatasetError
 from resnest_seg.inference.decoding import PhotoDecoder
 from resnest_seg.inference.prediction import Prediction
+from resnest_seg.io.bands import BandReader
 from resnest_seg.io.images import MOST_PIXELS
 from resnest_seg.io.visualize import labels_png, png_bytes
 from resnest_seg.labels import LabelSpace
@@ -156,8 +158,10 @@ class _Service:
     def __init__(self, predictor: Labeller, limits: Limits) -> None:
         self.predictor, self.limits = predictor, limits
         self.pool = ThreadPoolExecutor(limits.workers, thread_name_prefix="segment")
+        self.bands: BandReader | None = getattr(getattr(predictor, "backend", None), "bands", None)
         self.decoders = [
-            PhotoDecoder(max_pixels=limits.max_pixels, seconds=limits.decode_seconds) for _ in range(limits.workers)
+            PhotoDecoder(max_pixels=limits.max_pixels, seconds=limits.decode_seconds, bands=self.bands)
+            for _ in range(limits.workers)
         ]
         self.free: queue.SimpleQueue[PhotoDecoder] = queue.SimpleQueue()
         for decoder in self.decoders:
@@ -178,7 +182,7 @@ class _Service:
         from starlette.responses import Response
 
         try:
-            _check_type(request)
+            _check_type(request, self.bands)
             wish = _wish(request)
             self._check_room()
         except _RefusedError as refusal:
@@ -294,7 +298,7 @@ class _Service:
         return json.dumps(prediction.polygons(), separators=(",", ":")).encode()
 
     def _pixels(self, job: _Job) -> Any:
-        """The photo, uint8 [H, W, 3]; there is a decoder for every thread."""
+        """The photo, uint8 [H, W, 3], or bands; there is a decoder for every thread."""
         decoder = self.free.get()
         try:
             return decoder(job.body or b"")
@@ -332,12 +336,13 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _check_type(request: Request) -> None:
+def _check_type(request: Request, bands: BandReader | None) -> None:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in TYPES:
+    types = TYPES if bands is None else ("image/tiff", *TYPES)
+    if kind not in types:
         raise _RefusedError(
             415,
-            f"the body is {kind or 'of no type'}: send a photo as {', '.join(TYPES)} (curl -H 'Content-Type: ...').",
+            f"the body is {kind or 'of no type'}: send a photo as {', '.join(types)} (curl -H 'Content-Type: ...').",
         )
 
 

@@ -6,14 +6,18 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from resnest_seg.errors import ConfigError
-from resnest_seg.inference.backends import Backend, Block, Image, RunOptions
+from resnest_seg.inference.backends import Backend, Block, Decision, Image, RunOptions
 from resnest_seg.inference.protocols import Protocol, Setting
 from resnest_seg.inference.torch_engine import MEMORY, Runner, View, preload, score_rows, views_of
+from resnest_seg.io.bands import BandReader
 from resnest_seg.io.large_images import LargeImage
+from resnest_seg.io.raster_windows import LargeBands
 from resnest_seg.models.segmenter import Segmenter
 
 
@@ -74,6 +78,11 @@ class TorchBackend(Backend):
         self.description, self.label_space = segmenter.description, segmenter.label_space
         self.head, self.channels, self.setting = config.head, config.in_channels, setting_of(segmenter)
         self.device, self.memory = str(device), MEMORY
+        self.decision = Decision(segmenter.task, segmenter.decision_thresholds)
+        data = segmenter.config.data
+        self.mean = tuple(data.pixel_mean or segmenter.pixel_mean.flatten().tolist())
+        if data.bands is not None:
+            self.bands = BandReader(data.bands, data.nodata, self.mean)
         self.run = Runner(
             _logits_fn(segmenter, options, device),
             stride=segmenter.output_stride,
@@ -81,6 +90,7 @@ class TorchBackend(Backend):
             batch=options.batch,
             device=device,
             pixel_range=segmenter.pixel_range,
+            padding=None if self.bands is None else torch.tensor(self.mean, device=device),
         )
 
     def blocks(self, image: Image, protocol: Protocol, *, memory: int | None = None) -> Iterator[Block]:
@@ -118,23 +128,31 @@ class TorchBackend(Backend):
     def _slabs(self, image: Any, protocol: Protocol, memory: int | None, views: list[View] | None) -> Iterator[Block]:
         allowed = self.memory if memory is None else memory
         for first, scores in score_rows(self.run, image, protocol, memory=allowed, views=views):
-            yield Block(slice(first, first + scores.shape[1]), slice(0, scores.shape[2]), scores)
+            rows = slice(first, first + scores.shape[1])
+            yield Block(rows, slice(0, scores.shape[2]), scores, decision=self.decision)
 
     def _tensor(self, image: Image) -> Any:
         """An array as a tensor [3, H, W] on the device; a large image as what gives tensors of its windows."""
-        if isinstance(image, LargeImage):
+        if not isinstance(image, np.ndarray):
             return _Windows(image)
-        return torch.from_numpy(image).permute(2, 0, 1).to(self.device, non_blocking=True)
+        return _planes(image).to(self.device, non_blocking=True)
 
 
 class _Windows:
-    """Tensors [3, h, w] of an image that is read by windows."""
+    """Tensors [C, h, w] of an image that is read by windows."""
 
-    def __init__(self, image: LargeImage) -> None:
-        self.image, self.shape = image, (3, *image.shape[:2])
+    def __init__(self, image: LargeImage | LargeBands) -> None:
+        self.image, self.shape = image, (image.shape[2], *image.shape[:2])
 
     def __getitem__(self, window: tuple[slice, slice, slice]) -> Tensor:
-        return torch.from_numpy(self.image[window[1:]]).permute(2, 0, 1)
+        return _planes(self.image[window[1:]])
+
+
+def _planes(image: NDArray[Any]) -> Tensor:
+    """An array [H, W, C] as a tensor [C, H, W], uint8 or float32: torch does little with uint16."""
+    if image.dtype != np.uint8:
+        image = image.astype(np.float32, copy=False)
+    return torch.from_numpy(image).permute(2, 0, 1)
 
 
 def _logits_fn(segmenter: Segmenter, options: RunOptions, device: torch.device) -> Any:

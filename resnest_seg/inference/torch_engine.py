@@ -48,6 +48,7 @@ class Runner:
         device: Where the network is; images are moved there. None leaves them where they are.
         pixel_range: What looks at float images before views are made of them; None does not, for a network whose range
             is not known.
+        padding: Values of what lies outside an image, [C]; None is 0, black.
 
     Raises:
         ConfigError: A batch below 1.
@@ -63,12 +64,13 @@ class Runner:
         batch: int | None = None,
         device: torch.device | str | None = None,
         pixel_range: PixelRange | None = None,
+        padding: Tensor | None = None,
     ) -> None:
         if batch is not None and batch < 1:
             raise ConfigError(f"a batch must have at least 1 image, not {batch}.")
         self.logits_fn, self.stride, self.align_corners = logits_fn, stride, align_corners
         self.batch, self.device, self._limit = batch, device, math.inf
-        self.pixel_range = pixel_range
+        self.pixel_range, self.padding = pixel_range, padding
 
     def __call__(self, crops: Sequence[Callable[[], Tensor]]) -> Tensor:
         """Functions that give images [3, H, W] of one size -> float32 logits [N, K, h, w]."""
@@ -206,8 +208,18 @@ class View:
         missing = (columns.start - left, left + window.width - columns.stop)
         below = window.height - crop.shape[1]
         if below or any(missing):
-            crop = F.pad(crop, (*missing, 0, below))
+            crop = _padded(crop, missing, below, self.run.padding)
         return crop.flip(-1) if mirrored else crop
+
+
+def _padded(crop: Tensor, beside: tuple[int, int], below: int, values: Tensor | None) -> Tensor:
+    """Pad an image [C, h, w] left, right and below; with these values [C], or black."""
+    if values is None:
+        return F.pad(crop, (*beside, 0, below))
+    _, height, width = crop.shape
+    padded = values.to(crop)[:, None, None].repeat(1, height + below, width + sum(beside))
+    padded[:, :height, beside[0] : beside[0] + width] = crop
+    return padded
 
 
 def preload(views: Sequence[View]) -> None:
@@ -371,8 +383,8 @@ def _merged(views: list[View], first: int, last: int, *, size: tuple[int, int], 
             rows = resized_rows(
                 slab, size, range(first, last), align_corners=corners, source=(view.size[0], source.start)
             )
-        if protocol.merge == "softmax":
-            rows = rows.softmax(dim=1)
+        if protocol.merge in ("softmax", "sigmoid"):
+            rows = rows.softmax(dim=1) if protocol.merge == "softmax" else rows.sigmoid()
         scores = rows.sum(dim=0) if len(rows) > 1 else rows[0]
         total = scores if total is None else total + scores
     assert total is not None
@@ -417,6 +429,8 @@ def probabilities(scores: Tensor, merge: str) -> Tensor:
     """Scores [K, ...] of a protocol with this `merge` -> class probabilities, float32 [K, ...]."""
     if merge == "logits":
         return scores.softmax(dim=0)
+    if merge == "sigmoid":
+        return scores
     return (scores / scores.sum(dim=0)).float()
 
 

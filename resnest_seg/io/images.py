@@ -8,7 +8,6 @@ This module imports NumPy and OpenCV only, so that it works without torch.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import struct
@@ -274,14 +273,21 @@ def refuse_too_large(data: bytes, name: str) -> None:
     """
     size = size_in_header(data)
     if size is None and data[:4] in TIFF:
-        with contextlib.suppress(struct.error, IndexError, OverflowError):  # whoever decodes it says that it is damaged
-            tags = tiff_tags(data)
-            size = tags.get(_TAG_HEIGHT, (0,))[0], tags.get(_TAG_WIDTH, (0,))[0]
+        size = size_of_tiff(data)
     if size is not None and size[0] * size[1] > MOST_PIXELS:
         raise DatasetError(
             f"cannot read {name}: it has {size[0]} x {size[1]} pixels, and an image that is read whole may have "
             f"{MOST_PIXELS:,} at most. Cut it into tiles."
         )
+
+
+def size_of_tiff(data: bytes) -> tuple[int, int] | None:
+    """Read (height, width) of a TIFF file's first image from its header; None if it is damaged, as its decoder says."""
+    try:
+        tags = tiff_tags(data)
+    except (struct.error, IndexError, OverflowError):
+        return None
+    return tags.get(_TAG_HEIGHT, (0,))[0], tags.get(_TAG_WIDTH, (0,))[0]
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
@@ -321,8 +327,8 @@ def refuse_low_values(peak: int, name: str) -> None:
         top = (1 << max(peak.bit_length(), 8)) - 1
         raise DatasetError(
             f"{name} has 16 bits, and its values end at {peak} of 65535: it would be too dark, and the file does not "
-            "state its range of values. Convert all photos to 8 bits alike: "
-            f"gdal_translate -ot Byte -scale 0 {top} 0 255 IN OUT"
+            "state its range of values. Take the values as they are (--data.bands 1,2,3), or convert all photos to 8 "
+            f"bits alike: gdal_translate -ot Byte -scale 0 {top} 0 255 IN OUT"
         )
 
 
@@ -366,15 +372,16 @@ def _is_deep_tiff(data: bytes, name: str) -> bool:
         kind = _ODD_FORMS.get(forms[0], "unsigned" if forms[0] in _FORMS else "of an unknown kind")
         raise DatasetError(
             f"{name} is not a photo: its values have {'/'.join(map(str, sorted(set(bits))))} bits, {kind}; 8 "
-            "or 16 bits, unsigned, can be read. Convert all photos to 8 bits alike: "
-            "gdal_translate -ot Byte -scale LOWEST HIGHEST 0 255 IN OUT"
+            "or 16 bits, unsigned, can be read. To use the values as they are, name the bands: --data.bands 1,2,3. Or "
+            "convert all photos to 8 bits alike: gdal_translate -ot Byte -scale LOWEST HIGHEST 0 255 IN OUT"
         )
     colors = tags.get(_TAG_COLORS, (2 if bands > 2 else 1,))[0]
     called, meant = _COLORS.get(colors, (f"an unknown colour space {colors}", 0))
     if bands != meant and not (meant and bands == meant + 1 and extra[:1] in _ALPHA):
         raise DatasetError(
             f"{name} is not a photo: it has {bands} bands, tagged as {called} without opacity. Only photos can be "
-            "read; save their red, green and blue: gdal_translate -co PHOTOMETRIC=RGB -b 1 -b 2 -b 3 IN OUT"
+            "read as they are; to use the bands of all files, name them: --data.bands 1,2,3. Or save red, green and "
+            "blue: gdal_translate -co PHOTOMETRIC=RGB -b 1 -b 2 -b 3 IN OUT"
         )
     return bits[0] > 8
 
@@ -416,7 +423,15 @@ def _refuse_odd_values(plain: NDArray[Any] | None, name: str) -> None:
 
 
 def _decoded(data: bytes, flags: int) -> NDArray[Any] | None:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    """Decode an image, None if that is impossible; OpenCV would print a warning for each tag of a map."""
+    if data[:4] not in TIFF:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    logging = cv2.utils.logging
+    level = logging.setLogLevel(logging.LOG_LEVEL_ERROR)
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    finally:
+        logging.setLogLevel(level)
 
 
 def _may_be_transparent(data: bytes) -> bool:

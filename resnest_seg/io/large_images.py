@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import cv2
 import numpy as np
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from resnest_seg.errors import ConfigError, DatasetError, require_utf8
 from resnest_seg.files import atomic_write
 from resnest_seg.io.images import PalettePng, refuse_low_values, refuse_odd_opacity
-from resnest_seg.labels import LabelSpace
+from resnest_seg.labels import IGNORE_LABEL, LabelSpace
 
 CACHE = 16 << 20
 """Bytes of decoded blocks that GDAL keeps, where two rows of tiles or strips do not need more."""
@@ -247,8 +248,11 @@ def preview(path: str | Path, *, longest: int = 2048) -> NDArray[np.uint8]:
     return small
 
 
-def load_rasterio() -> Any:
+def load_rasterio(what: str = "large images") -> Any:
     """The library, imported when it is needed, because it is an extra.
+
+    Args:
+        what: What needs it, in the message.
 
     Raises:
         ConfigError: It is not installed.
@@ -257,8 +261,19 @@ def load_rasterio() -> Any:
         import rasterio
         import rasterio.errors
     except ImportError:
-        raise ConfigError("large images need rasterio: pip install 'resnest-seg[large]'.") from None
+        raise ConfigError(f"{what} need rasterio: pip install 'resnest-seg[large]'.") from None
     return rasterio
+
+
+def gdal_errors() -> tuple[type[Exception], ...]:
+    """Exceptions of rasterio, and those of GDAL that it lets through, about files and coordinates."""
+    rasterio = load_rasterio()
+    return (
+        rasterio.errors.RasterioError,
+        importlib.import_module("rasterio._err").CPLE_BaseError,
+        ValueError,
+        MemoryError,
+    )
 
 
 def gdal(cache: int) -> Any:
@@ -306,6 +321,18 @@ def _orientation(path: Path, driver: str) -> int:
     return turned if turned in range(2, 9) else 1
 
 
+class Place(Protocol):
+    """Where a raster lies, as rasterio takes it: see `resnest_seg.io.georeference.Georeference`."""
+
+    @property
+    def crs(self) -> Any:
+        """rasterio's CRS."""
+
+    @property
+    def affine(self) -> Any:
+        """rasterio's transform."""
+
+
 TILE = 512
 """Height and width of a TIFF's tiles."""
 
@@ -324,22 +351,45 @@ class LargeLabels:
         width: W.
         space: The label space of the labels.
         ids: "raw" for the data set's own ids, as in its mask files, or "train" for 0..K-1 and `IGNORE_LABEL`.
+        place: Where the labels lie, for .tif: the file is then a GeoTIFF with this CRS and transform, the names of the
+            classes as tags of its band (class_ID), and ignored pixels as no data: 255, or where 255 is a class of the
+            data set, its first ignored id.
+        cog: Make it a Cloud Optimized GeoTIFF, with overviews by nearest neighbours; takes twice the disk meanwhile.
 
     Raises:
         ConfigError: Another ending, another kind of ids, or rasterio is missing (for TIFF).
     """
 
-    def __init__(self, path: str | Path, height: int, width: int, space: LabelSpace, *, ids: str = "raw") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        height: int,
+        width: int,
+        space: LabelSpace,
+        *,
+        ids: str = "raw",
+        place: Place | None = None,
+        cog: bool = False,
+    ) -> None:
         self.path, self.height, self.width = Path(path), height, width
+        self._place, self._cog = place, cog
         if self.path.suffix.lower() not in (".png", ".tif", ".tiff"):
             raise ConfigError(f"labels are saved as .png or .tif, which keep every id as it is; not as {path}.")
         if ids not in ("raw", "train"):
             raise ConfigError(f"ids must be 'raw' or 'train', not {ids!r}.")
-        self._space, self._raw = space, ids == "raw"
-        self._palette = space.palette
-        if self._raw:
-            self._palette = np.zeros_like(space.palette)
-            self._palette[list(space.raw_ids)] = space.colors
+        if (place is not None or cog) and self.path.suffix.lower() == ".png":
+            raise ConfigError(f"a PNG has no place on the map: save the labels as .tif, not as {path}.")
+        own = space.raw_ids if ids == "raw" else range(len(space))
+        self._table = np.full(256, IGNORE_LABEL, np.uint8)
+        if ids == "raw":
+            self._table = space.decode(np.arange(256, dtype=np.uint8))
+        if place is not None and IGNORE_LABEL not in own:
+            self._table[len(space) :] = IGNORE_LABEL
+        self._table[: len(space)] = own
+        self._no_data = None if int(self._table[IGNORE_LABEL]) in own else int(self._table[IGNORE_LABEL])
+        self._names = {f"class_{value}": name for value, name in zip(own, space.names, strict=True)}
+        self._palette = np.zeros_like(space.palette)
+        self._palette[list(own)] = space.colors
         self._rows = 0
         self._writing = self._whole_file()
 
@@ -352,7 +402,7 @@ class LargeLabels:
         step = max(_AT_ONCE // self.width, 1)
         for start in range(0, len(labels), step):
             part = labels[start : start + step]
-            self._sink.write(self._space.decode(part) if self._raw else part)
+            self._sink.write(self._table[part])
         self._rows += len(labels)
 
     def __enter__(self) -> Self:
@@ -372,9 +422,16 @@ class LargeLabels:
                 file = opened.enter_context(open(temporary, "wb"))
                 self._sink = opened.enter_context(PalettePng(file, *size, self._palette))
             else:
-                self._sink = opened.enter_context(_Tiff(temporary, *size, self._palette))
+                plain = temporary.with_suffix(".plain") if self._cog else temporary
+                if self._cog:
+                    opened.callback(plain.unlink, missing_ok=True)
+                self._sink = opened.enter_context(_Tiff(plain, *size, self._palette))
+                if self._place is not None:
+                    self._sink.georeference(self._place, self._no_data, self._names)
             yield
             assert self._rows == self.height, f"{self._rows} of {self.height} rows were written"
+            if isinstance(self._sink, _Tiff) and self._cog:
+                self._sink.optimize(temporary)
 
 
 class _Tiff:
@@ -397,6 +454,25 @@ class _Tiff:
                 )
             )  # fmt: skip
         self._target.write_colormap(1, {index: tuple(color) for index, color in enumerate(palette.tolist())})
+
+    def georeference(self, place: Place, no_data: int | None, names: dict[str, str]) -> None:
+        """Say where the labels lie, which value is no data, and the tags of the band."""
+        target = self._target
+        target.crs, target.transform, target.nodata = place.crs, place.affine, no_data
+        target.update_tags(1, **names)
+
+    def optimize(self, path: Path) -> None:
+        """End the file, and copy it as a Cloud Optimized GeoTIFF."""
+        import rasterio.shutil
+
+        with self._refusals():
+            self._target.close()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                rasterio.shutil.copy(
+                    self._path.absolute(), path.absolute(), driver="COG", compress="DEFLATE", blocksize=TILE,
+                    overview_resampling="nearest", BIGTIFF="IF_SAFER",
+                )  # fmt: skip
 
     def write(self, rows: NDArray[np.uint8]) -> None:
         """Add rows."""

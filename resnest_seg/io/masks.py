@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -92,6 +92,33 @@ def decode_mask(data: bytes, name: str) -> NDArray[np.uint8]:
     Raises:
         DatasetError: No image, a damaged one, one of too many pixels, or one that can hold no labels.
     """
+    ids = decode_ids(data, name)
+    if ids.ndim == 2 and ids.dtype != np.uint8:
+        if ids.min() < 0 or ids.max() > 255:
+            raise DatasetError(f"{name} holds ids up to {ids.max()} (from {ids.min()}): only 0..255 can be labels.")
+        return ids.astype(np.uint8)
+    return ids
+
+
+def decode_bits(data: bytes, name: str) -> NDArray[np.uint16]:
+    """Decode a multi-label mask, a greyscale image of up to 16 bits: maps of bits, uint16 [H, W].
+
+    Raises:
+        DatasetError: See `decode_mask`; or it is a mask of colours, or holds values outside 0..65535.
+    """
+    bits = decode_ids(data, name)
+    if bits.ndim == 3:
+        raise DatasetError(
+            f"{name} is a mask of colours (RGB), and a multi-label mask is a greyscale image of bits: 8 or 16 bits a "
+            "pixel, of which bit k says that label k is present."
+        )
+    if bits.min() < 0 or bits.max() > 65535:
+        raise DatasetError(f"{name} holds values from {bits.min()} to {bits.max()}: a map of bits has 0..65535.")
+    return bits.astype(np.uint16)
+
+
+def decode_ids(data: bytes, name: str) -> NDArray[Any]:
+    """Decode what `decode_mask` decodes, greyscale of 16 bits included: integers [H, W], or colours uint8 [H, W, 3]."""
     if data[:2] == JPEG or _is_lossy_webp(data):
         raise DatasetError(_LOSSY.format(name=name, kind="JPEG or WebP"))
     refuse_too_large(data, name)
@@ -111,10 +138,7 @@ def decode_mask(data: bytes, name: str) -> NDArray[np.uint8]:
     if picture.mode in ("1", "L", "P"):
         return _stored(picture, data, name)
     if picture.mode.startswith("I"):
-        ids = np.array(picture)
-        if ids.min() < 0 or ids.max() > 255:
-            raise DatasetError(f"{name} holds ids up to {ids.max()} (from {ids.min()}): only 0..255 can be labels.")
-        return ids.astype(np.uint8)
+        return np.array(picture)
     if data[:8] == PNG and data[24] == 16:  # Pillow keeps the upper 8 bits only
         raise DatasetError(f"{name} is not a mask: its colours have 16 bits a channel. Save masks with 8.")
     if picture.mode in ("RGB", "RGBA"):

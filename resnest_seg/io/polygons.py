@@ -14,6 +14,7 @@ the exterior in one point, which is what the Simple Features standard (OGC 06-10
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.files import atomic_write
-from resnest_seg.labels import IGNORE_LABEL, LabelSpace
+from resnest_seg.labels import IGNORE_LABEL, LabelSpace, bits_to_labels
 
 Ring = NDArray[np.int32]
 """Corners (x, y) in order, [N, 2], without a repeated first corner at the end."""
@@ -39,9 +40,7 @@ _DIRECTIONS = ((0, 1), (1, 0), (0, -1), (-1, 0))
 _START = ((0, 0), (0, 1), (1, 1), (1, 0))  # (row, column) of its first point, seen from its pixel's upper left corner
 
 
-def polygons(
-    labels: NDArray[np.uint8], space: LabelSpace, *, simplify: float = 0.0, min_area: int = 0
-) -> dict[str, Any]:
+def polygons(labels: NDArray[Any], space: LabelSpace, *, simplify: float = 0.0, min_area: int = 0) -> dict[str, Any]:
     """Convert labels to a GeoJSON FeatureCollection: one MultiPolygon Feature per present class, in train-id order.
 
     A polygon is a region of pixels of one class that are joined by their sides, with its holes; regions that touch at
@@ -62,15 +61,10 @@ def polygons(
         DatasetError: A label is neither a class nor `IGNORE_LABEL`.
         ConfigError: An option is out of range.
     """
-    for name, value, most in (("simplify", simplify, MOST_OFF), ("min_area", min_area, MOST_AREA)):
-        if not 0 <= value <= most:  # false for NaN
-            raise ConfigError(f"{name}, in pixels, must be from 0 to {most}, not {value}.")
-    strangers = [int(label) for label in np.unique(labels) if len(space) <= label != IGNORE_LABEL]
-    if strangers:
-        raise DatasetError(f"label out of range: {strangers[:8]} in a label space of {len(space)} classes.")
+    check_polygon_options(labels, space, simplify=simplify, min_area=min_area)
     shapes: dict[int, list[list[list[list[int]]]]] = {}
     areas: dict[int, int] = {}
-    for label, area, rings in _regions(labels):
+    for label, area, rings in regions_of(labels, space):
         if area >= min_area:
             shapes.setdefault(label, []).append([_closed(ring, simplify) for ring in rings])
             areas[label] = areas.get(label, 0) + area
@@ -91,8 +85,21 @@ def polygons(
     return {"type": "FeatureCollection", "bbox": [0, 0, labels.shape[1], labels.shape[0]], "features": features}
 
 
+def check_polygon_options(labels: NDArray[Any], space: LabelSpace, *, simplify: float, min_area: int) -> None:
+    """Check what `polygons` is called with; see there for the errors."""
+    for name, value, most in (("simplify", simplify, MOST_OFF), ("min_area", min_area, MOST_AREA)):
+        if not 0 <= value <= most:  # false for NaN
+            raise ConfigError(f"{name}, in pixels, must be from 0 to {most}, not {value}.")
+    if space.task == "multilabel":
+        bits_to_labels(labels, len(space))
+        return
+    strangers = [int(label) for label in np.unique(labels) if len(space) <= label != IGNORE_LABEL]
+    if strangers:
+        raise DatasetError(f"label out of range: {strangers[:8]} in a label space of {len(space)} classes.")
+
+
 def write_polygons(
-    path: str | Path, labels: NDArray[np.uint8], space: LabelSpace, *, simplify: float = 0.0, min_area: int = 0
+    path: str | Path, labels: NDArray[Any], space: LabelSpace, *, simplify: float = 0.0, min_area: int = 0
 ) -> None:
     """Write labels as a GeoJSON file, atomically; see `polygons` for the options and errors.
 
@@ -108,8 +115,20 @@ def write_polygons(
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _regions(labels: NDArray[np.uint8]) -> list[tuple[int, int, list[Ring]]]:
-    """Return (label, pixels, rings) of every region; the first ring is the exterior."""
+def regions_of(labels: NDArray[Any], space: LabelSpace) -> Iterator[tuple[int, int, list[Ring]]]:
+    """Yield the `regions` of labels [H, W]; of multi-label bits, those of each label, which may overlap."""
+    if space.task != "multilabel":
+        yield from regions(labels)
+        return
+    for label, plane in enumerate(bits_to_labels(labels, len(space)).present):
+        yield from regions(np.where(plane, label, IGNORE_LABEL).astype(np.uint8))
+
+
+def regions(labels: NDArray[np.uint8]) -> list[tuple[int, int, list[Ring]]]:
+    """Return (label, pixels, rings) of every region of labels [H, W]; the first ring is the exterior.
+
+    A region is what `polygons` says; rings are not closed, and ignored pixels are in no region.
+    """
     if not labels.size:
         return []
     region = _components(labels)
@@ -190,10 +209,15 @@ def _signed_area(ring: Ring) -> float:
 
 
 def _closed(ring: Ring, simplify: float) -> list[list[int]]:
-    """Return a ring's GeoJSON positions; a ring that simplification would collapse or reverse is not simplified."""
+    """Return a ring's GeoJSON positions, simplified."""
+    positions: list[list[int]] = simplified(ring, simplify).tolist()
+    return [*positions, positions[0]]
+
+
+def simplified(ring: Ring, simplify: float) -> Ring:
+    """Simplify a ring by `simplify` pixels; one that would collapse or reverse stays as it is."""
     if simplify > 0:
         fewer = cv2.approxPolyDP(ring[:, None], simplify, True).reshape(-1, 2).astype(np.int32, copy=False)
         if len(fewer) >= 3 and _signed_area(fewer) * _signed_area(ring) > 0:
-            ring = fewer
-    positions: list[list[int]] = ring.tolist()
-    return [*positions, positions[0]]
+            return fewer
+    return ring

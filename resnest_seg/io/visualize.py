@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,27 +14,71 @@ from numpy.typing import NDArray
 from resnest_seg.errors import ConfigError
 from resnest_seg.files import atomic_write
 from resnest_seg.io.images import PalettePng
-from resnest_seg.labels import IGNORE_LABEL, LabelSpace
+from resnest_seg.labels import LabelSpace, bits_to_labels, ignored_pixels
 
 Image = NDArray[np.uint8]
 """RGB, uint8 [H, W, 3]."""
 
-Labels = NDArray[np.uint8]
-"""Train ids, uint8 [H, W]."""
+Labels = NDArray[Any]
+"""Train ids, uint8 [H, W]; of a multi-label task bits, uint16 [H, W]."""
 
 _FONT, _FONT_SCALE, _ROW = cv2.FONT_HERSHEY_SIMPLEX, 0.42, 18
 _PAPER, _INK = (250, 250, 248), (30, 30, 34)
 
 
+def picture_of(
+    pixels: NDArray[Any], *, channels: Sequence[int] | None = None, valid: NDArray[np.bool_] | None = None
+) -> Image:
+    """Make a picture of an image [H, W, C] of any type: three bands, stretched from 2nd to 98th percentile.
+
+    8-bit RGB is its own picture.
+
+    Args:
+        pixels: The image.
+        channels: Those shown as red, green and blue, from 0, or one that is shown as grey; None takes the first three,
+            or the first.
+        valid: False where a band has no data, [H, W, C], which is shown white; None if all have.
+    """
+    if channels is None:
+        if pixels.dtype == np.uint8 and pixels.shape[2] == 3:
+            return pixels
+        channels = (0, 1, 2) if pixels.shape[2] >= 3 else (0,)
+    picture = np.empty((*pixels.shape[:2], 3), np.uint8)
+    for place in range(3):
+        channel = channels[place % len(channels)]
+        band = pixels[..., channel].astype(np.float32)
+        known = np.isfinite(band) if valid is None else np.isfinite(band) & valid[..., channel]
+        sample = band[known]
+        sample = sample[:: max(len(sample) >> 20, 1)]
+        low, high = np.percentile(sample, (2, 98)) if len(sample) else (0.0, 1.0)
+        if high <= low:
+            low, high = low - 1, high + 1
+        shade = np.nan_to_num((band - low) * (255 / (high - low)), posinf=255, neginf=0).clip(0, 255).round()
+        picture[..., place] = np.where(known, shade, 255)
+    return picture
+
+
 def colourise(labels: Labels, space: LabelSpace) -> Image:
-    """Paint labels in their class colours, RGB uint8 [H, W, 3]; ignored pixels are black."""
-    return space.palette[labels]
+    """Paint labels in their class colours, RGB uint8 [H, W, 3]; ignored pixels are black.
+
+    Where several labels of a multi-label task are present, their colours are averaged; no label is black, too.
+    """
+    if space.task != "multilabel":
+        return space.palette[labels]
+    present, _ = bits_to_labels(labels, len(space))
+    total = np.tensordot(present, np.array(space.colors, np.float32), axes=(0, 0))
+    painted: Image = (total / np.maximum(present.sum(axis=0), 1)[..., None]).round().astype(np.uint8)
+    return painted
 
 
 def overlay(image: Image, labels: Labels, space: LabelSpace, *, alpha: float = 0.5) -> Image:
-    """Blend `alpha` (0..1) of the class colours into the image; ignored pixels are unchanged."""
+    """Blend `alpha` (0..1) of the class colours into the image; ignored pixels are unchanged.
+
+    So are the background of a binary task and pixels without a label of a multi-label task.
+    """
     blended = image * (1 - alpha) + colourise(labels, space) * alpha
-    return np.where((labels == IGNORE_LABEL)[..., None], image, blended.round().astype(np.uint8))
+    plain = ignored_pixels(labels) if space.task == "multiclass" else ignored_pixels(labels) | (labels == 0)
+    return np.where(plain[..., None], image, blended.round().astype(np.uint8))
 
 
 def png_bytes(picture: Image) -> bytes:
@@ -59,6 +104,10 @@ def labels_png(labels: Labels, space: LabelSpace, *, ids: str) -> bytes:
     """Encode labels as a palette PNG; see `write_labels` for the options and errors."""
     if ids not in ("raw", "train"):
         raise ConfigError(f"ids must be 'raw' or 'train', not {ids!r}.")
+    if space.task == "multilabel":
+        done, data = cv2.imencode(".png", labels.astype(np.uint16, copy=False))
+        assert done, labels.shape
+        return data.tobytes()
     palette = space.palette
     if ids == "raw":
         labels, palette = space.decode(labels), np.zeros_like(palette)
@@ -72,6 +121,8 @@ def labels_png(labels: Labels, space: LabelSpace, *, ids: str) -> bytes:
 
 def write_labels(path: str | Path, labels: Labels, space: LabelSpace, *, ids: str) -> None:
     """Write labels as an 8-bit palette PNG: pixel values are ids, and viewers show the class colours.
+
+    Labels of a multi-label task become a 16-bit greyscale PNG: bit k says that label k is present.
 
     Args:
         path: A .png file; it is written atomically.
@@ -93,7 +144,7 @@ def error_map(labels: Labels, predictions: Labels) -> Image:
     """Paint correct pixels white, wrong ones red and ignored ones grey: RGB, uint8 [H, W, 3]."""
     picture = np.full((*labels.shape, 3), (240, 240, 240), np.uint8)
     picture[labels != predictions] = (214, 40, 40)
-    picture[labels == IGNORE_LABEL] = (140, 140, 140)
+    picture[ignored_pixels(labels)] = (140, 140, 140)
     return picture
 
 
@@ -116,7 +167,10 @@ def with_legend(picture: Image, labels: Labels, space: LabelSpace) -> Image:
 
 def class_shares(labels: Labels, space: LabelSpace) -> dict[int, str]:
     """Map the classes that occur in labels, largest first, to a text such as "road 41.3%"."""
-    counts = np.bincount(labels.ravel(), minlength=256)[: len(space)]
+    if space.task == "multilabel":
+        counts = bits_to_labels(labels, len(space)).present.sum(axis=(1, 2))
+    else:
+        counts = np.bincount(labels.ravel(), minlength=256)[: len(space)]
     present = [int(label) for label in np.argsort(-counts, kind="stable") if counts[label]]
     return {label: f"{space.names[label]} {100 * counts[label] / labels.size:.1f}%" for label in present}
 

@@ -89,7 +89,7 @@ class Checkpoint:
     def __post_init__(self) -> None:
         assert self.label_space is not None or self.num_classes
         if self.label_space is not None:
-            object.__setattr__(self, "num_classes", len(self.label_space))
+            object.__setattr__(self, "num_classes", len(self.label_space.score_names))
 
     @property
     def network(self) -> ModelConfig:

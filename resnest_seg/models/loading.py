@@ -59,13 +59,13 @@ def build_segmenter(
     zero_gamma: bool = False,
     rectify: str = "none",
     checkpointing: bool = False,
+    task: str = "multiclass",
 ) -> Segmenter:
     """Build a model in training mode and channels-last memory; without `encoder_weights`, with fresh weights.
 
     Args:
         encoder: A name of `resnest_seg.models.resnest.SPECS`, or "smp:" and an encoder of segmentation-models-pytorch.
-        head: "fcn" or "deeplabv3", in family "mmseg" also "pspnet" and "deeplabv3plus", or "smp:" and a decoder of
-            segmentation-models-pytorch, see `resnest_seg.models.smp`.
+        head: "fcn" or "deeplabv3", in family "mmseg" also "pspnet" and "deeplabv3plus", or "smp:" and SMP's decoder.
         num_classes: K, at least 1.
         output_stride: 8, 16 or 32 input pixels per step of the last features.
         dilation: The dilated network that is meant, see `resnest_seg.models.resnest`; SMP's encoders have their own.
@@ -78,11 +78,11 @@ def build_segmenter(
         zero_gamma: Start with a zero weight in the last norm of every residual branch.
         rectify: "none", "rectify" or "rectify_avg", see `resnest_seg.models.resnest`.
         checkpointing: Keep only the blocks' inputs for the backward pass and compute the rest twice.
+        task: "multiclass", "binary" (one logit: num_classes=1) or "multilabel".
 
     Raises:
         ConfigError: Unknown name (the nearest is named), a wrong type or value, or parts that do not fit together.
-        DownloadError: The weights cannot be fetched.
-        CheckpointError: The weights do not fit the encoder.
+        DownloadError, CheckpointError: The weights cannot be fetched, or do not fit the encoder.
     """
     check_encoder_weights(encoder_weights)
     model = ModelConfig(
@@ -99,6 +99,7 @@ def build_segmenter(
         zero_gamma=zero_gamma,
         rectify=rectify,
         checkpointing=checkpointing,
+        task=task,
     )
     _check_types(model, num_classes)
     return segmenter_for(RunConfig(model=model), None, num_classes=num_classes)
@@ -390,6 +391,8 @@ def _fill(segmenter: Segmenter, source: Source) -> tuple[Segmenter, list[str]]:
             )
     if source.ours:
         kept = list[str]()
+        ours = dataclasses.replace(ours, task=theirs.task)
+        segmenter.take_task(theirs.task)
         load_own_weights(segmenter, checkpoint.weights)
         segmenter.config = dataclasses.replace(checkpoint.config, model=ours)
     else:
@@ -434,7 +437,9 @@ def load_fitting(segmenter: Segmenter, source: str | Path) -> LoadReport:
     found = read(_find(str(source)))
     path, model = found.path, segmenter.config.model
     own, weights, skipped = segmenter.state_dict(), dict(found.weights), list(found.skipped)
-    _adapt_stem(weights, own, "encoder.conv1.")
+    adapted = _adapt_stem(weights, own, "encoder.conv1.")
+    if segmenter.config.data.pixel_mean is not None:  # the pixels are those of this data
+        weights = {key: value for key, value in weights.items() if not key.startswith("pixel_")}
     _check_encoder(path, weights, own, model)
     _refuse_another_network(found, model, "encoder")
     fresh = () if _same_classes(segmenter, found) else _classifiers(segmenter)
@@ -459,7 +464,7 @@ def load_fitting(segmenter: Segmenter, source: str | Path) -> LoadReport:
         loaded=len(fitting),
         skipped=tuple(skipped),
         kept=tuple(key for key in kept if not key.endswith("num_batches_tracked")),
-        assumed=_differences(model, found.model),
+        assumed=adapted + _differences(model, found.model),
     )
 
 
@@ -472,11 +477,19 @@ def _find(source: str) -> Path:
     return entry.fetch()
 
 
-def _adapt_stem(weights: dict[str, Tensor], own: Mapping[str, Tensor], prefix: str) -> None:
-    """Adapt a first convolution for RGB, whose name begins with `prefix`, to the channels of the model's, in place."""
+def _adapt_stem(weights: dict[str, Tensor], own: Mapping[str, Tensor], prefix: str) -> tuple[str, ...]:
+    """Adapt a first convolution for RGB, whose name begins with `prefix`, to the channels of the model's, in place.
+
+    Returns:
+        What was done, in a sentence for the report; nothing where the channels are the same.
+    """
     stem = next((key for key in own if key.startswith(prefix)), "")
-    if stem in weights and weights[stem].shape[1] == 3:
-        weights[stem] = adapt_first_convolution(weights[stem], own[stem].shape[1])
+    channels = own[stem].shape[1] if stem else 3
+    if stem not in weights or weights[stem].shape[1] != 3 or channels == 3:
+        return ()
+    weights[stem] = adapt_first_convolution(weights[stem], channels)
+    rule = "the sum of R, G and B" if channels == 1 else f"R, G, B repeated, times 3 / {channels}"
+    return (f"the first convolution, which is for RGB, fits {channels} bands as {rule}",)
 
 
 def _check_encoder(path: Path, weights: Mapping[str, Tensor], own: Mapping[str, Tensor], ours: ModelConfig) -> None:
@@ -497,7 +510,7 @@ def _check_encoder(path: Path, weights: Mapping[str, Tensor], own: Mapping[str, 
 def _same_classes(segmenter: Segmenter, source: Source) -> bool:
     """True where the file's classes are the model's, both being known by name."""
     ours, theirs = segmenter.label_space, None if source.checkpoint is None else source.checkpoint.label_space
-    return ours is not None and theirs is not None and ours.names == theirs.names
+    return ours is not None and theirs is not None and (ours.names, ours.task) == (theirs.names, theirs.task)
 
 
 def _classifiers(segmenter: Segmenter) -> tuple[str, ...]:

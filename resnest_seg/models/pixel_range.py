@@ -1,10 +1,10 @@
-"""A look at float images that warns of the wrong range, 0..1 instead of 0..255."""
+"""A look at float images that warns of the wrong range, 0..1 instead of 0..255 or the units of the training data."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,10 +19,15 @@ class PixelRange:
 
     Only float tensors are looked at, and only while nothing is settled, because reading a value makes a GPU wait. What
     is traced, exported, captured into a CUDA graph or made of fake tensors has no values, and is left alone.
+
+    Args:
+        means: Of the bands that the model takes in the units of its training data; None is RGB 0..255. Where all are
+            within -10..10, values in 0..1 are plausible.
     """
 
-    def __init__(self) -> None:
-        self._settled = False
+    def __init__(self, means: Sequence[float] | None = None) -> None:
+        self._means = means
+        self._settled = means is not None and max(map(abs, means)) <= 10
 
     def check(self, images: Tensor) -> None:
         """Warn with a `UserWarning`, once, if images of any shape are in 0..1."""
@@ -33,9 +38,17 @@ class PixelRange:
             return
         self._settled = True
         if high <= 1:
+            takes = (
+                "RGB 0..255: it normalises them itself. Multiply images in 0..1 by 255, and undo a normalisation; or "
+            )
+            takes += "pass uint8."
+            if self._means is not None:
+                takes = (
+                    f"bands with means from {min(self._means):.4g} to {max(self._means):.4g}: pass the values of the "
+                )
+                takes += "files as they are, because it normalises them itself."
             warnings.warn(
-                f"the images are floats from {low:.4g} to {high:.4g}, and this model takes RGB 0..255: it normalises "
-                "them itself. Multiply images in 0..1 by 255, and undo a normalisation; or pass uint8.",
+                f"the images are floats from {low:.4g} to {high:.4g}, and this model takes {takes}",
                 UserWarning,
                 stacklevel=3,
             )

@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from resnest_seg.config import CUSTOM, ModelConfig, PretrainConfig, RunConfig
+from resnest_seg.config import CUSTOM, DataConfig, ModelConfig, PretrainConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, unknown_name
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import HUB_FILE, Checkpoint, find_checkpoint, fingerprint
@@ -133,13 +133,21 @@ class PixelModel(nn.Module):
         self.min_size: int = getattr(head, "min_size", 1)
         self.pixel_range = PixelRange()
 
+    def take_statistics(self, data: DataConfig) -> None:
+        """Normalise by the statistics of a config's data, if it has some, in place of ImageNet's."""
+        if data.pixel_mean is not None and data.pixel_std is not None:
+            for buffer, values in ((self.pixel_mean, data.pixel_mean), (self.pixel_std, data.pixel_std)):
+                buffer.copy_(torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1))
+        if data.bands is not None:
+            self.pixel_range = PixelRange(self.pixel_mean.flatten().tolist())
+
     @property
     def description(self) -> str:
         """The network in one line."""
         raise NotImplementedError
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Pixels 0..255 to zero mean and unit variance over ImageNet, in channels-last memory.
+        """Pixels to zero mean and unit variance over ImageNet, or over the training data, in channels-last memory.
 
         Raises:
             ConfigError: The images have another shape than [N, C, H, W].
@@ -180,7 +188,7 @@ class PixelModel(nn.Module):
 
 
 class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["semantic-segmentation"]):
-    """Images [N, 3, H, W], RGB 0..255 (uint8 or float) -> `SegmenterOutput`.
+    """Images [N, 3, H, W], RGB 0..255 (uint8 or float) -> `SegmenterOutput`; or bands [N, C, H, W] of any type.
 
     With `coarse=True` the logits stay at feature size, about 64 times smaller, for a caller that resizes them to the
     images' size itself, bilinearly by `align_corners`. Where the model had to pad the images, they have full size all
@@ -204,7 +212,7 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
         head: The features -> logits [N, K, h, w], at any size; they are resized to the images'. `min_size` and
             `size_divisor` are read.
         aux_head: Features -> logits, used in training only.
-        num_classes: K.
+        num_classes: K, the number of logits: 1 of a binary model.
         config: The run that the model was trained by, or at least its network; None for a network of one's own, which
             is then described by its encoder, if that is one of `build_encoder`, and as custom.
         label_space: The classes, in the order of the logits, where they are known.
@@ -214,7 +222,11 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
 
     Attributes:
         fused: `fuse` was called.
+        thresholds: Of a binary or multi-label model, a buffer [K]: labels are present from this probability on, 0.5
+            until a validation chooses the best.
     """
+
+    thresholds: Tensor
 
     def __init__(
         self,
@@ -245,10 +257,28 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
                 )
             )
         super().__init__(encoder, head, channels=config.model.in_channels)
+        self.take_statistics(config.data)
         self.config, self.num_classes, self.label_space = config, num_classes, label_space
+        self.take_task(config.model.task)
         self.aux_head = aux_head
         self.align_corners, self.fused = config.model.family != "mmseg", False
         convert_conv2d_weight_memory_format(self, torch.channels_last)
+
+    def take_task(self, task: str) -> None:
+        """Make this a model of a task, one of `resnest_seg.labels.TASKS`, with thresholds of 0.5 if it has any."""
+        self.config = dataclasses.replace(self.config, model=dataclasses.replace(self.config.model, task=task))
+        if task != "multiclass":
+            self.register_buffer("thresholds", torch.full((self.num_classes,), 0.5, device=self.pixel_mean.device))
+
+    @property
+    def task(self) -> str:
+        """The task, one of `resnest_seg.labels.TASKS`."""
+        return self.config.model.task
+
+    @property
+    def decision_thresholds(self) -> tuple[float, ...]:
+        """Probabilities from which on labels are present, one for each logit; none of a multiclass model."""
+        return () if self.task == "multiclass" else tuple(self.thresholds.float().tolist())
 
     @property
     def output_stride(self) -> int:
@@ -398,9 +428,13 @@ def fresh_segmenter(
         ConfigError: Unknown name (the nearest is named), a value out of range, or parts that do not fit together.
     """
     model = config.model
-    classes = len(label_space) if label_space is not None else num_classes
+    classes = len(label_space.score_names) if label_space is not None else num_classes
     if classes is None or classes < 1:
         raise ConfigError(f"num_classes must be at least 1, not {classes}.")
+    if label_space is not None and label_space.task != model.task:
+        raise ConfigError(f"model.task is {model.task}, and the classes of {label_space.name} are {label_space.task}.")
+    if model.task == "binary" and classes != 1:
+        raise ConfigError(f"a binary model has 1 logit (num_classes=1), not {classes}.")
     check_names(model)
     encoder = encoder_for(model, pretrained=smp_weights)
     head, aux_head = head_for(model, encoder, classes), aux_head_for(model, encoder, classes)
@@ -450,7 +484,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     """
     own = model.state_dict()
     absent = [key for key in own if key not in weights]
-    kept = [key for key in absent if key.endswith("num_batches_tracked") or key.startswith("pixel_")]
+    kept = [key for key in absent if key.endswith("num_batches_tracked") or key.startswith(("pixel_", "thresholds"))]
     problems = {
         "missing": [key for key in absent if key not in kept],
         "unexpected": [key for key in weights if key not in own],

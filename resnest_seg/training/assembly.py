@@ -12,21 +12,23 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from resnest_seg.config import CUSTOM, RunConfig, config_from_dict, load_run_config
-from resnest_seg.data.build import DATASETS, dataset_for
+from resnest_seg.config import CUSTOM, DataConfig, RunConfig, config_from_dict, load_run_config
+from resnest_seg.data.build import DATASETS, bands_of, dataset_for, say_layout
 from resnest_seg.data.checks import check_classes, check_samples
-from resnest_seg.data.class_balance import balance
-from resnest_seg.data.datasets import PairedFiles, SegmentationDataset
-from resnest_seg.data.pairs import PairDataset
-from resnest_seg.data.transforms import Transform
+from resnest_seg.data.class_balance import balance, pixel_statistics
+from resnest_seg.data.datasets import PairDataset, PairedFiles, SegmentationDataset
+from resnest_seg.data.synthetic import Synthetic
+from resnest_seg.data.tiles import paired_files
+from resnest_seg.data.transforms import TrainTransform, Transform, is_photo
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.files import check_outside
 from resnest_seg.io.display import console
-from resnest_seg.models.checkpoint import BEST
+from resnest_seg.models.checkpoint import BEST, CONFIG
 from resnest_seg.models.loading import Network, built_network, load_checkpoint, load_fitting, segmenter_for
-from resnest_seg.models.segmenter import Segmenter, freeze_unread
+from resnest_seg.models.segmenter import PIXEL_MEAN, PIXEL_STD, Segmenter, freeze_unread
 from resnest_seg.training.losses import Loss
 from resnest_seg.training.memory import GIB, devices_here, divided, plan
 from resnest_seg.training.monitor import Callback
@@ -181,15 +183,18 @@ def trainer_for(
     if resume not in ("no", "yes", "auto"):
         raise ConfigError(f"resume must be 'no', 'yes' or 'auto', not {resume!r}.")
     resumed = resume == "yes" or (resume == "auto" and bool(RunFolder(folder).states()))
-    if isinstance(train, PairedFiles):
-        check_outside(folder, train.folders)
+    files = paired_files(train)
+    if isinstance(files, PairedFiles):
+        check_outside(folder, files.folders)
     if not resumed:
         look(config, train, validation)
+    recipe = None if parts.transform is not None else TrainTransform.from_config(config.data)
+    config = with_bands(config, train, validation, recipe=recipe, begun=folder if resumed else None)
     if budget is not None and resumed:  # batch norm depends on the division, which therefore stays, on any machine
         begun = load_run_config(folder / "config.yaml")
         config = divided(config, begun.train.accumulation, checkpointing=begun.model.checkpointing)
     elif budget is not None:
-        config = within_budget(config, budget, num_classes=len(train.label_space))
+        config = within_budget(config, budget, num_classes=len(train.label_space.score_names))
     torch.manual_seed(config.seed)
     model, config, report = initial_model(config, parts.segmenter, train, resumed=resumed)
     trainer = Trainer(
@@ -236,16 +241,92 @@ def splits(config: RunConfig, parts: Parts) -> tuple[SegmentationDataset, Segmen
         raise ConfigError(
             "a training split of your own needs a validation split: give validation=, if only for a look."
         )
-    train = parts.train if parts.train is not None else dataset_for(config.data, "train")
-    validation = parts.validation if parts.validation is not None else dataset_for(config.data, config.eval.split)
+    task = config.model.task
+    train, validation = (
+        own if own is not None else dataset_for(config.data, split, task=task)
+        for own, split in ((parts.train, "train"), (parts.validation, config.eval.split))
+    )
+    say_layout(*([train] if parts.train is None else []))
     if train.label_space.names != validation.label_space.names:
         raise ConfigError(
             f"train has the classes {', '.join(train.label_space.names[:4])} ..., and validation "
             f"{', '.join(validation.label_space.names[:4])} ...: they must be the same, in one order."
         )
+    for dataset in (train, validation):
+        if dataset.label_space.task != task:
+            raise ConfigError(
+                f"model.task is {task}, and the {dataset.split} data is {dataset.label_space.task} (label_space.task)."
+            )
     if not len(train) or not len(validation):
         raise DatasetError(f"the {'validation' if len(train) else 'training'} split has no sample.")
     return train, validation
+
+
+def with_bands(
+    config: RunConfig,
+    train: SegmentationDataset,
+    validation: SegmentationDataset,
+    *,
+    recipe: TrainTransform | None,
+    begun: Path | None,
+) -> RunConfig:
+    """The config with the bands of its images and their statistics, where these are no photos (8-bit RGB).
+
+    The statistics are those of the training split, unless they are given, or those of a run that has begun. Both
+    splits then fill what has no data with the means.
+
+    Args:
+        config: The run.
+        train: The training split.
+        validation: The other one.
+        recipe: The augmentation, if it is not the user's own.
+        begun: The folder of a run that is resumed.
+
+    Raises:
+        ConfigError: The images have other channels than `data.bands` names; an augmentation is for 8-bit RGB only.
+        DatasetError: Files differ in bands, or a band has no data.
+    """
+    data = config.data
+    if begun is not None and data.pixel_mean is None:
+        before = load_run_config(begun / CONFIG).data
+        if data.bands in (None, before.bands):
+            data = dataclasses.replace(
+                data, bands=before.bands, pixel_mean=before.pixel_mean, pixel_std=before.pixel_std
+            )
+    photos = isinstance(train, PairedFiles | Synthetic) and data.bands is None
+    image = np.empty((0, 0, 3), np.uint8) if photos else train.raster(0).pixels
+    if data.bands is None and is_photo(image):
+        return config
+    if data.bands is None:  # of arrays, all
+        data = dataclasses.replace(data, bands=tuple(range(1, image.shape[2] + 1)))
+    assert data.bands is not None
+    if image.shape[2] != len(data.bands):
+        raise ConfigError(f"the images have {image.shape[2]} channels, and data.bands names {len(data.bands)}.")
+    if recipe is not None:
+        recipe.check(image)
+    if data.pixel_mean is None:
+        data = _with_statistics(data, train, photo=is_photo(image))
+    config = dataclasses.replace(config, data=data)
+    for dataset in (train, validation):
+        dataset.read_as(bands_of(data))
+    return config
+
+
+def _with_statistics(data: DataConfig, train: SegmentationDataset, *, photo: bool) -> DataConfig:
+    """The statistics of the training split; three bands of 8 bits keep ImageNet's, to which encoders are used."""
+    if photo:
+        return dataclasses.replace(data, pixel_mean=PIXEL_MEAN, pixel_std=PIXEL_STD)
+    main = os.environ.get("RANK", "0") == "0"
+    if main:
+        print(f"reading {len(train)} images once, for the mean and deviation of their bands", flush=True)
+    found = pixel_statistics(train, workers=data.workers)
+    if main:
+        for warning in found.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        bands = zip(data.bands or (), found.mean, found.std, strict=True)
+        shown = ", ".join(f"{band}: {mean:.5g} +- {std:.5g}" for band, mean, std in bands)
+        print(f"bands ({found.kind}, mean and deviation of the training split): {shown}")
+    return dataclasses.replace(data, pixel_mean=found.mean, pixel_std=found.std)
 
 
 def dataset_name(dataset: SegmentationDataset, configured: str) -> str:
@@ -268,15 +349,32 @@ def initial_model(
     weights = None if resumed else config.model.weights
     if own is None:
         segmenter = segmenter_for(config, train.label_space, pretrained=not resumed and weights is None)
-        return segmenter, config, "" if weights is None else str(load_fitting(segmenter, weights))
-    segmenter = built_network(own, len(train.label_space)).train()
-    _check_logits(segmenter, len(train.label_space))
+        return segmenter, config, _encoder_report(config) if weights is None else str(load_fitting(segmenter, weights))
+    logits = len(train.label_space.score_names)
+    segmenter = built_network(own, logits).train()
+    _check_logits(segmenter, logits)
     heads = [head for head in (segmenter.head, segmenter.aux_head) if head is not None]
     freeze_unread(segmenter.encoder, heads, in_channels=segmenter.config.model.in_channels)
-    model = dataclasses.replace(segmenter.config.model, weights=config.model.weights)
+    channels = segmenter.config.model.in_channels
+    if channels != config.model.in_channels:
+        raise ConfigError(
+            f"the network takes images of {channels} channels, and those of the data have {config.model.in_channels} "
+            "(data.bands)."
+        )
+    model = dataclasses.replace(segmenter.config.model, weights=config.model.weights, task=config.model.task)
     config = dataclasses.replace(config, model=model)
+    segmenter.take_task(config.model.task)
+    segmenter.take_statistics(config.data)
     segmenter.config, segmenter.label_space = config, train.label_space
     return segmenter, config, "" if weights is None else str(load_fitting(segmenter, weights))
+
+
+def _encoder_report(config: RunConfig) -> str:
+    """What became of an encoder's weights for RGB, where the images have other bands; else nothing."""
+    weights, channels = config.model.encoder_weights, config.model.in_channels
+    if weights is None or channels == 3:
+        return ""
+    return f"encoder weights {weights}, whose first convolution, if it is for RGB, is adapted to {channels} bands"
 
 
 def _check_logits(segmenter: Segmenter, classes: int) -> None:
@@ -304,6 +402,7 @@ def task_for(
         validation,
         probabilities=balanced.probabilities,
         class_weights=balanced.class_weights,
+        pos_weight=balanced.pos_weight,
         loss=parts.loss,
         transform=parts.transform,
     )

@@ -1,10 +1,12 @@
-"""Cross-entropy of logits at feature size against labels at full size, without a tensor of full size and K channels.
+"""Cross-entropies of logits at feature size against labels at full size, without a tensor of full size and K channels.
 
 The plain form, `F.cross_entropy(F.interpolate(logits, (H, W), mode="bilinear"), labels)`, holds the resized logits,
 their log-softmax and two gradients at once: at 150 classes that is most of a training step's memory, and writing it is
 most of the loss's time. Here a chunk of rows is resized (two coarse rows are interpolated, then the columns), its
 losses and gradients are computed while it is in the cache, and the gradients are reduced to feature size by the
 transposed interpolation, all in the forward pass; the backward pass multiplies by a scalar.
+
+The binary cross-entropy and the focal loss of binary and multi-label tasks are computed in the same way.
 
 The loss is one operator, which `torch.compile` does not trace into. Arithmetic is float32 (float64 for float64
 logits), also under autocast. There is no second derivative. On a GPU, the gradient's last bits depend on the order of
@@ -21,11 +23,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from resnest_seg.errors import ConfigError, DatasetError, command
-from resnest_seg.labels import IGNORE_LABEL
+from resnest_seg.labels import IGNORE_LABEL, MAX_LABELS, MULTILABEL_IGNORE
 
 T = TypeVar("T")
 
@@ -68,6 +71,46 @@ def lean_cross_entropy(
     # positional: an operator's autograd does not support keywords
     out = _summed_loss(logits, labels, class_weights, label_smoothing, align_corners, rows or 0, needs_gradient)
     total: Tensor = out[0]
+    return total
+
+
+def lean_binary_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_label: int,
+    align_corners: bool,
+    pos_weight: Tensor | None = None,
+    class_weights: Tensor | None = None,
+    gamma: float = 0.0,
+    rows: int | None = None,
+) -> Tensor:
+    """Sum the binary cross-entropy over labelled pixels and labels: float32 scalar (float64 for float64 logits).
+
+    Value and gradient equal those of `F.binary_cross_entropy_with_logits` with `reduction="sum"` on the labelled pixels
+    of logits resized by `F.interpolate`. Divide by the number of labelled pixels times K for the mean, or with class
+    weights by the number of labelled pixels times the sum of the weights.
+
+    Args:
+        logits: [N, K, h, w], any float type; K = 1 for a binary task.
+        labels: [N, H, W] of any integer type: bit k is label k, so 0 and 1 for a binary task.
+        ignore_label: Value of ignored pixels: `IGNORE_LABEL` in binary masks, `MULTILABEL_IGNORE` in multi-label ones.
+        align_corners: As in `F.interpolate`.
+        pos_weight: Weight of the pixels that have a label, [K]; None for 1.
+        class_weights: Weight of all pixels of a label, [K]; None for 1.
+        gamma: Exponent of the focal loss (Lin et al., https://arxiv.org/abs/1708.02002): each loss is multiplied by
+            (1 - the probability of what is true) ** gamma; 0 is the cross-entropy.
+        rows: Label rows per chunk, R; None chooses for the device. It affects memory and time, not the result.
+
+    Raises:
+        ConfigError: The shapes do not match, or the labels have fewer bits than the logits have channels.
+        DatasetError: A label is out of range (on a CPU; on a GPU other bits are without meaning).
+    """
+    _check_shapes(logits, labels, class_weights=class_weights, pos_weight=pos_weight)
+    _check_bits(labels, logits.shape[1], ignore_label)
+    needs_gradient = torch.is_grad_enabled() and logits.requires_grad
+    options = ignore_label, pos_weight, class_weights, float(gamma), align_corners, rows or 0, needs_gradient
+    total: Tensor = _summed_binary_loss(logits, labels, *options)[0]
     return total
 
 
@@ -282,16 +325,32 @@ def _summed_loss_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     plan = _Plan.of(logits, labels, align_corners, rows)
     weights = None if weights is None else weights.to(logits.device, plan.dtype)
+
+    def losses(pixels: Tensor, part: Tensor) -> Tensor:
+        return _pixel_losses(pixels, part, weights, smoothing, needs_gradient)
+
+    return _sum_of_chunks(logits, labels, plan, losses, IGNORE_LABEL, needs_gradient)
+
+
+def _sum_of_chunks(
+    logits: Tensor,
+    labels: Tensor,
+    plan: _Plan,
+    losses: Callable[[Tensor, Tensor], Tensor],
+    ignore_label: int,
+    needs_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """Sum `losses` of all chunks: of logits [P, K], which it overwrites with gradients, and labels [P]."""
     images, classes, h, w = logits.shape
     gradient = logits.new_zeros((images, h, w, classes) if needs_gradient else 0, dtype=plan.dtype)
     nothing = logits.new_zeros((), dtype=plan.dtype)
 
     def chunk(n: int, top: int) -> tuple[Tensor, Tensor | None]:
         part = plan.labels_of(labels, n, top)
-        if part.device.type == "cpu" and bool((part == IGNORE_LABEL).all()):
+        if part.device.type == "cpu" and bool((part == ignore_label).all()):
             return nothing, None  # padding; on other devices the check would cost more than the computation
         pixels = _rows_of(logits, plan, n, top)
-        loss = _pixel_losses(pixels, part, weights, smoothing, needs_gradient).sum()
+        loss = losses(pixels, part).sum()
         return loss, _coarse_rows(pixels.view(-1, labels.shape[2], classes), plan, top, w) if needs_gradient else None
 
     sums = [nothing]
@@ -301,6 +360,41 @@ def _summed_loss_and_gradient(
             first, last = plan.spans[top]
             gradient[n, first:last] += rows_gradient
     return torch.stack(sums).sum(), gradient.permute(0, 3, 1, 2) if needs_gradient else gradient
+
+
+def _label_losses(
+    logits: Tensor,
+    labels: Tensor,
+    ignore_label: int,
+    pos_weight: Tensor | None = None,
+    class_weights: Tensor | None = None,
+    gamma: float = 0.0,
+    gradient: bool = False,
+) -> Tensor:
+    """Compute losses [P], summed over labels, 0 where ignored; overwrites `logits` [P, K], as `_pixel_losses` does.
+
+    With z the logit, negated where the label is absent, p = sigmoid(z), q = 1 - p and g = gamma, a label's loss is
+    -w q^g log p, and its gradient by z is -w q^g (q - g p log p).
+    """
+    bits = labels.int()  # torch has no arithmetic for uint16
+    keep = bits != ignore_label
+    shifts = torch.arange(logits.shape[1], dtype=torch.int32, device=labels.device)
+    present = (bits.masked_fill(~keep, 0)[:, None] >> shifts) & 1
+    sign = present.to(logits.dtype).mul_(2).sub_(1)
+    factor = keep[:, None].to(logits.dtype)
+    if class_weights is not None:
+        factor = factor * class_weights
+    if pos_weight is not None:
+        factor = factor * torch.where(present.bool(), pos_weight, 1)
+    z = logits.masked_fill_(~keep[:, None], 0).mul_(sign)
+    log_p, q = F.logsigmoid(z), torch.sigmoid(-z)
+    if gamma:
+        factor = factor * q**gamma
+    losses = -(factor * log_p).sum(1)
+    if gradient:
+        slope = q.addcmul(torch.sigmoid(z), log_p, value=-gamma) if gamma else q
+        torch.mul(sign.neg_(), factor * slope, out=logits)
+    return losses
 
 
 def _coarse_rows(gradient: Tensor, plan: _Plan, top: int, w: int) -> Tensor:
@@ -329,6 +423,11 @@ def _(
     rows: int,
     needs_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
+    return _empty_results(logits, needs_gradient)
+
+
+def _empty_results(logits: Tensor, needs_gradient: bool) -> tuple[Tensor, Tensor]:
+    """Return tensors like those of an operator, for tracing."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     n, classes, h, w = logits.shape
     if not needs_gradient:
@@ -336,36 +435,101 @@ def _(
     return logits.new_empty((), dtype=dtype), logits.new_empty((n, h, w, classes), dtype=dtype).permute(0, 3, 1, 2)
 
 
+@torch.library.custom_op("resnest_seg::summed_binary_cross_entropy", mutates_args=())
+def _summed_binary_loss(
+    logits: Tensor,
+    labels: Tensor,
+    ignore_label: int,
+    pos_weight: Tensor | None,
+    class_weights: Tensor | None,
+    gamma: float,
+    align_corners: bool,
+    rows: int,
+    needs_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """Compute the summed loss and its gradient, as `_summed_loss` does."""
+    with torch.autocast(logits.device.type, enabled=False):
+        plan = _Plan.of(logits, labels, align_corners, rows)
+        of_positives, of_all = (
+            None if x is None else x.to(logits.device, plan.dtype) for x in (pos_weight, class_weights)
+        )
+
+        def losses(pixels: Tensor, part: Tensor) -> Tensor:
+            return _label_losses(pixels, part, ignore_label, of_positives, of_all, gamma, needs_gradient)
+
+        return _sum_of_chunks(logits.detach(), labels, plan, losses, ignore_label, needs_gradient)
+
+
+@_summed_binary_loss.register_fake
+def _(
+    logits: Tensor,
+    labels: Tensor,
+    ignore_label: int,
+    pos_weight: Tensor | None,
+    class_weights: Tensor | None,
+    gamma: float,
+    align_corners: bool,
+    rows: int,
+    needs_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    return _empty_results(logits, needs_gradient)
+
+
 def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1])
-    ctx.dtype = inputs[0].dtype
+    ctx.dtype, ctx.inputs = inputs[0].dtype, len(inputs)
 
 
 def _scale_gradient(ctx: Any, of_loss: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     (gradient,) = ctx.saved_tensors
     scaled = None if of_loss is None else (gradient * of_loss).to(ctx.dtype)
-    return scaled, None, None, None, None, None, None
+    return scaled, *[None] * (ctx.inputs - 1)
 
 
 _summed_loss.register_autograd(_scale_gradient, setup_context=_keep_gradient)
+_summed_binary_loss.register_autograd(_scale_gradient, setup_context=_keep_gradient)
 
 
-def _check(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> None:
+def _check_shapes(
+    logits: Tensor, labels: Tensor, *, class_weights: Tensor | None, pos_weight: Tensor | None = None
+) -> None:
     if logits.dim() != 4 or labels.dim() != 3 or len(logits) != len(labels):
         raise ConfigError(
             f"logits [N, K, h, w] and labels [N, H, W] do not match: {list(logits.shape)} and {list(labels.shape)}."
         )
     classes = logits.shape[1]
-    if class_weights is not None and class_weights.shape != (classes,):
-        raise ConfigError(f"there are {classes} classes, but class weights of shape {list(class_weights.shape)}.")
+    for name, weights in (("class weights", class_weights), ("pos_weight", pos_weight)):
+        if weights is not None and weights.shape != (classes,):
+            raise ConfigError(f"there are {classes} classes, but {name} of shape {list(weights.shape)}.")
+
+
+def _check(logits: Tensor, labels: Tensor, class_weights: Tensor | None) -> None:
+    _check_shapes(logits, labels, class_weights=class_weights)
+    classes = logits.shape[1]
     if labels.device.type == "cpu" and labels.numel() and not _has_no_values(labels):
         outside = labels[(labels != IGNORE_LABEL) & ((labels < 0) | (labels >= classes))]
         if len(outside):
             raise DatasetError(
                 f"a label is {int(outside[0])}, but the model has {classes} classes (0..{classes - 1}, and "
                 f"{IGNORE_LABEL} for ignored pixels). `{command('check')}` finds the masks."
+            )
+
+
+def _check_bits(labels: Tensor, count: int, ignore_label: int) -> None:
+    if 1 << count > ignore_label:
+        raise ConfigError(
+            f"{count} labels do not fit below the value {ignore_label} of ignored pixels: a binary task has one logit "
+            f"and ignores {IGNORE_LABEL}, a multi-label task has 1..{MAX_LABELS} and ignores {MULTILABEL_IGNORE}."
+        )
+    if labels.device.type == "cpu" and labels.numel() and not _has_no_values(labels):
+        bits = labels.int()  # torch has no arithmetic for uint16
+        outside = bits[(bits != ignore_label) & ((bits < 0) | (bits >= 1 << count))]
+        if len(outside):
+            raise DatasetError(
+                f"a label is {int(outside[0])}, but the model has {count} label(s) (0..{(1 << count) - 1}, and "
+                f"{ignore_label} for ignored pixels). `{command('check')}` finds the masks."
             )
 
 

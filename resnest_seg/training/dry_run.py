@@ -16,12 +16,14 @@ import numpy as np
 import torch
 
 from resnest_seg.config import AnyConfig, DataConfig, PretrainConfig, RunConfig
-from resnest_seg.data.build import DATASETS, data_root, dataset_for
-from resnest_seg.data.datasets import Sample, SegmentationDataset
-from resnest_seg.data.folder import read_classes
+from resnest_seg.data.build import DATASETS, data_root, dataset_for, local_root, say_layout, with_task
+from resnest_seg.data.class_lists import read_classes
+from resnest_seg.data.datasets import Sample, SegmentationDataset, TaskView
+from resnest_seg.data.storage import is_address
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.evaluation.evaluate import evaluate
+from resnest_seg.io.bands import BandReader, Raster
 from resnest_seg.io.visualize import write_png
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import BEST
@@ -56,10 +58,12 @@ class StandIn(SegmentationDataset):
         space: The classes.
         split: "train" or "val".
         size: (H, W) of the pictures.
+        channels: C of the pictures; R, G and B repeat.
     """
 
-    def __init__(self, space: LabelSpace, split: str, *, size: tuple[int, int]) -> None:
+    def __init__(self, space: LabelSpace, split: str, *, size: tuple[int, int], channels: int = 3) -> None:
         self.label_space, self.split, self.scenes = space, split, Synthetic(split, size=size)
+        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -69,6 +73,8 @@ class StandIn(SegmentationDataset):
         known = labels < len(self.scenes.label_space)
         other = (labels.astype(int) + index * len(self.scenes.label_space)) % len(self.label_space)
         labels[known] = other[known]
+        if self.channels != 3:
+            image = image[..., np.arange(self.channels) % 3]
         return Sample(image, labels, f"stand-in {self.split} scene {index}")
 
 
@@ -77,7 +83,16 @@ class FirstOf(SegmentationDataset):
 
     def __init__(self, dataset: SegmentationDataset, count: int) -> None:
         self.dataset, self.count = dataset, count
-        self.label_space, self.split = dataset.label_space, dataset.split
+        self.label_space, self.split, self.bands = dataset.label_space, dataset.split, dataset.bands
+
+    def read_as(self, bands: BandReader | None) -> None:
+        """Let the data set read bands."""
+        self.bands = bands
+        self.dataset.read_as(bands)
+
+    def raster(self, index: int) -> Raster:
+        """That of the data set."""
+        return self.dataset.raster(index % len(self.dataset))
 
     def __len__(self) -> int:
         return self.count
@@ -110,10 +125,12 @@ def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None
     check_choices(config, network=parts.segmenter is None)
     train = parts.train if parts.train is not None else data_or_stand_in(config, "train")
     validation = parts.validation if parts.validation is not None else data_or_stand_in(config, config.eval.split)
+    say_layout(train)
     look(config, train, validation)
     if budget is not None:
-        config = within_budget(config, budget, num_classes=len(train.label_space))
-    doubts = [] if isinstance(train, StandIn) else _doubts(config, len(train))
+        config = within_budget(config, budget, num_classes=len(train.label_space.score_names))
+    drawn = isinstance(train.inner if isinstance(train, TaskView) else train, StandIn)
+    doubts = [] if drawn else _doubts(config, len(train))
     first = FirstOf(train, 2 * config.train.batch_size), FirstOf(validation, IMAGES)
     parts = dataclasses.replace(parts, train=first[0], validation=first[1])
     short = _without_downloads(_shortened(config))
@@ -126,7 +143,7 @@ def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None
     with _two_steps(short, start) as (trainer, best, step):
         segmenter = load_checkpoint(best, into=parts.segmenter).to(trainer.engine.device)
         report = evaluate(segmenter, first[1], protocols=(config.eval.protocol,))
-    found = "not found, so street scenes with the classes of" if isinstance(train, StandIn) else "read from"
+    found = "not found, so street scenes with the classes of" if drawn else "read from"
     return "\n".join(
         (
             f"dry run of {segmenter.description} passed: trained, saved, resumed, validated, evaluated.",
@@ -157,7 +174,7 @@ def dry_run_classifier(config: PretrainConfig) -> str:
         ConfigError: The config cannot be run, or there are several processes.
         ResNeStSegError: Any other error that would stop the run.
     """
-    root = data_root(config.data.dataset, config.data.root)
+    root = local_root(config.data.dataset, config.data.root)
     short = _shortened(config)
     with tempfile.TemporaryDirectory(prefix="resnest_seg_dry_run_") as folder:
         if not root.exists():
@@ -264,10 +281,13 @@ def data_or_stand_in(config: RunConfig, split: str) -> SegmentationDataset:
     data = config.data
     if data.dataset not in DATASETS:
         raise unknown_name("data set", data.dataset, DATASETS)
-    if data.dataset == "synthetic" or data_root(data.dataset, data.root).exists():
-        return dataset_for(data, split)
+    root = data_root(data.dataset, data.root)
+    if data.dataset == "synthetic" or is_address(root) or Path(root).exists():
+        return dataset_for(data, split, task=config.model.task)
     size = (data.crop_size, data.crop_width or data.crop_size)
-    return StandIn(_space(data), "train" if split == "train" else "val", size=size)
+    channels = 3 if data.bands is None else len(data.bands)
+    stand_in = StandIn(_space(data), "train" if split == "train" else "val", size=size, channels=channels)
+    return with_task(stand_in, config.model.task, data.positive or stand_in.label_space.names[-1])
 
 
 def _space(data: DataConfig) -> LabelSpace:

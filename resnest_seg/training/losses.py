@@ -9,26 +9,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnest_seg.config import LOSSES, TrainConfig, loss_names
+from resnest_seg.config import LABEL_LOSSES, LOSSES, TrainConfig, loss_names
 from resnest_seg.errors import ConfigError, unknown_name
-from resnest_seg.labels import IGNORE_LABEL
+from resnest_seg.evaluation.label_scores import unpack_labels
+from resnest_seg.labels import IGNORE_LABEL, MULTILABEL_IGNORE
 from resnest_seg.models.heads import resize_logits
-from resnest_seg.training.chunked_loss import lean_cross_entropy, true_class_probabilities
+from resnest_seg.training.chunked_loss import (
+    lean_binary_cross_entropy,
+    lean_cross_entropy,
+    true_class_probabilities,
+)
 
 REGION_LOSSES = {"dice": "DiceLoss", "focal": "FocalLoss", "lovasz": "LovaszLoss", "tversky": "TverskyLoss"}
 """Names of segmentation-models-pytorch's losses; with its defaults: full-size logits and labels -> a mean."""
 
+FOCAL_GAMMA = 2.0
+"""Exponent of the focal loss of binary and multi-label tasks, segmentation-models-pytorch's default."""
 
-def _region_loss(name: str) -> nn.Module:
+_IGNORED_TARGET = -1  # of a pixel and a label, for segmentation-models-pytorch
+
+
+def _region_loss(name: str, mode: str = "multiclass", ignore_index: int = IGNORE_LABEL) -> nn.Module:
     from segmentation_models_pytorch import losses  # imported here because it takes seconds and is rarely needed
 
-    loss: nn.Module = getattr(losses, REGION_LOSSES[name])("multiclass", ignore_index=IGNORE_LABEL)
+    loss: nn.Module = getattr(losses, REGION_LOSSES[name])(mode, ignore_index=ignore_index)
     return loss
 
 
-def labelled_pixels(labels: Tensor) -> Tensor:
+def labelled_pixels(labels: Tensor, *, ignore: int = IGNORE_LABEL) -> Tensor:
     """Count the pixels of `labels` [N, H, W] that are not ignored: int64 scalar."""
-    return (labels != IGNORE_LABEL).sum()
+    return (labels != ignore).sum()
 
 
 class CoarseLogits(nn.Module):
@@ -46,7 +56,35 @@ class CoarseLogits(nn.Module):
         return self.segmenter(images, coarse=True)
 
 
-class SegmentationLoss(nn.Module):
+class _DividedLoss(nn.Module):
+    """The sum of the losses of main logits and, times `aux_weight`, auxiliary ones, by a divisor that is given."""
+
+    aux_weight: float
+
+    def weight_of(self, labels: Tensor) -> Tensor:
+        """Return a batch's part of the divisor."""
+        raise NotImplementedError
+
+    def _summed(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum the losses over the batch; means are multiplied by the batch's share of the divisor."""
+        raise NotImplementedError
+
+    def forward(self, logits: Tensor, aux_logits: Tensor | None, labels: Tensor, *, pixels: Tensor) -> Tensor:
+        """Compute the loss, a float32 scalar.
+
+        Args:
+            logits: [N, K, h, w], of the labels' size or smaller.
+            aux_logits: [N, K, h, w] of any size, or None without an auxiliary head.
+            labels: [N, H, W] uint8 or int64, 0..K-1 or `IGNORE_LABEL`; see `LabelLoss` for other tasks.
+            pixels: The divisor, a scalar: `weight_of` summed over the effective batch.
+        """
+        total = self._summed(logits, labels)
+        if aux_logits is not None:
+            total = total + self.aux_weight * self._summed(aux_logits, labels)
+        return total / torch.where(pixels > 0, pixels, 1)
+
+
+class SegmentationLoss(_DividedLoss):
     """The sum of the named losses of the main logits, plus `aux_weight` times that of the auxiliary logits.
 
     Logits may have the labels' size or a smaller one (`Segmenter(images, coarse=True)`), which takes far less memory
@@ -124,20 +162,6 @@ class SegmentationLoss(nn.Module):
         weights = self.class_weights.to(labels.device)
         return F.pad(weights, (0, IGNORE_LABEL + 1 - len(weights)))[labels.long()].sum()
 
-    def forward(self, logits: Tensor, aux_logits: Tensor | None, labels: Tensor, *, pixels: Tensor) -> Tensor:
-        """Compute the loss, a float32 scalar.
-
-        Args:
-            logits: [N, K, h, w], of the labels' size or smaller.
-            aux_logits: [N, K, h, w] of any size, or None without an auxiliary head.
-            labels: [N, H, W] uint8 or int64, 0..K-1 or `IGNORE_LABEL`.
-            pixels: The divisor, a scalar: `weight_of` summed over the effective batch.
-        """
-        total = self._summed(logits, labels)
-        if aux_logits is not None:
-            total = total + self.aux_weight * self._summed(aux_logits, labels)
-        return total / torch.where(pixels > 0, pixels, 1)
-
     def _summed(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Sum the losses over the batch; means are multiplied by the batch's share of the divisor."""
         parts = []
@@ -181,16 +205,154 @@ class SegmentationLoss(nn.Module):
         if not bool((labels != IGNORE_LABEL).any()):
             return logits.float().sum() * 0.0
         with torch.autocast(logits.device.type, enabled=False):
-            logits = logits.float()
-            if logits.shape[2:] != labels.shape[1:]:
-                size = (labels.shape[1], labels.shape[2])
-                logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=self.align_corners)
+            logits = _full_size(logits, labels, align_corners=self.align_corners)
             return torch.stack([loss(logits, labels.long()) for loss in self.region.values()]).sum()
 
 
+def _full_size(logits: Tensor, labels: Tensor, *, align_corners: bool) -> Tensor:
+    """Resize logits [N, K, h, w] to the size of labels [N, H, W], in float32."""
+    logits = logits.float()
+    if logits.shape[2:] == labels.shape[1:]:
+        return logits
+    size = (labels.shape[1], labels.shape[2])
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
+
+
+class LabelLoss(_DividedLoss):
+    """The losses of binary and multi-label tasks, in the place of `SegmentationLoss`.
+
+    cross_entropy (the binary one of every label) and focal are means over labelled pixels and labels, and never hold
+    full-size logits; their parts add up exactly, as cross-entropy's do. dice, tversky and lovasz (the Lovasz hinge) are
+    those of segmentation-models-pytorch for each label, over all pixels of a batch, averaged over labels; lovasz is its
+    binary form for each, because its multi-label form pools the labels. Labels without a pixel in the batch add 0 to
+    dice and tversky; lovasz then punishes the highest score.
+
+    Labels are [N, H, W] of any integer type: 0, 1 or `IGNORE_LABEL` for a binary task; for a multi-label one the bits
+    of the labels, or `MULTILABEL_IGNORE`.
+
+    Args:
+        task: binary, with one logit, or multilabel.
+        num_labels: K; 1 for a binary task.
+        aux_weight: Weight of the auxiliary loss.
+        names: Names in `LABEL_LOSSES`, each once.
+        align_corners: As in `F.interpolate`, for resizing logits: `Segmenter.align_corners`.
+        class_weights: Weights of the labels in cross_entropy and focal, [K]; None for uniform weights.
+        pos_weight: Weights of the pixels that have a label in cross_entropy and focal, [K]; None for 1.
+
+    Raises:
+        ConfigError: Unknown task or loss, or weights of another number.
+    """
+
+    class_weights: Tensor | None
+    pos_weight: Tensor | None
+
+    @classmethod
+    def from_config(
+        cls, train: TrainConfig, task: str, *, num_labels: int, align_corners: bool, pos_weight: Tensor | None = None
+    ) -> LabelLoss:
+        """Build the loss of a config; `resnest_seg.data.balance` computes the balanced weights that it may name.
+
+        Raises:
+            ConfigError: The config names balanced weights and none are given, or the converse.
+        """
+        if (pos_weight is None) != (train.class_weights == "none"):
+            given = "none were given" if pos_weight is None else "weights were given"
+            raise ConfigError(
+                f"train.class_weights is {train.class_weights}, and {given}: see resnest_seg.data.balance."
+            )
+        if train.pos_weight != 1:
+            pos_weight = train.pos_weight * (torch.ones(num_labels) if pos_weight is None else pos_weight)
+        return cls(
+            task,
+            num_labels=num_labels,
+            aux_weight=train.aux_weight,
+            names=loss_names(train.loss),
+            align_corners=align_corners,
+            pos_weight=pos_weight,
+        )
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        num_labels: int,
+        aux_weight: float,
+        names: Sequence[str] = ("cross_entropy",),
+        align_corners: bool = False,
+        class_weights: Tensor | None = None,
+        pos_weight: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        if task not in _IGNORED:
+            raise unknown_name("task", task, _IGNORED)
+        for name in names:
+            if name not in LABEL_LOSSES:
+                raise unknown_name(f"loss of a {task} task", name, LABEL_LOSSES)
+        for key, weights in (("class weights", class_weights), ("pos_weight", pos_weight)):
+            if weights is not None and weights.shape != (num_labels,):
+                raise ConfigError(f"there are {num_labels} labels, but {key} of shape {list(weights.shape)}.")
+        self.num_labels, self.ignore_label = num_labels, _IGNORED[task]
+        self.aux_weight, self.names, self.align_corners = aux_weight, tuple(names), align_corners
+        self.register_buffer("class_weights", class_weights)
+        self.register_buffer("pos_weight", pos_weight)
+        self.region = nn.ModuleDict()
+        for name in names:
+            if name == "lovasz":
+                self.region[name] = _LovaszHinge()
+            elif name in ("dice", "tversky"):
+                self.region[name] = _region_loss(name, "multilabel", _IGNORED_TARGET)
+
+    def weight_of(self, labels: Tensor) -> Tensor:
+        """Return a batch's part of the divisor: its labelled pixels times K, or times the sum of the class weights."""
+        pixels = (labels.int() != self.ignore_label).sum()
+        return pixels * (self.num_labels if self.class_weights is None else self.class_weights.to(labels.device).sum())
+
+    def _summed(self, logits: Tensor, labels: Tensor) -> Tensor:
+        gammas = {"cross_entropy": 0.0, "focal": FOCAL_GAMMA}
+        parts = [self._pixelwise(logits, labels, gammas[name]) for name in self.names if name in gammas]
+        if self.region:
+            parts.append(self._region(logits, labels) * self.weight_of(labels))
+        return torch.stack(parts).sum()
+
+    def _pixelwise(self, logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
+        return lean_binary_cross_entropy(
+            logits,
+            labels,
+            ignore_label=self.ignore_label,
+            align_corners=self.align_corners,
+            pos_weight=self.pos_weight,
+            class_weights=self.class_weights,
+            gamma=gamma,
+        )
+
+    def _region(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum the losses of regions, a scalar; segmentation-models-pytorch's are 0 without labels."""
+        present, valid = unpack_labels(labels, self.num_labels, ignore_label=self.ignore_label)
+        targets = present.to(torch.int8).masked_fill_(~valid[:, None], _IGNORED_TARGET)
+        with torch.autocast(logits.device.type, enabled=False):
+            logits = _full_size(logits, labels, align_corners=self.align_corners)
+            return torch.stack([loss(logits, targets) for loss in self.region.values()]).sum()
+
+
+_IGNORED = {"binary": IGNORE_LABEL, "multilabel": MULTILABEL_IGNORE}
+"""Task -> the value of ignored pixels."""
+
+
+class _LovaszHinge(nn.Module):
+    """Mean over labels of segmentation-models-pytorch's binary Lovasz hinge loss: logits and targets [N, K, H, W]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.binary = _region_loss("lovasz", "binary", _IGNORED_TARGET)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        pairs = zip(logits.unbind(1), targets.unbind(1), strict=True)
+        return torch.stack([self.binary(scores, truth) for scores, truth in pairs]).mean()
+
+
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""A loss of the user's own: float logits [N, K, H, W] and labels [N, H, W], int64 0..K-1 or `IGNORE_LABEL` -> the mean
-over the labelled pixels, a scalar."""
+"""A loss of the user's own: float logits [N, K, H, W] and labels [N, H, W], int64 0..K-1 or `IGNORE_LABEL` (of a
+multi-label task, bits or `MULTILABEL_IGNORE`) -> the mean over the labelled pixels, a scalar."""
 
 
 class OwnLoss(nn.Module):
@@ -204,18 +366,19 @@ class OwnLoss(nn.Module):
         loss: See `Loss`; a module is moved with this one.
         aux_weight: Weight of the auxiliary logits' loss.
         align_corners: As in `F.interpolate`, for resizing logits.
+        ignore: Value of ignored pixels, `LabelSpace.ignore_value`.
     """
 
-    def __init__(self, loss: Loss, *, aux_weight: float, align_corners: bool) -> None:
+    def __init__(self, loss: Loss, *, aux_weight: float, align_corners: bool, ignore: int = IGNORE_LABEL) -> None:
         super().__init__()
-        self.loss, self.aux_weight, self.align_corners = loss, aux_weight, align_corners
+        self.loss, self.aux_weight, self.align_corners, self.ignore = loss, aux_weight, align_corners, ignore
 
     def weight_of(self, labels: Tensor) -> Tensor:
         """Labelled pixels of `labels` [N, H, W]."""
-        return labelled_pixels(labels)
+        return labelled_pixels(labels, ignore=self.ignore)
 
     def forward(self, logits: Tensor, aux_logits: Tensor | None, labels: Tensor, *, pixels: Tensor) -> Tensor:
-        here = labelled_pixels(labels)
+        here = self.weight_of(labels)
         parts = [(logits, 1.0), *([] if aux_logits is None else [(aux_logits, self.aux_weight)])]
         total = torch.stack([part.float().sum() for part, _ in parts]).sum() * 0
         if not int(here):

@@ -29,7 +29,7 @@ from resnest_seg.io.visualize import contact_sheet
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.segmenter import PixelModel, Segmenter, check_head, check_names
 from resnest_seg.training.distributed import PARALLEL, PRECISIONS, StopSignal, trackers
-from resnest_seg.training.losses import CoarseLogits, Loss, OwnLoss, SegmentationLoss
+from resnest_seg.training.losses import CoarseLogits, LabelLoss, Loss, OwnLoss, SegmentationLoss
 from resnest_seg.training.optim import CURVES, DECAYS, OPTIMIZERS, frozen_names
 
 
@@ -114,12 +114,14 @@ class Validation:
         picture: Epoch -> an image of what was validated, RGB uint8 [H, W, 3]; None where there is nothing to draw, and
             on other processes than the main one.
         report: The whole report, where there is one.
+        buffers: Buffers that the kept model takes: the best thresholds of a binary or multi-label task.
     """
 
     scores: Mapping[str, float]
     text: str
     picture: Callable[[int], NDArray[np.uint8]] | None = None
     report: EvalReport | None = None
+    buffers: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -163,6 +165,7 @@ class SegmentationTask:
         validation: The split that `config.eval` names.
         probabilities: Draw the samples of an epoch with these, [len(train)]; None takes each once.
         class_weights: Of each class in the loss, [K], as `train.class_weights` names them.
+        pos_weight: Of the pixels with a label in the loss, [K], as `train.class_weights` balanced names them.
         loss: In place of the config's losses.
         transform: In place of the config's recipe and further options, but for ClassMix.
 
@@ -178,21 +181,22 @@ class SegmentationTask:
         *,
         probabilities: NDArray[np.float64] | None = None,
         class_weights: Tensor | None = None,
+        pos_weight: Tensor | None = None,
         loss: Loss | None = None,
         transform: Transform | None = None,
     ) -> None:
         self.config, self.train, self.validation, self.class_weights = config, train, validation, class_weights
         protocol(config.eval.protocol)
-        self.own_loss = loss
+        self.own_loss, self.pos_weight = loss, pos_weight
         self.transform = (
-            TrainTransform.from_config(config.data)
+            TrainTransform.from_config(config.data, ignore=train.label_space.ignore_value)
             if transform is None
             else sample_transform(transform, class_mix=config.data.class_mix)
         )
         self.description = TaskDescription(
             size=len(train),
             identity=train.identity(),
-            num_classes=len(train.label_space),
+            num_classes=len(train.label_space.score_names),
             score="mean_iou",
             label_space=validation.label_space,
             probabilities=probabilities,
@@ -207,12 +211,18 @@ class SegmentationTask:
         assert isinstance(model, Segmenter)
         for dataset in (self.train, self.validation):
             check_fits(model, dataset)
-        train, corners = self.config.train, model.align_corners
-        criterion = (
-            SegmentationLoss.from_config(train, align_corners=corners, class_weights=self.class_weights)
-            if self.own_loss is None
-            else OwnLoss(self.own_loss, aux_weight=train.aux_weight, align_corners=corners)
-        )
+        train, corners, space = self.config.train, model.align_corners, self.train.label_space
+        criterion: OwnLoss | SegmentationLoss | LabelLoss
+        if self.own_loss is not None:
+            criterion = OwnLoss(
+                self.own_loss, aux_weight=train.aux_weight, align_corners=corners, ignore=space.ignore_value
+            )
+        elif space.task == "multiclass":
+            criterion = SegmentationLoss.from_config(train, align_corners=corners, class_weights=self.class_weights)
+        else:
+            criterion = LabelLoss.from_config(
+                train, space.task, num_labels=model.num_classes, align_corners=corners, pos_weight=self.pos_weight
+            )
         self.criterion = criterion.to(device)
         return CoarseLogits(model)
 
@@ -246,20 +256,36 @@ class SegmentationTask:
         if seen is None:
             return None
         (report, sheet), split = seen, self.validation.split
-        mean_iou = report.mean_iou(self.config.eval.protocol)
-        accuracy = report.scores[self.config.eval.protocol].pixel_accuracy
+        scores, text, buffers = self._judged(model, report)
+        mean_iou = scores["mean_iou"]
 
         def picture(epoch: int) -> NDArray[np.uint8]:
             rows = [(image.image, image.labels, image.predictions) for image in sheet]
             title = f"{report.dataset} {report.split}, epoch {epoch}, mIoU {100 * mean_iou:.2f}"
             return contact_sheet(rows, self.validation.label_space, title=title)
 
-        return Validation(
-            {"mean_iou": mean_iou, "pixel_accuracy": accuracy},
-            f"{split} mIoU {100 * mean_iou:.2f}  pixel accuracy {100 * accuracy:.2f}",
-            picture if sheet and engine.is_main_process else None,
-            report,
-        )
+        drawn = picture if sheet and engine.is_main_process else None
+        return Validation(scores, f"{split} {text}", drawn, report, buffers)
+
+    def _judged(self, model: Segmenter, report: EvalReport) -> tuple[dict[str, float], str, dict[str, Tensor]]:
+        """The scores of a validation, a text, and the buffers that a kept model takes.
+
+        Of a binary or multi-label task, the mean IoU is that at the best thresholds, which the model takes over.
+        """
+        labels = report.labels.get(self.config.eval.protocol)
+        if labels is None:
+            mean_iou = report.mean_iou(self.config.eval.protocol)
+            accuracy = report.scores[self.config.eval.protocol].pixel_accuracy
+            text = f"mIoU {100 * mean_iou:.2f}  pixel accuracy {100 * accuracy:.2f}"
+            return {"mean_iou": mean_iou, "pixel_accuracy": accuracy}, text, {}
+        thresholds = torch.tensor(labels.best_thresholds, device=model.thresholds.device)
+        with torch.no_grad():
+            model.thresholds.copy_(thresholds)
+        ious = [label.best_iou for label in labels.labels if label.best_iou is not None]
+        mean_iou, precision = sum(ious) / len(ious) if ious else 0.0, labels.mean_average_precision
+        shown = ", ".join(f"{value:.3f}" for value in labels.best_thresholds)
+        text = f"mIoU {100 * mean_iou:.2f} (thresholds {shown})  average precision {100 * precision:.2f}"
+        return {"mean_iou": mean_iou, "average_precision": precision}, text, {"thresholds": thresholds}
 
 
 class _StoppedError(Exception):

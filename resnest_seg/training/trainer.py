@@ -351,7 +351,8 @@ class Trainer:
                 self._show_to_judge(better)
             if self.engine.is_main_process:
                 origin = {"step": self.step, "of": better, **best}
-                self.folder.save_best(self._checkpoint(self.judged.state_dict(), origin=origin))
+                weights = self.judged.state_dict() | dict(results[better].buffers)
+                self.folder.save_best(self._checkpoint(weights, origin=origin))
         self.validated_step = self.step
         self._save_state()
         if self.finished and self.step < self.steps:
@@ -453,8 +454,9 @@ class Trainer:
             self.console.print(f"changed since the run began: {', '.join(self.changes)}", soft_wrap=True)
         if self.step == 0:
             self._save_state()  # from here on the folder can be resumed, whatever happens
+        count = self.about.num_classes
         self.console.print(
-            f"{self.segmenter.description}, {self.about.num_classes} classes; "
+            f"{self.segmenter.description}, {count} class{'es' * (count > 1)}; "
             f"{self.about.size} training images, {self.steps / self.steps_per_epoch:g} epochs = {self.steps} steps of "
             f"{self.config.train.batch_size} images ({self.config.train.accumulation} micro-batches x "
             f"{self.engine.num_processes} processes) on {self.engine.device}, {self.precision}, "

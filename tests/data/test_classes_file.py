@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from resnest_seg.data.folder import infer_classes, read_classes
+from resnest_seg.data.class_lists import infer_classes, read_classes
 from resnest_seg.errors import DatasetError
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
 

@@ -1,8 +1,10 @@
 """Files by name, from folders and from zip files."""
 
 import pickle
+import sys
 import zipfile
 
+import fsspec
 import pytest
 
 from resnest_seg.data.storage import FolderSource, ZipSource, open_source
@@ -85,3 +87,112 @@ def test_damage_within_a_compressed_file_is_named(tmp_path):
 def test_a_path_that_no_file_can_have():
     with pytest.raises(DatasetError, match=r"no data set can be at a\\x00b: the path holds a zero byte"):
         open_source("a\0b", zips=())
+
+
+def fill(address, files):
+    system, folder = fsspec.url_to_fs(address)
+    system.pipe({f"{folder}/{name}": data for name, data in files.items()})
+    return address
+
+
+@pytest.fixture
+def memory():
+    yield "memory://mine"
+    fsspec.filesystem("memory").store.clear()
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_an_address_is_a_folder(sent, memory, folder):
+    files = FILES | {"d/ü [1] 50%.txt": b"4"}
+    source = open_source(fill(memory, files), zips=())
+    source = pickle.loads(pickle.dumps(source)) if sent else source
+    assert source.names("") == sorted(files)
+    assert source.names("a") == ["a/b/two.txt", "a/one.txt"]
+    assert source.names("a/o") == []
+    assert all(source.has(name) and source.read(name) == data for name, data in files.items())
+    assert not source.has("a")
+    assert source.blocks("a")
+    assert not source.blocks("a/one.txt")
+    assert source.locate("a/one.txt") == "memory://mine/a/one.txt"
+    with pytest.raises(DatasetError, match=r"cannot read memory://mine/gone.txt: there is no such file"):
+        source.read("gone.txt")
+    fsspec.filesystem("memory").rm("/mine/c/three.txt")
+    with pytest.raises(DatasetError, match=r"cannot read memory://mine/c/three.txt: there is no such file"):
+        source.read("c/three.txt")  # it vanished after the listing
+
+
+def test_a_zip_file_at_an_address(memory, archives):
+    source = open_source(fill(memory, {"first.zip": archives[0].read_bytes()}) + "/first.zip", zips=())
+    assert source.names("") == ["a/b/two.txt", "a/one.txt"]
+    assert pickle.loads(pickle.dumps(source)).read("a/one.txt") == b"1"
+    fill(memory, {"cut.zip": archives[0].read_bytes()[:-30]})
+    with pytest.raises(DatasetError, match=r"cannot read memory://mine/cut.zip: File is not a zip file"):
+        open_source("memory://mine/cut.zip", zips=())
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("memory://nothing", "no files at memory://nothing: is the address right"),
+        ("s9://bucket/mine", r"cannot read s9://bucket/mine: Protocol not known: s9"),
+        ("file:///no/such/folder", "no files at file:///no/such/folder"),
+    ],
+)
+def test_addresses_that_cannot_be_read(address, message):
+    with pytest.raises(DatasetError, match=message):
+        open_source(address, zips=())
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    for name in ("s3", "s3a"):  # if a test has loaded it before
+        monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, name, raising=False)
+    with pytest.raises(DatasetError, match=r"s3fs.*pip install 'resnest-seg\[remote\]'"):
+        open_source("s3://bucket/mine", zips=())
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """An S3 server on this machine."""
+    from moto.server import ThreadedMotoServer  # here, because it imports for seconds
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    fsspec.filesystem("s3").clear_instance_cache()
+    yield "s3://bucket/mine"
+    fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()
+
+
+@pytest.mark.slow
+def test_s3(s3, folder):
+    system = fsspec.filesystem("s3")
+    system.mkdir("bucket")
+    source = open_source(fill(s3, FILES), zips=())
+    assert pickle.loads(pickle.dumps(source)).read("a/one.txt") == b"1"
+    assert source.names("") == sorted(FILES)
+    system.rm("bucket/mine/c/three.txt")
+    with pytest.raises(DatasetError, match=r"cannot read s3://bucket/mine/c/three.txt: there is no such file"):
+        source.read("c/three.txt")
+    with pytest.raises(DatasetError, match=r"cannot read s3://nowhere/mine: .*The specified bucket does not exist"):
+        open_source("s3://nowhere/mine", zips=())
+    with pytest.raises(DatasetError, match="no files at s3://bucket/nothing"):
+        open_source("s3://bucket/nothing", zips=())
+    with pytest.raises(DatasetError) as caught:
+        open_source("s3://me:secret@bucket/mine", zips=())
+    assert "secret" not in str(caught.value)
+
+
+def test_two_links_to_one_folder_are_both_followed(folder, tmp_path):
+    for name in ("one", "two"):
+        (folder / name).symlink_to(folder / "a", target_is_directory=True)
+    names = FolderSource(folder).names("")
+    assert [name for name in names if name.startswith(("one", "two"))] == [
+        "one/b/two.txt", "one/one.txt", "two/b/two.txt", "two/one.txt"]  # fmt: skip
+    (folder / "a" / "up").symlink_to(folder, target_is_directory=True)  # and a loop ends
+    assert len(FolderSource(folder).names("")) == 7

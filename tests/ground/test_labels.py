@@ -6,9 +6,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resnest_seg.errors import ConfigError, DatasetError
-from resnest_seg.labels import IGNORE_LABEL, LabelSpace
+from resnest_seg.labels import IGNORE_LABEL, MAX_LABELS, LabelSpace, bits_to_labels, labels_to_bits
 
 CITYSCAPES_TRAIN_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 
@@ -156,3 +158,54 @@ def test_a_plot_without_matplotlib_names_the_extra(monkeypatch):
     with pytest.raises(ConfigError, match=r"pip install 'resnest-seg\[plot\]'"):
         ODD.plot()
     assert ODD._repr_html_()
+
+
+@given(st.integers(1, MAX_LABELS), st.integers(0, 2**32 - 1))
+def test_multi_label_masks_are_packed_and_unpacked(labels, seed):
+    random = np.random.default_rng(seed)
+    present, valid = random.random((labels, 5, 7)) < 0.5, random.random((5, 7)) < 0.8
+    bits = labels_to_bits(present, valid)
+    for y, x in np.ndindex(5, 7):
+        expected = sum(2**label for label in range(labels) if present[label, y, x])
+        assert bits[y, x] == (expected if valid[y, x] else 32768)
+    assert bits.dtype == np.uint16
+    back = bits_to_labels(bits, labels)
+    assert np.array_equal(back.present, present & valid)
+    assert np.array_equal(back.valid, valid)
+    assert np.array_equal(labels_to_bits(*back), bits)
+    assert np.array_equal(labels_to_bits(present), labels_to_bits(present, np.ones_like(valid)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, ">u2", np.int16, np.int64])
+def test_multi_label_masks_of_other_types(dtype):
+    present, valid = bits_to_labels(np.array([[0, 1, 6]], dtype), 3)
+    assert present.astype(int).tolist() == [[[0, 1, 0]], [[0, 0, 1]], [[0, 0, 1]]]
+    assert valid.all()
+
+
+def test_mistakes_in_multi_label_masks():
+    for value in (8, 32769, 65535, 255):
+        mask = np.zeros((4, 5), np.uint16)
+        mask[2, 3:] = value
+        with pytest.raises(
+            DatasetError, match=rf"value {value} in row 2, column 3 \(2 such pixel\(s\)\) .* 0\.\.7, and"
+        ):
+            bits_to_labels(mask, 3)
+    with pytest.raises(DatasetError, match="the value -32768 in row 0"):
+        bits_to_labels(np.full((1, 1), 32768, np.uint16).astype(np.int16), 3)
+    for mask in (np.zeros((2, 2)), np.zeros((1, 2, 2), np.uint16)):
+        with pytest.raises(ConfigError, match=r"\[H, W\] of whole numbers, not"):
+            bits_to_labels(mask, 3)
+    for count in (0, 16):
+        with pytest.raises(ConfigError, match=rf"1\.\.15 labels, not {count}"):
+            bits_to_labels(np.zeros((2, 2), np.uint16), count)
+        with pytest.raises(ConfigError, match=rf"1\.\.15 labels, not {count}"):
+            labels_to_bits(np.zeros((count, 2, 2), bool))
+    for present, valid in (
+        (np.zeros((2, 2), bool), None),
+        (np.zeros((1, 2, 2)), None),
+        (np.zeros((1, 2, 2), bool), np.ones((2, 3), bool)),
+        (np.zeros((1, 2, 2), bool), np.ones((2, 2), np.uint8)),
+    ):
+        with pytest.raises(ConfigError, match=r"bool \[K, H, W\] and valid bool"):
+            labels_to_bits(present, valid)

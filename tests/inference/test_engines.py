@@ -20,6 +20,8 @@ TILES = [
     {"window": 32, "merge": "softmax"},
     {"window": 24, "merge": "exp", "flip": True},
     {"window": 40, "scales": [0.5, 1.0, 1.5], "flip": True, "merge": "logits"},
+    {"window": 24, "overlap": 8, "merge": "sigmoid"},
+    {"window": 40, "scales": [0.5, 1.0, 1.5], "flip": True, "merge": "sigmoid"},
 ]
 
 

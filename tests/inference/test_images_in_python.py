@@ -160,13 +160,13 @@ def test_a_batch_and_any_iterable_are_lists(tmp_path):
     for several in (batch, torch.from_numpy(batch).permute(0, 3, 1, 2), list(batch), tuple(batch), iter(batch)):
         found, many = images_of(several)
         assert many
-        assert all(np.array_equal(*pair) for pair in zip(found, batch, strict=True))
+        assert all(np.array_equal(image.pixels, other) for image, other in zip(found, batch, strict=True))
     mixed = [tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(PHOTO), torch.from_numpy(CHW)[None], PHOTO]
     for several in (mixed, (image for image in mixed), tmp_path.glob("*.png"), np.array([str(tmp_path / "a.png")])):
         found, many = images_of(several)
         assert many
         assert len(found) in (1, 5)
-        assert all(np.array_equal(image, PHOTO) for image in found)
+        assert all(np.array_equal(image.pixels, PHOTO) for image in found)
     assert images_of([]) == images_of(PHOTO[None][:0]) == ([], True)
     assert not images_of(PHOTO)[1]
     with pytest.raises(DatasetError, match=r"cannot read .*gone.png"):
@@ -175,8 +175,8 @@ def test_a_batch_and_any_iterable_are_lists(tmp_path):
 
 def test_an_address_is_fetched():
     with serve({"/photo.png": png(PHOTO), "/text.png": b"text"}) as site:
-        assert np.array_equal(images_of(f"{site.url}/photo.png")[0][0], PHOTO)
-        assert np.array_equal(images_of([PHOTO, f"{site.url}/photo.png"])[0][1], PHOTO)
+        assert np.array_equal(images_of(f"{site.url}/photo.png")[0][0].pixels, PHOTO)
+        assert np.array_equal(images_of([PHOTO, f"{site.url}/photo.png"])[0][1].pixels, PHOTO)
         with pytest.raises(DatasetError, match=r"cannot fetch http.*gone.png: HTTP 404"):
             images_of(f"{site.url}/gone.png")
         with pytest.raises(DatasetError, match=r"cannot read http.*text.png"):

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import rasterio
 from PIL import Image
+from rasterio.crs import CRS
 
 from resnest_seg.errors import ConfigError
 from resnest_seg.io import large_images as large_labels
+from resnest_seg.io.georeference import Georeference
 from resnest_seg.io.large_images import LargeLabels
 from resnest_seg.io.visualize import write_labels
 from resnest_seg.labels import LabelSpace
@@ -104,3 +106,76 @@ print(peak() - start)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 90e6, "of 192 MB; a band has 12"
+
+
+PLACE = Georeference(CRS.from_epsg(32633).to_wkt(), (10.0, 0.0, 500000.0, 0.0, -10.0, 5300000.0))
+
+
+@pytest.mark.parametrize("ids", ["raw", "train"])
+@pytest.mark.parametrize("cog", [False, True])
+def test_labels_on_the_map(ids, cog, tmp_path, tiny_space):
+    path = tmp_path / "ä [1] 50%.tif"
+    labels = np.tile(LABELS, (2, 2))
+    with LargeLabels(path, *labels.shape, tiny_space, ids=ids, place=PLACE, cog=cog) as target:
+        for first in range(0, len(labels), 100):
+            target.write(first, labels[first : first + 100])
+    assert list(tmp_path.iterdir()) == [path]
+    own = tiny_space.raw_ids if ids == "raw" else range(3)
+    with rasterio.open(path) as file:
+        assert (file.crs, file.transform) == (PLACE.crs, PLACE.affine)
+        assert (file.dtypes, file.nodata, file.compression.name) == (("uint8",), 255, "deflate")
+        assert file.block_shapes == [(512, 512)]
+        assert [file.tags(1)[f"class_{value}"] for value in own] == list(tiny_space.names)
+        assert [file.colormap(1)[value][:3] for value in own] == list(tiny_space.colors)
+        values = file.read(1)
+        for label, value in enumerate(own):
+            assert np.array_equal(values == value, labels == label)
+        assert np.array_equal(values == 255, labels == 255)
+        assert np.array_equal(file.dataset_mask() == 0, labels == 255)
+        assert file.overviews(1) == ([2, 4] if cog else [])
+        if cog:
+            assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+    if cog:
+        with rasterio.open(path, overview_level=0) as small:
+            assert np.array_equal(small.read(1), values[::2, ::2]), "averages of ids are no ids"
+
+
+def test_no_data_where_255_is_a_class(tmp_path):
+    space = LabelSpace("object", ("background", "object"), ((0, 0, 0), (200, 0, 0)), (0, 255), (128,))
+    labels = np.array([[0, 1, 255]], np.uint8)
+    for name, where, expected in (
+        ("a", space, 128),
+        ("b", LabelSpace("object", space.names, space.colors, (0, 255)), None),
+    ):
+        with LargeLabels(tmp_path / f"{name}.tif", 1, 3, where, place=PLACE) as target:
+            target.write(0, labels)
+        with rasterio.open(tmp_path / f"{name}.tif") as file:
+            assert file.nodata == expected
+            assert file.read(1)[0, :2].tolist() == [0, 255]
+
+
+def test_a_png_has_no_place(tmp_path, tiny_space):
+    for options in ({"place": PLACE}, {"cog": True}):
+        with pytest.raises(
+            ConfigError, match=r"a PNG has no place on the map: save the labels as .tif, not as .*a.png"
+        ):
+            LargeLabels(tmp_path / "a.png", 9, 9, tiny_space, **options)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("cog", [False, True])
+def test_an_interrupted_map_leaves_the_old_file(cog, error, tmp_path, tiny_space, monkeypatch):
+    path = tmp_path / "a.tif"
+    path.write_bytes(b"old")
+
+    def interrupted(*words, **options):
+        raise error
+
+    with pytest.raises(error), LargeLabels(path, 700, 530, tiny_space, place=PLACE, cog=cog) as target:
+        interrupted(target.write(0, LABELS[:300]))
+    monkeypatch.setattr("rasterio.shutil.copy", interrupted)
+    if cog:
+        with pytest.raises(error), LargeLabels(path, 700, 530, tiny_space, place=PLACE, cog=True) as target:
+            target.write(0, LABELS)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -27,6 +27,11 @@ def write(path, picture):
     assert cv2.imwrite(str(path), picture[..., ::-1] if picture.ndim == 3 else picture)
 
 
+def read(path):
+    """A mask as it is stored."""
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
 def ade20k_files(split, index):
     folder, stem = {"train": ("training", "train"), "val": ("validation", "val")}[split]
     name = f"ADE_{stem}_{index + 1:08d}"

@@ -20,6 +20,7 @@ from resnest_seg.inference.protocols import PROTOCOLS, protocol
 if TYPE_CHECKING:
     from resnest_seg.config import DataConfig
     from resnest_seg.data.datasets import SegmentationDataset
+    from resnest_seg.io.bands import BandReader
     from resnest_seg.labels import LabelSpace
     from resnest_seg.models.segmenter import Segmenter
 
@@ -105,7 +106,7 @@ def add_checkpoint(
 
 
 def add_dataset(parser: argparse._ActionsContainer, *, default: str, splits: bool = True) -> None:
-    """Add --dataset, --data.root, --data.classes and --split: the labelled images that a verb reads.
+    """Add --dataset, --data.root, its fellows and --split: the labelled images that a verb reads.
 
     Args:
         parser: A parser or a group of options.
@@ -113,11 +114,51 @@ def add_dataset(parser: argparse._ActionsContainer, *, default: str, splits: boo
         splits: Add --split, for verbs that read a single split.
     """
     parser.add_argument("--dataset", help=f"synthetic, camvid, ade20k, cityscapes or folder (default: {default})")
-    parser.add_argument("--data.root", dest="root", help="folder or zip file of the data set (default: as in training)")
+    parser.add_argument("--data.root", dest="root", help="folder, zip file or address (s3://...) of the data set "
+                        "(default: as in training)")  # fmt: skip
+    for key, what in (("images", "photos"), ("masks", "masks")):
+        text = f'for folder: the {what} below the root, a folder or a pattern such as "{what}/{{split}}/**/*.png"'
+        parser.add_argument(
+            f"--data.{key}",
+            dest=f"data_{key}",
+            metavar="PATTERN",
+            help=f"{text} (default: as in training, or recognised)",
+        )
+    parser.add_argument("--data.window", dest="window", type=_window, metavar="PIXELS", help="for folder: TIFF "
+                        "files by windows of this side, null for whole images (default: as in training)")  # fmt: skip
+    parser.add_argument("--data.window_overlap", dest="window_overlap", type=int, metavar="PIXELS", help="context "
+                        "around a window (default: as in training, else an eighth)")  # fmt: skip
+    parser.add_argument("--data.bands", dest="bands", metavar="BANDS", help="bands of raster files, numbers or names "
+                        "with commas, such as 4,3,2,8 (default: as in training, else photos)")  # fmt: skip
+    parser.add_argument("--data.nodata", dest="nodata", type=float, help="with bands: the value of pixels without data")
     text = "for folder: the class list, CSV or YAML (default: as in training, else classes.csv in the folder, else the "
     parser.add_argument("--data.classes", dest="classes", metavar="FILE", help=f"{text}checkpoint's classes)")
+    parser.add_argument("--data.positive", dest="positive", metavar="CLASSES", help="of a binary task: the classes "
+                        "that are the object, separated by commas (default: as in training)")  # fmt: skip
     if splits:
         parser.add_argument("--split", help="train, val or test (default: the one validated on in training)")
+
+
+def _window(word: str) -> int:
+    """The side of a window; 0 for null."""
+    return 0 if word == "null" else int(word)
+
+
+def windows_in(options: argparse.Namespace, trained: DataConfig | None) -> tuple[int | None, int | None]:
+    """Window and overlap of the options of `add_dataset`; what they leave out is as in training.
+
+    Raises:
+        ConfigError: One is out of range.
+    """
+    from resnest_seg.config import RunConfig, kinds_of
+
+    window = (None if trained is None else trained.window) if options.window is None else options.window or None
+    overlap = options.window_overlap
+    if overlap is None and trained is not None and window == trained.window:
+        overlap = trained.window_overlap
+    for key, value in (("data.window", window), ("data.window_overlap", overlap)):
+        kinds_of(RunConfig)[key].check(f"--{key}", value)
+    return window, overlap
 
 
 def add_protocol(parser: argparse._ActionsContainer, *, several: bool = False) -> None:
@@ -230,12 +271,45 @@ def open_dataset(
         raise ConfigError(f"--data.classes is for --dataset folder; the classes of {name} are fixed.")
     same = name == trained.dataset
     root = options.root or (trained.root if same else None)
+    images, masks = options.data_images, options.data_masks
+    if same and images is None and masks is None:
+        images, masks = trained.images, trained.masks
     classes: str | LabelSpace | None = options.classes
     if name == "folder" and classes is None:
         classes = trained.classes if same and trained.classes and Path(trained.classes).is_file() else None
-        if classes is None and label_space is not None and not lists_classes(data_root(name, root)):
+        known = classes is not None or label_space is None
+        if not known and not lists_classes(data_root(name, root), images=images, masks=masks):
             classes = label_space
-    return build_dataset(name, root=root, split=split, classes=classes, allow_missing=allow_missing)
+    window, overlap = windows_in(options, trained if same else None)
+    dataset = build_dataset(
+        name,
+        root=root,
+        split=split,
+        images=images,
+        masks=masks,
+        classes=classes,
+        window=window,
+        window_overlap=overlap,
+        allow_missing=allow_missing,
+        task="multiclass" if label_space is None else label_space.task,
+        positive=options.positive or (trained.positive if same else None),
+    )
+    dataset.read_as(bands_in(options, trained))
+    return dataset
+
+
+def bands_in(options: argparse.Namespace, trained: DataConfig) -> BandReader | None:
+    """How the options of `add_dataset` have bands read; what they leave out is as in training."""
+    from resnest_seg.config import RunConfig, kinds_of
+    from resnest_seg.io.bands import BandReader
+
+    bands, nodata = trained.bands, trained.nodata if options.nodata is None else options.nodata
+    if options.bands is not None:
+        bands = kinds_of(RunConfig)["data.bands"].read(options.bands)
+        RunConfig.from_dict({"data": {"bands": bands}})  # which says what is wrong with them
+    if bands is None and nodata is not None:
+        raise ConfigError("--data.nodata belongs to --data.bands: name the bands as well, such as --data.bands 1,2,3.")
+    return None if bands is None else BandReader(bands, nodata, trained.pixel_mean)
 
 
 MODEL_HELP = "a network of your own: FUNCTION(num_classes) of a Python file, which is run, returns a Segmenter"

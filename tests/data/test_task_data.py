@@ -1,0 +1,219 @@
+"""Data of binary and multi-label tasks: masks of 0 and 255 or 0 and 1, bits, and views of classes."""
+
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnest_seg.config import DataConfig, RunConfig
+from resnest_seg.data.build import TaskView, build_dataset, dataset_for
+from resnest_seg.data.checks import diagnose
+from resnest_seg.data.class_balance import balance, balanced_pos_weight
+from resnest_seg.data.folder import FolderDataset
+from resnest_seg.data.loader import load_batches
+from resnest_seg.data.transforms import TrainTransform, pad_to
+from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.labels import LabelSpace
+
+RANDOM = np.random.default_rng(0)
+
+
+def folder(root, masks, *, classes=None, size=(12, 10)):
+    """A folder of noise and the given masks, [H, W] or [H, W, 3]; every second sample is in val."""
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (root / kind / split).mkdir(parents=True)
+    for index, mask in enumerate(masks):
+        split = ("train", "val")[index % 2]
+        noise = np.random.default_rng(index).integers(0, 256, (*mask.shape[:2], 3), dtype=np.uint8)
+        cv2.imwrite(str(root / "images" / split / f"{index}.png"), noise)
+        Image.fromarray(mask).save(root / "masks" / split / f"{index}.png")
+    if classes is not None:
+        (root / "classes.csv").write_text(classes)
+    return root
+
+
+def squares(*values, size=(12, 10)):
+    """One mask of blocks with the given values."""
+    return np.repeat(np.array(values, np.uint16 if max(values) > 255 else np.uint8), 120 // len(values)).reshape(size)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((0, 255), {0: 0, 255: 1}),  # 255 is the object where no mask of the data set holds 1
+        ((0, 1), {0: 0, 1: 1}),
+        ((0, 1, 255), {0: 0, 1: 1, 255: 255}),
+    ],
+)
+def test_binary_masks_are_read_by_the_values_of_all_of_them(tmp_path, values, expected):
+    masks = [squares(0, 0), squares(*values), squares(*reversed(values)), squares(0, *values[1:])]
+    root = folder(tmp_path, masks)
+    for split, numbers in (("train", (0, 2)), ("val", (1, 3))):
+        dataset = FolderDataset(root, split, task="binary")
+        assert dataset.label_space.task == "binary"
+        assert dataset.label_space.score_names == ("object",)
+        for index, number in enumerate(numbers):
+            want = np.vectorize(expected.get)(masks[number])
+            np.testing.assert_array_equal(dataset[index].labels, want)
+
+
+def test_black_and_white_pictures_are_binary_masks(tmp_path):
+    masks = [np.repeat(squares(0, 255)[..., None], 3, axis=2), np.repeat(squares(255, 0)[..., None], 3, axis=2)]
+    labels = FolderDataset(folder(tmp_path, masks), "val", task="binary")[0].labels
+    np.testing.assert_array_equal(labels, squares(1, 0))
+
+
+def test_a_class_list_of_two_names_the_object(tmp_path):
+    root = folder(tmp_path, [squares(0, 255), squares(255, 0)], classes="name,id\nrest,0\nroad,255\n")
+    dataset = FolderDataset(root, task="binary")
+    assert dataset.label_space.names == ("rest", "road")
+    np.testing.assert_array_equal(dataset[0].labels, squares(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "says"),
+    [
+        ((0, 1, 2), None, "the ids 0, 1, 2"),
+        ((0, 7), None, "the ids 0, 7"),
+        ((0, 1, 2), "name\na\nb\nc\n", "3 classes (a, b, c)"),
+    ],
+)
+def test_masks_of_more_classes_are_no_binary_masks(tmp_path, values, classes, says):
+    with pytest.raises(DatasetError) as error:
+        FolderDataset(folder(tmp_path, [squares(*values)] * 2, classes=classes), task="binary")
+    assert says in str(error.value)
+    assert "--data.positive" in str(error.value)
+
+
+def test_multi_label_masks_are_bits_of_16_bit_images(tmp_path):
+    masks = [squares(0, 1, 5, 1 << 15), squares(2, 4, 7, 300)]
+    root = folder(tmp_path, masks)
+    dataset = FolderDataset(root, task="multilabel")
+    assert len(dataset.label_space) == 9  # 300 has bit 8
+    labels = dataset[0].labels
+    assert labels.dtype == np.uint16
+    np.testing.assert_array_equal(labels, masks[0])
+    (batch,) = load_batches(dataset, [[(0, 0)]])
+    np.testing.assert_array_equal(batch.labels[0].numpy(), masks[0])
+
+
+def test_an_8_bit_mask_is_one_of_8_labels(tmp_path):
+    root = folder(tmp_path, [squares(255, 3), squares(128, 1)])
+    dataset = FolderDataset(root, task="multilabel")
+    assert len(dataset.label_space) == 8
+    np.testing.assert_array_equal(dataset[0].labels, squares(255, 3))  # 255 is all labels, and nothing is ignored
+
+
+@pytest.mark.parametrize(
+    ("masks", "classes", "says"),
+    [
+        ([squares(0, 8), squares(1, 2)], "name\na\nb\nc\n", "has the bit 3"),
+        ([squares(0, 0), squares(0, 0)], None, "hold no label"),
+        ([np.zeros((12, 10, 3), np.uint8)] * 2, None, "mask of colours"),
+        ([squares(1, 2)] * 2, "name,id\na,1\nb,2\n", "raw ids 0..K-1"),
+        ([squares(1, 2)] * 2, "name\n" + "".join(f"c{n}\n" for n in range(16)), "1..15 labels"),
+    ],
+)
+def test_wrong_multi_label_masks_are_refused(tmp_path, masks, classes, says):
+    with pytest.raises(DatasetError) as error:
+        FolderDataset(folder(tmp_path, masks, classes=classes), task="multilabel")[0]
+    assert says in str(error.value)
+
+
+def test_a_view_makes_classes_the_object_or_labels():
+    plain, space = build_dataset("synthetic"), LabelSpace.of("synthetic")
+    binary = build_dataset("synthetic", task="binary", positive="car, person")
+    bits = build_dataset("synthetic", task="multilabel")
+    labels = plain[3].labels
+    car, person = space.names.index("car"), space.names.index("person")
+    want = np.where(labels == 255, 255, (labels == car) | (labels == person))
+    np.testing.assert_array_equal(binary[3].labels, want)
+    np.testing.assert_array_equal(bits[3].labels, np.where(labels == 255, 1 << 15, 1 << labels.astype(int)))
+    assert len({dataset.identity() for dataset in (plain, binary, bits)}) == 3
+    assert binary.sample_name(3) == plain.sample_name(3)
+
+
+@pytest.mark.parametrize(
+    ("positive", "says"),
+    [
+        (None, "which of the 10 classes"),
+        ("vehicle", "vehicle"),
+        (",".join(LabelSpace.of("synthetic").names), "1 to 9"),
+    ],
+)
+def test_the_object_must_be_some_of_the_classes(positive, says):
+    with pytest.raises(ConfigError) as error:
+        build_dataset("synthetic", task="binary", positive=positive)
+    assert says in str(error.value)
+
+
+def test_a_config_opens_the_data_of_its_task():
+    config = RunConfig.from_dict({"model.task": "binary", "data.dataset": "synthetic", "data.positive": "car"})
+    dataset = dataset_for(config.data, "val", task=config.model.task)
+    assert isinstance(dataset, TaskView)
+    assert dataset.label_space.names == ("background", "car")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model.task": "binray"},
+        {"data.positive": "car"},
+        {"model.task": "binary", "train.loss": "ohem"},
+        {"model.task": "multilabel", "data.class_mix": 0.5},
+        {"model.task": "multilabel", "data.rare_class": 0.5},
+        {"model.task": "binary", "train.label_smoothing": 0.1},
+        {"model.task": "binary", "train.class_weights": "median_frequency"},
+        {"train.class_weights": "balanced"},
+        {"train.pos_weight": 2.0},
+    ],
+    ids=str,
+)
+def test_options_of_another_task_are_refused(values):
+    with pytest.raises(ConfigError) as error:
+        RunConfig.from_dict(values)
+    assert "task" in str(error.value)
+
+
+def test_augmentation_keeps_bits_and_ignores_what_lies_outside():
+    data = DataConfig(crop_size=64, base_size=64, rotate=30.0, coarse_dropout=1.0, scale_min=0.4, scale_max=0.6)
+    image = RANDOM.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    labels = np.full((40, 50), 0b101, np.uint16)
+    for recipe in ("encoding", "mmseg"):
+        transform = TrainTransform.from_config(dataclasses.replace(data, recipe=recipe), ignore=1 << 15)
+        seen = set()
+        for seed in range(20):
+            seen |= set(np.unique(transform(image, labels, seed=seed)[1]).tolist())
+        assert seen == {0b101, 1 << 15}
+    padded = pad_to(image, labels, (60, 60), color=(0, 0, 0))[1]
+    assert padded.dtype == np.uint16
+    assert set(np.unique(padded[40:])) == {1 << 15}
+
+
+def test_balanced_weights_make_both_sides_weigh_the_same(tmp_path):
+    masks = [squares(0, 0, 0, 1), squares(0, 1), squares(0, 0, 0, 255), squares(0, 1)]
+    config = RunConfig.from_dict({"model.task": "binary", "train.class_weights": "balanced", "data.workers": 0})
+    found = balance(FolderDataset(folder(tmp_path, masks), task="binary"), config)
+    labels = np.concatenate([masks[0].ravel(), masks[2].ravel()])
+    assert found.pos_weight.tolist() == pytest.approx([(labels == 0).sum() / (labels == 1).sum()])
+    np.testing.assert_allclose(balanced_pos_weight(np.array([0, 25]), 100), [1.0, 3.0])
+
+
+def test_the_doctor_says_the_share_of_positive_pixels_and_empty_masks(tmp_path):
+    root = folder(tmp_path, [squares(0, 1), squares(0, 0), squares(0, 0), squares(1, 1)])
+    splits = [FolderDataset(root, split, task="binary", allow_missing=True) for split in ("train", "val")]
+    diagnosis = diagnose(splits)
+    assert diagnosis.shares["train"] == pytest.approx([0.75, 0.25])
+    (finding,) = [f for f in diagnosis.findings if f.kind == "mask without positive pixels" and "of train" in f.message]
+    assert "1 of 2 masks of train (50 %) are without object" in finding.message
+
+
+def test_the_doctor_counts_overlapping_labels(tmp_path):
+    root = folder(tmp_path, [squares(3, 0), squares(1, 2), squares(0, 1 << 15), squares(1, 1)])
+    splits = [FolderDataset(root, split, task="multilabel", allow_missing=True) for split in ("train", "val")]
+    diagnosis = diagnose(splits)
+    assert diagnosis.shares["train"] == pytest.approx([60 / 180, 60 / 180])  # of 180 labelled pixels, 60 have both
+    assert diagnosis.ignored["train"] == pytest.approx(60 / 240)

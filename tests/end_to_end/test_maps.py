@@ -1,0 +1,111 @@
+"""Maps through the tools: predicted where they lie, beside photos that lie nowhere."""
+
+import json
+import os
+
+import numpy as np
+import pyogrio
+import pytest
+import rasterio
+import torch
+from PIL import Image
+from rasterio.crs import CRS
+
+from resnest_seg.config import ModelConfig, RunConfig
+from resnest_seg.labels import LabelSpace
+from resnest_seg.models.checkpoint import Checkpoint
+from resnest_seg.models.loading import build_segmenter
+
+pytestmark = pytest.mark.slow
+
+TRANSFORM = rasterio.Affine(10.0, 0.0, 500000.0, 0.0, -10.0, 5300000.0)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("run") / "best.safetensors"
+    config = RunConfig(model=ModelConfig(encoder="resnest14_tiny", head="fcn"))
+    weights = build_segmenter("resnest14_tiny", head="fcn", num_classes=3).state_dict()
+    Checkpoint(config, LabelSpace.numbered(3), weights).save(path)
+    return path
+
+
+@pytest.fixture
+def predict(checkpoint, tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: tool("predict_seg")("--checkpoint", checkpoint, "--device", "cpu", *words)
+
+
+def write_map(path, crs="EPSG:32633", transform=TRANSFORM, size=(40, 60)):
+    path.parent.mkdir(exist_ok=True)
+    pixels = np.random.default_rng(0).integers(1, 256, (3, *size), dtype=np.uint8)
+    with rasterio.open(
+        path, "w", driver="GTiff", height=size[0], width=size[1], count=3, dtype="uint8", crs=crs, transform=transform,
+        photometric="RGB",
+    ) as file:  # fmt: skip
+        file.write(pixels)
+    return path
+
+
+def test_maps_and_photos_in_one_folder(predict, tmp_path, capsys):
+    write_map(tmp_path / "in" / "ä [1] 50%.tif")
+    write_map(tmp_path / "in" / "degrees.tif", "EPSG:4326", rasterio.Affine(1e-4, 0, 10, 0, -1e-4, 48))
+    write_map(tmp_path / "in" / "plain.tif", None)  # a transform without a CRS is no place
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "in" / "photo.png")
+    assert predict("in", "--cog", "--write", "labels", "polygons", "geopackage") == 0
+    assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == sorted(
+        [*(f"{name}{end}" for name in ("ä [1] 50%", "degrees") for end in ("_labels.tif", ".geojson", ".gpkg")),
+         *(f"{name}{end}" for name in ("plain", "photo") for end in ("_labels.png", ".geojson"))]
+    )  # fmt: skip
+    note = capsys.readouterr().err
+    assert "note: 2 of 4 inputs have no CRS or no place in it: their labels are PNG" in note
+    with rasterio.open(tmp_path / "predictions" / "ä [1] 50%_labels.tif") as file:
+        assert (file.crs, file.transform, file.nodata) == (CRS.from_epsg(32633), TRANSFORM, 255)
+        assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+    pixels = json.loads((tmp_path / "predictions" / "plain.geojson").read_text())
+    assert pixels["bbox"] == [0, 0, 60, 40]
+    _, _, _, (area,) = pyogrio.raw.read(tmp_path / "predictions" / "ä [1] 50%.gpkg", columns=["area_m2"])
+    assert area.sum() == pytest.approx(40 * 60 * 100)
+    assert predict("in", "--output", "predictions", "--write", "labels") == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_photos_alone_are_as_before(predict, tmp_path, capsys):
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "photo.png")
+    assert predict("photo.png", "--write", "labels") == 0
+    assert "note" not in capsys.readouterr().err
+    for options in (("--cog",), ("--write", "geopackage")):
+        assert predict("photo.png", *options, "--output", "other") == 2
+        wrong = capsys.readouterr().err
+        assert (
+            f"{' '.join(options)} is for images on the map, and none of the inputs is one, such as photo.png" in wrong
+        )
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_map_is_not_overwritten_by_its_own_labels(predict, tmp_path, capsys):
+    """`a_labels.tif` beside `a.tif`, both inputs, into their own folder."""
+    write_map(tmp_path / "in" / "a.tif")
+    write_map(tmp_path / "in" / "a_labels.tif")
+    before = (tmp_path / "in" / "a_labels.tif").read_bytes()
+    assert predict("in/a.tif", "in/a_labels.tif", "--output", "in", "--overwrite") == 2
+    assert "is an input file" in capsys.readouterr().err
+    assert (tmp_path / "in" / "a_labels.tif").read_bytes() == before
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(predict, tmp_path, capsys):
+    write_map(tmp_path / "a.tif")
+    (tmp_path / "out").mkdir(mode=0o500)
+    assert predict("a.tif", "--output", "out") == 2
+    assert "no permission" in capsys.readouterr().err
+
+
+def test_a_damaged_map_is_named_and_the_others_are_segmented(predict, tmp_path, capsys):
+    write_map(tmp_path / "in" / "a.tif")
+    broken = write_map(tmp_path / "in" / "b.tif", size=(400, 400))
+    broken.write_bytes(broken.read_bytes()[:200_000])
+    assert predict("in", "--write", "labels") == 1
+    assert "b.tif" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "predictions").iterdir()] == ["a_labels.tif"]
