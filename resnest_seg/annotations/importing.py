@@ -42,12 +42,12 @@ from resnest_seg.annotations.objects import (
     AnnotatedSet,
     ReadOptions,
 )
-from resnest_seg.annotations.raster import MULTILABEL_IGNORE, Facts, Rules, draw_labels
+from resnest_seg.annotations.raster import Facts, Rules, draw_labels
 from resnest_seg.annotations.reading import forget, read_json, shown, shown_size
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
 from resnest_seg.files import atomic_write, check_output_folder, check_outside, result_places
 from resnest_seg.io.images import IMAGE_SUFFIXES, MOST_PIXELS, PalettePng
-from resnest_seg.labels import IGNORE_LABEL, LabelSpace
+from resnest_seg.labels import IGNORE_LABEL, MAX_LABELS, MULTILABEL_IGNORE, LabelSpace
 
 READERS: Mapping[str, Callable[[Path, ReadOptions], AnnotatedSet]] = {
     "coco": coco.read,
@@ -70,9 +70,6 @@ CHOICES = {
     "unlabelled": ("background", "ignore"),
 }
 """Option of `import_labels` -> its values."""
-
-MOST_LABELS = 15
-"""Classes of a mask of bits, at most."""
 
 REPORT = "import_report.json"
 
@@ -320,8 +317,8 @@ def _rules(
                 "the list of classes has no 'background' for pixels without an object: add it, or say "
                 "--unlabelled ignore."
             )
-    if bits and len(space) > MOST_LABELS:
-        raise DatasetError(f"{where} has {len(space)} classes, and masks of several labels hold {MOST_LABELS} at most.")
+    if bits and len(space) > MAX_LABELS:
+        raise DatasetError(f"{where} has {len(space)} classes, and masks of several labels hold {MAX_LABELS} at most.")
     train_ids = {name: label for label, name in enumerate(space.names)}
     ids = {name: train_ids[meant] for name, meant in named.items() if meant in train_ids}
     background = train_ids.get("background", IGNORE_LABEL)

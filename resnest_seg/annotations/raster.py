@@ -17,16 +17,13 @@ from numpy.typing import NDArray
 
 from resnest_seg.annotations.objects import IGNORE_NAMES, AnnotatedImage, AnnotatedObject, Part, Patch, Ring
 from resnest_seg.errors import DatasetError
-from resnest_seg.labels import IGNORE_LABEL, LabelSpace
+from resnest_seg.labels import IGNORE_LABEL, MULTILABEL_IGNORE, LabelSpace
 
 FARTHEST = 1e7
 """Largest coordinate, in pixels."""
 
 MOST_CROSSINGS = 1 << 29
 """Crossings of rows and edges that an object may have."""
-
-MULTILABEL_IGNORE = 1 << 15
-"""Value of ignored pixels in a mask of bits."""
 
 _CHUNK = 1 << 22
 _KEPT_BYTES = 256 << 20  # of drawn objects that wait for their order

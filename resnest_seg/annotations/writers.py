@@ -28,7 +28,7 @@ from resnest_seg.annotations.objects import BACKGROUND_NAMES, Patch, Ring, Rings
 from resnest_seg.annotations.raster import draw, format_runs, mask_to_runs
 from resnest_seg.errors import ConfigError, printable, unknown_name
 from resnest_seg.files import atomic_write
-from resnest_seg.io.polygons import polygons
+from resnest_seg.io.polygons import check_polygon_options, regions_of
 from resnest_seg.labels import LabelSpace
 
 TOLERANCE = 1.0
@@ -52,25 +52,24 @@ class Region(NamedTuple):
     patch: Patch
 
 
-def regions(labels: NDArray[np.uint8], space: LabelSpace, *, tolerance: float, background: bool) -> Iterator[Region]:
+def regions(labels: NDArray[Any], space: LabelSpace, *, tolerance: float, background: bool) -> Iterator[Region]:
     """Yield the regions of a label map [H, W], by class; ignored pixels are in none.
 
     Args:
-        labels: Train ids.
+        labels: Train ids, or bits of several labels, whose regions may overlap.
         space: Their label space.
         tolerance: Of the simplification, in pixels; 0 keeps every corner.
         background: Yield the regions of a class called background, too.
     """
+    check_polygon_options(labels, space, simplify=0, min_area=0)
     height, width = labels.shape
-    for feature in polygons(labels, space)["features"]:
-        label = int(feature["properties"]["train_id"])
+    for label, _, rings in sorted(regions_of(labels, space), key=lambda region: region[0]):
         if not background and space.names[label].lower() in BACKGROUND_NAMES:
             continue
-        for rings in feature["geometry"]["coordinates"]:
-            exact = [np.array(ring[:-1], np.float64) for ring in rings]
-            patch = draw([Rings(tuple(exact))], height, width)
-            assert patch is not None, "a region has pixels"
-            yield Region(label, [simplified(exact[0], tolerance, patch), *exact[1:]], patch)
+        exact = [ring.astype(np.float64) for ring in rings]
+        patch = draw([Rings(tuple(exact))], height, width)
+        assert patch is not None, "a region has pixels"
+        yield Region(label, [simplified(exact[0], tolerance, patch), *exact[1:]], patch)
 
 
 def simplified(ring: Ring, tolerance: float, patch: Patch, *, closed: bool = False) -> Ring:
@@ -136,13 +135,13 @@ class AnnotationWriter:
         self._formats, self._writers = list(dict.fromkeys(formats)), list[_Writer]()
 
     def add(
-        self, name: str, labels: NDArray[np.uint8], *, photo: str | Path | None = None, place: str | None = None
+        self, name: str, labels: NDArray[Any], *, photo: str | Path | None = None, place: str | None = None
     ) -> None:
         """Add one image.
 
         Args:
             name: The photo's name: a path below some folder of photos, with `/`, unique.
-            labels: Train ids, uint8 [H, W].
+            labels: Train ids, uint8 [H, W], or bits of several labels, uint16 [H, W].
             photo: The photo's file, to which labelme and YOLO refer.
             place: Path without ending of the files that labelme and YOLO have for each image, unique; None takes the
                 name without its suffix.

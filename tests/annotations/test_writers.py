@@ -2,11 +2,13 @@
 
 import base64
 import contextlib
+import dataclasses
 import io
 import json
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -194,6 +196,19 @@ def test_background_is_what_has_no_object_but_for_yolo():
     for form in FORMATS:
         (again,) = read_again(form, 1, space, unlabelled="background")
         assert np.array_equal(again, labels), form
+
+
+@pytest.mark.parametrize("form", ["coco", "labelme", "cvat"])
+def test_maps_of_several_labels_come_back_as_bits(form):
+    space = dataclasses.replace(LabelSpace.numbered(3, names=["a", "b", "c"]), ignored_raw_ids=(), task="multilabel")
+    labels = np.random.default_rng(0).integers(0, 8, (9, 12)).astype(np.uint16)
+    labels[0, :3] = 1 << 15
+    write_png("photos/a.png", np.zeros((9, 12, 3), np.uint8))
+    with AnnotationWriter("out", [form], space, tolerance=0) as writer:
+        writer.add("a.png", labels, photo="photos/a.png")
+    import_labels(Path("out") / form, "mine", photos="photos", overlap="multilabel", unlabelled="ignore")
+    again = cv2.imread("mine/masks/a.png", cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(again, np.where(labels == 0, 1 << 15, labels))  # none of the labels is no object
 
 
 def test_odd_names_and_files():
