@@ -85,7 +85,7 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
             if trained is not None:
                 found.append(open_dataset(options, trained, space, name=name, split=split, allow_missing=True))
             else:
-                window, overlap = windows_in(options, None)
+                window, _ = windows_in(options, None)
                 found.append(
                     build_dataset(
                         name,
@@ -95,7 +95,7 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
                         masks=options.data_masks,
                         classes=options.classes,
                         window=window,
-                        window_overlap=overlap,
+                        window_overlap=0,  # context would count as ignored
                         allow_missing=True,
                         task=options.task,
                         positive=options.positive,

@@ -56,7 +56,7 @@ class WindowDataset(SegmentationDataset):
     Args:
         files: Pairs of TIFF files in a folder: image and labels on the same grid.
         window: Height and width of windows in pixels.
-        overlap: Pixels of context around a cell; None is an eighth of the window.
+        overlap: Pixels of context around a cell, at least; None is an eighth of the window.
 
     Attributes:
         files: The pairs.
@@ -114,7 +114,8 @@ class WindowDataset(SegmentationDataset):
 
     def __getitem__(self, index: int) -> Sample:
         cell = self.cells[index]
-        core, window = cell.core, _around(cell, self.window + 2 * self.overlap)
+        core = cell.core
+        window = _around(cell, self.window + 2 * self.overlap) if self.overlap else core
         labels = self.files.nothing_labelled((window.height, window.width))
         rows = slice(core.top - window.top, core.top - window.top + core.height)
         columns = slice(core.left - window.left, core.left - window.left + core.width)
