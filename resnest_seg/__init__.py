@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from resnest_seg.annotations.importing import ImportReport as ImportReport
+    from resnest_seg.annotations.importing import import_labels as import_labels
     from resnest_seg.config import ModelConfig as ModelConfig
     from resnest_seg.config import RunConfig as RunConfig
     from resnest_seg.config import load_run_config as load_run_config
@@ -79,6 +81,7 @@ _HOMES = {
     "FitResult": "training.assembly",
     "FolderDataset": "data.folder",
     "IGNORE_LABEL": "labels",
+    "ImportReport": "annotations.importing",
     "LabelSpace": "labels",
     "LoadReport": "models.segmenter",
     "ModelConfig": "config",
@@ -105,6 +108,7 @@ _HOMES = {
     "diagnose": "data.checks",
     "evaluate": "evaluation.evaluate",
     "fit": "training.assembly",
+    "import_labels": "annotations.importing",
     "load_checkpoint": "models.loading",
     "load_run_config": "config",
     "multiscale": "inference.torch_engine",

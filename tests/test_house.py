@@ -23,13 +23,14 @@ GROUND = {"errors", "files", "labels", "yaml_files", "config_types", "config"}
 
 MAY_IMPORT = {
     "io": set(),
+    "annotations": {"io"},
     "data": {"io"},
     "models": {"io"},
     "inference": {"io", "models"},
     "evaluation": {"io", "data", "models", "inference"},
     "training": {"io", "data", "models", "inference", "evaluation"},
     "export": {"io", "data", "models", "inference", "evaluation"},
-    "cli": {"io", "data", "models", "inference", "evaluation", "training", "export"},
+    "cli": {"io", "annotations", "data", "models", "inference", "evaluation", "training", "export"},
     "__main__": {"cli"},
 }
 """Wing -> the other wings that it may import from; every wing may import from the ground."""
@@ -38,15 +39,16 @@ LIGHT = """
 resnest_seg resnest_seg.errors resnest_seg.files resnest_seg.labels resnest_seg.config
 resnest_seg.inference.protocols resnest_seg.inference.numpy_engine resnest_seg.inference.exported
 resnest_seg.inference.prediction resnest_seg.inference.predictor resnest_seg.inference.server
+resnest_seg.annotations.importing resnest_seg.annotations.writers resnest_seg.cli.import_labels
 """
 """Modules that import no torch; besides them, all of `resnest_seg.io`."""
 
 PUBLIC = """
 ADE20K Callback CamVid CheckpointError Cityscapes ConfigError ConfusionMatrix DatasetError Diagnosis DownloadError
-EvalReport ExportError FitResult FolderDataset IGNORE_LABEL LabelSpace LoadReport ModelConfig OnnxPredictor
+EvalReport ExportError FitResult FolderDataset IGNORE_LABEL ImportReport LabelSpace LoadReport ModelConfig OnnxPredictor
 PairDataset Prediction Predictor Protocol ResNeStSegError RunConfig Sample Scores SegmentationDataset Segmenter
 SegmenterOutput StepReport Synthetic Trainer ValidationReport build_dataset build_encoder build_loader build_segmenter
-diagnose evaluate fit load_checkpoint load_run_config multiscale protocol sliding_window whole
+diagnose evaluate fit import_labels load_checkpoint load_run_config multiscale protocol sliding_window whole
 """
 
 

@@ -1,6 +1,6 @@
 """The command `resnest-seg`: it finds the verb, imports its module and hands the rest of the words over.
 
-A verb is a module of this wing with the same name, which has `main(argv) -> exit code`.
+A verb is a module of this wing, with the same name but for `MODULES`, which has `main(argv) -> exit code`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 GROUPS = {
     "data": {
         "prepare": "download, check and unpack ADE20K, Cityscapes or CamVid; write synthetic scenes",
+        "import": "import labels of annotation tools: COCO, YOLO, labelme, CVAT, GeoJSON ...",
         "check": "check photos and masks before training",
     },
     "training": {
@@ -41,6 +42,9 @@ GROUPS = {
     },
 }
 """Group -> verb -> its line of help."""
+
+MODULES = {"import": "import_labels"}
+"""Verb -> its module, where that cannot have the verb's name."""
 
 VERBS = [verb for group in GROUPS.values() for verb in group]
 
@@ -69,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         raise unknown_name("option" if verb.startswith("-") else "verb", verb, [*VERBS, "--help", "--version"])
     try:
-        code: int = importlib.import_module(f"resnest_seg.cli.{verb}").main(rest)
+        code: int = importlib.import_module(f"resnest_seg.cli.{MODULES.get(verb, verb)}").main(rest)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "resnest_seg":  # a bug of ours
             raise

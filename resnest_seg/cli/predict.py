@@ -1,7 +1,12 @@
+<<<<<<< HEAD
 """Segment photos, videos, camera streams and maps: labels, overlays with a legend, scores, polygons.
+=======
+"""Segment photos, videos and camera streams: label PNGs, overlays with a legend, scores, polygons, annotations.
+>>>>>>> w-B18
 
 python tools/predict_seg.py --checkpoint runs/my_run photo.jpg folder/ "more/**/*.png" --output predictions
 python tools/predict_seg.py --checkpoint runs/my_run --protocol encoding --write labels polygons photo.jpg
+python tools/predict_seg.py --checkpoint runs/my_run --write coco labelme cvat yolo folder/
 python tools/predict_seg.py --checkpoint runs/my_run drive.mp4
 python tools/predict_seg.py --checkpoint runs/my_run --tile 1024 --overlap 128 satellite.tif
 python tools/predict_seg.py --checkpoint model.onnx photo.jpg
@@ -41,6 +46,7 @@ from resnest_seg.files import check_not_inputs, check_output_file, check_output_
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from resnest_seg.annotations.writers import AnnotationWriter
     from resnest_seg.inference.backends import Backend
     from resnest_seg.inference.inputs import Input
     from resnest_seg.inference.prediction import Prediction
@@ -57,8 +63,14 @@ ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png", "scores": "_score
            "geopackage": ".gpkg"}  # fmt: skip
 """Output of an image -> suffix of its file."""
 
+<<<<<<< HEAD
 MAP_LABELS = "_labels.tif"
 """Suffix of the labels of an image that lies on the map."""
+=======
+ANNOTATIONS = {"coco": "coco/annotations.json", "labelme": "labelme/", "cvat": "cvat/annotations.xml",
+               "yolo": "yolo/data.yaml"}  # fmt: skip
+"""Formats of annotation tools, of all images together -> what is written below the output folder."""
+>>>>>>> w-B18
 
 VIDEO_ENDING = "_overlay.mp4"
 """Suffix of the output of a video."""
@@ -79,11 +91,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_model_option(parser)
     parser.add_argument("--output", help=f"folder to write to (default: {PREDICTIONS}, or {PREDICTIONS}-2, -3 ... if "
                         "that exists)")  # fmt: skip
+<<<<<<< HEAD
     parser.add_argument("--write", nargs="+", choices=tuple(ENDINGS), default=["labels", "overlay"], help="outputs of "
                         "an image: labels as PNG, overlay with legend, scores (class probabilities, npz, half "
                         "precision), polygons (GeoJSON in pixels, or in longitude and latitude), geopackage "
                         "(polygons in the CRS of an image that has one) (default: labels overlay)")  # fmt: skip
     parser.add_argument("--cog", action="store_true", help="labels of an image on the map as Cloud Optimized GeoTIFF")
+=======
+    parser.add_argument("--write", nargs="+", choices=(*ENDINGS, *ANNOTATIONS), metavar="KIND", default=["labels",
+                        "overlay"], help="outputs of an image: labels as PNG, overlay with legend, scores (class "
+                        "probabilities, npz, half precision), polygons (GeoJSON in pixels); and of all images, for "
+                        "annotation tools: coco, labelme, cvat, yolo (default: labels overlay)")  # fmt: skip
+    parser.add_argument("--write-tolerance", type=float, default=1.0, metavar="PIXELS", help="simplification of "
+                        "outlines for annotation tools; small and thin regions keep more (default: 1)")  # fmt: skip
+>>>>>>> w-B18
     parser.add_argument("--ids", choices=("raw", "train"), default="raw", help="values in the label PNGs: the data "
                         "set's ids, or indices of the classes (default: raw)")  # fmt: skip
     parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the overlay, 0..1 (default: 0.5)")
@@ -115,6 +136,7 @@ def check(options: argparse.Namespace) -> None:
     """
     check_option("--alpha", options.alpha, 0, 1)
     check_option("--simplify", options.simplify, 0, 10_000)
+    check_option("--write-tolerance", options.write_tolerance, 0, 100)
     check_option("--frames", options.frames, 1, COUNT)
     check_option("--tile", options.tile, 1, 65536)
     check_option("--overlap", options.overlap, 0, 65536)
@@ -122,11 +144,19 @@ def check(options: argparse.Namespace) -> None:
     if options.blend is not None and options.tile is None:
         raise ConfigError("--blend needs tiles: give --tile as well.")
     options.write = list(dict.fromkeys(options.write))
+    options.annotations = [kind for kind in options.write if kind in ANNOTATIONS]
+    options.files = [kind for kind in options.write if kind in ENDINGS]
     (options.protocol,) = protocol_names(options.protocol)
     options.memory = None if options.memory is None else memory_bytes(options.memory)
     options.fresh = options.output is None and not options.overwrite
     options.output = options.output or str(next_free(PREDICTIONS) if options.fresh else PREDICTIONS)
     check_output_folder(options.output)
+    for kind in options.annotations:
+        place = Path(options.output) / ANNOTATIONS[kind]
+        if kind != "labelme":
+            check_output_file(place, what="the file of annotations", overwrite=options.overwrite)
+        elif place.is_dir() and any(place.iterdir()) and not options.overwrite:
+            raise ConfigError(f"{place} already holds files. Choose another --output, or pass --overwrite.")
 
 
 def protocol_for(options: argparse.Namespace, backend: Backend) -> Protocol:
@@ -179,6 +209,7 @@ def results(item: Input, options: argparse.Namespace) -> dict[str, Path]:
         ConfigError: A file exists.
     """
     stem = Path(options.output) / item.place
+<<<<<<< HEAD
     if item.kind in ("image", "address"):
         endings = {kind: ENDINGS[kind] for kind in options.write}
         if on_map(item):
@@ -189,15 +220,39 @@ def results(item: Input, options: argparse.Namespace) -> dict[str, Path]:
         endings = {"video": VIDEO_ENDING}
     paths = {kind: stem.with_name(stem.name + ending) for kind, ending in endings.items()}
     for path in paths.values():
+=======
+    endings = [ENDINGS[kind] for kind in options.files] if item.kind in ("image", "address") else [VIDEO_ENDING]
+    paths = [stem.with_name(stem.name + ending) for ending in endings]
+    for path in paths:
+>>>>>>> w-B18
         check_output_file(path, what=item.source, overwrite=options.overwrite)
     return paths
 
 
+<<<<<<< HEAD
 def write_image(prediction: Prediction, paths: Mapping[str, Path], options: argparse.Namespace) -> None:
+=======
+def write_image(
+    prediction: Prediction,
+    item: Input,
+    paths: Sequence[Path],
+    options: argparse.Namespace,
+    writer: AnnotationWriter | None,
+) -> None:
+>>>>>>> w-B18
     """Write the requested outputs of one image."""
     from resnest_seg.io.visualize import write_png
 
+<<<<<<< HEAD
     for kind, path in paths.items():
+=======
+    if writer is not None:
+        suffix = Path(item.source).suffix if item.kind == "image" else ".png"
+        name = item.place if item.place.suffix == suffix else item.place.with_name(item.place.name + suffix)
+        photo = item.source if item.kind == "image" else None
+        writer.add(name.as_posix(), prediction.labels, photo=photo, place=item.place.as_posix())
+    for kind, path in zip(options.files, paths, strict=True):
+>>>>>>> w-B18
         if kind == "labels":
             prediction.save(path, ids=options.ids, cog=options.cog and path.suffix == ".tif")
         elif kind == "overlay":
@@ -208,21 +263,41 @@ def write_image(prediction: Prediction, paths: Mapping[str, Path], options: argp
             prediction.save_polygons(path, simplify=options.simplify)
 
 
+<<<<<<< HEAD
 def segment_image(predictor: Predictor, item: Input, paths: Mapping[str, Path], options: argparse.Namespace) -> None:
+=======
+def segment_image(
+    predictor: Predictor,
+    item: Input,
+    paths: Sequence[Path],
+    options: argparse.Namespace,
+    writer: AnnotationWriter | None,
+) -> None:
+>>>>>>> w-B18
     """Segment a photo; with tiles, a large one is read and written by windows."""
     from resnest_seg.io.georeference import is_tiff, raster_size
     from resnest_seg.io.masks import image_size
 
     if item.kind == "address":
+<<<<<<< HEAD
         write_image(predictor(item.source), paths, options)
+=======
+        found = predictor(decode_image(fetch_image(item.source), item.source))
+        write_image(found, item, paths, options, writer)
+>>>>>>> w-B18
         return
     height, width = image_size(item.source)
     if not height and is_tiff(item.source):  # of bands that Pillow does not know
         height, width = raster_size(item.source)
     if height * width < LARGE:
-        write_image(predictor(item.source), paths, options)
+        write_image(predictor(item.source), item, paths, options, writer)
         return
+<<<<<<< HEAD
     if options.tile is None or set(paths) - {"labels", "overlay"} or "labels" not in paths:
+=======
+    wanted = dict(zip(options.files, paths, strict=True))
+    if options.tile is None or set(options.write) - {"labels", "overlay"} or "labels" not in wanted:
+>>>>>>> w-B18
         raise DatasetError(
             f"{item.source} has {height} x {width} pixels: give --tile 1024, and --write labels or overlay only."
         )
@@ -264,8 +339,13 @@ def segment_video(
         raise DatasetError(f"{problem} {writer.frames} frames are in {path}.")
 
 
+<<<<<<< HEAD
 def segment(predictor: Predictor, items: Sequence[Input], outputs: Sequence[Mapping[str, Path]],
             options: argparse.Namespace, problems: list[str]) -> tuple[int, OSError | None]:  # fmt: skip
+=======
+def segment(predictor: Predictor, items: Sequence[Input], outputs: Sequence[list[Path]], options: argparse.Namespace,
+            problems: list[str], writer: AnnotationWriter | None = None) -> tuple[int, OSError | None]:  # fmt: skip
+>>>>>>> w-B18
     """Segment the inputs one after the other; errors of single inputs are added to the problems.
 
     Returns:
@@ -281,7 +361,7 @@ def segment(predictor: Predictor, items: Sequence[Input], outputs: Sequence[Mapp
         for item, paths in zip(items, outputs, strict=True):
             try:
                 if item.kind in ("image", "address"):
-                    segment_image(predictor, item, paths, options)
+                    segment_image(predictor, item, paths, options, writer)
                 else:
                     segment_video(predictor, item, paths["video"], options, progress, bar)
                 done += 1
@@ -329,7 +409,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.fresh:  # two starts at a time write into two folders
                 options.output = str(held.enter_context(claimed(PREDICTIONS)))
                 outputs = [results(item, options) for item in items]
-            done, stopped = segment(predictor, items, outputs, options, problems)
+            writer = None
+            if options.annotations:
+                from resnest_seg.annotations.writers import AnnotationWriter
+
+                writer = held.enter_context(AnnotationWriter(options.output, options.annotations, predictor.label_space,
+                                                             tolerance=options.write_tolerance))  # fmt: skip
+            done, stopped = segment(predictor, items, outputs, options, problems, writer)
     if done:
         print(f"{done} of {len(items)} inputs segmented into {options.output}: {', '.join(options.write)}")
     if problems:

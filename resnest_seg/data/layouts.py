@@ -23,8 +23,10 @@ from resnest_seg.io.images import IMAGE_SUFFIXES
 from resnest_seg.io.masks import decode_mask
 
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
-PHOTO_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
 """Suffixes of mask files; GIF holds a palette without loss."""
+
+PHOTO_SUFFIXES = (*IMAGE_SUFFIXES, ".npy")
+"""Suffixes of photos; arrays are read with `data.bands`."""
 
 SPLIT_WORDS = {"training": "train", "train": "train", "validation": "val", "valid": "val", "val": "val",
                "testing": "test", "test": "test"}  # fmt: skip

@@ -165,8 +165,8 @@ class BandReader:
             if isinstance(band, str) and not number:
                 if not known:
                     raise DatasetError(
-                        f"{name} has {count} bands without names, and data.bands asks for {band!r}: give numbers, "
-                        f"1 to {count}."
+                        f"{name} has {count} band{'s' * (count > 1)} without names, and data.bands asks for "
+                        f"{band!r}: give numbers, 1 to {count}."
                     )
                 raise DatasetError(
                     str(unknown_name(f"band in data.bands for {name}:", band, list(filter(None, names))))

@@ -13,7 +13,9 @@ from conftest import PROJECT
 from PIL import Image
 from support import fake_data, local_server
 
+from resnest_seg.annotations import import_labels
 from resnest_seg.config import DataConfig, ModelConfig, RunConfig
+from resnest_seg.data.folder import read_classes
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.io.images import read_image
 from resnest_seg.io.masks import decode_mask
@@ -63,6 +65,39 @@ def test_every_output(predict, tmp_path):
     assert {f["properties"]["train_id"]: f["properties"]["area"] for f in features} == {
         int(label): int((labels == label).sum()) for label in np.unique(labels)
     }
+
+
+def test_predictions_for_annotation_tools_are_read_again(predict, tmp_path, capsys):
+    """Also of photos whose names differ in their suffixes only, which share a name in YOLO and labelme."""
+    write_png(tmp_path / "photos" / "in" / "a.png", scene())
+    for number, suffix in enumerate((".png", ".jpg"), 1):
+        Image.fromarray(scene(number)).save(tmp_path / "photos" / f"b{suffix}")
+    formats = ["coco", "labelme", "cvat", "yolo"]
+    words = ["photos", "--write", "labels", *formats, "--ids", "train", "--write-tolerance", "0", "--output", "out"]
+    assert predict(*words) == 0
+    names = ["b.jpg", "b.png", "in/a.png"]
+    expected = {f"out/{stem}_labels.png" for stem in ("b.jpg", "b.png", "in/a")}
+    assert {path.relative_to(tmp_path).as_posix() for path in (tmp_path / "out").rglob("*_labels.png")} == expected
+    for form in formats:
+        mine, source = tmp_path / f"mine_{form}", tmp_path / "out" / form
+        import_labels(source, mine, photos=None if form == "yolo" else tmp_path / "photos", unlabelled="ignore")
+        space = read_classes(mine / "classes.csv")
+        masks = sorted((mine / "masks").rglob("*.png"))
+        assert len(masks) == 3
+        for mask, name in zip(masks, names, strict=True):
+            got = space.encode(decode_mask(mask.read_bytes(), name))
+            stem = "in/a" if name == "in/a.png" else name
+            true = np.array(Image.open(tmp_path / "out" / f"{stem}_labels.png"))
+            ours = np.array([Synthetic("test").label_space.names.index(label) for label in space.names])[got]
+            assert np.array_equal(ours, true), (form, name)
+    capsys.readouterr()
+    assert predict(*words) == 2
+    assert "already exists. Choose another --output, or pass --overwrite" in capsys.readouterr().err
+    assert predict(*words, "--overwrite") == 0
+    assert predict("photos/b.png", "--write", "coco", "--write-tolerance", "-1") == 2
+    assert "--write-tolerance must be from 0 to 100" in capsys.readouterr().err
+    assert predict("nothing.png", "--write", "coco") == 1
+    assert not (tmp_path / "predictions").exists()
 
 
 def test_protocols_and_their_ingredients_change_the_result(predict, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Configs: files, overrides, and mistakes in both."""
 
 import dataclasses
+import json
 import math
 import re
 from pathlib import Path
@@ -369,3 +370,38 @@ def test_configs_are_frozen():
 def test_keys_and_defaults_change_only_on_purpose():
     """`make golden` rewrites the file, whose difference a reader of the change then sees."""
     assert config_keys_file.FILE.read_text(encoding="utf-8") == config_keys_file.lines()
+
+
+def test_lists_are_given_in_every_form(tmp_path):
+    """YAML, the command line, nested dictionaries and JSON give equal configs, of tuples."""
+    values = {"data": {"bands": [4, "NIR", 2], "pixel_mean": [1, 2.5, 1e-4], "pixel_std": [1, 1, 3], "nodata": -9999}}
+    config = RunConfig.from_dict(values)
+    assert config.data.bands == (4, "NIR", 2)
+    assert config.data.pixel_mean == (1.0, 2.5, 1e-4)
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "data:\n  bands: [4, NIR, 2]\n  pixel_mean: [1, 2.5, 1e-4]\n  pixel_std: [1, 1, 3]\n  nodata: -9999\n",
+        encoding="utf-8",
+    )
+    assert load_run_config(file) == config
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    file.write_text(to_yaml(config), encoding="utf-8")
+    assert load_run_config(file) == config
+    for bands in ("4,NIR,2", "[4, NIR, 2]", "[4,'NIR',2]"):
+        words = [
+            "--data.bands",
+            bands,
+            "--data.pixel_mean=1,2.5,1e-4",
+            "--data.pixel_std",
+            "1,1,3",
+            "--data.nodata=-9999",
+        ]
+        file.write_text("{}\n", encoding="utf-8")
+        assert load_run_config(file, overrides=words) == config
+    assert load_run_config(file, overrides=["--data.bands", "null"]).data.bands is None
+
+
+@pytest.mark.parametrize("value", [3, "3", [], [[1]], [True], [1.5], [""], {"1": 2}, [0], [1, 1]])
+def test_bands_that_make_no_sense_are_refused(value):
+    with pytest.raises(ConfigError, match=r"data\.bands"):
+        RunConfig.from_dict({"data": {"bands": value}})

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from resnest_seg.data.pairs import PairDataset
 from support.rasters import NAMES, make_scenes, scene, values
 
 from resnest_seg.config import RunConfig, load_run_config
 from resnest_seg.data.build import dataset_for
+from resnest_seg.data.datasets import PairDataset
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.evaluation.evaluate import evaluate
 from resnest_seg.inference.predictor import Predictor

@@ -1,0 +1,352 @@
+"""What each format has besides the common scene: other shapes, layouts, files and rules of its own tool."""
+
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from support import annotation_samples as samples
+from support.annotation_samples import HEIGHT, WIDTH, scene
+
+from resnest_seg import DatasetError, FolderDataset, import_labels
+from resnest_seg.annotations.reading import Photos, split_in
+from resnest_seg.io.masks import decode_mask
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "source").mkdir()
+
+
+SOURCE = Path("source")
+
+
+def mask(name="a", output="mine"):
+    path = Path(output) / "masks" / f"{name}.png"
+    return decode_mask(path.read_bytes(), str(path))
+
+
+def change(path, edit):
+    document = json.loads(Path(path).read_text())
+    edit(document)
+    Path(path).write_text(json.dumps(document))
+
+
+def test_coco_in_roboflows_layout_drops_the_project_and_keeps_its_splits():
+    for split in ("train", "valid"):
+        source = samples.coco(SOURCE / "work" / split)
+        content = json.loads(source.read_text())
+        content["categories"] = [{"id": 0, "name": "cars", "supercategory": "none"}] + [
+            {**one, "supercategory": "cars"} for one in content["categories"]
+        ]
+        content["images"][0]["file_name"] = f"{split}.png"
+        samples.save(SOURCE / "set" / split / "_annotations.coco.json", content)
+        samples.photo(SOURCE / "set" / split / f"{split}.png", seed=len(split) * 10 + (split == "train"))
+    report = import_labels(SOURCE / "set", "mine")
+    assert report.images == {"train": 1, "val": 1}
+    assert report.classes == ["background", "road", "car", "tree"]
+
+
+def test_coco_has_boxes_without_outlines_and_objects_too_thin_or_outside():
+    source = samples.coco(SOURCE)
+
+    def more(content):
+        for number, segmentation in enumerate(([], [[2, 2, 6, 2, 6, 2.3, 2, 2.3]], [[-9, -9, -5, -9, -5, -5]],
+                                               [[20, 2, 30, 2, 30, 5, 20, 5]])):  # fmt: skip
+            content["annotations"].append(
+                {"id": 50 + number, "image_id": 7, "category_id": 4, "segmentation": segmentation}
+            )
+
+    change(source, more)
+    report = import_labels(source, "mine")
+    assert report.dropped == {
+        "no segmentation, only a box": 1,
+        "too thin to cover a pixel's centre": 1,
+        "outside of the photo": 1,
+    }
+    assert report.clipped == 1
+    assert (mask()[2:5, 20:] == 2).all()
+    change(source, lambda content: [one.update(segmentation=[]) for one in content["annotations"]])
+    with pytest.raises(DatasetError, match=r"none of the 1 images has an object .*7 no segmentation, only a box"):
+        import_labels(source, "none")
+
+
+def test_coco_run_lengths_may_be_compressed():
+    source = samples.coco(SOURCE)
+    from pycocotools import mask as cocomask
+
+    runs = cocomask.encode(np.asfortranarray((scene() == 3).astype(np.uint8)))
+    change(source, lambda content: content["annotations"][2].update(
+        segmentation={"size": runs["size"], "counts": runs["counts"].decode()}))  # fmt: skip
+    import_labels(source, "mine")
+    assert np.array_equal(mask(), scene())
+
+
+def test_yolo_lists_of_photos_and_masks_of_the_semantic_task():
+    samples.yolo(SOURCE)
+    (SOURCE / "train.txt").write_text("./images/train/a.png\n\n")
+    (SOURCE / "data.yaml").write_text("path: /somewhere/else\ntrain: train.txt\nnames: [road, car, tree]\n")
+    import_labels(SOURCE, "listed")
+    assert np.array_equal(mask("train/images/train/a", "listed"), scene(hole=False))
+    ids = np.where(scene() == 0, 255, scene() + 10).astype(np.uint8)
+    (SOURCE / "masks" / "train").mkdir(parents=True)
+    (SOURCE / "masks" / "train" / "a.png").write_bytes(samples.png(ids))
+    (SOURCE / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [road, car, tree]\n"
+                                      "masks_dir: masks\nlabel_mapping: {11: 0, 12: 1, 13: 2}\n")  # fmt: skip
+    import_labels(SOURCE, "semantic")
+    assert np.array_equal(mask(output="semantic"), np.where(scene() == 0, 255, scene() - 1))
+
+
+def test_yolo_draws_the_smaller_on_top_and_a_photo_without_a_file_is_background():
+    samples.yolo(SOURCE)
+    samples.photo(SOURCE / "images/train/b.png", seed=3)
+    report = import_labels(SOURCE, "mine")
+    assert report.images_without_objects == 1
+    assert not mask("train/b").any()
+    assert (mask("train/a")[8:12, 4:12] == 2).all()  # the car is listed before the road
+
+
+def pillow(draw):
+    picture = Image.new("1", (WIDTH, HEIGHT))
+    draw(ImageDraw.Draw(picture))
+    return np.array(picture)
+
+
+@pytest.mark.parametrize(
+    ("kind", "points", "draw", "off"),
+    [
+        ("polygon", [[3, 2], [14, 4], [9, 12]], lambda d: d.polygon([(3, 2), (14, 4), (9, 12)], fill=1, outline=1), 8),
+        ("rectangle", [[9, 9], [3, 2]], lambda d: d.rectangle([(3, 2), (9, 9)], fill=1), 0),
+        ("circle", [[10, 8], [10, 3]], lambda d: d.ellipse([(5, 3), (15, 13)], fill=1), 0),
+        ("line", [[4, 7], [18, 7]], lambda d: d.line([(4, 7), (18, 7)], fill=1, width=10), 17),
+        ("linestrip", [[4, 7], [18, 7]], lambda d: d.line([(4, 7), (18, 7)], fill=1, width=10), 17),
+        ("point", [[11, 7]], lambda d: d.ellipse([(6, 2), (16, 12)], fill=1), 0),
+        ("oriented_rectangle", samples.indices((3, 2, 9, 9)), lambda d: d.rectangle([(3, 2), (8, 8)], fill=1), 0),
+    ],
+)
+def test_labelme_shapes_are_those_of_pillow_but_for_their_border(kind, points, draw, off):
+    samples.labelme(SOURCE)
+    shape = {"label": "thing", "points": points, "shape_type": kind}
+    change(SOURCE / "a.json", lambda content: content.update(shapes=[shape]))
+    import_labels(SOURCE, "mine")
+    expected = pillow(draw)
+    assert (mask().astype(bool) != expected).sum() <= off
+    assert expected.sum() > 40
+
+
+def test_labelme_has_its_own_classes_embedded_photos_and_photos_elsewhere():
+    samples.labelme(SOURCE)
+    photo = (SOURCE / "a.png").read_bytes()
+    (SOURCE / "a.png").unlink()
+
+    def embedded(content):
+        content.update(imagePath="..\\photos\\a.png", imageData=base64.b64encode(photo).decode())
+        content["shapes"] += [
+            {"label": "__ignore__", "points": [[0, 0], [3, 3]], "shape_type": "rectangle"},
+            {"label": "_background_", "points": [[2, 2], [3, 3]], "shape_type": "rectangle"},
+            {"label": "road", "points": [[1, 1], [2, 2]], "shape_type": "points"},
+        ]
+
+    change(SOURCE / "a.json", embedded)
+    (SOURCE / "labels.txt").write_text("__ignore__\n_background_\ntree\ncar\nroad\n")
+    report = import_labels(SOURCE, "mine")
+    assert report.classes == ["background", "tree", "car", "road"]
+    assert report.dropped == {"a set of points": 1}
+    expected = np.array([0, 3, 2, 1])[scene()]
+    expected[:4, :4] = 255
+    expected[2:4, 2:4] = 0
+    assert np.array_equal(mask(), expected)
+    assert Path("mine/images/a.png").read_bytes() == photo
+    samples.photo(Path("elsewhere/a.png"))
+    import_labels(SOURCE, "again", photos="elsewhere")
+    assert Path("again/images/a.png").is_symlink()
+    (SOURCE / "labels.txt").write_text("tree\ncar\n")
+    with pytest.raises(DatasetError, match=r"labels.txt does not list the label '__ignore__'"):
+        import_labels(SOURCE, "x")
+
+
+def test_cvat_turns_boxes_and_ellipses_and_draws_by_level():
+    source = samples.cvat(SOURCE)
+    text = source.read_text()
+    head, _, _ = text.partition("<image")
+    shapes = """<image id="0" name="a.png" width="24" height="16" subset="Validation">
+<box label="car" xtl="4" ytl="6" xbr="12" ybr="10" rotation="90" z_order="3"></box>
+<ellipse label="tree" cx="16" cy="8" rx="6" ry="3" rotation="90" z_order="-1"></ellipse>
+<box label="road" xtl="0" ytl="8" xbr="24" ybr="16" z_order="2"></box>
+<box label="tree" xtl="0" ytl="15" xbr="24" ybr="16" z_order="2"></box>
+<polyline label="road" points="1,1;2,2" z_order="0"></polyline>
+<box label="car" xtl="0" ytl="15" xbr="1" ybr="16"></box></image></annotations>"""
+    source.write_text(head + shapes)
+    report = import_labels(source, "mine")
+    expected = np.zeros((16, 24), int)
+    rows, columns = np.indices((16, 24)) + 0.5
+    expected[((columns - 16) / 3) ** 2 + ((rows - 8) / 6) ** 2 < 1] = 3
+    expected[8:] = 1
+    expected[15:] = 3  # the later one of a level
+    expected[4:12, 6:10] = 2
+    assert np.array_equal(mask("val/a"), expected)
+    assert report.dropped == {"a line": 1}
+    assert report.images == {"val": 1}
+    assert FolderDataset("mine", "train").label_space.colors[1:] == ((128, 64, 128), (0, 0, 142), (107, 142, 35))
+
+
+def test_label_studio_has_ellipses_turned_boxes_bit_masks_and_several_annotations():
+    source = samples.label_studio(SOURCE)
+    opaque = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
+    opaque[scene() == 3, 3] = 255  # black on transparent
+    data = "data:image/png;base64," + base64.b64encode(samples.png(opaque)).decode()
+
+    def more(content):
+        old = content[0]["annotations"][1]
+        result = [
+            {"type": "rectanglelabels", "value": {"x": 50, "y": 25, "width": 25, "height": 25, "rotation": 90,
+                                                  "rectanglelabels": ["car"]}},
+            {"type": "ellipselabels", "value": {"x": 75, "y": 75, "radiusX": 12.5, "radiusY": 12.5, "rotation": 0,
+                                                "ellipselabels": ["road"]}},
+            {"type": "bitmasklabels", "value": {"imageDataURL": data, "bitmasklabels": ["tree"]}},
+            {"type": "choices", "value": {"choices": ["good"]}},
+            {"type": "rectangle", "value": {"x": 50, "y": 25, "width": 25, "height": 25}},
+        ]  # fmt: skip
+        content[0]["annotations"] = [
+            {**old, "updated_at": "2026-05-01T10:00:00Z"},
+            {"id": 9, "result": result, "updated_at": "2026-06-01T10:00:00Z"},
+            {"id": 10, "result": [], "updated_at": "2026-05-03T10:00:00Z"},
+        ]
+        content.append({"id": 2, "data": {"image": "b.png"}, "annotations": []})
+
+    change(source, more)
+    report = import_labels(source, "mine")
+    names = {name: number for number, name in enumerate(report.classes)}
+    expected = np.zeros((16, 24), int)
+    rows, columns = np.indices((16, 24)) + 0.5
+    expected[((columns - 18) / 3) ** 2 + ((rows - 12) / 2) ** 2 < 1] = names["road"]
+    expected[4:10, 8:12] = names["car"]  # about its upper left corner, (12, 4)
+    expected[scene() == 3] = names["tree"]
+    assert np.array_equal(mask("0f3b9c2d-a"), expected)
+    assert report.left_out == {"tasks without annotation": 1}
+    assert report.dropped == {"a choice": 1, "no class": 1}
+    change(source, lambda content: content[0]["annotations"][0].update(ground_truth=True))
+    import_labels(source, "truth")
+    labels = mask("0f3b9c2d-a", "truth")
+    assert ((labels > 0) == (scene() > 0)).all()
+
+
+def test_supervisely_has_splits_and_lines():
+    samples.supervisely(SOURCE)
+    (SOURCE / "ds").rename(SOURCE / "training")
+    line = {"classTitle": "car", "geometryType": "line", "points": {"exterior": [[0, 0], [5, 5]], "interior": []}}
+    change(SOURCE / "training/ann/a.png.json", lambda content: content["objects"].append(line))
+    report = import_labels(SOURCE, "mine")
+    assert report.images == {"train": 1}
+    assert report.dropped == {"a line": 1}
+    assert np.array_equal(mask("train/a"), scene())
+
+
+def test_voc_has_lists_borders_and_the_colours_of_a_label_map():
+    samples.voc(SOURCE)
+    samples.photo(SOURCE / "JPEGImages" / "b.jpg", seed=2)
+    colors = np.array([[0, 0, 0], [128, 0, 0], [0, 128, 0], [224, 224, 192]], np.uint8)
+    (SOURCE / "SegmentationClass" / "b.png").write_bytes(samples.png(colors[scene()]))
+    lines = ("# label:color_rgb:parts:actions", "background:0,0,0::", "road:128,0,0::", "car:0,128,0::")
+    (SOURCE / "labelmap.txt").write_text("\n".join(lines))
+    lists = SOURCE / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("b\n")
+    report = import_labels(SOURCE, "mine")
+    assert report.images == {"train": 1}
+    assert report.left_out == {"masks that no list of ImageSets names": 1}
+    assert np.array_equal(mask("train/b"), np.where(scene() == 3, 255, scene()))
+    assert report.classes == ["background", "road", "car"]
+
+
+def rows_of(count=2):
+    picture = samples.photo(Path("work/a.jpg")).read_bytes()
+    return [{"pixel_values": {"bytes": picture, "path": None}, "label": {"bytes": samples.png(scene()), "path": None}}
+            for _ in range(count)]  # fmt: skip
+
+
+def test_tables_saved_to_disk_as_arrow():
+    import pyarrow
+    import pyarrow.ipc
+
+    table = pyarrow.Table.from_pylist(rows_of())
+    for split in ("train", "validation"):
+        (SOURCE / split).mkdir()
+        with pyarrow.ipc.new_stream(SOURCE / split / "data-00000-of-00001.arrow", table.schema) as file:
+            file.write_table(table)
+    report = import_labels(SOURCE, "mine")
+    assert report.images == {"train": 2, "val": 2}
+    assert report.classes == ["class 0", "class 1", "class 2", "class 3"]
+    assert np.array_equal(mask("train/000000"), scene())
+    import_labels(SOURCE, "reduced", reduce_labels=True, classes=["road", "car", "tree"])
+    assert np.array_equal(mask("train/000000", "reduced"), np.where(scene() == 0, 255, scene() - 1))
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_tables_of_an_imagefolder(kind):
+    samples.photo(SOURCE / "train" / "a b.jpg")
+    (SOURCE / "train" / "m.png").write_bytes(samples.png(np.repeat(scene()[..., None], 3, axis=2)))  # grey as RGB
+    row = {"file_name": "a b.jpg", "mask_file_name": "m.png"}
+    lines = json.dumps(row) + "\n" if kind == "jsonl" else "file_name,mask_file_name\na b.jpg,m.png\n"
+    (SOURCE / "train" / f"metadata.{kind}").write_text(lines)
+    samples.save(SOURCE / "id2label.json", {"0": "ground", "1": "road", "2": "car", "3": "tree"})
+    report = import_labels(SOURCE, "mine")
+    assert report.images == {"train": 1}
+    assert report.classes == ["ground", "road", "car", "tree"]
+    assert np.array_equal(mask("train/a b"), scene())
+
+
+def test_geojson_of_one_class_and_of_points():
+    source = samples.geo(SOURCE)
+
+    def plain(content):
+        for feature in content["features"]:
+            feature["properties"] = {"height": 3.5}
+        content["features"].append({"type": "Feature", "properties": {}, "geometry": {"type": "Point", "coordinates":
+                                    samples.on_the_map((1, 1, 2, 2), crs="OGC:CRS84")[0]}})  # fmt: skip
+
+    change(source, plain)
+    report = import_labels(source, "mine", field="")
+    assert report.classes == ["background", "areas"]
+    assert np.array_equal(mask("ortho"), (scene() > 0).astype(np.uint8))
+    assert report.dropped == {"a Point": 1}
+    assert report.overlapping_pixels == 32
+    assert report.conflicting_pixels == 0
+
+
+def test_rasters_without_a_reference_system_beside_those_with_one_are_named():
+    samples.geo(SOURCE)
+    samples.raster(SOURCE / "b.tif", crs=None)
+    with pytest.raises(DatasetError, match=r"b.tif has no coordinate reference system"):
+        import_labels(SOURCE, "mine")
+
+
+def test_photos_are_never_looked_up_outside_of_their_folders(tmp_path):
+    inside = samples.photo(tmp_path / "photos" / "sub" / "a.png")
+    samples.photo(tmp_path / "secret.png", seed=5)
+    photos = Photos([tmp_path / "photos"])
+    for name in ("sub/a.png", "/data/sub/a.png", "C:\\images\\sub\\a.png", "..\\x\\sub\\a.png", "a.png", "sub%2Fa.png",
+                 "0123abcd-a.png"):  # fmt: skip
+        assert photos.find(name, "x") == (inside, "sub/a.png")
+    for name in (
+        "../secret.png",
+        str(tmp_path / "secret.png"),
+        "sub/../../secret.png",
+        "%2e%2e/secret.png",
+        "..",
+        "\0",
+    ):
+        with pytest.raises(DatasetError, match="which is not below"):
+            photos.find(name, "x")
+    samples.photo(tmp_path / "photos" / "other" / "a.png")
+    with pytest.raises(DatasetError, match="2 files are called so"):
+        Photos([tmp_path / "photos"]).find("a.png", "x")
+
+
+def test_splits_in_names():
+    names = ("instances_val2017", "train-00000-of-00001", "valid", "training", "test_b")
+    assert [split_in(name) for name in names] == ["val", "train", "val", "train", "test"]
+    assert [split_in(name) for name in ("", "trainval", "contest", "train_val")] == [None] * 4
