@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Segment photos, videos, camera streams and maps: labels, overlays with a legend, scores, polygons.
-=======
-"""Segment photos, videos and camera streams: label PNGs, overlays with a legend, scores, polygons, annotations.
->>>>>>> w-B18
+"""Segment photos, videos, camera streams and maps: labels, overlays with a legend, scores, polygons, annotations.
 
 python tools/predict_seg.py --checkpoint runs/my_run photo.jpg folder/ "more/**/*.png" --output predictions
 python tools/predict_seg.py --checkpoint runs/my_run --protocol encoding --write labels polygons photo.jpg
@@ -63,14 +59,12 @@ ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png", "scores": "_score
            "geopackage": ".gpkg"}  # fmt: skip
 """Output of an image -> suffix of its file."""
 
-<<<<<<< HEAD
 MAP_LABELS = "_labels.tif"
 """Suffix of the labels of an image that lies on the map."""
-=======
+
 ANNOTATIONS = {"coco": "coco/annotations.json", "labelme": "labelme/", "cvat": "cvat/annotations.xml",
                "yolo": "yolo/data.yaml"}  # fmt: skip
 """Formats of annotation tools, of all images together -> what is written below the output folder."""
->>>>>>> w-B18
 
 VIDEO_ENDING = "_overlay.mp4"
 """Suffix of the output of a video."""
@@ -91,20 +85,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_model_option(parser)
     parser.add_argument("--output", help=f"folder to write to (default: {PREDICTIONS}, or {PREDICTIONS}-2, -3 ... if "
                         "that exists)")  # fmt: skip
-<<<<<<< HEAD
-    parser.add_argument("--write", nargs="+", choices=tuple(ENDINGS), default=["labels", "overlay"], help="outputs of "
-                        "an image: labels as PNG, overlay with legend, scores (class probabilities, npz, half "
-                        "precision), polygons (GeoJSON in pixels, or in longitude and latitude), geopackage "
-                        "(polygons in the CRS of an image that has one) (default: labels overlay)")  # fmt: skip
-    parser.add_argument("--cog", action="store_true", help="labels of an image on the map as Cloud Optimized GeoTIFF")
-=======
     parser.add_argument("--write", nargs="+", choices=(*ENDINGS, *ANNOTATIONS), metavar="KIND", default=["labels",
                         "overlay"], help="outputs of an image: labels as PNG, overlay with legend, scores (class "
-                        "probabilities, npz, half precision), polygons (GeoJSON in pixels); and of all images, for "
+                        "probabilities, npz, half precision), polygons (GeoJSON in pixels, or in longitude and "
+                        "latitude), geopackage (polygons in the CRS of an image that has one); and of all images, for "
                         "annotation tools: coco, labelme, cvat, yolo (default: labels overlay)")  # fmt: skip
     parser.add_argument("--write-tolerance", type=float, default=1.0, metavar="PIXELS", help="simplification of "
                         "outlines for annotation tools; small and thin regions keep more (default: 1)")  # fmt: skip
->>>>>>> w-B18
+    parser.add_argument("--cog", action="store_true", help="labels of an image on the map as Cloud Optimized GeoTIFF")
     parser.add_argument("--ids", choices=("raw", "train"), default="raw", help="values in the label PNGs: the data "
                         "set's ids, or indices of the classes (default: raw)")  # fmt: skip
     parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the overlay, 0..1 (default: 0.5)")
@@ -209,9 +197,8 @@ def results(item: Input, options: argparse.Namespace) -> dict[str, Path]:
         ConfigError: A file exists.
     """
     stem = Path(options.output) / item.place
-<<<<<<< HEAD
     if item.kind in ("image", "address"):
-        endings = {kind: ENDINGS[kind] for kind in options.write}
+        endings = {kind: ENDINGS[kind] for kind in options.files}
         if on_map(item):
             endings = {kind: MAP_LABELS if kind == "labels" else ending for kind, ending in endings.items()}
         else:
@@ -220,39 +207,26 @@ def results(item: Input, options: argparse.Namespace) -> dict[str, Path]:
         endings = {"video": VIDEO_ENDING}
     paths = {kind: stem.with_name(stem.name + ending) for kind, ending in endings.items()}
     for path in paths.values():
-=======
-    endings = [ENDINGS[kind] for kind in options.files] if item.kind in ("image", "address") else [VIDEO_ENDING]
-    paths = [stem.with_name(stem.name + ending) for ending in endings]
-    for path in paths:
->>>>>>> w-B18
         check_output_file(path, what=item.source, overwrite=options.overwrite)
     return paths
 
 
-<<<<<<< HEAD
-def write_image(prediction: Prediction, paths: Mapping[str, Path], options: argparse.Namespace) -> None:
-=======
 def write_image(
     prediction: Prediction,
     item: Input,
-    paths: Sequence[Path],
+    paths: Mapping[str, Path],
     options: argparse.Namespace,
     writer: AnnotationWriter | None,
 ) -> None:
->>>>>>> w-B18
     """Write the requested outputs of one image."""
     from resnest_seg.io.visualize import write_png
 
-<<<<<<< HEAD
-    for kind, path in paths.items():
-=======
     if writer is not None:
         suffix = Path(item.source).suffix if item.kind == "image" else ".png"
         name = item.place if item.place.suffix == suffix else item.place.with_name(item.place.name + suffix)
         photo = item.source if item.kind == "image" else None
         writer.add(name.as_posix(), prediction.labels, photo=photo, place=item.place.as_posix())
-    for kind, path in zip(options.files, paths, strict=True):
->>>>>>> w-B18
+    for kind, path in paths.items():
         if kind == "labels":
             prediction.save(path, ids=options.ids, cog=options.cog and path.suffix == ".tif")
         elif kind == "overlay":
@@ -263,28 +237,19 @@ def write_image(
             prediction.save_polygons(path, simplify=options.simplify)
 
 
-<<<<<<< HEAD
-def segment_image(predictor: Predictor, item: Input, paths: Mapping[str, Path], options: argparse.Namespace) -> None:
-=======
 def segment_image(
     predictor: Predictor,
     item: Input,
-    paths: Sequence[Path],
+    paths: Mapping[str, Path],
     options: argparse.Namespace,
     writer: AnnotationWriter | None,
 ) -> None:
->>>>>>> w-B18
     """Segment a photo; with tiles, a large one is read and written by windows."""
     from resnest_seg.io.georeference import is_tiff, raster_size
     from resnest_seg.io.masks import image_size
 
     if item.kind == "address":
-<<<<<<< HEAD
-        write_image(predictor(item.source), paths, options)
-=======
-        found = predictor(decode_image(fetch_image(item.source), item.source))
-        write_image(found, item, paths, options, writer)
->>>>>>> w-B18
+        write_image(predictor(item.source), item, paths, options, writer)
         return
     height, width = image_size(item.source)
     if not height and is_tiff(item.source):  # of bands that Pillow does not know
@@ -292,12 +257,7 @@ def segment_image(
     if height * width < LARGE:
         write_image(predictor(item.source), item, paths, options, writer)
         return
-<<<<<<< HEAD
-    if options.tile is None or set(paths) - {"labels", "overlay"} or "labels" not in paths:
-=======
-    wanted = dict(zip(options.files, paths, strict=True))
-    if options.tile is None or set(options.write) - {"labels", "overlay"} or "labels" not in wanted:
->>>>>>> w-B18
+    if options.tile is None or set(options.write) - {"labels", "overlay"} or "labels" not in paths:
         raise DatasetError(
             f"{item.source} has {height} x {width} pixels: give --tile 1024, and --write labels or overlay only."
         )
@@ -339,13 +299,14 @@ def segment_video(
         raise DatasetError(f"{problem} {writer.frames} frames are in {path}.")
 
 
-<<<<<<< HEAD
-def segment(predictor: Predictor, items: Sequence[Input], outputs: Sequence[Mapping[str, Path]],
-            options: argparse.Namespace, problems: list[str]) -> tuple[int, OSError | None]:  # fmt: skip
-=======
-def segment(predictor: Predictor, items: Sequence[Input], outputs: Sequence[list[Path]], options: argparse.Namespace,
-            problems: list[str], writer: AnnotationWriter | None = None) -> tuple[int, OSError | None]:  # fmt: skip
->>>>>>> w-B18
+def segment(
+    predictor: Predictor,
+    items: Sequence[Input],
+    outputs: Sequence[Mapping[str, Path]],
+    options: argparse.Namespace,
+    problems: list[str],
+    writer: AnnotationWriter | None = None,
+) -> tuple[int, OSError | None]:
     """Segment the inputs one after the other; errors of single inputs are added to the problems.
 
     Returns:
