@@ -75,6 +75,7 @@ def _read(source: Path, options: ReadOptions, *, panoptic: bool) -> AnnotatedSet
     files = _files(source, panoptic)
     images: list[AnnotatedImage] = []
     classes: dict[str, tuple[int, int, int] | None] = {}
+    folder = source if source.is_dir() and not panoptic else None  # panoptic masks are called like their photos
     for file in files:
         document = read_json(file)
         names, colors = _categories(document)
@@ -82,7 +83,7 @@ def _read(source: Path, options: ReadOptions, *, panoptic: bool) -> AnnotatedSet
         if classes and list(classes) != list(listed):
             raise DatasetError(f"{printable(str(file))} has other categories than {printable(str(files[0]))}.")
         classes = listed
-        photos = Photos([options.photos] if options.photos else _roots(source, file))
+        photos = Photos([options.photos] if options.photos else _roots(source, file), below=options.photos or folder)
         split = split_in(file.stem) or split_in(file.parent.name)
         images += (_segments if panoptic else _instances)(document, file, names, photos, split)
     order = "list" if panoptic else "area"

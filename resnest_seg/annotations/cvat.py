@@ -116,7 +116,7 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
     parse_xml(file, document.start, document.end)
     if not document.images:
         raise DatasetError(f"{document.name} holds no image.")
-    photos = Photos([options.photos] if options.photos else [file.parent / "images", file.parent])
+    photos = Photos([options.photos] if options.photos else [file.parent / "images", file.parent], below=options.photos)
     images, seen = [], set[tuple[str, str]]()
     for image, elements in document.images:
         name, subset = image.text("name"), image.attributes.get("subset", "")

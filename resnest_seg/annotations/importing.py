@@ -426,6 +426,7 @@ class _Work:
 
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{self.folder}.lock")
+        Path(lock.lock_file).touch()  # FileLock would wait for a folder to become writable
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -447,7 +448,7 @@ class _Work:
             raise
         finally:
             lock.release()
-            Path(f"{self.folder}.lock").unlink(missing_ok=True)
+            Path(lock.lock_file).unlink(missing_ok=True)
 
     def _earlier(self, fingerprint: str) -> set[str]:
         """Return what an import that was stopped has finished; what belongs to another one is removed."""
@@ -508,7 +509,7 @@ class _Work:
 
     def _publish(self) -> ImportReport:
         facts, space = self.facts, self.rules.space
-        if not facts.objects and not facts.pixels["ignored"]:
+        if not facts.objects:
             reasons = ", ".join(f"{count} {reason}" for reason, count in facts.dropped.items())
             raise DatasetError(
                 f"{printable(str(self.found.files[0]))}: none of the {len(self.images)} images has an object that can "

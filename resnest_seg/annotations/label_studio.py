@@ -59,7 +59,7 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
         path for path in sorted(source.glob("*.json")) if is_label_studio(read_json(path).value)
     )  # fmt: skip
     document = read_json(file)
-    photos = Photos([options.photos] if options.photos else [file.parent / "images", file.parent])
+    photos = Photos([options.photos] if options.photos else [file.parent / "images", file.parent], below=options.photos)
     images, labels, without = list[AnnotatedImage](), set[str](), 0
     for task in document.items():
         regions = _regions(task)

@@ -61,6 +61,7 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
     files = [source] if source.is_file() else walk(source, (".json",))
     base = source.parent if source.is_file() else source
     images, labels = [], set[str]()
+    elsewhere = Photos([options.photos], below=options.photos) if options.photos else None
     for file in files:
         document = read_json(file)
         if not is_labelme(document.value) and len(files) > 1:
@@ -68,7 +69,8 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
         shapes = document["shapes"]
         labels |= {shape["label"].text().strip() for shape in shapes.items()}
         inner = file.parent.relative_to(base)
-        images.append(_image(file, document, inner, options))
+        photos = elsewhere or Photos([file.parent])
+        images.append(_image(file, document, inner, photos, elsewhere is not None))
     if not images:
         raise DatasetError(f"{printable(str(source))} holds no labelme file (JSON with shapes and imagePath).")
     listing = base / "labels.txt"
@@ -80,15 +82,14 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
     return AnnotatedSet(dict.fromkeys(listed or sorted(labels)), images, "list", "background", files)
 
 
-def _image(file: Path, document: Item, inner: Path, options: ReadOptions) -> AnnotatedImage:
+def _image(file: Path, document: Item, inner: Path, photos: Photos, elsewhere: bool) -> AnnotatedImage:
     # What is kept of a file has no imageData: a folder of them would fill the memory.
     kept = Item({"shapes": document["shapes"].value}, document.place)
     word = document["imagePath"].text()
-    photos = Photos([options.photos] if options.photos else [file.parent])
     photo: Any
     try:
         photo, found = photos.find(word, document.place)
-        name = found if options.photos else (inner / found).as_posix()
+        name = found if elsewhere else (inner / found).as_posix()
     except DatasetError:
         if document.get("imageData") is None:
             raise

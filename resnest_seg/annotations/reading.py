@@ -359,15 +359,16 @@ class Photos:
     """The folders in which photos are looked up by the names that annotations have for them.
 
     A name is never followed out of them: of `C:\\data\\..\\a\\b.jpg`, `a/b.jpg` and then `b.jpg` are looked for, in
-    each folder, at last anywhere below it.
+    each folder.
 
     Args:
         roots: The folders, in order; those that do not exist are left out.
+        below: A folder that the user named: at last, `b.jpg` is looked for anywhere below it.
     """
 
-    def __init__(self, roots: Sequence[Path]) -> None:
+    def __init__(self, roots: Sequence[Path], *, below: Path | None = None) -> None:
         self.roots = list(dict.fromkeys(root for root in roots if root.is_dir()))
-        self.asked = list(dict.fromkeys(roots))
+        self.asked, self.below = list(dict.fromkeys(roots)), below
 
     def find(self, name: str, place: str) -> tuple[Path, str]:
         """Find a photo; returns its file, and its name below the folder in which it was found.
@@ -375,13 +376,14 @@ class Photos:
         Raises:
             DatasetError: There is none, or several fit.
         """
-        for candidate in _suffixes_of(name):
+        names = _suffixes_of(name)
+        names += [re.sub(r"^[0-9a-f]{8}-", "", last) for last in names[-1:]]  # Label Studio adds a hash to uploads
+        for candidate in dict.fromkeys(names):
             for root in self.roots:
                 path = root / candidate
                 if _is_file(path):
                     return path, candidate
-        last = (_suffixes_of(name) or [""])[-1]
-        for word in dict.fromkeys((last, re.sub(r"^[0-9a-f]{8}-", "", last))):  # Label Studio adds a hash to uploads
+        for word in dict.fromkeys(names[-2:]) if self.below is not None else ():
             found = self._anywhere.get(word, [])
             if len(found) > 1:
                 raise DatasetError(
@@ -398,12 +400,10 @@ class Photos:
 
     @functools.cached_property
     def _anywhere(self) -> dict[str, list[tuple[Path, str]]]:
+        assert self.below is not None
         index: dict[str, list[tuple[Path, str]]] = {}
-        for root in self.roots:
-            for path in walk(root, IMAGE_SUFFIXES):
-                entry = (path, path.relative_to(root).as_posix())
-                if all(path != other for other, _ in index.get(path.name, ())):
-                    index.setdefault(path.name, []).append(entry)
+        for path in walk(self.below, IMAGE_SUFFIXES):
+            index.setdefault(path.name, []).append((path, path.relative_to(self.below).as_posix()))
         return index
 
 

@@ -63,7 +63,10 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
     images, files = list[AnnotatedImage](), [meta]
     for folder in folders:
         inner = folder.parent.relative_to(home)
-        photos = Photos([options.photos / inner, options.photos] if options.photos else [folder.parent / "img"])
+        photos = Photos(
+            [options.photos / inner, options.photos] if options.photos else [folder.parent / "img"],
+            below=options.photos,
+        )
         for file in walk(folder, (".json",)):
             document = read_json(file)
             photo, _ = photos.find(file.relative_to(folder).as_posix().removesuffix(".json"), printable(str(file)))

@@ -146,7 +146,7 @@ class _Columns(_Rows):
     """Rows of a Parquet or Arrow file, whose pictures are structures of bytes and path."""
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
-        self.path, self._photos = path, Photos([options.photos] if options.photos else [path.parent])
+        self.path, self._photos = path, _photos_of(path, options)
         arrow = load_extra("pyarrow", "import")
         try:
             if path.suffix.lower() == ".parquet":
@@ -221,6 +221,10 @@ class _Columns(_Rows):
         return self._content(row, self.columns[1])
 
 
+def _photos_of(path: Path, options: ReadOptions) -> Photos:
+    return Photos([options.photos or path.parent], below=options.photos)
+
+
 def _arrow_table(arrow: Any, path: Path) -> Any:
     ipc = load_extra("pyarrow.ipc", "import")
     try:
@@ -246,7 +250,7 @@ class _Metadata(_Rows):
     """Rows of an imagefolder's metadata: `file_name`, and a mask's name in `mask_file_name` or the like."""
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
-        self.path, self._photos = path, Photos([options.photos] if options.photos else [path.parent])
+        self.path, self._photos = path, _photos_of(path, options)
         self._rows = _plain_rows(path)
         names = list(self._rows[0]) if self._rows else []
         photo = next((name for name in ("file_name", "image_file_name") if name in names), None)

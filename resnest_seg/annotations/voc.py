@@ -51,7 +51,7 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
     listing = folder / "labelmap.txt"
     table = _label_map(listing) if listing.is_file() else None
     names = list(table) if table is not None else list(options.names or NAMES)
-    photos = Photos([options.photos] if options.photos else [folder / "JPEGImages", folder / "images", folder])
+    photos = Photos([options.photos] if options.photos else [folder / "JPEGImages", folder / "images"])
     every = len(masks)
     splits = _splits(folder, masks)
     left_out = {"masks that no list of ImageSets names": every - len(masks)} if every > len(masks) else {}

@@ -11,6 +11,7 @@ after Ctrl-C, the same command goes on. Then: python tools/check_dataset.py --da
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -78,5 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("the same command goes on where it was stopped", file=sys.stderr)
         raise
     print("\n".join(report.lines()))
-    print(f"written to {options.output}. Next: {command('check')} --dataset folder --data.root {options.output}")
+    check = f"{command('check')} --dataset folder --data.root {shlex.quote(options.output)}"
+    print(f"written to {options.output}. Next: {check}")
     return 0

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import cv2
@@ -367,6 +368,27 @@ def test_the_command(sample, capsys):
     assert "--dataset folder --data.root mine" in said
     assert FolderDataset("mine").label_space.names == ("background", "car", "tree", "road")
     assert np.array_equal(labels_of("mine"), scene())
+
+
+@pytest.mark.parametrize(
+    ("form", "package", "extra"), [("datasets", "pyarrow", "import"), ("geo", "rasterio", "large")]
+)
+def test_a_package_that_is_missing_is_named_with_its_extra(form, package, extra, sample, monkeypatch):
+    source = sample(form)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        ConfigError, match=rf"needs {package}, which is not installed: pip install 'resnest-seg.{extra}.'"
+    ):
+        import_labels(source, "mine")
+
+
+@pytest.mark.parametrize("color", [(224, 224, 192), (255, 255, 255), (0, 0, 0)])
+def test_ignored_pixels_have_a_colour_of_their_own_in_the_palette(color, sample):
+    """Else a reader that goes by colours would take them for the class of the same colour."""
+    names = ("road", "car", "tree")
+    space = LabelSpace("own", names, (color, (1, 2, 3), (4, 5, 6)), (0, 1, 2), (255,))
+    import_labels(sample("coco"), "mine", classes=space, unlabelled="ignore")
+    assert np.array_equal(labels_of("mine"), np.where(scene() == 0, 255, scene()))
 
 
 def test_the_function_is_public():

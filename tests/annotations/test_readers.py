@@ -100,6 +100,15 @@ def test_yolo_lists_of_photos_and_masks_of_the_semantic_task():
     assert np.array_equal(mask(output="semantic"), np.where(scene() == 0, 255, scene() - 1))
 
 
+@pytest.mark.parametrize("rule", ["background", "ignore"])
+def test_yolo_boxes_alone_are_no_labels(rule):
+    samples.yolo(SOURCE)
+    (SOURCE / "labels/train/a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(DatasetError, match=r"data.yaml: none of the 1 images has an object .*1 only a box"):
+        import_labels(SOURCE, "mine", unlabelled=rule)
+    assert not Path("mine").exists()
+
+
 def test_yolo_draws_the_smaller_on_top_and_a_photo_without_a_file_is_background():
     samples.yolo(SOURCE)
     samples.photo(SOURCE / "images/train/b.png", seed=3)
@@ -327,7 +336,7 @@ def test_rasters_without_a_reference_system_beside_those_with_one_are_named():
 def test_photos_are_never_looked_up_outside_of_their_folders(tmp_path):
     inside = samples.photo(tmp_path / "photos" / "sub" / "a.png")
     samples.photo(tmp_path / "secret.png", seed=5)
-    photos = Photos([tmp_path / "photos"])
+    photos = Photos([tmp_path / "photos"], below=tmp_path / "photos")
     for name in ("sub/a.png", "/data/sub/a.png", "C:\\images\\sub\\a.png", "..\\x\\sub\\a.png", "a.png", "sub%2Fa.png",
                  "0123abcd-a.png"):  # fmt: skip
         assert photos.find(name, "x") == (inside, "sub/a.png")
@@ -343,6 +352,8 @@ def test_photos_are_never_looked_up_outside_of_their_folders(tmp_path):
             photos.find(name, "x")
     samples.photo(tmp_path / "photos" / "other" / "a.png")
     with pytest.raises(DatasetError, match="2 files are called so"):
+        Photos([tmp_path / "photos"], below=tmp_path / "photos").find("a.png", "x")
+    with pytest.raises(DatasetError, match="which is not below"):  # the user named no folder
         Photos([tmp_path / "photos"]).find("a.png", "x")
 
 
