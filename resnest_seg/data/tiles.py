@@ -178,11 +178,11 @@ class WindowDataset(SegmentationDataset):
         if raw.shape[2] >= 3:
             return self.files.encode(name, raw[..., :3].astype(np.uint8))
         ids, none = raw[..., 0], source.nodatavals[0]
-        missing = None
-        if none is not None and none not in self.files.encoding.raw_ids:
+        missing, several = None, self.label_space.task == "multilabel"
+        if none is not None and none not in ((0,) if several else self.files.encoding.raw_ids):
             missing = ids == none
             ids = np.where(missing, ids.dtype.type(self.files.encoding.raw_ids[0]), ids)
-        if self.label_space.task == "multilabel":
+        if several:
             bits = self.files.encode(name, ids)
             return bits if missing is None else np.where(missing, np.uint16(self.label_space.ignore_value), bits)
         if ids.min() < 0 or ids.max() > 255:

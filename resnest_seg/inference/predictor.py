@@ -28,7 +28,6 @@ from resnest_seg.io.images import as_pixels, decode_image, is_file, is_tensor
 from resnest_seg.io.large_images import LargeImage, LargeLabels, preview
 from resnest_seg.io.raster_windows import LargeBands
 from resnest_seg.io.visualize import overlay, picture_of, with_legend, write_png
-from resnest_seg.labels import IGNORE_LABEL
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -249,11 +248,6 @@ class Predictor:
 
     def _check_windows(self, photo: str | Path) -> None:
         """Raise a `ConfigError` if a photo cannot be labelled by windows."""
-        if self.label_space.task == "multilabel":
-            raise ConfigError(
-                f"{photo}: the labels of a multi-label model, 16 bits a pixel, are not written by rows. Leave out "
-                "tiles (--tile), or cut the image into parts."
-            )
         if self.protocol.window is None or self.protocol.scales != (1.0,) or self.protocol.resize != "image":
             raise ConfigError(
                 f"{photo} is too large for protocol {self.protocol.name}, which needs all of it at once. Use tiles at "
@@ -283,8 +277,8 @@ class Predictor:
 
         Raises:
             DatasetError: The file cannot be read by windows.
-            ConfigError: The protocol needs the whole image: it has no tiles, or scales; or the task is multi-label,
-                whose maps of 16 bits are not written by rows.
+            ConfigError: The protocol needs the whole image: it has no tiles, or scales; or labels of a multi-label task
+                shall become a PNG.
         """
         self.check_photos()
         self._check_windows(photo)
@@ -305,14 +299,14 @@ class Predictor:
             for first, labels in _whole_rows(self.backend.blocks(image, self.protocol, memory=self.memory), width):
                 empty = None if mask is None else mask.without_data(first, len(labels))
                 if empty is not None:
-                    labels[empty] = IGNORE_LABEL
+                    labels[empty] = self.label_space.ignore_value
                 file.write(first, labels)
                 small.append(labels[-first % step :: step, ::step].copy())  # a view would keep all rows
         if overlay_path is not None:
             rough = np.vstack(small)
             picture = self._preview(photo, longest=max(rough.shape))
             height, width = picture.shape[:2]
-            rough = cv2.resize(rough, (width, height), interpolation=cv2.INTER_NEAREST).astype(np.uint8, copy=False)
+            rough = cv2.resize(rough, (width, height), interpolation=cv2.INTER_NEAREST).astype(rough.dtype, copy=False)
             blended = overlay(picture, rough, self.label_space, alpha=alpha)
             write_png(overlay_path, with_legend(blended, rough, self.label_space))
 
@@ -423,15 +417,15 @@ def _labels(blocks: Iterable[Block], pixels: NDArray[Any]) -> NDArray[Any]:
     return labels
 
 
-def _whole_rows(blocks: Iterable[Block], width: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def _whole_rows(blocks: Iterable[Block], width: int) -> Iterator[tuple[int, NDArray[Any]]]:
     """Blocks as (first row, labels of whole rows [r, W]), from the top down."""
-    waiting: dict[int, NDArray[np.uint8]] = {}
+    waiting: dict[int, NDArray[Any]] = {}
     lacking: dict[int, int] = {}
     following = 0
     for block in blocks:
         labels, first = block.labels(), block.rows.start
         if first not in waiting:
-            waiting[first] = np.empty((len(labels), width), np.uint8)
+            waiting[first] = np.empty((len(labels), width), labels.dtype)
             lacking[first] = width
         waiting[first][:, block.columns] = labels
         lacking[first] -= labels.shape[1]

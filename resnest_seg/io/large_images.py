@@ -349,7 +349,8 @@ class LargeLabels:
         path: A .png file, or a .tif or .tiff file, which gets tiles of 512x512 and lossless compression.
         height: H.
         width: W.
-        space: The label space of the labels.
+        space: The label space of the labels. Those of a multi-label task, .tif only, are 16-bit values whose bits say
+            which labels are present (tags bit_K name them), and 32768 is no data.
         ids: "raw" for the data set's own ids, as in its mask files, or "train" for 0..K-1 and `IGNORE_LABEL`.
         place: Where the labels lie, for .tif: the file is then a GeoTIFF with this CRS and transform, the names of the
             classes as tags of its band (class_ID), and ignored pixels as no data: 255, or where 255 is a class of the
@@ -379,7 +380,10 @@ class LargeLabels:
             raise ConfigError(f"ids must be 'raw' or 'train', not {ids!r}.")
         if (place is not None or cog) and self.path.suffix.lower() == ".png":
             raise ConfigError(f"a PNG has no place on the map: save the labels as .tif, not as {path}.")
-        own = space.raw_ids if ids == "raw" else range(len(space))
+        self._several = space.task == "multilabel"
+        if self._several and self.path.suffix.lower() == ".png":
+            raise ConfigError(f"labels of a multi-label task are saved by rows as .tif, not as {path}.")
+        own = space.raw_ids if ids == "raw" and not self._several else range(len(space))
         self._table = np.full(256, IGNORE_LABEL, np.uint8)
         if ids == "raw":
             self._table = space.decode(np.arange(256, dtype=np.uint8))
@@ -387,22 +391,26 @@ class LargeLabels:
             self._table[len(space) :] = IGNORE_LABEL
         self._table[: len(space)] = own
         self._no_data = None if int(self._table[IGNORE_LABEL]) in own else int(self._table[IGNORE_LABEL])
-        self._names = {f"class_{value}": name for value, name in zip(own, space.names, strict=True)}
-        self._palette = np.zeros_like(space.palette)
+        if self._several:
+            self._no_data = space.ignore_value
+        self._names = {
+            f"{'bit' if self._several else 'class'}_{value}": name for value, name in zip(own, space.names, strict=True)
+        }
+        self._palette = np.zeros((256, 3), np.uint8)
         self._palette[list(own)] = space.colors
         self._rows = 0
         self._writing = self._whole_file()
 
-    def write(self, first_row: int, labels: NDArray[np.uint8]) -> None:
-        """Add rows of train ids, uint8 [r, W]; `first_row` is the number of rows written so far."""
+    def write(self, first_row: int, labels: NDArray[Any]) -> None:
+        """Add rows of train ids, uint8 [r, W], or of bits, uint16; `first_row` is the number of rows written so far."""
         assert first_row == self._rows, f"row {self._rows} is next, not {first_row}"
-        assert labels.dtype == np.uint8, labels.dtype
+        assert labels.dtype == (np.uint16 if self._several else np.uint8), labels.dtype
         assert labels.shape[1:] == (self.width,), labels.shape
         assert self._rows + len(labels) <= self.height, (self._rows, labels.shape, self.height)
         step = max(_AT_ONCE // self.width, 1)
         for start in range(0, len(labels), step):
             part = labels[start : start + step]
-            self._sink.write(self._table[part])
+            self._sink.write(part if self._several else self._table[part])
         self._rows += len(labels)
 
     def __enter__(self) -> Self:
@@ -425,7 +433,7 @@ class LargeLabels:
                 plain = temporary.with_suffix(".plain") if self._cog else temporary
                 if self._cog:
                     opened.callback(plain.unlink, missing_ok=True)
-                self._sink = opened.enter_context(_Tiff(plain, *size, self._palette))
+                self._sink = opened.enter_context(_Tiff(plain, *size, None if self._several else self._palette))
                 if self._place is not None:
                     self._sink.georeference(self._place, self._no_data, self._names)
             yield
@@ -435,25 +443,27 @@ class LargeLabels:
 
 
 class _Tiff:
-    """A palette TIFF by rows."""
+    """A TIFF by rows: a palette picture, or without a palette one of 16 bits."""
 
-    def __init__(self, path: Path, height: int, width: int, palette: NDArray[np.uint8]) -> None:
+    def __init__(self, path: Path, height: int, width: int, palette: NDArray[np.uint8] | None) -> None:
         self._rows, self._width = 0, width
         self._path = path
         rasterio = load_rasterio()
         require_utf8(path.absolute())
         self._stack = contextlib.ExitStack()
-        self._stack.enter_context(gdal(max(CACHE, 2 * TILE * width)))
+        self._stack.enter_context(gdal(max(CACHE, 4 * TILE * width)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a photo is not where on earth
             self._target = self._stack.enter_context(
                 rasterio.open(
-                    path.absolute(), "w", driver="GTiff", height=height, width=width, count=1, dtype="uint8",
-                    photometric="PALETTE", tiled=True, blockxsize=TILE, blockysize=TILE, compress="DEFLATE",
-                    BIGTIFF="IF_SAFER",
+                    path.absolute(), "w", driver="GTiff", height=height, width=width, count=1,
+                    dtype="uint16" if palette is None else "uint8",
+                    photometric="MINISBLACK" if palette is None else "PALETTE",
+                    tiled=True, blockxsize=TILE, blockysize=TILE, compress="DEFLATE", BIGTIFF="IF_SAFER",
                 )
             )  # fmt: skip
-        self._target.write_colormap(1, {index: tuple(color) for index, color in enumerate(palette.tolist())})
+        if palette is not None:
+            self._target.write_colormap(1, {index: tuple(color) for index, color in enumerate(palette.tolist())})
 
     def georeference(self, place: Place, no_data: int | None, names: dict[str, str]) -> None:
         """Say where the labels lie, which value is no data, and the tags of the band."""
@@ -474,7 +484,7 @@ class _Tiff:
                     overview_resampling="nearest", BIGTIFF="IF_SAFER",
                 )  # fmt: skip
 
-    def write(self, rows: NDArray[np.uint8]) -> None:
+    def write(self, rows: NDArray[Any]) -> None:
         """Add rows."""
         window = ((self._rows, self._rows + len(rows)), (0, self._width))
         if len(rows):

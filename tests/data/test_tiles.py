@@ -250,6 +250,23 @@ def test_masks_of_colours_and_palettes(tmp_path):
     assert np.array_equal(dataset[0].labels, dataset[2].labels)
 
 
+def test_other_tasks_take_windows(root, tmp_path_factory):
+    """A binary view of classes, and 16-bit masks of bits, whose no-data value is ignored."""
+    binary = build_dataset("folder", root=root, task="binary", positive="road", window=48, window_overlap=8)
+    plain = opened(root)
+    for one, other in ((binary[3], plain[3]), (binary.draw(3, seed=5), plain.draw(3, seed=5))):
+        assert np.array_equal(one.image, other.image)
+        assert np.array_equal(one.labels, np.select([other.labels == 1, other.labels == 255], [1, 255], 0))
+    folder = tmp_path_factory.mktemp("bits")
+    bits = np.random.default_rng(0).choice([0, 1, 2, 5, 32768, 6], (70, 60)).astype(np.uint16)
+    image, _ = arrays((70, 60))
+    write(folder / "images" / "train" / "a.tif", image + 1)
+    write(folder / "masks" / "train" / "a.tif", bits, nodata=6)
+    (folder / "classes.csv").write_text("name\na\nb\nc\n")
+    dataset = build_dataset("folder", root=folder, task="multilabel", window=100)
+    assert np.array_equal(dataset[0].labels, np.where(bits == 6, 32768, bits))
+
+
 @pytest.mark.parametrize(
     ("crs", "transform", "message"),
     [

@@ -1,8 +1,14 @@
 """Prediction on images of many bands, by checkpoints and exported files: the same labels for every form of an image."""
 
+import contextlib
+import http.client
+import io
+import threading
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.rasters import NAMES, scene, values, write_raster
 from support.small_models import FCNHead, OneConvolution, used
 
@@ -12,6 +18,7 @@ from resnest_seg.export.export import export_onnx, export_torch
 from resnest_seg.inference.decoding import PhotoDecoder
 from resnest_seg.inference.exported import ExportInfo, open_exported
 from resnest_seg.inference.predictor import OnnxPredictor, Predictor
+from resnest_seg.inference.server import Limits, app, server
 from resnest_seg.io.bands import BandReader
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.segmenter import Segmenter
@@ -165,3 +172,44 @@ def test_bodies_of_a_service_are_decoded_in_a_process_of_their_own(decoder, tmp_
         with pytest.raises(DatasetError):
             decoder(body)
     assert np.array_equal(decoder(path.read_bytes()), scene(0)[0])
+
+
+@pytest.mark.slow
+def test_a_service_takes_tiff_bodies_of_models_of_bands(tmp_path):
+    predictor, limits = Predictor(model_of()), Limits(max_bytes=100_000, max_pixels=50_000)
+    own, listening = server(app(predictor, limits=limits), limits=limits, port=0)
+    thread = threading.Thread(target=own.run, kwargs={"sockets": [listening]})
+    thread.start()
+
+    def ask(body, kind="image/tiff"):
+        connection = http.client.HTTPConnection("127.0.0.1", listening.getsockname()[1], timeout=60)
+        with contextlib.closing(connection):
+            connection.request("POST", "/segment", body, {"Content-Type": kind})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    try:
+        pixels, _ = scene(4)
+        pixels[:7] = 5
+        path = write_raster(tmp_path / "a.tif", pixels, names=NAMES, nodata=5)
+        status, content = ask(path.read_bytes())
+        assert status == 200
+        shown = np.array(Image.open(io.BytesIO(content)))
+        assert np.array_equal(shown, SPACE.decode(predictor(path).labels))
+        assert (shown[:7] == 255).all()
+        for body, kind, code, message in (
+            (path.read_bytes()[:300], "image/tiff", 422, b"TIFF"),
+            (
+                write_raster(tmp_path / "b.tif", pixels[..., :2]).read_bytes(),
+                "image/tiff",
+                422,
+                b"2 bands without names",
+            ),
+            (b"words", "text/plain", 415, b"image/tiff"),
+        ):
+            status, content = ask(body, kind)
+            assert (status, message in content) == (code, True), content
+    finally:
+        own.should_exit = True
+        thread.join()
+        listening.close()

@@ -11,6 +11,7 @@ from rasterio.crs import CRS
 from resnest_seg.config import DataConfig, ModelConfig, RunConfig
 from resnest_seg.errors import ConfigError
 from resnest_seg.inference.predictor import Predictor
+from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import Checkpoint
 from resnest_seg.models.loading import build_segmenter, segmenter_for
 
@@ -132,3 +133,25 @@ def test_a_mosaic_of_bands_by_windows_is_the_one_at_once(of_bands, tmp_path):
     assert prediction.place.name == "EPSG:32633"
     assert np.array(Image.open(tmp_path / "over.png")).shape[1] >= 220
     assert len(np.unique(prediction.labels)) > 2
+
+
+def test_a_multi_label_map_by_windows_is_the_one_at_once(tmp_path):
+    torch.manual_seed(3)
+    space = LabelSpace.numbered(3).for_task("multilabel")
+    segmenter = build_segmenter("resnest14_tiny", "fcn", 3, aux_head=False, task="multilabel").eval()
+    segmenter.label_space = space
+    path = write_map(tmp_path / "map.tif", size=(150, 200))
+    predictor = Predictor(segmenter, device="cpu", tile=64)
+    prediction = predictor(path)
+    middle = np.median(prediction.scores().reshape(3, -1), axis=1)
+    segmenter.thresholds.copy_((torch.from_numpy(middle) * 1000).round() / 1000)
+    predictor = Predictor(segmenter, device="cpu", tile=64)
+    predictor(path).save(tmp_path / "small.tif")
+    predictor.segment_file(path, tmp_path / "large.tif", overlay_path=tmp_path / "over.png")
+    with rasterio.open(tmp_path / "large.tif") as large, rasterio.open(tmp_path / "small.tif") as small:
+        assert np.array_equal(large.read(1), small.read(1))
+        assert (large.read(1)[:, :20] == 32768).all()
+        assert len(np.unique(large.read(1))) > 4
+    predictor(path).save_polygons(tmp_path / "a.gpkg")
+    _, _, _, (name,) = pyogrio.raw.read(tmp_path / "a.gpkg", columns=["name"])
+    assert set(name) == set(space.names)

@@ -140,6 +140,22 @@ def test_labels_on_the_map(ids, cog, tmp_path, tiny_space):
             assert np.array_equal(small.read(1), values[::2, ::2]), "averages of ids are no ids"
 
 
+@pytest.mark.parametrize("ids", ["raw", "train"])
+@pytest.mark.parametrize("cog", [False, True])
+def test_bits_of_a_multi_label_task_on_the_map(ids, cog, tmp_path, tiny_space):
+    space = tiny_space.for_task("multilabel")
+    bits = np.random.default_rng(0).choice([0, 1, 5, 6, 1 << 15], (700, 530)).astype(np.uint16)
+    with LargeLabels(tmp_path / "a.tif", 700, 530, space, ids=ids, place=PLACE, cog=cog) as target:
+        for first in range(0, 700, 100):
+            target.write(first, bits[first : first + 100])
+    with rasterio.open(tmp_path / "a.tif") as file:
+        assert np.array_equal(file.read(1), bits)
+        assert (file.crs, file.nodata, file.dtypes) == (PLACE.crs, 32768, ("uint16",))
+        assert [file.tags(1)[f"bit_{bit}"] for bit in range(3)] == list(space.names)
+    with pytest.raises(ConfigError, match=r"multi-label task are saved by rows as .tif, not as .*a.png"):
+        LargeLabels(tmp_path / "a.png", 700, 530, space)
+
+
 def test_no_data_where_255_is_a_class(tmp_path):
     space = LabelSpace("object", ("background", "object"), ((0, 0, 0), (200, 0, 0)), (0, 255), (128,))
     labels = np.array([[0, 1, 255]], np.uint8)
