@@ -261,7 +261,8 @@ class SegmentationTask:
 
         def picture(epoch: int) -> NDArray[np.uint8]:
             rows = [(image.image, image.labels, image.predictions) for image in sheet]
-            title = f"{report.dataset} {report.split}, epoch {epoch}, mIoU {100 * mean_iou:.2f}"
+            drawn_at = " at the best thresholds, drawn at those before" if report.labels else ""
+            title = f"{report.dataset} {report.split}, epoch {epoch}, mIoU {100 * mean_iou:.2f}{drawn_at}"
             return contact_sheet(rows, self.validation.label_space, title=title)
 
         drawn = picture if sheet and engine.is_main_process else None

@@ -10,9 +10,30 @@ from resnest_seg.labels import bits_to_labels
 
 pytestmark = pytest.mark.slow
 
-SHORT = ["--model.encoder", "resnest14_tiny", "--model.head", "fcn", "--model.encoder_weights", "null",
-         "--data.crop_size", "96", "--data.base_size", "120", "--data.workers", "0", "--train.batch_size", "2",
-         "--train.epochs", "null", "--train.iterations", "4", "--train.trackers", "none", "--eval.limit", "3"]  # fmt: skip
+SHORT = [
+    "--model.encoder",
+    "resnest14_tiny",
+    "--model.head",
+    "fcn",
+    "--model.encoder_weights",
+    "null",
+    "--data.crop_size",
+    "96",
+    "--data.base_size",
+    "120",
+    "--data.workers",
+    "0",
+    "--train.batch_size",
+    "2",
+    "--train.epochs",
+    "null",
+    "--train.iterations",
+    "4",
+    "--train.trackers",
+    "none",
+    "--eval.limit",
+    "3",
+]
 
 
 def make_folder(root, task):
