@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from resnest_seg.errors import ConfigError, DatasetError, printable, require_utf8
 from resnest_seg.io.images import TIFF
-from resnest_seg.io.large_images import CACHE, gdal, gdal_errors, load_rasterio
+from resnest_seg.io.large_images import CACHE, gdal, gdal_errors, load_rasterio, orientation_in_header
 
 MOST_DISTORTED = 0.01
 """Share by which areas in the plane of a CRS may differ from those on the ellipsoid and still be given."""
@@ -174,6 +174,7 @@ def is_tiff(path: str | Path) -> bool:
 def read_georeference(path: str | Path) -> Georeference | None:
     """Read where a TIFF lies; None for other files, and for one without CRS, or without a place in it.
 
+    None, too, for one whose orientation tag turns its pixels: the transform is for those that are stored.
     A TIFF that cannot be opened has none either: whoever reads its pixels says what is wrong. Without rasterio, a
     `UserWarning` says that the place of a georeferenced file is lost.
     """
@@ -181,13 +182,14 @@ def read_georeference(path: str | Path) -> Georeference | None:
         return None
     try:
         with opened(path) as source:
-            return georeference_of(source)
+            place = georeference_of(source)
     except DatasetError:
         return None
     except ConfigError as error:  # rasterio is missing
         if _has_keys(path):
             warnings.warn(f"{printable(str(path))} lies on the map, and its results will not: {error}", stacklevel=2)
         return None
+    return place if orientation_in_header(path, "GTiff") == 1 else None
 
 
 def raster_size(path: str | Path) -> tuple[int, int]:

@@ -101,7 +101,7 @@ class LargeImage:
             )
         # The next read finds the rest of the tiles it needs in the cache, and the next channel what the first decoded.
         opened.enter_context(gdal(max(CACHE, 2 * row)))
-        turned = _orientation(self.path, source.driver)
+        turned = orientation_in_header(self.path, source.driver)
         if turned != 1:
             raise DatasetError(
                 f"cannot read {self.path} in bands: its EXIF orientation is {turned}, not 1. Turn its pixels, for "
@@ -299,7 +299,7 @@ def _is_interlaced(path: Path) -> bool:
         return file.read(29)[28:] == b"\x01"
 
 
-def _orientation(path: Path, driver: str) -> int:
+def orientation_in_header(path: str | Path, driver: str) -> int:
     """The EXIF orientation in an image's header, 1 if there is none; no pixel is decoded."""
     from PIL import Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 

@@ -215,8 +215,8 @@ def _refuse(path: str | Path) -> None:
     except OSError as error:
         raise DatasetError(f"cannot read {printable(str(path))}: {error.strerror}.") from None
     raise DatasetError(
-        f"cannot read {printable(str(path))} by windows: it is no TIFF, whose parts can be read alone. {_tiled(path)} "
-        "Or read whole images: data.window null."
+        f"cannot read {printable(str(path))} by windows: it is no TIFF, whose parts can be read alone. {_tiled(path)}; "
+        "or read whole images (data.window null)."
     )
 
 

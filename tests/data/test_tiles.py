@@ -214,6 +214,26 @@ def test_bands_of_16_bits_and_their_statistics(tmp_path):
         dataset.read_as(BandReader((5, 1), nodata=7))
 
 
+def test_grey_rasters_and_opacity(tmp_path):
+    """Grey becomes RGB; where a fourth band is opacity, transparent pixels have no data."""
+    image, labels = arrays((40, 40), bands=4)
+    image[..., 3] = np.where(image[..., 3] > 99, 255, 0)
+    grey = image[..., 0] + 1
+    (tmp_path / "classes.csv").write_text(CLASSES)
+    write(tmp_path / "images" / "train" / "grey.tif", grey)
+    path = write(tmp_path / "images" / "train" / "opacity.tif", image, photometric="RGB")
+    with rasterio.open(path, "r+") as file:
+        file.colorinterp = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+    for name in ("grey", "opacity"):
+        write(tmp_path / "masks" / "train" / f"{name}.tif", labels)
+    dataset = opened(tmp_path, window=64)
+    one, other = dataset[0], dataset[1]
+    assert np.array_equal(one.image, np.stack([grey] * 3, axis=2))
+    assert ((one.labels == 255) == (labels == 255)).all()
+    assert np.array_equal(other.image, image[..., :3])
+    assert ((other.labels == 255) == ((labels == 255) | (image[..., 3] == 0))).all()
+
+
 def test_labels_with_a_no_data_value_of_their_own(tmp_path):
     """200 is no class, so as no data it is ignored; 3 is one, and stays one."""
     image, labels = arrays((40, 40))

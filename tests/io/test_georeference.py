@@ -3,6 +3,7 @@
 import math
 import pickle
 import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -73,6 +74,21 @@ def test_what_has_no_place(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     for name in ("text.tif", "a.png", "missing.tif", "."):
         assert read_georeference(tmp_path / name) is None
+
+
+def test_a_turned_file_has_no_place(tmp_path):
+    """Readers of photos turn its pixels, GDAL does not."""
+    path = write(tmp_path / "a.tif", np.zeros((5, 7), np.uint8), "EPSG:32633", UTM)
+    data = bytearray(path.read_bytes())
+    (count,) = struct.unpack_from("<H", data, 8)
+    assert data[:4] == b"II*\0"
+    tags = [struct.unpack_from("<H", data, 10 + 12 * entry)[0] for entry in range(count)]
+    entry = tags.index(284)  # the planar configuration of a single band means nothing: its entry becomes another
+    struct.pack_into("<HHIHH", data, 10 + 12 * entry, 274, 3, 1, 6, 0)
+    path.write_bytes(data)
+    with rasterio.open(path) as file:
+        assert file.crs is not None
+    assert read_georeference(path) is None
 
 
 def test_a_world_file_beside_an_image_is_not_read(tmp_path):
