@@ -125,7 +125,7 @@ class _Meter:
         if self.histogram is not None and self.exact is not None:
             truth = self._unpacked(labels)
             self.histogram.count_image(truth.present, truth.valid)
-            self.exact.update(truth.valid.byte(), ((predictions == labels) & truth.valid).byte())
+            self.exact.update(truth.valid.byte(), (predictions == labels).byte())
         if self.boundaries is not None:
             self.boundaries.update(labels, predictions)
         return predictions

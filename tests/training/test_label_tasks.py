@@ -59,6 +59,23 @@ def test_a_run_keeps_the_best_thresholds_of_its_validation(task, tmp_path):
     assert f"{loaded.decision_thresholds[0]:.3f}" in shown
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_best_and_the_last_weights_have_thresholds(ema, tmp_path):
+    """Of those kept as best, weights or (at the larger rate) their average, the thresholds are just these weights'."""
+    run = config(model__task="binary", data__positive="car,tree", train__ema=ema, optim__lr=0.5 if ema else 0.05,
+                 optim__reference_batch=2)  # fmt: skip
+    result = fit(run, output=tmp_path / "run")
+    dataset = build_dataset("synthetic", split="val", task="binary", positive="car,tree")
+    best = load_checkpoint(result.best)
+    (label,) = evaluate(best, dataset, indices=range(4)).labels["whole"].labels
+    assert best.decision_thresholds == pytest.approx([label.best_threshold])
+    assert best.decision_thresholds != (0.5,)
+    if not ema:
+        last = load_checkpoint(tmp_path / "run" / "last.safetensors")
+        (label,) = evaluate(last, dataset, indices=range(4)).labels["whole"].labels
+        assert last.decision_thresholds == pytest.approx([label.best_threshold])
+
+
 def test_scores_are_torchmetrics(tmp_path):
     result = fit(config(**TASKS["binary"]), output=tmp_path / "run")
     segmenter = load_checkpoint(result.best)
