@@ -19,10 +19,10 @@ demo: $(READY)  ## train on drawn street scenes, evaluate, draw; minutes on 2 CP
 	@echo "Look at runs/demo/contact_sheet.png and runs/demo/predictions/*_overlay.png"
 
 test: $(DEVELOPMENT)  ## all tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(DEVELOPMENT)  ## the tests for daily work: no processes, no compilers
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 golden: $(DEVELOPMENT)  ## rewrite the golden list of config keys, after a deliberate change
 	$(BIN)/python tests/support/config_keys_file.py

@@ -40,7 +40,7 @@ def main(output: str) -> None:
     config = {
         "model": {"encoder": "resnest14_tiny", "head": "fcn"},
         "data": {"dataset": "synthetic", "crop_size": 96, "check": 0},
-        "train": {"epochs": None, "iterations": 60, "batch_size": 4, "validate_every_steps": 20},
+        "train": {"epochs": None, "iterations": 40, "batch_size": 4, "validate_every_steps": 20},
         "eval": {"limit": 16},
     }
     result = resnest_seg.fit(config, callbacks=[StopAtPlateau()], output=output)
