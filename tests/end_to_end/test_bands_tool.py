@@ -11,7 +11,8 @@ WORDS = [
     "--dataset", "folder", "--data.color_jitter", "0", "--data.crop_size", "64", "--data.base_size", "64",
     "--data.scale_min", "1", "--data.scale_max", "1", "--data.workers", "0", "--model.encoder", "resnest14_tiny",
     "--model.head", "fcn", "--model.encoder_weights", "null", "--train.epochs", "12", "--train.batch_size", "4",
-    "--optim.reference_batch", "null", "--optim.lr", "0.03", "--eval.sheet", "2",
+    "--optim.reference_batch", "null", "--optim.lr", "0.03", "--eval.sheet", "0", "--train.validate_every", "12",
+    "--train.save_every", "1000", "--train.trackers", "none",
 ]  # fmt: skip
 
 
