@@ -180,6 +180,13 @@ def test_options_of_another_task_are_refused(values):
     assert "task" in str(error.value)
 
 
+def test_a_weight_that_no_loss_has_is_refused():
+    for loss in ("dice+lovasz", "tversky"):
+        with pytest.raises(ConfigError, match="pos_weight belongs to cross_entropy and focal"):
+            RunConfig.from_dict({"model.task": "binary", "train.pos_weight": 2.0, "train.loss": loss})
+    assert RunConfig.from_dict({"model.task": "binary", "train.pos_weight": 2.0, "train.loss": "dice+focal"})
+
+
 def test_augmentation_keeps_bits_and_ignores_what_lies_outside():
     data = DataConfig(crop_size=64, base_size=64, rotate=30.0, coarse_dropout=1.0, scale_min=0.4, scale_max=0.6)
     image = RANDOM.integers(0, 256, (40, 50, 3), dtype=np.uint8)
