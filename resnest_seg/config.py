@@ -89,6 +89,8 @@ def _check_loss(train: TrainConfig) -> None:
     names, weights = loss_names(train.loss), train.class_weights
     if weights not in CLASS_WEIGHTS:
         raise unknown_name("train.class_weights", weights, CLASS_WEIGHTS)
+    if train.pos_weight != 1 and not {"cross_entropy", "focal"} & set(names):
+        raise ConfigError(f"train.pos_weight belongs to cross_entropy and focal, and train.loss is {train.loss}.")
     if not {"cross_entropy", "ohem"} & set(names):
         for key, given in (("class_weights", weights != "none"), ("label_smoothing", train.label_smoothing)):
             if given:

@@ -116,6 +116,13 @@ class LabelSpace:
         """Value of ignored pixels in label maps: `IGNORE_LABEL`, or `MULTILABEL_IGNORE` of a multi-label task."""
         return MULTILABEL_IGNORE if self.task == "multilabel" else IGNORE_LABEL
 
+    @property
+    def ignored_raw_id(self) -> int:
+        """Value of ignored pixels in mask files: the first ignored raw id, or the highest value that is no class."""
+        if self.ignored_raw_ids:
+            return self.ignored_raw_ids[0]
+        return max(set(range(256)) - set(self.raw_ids))
+
     def for_task(self, task: str, *, positive: Sequence[str] = ()) -> LabelSpace:
         """Return the label space of another task on the same classes.
 
@@ -361,10 +368,10 @@ class LabelSpace:
         return labels
 
     def decode(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Map train ids [H, W] back to raw ids [H, W]; `IGNORE_LABEL` becomes the first ignored raw id."""
+        """Map train ids [H, W] back to raw ids [H, W]; `IGNORE_LABEL` becomes `ignored_raw_id`, which is no class."""
         if self.task == "multilabel":
             return labels
-        table = np.full(256, self.ignored_raw_ids[0] if self.ignored_raw_ids else IGNORE_LABEL, np.uint8)
+        table = np.full(256, self.ignored_raw_id, np.uint8)
         table[: len(self)] = self.raw_ids
         return table[labels]
 

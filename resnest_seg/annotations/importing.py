@@ -498,7 +498,7 @@ class _Work:
                 file.write(data.tobytes())
                 return
             space, palette = self.rules.space, np.zeros((256, 3), np.uint8)
-            palette[list(space.ignored_raw_ids or (IGNORE_LABEL,))] = _ignored_color(space)
+            palette[list(space.ignored_raw_ids or (space.ignored_raw_id,))] = _ignored_color(space)
             palette[list(space.raw_ids)] = space.colors
             height, width = labels.shape
             with PalettePng(file, height, width, palette) as picture:
@@ -552,7 +552,7 @@ def _class_list(space: LabelSpace, bits: bool) -> str:
     )
     if not bits:
         color = _ignored_color(space)
-        rows.writerows(["ignored", raw, *color, "yes"] for raw in space.ignored_raw_ids or (IGNORE_LABEL,))
+        rows.writerows(["ignored", raw, *color, "yes"] for raw in space.ignored_raw_ids or (space.ignored_raw_id,))
     return text.getvalue()
 
 

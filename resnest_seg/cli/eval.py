@@ -178,11 +178,11 @@ class Results:
 
     def __init__(self, dataset: SegmentationDataset, indices: Sequence[int], options: argparse.Namespace) -> None:
         from resnest_seg.data.datasets import PairedFiles
-        from resnest_seg.data.tiles import paired_files
+        from resnest_seg.data.tiles import paired_files, scored_part
         from resnest_seg.evaluation.submission import Submission
 
         self.space, self.ids = dataset.label_space, options.ids
-        self.names = iter([dataset.sample_name(index) for index in indices])
+        self.names = iter([(dataset.sample_name(index), scored_part(dataset, index)) for index in indices])
         self.problem: OSError | None = None
         self.paths: dict[str, Path] = {}
         if options.save_predictions:
@@ -202,7 +202,7 @@ class Results:
         """Write the requested outputs of the next image."""
         from resnest_seg.io.visualize import write_labels
 
-        name = next(self.names)
+        name, part = next(self.names)
         if self.problem is not None:
             return
         try:
@@ -210,7 +210,7 @@ class Results:
                 height, width = image.image.shape[:2]
                 self.submission.add(name, image.predictions, size=(height, width))
             if self.paths:
-                write_labels(self.paths[name], image.predictions, self.space, ids=self.ids)
+                write_labels(self.paths[name], image.predictions[part], self.space, ids=self.ids)
         except OSError as error:
             self.problem = error
 

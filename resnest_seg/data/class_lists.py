@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import reprlib
 from collections import Counter
@@ -82,8 +83,9 @@ def infer_classes(masks: Iterable[NDArray[Any]], *, name: str = "custom", task: 
     Args:
         masks: Masks of ids [H, W] or of colours [H, W, 3], all of one kind.
         name: Name of the label space.
-        task: Of "binary" masks, background and object are 0 and 1, of which 255 is ignored, or 0 and 255, or black and
-            another colour. Masks of a "multilabel" task are bits, uint16 [H, W]; every bit that occurs is a label.
+        task: Of "binary" masks, background and object are 0 and 1, of which 255 is ignored, or 0 and 255, of which 254
+            is ignored, or black and another colour. Masks of a "multilabel" task are bits, uint16 [H, W]; every bit
+            that occurs is a label.
 
     Raises:
         DatasetError: There is no mask, masks of both kinds, or more than 253 classes; or the masks do not fit the task.
@@ -181,27 +183,35 @@ def _infer_object(ids: Sequence[int], colors: Sequence[tuple[int, int, int]], na
     palette = ((0, 0, 0), (220, 20, 60))
     if colors and not ids and len(colors) == 2 and colors[0] == (0, 0, 0):
         return LabelSpace(name, names, (colors[0], colors[1]), (0, 1), (IGNORE_LABEL,), task="binary")
-    if not colors and set(ids) <= {0, IGNORE_LABEL} and IGNORE_LABEL in ids:
-        return LabelSpace(name, names, palette, (0, IGNORE_LABEL), task="binary")
+    whole = LabelSpace(name, names, palette, (0, IGNORE_LABEL), task="binary")
+    if not colors and set(ids) <= {0, whole.ignored_raw_id, IGNORE_LABEL} and IGNORE_LABEL in ids:
+        ignored = (whole.ignored_raw_id,) if whole.ignored_raw_id in ids else ()  # as our own predictions have it
+        return dataclasses.replace(whole, ignored_raw_ids=ignored)
     if not colors and set(ids) <= {0, 1, IGNORE_LABEL} and ids:
         return LabelSpace(name, names, palette, (0, 1), (IGNORE_LABEL,), task="binary")
     seen = f"the colours {', '.join(map(str, colors[:6]))}" if colors else f"the ids {', '.join(map(str, ids[:12]))}"
     raise DatasetError(
-        f"model.task binary: masks hold 0 and 1 (and 255, ignored), or 0 and 255, and these hold "
+        f"model.task binary: masks hold 0 and 1 (and 255, ignored), or 0 and 255 (and 254, ignored), and these hold "
         f"{seen if colors or ids else 'nothing'}. Of more classes, name the object: --data.positive 'class 1'"
     )
 
 
 def _infer_labels(masks: Iterable[NDArray[Any]], name: str) -> LabelSpace:
     """Infer the label space of multi-label masks: as many labels as the highest bit that occurs says."""
-    every, count = 0, 0
+    every, count, white = 0, 0, True
     for mask in masks:
         bits = mask[mask < MULTILABEL_IGNORE]
         every, count = every | int(np.bitwise_or.reduce(bits, axis=None)) if bits.size else every, count + 1
+        white = white and bool(np.isin(bits, (0, 255)).all())
     if not every:
         raise DatasetError(
             f"model.task multilabel: the {count} masks hold no label. They are 16-bit images, of which bit k says that "
             f"label k is present, and {MULTILABEL_IGNORE} marks ignored pixels."
+        )
+    if white:
+        raise DatasetError(
+            f"model.task multilabel: the {count} masks hold 0 and 255 alone, which is black and white, or eight labels "
+            "that are always together. For one object: --model.task binary. For several, bit k of a mask is label k."
         )
     known = every.bit_length()
     names = [f"label {label}" for label in range(known)]

@@ -113,14 +113,20 @@ class WindowDataset(SegmentationDataset):
         return str(path.with_name(f"{path.stem}_r{cell.core.top}_c{cell.core.left}{path.suffix}"))
 
     def __getitem__(self, index: int) -> Sample:
-        cell = self.cells[index]
-        core = cell.core
-        window = _around(cell, self.window + 2 * self.overlap) if self.overlap else core
+        cell, window = self.cells[index], self._with_context(index)
         labels = self.files.nothing_labelled((window.height, window.width))
-        rows = slice(core.top - window.top, core.top - window.top + core.height)
-        columns = slice(core.left - window.left, core.left - window.left + core.width)
-        labels[rows, columns] = self._labels(cell.pair, core)
+        labels[self.cell_within(index)] = self._labels(cell.pair, cell.core)
         return self._sample(cell, window, labels)
+
+    def cell_within(self, index: int) -> tuple[slice, slice]:
+        """Rows and columns of a sample that are its cell: the others are context."""
+        core, window = self.cells[index].core, self._with_context(index)
+        top, left = core.top - window.top, core.left - window.left
+        return slice(top, top + core.height), slice(left, left + core.width)
+
+    def _with_context(self, index: int) -> Window:
+        cell = self.cells[index]
+        return _around(cell, self.window + 2 * self.overlap) if self.overlap else cell.core
 
     def draw(self, index: int, *, seed: int) -> Sample:
         """Read a window at a random place around a cell, up to half a window away, that has a labelled pixel."""
@@ -245,6 +251,12 @@ def paired_files(dataset: SegmentationDataset) -> SegmentationDataset:
     """The data set of files that a data set of windows, or of another task, is made of; any other data set itself."""
     dataset = dataset.inner if isinstance(dataset, TaskView) else dataset
     return dataset.files if isinstance(dataset, WindowDataset) else dataset
+
+
+def scored_part(dataset: SegmentationDataset, index: int) -> tuple[slice, slice]:
+    """Rows and columns of a sample that count in scores: all, or of a window those of its cell."""
+    dataset = dataset.inner if isinstance(dataset, TaskView) else dataset
+    return dataset.cell_within(index) if isinstance(dataset, WindowDataset) else (slice(None), slice(None))
 
 
 def _borders(size: int, window: int) -> list[int]:

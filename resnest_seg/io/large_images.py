@@ -354,7 +354,7 @@ class LargeLabels:
         ids: "raw" for the data set's own ids, as in its mask files, or "train" for 0..K-1 and `IGNORE_LABEL`.
         place: Where the labels lie, for .tif: the file is then a GeoTIFF with this CRS and transform, the names of the
             classes as tags of its band (class_ID), and ignored pixels as no data: 255, or where 255 is a class of the
-            data set, its first ignored id.
+            data set, `LabelSpace.ignored_raw_id`.
         cog: Make it a Cloud Optimized GeoTIFF, with overviews by nearest neighbours; takes twice the disk meanwhile.
 
     Raises:
@@ -390,9 +390,7 @@ class LargeLabels:
         if place is not None and IGNORE_LABEL not in own:
             self._table[len(space) :] = IGNORE_LABEL
         self._table[: len(space)] = own
-        self._no_data = None if int(self._table[IGNORE_LABEL]) in own else int(self._table[IGNORE_LABEL])
-        if self._several:
-            self._no_data = space.ignore_value
+        self._no_data = space.ignore_value if self._several else int(self._table[IGNORE_LABEL])
         self._names = {
             f"{'bit' if self._several else 'class'}_{value}": name for value, name in zip(own, space.names, strict=True)
         }
@@ -465,7 +463,7 @@ class _Tiff:
         if palette is not None:
             self._target.write_colormap(1, {index: tuple(color) for index, color in enumerate(palette.tolist())})
 
-    def georeference(self, place: Place, no_data: int | None, names: dict[str, str]) -> None:
+    def georeference(self, place: Place, no_data: int, names: dict[str, str]) -> None:
         """Say where the labels lie, which value is no data, and the tags of the band."""
         target = self._target
         target.crs, target.transform, target.nodata = place.crs, place.affine, no_data

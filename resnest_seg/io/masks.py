@@ -95,7 +95,10 @@ def decode_mask(data: bytes, name: str) -> NDArray[np.uint8]:
     ids = decode_ids(data, name)
     if ids.ndim == 2 and ids.dtype != np.uint8:
         if ids.min() < 0 or ids.max() > 255:
-            raise DatasetError(f"{name} holds ids up to {ids.max()} (from {ids.min()}): only 0..255 can be labels.")
+            raise DatasetError(
+                f"{name} holds ids up to {ids.max()} (from {ids.min()}): only 0..255 can be labels. Masks of bits, "
+                "several labels a pixel, need --model.task multilabel."
+            )
         return ids.astype(np.uint8)
     return ids
 

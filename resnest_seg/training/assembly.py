@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from resnest_seg.config import CUSTOM, DataConfig, RunConfig, config_from_dict, load_run_config
+from resnest_seg.config import CUSTOM, DataConfig, RunConfig, TrainConfig, config_from_dict, load_run_config
 from resnest_seg.data.build import DATASETS, bands_of, dataset_for, say_layout
 from resnest_seg.data.checks import check_classes, check_samples
 from resnest_seg.data.class_balance import balance, pixel_statistics
@@ -255,11 +255,18 @@ def splits(config: RunConfig, parts: Parts) -> tuple[SegmentationDataset, Segmen
     for dataset in (train, validation):
         if dataset.label_space.task != task:
             raise ConfigError(
-                f"model.task is {task}, and the {dataset.split} data is {dataset.label_space.task} (label_space.task)."
+                f"model.task is {task}, and the {dataset.split} data is {dataset.label_space.task}, as its label_space "
+                f"says. {_TASK_OF_CLASSES}"
             )
     if not len(train) or not len(validation):
         raise DatasetError(f"the {'validation' if len(train) else 'training'} split has no sample.")
     return train, validation
+
+
+_TASK_OF_CLASSES = (
+    "A data set takes its task from its classes: PairDataset(pairs, space) with space = "
+    "LabelSpace.numbered(2, names=[...]).for_task('binary', positive=[NAME]), or .for_task('multilabel')."
+)
 
 
 def with_bands(
@@ -359,7 +366,7 @@ def initial_model(
     if channels != config.model.in_channels:
         raise ConfigError(
             f"the network takes images of {channels} channels, and those of the data have {config.model.in_channels} "
-            "(data.bands)."
+            f"(data.bands): build it for as many (build_encoder(..., in_channels={config.model.in_channels}))."
         )
     model = dataclasses.replace(segmenter.config.model, weights=config.model.weights, task=config.model.task)
     config = dataclasses.replace(config, model=model)
@@ -395,6 +402,8 @@ def task_for(
     config: RunConfig, parts: Parts, train: SegmentationDataset, validation: SegmentationDataset
 ) -> SegmentationTask:
     """The task of a run: samples, loss and score."""
+    if parts.loss is not None:
+        _check_unweighted(config.train)
     balanced = balance(train, config)
     return SegmentationTask(
         config,
@@ -406,6 +415,20 @@ def task_for(
         loss=parts.loss,
         transform=parts.transform,
     )
+
+
+def _check_unweighted(train: TrainConfig) -> None:
+    """Refuse options of the named losses, which a loss of the user's own does not have."""
+    for key, given in (
+        ("class_weights", train.class_weights != "none"),
+        ("pos_weight", train.pos_weight != 1),
+        ("label_smoothing", train.label_smoothing != 0),
+    ):
+        if given:
+            raise ConfigError(
+                f"train.{key} belongs to the losses that train.loss names, and the loss is your own: leave it out, and "
+                "let your loss do it."
+            )
 
 
 def look(config: RunConfig, *datasets: SegmentationDataset) -> None:

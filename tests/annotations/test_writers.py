@@ -211,6 +211,23 @@ def test_maps_of_several_labels_come_back_as_bits(form):
     assert np.array_equal(again, np.where(labels == 0, 1 << 15, labels))  # none of the labels is no object
 
 
+def test_regions_over_an_image_of_many_bands_come_back():
+    space = LabelSpace.numbered(3, names=["background", "a", "b"])
+    rasterio = pytest.importorskip("rasterio")
+    Path("photos").mkdir()
+    with rasterio.open("photos/t.tif", "w", driver="GTiff", height=9, width=12, count=4, dtype="uint16") as file:
+        file.write(np.full((4, 9, 12), 3000, np.uint16))
+    labels = np.repeat([[0, 1, 2]], 36, axis=0).reshape(9, 12).astype(np.uint8)
+    with AnnotationWriter("out", FORMATS, space, tolerance=0) as writer:
+        writer.add("t.tif", labels, photo="photos/t.tif")
+    for form in FORMATS:
+        report = import_labels(Path("out") / form, f"mine_{form}", photos=None if form == "yolo" else "photos")
+        assert report.classes == ["background", "a", "b"]
+        again = np.array(Image.open(f"mine_{form}/masks/t.png"))
+        assert np.array_equal(again, labels), form
+        assert os.path.realpath(f"mine_{form}/images/t.tif") == os.path.realpath("photos/t.tif")
+
+
 def test_odd_names_and_files():
     space = LabelSpace.numbered(2, names=['a "b" <c> & ä: #1', "yes"])
     name = "sub dir/ü [1] 100% & 'x'\udcff.png"

@@ -44,6 +44,7 @@ def squares(*values, size=(12, 10)):
     ("values", "expected"),
     [
         ((0, 255), {0: 0, 255: 1}),  # 255 is the object where no mask of the data set holds 1
+        ((0, 254, 255), {0: 0, 254: 255, 255: 1}),  # so predictions of a model of such masks say what is ignored
         ((0, 1), {0: 0, 1: 1}),
         ((0, 1, 255), {0: 0, 1: 1, 255: 255}),
     ],
@@ -112,6 +113,7 @@ def test_an_8_bit_mask_is_one_of_8_labels(tmp_path):
     [
         ([squares(0, 8), squares(1, 2)], "name\na\nb\nc\n", "has the bit 3"),
         ([squares(0, 0), squares(0, 0)], None, "hold no label"),
+        ([squares(0, 255), squares(255, 0)], None, "--model.task binary"),
         ([np.zeros((12, 10, 3), np.uint8)] * 2, None, "mask of colours"),
         ([squares(1, 2)] * 2, "name,id\na,1\nb,2\n", "raw ids 0..K-1"),
         ([squares(1, 2)] * 2, "name\n" + "".join(f"c{n}\n" for n in range(16)), "1..15 labels"),
@@ -176,6 +178,13 @@ def test_options_of_another_task_are_refused(values):
     with pytest.raises(ConfigError) as error:
         RunConfig.from_dict(values)
     assert "task" in str(error.value)
+
+
+def test_a_weight_that_no_loss_has_is_refused():
+    for loss in ("dice+lovasz", "tversky"):
+        with pytest.raises(ConfigError, match="pos_weight belongs to cross_entropy and focal"):
+            RunConfig.from_dict({"model.task": "binary", "train.pos_weight": 2.0, "train.loss": loss})
+    assert RunConfig.from_dict({"model.task": "binary", "train.pos_weight": 2.0, "train.loss": "dice+focal"})
 
 
 def test_augmentation_keeps_bits_and_ignores_what_lies_outside():

@@ -12,11 +12,11 @@ import rasterio
 from rasterio.enums import ColorInterp
 
 from resnest_seg.config import DataConfig
-from resnest_seg.data.build import build_dataset, dataset_for
+from resnest_seg.data.build import build_dataset, dataset_for, with_task
 from resnest_seg.data.class_balance import pixel_statistics
 from resnest_seg.data.folder import FolderDataset
 from resnest_seg.data.loader import build_loader, load_batches, training_batches
-from resnest_seg.data.tiles import WindowDataset
+from resnest_seg.data.tiles import WindowDataset, scored_part
 from resnest_seg.data.transforms import TrainTransform
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.io import raster_windows
@@ -98,6 +98,20 @@ def test_every_labelled_pixel_counts_once_and_context_does_not(root, window, ove
         seen[cell.pair][place][counted] = sample.labels[counted]
     for pair, labels in enumerate(seen):
         assert np.array_equal(labels, whole(dataset, pair)[1]), "a pixel is missing"
+
+
+@pytest.mark.parametrize(("window", "overlap"), [(48, 8), (32, 0), (1000, 3)])
+def test_the_scored_parts_of_windows_make_the_whole_raster(root, window, overlap):
+    views = opened(root, window=window, overlap=overlap), with_task(opened(root, window=window, overlap=overlap),
+                                                                   "binary", "road")  # fmt: skip
+    for dataset, inner in ((views[0], views[0]), (views[1], views[0])):
+        seen = {pair: np.zeros(whole(inner, pair)[0].shape, np.uint8) for pair in range(4)}
+        for index, cell in enumerate(inner.cells):
+            part, core = dataset[index].image[scored_part(dataset, index)], cell.core
+            seen[cell.pair][core.top : core.top + core.height, core.left : core.left + core.width] = part
+        for pair, image in seen.items():
+            truth, labels = whole(inner, pair)
+            assert np.array_equal(image[labels != 255], truth[labels != 255])
 
 
 def test_the_counts_of_windows_are_those_of_whole_rasters(root):
@@ -465,7 +479,7 @@ def test_memory_is_that_of_windows(tmp_path):
     code = f"""
 import json, resource, sys
 from resnest_seg.data.folder import FolderDataset
-from resnest_seg.data.tiles import WindowDataset
+from resnest_seg.data.tiles import WindowDataset, scored_part
 import rasterio, numpy
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 files = FolderDataset({str(tmp_path)!r}, "train")

@@ -56,6 +56,12 @@ def test_decode_undoes_encode(tiny_space):
     assert tiny_space.decode(np.array([[IGNORE_LABEL]], np.uint8)).tolist() == [[0]]
 
 
+def test_ignored_pixels_never_become_a_class():
+    for raw, ignored, written in (((0, 255), (), 254), ((254, 255), (), 253), ((0, 255), (7,), 7), ((0, 1), (), 255)):
+        space = LabelSpace("object", ("rest", "object"), ((0, 0, 0), (1, 2, 3)), raw, ignored)
+        assert space.decode(np.array([[0, 1, 255]], np.uint8)).tolist() == [[*raw, written]]
+
+
 def test_a_raw_id_that_nobody_knows_is_named(tiny_space):
     with pytest.raises(DatasetError, match=r"raw id 2, 6 is not in label space 'tiny'"):
         tiny_space.encode(np.array([[1, 6, 2, 9]], np.uint8))

@@ -161,13 +161,13 @@ def test_no_data_where_255_is_a_class(tmp_path):
     labels = np.array([[0, 1, 255]], np.uint8)
     for name, where, expected in (
         ("a", space, 128),
-        ("b", LabelSpace("object", space.names, space.colors, (0, 255)), None),
+        ("b", LabelSpace("object", space.names, space.colors, (0, 255)), 254),
     ):
         with LargeLabels(tmp_path / f"{name}.tif", 1, 3, where, place=PLACE) as target:
             target.write(0, labels)
         with rasterio.open(tmp_path / f"{name}.tif") as file:
             assert file.nodata == expected
-            assert file.read(1)[0, :2].tolist() == [0, 255]
+            assert file.read(1)[0].tolist() == [0, 255, expected]
 
 
 def test_a_png_has_no_place(tmp_path, tiny_space):

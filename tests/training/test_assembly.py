@@ -96,11 +96,13 @@ def test_our_own_data_sets_keep_their_name(tmp_path):
 
 
 def test_data_that_does_not_fit_is_refused(tmp_path):
+    other = resnest_seg.PairDataset([], resnest_seg.LabelSpace.numbered(2).for_task("multilabel"))
     for parts, error, words in (
         ({"validation": None}, ConfigError, "validation="),
         ({"train": [1, 2]}, ConfigError, "PairDataset"),
         ({"validation": Own("val", classes=4)}, ConfigError, "must be the same"),
         (dict.fromkeys(("train", "validation"), resnest_seg.PairDataset([], ["a"])), DatasetError, "no sample"),
+        ({"train": other, "validation": other}, ConfigError, r"LabelSpace.numbered\(2, names=\[...\]\).for_task"),
     ):
         with pytest.raises(error, match=words):
             fit(tmp_path / "run", **parts)
@@ -126,6 +128,13 @@ def test_cross_entropy_as_a_loss_of_ones_own_trains_as_ours_does(tmp_path):
     ours, own = (losses(tmp_path / name, "grad_norm") for name in ("ours", "own"))
     assert own[0] == pytest.approx(ours[0], rel=1e-4)
     assert losses(tmp_path / "own")[:2] == pytest.approx(losses(tmp_path / "ours")[:2], rel=1e-5)
+
+
+def test_options_of_named_losses_are_refused_with_a_loss_of_ones_own(tmp_path):
+    for key, value in (("class_weights", "median_frequency"), ("label_smoothing", 0.1)):
+        with pytest.raises(ConfigError, match=rf"train\.{key} .* the loss is your own: leave it out"):
+            fit(tmp_path / "run", config(train={key: value}), loss=F.cross_entropy)
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_is_not_called_without_labelled_pixels_and_must_give_a_scalar(tmp_path):
