@@ -97,7 +97,7 @@ def test_without_rasterio_the_check_names_the_extra(tmp_path, monkeypatch, worke
     with pytest.raises(
         ConfigError, match=r"^TIFF files of many bands need rasterio: pip install 'resnest-seg\[large\]'"
     ):
-        diagnose(opened(tmp_path, bands=(1, 4)), workers=workers)
+        diagnose([opened(tmp_path, bands=(1, 4))], workers=workers)
 
 
 def test_a_constant_band_is_told_and_divides_by_one(tmp_path):
