@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -315,6 +314,8 @@ class LabelSpace:
         """
         if self.task == "multilabel":
             return self._encode_bits(raw)
+        import cv2  # here, because `config` imports this module: --help stays fast
+
         table = np.full(256, _UNKNOWN, np.uint8)
         table[list(self.raw_ids)] = np.arange(len(self), dtype=np.uint8)
         table[list(self.ignored_raw_ids)] = IGNORE_LABEL

@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import errno
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -136,6 +137,10 @@ def check(options: argparse.Namespace) -> None:
     options.files = [kind for kind in options.write if kind in ENDINGS]
     (options.protocol,) = protocol_names(options.protocol)
     options.memory = None if options.memory is None else memory_bytes(options.memory)
+    if options.cog or "geopackage" in options.write:
+        from resnest_seg.io.large_images import load_rasterio
+
+        load_rasterio("--cog and --write geopackage")
     options.fresh = options.output is None and not options.overwrite
     options.output = options.output or str(next_free(PREDICTIONS) if options.fresh else PREDICTIONS)
     check_output_folder(options.output)
@@ -172,7 +177,12 @@ def check_places(items: Sequence[Input], options: argparse.Namespace) -> None:
     """
     from resnest_seg.io.georeference import is_tiff
 
-    lying = {item.source for item in items if on_map(item)}
+    with warnings.catch_warnings(record=True) as lost:
+        warnings.simplefilter("always")
+        lying = {item.source for item in items if on_map(item)}
+    if lost:
+        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        print(f"warning: {lost[0].message}{more}", file=sys.stderr)
     wanted = [word for word, given in (("--cog", options.cog), ("--write geopackage", "geopackage" in options.write))
               if given]  # fmt: skip
     others = [item.source for item in items if item.source not in lying]
@@ -351,8 +361,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     endings = (*ENDINGS.values(), MAP_LABELS, VIDEO_ENDING)
     earlier = list(numbered(PREDICTIONS).values())
     items, problems = plan(options.inputs, options.output, suffixes=IMAGE_SUFFIXES, endings=endings, earlier=earlier)
-    outputs = [results(item, options) for item in items]
     check_places(items, options)
+    outputs = [results(item, options) for item in items]
     check_not_inputs([path for paths in outputs for path in paths.values()], [item.source for item in items])
     done, stopped = 0, None
     if items:

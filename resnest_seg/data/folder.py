@@ -108,15 +108,15 @@ class FolderDataset(PairedFiles):
             space = _listed_for(space, task)
         self.listed, self.assumes_ignored = names_255 is not None, names_255 is False
         chosen, how = _split(source, found, split)
-        self.layout = f"{found.layout.title}: {found.layout.options()}; splits by {how}"
+        self.layout = f"{found.layout.title}: {found.layout.options()}; splits: {how}"
         if not self.listed:
             self.layout += f"; no class list, {len(space)} classes in the masks (check --write-classes drafts one)"
         self.usual = (found.layout.title, images) == (LAYOUTS[0].title, None)
         unlabelled = split == "test" and bool(found.splits) and not any(photo.mask for photo in chosen)
         if not chosen:
             raise DatasetError(
-                f"the {split} split of {space.name} is empty: {len(found.photos)} photos, splits by {how}. Make "
-                "folders images/train, images/val and the same below masks, or lists train.txt and val.txt."
+                f"the {split} split of {space.name} is empty: none of {len(found.photos)} photos is in it ({how}). "
+                "Make folders images/train, images/val and the same below masks, or lists train.txt and val.txt."
             )
         alone = [photo for photo in chosen if photo.mask is None]
         if 2 * len(alone) > len(chosen) and not unlabelled and not allow_missing:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from resnest_seg.data.datasets import PairedFiles, SegmentationDataset, TaskView
 from resnest_seg.data.loader import run_loader
 from resnest_seg.data.tiles import WindowDataset
-from resnest_seg.errors import DatasetError
+from resnest_seg.errors import DatasetError, ResNeStSegError
 from resnest_seg.io.bands import BandStatistics, Raster, without_labels
 from resnest_seg.io.masks import orientation
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace, bits_to_labels
@@ -90,7 +90,7 @@ def scan(
 
     Raises:
         DatasetError: A sample of a data set other than `PairedFiles` cannot be read.
-        ResNeStSegError: A loader process could not be started, or died.
+        ResNeStSegError: A library that files need is not installed; or a loader process could not be started, or died.
     """
     yield from run_loader(_Inspected(dataset), ([index] for index in indices), _the_only_one, workers=workers)
 
@@ -102,7 +102,7 @@ def scan_bands(
 
     Raises:
         DatasetError: One cannot be read.
-        ResNeStSegError: A loader process could not be started, or died.
+        ResNeStSegError: A library that files need is not installed; or a loader process could not be started, or died.
     """
     yield from run_loader(_Rasters(dataset), ([index] for index in indices), _the_only_one, workers=workers)
 
@@ -218,16 +218,16 @@ def _label_counts(labels: NDArray[Any], space: LabelSpace) -> NDArray[np.int64]:
     return np.append(counts[: len(space)], counts[IGNORE_LABEL]).astype(np.int64)
 
 
-class _Inspected(Dataset["SampleFacts | DatasetError"]):
+class _Inspected(Dataset["SampleFacts | ResNeStSegError"]):
     """Facts by index. An error is returned as a value: raised in a loader process it would become a traceback."""
 
     def __init__(self, dataset: SegmentationDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, index: int) -> SampleFacts | DatasetError:
+    def __getitem__(self, index: int) -> SampleFacts | ResNeStSegError:
         try:
             return inspect_sample(self.dataset, index)
-        except DatasetError as error:
+        except ResNeStSegError as error:
             return error
 
 
@@ -254,16 +254,16 @@ class _Masks(Dataset["NDArray[np.int64]"]):
         return np.append(counts, [of_255, raw.shape[0] * raw.shape[1]]).astype(np.int64)
 
 
-class _Rasters(Dataset["BandFacts | DatasetError"]):
+class _Rasters(Dataset["BandFacts | ResNeStSegError"]):
     def __init__(self, dataset: SegmentationDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, index: int) -> BandFacts | DatasetError:
+    def __getitem__(self, index: int) -> BandFacts | ResNeStSegError:
         dataset = self.dataset
         name = dataset.sample_name(index)
         if isinstance(dataset, PairedFiles):
             name = dataset.source.locate(name)
         try:
             return BandFacts.of(dataset.raster(index), name)
-        except DatasetError as error:
+        except ResNeStSegError as error:
             return error

@@ -176,7 +176,7 @@ def read_georeference(path: str | Path) -> Georeference | None:
 
     None, too, for one whose orientation tag turns its pixels: the transform is for those that are stored.
     A TIFF that cannot be opened has none either: whoever reads its pixels says what is wrong. Without rasterio, a
-    `UserWarning` says that the place of a georeferenced file is lost.
+    `UserWarning` says, once a file, that the place of a georeferenced one is lost.
     """
     if not is_tiff(path):
         return None
@@ -187,7 +187,7 @@ def read_georeference(path: str | Path) -> Georeference | None:
         return None
     except ConfigError as error:  # rasterio is missing
         if _has_keys(path):
-            warnings.warn(f"{printable(str(path))} lies on the map, and its results will not: {error}", stacklevel=2)
+            _warn_once(f"{printable(str(path))} lies on the map, and its results will not: {error}")
         return None
     return place if orientation_in_header(path, "GTiff") == 1 else None
 
@@ -280,6 +280,11 @@ class DataMask:
 def all_valid(source: Any) -> bool:
     """True if an open rasterio data set marks no pixel as one without data."""
     return all("all_valid" in {flag.name for flag in flags} for flags in source.mask_flag_enums)
+
+
+@functools.lru_cache(maxsize=1024)
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
 
 
 def _has_keys(path: str | Path) -> bool:

@@ -248,7 +248,7 @@ def preview(path: str | Path, *, longest: int = 2048) -> NDArray[np.uint8]:
     return small
 
 
-def load_rasterio(what: str = "large images") -> Any:
+def load_rasterio(what: str = "maps and large images") -> Any:
     """The library, imported when it is needed, because it is an extra.
 
     Args:

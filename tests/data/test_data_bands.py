@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 
 import cv2
 import numpy as np
@@ -87,6 +88,16 @@ def test_differing_files_are_named(tmp_path):
     loader = build_loader(opened(tmp_path, bands=(1, 4)), batch_size=6)
     with pytest.raises(DatasetError, match=r"0\.tif holds 2 bands of uint16, and .*3\.tif 2 bands of float32"):
         list(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_without_rasterio_the_check_names_the_extra(tmp_path, monkeypatch, workers):
+    make_scenes(tmp_path)
+    monkeypatch.setitem(sys.modules, "rasterio", None)  # also in loader processes, which are forked
+    with pytest.raises(
+        ConfigError, match=r"^TIFF files of many bands need rasterio: pip install 'resnest-seg\[large\]'"
+    ):
+        diagnose([opened(tmp_path, bands=(1, 4))], workers=workers)
 
 
 def test_a_constant_band_is_told_and_divides_by_one(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import numpy as np
 import pyogrio
@@ -82,6 +83,21 @@ def test_photos_alone_are_as_before(predict, tmp_path, capsys):
             f"{' '.join(options)} is for images on the map, and none of the inputs is one, such as photo.png" in wrong
         )
     assert not (tmp_path / "other").exists()
+
+
+def test_without_rasterio_one_message_names_the_extra(predict, tmp_path, capsys, monkeypatch, recwarn):
+    for name in "ab":
+        write_map(tmp_path / "in" / f"{name}.tif")
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    for options in (("--cog",), ("--write", "geopackage")):
+        assert predict("in", *options) == 2
+        assert capsys.readouterr().err == "error: --cog and --write geopackage need rasterio: pip install " \
+                                          "'resnest-seg[large]'.\n"  # fmt: skip
+    assert predict("in", "--write", "labels") == 0
+    said = capsys.readouterr().err
+    assert said.count("lies on the map, and its results will not") == 1
+    assert "(and 1 more)" in said
+    assert not recwarn.list
 
 
 def test_a_map_is_not_overwritten_by_its_own_labels(predict, tmp_path, capsys):

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
+import sys
 import textwrap
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -223,8 +225,14 @@ def _docs(owner: type) -> dict[str, str]:
     """Return the docstrings of a dataclass's fields, those of the classes it extends as well."""
     found: dict[str, str] = {}
     for base in reversed(owner.__mro__[:-1]):
-        (body,) = (node.body for node in ast.parse(inspect.getsource(base)).body if isinstance(node, ast.ClassDef))
-        for field, text in itertools.pairwise(body):
+        for field, text in itertools.pairwise(_class_bodies(base.__module__)[base.__name__]):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
                 found[field.target.id] = ast.literal_eval(text.value)
     return found
+
+
+@functools.cache
+def _class_bodies(module: str) -> dict[str, list[ast.stmt]]:
+    """The statements of each class of a module, which is parsed once: `inspect.getsource` does it for every class."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
