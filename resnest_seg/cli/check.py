@@ -137,12 +137,14 @@ def write_classes(options: argparse.Namespace) -> None:
     check_output_file(path, what="class list", overwrite=options.overwrite, option="--write-classes")
     with progress_bars() as progress:
         bar = progress.add_task("reading masks", total=found.pairs)
-        draft = draft_classes(progress_of(read_masks(source, found), lambda: progress.advance(bar)))
+        masks = read_masks(source, found, task=options.task)
+        draft = draft_classes(progress_of(masks, lambda: progress.advance(bar)), task=options.task)
     with atomic_write(path) as temporary:
         temporary.write_text(draft, encoding="utf-8")
     words = ["--dataset", "folder", "--data.root", str(root)]
     words += ["--data.images", options.data_images, "--data.masks", options.data_masks] if options.data_images else []
     words += [] if within else ["--data.classes", str(path)]
+    words += [] if options.task == "multiclass" else ["--model.task", options.task]
     lines = draft.count("\n") - 1
     print(f"{path}: {lines} {'entry' if lines == 1 else 'entries'} of {found.pairs} masks. Edit their names "
           f"in it, then:\n    {command('check')} {shlex.join(words)}")  # fmt: skip
