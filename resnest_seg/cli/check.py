@@ -78,6 +78,7 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
         segmenter = load_checkpoint(options.checkpoint)
         trained, space = segmenter.config.data, segmenter.label_space
     name = options.dataset or (trained.dataset if trained is not None else "")
+    options.window_overlap = 0  # context would count as ignored
     splits = options.splits.split(",") if options.splits else list(SPLITS)
     found, problems = [], []
     for split in splits:
@@ -85,7 +86,7 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
             if trained is not None:
                 found.append(open_dataset(options, trained, space, name=name, split=split, allow_missing=True))
             else:
-                window, _ = windows_in(options, None)
+                window, overlap = windows_in(options, None)
                 found.append(
                     build_dataset(
                         name,
@@ -95,7 +96,7 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
                         masks=options.data_masks,
                         classes=options.classes,
                         window=window,
-                        window_overlap=0,  # context would count as ignored
+                        window_overlap=overlap,
                         allow_missing=True,
                         task=options.task,
                         positive=options.positive,
