@@ -117,14 +117,16 @@ class ImportReport:
             f"{self.format}: {splits} images, {sum(self.objects.values())} objects of {len(self.classes)} classes."
         ]
         if self.conflicting_pixels:
-            share = 100 * self.conflicting_pixels / max(sum(self.pixels.values()), 1)
+            share = f" ({100 * self.conflicting_pixels / max(sum(self.pixels.values()), 1):.2g} %)"
+            if self.rules["overlap"] == "multilabel":  # whose pixels count for each of their labels
+                share = ""
             rule = {
                 "tool": "the order of the tool decides",
                 "ignore": "they are ignored",
                 "multilabel": "all labels are kept",
             }
             found.append(
-                f"{self.conflicting_pixels} pixels ({share:.2g} %) belong to objects of several classes: "
+                f"{self.conflicting_pixels} pixels{share} belong to objects of several classes: "
                 f"{rule[str(self.rules['overlap'])]} (--overlap)."
             )
         if self.crowds:
@@ -317,6 +319,8 @@ def _rules(
                 "the list of classes has no 'background' for pixels without an object: add it, or say "
                 "--unlabelled ignore."
             )
+        if bits:
+            space = _labels_of(space)
     if bits and len(space) > MAX_LABELS:
         raise DatasetError(f"{where} has {len(space)} classes, and masks of several labels hold {MAX_LABELS} at most.")
     train_ids = {name: label for label, name in enumerate(space.names)}
@@ -326,6 +330,13 @@ def _rules(
     if bits:
         fill = MULTILABEL_IGNORE if unlabelled == "ignore" else 0
     return Rules(space, ids, fill, found.order, crowd, overlap)
+
+
+def _labels_of(space: LabelSpace) -> LabelSpace:
+    """The classes of a list as labels: their ids are bits, and the background is a pixel without any."""
+    kept = [label for label, name in enumerate(space.names) if name != "background"]
+    names, colors = tuple(space.names[label] for label in kept), tuple(space.colors[label] for label in kept)
+    return LabelSpace(space.name, names, colors, tuple(range(len(kept))))
 
 
 def _space(found: AnnotatedSet, named: Mapping[str, str], bits: bool, unlabelled: str, where: str) -> LabelSpace:

@@ -78,6 +78,7 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
         segmenter = load_checkpoint(options.checkpoint)
         trained, space = segmenter.config.data, segmenter.label_space
     name = options.dataset or (trained.dataset if trained is not None else "")
+    options.window_overlap = 0  # context would count as ignored
     splits = options.splits.split(",") if options.splits else list(SPLITS)
     found, problems = [], []
     for split in splits:
@@ -85,7 +86,7 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
             if trained is not None:
                 found.append(open_dataset(options, trained, space, name=name, split=split, allow_missing=True))
             else:
-                window, _ = windows_in(options, None)
+                window, overlap = windows_in(options, None)
                 found.append(
                     build_dataset(
                         name,
@@ -95,7 +96,7 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
                         masks=options.data_masks,
                         classes=options.classes,
                         window=window,
-                        window_overlap=0,  # context would count as ignored
+                        window_overlap=overlap,
                         allow_missing=True,
                         task=options.task,
                         positive=options.positive,
@@ -137,12 +138,14 @@ def write_classes(options: argparse.Namespace) -> None:
     check_output_file(path, what="class list", overwrite=options.overwrite, option="--write-classes")
     with progress_bars() as progress:
         bar = progress.add_task("reading masks", total=found.pairs)
-        draft = draft_classes(progress_of(read_masks(source, found), lambda: progress.advance(bar)))
+        masks = read_masks(source, found, task=options.task)
+        draft = draft_classes(progress_of(masks, lambda: progress.advance(bar)), task=options.task)
     with atomic_write(path) as temporary:
         temporary.write_text(draft, encoding="utf-8")
     words = ["--dataset", "folder", "--data.root", str(root)]
     words += ["--data.images", options.data_images, "--data.masks", options.data_masks] if options.data_images else []
     words += [] if within else ["--data.classes", str(path)]
+    words += [] if options.task == "multiclass" else ["--model.task", options.task]
     lines = draft.count("\n") - 1
     print(f"{path}: {lines} {'entry' if lines == 1 else 'entries'} of {found.pairs} masks. Edit their names "
           f"in it, then:\n    {command('check')} {shlex.join(words)}")  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnest_seg.errors import DatasetError
-from resnest_seg.labels import IGNORE_LABEL, MULTILABEL_IGNORE, LabelSpace, is_class_name
+from resnest_seg.labels import IGNORE_LABEL, MAX_LABELS, MULTILABEL_IGNORE, LabelSpace, is_class_name
 from resnest_seg.yaml_files import load_yaml
 
 COLUMNS = ("name", "id", "red", "green", "blue", "ignore", "pixels")
@@ -72,9 +72,13 @@ def names_id(data: bytes, path: str, value: int) -> bool:
 
 def csv_lines(rows: Iterable[tuple[str, int]]) -> str:
     """Format names and ids as lines of a CSV file, for error messages."""
+    return _as_csv([("name", "id"), *rows]).rstrip().replace("\n", "\n    ")
+
+
+def _as_csv(rows: Iterable[Sequence[object]]) -> str:
     lines = io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows([("name", "id"), *rows])
-    return lines.getvalue().rstrip().replace("\n", "\n    ")
+    csv.writer(lines, lineterminator="\n").writerows(rows)
+    return lines.getvalue()
 
 
 def infer_classes(masks: Iterable[NDArray[Any]], *, name: str = "custom", task: str = "multiclass") -> LabelSpace:
@@ -121,18 +125,23 @@ def infer_classes(masks: Iterable[NDArray[Any]], *, name: str = "custom", task: 
     return LabelSpace(name, space.names, space.colors, tuple(raw), (IGNORE_LABEL,))
 
 
-def draft_classes(masks: Iterable[tuple[str, NDArray[np.uint8], NDArray[np.uint8] | None]]) -> str:
+def draft_classes(
+    masks: Iterable[tuple[str, NDArray[Any], NDArray[np.uint8] | None]], *, task: str = "multiclass"
+) -> str:
     """Draft a class list of all ids or colours in masks, with their numbers of pixels and names to be replaced.
 
     Args:
         masks: Names, masks of ids [H, W] or of colours [H, W, 3], and palettes uint8 [256, 3] of those that have one.
+        task: Of "multilabel" masks, bits in uint16 [H, W], every bit up to the highest is an entry.
 
     Returns:
         A CSV file of `COLUMNS`. The id 255 is ignored, unless the ids are black and white or evenly spaced greys.
 
     Raises:
-        DatasetError: There is no mask, masks of both kinds, or more than 253 colours.
+        DatasetError: There is no mask, masks of both kinds, or more than 253 colours; or bits that are no labels.
     """
+    if task == "multilabel":
+        return _draft_labels(masks)
     ids, colors, palette, last = np.zeros(256, np.int64), Counter[int](), None, ["", ""]
     for name, mask, painted in masks:
         last[mask.ndim - 2] = name
@@ -166,9 +175,22 @@ def draft_classes(masks: Iterable[tuple[str, NDArray[np.uint8], NDArray[np.uint8
         rows.append(
             ["background" if grey and not place else title, value, *color, "yes" if ignored else "", ids[value]]
         )
-    lines = io.StringIO()
-    csv.writer(lines, lineterminator="\n").writerows(rows)
-    return lines.getvalue()
+    return _as_csv(rows)
+
+
+def _draft_labels(masks: Iterable[tuple[str, NDArray[Any], NDArray[np.uint8] | None]]) -> str:
+    """Draft the class list of multi-label masks: one entry a bit."""
+    pixels = np.zeros(MAX_LABELS, np.int64)
+
+    def counted() -> Iterator[NDArray[Any]]:
+        for _, mask, _ in masks:
+            bits = mask[mask < MULTILABEL_IGNORE]
+            pixels[:] += [np.count_nonzero(bits >> label & 1) for label in range(MAX_LABELS)]
+            yield mask
+
+    space = _infer_labels(counted(), "custom")
+    rows = [[name, label, *space.colors[label], "", pixels[label]] for label, name in enumerate(space.names)]
+    return _as_csv([COLUMNS, *rows])
 
 
 def _is_brightness(ids: NDArray[np.intp]) -> bool:
@@ -225,10 +247,11 @@ def _refuse_brightness(ids: NDArray[np.intp]) -> None:
         DatasetError: 255 seems to be a class; the message says how to list the classes.
     """
     if _is_brightness(ids):
+        one = " For one object on a background, without a list: --model.task binary." if len(ids) == 2 else ""
         raise DatasetError(
             f"the masks hold the values {', '.join(str(value) for value in ids)}, as if 255 were a class and not "
-            "ignored pixels. Write a list of classes with these ids (classes.csv beside images and masks, or another "
-            f"file for data.classes); names alone would mean the ids 0 to {len(ids) - 1}:\n    "
+            f"ignored pixels.{one} Write a list of classes with these ids (classes.csv beside images and masks, or "
+            f"another file for data.classes); names alone would mean the ids 0 to {len(ids) - 1}:\n    "
             + csv_lines(
                 [
                     ("background", int(ids[0])),

@@ -200,8 +200,12 @@ def find_pairs(source: Source, root: str | Path, *, images: str | None = None, m
     return found
 
 
-def read_masks(source: Source, found: Pairing) -> Iterator[tuple[str, NDArray[np.uint8], NDArray[np.uint8] | None]]:
+def read_masks(
+    source: Source, found: Pairing, *, task: str = "multiclass"
+) -> Iterator[tuple[str, NDArray[Any], NDArray[np.uint8] | None]]:
     """Read the masks of all photos: names, masks of ids [H, W] or colours [H, W, 3], palettes [256, 3]; one at a time.
+
+    Masks of a "multilabel" `task` are bits, uint16 [H, W].
 
     Raises:
         DatasetError: A mask cannot be read; the message names it.
@@ -209,6 +213,9 @@ def read_masks(source: Source, found: Pairing) -> Iterator[tuple[str, NDArray[np
     for photo in found.photos:
         if photo.mask is not None:
             data, where = source.read(photo.mask), source.locate(photo.mask)
+            if task == "multilabel":
+                yield where, decode_bits(data, where), None
+                continue
             mask = decode_mask(data, where)
             yield where, mask, mask_palette(data) if mask.ndim == 2 else None
 

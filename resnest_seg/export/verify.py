@@ -217,8 +217,7 @@ def prove(
     if evidence.dataset is not None:
         check_fits(segmenter, evidence.dataset)
     photos, images, full_size = _photos(evidence)
-    classes = segmenter.num_classes if segmenter.task == "multiclass" else 2
-    matrices = ConfusionMatrix(classes), ConfusionMatrix(classes)
+    matrices = _matrices(segmenter), _matrices(segmenter)
     rows: list[Comparison] = []
     with _in_eval_mode(segmenter):
         for photo_batch in _batches(photos, full_size, smallest=info.smallest):
@@ -228,12 +227,12 @@ def prove(
             rows.append(row)
             if evidence.dataset is None and precision == "int8":
                 truth = _labels(expected, info)
-                for matrix, output in zip(matrices, (expected, actual), strict=True):
-                    _count(matrix, truth, _labels(output, info), info)
+                for counts, output in zip(matrices, (expected, actual), strict=True):
+                    _count(counts, truth, _labels(output, info), info)
         if evidence.dataset is not None:
             _score(segmenter, model, evidence, matrices, on_image)
     scored = _scored(evidence, precision)
-    source_iou, export_iou = (_mean_iou(matrix, known=evidence.dataset is not None) for matrix in matrices)
+    source_iou, export_iou = (_mean_iou(counts, info, known=evidence.dataset is not None) for counts in matrices)
     proof = Proof(
         file=model.path.name,
         sha256=sha256(model.path),
@@ -342,15 +341,22 @@ def _labels(output: Tensor, info: ExportInfo) -> Tensor:
     return torch.stack([decision.labels(scores) for scores in output])
 
 
-def _count(matrix: ConfusionMatrix, truth: Tensor, labels: Tensor, info: ExportInfo) -> None:
+def _matrices(segmenter: Segmenter) -> list[ConfusionMatrix]:
+    """One for all classes, or one for each label: absent, present."""
+    if segmenter.task == "multiclass":
+        return [ConfusionMatrix(segmenter.num_classes)]
+    return [ConfusionMatrix(2) for _ in range(segmenter.num_classes)]
+
+
+def _count(matrices: Sequence[ConfusionMatrix], truth: Tensor, labels: Tensor, info: ExportInfo) -> None:
     """Count the confusions of labels [N, H, W]; of a multi-label task those of every label, present or absent."""
-    if info.label_space.task == "multilabel":
-        masks, found = (
-            unpack_labels(x, len(info.label_space), ignore_label=MULTILABEL_IGNORE) for x in (truth, labels)
-        )
-        truth = masks.present.byte().masked_fill(~masks.valid.unsqueeze(-3), IGNORE_LABEL)
-        labels = found.present.byte()
-    matrix.update(truth, labels)
+    if info.label_space.task != "multilabel":
+        matrices[0].update(truth, labels)
+        return
+    masks, found = (unpack_labels(x, len(info.label_space), ignore_label=MULTILABEL_IGNORE) for x in (truth, labels))
+    planes = masks.present.byte().masked_fill(~masks.valid.unsqueeze(-3), IGNORE_LABEL)
+    for label, matrix in enumerate(matrices):
+        matrix.update(planes[..., label, :, :], found.present[..., label, :, :].byte())
 
 
 def _compare(expected: Tensor, actual: Tensor, images: NDArray[Any], info: ExportInfo) -> Comparison:
@@ -366,15 +372,17 @@ def _compare(expected: Tensor, actual: Tensor, images: NDArray[Any], info: Expor
     return Comparison(height, width, batch, largest, float(error.mean()), largest / max(scale, 1e-12), agreement)
 
 
-def _mean_iou(matrix: ConfusionMatrix, *, known: bool) -> float:
-    """Return the mean IoU; against the source's labels, over the classes that it predicts.
+def _mean_iou(matrices: Sequence[ConfusionMatrix], info: ExportInfo, *, known: bool) -> float:
+    """Return the mean IoU, as an evaluation does; against the source's labels, over the classes that it predicts.
 
     A single pixel of a class that the source never predicts would otherwise count as a class with IoU 0.
     """
-    scores = matrix.scores()
-    if known:
-        return scores.mean_iou
-    ious = [iou for iou, share in zip(scores.class_iou, scores.class_share, strict=True) if share and iou is not None]
+    scores = [matrix.scores() for matrix in matrices]
+    if info.label_space.task == "multiclass":
+        pairs = list(zip(scores[0].class_iou, scores[0].class_share, strict=True))
+    else:
+        pairs = [(score.class_iou[1], score.class_share[1]) for score in scores]
+    ious = [iou for iou, share in pairs if iou is not None and (known or share)]
     return float(np.mean(ious)) if ious else 0.0
 
 
@@ -382,7 +390,7 @@ def _score(
     segmenter: Segmenter,
     model: ExportedModel,
     evidence: Evidence,
-    matrices: tuple[ConfusionMatrix, ConfusionMatrix],
+    matrices: tuple[Sequence[ConfusionMatrix], Sequence[ConfusionMatrix]],
     on_image: Callable[[], object] | None,
 ) -> None:
     """Count the confusions of the source and of the export on the data set."""
@@ -391,7 +399,7 @@ def _score(
     for index in range(min(evidence.limit or len(dataset), len(dataset))):
         sample = dataset[index]
         truth = torch.from_numpy(sample.labels.astype(np.int32))
-        for matrix, output in zip(matrices, _outputs(segmenter, model, sample.image[None]), strict=True):
-            _count(matrix, truth, _labels(output, model.info)[0], model.info)
+        for counts, output in zip(matrices, _outputs(segmenter, model, sample.image[None]), strict=True):
+            _count(counts, truth, _labels(output, model.info)[0], model.info)
         if on_image is not None:
             on_image()

@@ -438,7 +438,9 @@ def load_fitting(segmenter: Segmenter, source: str | Path) -> LoadReport:
     path, model = found.path, segmenter.config.model
     own, weights, skipped = segmenter.state_dict(), dict(found.weights), list(found.skipped)
     adapted = _adapt_stem(weights, own, "encoder.conv1.")
-    if segmenter.config.data.pixel_mean is not None:  # the pixels are those of this data
+    trained = None if found.checkpoint is None else found.checkpoint.config
+    of_bands = isinstance(trained, RunConfig) and trained.data.bands is not None
+    if segmenter.config.data.pixel_mean is not None or of_bands:  # the pixels are those of this data
         weights = {key: value for key, value in weights.items() if not key.startswith("pixel_")}
     _check_encoder(path, weights, own, model)
     _refuse_another_network(found, model, "encoder")
@@ -502,8 +504,16 @@ def _check_encoder(path: Path, weights: Mapping[str, Tensor], own: Mapping[str, 
     ]
     problems += [f"{key} is no part of it" for key in weights if key.startswith("encoder.") and key not in own]
     if problems:
+        stem = next((key for key in own if key.startswith("encoder.")), "")
+        bands = weights[stem].shape[1] if stem in weights and weights[stem].dim() == 4 else ours.in_channels
+        hint = ""
+        if bands != ours.in_channels:
+            hint = (
+                f" It is for images of {bands} channels, and these have {ours.in_channels}: only RGB fits other bands."
+            )
         raise CheckpointError(
-            f"{path} does not hold the weights of encoder {ours.encoder!r}: {problems[0]} ({len(problems)} problems)."
+            f"{path} does not hold the weights of encoder {ours.encoder!r}: {problems[0]} ({len(problems)} "
+            f"problem{'s' * (len(problems) > 1)}).{hint}"
         )
 
 

@@ -19,6 +19,7 @@ from resnest_seg import DatasetError, FolderDataset, LabelSpace, import_labels
 from resnest_seg.annotations import importing
 from resnest_seg.annotations.importing import READERS, recognise
 from resnest_seg.cli import import_labels as verb
+from resnest_seg.data.folder import read_classes
 from resnest_seg.errors import ConfigError
 
 
@@ -144,6 +145,26 @@ def test_several_labels_become_bits(sample):
     import_labels(next(Path().glob("source/*.xml")), "again", overlap="multilabel", unlabelled="ignore")
     mask = cv2.imread("again/masks/a.png", cv2.IMREAD_UNCHANGED)
     assert np.array_equal(mask, np.where(expected == 0, 1 << 15, expected))
+
+
+def test_a_list_of_classes_gives_bits_in_its_order(sample):
+    space = LabelSpace("own", ("background", "tree", "car", "road"), tuple((k, k, k) for k in range(4)), (0, 9, 7, 255))
+    report = import_labels(sample("cvat"), "mine", overlap="multilabel", classes=space)
+    mask = cv2.imread("mine/masks/a.png", cv2.IMREAD_UNCHANGED)
+    assert [(mask >> bit & 1).sum() for bit in range(4)] == [28, 48, 8 * 24, 0]
+    assert report.classes == ["tree", "car", "road"]
+    assert "pixels belong to objects of several classes: all labels are kept" in "\n".join(report.lines())
+    rows = [row.split(",")[:2] for row in Path("mine/classes.csv").read_text().splitlines()]
+    assert rows == [["name", "id"], ["tree", "0"], ["car", "1"], ["road", "2"]]
+
+
+def test_ignored_pixels_of_a_list_with_255_are_no_class(sample):
+    names = ("background", "road", "car", "tree")
+    space = LabelSpace("own", names, tuple((k, k, k) for k in range(4)), (0, 255, 7, 9))
+    import_labels(sample("cvat"), "mine", overlap="ignore", classes=space)
+    mask, car = np.array(Image.open("mine/masks/a.png")), scene() == 2
+    assert set(mask[8:][car[8:]]) == {254}
+    assert read_classes("mine/classes.csv").ignored_raw_ids == (254,)
 
 
 def test_more_labels_than_bits_are_refused(tmp_path):

@@ -211,6 +211,7 @@ def test_maps_of_several_labels_come_back_as_bits(form):
     assert np.array_equal(again, np.where(labels == 0, 1 << 15, labels))  # none of the labels is no object
 
 
+@pytest.mark.filterwarnings("ignore:Dataset has no geotransform")  # of the file that the test writes
 def test_regions_over_an_image_of_many_bands_come_back():
     space = LabelSpace.numbered(3, names=["background", "a", "b"])
     rasterio = pytest.importorskip("rasterio")

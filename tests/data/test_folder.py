@@ -239,8 +239,9 @@ def test_brightness_is_no_class(values, tmp_path):
     make(tmp_path, NAMES)
     for path in (tmp_path / "masks").iterdir():
         Image.fromarray(np.array(values, np.uint8)[np.arange(192).reshape(12, 16) % len(values)]).save(path)
-    with pytest.raises(DatasetError, match="as if 255 were a class"):
+    with pytest.raises(DatasetError, match="as if 255 were a class") as error:
         FolderDataset(tmp_path)
+    assert ("--model.task binary" in str(error.value)) == (len(values) == 2)
     (tmp_path / "classes.csv").write_text("name,id\n" + "\n".join(f"c{value},{value}" for value in values))
     assert len(FolderDataset(tmp_path).label_space) == len(values)
 

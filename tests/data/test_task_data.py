@@ -125,6 +125,19 @@ def test_wrong_multi_label_masks_are_refused(tmp_path, masks, classes, says):
     assert says in str(error.value)
 
 
+def test_a_class_list_of_bits_is_drafted_and_read(tmp_path, tool, capsys):
+    root = folder(tmp_path, [squares(0, 1, 5, 1 << 15), squares(4, 4, 1, 0)])
+    words = ["--dataset", "folder", "--data.root", root, "--model.task", "multilabel", "--workers", "0"]
+    assert tool("check_dataset")(*words, "--write-classes") == 0
+    assert "--model.task multilabel" in capsys.readouterr().out
+    rows = [line.split(",") for line in (root / "classes.csv").read_text().splitlines()[1:]]
+    assert [(row[0], row[1], row[-1]) for row in rows] == [
+        ("label 0", "0", "90"), ("label 1", "1", "0"), ("label 2", "2", "90"),
+    ]  # fmt: skip
+    assert tool("check_dataset")(*words) in (0, 1)
+    assert FolderDataset(root, task="multilabel").listed
+
+
 def test_a_view_makes_classes_the_object_or_labels():
     plain, space = build_dataset("synthetic"), LabelSpace.of("synthetic")
     binary = build_dataset("synthetic", task="binary", positive="car, person")

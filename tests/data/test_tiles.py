@@ -1,5 +1,6 @@
 """Windows of rasters are parts of the whole arrays, each pixel counts once, and nothing depends on who reads them."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -11,6 +12,8 @@ import pytest
 import rasterio
 from rasterio.enums import ColorInterp
 
+from resnest_seg import build_segmenter
+from resnest_seg.cli.check import open_splits, parse
 from resnest_seg.config import DataConfig
 from resnest_seg.data.build import build_dataset, dataset_for, with_task
 from resnest_seg.data.class_balance import pixel_statistics
@@ -494,3 +497,14 @@ print(json.dumps([len(dataset), peak() - start]))
     windows, grown = json.loads(done.stdout)
     assert windows == 400
     assert grown < 160e6, "of 400 MB; the cache of tiles has 64 MiB, a window 1.2 MB"
+
+
+def test_a_check_of_a_run_counts_no_context_as_ignored(root, tmp_path):
+    segmenter = build_segmenter("resnest14_tiny", "fcn", 3)
+    segmenter.label_space = opened(root).label_space
+    data = DataConfig(dataset="folder", root=str(root), window=48, window_overlap=8)
+    segmenter.config = dataclasses.replace(segmenter.config, data=data)
+    segmenter.to_checkpoint().save(tmp_path / "model.safetensors")
+    splits, problems = open_splits(parse(["--checkpoint", str(tmp_path / "model.safetensors")]))
+    assert [(split.window, split.overlap) for split in splits] == [(48, 0), (48, 0)]
+    assert not problems

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from resnest_seg import LabelSpace, Predictor, build_segmenter, evaluate
+from resnest_seg import LabelSpace, PairDataset, Predictor, build_segmenter, evaluate
 from resnest_seg.data.build import build_dataset
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.inference.backends import Decision
@@ -125,6 +125,24 @@ def test_an_export_decides_as_its_source(task, result, tmp_path):
         np.testing.assert_allclose(
             several, Predictor(segmenter, device="cpu", protocol="mmseg")(image).scores(), atol=1e-4
         )
+
+
+@TASKS
+def test_the_mean_iou_of_a_proof_is_that_of_an_evaluation(task, tmp_path):
+    pytest.importorskip("onnxruntime")
+    from resnest_seg.export import export_onnx
+    from resnest_seg.export.verify import Evidence
+
+    segmenter, random = model(task), np.random.default_rng(4)
+    highest = 2 if task == "binary" else 1 << len(LABELS[task])
+    pairs = [(photo(48, 64), random.integers(0, highest, (48, 64))) for _ in range(2)]
+    pairs[0][1][:9] = segmenter.label_space.ignore_value
+    dataset = PairDataset(pairs, segmenter.label_space, split="val")
+    proof = export_onnx(segmenter, tmp_path / "model.onnx", evidence=Evidence(dataset=dataset))
+    expected = evaluate(segmenter, dataset).scores["whole"].mean_iou
+    assert 0.1 < expected < 0.6
+    assert proof.source_mean_iou == pytest.approx(expected, abs=1e-3)
+    assert proof.mean_iou == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_probabilities_of_another_task_are_refused(tmp_path):

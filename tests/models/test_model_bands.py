@@ -10,7 +10,7 @@ from support.rasters import values
 from support.reference import fill
 
 from resnest_seg.config import DataConfig, ModelConfig, RunConfig
-from resnest_seg.errors import ConfigError
+from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.loading import build_segmenter, load_checkpoint, load_fitting, segmenter_for
 from resnest_seg.models.resnest import adapt_first_convolution
@@ -78,6 +78,20 @@ def test_weights_for_rgb_start_models_of_other_bands_by_timms_rule(tmp_path, cou
     said = {1: "fits 1 bands as the sum of R, G and B", 3: ""}
     assert said.get(count, f"fits {count} bands as R, G, B repeated, times 3 / {count}") in report
     assert ("first convolution" in report) == (count != 3)
+
+
+def test_photos_are_not_normalised_by_the_bands_that_weights_were_trained_on(tmp_path):
+    fill(model_of(MEAN[:3], STD[:3])).to_checkpoint().save(tmp_path / "bands.safetensors")
+    photos = segmenter_for(RunConfig(model=ModelConfig(encoder="resnest14_tiny", head="fcn")), SPACE)
+    load_fitting(photos, tmp_path / "bands.safetensors")
+    assert torch.equal(photos.pixel_mean.flatten(), torch.tensor(PIXEL_MEAN))
+    assert torch.equal(photos.pixel_std.flatten(), torch.tensor(PIXEL_STD))
+
+
+def test_weights_for_other_bands_are_refused_with_the_numbers(tmp_path):
+    fill(model_of()).to_checkpoint().save(tmp_path / "bands.safetensors")
+    with pytest.raises(CheckpointError, match=r"\(1 problem\)\. It is for images of 4 channels, and these have 2"):
+        load_fitting(model_of(MEAN[:2], STD[:2]), tmp_path / "bands.safetensors")
 
 
 @torch.inference_mode()
