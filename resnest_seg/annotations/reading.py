@@ -29,6 +29,7 @@ from PIL import Image
 from resnest_seg.annotations.objects import Ring
 from resnest_seg.annotations.raster import FARTHEST
 from resnest_seg.errors import DatasetError, printable
+from resnest_seg.io.georeference import is_tiff, raster_size
 from resnest_seg.io.images import IMAGE_SUFFIXES, size_in_header
 from resnest_seg.io.masks import BROKEN, image_size
 
@@ -442,6 +443,8 @@ def shown_size(path: Path | bytes) -> tuple[tuple[int, int], tuple[int, int]]:
                 turned = picture.format != "PNG" and picture.getexif().get(274, 1) in (5, 6, 7, 8)
     except BROKEN:
         stored, turned = (0, 0) if isinstance(path, bytes) else image_size(path), False
+        if not isinstance(path, bytes) and not min(stored) and is_tiff(path):  # of bands that Pillow does not know
+            stored = raster_size(path)
     return stored, stored[::-1] if turned else stored
 
 

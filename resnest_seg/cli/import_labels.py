@@ -80,5 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     print("\n".join(report.lines()))
     check = f"{command('check')} --dataset folder --data.root {shlex.quote(options.output)}"
+    check += " --model.task multilabel" if options.overlap == "multilabel" else ""
     print(f"written to {options.output}. Next: {check}")
     return 0
