@@ -443,7 +443,7 @@ def shown_size(path: Path | bytes) -> tuple[tuple[int, int], tuple[int, int]]:
                 turned = picture.format != "PNG" and picture.getexif().get(274, 1) in (5, 6, 7, 8)
     except BROKEN:
         stored, turned = (0, 0) if isinstance(path, bytes) else image_size(path), False
-        if isinstance(path, Path) and not min(stored) and is_tiff(path):  # of bands that Pillow does not know
+        if not isinstance(path, bytes) and not min(stored) and is_tiff(path):  # of bands that Pillow does not know
             stored = raster_size(path)
     return stored, stored[::-1] if turned else stored
 

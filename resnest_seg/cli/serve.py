@@ -5,7 +5,8 @@ python tools/serve_seg.py --checkpoint runs/my_run
 curl -H "Content-Type: image/jpeg" --data-binary @photo.jpg http://127.0.0.1:8000/segment > labels.png
 curl -H "Content-Type: image/jpeg" --data-binary @photo.jpg "http://127.0.0.1:8000/segment?output=overlay" > overlay.png
 
-Also ?output=polygons (GeoJSON), ?ids=train, ?alpha=0.5; and GET /classes, GET /health. There is no authentication and
+Also ?output=polygons (GeoJSON), ?ids=train, ?alpha=0.5; and GET /classes, GET /health. A model of many bands takes TIFF
+files, too (Content-Type: image/tiff). There is no authentication and
 no encryption: use a proxy if others can reach the server.
 
 Besides the limits below, a request's header must arrive within 10 s, its body within 30 s, and the response must be

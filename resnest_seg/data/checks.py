@@ -68,8 +68,9 @@ class Diagnosis:
         ignored: Split -> share of ignored pixels, 0..1.
         histogram: Split -> raw id -> number of pixels, for masks of ids.
         sizes: Split -> smallest, median and largest (H, W) by area.
-        median_frequency: K class weights for a loss by `median_frequency_weights`, from the first split.
-        effective_number: K class weights for a loss by `effective_number_weights`, from the first split.
+        median_frequency: K class weights for a loss by `median_frequency_weights`, from the first split; empty for
+            binary and multi-label tasks, whose losses have others.
+        effective_number: K class weights for a loss by `effective_number_weights`, likewise.
         suggested_crop: Side of a training crop that most photos fill, a multiple of 32.
         pixel_mean: Mean of each band of the first split, in the units of the files; empty for photos.
         pixel_std: Standard deviation, likewise.
@@ -110,11 +111,13 @@ class Diagnosis:
         table.column("class", footer="ignored")
         for split in self.shares:
             table.column(f"{split} %", footer=f"{100 * self.ignored[split]:.2f}", right=True)
-        table.column("median freq.", right=True)
-        table.column("effective no.", right=True)
+        weights = {"median freq.": self.median_frequency, "effective no.": self.effective_number}
+        weights = {title: values for title, values in weights.items() if values}
+        for title in weights:
+            table.column(title, right=True)
         for label, name in enumerate(self.classes):
             shares = (f"{100 * shares[label]:.2f}" for shares in self.shares.values())
-            table.row(name, *shares, f"{self.median_frequency[label]:.2f}", f"{self.effective_number[label]:.2f}")
+            table.row(name, *shares, *(f"{values[label]:.2f}" for values in weights.values()))
         return table
 
 
@@ -152,6 +155,7 @@ def diagnose(
     bands = _bands(splits[0], facts[splits[0].split])[0]
     space = splits[0].label_space
     first = np.stack([fact.labels for fact in facts[splits[0].split]])[:, :-1]
+    weighted = space.task == "multiclass"  # other tasks weigh the pixels with and without a label
     return Diagnosis(
         dataset=space.name,
         classes=space.names,
@@ -161,8 +165,8 @@ def diagnose(
         ignored={split: _ignored_share(seen) for split, seen in facts.items()},
         histogram={split: _histogram(seen) for split, seen in facts.items()},
         sizes={split: _sizes(seen) for split, seen in facts.items()},
-        median_frequency=[round(float(value), 6) for value in median_frequency_weights(first)],
-        effective_number=[round(float(value), 6) for value in effective_number_weights(first)],
+        median_frequency=[round(float(value), 6) for value in median_frequency_weights(first) if weighted],
+        effective_number=[round(float(value), 6) for value in effective_number_weights(first) if weighted],
         suggested_crop=_suggested_crop(facts[splits[0].split]),
         pixel_mean=() if bands is None else bands.mean,
         pixel_std=() if bands is None else bands.std,

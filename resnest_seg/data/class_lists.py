@@ -247,11 +247,13 @@ def _refuse_brightness(ids: NDArray[np.intp]) -> None:
         DatasetError: 255 seems to be a class; the message says how to list the classes.
     """
     if _is_brightness(ids):
-        one = " For one object on a background, without a list: --model.task binary." if len(ids) == 2 else ""
+        advice = "Write a list of classes with"
+        if len(ids) == 2:
+            advice = "For an object on background, give --model.task binary. Else write a list of classes with"
         raise DatasetError(
             f"the masks hold the values {', '.join(str(value) for value in ids)}, as if 255 were a class and not "
-            f"ignored pixels.{one} Write a list of classes with these ids (classes.csv beside images and masks, or "
-            f"another file for data.classes); names alone would mean the ids 0 to {len(ids) - 1}:\n    "
+            f"ignored pixels. {advice} these ids (classes.csv beside images and masks, or another "
+            f"file for data.classes); names alone would mean the ids 0 to {len(ids) - 1}:\n    "
             + csv_lines(
                 [
                     ("background", int(ids[0])),

@@ -380,8 +380,8 @@ def _is_deep_tiff(data: bytes, name: str) -> bool:
     if bands != meant and not (meant and bands == meant + 1 and extra[:1] in _ALPHA):
         raise DatasetError(
             f"{name} is not a photo: it has {bands} bands, tagged as {called} without opacity. Only photos can be "
-            "read as they are; to use the bands of all files, name them: --data.bands 1,2,3. Or save red, green and "
-            "blue: gdal_translate -co PHOTOMETRIC=RGB -b 1 -b 2 -b 3 IN OUT"
+            "read as they are; to use the bands of all files, train with their numbers: --data.bands 1,2,3. Or save "
+            "red, green and blue: gdal_translate -co PHOTOMETRIC=RGB -b 1 -b 2 -b 3 IN OUT"
         )
     return bits[0] > 8
 

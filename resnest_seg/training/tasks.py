@@ -261,7 +261,7 @@ class SegmentationTask:
 
         def picture(epoch: int) -> NDArray[np.uint8]:
             rows = [(image.image, image.labels, image.predictions) for image in sheet]
-            drawn_at = " at the best thresholds, drawn at those before" if report.labels else ""
+            drawn_at = " at the best thresholds; the pictures are at the thresholds before" if report.labels else ""
             title = f"{report.dataset} {report.split}, epoch {epoch}, mIoU {100 * mean_iou:.2f}{drawn_at}"
             return contact_sheet(rows, self.validation.label_space, title=title)
 
@@ -285,7 +285,8 @@ class SegmentationTask:
         ious = [label.best_iou for label in labels.labels if label.best_iou is not None]
         mean_iou, precision = sum(ious) / len(ious) if ious else 0.0, labels.mean_average_precision
         shown = ", ".join(f"{value:.3f}" for value in labels.best_thresholds)
-        text = f"mIoU {100 * mean_iou:.2f} (thresholds {shown})  average precision {100 * precision:.2f}"
+        name, noun = ("mIoU", "thresholds") if len(labels.labels) > 1 else ("IoU", "threshold")
+        text = f"{name} {100 * mean_iou:.2f} ({noun} {shown})  average precision {100 * precision:.2f}"
         return {"mean_iou": mean_iou, "average_precision": precision}, text, {"thresholds": thresholds}
 
 

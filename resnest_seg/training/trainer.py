@@ -398,7 +398,7 @@ class Trainer:
             shown += f"  of the {better} ({other}: {100 * results[other].scores[self.about.score]:.2f})"
         self._log(METRICS, "validation", values)
         epochs = math.ceil(self.steps / self.steps_per_epoch)
-        self.console.print(f"epoch {self.epoch:>3}/{epochs}  step {self.step}  {shown}")
+        self.console.print(f"epoch {self.epoch:>3}/{epochs}  step {self.step}  {shown}", soft_wrap=True)
 
     def _draw(self, result: Validation) -> None:
         """Write the picture of a validation into the run folder, and hand it to the trackers."""

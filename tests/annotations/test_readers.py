@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from PIL import Image, ImageDraw
 from support import annotation_samples as samples
 from support.annotation_samples import HEIGHT, WIDTH, scene
@@ -324,6 +325,19 @@ def test_geojson_of_one_class_and_of_points():
     assert report.dropped == {"a Point": 1}
     assert report.overlapping_pixels == 32
     assert report.conflicting_pixels == 0
+
+
+@pytest.mark.parametrize(("count", "kind"), [(4, np.uint16), (7, np.float32), (2, np.int16)])
+def test_areas_over_rasters_of_bands(count, kind):
+    """Pillow does not know their headers."""
+    source = samples.geo(SOURCE)
+    with rasterio.open(SOURCE / "ortho.tif") as file:
+        profile = file.profile | {"count": count, "dtype": kind, "photometric": "minisblack"}
+    with rasterio.open(SOURCE / "ortho.tif", "w", **profile) as file:
+        file.write(np.zeros((count, HEIGHT, WIDTH), kind))
+    report = import_labels(source, "mine")
+    assert report.classes == ["background", "car", "road", "tree"]
+    assert np.array_equal(mask("ortho"), np.array([0, 2, 1, 3])[scene()])
 
 
 def test_rasters_without_a_reference_system_beside_those_with_one_are_named():

@@ -253,5 +253,5 @@ def test_drawn_images_have_no_bands():
 
 
 def test_photos_of_other_bands_are_told_the_key(tmp_path):
-    with pytest.raises(DatasetError, match=r"to use the bands of all files, name them: --data.bands 1,2,3"):
+    with pytest.raises(DatasetError, match=r"to use the bands of all files, train with .*: --data.bands 1,2,3"):
         FolderDataset(make_scenes(tmp_path))[0]

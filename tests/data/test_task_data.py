@@ -239,3 +239,5 @@ def test_the_doctor_counts_overlapping_labels(tmp_path):
     diagnosis = diagnose(splits)
     assert diagnosis.shares["train"] == pytest.approx([60 / 180, 60 / 180])  # of 180 labelled pixels, 60 have both
     assert diagnosis.ignored["train"] == pytest.approx(60 / 240)
+    assert (diagnosis.median_frequency, diagnosis.effective_number) == ([], [])  # no loss of labels takes them
+    diagnosis.table()
