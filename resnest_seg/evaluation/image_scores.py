@@ -353,6 +353,11 @@ def _numbered(lines: Iterable[str], place: int) -> Iterator[tuple[int, int, str]
     return ((int(json.loads(line)["index"]), place, line) for line in lines)
 
 
+CACHED = 1 << 17
+"""On a CPU, scores are looked at so many at a time: they and what is computed from them stay in its caches, which takes
+a third of the time in 150 classes."""
+
+
 def certainty(scores: Tensor, merge: str, best: Tensor) -> tuple[Tensor, Tensor]:
     """Compute how sure a model is of every pixel of a slab.
 
@@ -365,6 +370,16 @@ def certainty(scores: Tensor, merge: str, best: Tensor) -> tuple[Tensor, Tensor]
         The probability of the best class, and the entropy of all probabilities as a share of the largest possible;
         of labels, means over them. float32 [r, W], 0..1 but for rounding.
     """
+    if scores.is_cuda:
+        return _certainty(scores, merge, best)
+    rows = max(CACHED // max(scores[:, 0].numel(), 1), 1)
+    pairs = zip(scores.split(rows, dim=1), best.split(rows), strict=True)
+    parts = [_certainty(slab, merge, labels) for slab, labels in pairs]
+    confidence, entropy = zip(*parts, strict=True)
+    return torch.cat(confidence), torch.cat(entropy)
+
+
+def _certainty(scores: Tensor, merge: str, best: Tensor) -> tuple[Tensor, Tensor]:
     if merge == "sigmoid":
         scores = scores.clamp(0, 1)
         entropy = torch.special.entr(scores) + torch.special.entr(1 - scores)
