@@ -1,4 +1,4 @@
-"""Metrics and reports: confusion matrix, boundaries, calibration, `evaluate`, submission packs."""
+"""Metrics and reports: confusion matrix, boundaries, calibration, scores by image, `evaluate`, submission packs."""
 
 from resnest_seg import lazy_exports
 
@@ -6,13 +6,17 @@ _HOMES = {
     "BoundaryScores": "boundaries",
     "Calibration": "calibration",
     "ConfusionMatrix": "metrics",
+    "Difference": "comparison",
     "EvalReport": "report",
     "EvaluatedImage": "evaluate",
+    "ImageScores": "image_scores",
+    "ImageScoresFile": "image_scores",
     "LabelScore": "label_scores",
     "LabelScores": "label_scores",
     "ScoreHistogram": "label_scores",
     "Scores": "metrics",
     "Submission": "submission",
+    "compare_images": "comparison",
     "evaluate": "evaluate",
 }
 
