@@ -91,7 +91,7 @@ class FirstOf(SegmentationDataset):
         self.dataset.read_as(bands)
 
     def raster(self, index: int) -> Raster:
-        """That of the data set."""
+        """The label space of the data set."""
         return self.dataset.raster(index % len(self.dataset))
 
     def __len__(self) -> int:
