@@ -18,7 +18,7 @@ PACKAGE = PROJECT / "resnest_seg"
 FILES = sorted(PACKAGE.rglob("*.py"))
 OTHERS = sorted((PROJECT / "tools").rglob("*.py")) + sorted((PROJECT / "datasets").glob("*.py"))
 
-GROUND = {"errors", "files", "labels", "yaml_files", "config_types", "config"}
+GROUND = {"errors", "files", "labels", "yaml_files", "config_types", "config_reading", "config"}
 """Modules below all wings."""
 
 MAY_IMPORT = {

@@ -11,16 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from resnest_seg.config import (
-    CUSTOM,
-    AnyConfig,
-    ClassifierConfig,
-    DataConfig,
-    ModelConfig,
-    PretrainConfig,
-    RunConfig,
-    kinds_of,
-)
+from resnest_seg.config import CUSTOM, AnyConfig, ClassifierConfig, DataConfig, ModelConfig, PretrainConfig, RunConfig
+from resnest_seg.config_reading import kinds_of
 from resnest_seg.config_types import Kind, Range
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, command, unknown_name
 from resnest_seg.labels import LabelSpace

@@ -35,7 +35,8 @@ import torch
 from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
-from resnest_seg.config import AnyConfig, flatten, to_yaml
+from resnest_seg.config import AnyConfig
+from resnest_seg.config_reading import flatten, to_yaml
 from resnest_seg.errors import CheckpointError, unknown_name
 from resnest_seg.files import atomic_write, remove_leftovers, sync_folder
 from resnest_seg.models.checkpoint import BEST, CONFIG, LAST, Checkpoint, TrainingState

@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from resnest_seg.cli.main import complete, completing
 from resnest_seg.cli.parsing.options import stray_word
-from resnest_seg.config import AnyConfig, RunConfig, config_keys, kinds_of
+from resnest_seg.config import AnyConfig, RunConfig, config_keys
+from resnest_seg.config_reading import kinds_of
 from resnest_seg.errors import ConfigError, program, unknown_option, usage
 
 SHORT = {
