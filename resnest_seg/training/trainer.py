@@ -448,7 +448,8 @@ class Trainer:
         identity = self.folder.identity()
         begin_trackers(self.config, self.engine, folder=self.output, identity=identity, step=self.step)
         versions = {"torch": torch.__version__, "python": platform.python_version(), "host": platform.node()}
-        started = {"processes": self.engine.num_processes, "device": str(self.engine.device), **versions}
+        where = {"processes": self.engine.num_processes, "device": str(self.engine.device)}
+        started = {"steps": self.steps, **where, **versions}
         self._log(MACHINE, "start", {"id": identity, **started, "changes": self.changes})
         if self.changes:
             self.console.print(f"changed since the run began: {', '.join(self.changes)}", soft_wrap=True)
