@@ -35,6 +35,7 @@ GROUPS = {
         "predict": "segment photos, folders, videos and large images",
         "export": "export a model to ONNX, torch or OpenVINO, and verify the file",
         "serve": "serve an exported model by HTTP",
+        "demo": "try a model on a page in the browser",
     },
     "a look back": {
         "runs": "list run folders: config differences, best mIoU, speed, state",
