@@ -14,6 +14,7 @@ import io
 import json
 import math
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -88,9 +89,9 @@ class AuditedImage:
         index: Of the sample in the data set.
         name: Of the sample within the data set.
         pixels: Labelled pixels; of a multi-label task, once for each label.
-        score: Soft minimum of their self-confidences, 0..1, low for doubtful labels; 1 without a labelled pixel.
+        score: Soft minimum of their self-confidences, 0..1, low for doubtful labels, by which images are ranked; 1
+            without a labelled pixel.
         issues: How many of the pixels are issues.
-        doubt: Sum of the scores of its regions, by which images are ranked.
         pairs: (given, predicted), as names -> how many issues have it.
     """
 
@@ -99,7 +100,6 @@ class AuditedImage:
     pixels: int
     score: float
     issues: int
-    doubt: float
     pairs: dict[tuple[str, str], int]
 
     def to_dict(self) -> dict[str, Any]:
@@ -242,6 +242,7 @@ class JudgedPixels:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # as long as this object lives
+        weakref.finalize(self, self._file.close)
         self._places: dict[int, tuple[int, int]] = {}
         self.cutoffs: list[int] = []
 
@@ -430,24 +431,21 @@ class _Judge:
         self.kept.cutoffs = [learning.cutoff for learning in self.learning]
         images, best, found, small = list[AuditedImage](), list[tuple[float, int, AuditedRegion]](), 0, 0
         for done, (index, (name, pixels, score)) in enumerate(sorted(self.judged.items()), start=1):
-            pairs, doubt = collections.Counter[tuple[str, str]](), 0.0
+            pairs = collections.Counter[tuple[str, str]]()
             for names, one, cutoff in zip(self.questions, self.kept[index], self.kept.cutoffs, strict=True):
                 wrong = one.issues(cutoff)
                 codes = one.given[wrong].astype(np.int64) * 256 + one.predicted[wrong]
                 for code, count in zip(*np.unique(codes, return_counts=True), strict=True):
                     pairs[names[code // 256], names[code % 256]] += int(count)
-                regions, left_out = doubtful_regions(one, cutoff, min_area=min_area)
-                small += left_out
-                for region in regions:
+                seen = doubtful_regions(one, cutoff, min_area=min_area)
+                small += seen.small
+                for region in seen.regions:
                     found += 1
-                    doubt += region.score
                     entry = AuditedRegion(index, name, names[region.given], names[region.predicted], region)
                     heapq.heappush(best, (region.score, -found, entry))
                     if len(best) > MOST_REGIONS:
                         heapq.heappop(best)
-            images.append(
-                AuditedImage(index, name, pixels, score, sum(pairs.values()), doubt, dict(pairs.most_common()))
-            )
+            images.append(AuditedImage(index, name, pixels, score, sum(pairs.values()), dict(pairs.most_common())))
             if on_step is not None:
                 on_step("comparing", done, len(self.judged))
         return AuditReport(
@@ -456,7 +454,7 @@ class _Judge:
             models=tuple(dict.fromkeys(self.descriptions)),
             classes=self.dataset.label_space.names,
             protocol=self.protocol if isinstance(self.protocol, str) else self.protocol.name,
-            images=tuple(sorted(images, key=lambda image: -image.doubt)),
+            images=tuple(sorted(images, key=lambda image: image.score)),
             regions=tuple(entry for _, _, entry in sorted(best, key=lambda kept: kept[:2], reverse=True)),
             found=found,
             small=small,
