@@ -88,7 +88,7 @@ class Parts:
         transform: An albumentations transform, or a function of (image, labels, random generator), see
             `resnest_seg.data.transforms.Transform`.
         optimizer: An optimiser, or a function from parameter groups to one.
-        callbacks: What is told of steps and validations.
+        callbacks: Objects that hear of steps and validations.
     """
 
     train: SegmentationDataset | None = None
@@ -496,7 +496,7 @@ def initial_model(
 
 
 def _encoder_report(config: RunConfig) -> str:
-    """What became of an encoder's weights for RGB, where the images have other bands; else nothing."""
+    """Describe how an encoder's RGB weights were adapted to the bands of the images; empty for RGB images."""
     weights, channels = config.model.encoder_weights, config.model.in_channels
     if weights is None or channels == 3:
         return ""

@@ -12,7 +12,8 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 import resnest_seg
-from resnest_seg.config import flatten, load_run_config
+from resnest_seg.config import load_run_config
+from resnest_seg.config_reading import flatten
 from resnest_seg.data.datasets import Sample, SegmentationDataset, assign_folds
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.models.checkpoint import BEST, CONFIG, LAST, Checkpoint
