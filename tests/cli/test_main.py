@@ -75,7 +75,7 @@ def test_a_package_that_is_missing_is_named_but_a_bug_of_ours_is_a_bug(monkeypat
     monkeypatch.setitem(sys.modules, "resnest_seg.cli.zoo", None)  # as if our own file were missing
     with pytest.raises(ModuleNotFoundError):
         cli.main(["zoo"])
-    for name in ("cli.train", "config", "yaml_files"):
+    for name in ("cli.train", "config", "config_reading", "yaml_files"):
         monkeypatch.delitem(sys.modules, f"resnest_seg.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert resnest_seg_command("train", "--dataset", "synthetic", "--dry-run") == 2
