@@ -6,8 +6,7 @@ from conftest import TINY
 from safetensors import safe_open
 
 from resnest_seg.cli import train
-from resnest_seg.config import ConfigError
-from resnest_seg.errors import CheckpointError, run_tool
+from resnest_seg.errors import CheckpointError, ConfigError, run_tool
 from resnest_seg.reports.run_table import read_run
 
 SYNTHETIC = ("--dataset", "synthetic", *TINY, "--train.epochs=null", "--train.iterations=2", "--eval.sheet=0")

@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from resnest_seg.cli.review import runs as verb
-from resnest_seg.config import RunConfig, to_yaml
+from resnest_seg.config import RunConfig
+from resnest_seg.config_reading import to_yaml
 from resnest_seg.errors import ConfigError, run_tool
 from resnest_seg.models import checkpoint
 from resnest_seg.reports import run_table
