@@ -28,6 +28,7 @@ GROUPS = {
     "training": {
         "train": "train a segmentation model",
         "pretrain": "train an image classifier, to pre-train an encoder",
+        "runs": "list run folders: config differences, best mIoU, speed, state",
         "budget": "plan how a recipe fits into the memory of given devices",
     },
     "trained models": {
@@ -36,9 +37,6 @@ GROUPS = {
         "export": "export a model to ONNX, torch or OpenVINO, and verify the file",
         "serve": "serve an exported model by HTTP",
         "demo": "try a model on a page in the browser",
-    },
-    "a look back": {
-        "runs": "list run folders: config differences, best mIoU, speed, state",
     },
     "comparisons": {
         "zoo": "list and fetch the published checkpoints",
