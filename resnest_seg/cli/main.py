@@ -36,6 +36,9 @@ GROUPS = {
         "export": "export a model to ONNX, torch or OpenVINO, and verify the file",
         "serve": "serve an exported model by HTTP",
     },
+    "review": {
+        "report": "write what came out of runs into one page: curves, scores, images",
+    },
     "comparisons": {
         "zoo": "list and fetch the published checkpoints",
         "benchmark": "measure this package beside others on this machine",
@@ -43,7 +46,7 @@ GROUPS = {
 }
 """Group -> verb -> its line of help."""
 
-MODULES = {"import": "import_labels"}
+MODULES = {"import": "import_labels", "report": "review.report"}
 """Verb -> its module, where that cannot have the verb's name."""
 
 VERBS = [verb for group in GROUPS.values() for verb in group]
