@@ -255,7 +255,7 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """The training loop, whatever is trained."""
+    """The training loop of segmentation models and classifiers."""
 
     epochs: int | None = within(120, 1, COUNT)
     """Length of the run in passes over the training split; null if train.iterations is set."""

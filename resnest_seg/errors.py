@@ -47,6 +47,7 @@ SCRIPTS = {
     "zoo": "tools/zoo_seg.py",
     "budget": "tools/budget_seg.py",
     "pretrain": "tools/pretrain_cls.py",
+    "runs": "tools/list_runs.py",
     "benchmark": "tools/benchmark_seg.py",
     "report": "tools/report_seg.py",
     "prepare ade20k": "datasets/prepare_ade20k.py",

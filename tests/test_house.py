@@ -45,11 +45,12 @@ resnest_seg.annotations.importing resnest_seg.annotations.writers resnest_seg.cl
 """Modules that import no torch; besides them, all of `resnest_seg.io`."""
 
 PUBLIC = """
-ADE20K Callback CamVid CheckpointError Cityscapes ConfigError ConfusionMatrix DatasetError Diagnosis DownloadError
-EvalReport ExportError FitResult FolderDataset IGNORE_LABEL ImportReport LabelSpace LoadReport ModelConfig OnnxPredictor
-PairDataset Prediction Predictor Protocol ResNeStSegError RunConfig Sample Scores SegmentationDataset Segmenter
-SegmenterOutput StepReport Synthetic Trainer ValidationReport build_dataset build_encoder build_loader build_segmenter
-diagnose evaluate fit import_labels load_checkpoint load_run_config multiscale protocol sliding_window whole
+ADE20K AuditReport Callback CamVid CheckpointError Cityscapes ConfigError ConfusionMatrix DatasetError Diagnosis
+DownloadError EvalReport ExportError FitResult FolderDataset IGNORE_LABEL ImportReport LabelSpace LoadReport ModelConfig
+OnnxPredictor PairDataset Prediction Predictor Protocol ResNeStSegError RunConfig Sample Scores SegmentationDataset
+Segmenter SegmenterOutput StepReport Synthetic Trainer ValidationReport audit build_dataset build_encoder build_loader
+build_segmenter diagnose evaluate fit fit_folds import_labels load_checkpoint load_run_config multiscale protocol
+sliding_window whole
 """
 
 

@@ -36,7 +36,8 @@ GROUPS = {
         "export": "export a model to ONNX, torch or OpenVINO, and verify the file",
         "serve": "serve an exported model by HTTP",
     },
-    "review": {
+    "a look back": {
+        "runs": "list run folders: config differences, best mIoU, speed, state",
         "report": "write what came out of runs into one page: curves, scores, images",
     },
     "comparisons": {
@@ -46,7 +47,7 @@ GROUPS = {
 }
 """Group -> verb -> its line of help."""
 
-MODULES = {"import": "import_labels", "report": "review.report"}
+MODULES = {"import": "import_labels", "runs": "review.runs", "report": "review.report"}
 """Verb -> its module, where that cannot have the verb's name."""
 
 VERBS = [verb for group in GROUPS.values() for verb in group]

@@ -1,18 +1,22 @@
-"""Metrics and reports: confusion matrix, boundaries, calibration, `evaluate`, submission packs."""
+"""Metrics and reports: confusion matrix, boundaries, calibration, `evaluate`, audits of labels, submission packs."""
 
 from resnest_seg import lazy_exports
 
 _HOMES = {
+    "AuditReport": "audit",
     "BoundaryScores": "boundaries",
     "Calibration": "calibration",
+    "ConfidentLearning": "label_issues",
     "ConfusionMatrix": "metrics",
     "EvalReport": "report",
     "EvaluatedImage": "evaluate",
     "LabelScore": "label_scores",
     "LabelScores": "label_scores",
+    "SoftMinimum": "label_issues",
     "ScoreHistogram": "label_scores",
     "Scores": "metrics",
     "Submission": "submission",
+    "audit": "audit",
     "evaluate": "evaluate",
 }
 

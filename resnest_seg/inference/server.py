@@ -146,7 +146,7 @@ class _Arrival:
 
 @dataclasses.dataclass(eq=False)
 class _Job:
-    """A photo that waits or is in work; None when nobody waits for its answer any more."""
+    """A photo that waits or is in work; None once its client has gone."""
 
     body: bytes | None
     wish: _Wish
@@ -239,7 +239,7 @@ class _Service:
             self._forget(first)
 
     def _forget(self, arrival: _Arrival) -> None:
-        """It holds no bytes any more, whichever came first: its end, or that it gave way."""
+        """Give the bytes of the request back, once, at its end or when it is cancelled."""
         self.arriving.pop(arrival, None)
         self.arrived -= len(arrival.data)
         arrival.data = bytearray()
@@ -281,7 +281,7 @@ class _Service:
             answer.cancel()
 
     def _work(self, job: _Job) -> bytes:
-        """Runs in a thread of the pool; the answer to nobody is empty."""
+        """Run in a thread of the pool; returns nothing if the client has gone."""
         try:
             pixels = self._pixels(job)
             prediction: Prediction | None = None if job.body is None else self.predictor(pixels)

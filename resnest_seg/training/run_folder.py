@@ -228,7 +228,7 @@ class RunFolder:
             config: What config.yaml shall say.
             reached: Kind of line -> the last step whose lines stay.
             files: Name -> text of more files.
-            say: Is told if a resumed run's metrics are gone.
+            say: Called with a message if a resumed run's metrics are gone.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path, {*OURS, *(files or {})})
@@ -426,7 +426,7 @@ def restore_optimizer(
     *,
     may_differ: bool,
 ) -> None:
-    """Put the state of parameters that are still trained back; groups and rates stay, other parameters begin anew.
+    """Put the state of parameters that are still trained back; groups and rates stay, other parameters start fresh.
 
     Args:
         optimizer: It is changed.
@@ -482,7 +482,7 @@ def kept_state(kept: Mapping[str, object]) -> tuple[dict[str, dict[str, Any]], d
 def restore_kept(
     kept: Mapping[str, object], plain: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Give objects their states back, as from `kept_state`; those without a saved state begin anew."""
+    """Give objects their states back, as from `kept_state`; those without a saved state start fresh."""
     for name, one in kept.items():
         prefix = f"kept.{name}."
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
