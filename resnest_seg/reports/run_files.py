@@ -17,13 +17,9 @@ import yaml
 from resnest_seg.config import AnyConfig, PretrainConfig, RunConfig
 from resnest_seg.config_reading import flatten, load_config
 from resnest_seg.errors import CheckpointError, ConfigError
+from resnest_seg.evaluation.image_scores import VALIDATION_REPORT
 from resnest_seg.files import shipped_configs
-
-CONFIG, METRICS, MACHINE, LOCK = "config.yaml", "metrics.jsonl", "machine.jsonl", ".lock"
-"""Names in a run folder, see `resnest_seg.training.run_folder`."""
-
-VALIDATION = "val_report.json"
-"""The report of the best validation in a run folder; those of `resnest-seg eval` are eval_*.json."""
+from resnest_seg.reports.run_table import CONFIG, MACHINE, METRICS, Run, read_run
 
 PLACES = ("output", "data.root", "data.workers")
 """Config keys that say where a run was, not what it was."""
@@ -43,7 +39,7 @@ class RunFiles:
         validations: Lines of validations: step, epoch, scores.
         starts: Lines of starts and resumes: versions, device, host.
         speeds: Lines of the machine: images_per_second, memory_mib.
-        running: A process trains into the folder at this moment, as far as its lock tells.
+        run: How far it is, as a table of runs shows it.
     """
 
     folder: Path
@@ -52,41 +48,18 @@ class RunFiles:
     validations: Sequence[Line]
     starts: Sequence[Line]
     speeds: Sequence[Line]
-    running: bool
-
-    @property
-    def step(self) -> int:
-        """The last step that is known of."""
-        return max((int(line["step"]) for line in (*self.steps, *self.validations)), default=0)
-
-    @property
-    def total(self) -> int | None:
-        """Steps of the whole run; None before it is known how many an epoch has."""
-        train = self.config.train
-        if train.iterations is not None or train.epochs is None:
-            return train.iterations
-        lines = [line for line in (*self.steps, *self.validations) if number(line, "epoch")]
-        if not lines:
-            return None
-        last = max(lines, key=lambda line: int(line["step"]))  # epochs have four digits behind the point
-        return train.epochs * max(round(int(last["step"]) / float(last["epoch"])), 1)
+    run: Run
 
     @property
     def state(self) -> str:
         """How far the run is, in words."""
-        total, patience = self.total, self.config.train.patience
-        if total is not None and self.step >= total and self.validations and int(self.validations[-1]["step"]) >= total:
-            return f"complete, {total} steps"
-        where = f"step {self.step}" + ("" if total is None else f" of {total}")
-        if self.running:
-            return f"running, {where}"
-        if patience and self._stale() >= patience:
-            return f"ended early at {where}: {patience} validations without a better score (train.patience)"
-        return f"ended at {where}"
-
-    def _stale(self) -> int:
-        scores = [value for line in self.validations if (value := number(line, self.score)) is not None]
-        return len(scores) - 1 - scores.index(max(scores)) if scores else 0
+        where = f"step {self.run.step}" + ("" if self.run.steps is None else f" of {self.run.steps}")
+        return {
+            "running": f"running, {where}",
+            "finished": f"finished, {where}",
+            "stopped": f"stopped at {where}: it is not running",
+            "failed": "ended before anything was saved",
+        }[self.run.state]
 
     @property
     def score(self) -> str:
@@ -94,12 +67,13 @@ class RunFiles:
         return "mean_iou" if isinstance(self.config, RunConfig) else "top1"
 
     def evaluations(self) -> dict[str, Path]:
-        """Reports in the folder by their names, the newest last."""
-        found = [path for path in (self.folder / VALIDATION, *self.folder.glob("eval_*.json")) if path.is_file()]
+        """Reports in the folder by their names, the newest last: of the best validation, and of `resnest-seg eval`."""
+        files = self.folder / VALIDATION_REPORT, *self.folder.glob("eval_*.json")
+        found = [path for path in files if path.is_file()]
         return {path.name: path for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))}
 
 
-def read_run(folder: str | Path) -> RunFiles:
+def read_files(folder: str | Path) -> RunFiles:
     """Read a run folder, whatever state it is in.
 
     Raises:
@@ -118,7 +92,7 @@ def read_run(folder: str | Path) -> RunFiles:
         [line for line in metrics if line.get("kind") == "validation"],
         [line for line in machine if line.get("kind") == "start"],
         [line for line in machine if line.get("kind") == "speed"],
-        is_running(folder),
+        read_run(folder),
     )
 
 
@@ -135,22 +109,6 @@ def read_config(path: Path) -> AnyConfig:
             return load_config(path, PretrainConfig)
         except ConfigError:
             raise error from None
-
-
-def is_running(folder: Path) -> bool:
-    """True if a process holds the lock of a run folder; False where nobody can tell."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return False
-    try:
-        with open(folder / LOCK, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released with the file
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def number(line: Line, key: str) -> float | None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.errors import DatasetError
 from resnest_seg.evaluation.evaluate import EvaluatedImage, evaluate
+from resnest_seg.evaluation.image_scores import ImageScores, ImageScoresFile
 from resnest_seg.inference.backends import Backend
 from resnest_seg.io.visualize import Image, Labels
 from resnest_seg.models.segmenter import Segmenter
@@ -76,7 +76,10 @@ def choose(
     Raises:
         DatasetError: A file cannot be read.
     """
-    means = [{line["index"]: line["mean_iou"] for line in _scored(path, protocol)} for _, path in runs]
+    means = [
+        {image.index: image.mean_iou for image in file if image.protocol == protocol and image.mean_iou is not None}
+        for file in (ImageScoresFile(path) for _, path in runs)
+    ]
     order = sorted(means[0], key=lambda index: (means[0][index], index))
     kinds = {"worst": order[:count], "best": order[::-1][:count]}
     kinds["random"] = random.Random(seed).sample(sorted(order), min(count, len(order)))
@@ -89,7 +92,8 @@ def choose(
     for kind, indices in kinds.items():
         for index in indices:
             tags[index] = (*tags.get(index, ()), kind)
-    found = {line["index"]: line for line in _scored(runs[0][1], protocol) if line["index"] in tags}
+    images = ImageScoresFile(runs[0][1])
+    found = {image.index: image for image in images if image.index in tags and image.protocol == protocol}
     chosen = []
     for index, why in tags.items():
         scores = _scores_of(found[index], classes)
@@ -97,35 +101,13 @@ def choose(
             scores[f"mean IoU of {name}"] = values.get(index)
             if index in values:
                 scores[f"change of mean IoU in {name}"] = values[index] - means[0][index]
-        chosen.append(Chosen(index, str(found[index]["name"]), why, scores))
+        chosen.append(Chosen(index, found[index].name, why, scores))
     return chosen
 
 
-def _scores_of(line: Mapping[str, Any], classes: Sequence[str]) -> dict[str, float | None]:
-    scores: dict[str, float | None] = {text: line[key] for key, text in WHOLE.items() if line.get(key) is not None}
-    for label, name in enumerate(classes):
-        hits, truth, predicted = line["counts"].get(str(label), (0, 0, 0))
-        union = truth + predicted - hits
-        scores[f"IoU of {name}"] = hits / union if union else None
-    return scores
-
-
-def _scored(path: Path, protocol: str) -> Iterator[dict[str, Any]]:
-    """The lines of one protocol, of images with a labelled pixel."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            for place, text in enumerate(file, 1):
-                line = json.loads(text)
-                if place > 1 and line["protocol"] == protocol and line["pixels"]:
-                    float(line["mean_iou"])
-                    yield line
-    except OSError as error:
-        raise DatasetError(f"cannot read {path}: {error.strerror}.") from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DatasetError(
-            f"{path} has no scores by image of this version in line {place} ({type(error).__name__}: {error}). "
-            "Evaluate again."
-        ) from None
+def _scores_of(image: ImageScores, classes: Sequence[str]) -> dict[str, float | None]:
+    scores = {text: value for key, text in WHOLE.items() if (value := getattr(image, key)) is not None}
+    return {**scores, **{f"IoU of {name}": image.iou(label) for label, name in enumerate(classes)}}
 
 
 def pictures(

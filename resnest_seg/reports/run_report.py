@@ -13,6 +13,8 @@ from resnest_seg.config import CUSTOM, RunConfig
 from resnest_seg.data.build import dataset_for
 from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, ResNeStSegError
+from resnest_seg.evaluation.comparison import compare_images
+from resnest_seg.evaluation.image_scores import images_beside
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.inference.backends import RunOptions
 from resnest_seg.inference.predictor import open_backend
@@ -29,7 +31,7 @@ from resnest_seg.reports.run_files import (
     names_of,
     number,
     plain,
-    read_run,
+    read_files,
 )
 from resnest_seg.reports.run_pictures import Model, choose, pictures
 from resnest_seg.reports.score_sections import (
@@ -90,7 +92,7 @@ def write_report(
     """
     if not folders:
         raise ConfigError("a report is of one run folder or more, and none is given.")
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_files(folder) for folder in folders]
     names = names_of([run.folder for run in runs])
     found, problems = evaluations(runs, names)
     sections = [_what(runs, names), *_curves(runs, names, found)]
@@ -132,9 +134,7 @@ def evaluations(runs: Sequence[RunFiles], names: Sequence[str]) -> tuple[list[Ev
         if found and report.classes != found[0].report.classes:
             problems.append(f"{name} has other classes than {found[0].name}: its scores are left out.")
             continue
-        images = (
-            path.with_suffix(".images.jsonl") if path.name != "val_report.json" else path.with_name("val_images.jsonl")
-        )
+        images = images_beside(path)
         protocol = next(iter(report.scores))
         if found and found[0].protocol in report.scores:
             protocol = found[0].protocol
@@ -301,8 +301,24 @@ def _class_chart(run: RunFiles, name: str, found: Sequence[Evaluated], *, severa
 
 
 def _comparison(found: Sequence[Evaluated]) -> list[Element]:
-    """How the mean IoU of further runs differs from the first one's."""
-    return []
+    """How the mean IoU of further runs differs from the first one's, with its interval over images."""
+    first, lines = found[0], []
+    for one in found[1:]:
+        if first.images is None or one.images is None:
+            lines.append(f"{one.name}: no interval, because there are no scores by image")
+            continue
+        method = first.report.methods.get(first.protocol)
+        absent = "skipped" if method is None else method.absent
+        try:
+            lines.append(
+                f"{one.name}: {compare_images(first.images, one.images, protocol=first.protocol, absent=absent)}"
+            )
+        except DatasetError as error:
+            lines.append(f"{one.name}: no interval. {error}")
+    if not lines:
+        return []
+    listed = element("ul", None, *(element("li", None, line) for line in lines))
+    return [element("h3", None, f"Beside {first.name}"), listed]
 
 
 def _images(runs: Sequence[RunFiles], found: Sequence[Evaluated], how: Pictures) -> tuple[Section | None, str]:

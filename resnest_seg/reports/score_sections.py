@@ -167,7 +167,7 @@ def confusion_section(found: Sequence[Evaluated]) -> Section | None:
     """The whole confusion matrix of each run; None where no report holds one."""
     anchor, body, data = "confusion", [], {}
     for place, one in enumerate(found):
-        counts = getattr(one.report, "matrices", {}).get(one.protocol)
+        counts = one.report.matrices.get(one.protocol)
         if counts is None:
             continue
         name, names = f"run{place}", list(one.report.classes)

@@ -48,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.output is None and not options.overwrite:
         output = next_free(output, suffix=SUFFIX)
 
-    from resnest_seg.reports.run_files import read_run
+    from resnest_seg.reports.run_files import read_files
     from resnest_seg.reports.run_report import Pictures, write_report
 
     for run in options.runs:
-        read_run(run)  # before a folder is blamed that is none
+        read_files(run)  # before a folder is blamed that is none
     check_output_file(output, what="report", overwrite=options.overwrite)
     images = Pictures(
         count=0 if options.no_images else options.images,
