@@ -50,6 +50,7 @@ SCRIPTS = {
     "pretrain": "tools/pretrain_cls.py",
     "runs": "tools/list_runs.py",
     "benchmark": "tools/benchmark_seg.py",
+    "report": "tools/report_seg.py",
     "prepare ade20k": "datasets/prepare_ade20k.py",
     "prepare camvid": "datasets/prepare_camvid.py",
     "prepare cityscapes": "datasets/prepare_cityscapes.py",

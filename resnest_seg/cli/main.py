@@ -28,7 +28,6 @@ GROUPS = {
     "training": {
         "train": "train a segmentation model",
         "pretrain": "train an image classifier, to pre-train an encoder",
-        "runs": "list run folders: config differences, best mIoU, speed, state",
         "budget": "plan how a recipe fits into the memory of given devices",
     },
     "trained models": {
@@ -38,6 +37,10 @@ GROUPS = {
         "serve": "serve an exported model by HTTP",
         "demo": "try a model on a page in the browser",
     },
+    "results": {
+        "runs": "list run folders: config differences, best mIoU, speed, state",
+        "report": "write what came out of runs into one page: curves, scores, images",
+    },
     "comparisons": {
         "zoo": "list and fetch the published checkpoints",
         "benchmark": "measure this package beside others on this machine",
@@ -45,7 +48,7 @@ GROUPS = {
 }
 """Group -> verb -> its line of help."""
 
-MODULES = {"import": "import_labels", "runs": "review.runs"}
+MODULES = {"import": "import_labels", "runs": "review.runs", "report": "review.report"}
 """Verb -> its module, where that cannot have the verb's name."""
 
 VERBS = [verb for group in GROUPS.values() for verb in group]
