@@ -7,8 +7,9 @@ BIN := .venv/bin
 INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt
 READY := .venv/.ready
 DEVELOPMENT := .venv/.ready-for-development
+APT = apt-get -qq -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20 -o DPkg::Lock::Timeout=60
 
-.PHONY: demo test test-fast lint check golden setup clean
+.PHONY: demo test test-fast lint check golden setup browser clean
 
 demo: $(READY)  ## train on drawn street scenes, evaluate, draw; minutes on 2 CPU cores
 	rm -rf runs/demo
@@ -45,7 +46,18 @@ $(READY): pyproject.toml constraints.txt
 
 $(DEVELOPMENT): $(READY)
 	$(INSTALL) --editable '.[dev]'
+	@$(MAKE) --no-print-directory browser
 	@touch $@
+
+# Only where apt-get may be used without a password. What waits for the network has a time limit, what dpkg does has none.
+browser:  ## Debian's chromium, for the tests in a browser, which are skipped without one
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	echo "installing chromium with apt-get, for the tests in a browser"; \
+	test "$$(id -u)" = 0 && root= || root="sudo -n"; \
+	{ timeout 120 $$root $(APT) update; \
+	timeout 600 $$root $(APT) install --download-only --yes --no-install-recommends chromium && \
+	$$root env DEBIAN_FRONTEND=noninteractive $(APT) install --yes --no-install-recommends chromium; } \
+	</dev/null >/dev/null 2>&1 || echo "chromium cannot be installed here: the tests in a browser are skipped"
 
 clean:  ## remove the environment and caches, never runs or data
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

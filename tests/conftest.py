@@ -23,6 +23,15 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def chromium():
+    """A real browser, for `support.browser.visit`; the test is skipped if there is none."""
+    from support import browser
+
+    with browser.launched() as found:
+        yield found
+
+
 @pytest.fixture
 def tool(monkeypatch):
     """Load a tool by name; its exit code is that of the real command line."""

@@ -1,10 +1,12 @@
-"""Metrics and reports: confusion matrix, boundaries, calibration, scores by image, `evaluate`, submission packs."""
+"""Metrics and reports: confusion matrix, boundaries, calibration, scores by image, `evaluate`, audits, submissions."""
 
 from resnest_seg import lazy_exports
 
 _HOMES = {
+    "AuditReport": "audit",
     "BoundaryScores": "boundaries",
     "Calibration": "calibration",
+    "ConfidentLearning": "label_issues",
     "ConfusionMatrix": "metrics",
     "Difference": "comparison",
     "EvalReport": "report",
@@ -13,9 +15,11 @@ _HOMES = {
     "ImageScoresFile": "image_scores",
     "LabelScore": "label_scores",
     "LabelScores": "label_scores",
+    "SoftMinimum": "label_issues",
     "ScoreHistogram": "label_scores",
     "Scores": "metrics",
     "Submission": "submission",
+    "audit": "audit",
     "compare_images": "comparison",
     "evaluate": "evaluate",
 }

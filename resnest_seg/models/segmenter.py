@@ -331,7 +331,7 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
         return self
 
     def train(self, mode: bool = True) -> Segmenter:
-        """As of every module, but that a fused model refuses training mode with a `ConfigError`."""
+        """Set training or eval mode; a fused model refuses training mode with a `ConfigError`."""
         if mode and self.fused:
             raise ConfigError("a fused model cannot be trained: it has no batch norms. Load it again, without fuse().")
         return super().train(mode)

@@ -18,7 +18,8 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from resnest_seg.config import AnyConfig, flatten
+from resnest_seg.config import AnyConfig
+from resnest_seg.config_reading import flatten
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.training.optim import frozen_names
 

@@ -35,7 +35,8 @@ import torch
 from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
-from resnest_seg.config import AnyConfig, flatten, to_yaml
+from resnest_seg.config import AnyConfig
+from resnest_seg.config_reading import flatten, to_yaml
 from resnest_seg.errors import CheckpointError, unknown_name
 from resnest_seg.files import atomic_write, remove_leftovers, sync_folder
 from resnest_seg.models.checkpoint import BEST, CONFIG, LAST, Checkpoint, TrainingState
@@ -227,7 +228,7 @@ class RunFolder:
             config: What config.yaml shall say.
             reached: Kind of line -> the last step whose lines stay.
             files: Name -> text of more files.
-            say: Is told if a resumed run's metrics are gone.
+            say: Called with a message if a resumed run's metrics are gone.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path, {*OURS, *(files or {})})
@@ -425,7 +426,7 @@ def restore_optimizer(
     *,
     may_differ: bool,
 ) -> None:
-    """Put the state of parameters that are still trained back; groups and rates stay, other parameters begin anew.
+    """Put the state of parameters that are still trained back; groups and rates stay, other parameters start fresh.
 
     Args:
         optimizer: It is changed.
@@ -481,7 +482,7 @@ def kept_state(kept: Mapping[str, object]) -> tuple[dict[str, dict[str, Any]], d
 def restore_kept(
     kept: Mapping[str, object], plain: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Give objects their states back, as from `kept_state`; those without a saved state begin anew."""
+    """Give objects their states back, as from `kept_state`; those without a saved state start fresh."""
     for name, one in kept.items():
         prefix = f"kept.{name}."
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -74,7 +74,7 @@ class LabelledBatch(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """Of pixels, [N, H, W], or of images, [N]."""
+        """Labels of pixels, [N, H, W], or of images, [N]."""
 
     @property
     def names(self) -> list[str]:
@@ -153,7 +153,7 @@ class Task(Protocol):
     def validate(
         self, model: PixelModel, engine: Accelerator, *, stop: StopSignal, progress: Progress
     ) -> Validation | None:
-        """Score a model, each process on its share; None if one was told to stop."""
+        """Score a model, each process on its share; None if a process was asked to stop."""
 
 
 class SegmentationTask:
@@ -242,7 +242,7 @@ class SegmentationTask:
         return self.criterion.weight_of(labels)
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, *, total: Tensor) -> Tensor:
-        """That of the main and the auxiliary logits."""
+        """Compute the loss of the main logits and, weighted, of the auxiliary ones."""
         output = model(images)
         value: Tensor = self.criterion(output.logits, output.aux_logits, labels, pixels=total)
         return value
@@ -291,7 +291,7 @@ class SegmentationTask:
 
 
 class _StoppedError(Exception):
-    """Some process was told to stop."""
+    """A process was asked to stop (by a signal)."""
 
 
 class Validator:
@@ -309,7 +309,7 @@ class Validator:
     def run(
         self, segmenter: Segmenter, *, stop: StopSignal, progress: Progress
     ) -> tuple[EvalReport, list[EvaluatedImage]] | None:
-        """The scores, and this process's images for the contact sheet; None if a process was told to stop.
+        """The scores, and this process's images for the contact sheet; None if a process was asked to stop.
 
         Args:
             segmenter: The whole model, with the same weights on every process.

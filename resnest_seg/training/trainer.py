@@ -101,7 +101,7 @@ class Trainer:
         adopt: Begin in a folder that exists if a run has saved nothing into it yet.
         allow_changes: Config keys that a resumed run may change, beyond `MAY_CHANGE`.
         optimizer: In place of the config's, see `adopt_optimizer`.
-        callbacks: What is told of steps and validations.
+        callbacks: Objects that hear of steps and validations.
         kept: Name -> further objects of the user's own whose state is saved with the run, see `kept_state`; the
             callbacks are among them anyway.
 
@@ -324,7 +324,7 @@ class Trainer:
         return due and self.step > self.validated_step
 
     def _validate(self, stop: StopSignal, progress: Progress) -> None:
-        """Evaluate the validation split and keep the best weights; nothing happens if the run is told to stop.
+        """Evaluate the validation split and keep the best weights; does nothing if the run was asked to stop.
 
         Where there is an average of the weights, both are evaluated, and the better one's scores are those of the
         validation: what is kept as best, and what `train.patience` looks at.
@@ -448,7 +448,8 @@ class Trainer:
         identity = self.folder.identity()
         begin_trackers(self.config, self.engine, folder=self.output, identity=identity, step=self.step)
         versions = {"torch": torch.__version__, "python": platform.python_version(), "host": platform.node()}
-        started = {"processes": self.engine.num_processes, "device": str(self.engine.device), **versions}
+        where = {"processes": self.engine.num_processes, "device": str(self.engine.device)}
+        started = {"steps": self.steps, **where, **versions}
         self._log(MACHINE, "start", {"id": identity, **started, "changes": self.changes})
         if self.changes:
             self.console.print(f"changed since the run began: {', '.join(self.changes)}", soft_wrap=True)
