@@ -248,12 +248,7 @@ def run(
 ) -> tuple[EvalReport, OSError | DatasetError | None]:
     """Evaluate this process's share with a progress bar, and write the requested predictions.
 
-    Args:
-        source: The model.
-        dataset: The data set.
-        measures: What is measured besides.
-        options: The command line.
-        images: The file for this process's scores by image; None writes none.
+    `images` is the file for this process's scores by image; None writes none.
 
     Returns:
         The report, which is complete in any case; and the error in writing predictions or submission, or None.
@@ -301,11 +296,17 @@ def run(
         if report is None:
             raise
         return report, error
+    if state.is_main_process:
+        say_written(options, count)
+    return report, None
+
+
+def say_written(options: argparse.Namespace, count: int) -> None:
+    """Say where so many predictions are."""
     if options.submission:
         print(f"submission: {options.submission}, {count} predictions, validated", file=sys.stderr)
-    if options.save_predictions and state.is_main_process:
+    if options.save_predictions:
         print(f"predictions: {count} PNGs of {options.ids} ids in {options.save_predictions}", file=sys.stderr)
-    return report, None
 
 
 def process_state(options: argparse.Namespace) -> PartialState:
