@@ -246,9 +246,7 @@ def run(
     *,
     images: Path | None,
 ) -> tuple[EvalReport, OSError | DatasetError | None]:
-    """Evaluate this process's share with a progress bar, and write the requested predictions.
-
-    `images` is the file for this process's scores by image; None writes none.
+    """Evaluate this process's share with a progress bar; write predictions, and scores by image into `images`.
 
     Returns:
         The report, which is complete in any case; and the error in writing predictions or submission, or None.
