@@ -38,6 +38,7 @@ GROUPS = {
     },
     "a look back": {
         "runs": "list run folders: config differences, best mIoU, speed, state",
+        "audit": "find doubtful labels: ranked images and regions, a page to click through",
     },
     "comparisons": {
         "zoo": "list and fetch the published checkpoints",
@@ -46,7 +47,7 @@ GROUPS = {
 }
 """Group -> verb -> its line of help."""
 
-MODULES = {"import": "import_labels", "runs": "review.runs"}
+MODULES = {"import": "import_labels", "runs": "review.runs", "audit": "review.audit"}
 """Verb -> its module, where that cannot have the verb's name."""
 
 VERBS = [verb for group in GROUPS.values() for verb in group]

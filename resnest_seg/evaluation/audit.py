@@ -15,8 +15,9 @@ import json
 import math
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -237,8 +238,12 @@ class AuditReport:
             joined_answers(suggested, self.space),
         )
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, about: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write `audit.json`, `images.jsonl` and `regions.jsonl`.
+
+        Args:
+            folder: Where to write.
+            about: More that `audit.json` says, as plain values.
 
         Raises:
             OSError: A file cannot be written.
@@ -249,7 +254,7 @@ class AuditReport:
                 for rank, row in enumerate(rows, start=1):
                     file.write(json.dumps({"rank": rank, **row.to_dict()}, ensure_ascii=True) + "\n")
         with atomic_write(Path(folder, AUDIT)) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps({**self.to_dict(), **about}, indent=1) + "\n", encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
         """What was audited and found in all, as plain values."""
