@@ -12,7 +12,7 @@ import numpy as np
 
 from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.tiles import scored_part
-from resnest_seg.evaluation.audit import AuditedImage, AuditedRegion, AuditMaps, AuditReport
+from resnest_seg.evaluation.label_audit import AuditedImage, AuditedRegion, AuditMaps, AuditReport
 from resnest_seg.io.visualize import Image, Labels, picture_of
 from resnest_seg.labels import LabelSpace
 from resnest_seg.reports.gallery import Card, gallery

@@ -10,7 +10,7 @@ from support.told_data import NAMES, SPACE, Told, said
 
 import resnest_seg
 from resnest_seg.data.datasets import Subset, TaskView
-from resnest_seg.evaluation.audit import audit
+from resnest_seg.evaluation.label_audit import audit
 from resnest_seg.reports.audit_page import write_audit_page
 
 

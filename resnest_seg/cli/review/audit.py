@@ -54,7 +54,7 @@ from resnest_seg.inference.exported import is_exported
 
 if TYPE_CHECKING:
     from resnest_seg.data.datasets import SegmentationDataset
-    from resnest_seg.evaluation.audit import AuditReport
+    from resnest_seg.evaluation.label_audit import AuditReport
     from resnest_seg.labels import LabelSpace
     from resnest_seg.models.checkpoint import Checkpoint
 
@@ -357,7 +357,7 @@ def run(
 ) -> AuditReport:
     """Audit with a progress bar."""
     from resnest_seg.data.datasets import assign_folds
-    from resnest_seg.evaluation.audit import audit
+    from resnest_seg.evaluation.label_audit import audit
     from resnest_seg.inference.backends import Backend
     from resnest_seg.io.display import progress_bars
 

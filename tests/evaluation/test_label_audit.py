@@ -12,7 +12,7 @@ from support.told_data import NAMES, SPACE, Told, said
 import resnest_seg
 from resnest_seg.data.datasets import Subset, TaskView, assign_folds
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
-from resnest_seg.evaluation.audit import AUDIT, IMAGES, REGIONS, JudgedPixels, audit
+from resnest_seg.evaluation.label_audit import AUDIT, IMAGES, REGIONS, JudgedPixels, audit
 from resnest_seg.evaluation.label_issues import LEVELS, JudgedLabels, SoftMinimum
 
 
@@ -170,12 +170,12 @@ def test_planted_errors_are_found_by_a_model_that_is_mostly_right():
     drawn = resnest_seg.Synthetic("val", size=(96, 144))
     scenes = resnest_seg.PairDataset([drawn[index][:2] for index in range(30)], drawn.label_space)
     data = PlantedErrors(scenes, share=1 / 15)
-    truth = {hash(scenes[index].image.tobytes()): scenes[index].labels for index in range(40)}
+    truth = {hash(scenes[index].image.tobytes()): scenes[index].labels for index in range(30)}
 
     def nearly_right(image):
         labels = truth[hash(image.tobytes())]
         planes = (np.arange(10)[:, None, None] == labels).astype(np.float32)[None] + 0.02
-        soft = torch.nn.functional.avg_pool2d(torch.from_numpy(planes), 9, 1, 4)[0].numpy()
+        soft = torch.nn.functional.avg_pool2d(torch.from_numpy(planes), 5, 1, 2)[0].numpy()
         return soft / soft.sum(axis=0)
 
     report = audit(ToldBackend(data.label_space, nearly_right), data, min_area=20)
