@@ -35,9 +35,11 @@ GROUPS = {
         "predict": "segment photos, folders, videos and large images",
         "export": "export a model to ONNX, torch or OpenVINO, and verify the file",
         "serve": "serve an exported model by HTTP",
+        "demo": "try a model on a page in the browser",
     },
-    "a look back": {
+    "results": {
         "runs": "list run folders: config differences, best mIoU, speed, state",
+        "report": "write what came out of runs into one page: curves, scores, images",
         "audit": "find doubtful labels: ranked images and regions, a page to click through",
     },
     "comparisons": {
@@ -47,7 +49,12 @@ GROUPS = {
 }
 """Group -> verb -> its line of help."""
 
-MODULES = {"import": "import_labels", "runs": "review.runs", "audit": "review.audit"}
+MODULES = {
+    "import": "import_labels",
+    "runs": "review.runs",
+    "report": "review.report",
+    "audit": "review.audit",
+}
 """Verb -> its module, where that cannot have the verb's name."""
 
 VERBS = [verb for group in GROUPS.values() for verb in group]
