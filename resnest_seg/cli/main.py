@@ -40,6 +40,7 @@ GROUPS = {
     "results": {
         "runs": "list run folders: config differences, best mIoU, speed, state",
         "report": "write what came out of runs into one page: curves, scores, images",
+        "audit": "find doubtful labels: ranked images and regions, a page to click through",
     },
     "comparisons": {
         "zoo": "list and fetch the published checkpoints",
@@ -48,7 +49,12 @@ GROUPS = {
 }
 """Group -> verb -> its line of help."""
 
-MODULES = {"import": "import_labels", "runs": "review.runs", "report": "review.report"}
+MODULES = {
+    "import": "import_labels",
+    "runs": "review.runs",
+    "report": "review.report",
+    "audit": "review.audit",
+}
 """Verb -> its module, where that cannot have the verb's name."""
 
 VERBS = [verb for group in GROUPS.values() for verb in group]
