@@ -48,6 +48,7 @@ SCRIPTS = {
     "budget": "tools/budget_seg.py",
     "pretrain": "tools/pretrain_cls.py",
     "runs": "tools/list_runs.py",
+    "suggest": "tools/suggest_photos.py",
     "benchmark": "tools/benchmark_seg.py",
     "prepare ade20k": "datasets/prepare_ade20k.py",
     "prepare camvid": "datasets/prepare_camvid.py",

@@ -24,6 +24,7 @@ GROUPS = {
         "prepare": "download, check and unpack ADE20K, Cityscapes or CamVid; write synthetic scenes",
         "import": "import labels of annotation tools: COCO, YOLO, labelme, CVAT, GeoJSON ...",
         "check": "check photos and masks before training",
+        "suggest": "suggest which unlabelled photos to label next",
     },
     "training": {
         "train": "train a segmentation model",
@@ -44,7 +45,7 @@ GROUPS = {
 }
 """Group -> verb -> its line of help."""
 
-MODULES = {"import": "import_labels", "runs": "review.runs"}
+MODULES = {"import": "import_labels", "runs": "review.runs", "suggest": "review.suggest"}
 """Verb -> its module, where that cannot have the verb's name."""
 
 VERBS = [verb for group in GROUPS.values() for verb in group]
