@@ -142,6 +142,7 @@ def _clean(points: Sequence[Point], *, log: bool) -> list[Point]:
 
 def _plot(xs: Sequence[float], ys: Sequence[float], bounds: tuple[float, float] | None, *, log: bool) -> _Plot:
     low, high = min(xs), max(xs)
+    low = 0.0 if 0 < low < high / 5 else low
     across = (low, high) if high > low else (low - 0.5, high + 0.5)
     if log:
         up = (10.0 ** math.floor(math.log10(min(ys))), 10.0 ** math.ceil(math.log10(max(ys)) + 1e-9))
@@ -385,11 +386,13 @@ def reliability_chart(report: CalibrationReport, *, title: str) -> Element:
     svg = element("svg", {"viewBox": "0 0 300 380", "role": "img", "aria-label": label}, *made)
     errors = f"expected calibration error {100 * report.expected_calibration_error:.2f} %, the largest "
     words = f"{errors}{100 * report.maximum_calibration_error:.2f} %. Below the dashed line, the model is too sure."
-    return element("figure", {"class": "chart"}, element("h3", None, title), svg, element("figcaption", None, words))
+    return element(
+        "figure", {"class": "chart square"}, element("h3", None, title), svg, element("figcaption", None, words)
+    )
 
 
 def _text(
-    x: float, y: float, text: str, *, anchor: str = "start", turn: bool = False, size: int = 12, bold: bool = False
+    x: float, y: float, text: str, *, anchor: str = "start", turn: bool = False, size: int = 13, bold: bool = False
 ) -> Element:
     attributes: dict[str, object] = {"x": f"{x:.2f}", "y": f"{y:.2f}", "text-anchor": anchor, "font-size": size}
     if turn:
