@@ -42,6 +42,7 @@ SCRIPTS = {
     "predict": "tools/predict_seg.py",
     "export": "tools/export_seg.py",
     "serve": "tools/serve_seg.py",
+    "demo": "tools/demo_seg.py",
     "import": "tools/import_labels.py",
     "check": "tools/check_dataset.py",
     "zoo": "tools/zoo_seg.py",

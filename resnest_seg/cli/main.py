@@ -35,8 +35,9 @@ GROUPS = {
         "predict": "segment photos, folders, videos and large images",
         "export": "export a model to ONNX, torch or OpenVINO, and verify the file",
         "serve": "serve an exported model by HTTP",
+        "demo": "try a model on a page in the browser",
     },
-    "a look back": {
+    "results": {
         "runs": "list run folders: config differences, best mIoU, speed, state",
         "report": "write what came out of runs into one page: curves, scores, images",
     },

@@ -151,7 +151,9 @@ def parse(argv: Sequence[str]) -> Order[RunConfig]:
         if budget:
             raise ConfigError("--budget does not go with --resume FOLDER: the batch was divided when the run began.")
         if not (Path(resume) / "config.yaml").is_file():
-            raise CheckpointError(f"{resume} is not a run folder that can be resumed: it has no config.yaml.")
+            seeds = sorted(path.name for path in _with_seeds(Path(resume)))
+            hint = f" For {seeds[0]} and its fellows, give their --seed 0,1,2 as well." if seeds else ""
+            raise CheckpointError(f"{resume} is not a run folder that can be resumed: it has no config.yaml.{hint}")
         run = load_run_config(Path(resume) / "config.yaml", overrides=overrides)
         return Order(run, resume, "yes", allow, network=network)
     path = config_path(dataset, config)
@@ -263,6 +265,11 @@ def parse_seeds(argv: Sequence[str], seeds: Sequence[int]) -> list[Order[RunConf
     whose folder is missing begins, with the config of the others.
     """
     HELP.show_if_asked(argv)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "several seeds are trained one after the other by one process. With torchrun, start one seed at a time: "
+            f"--seed {seeds[0]} --output NAME_seed{seeds[0]}, then --seed {seeds[1]} --output NAME_seed{seeds[1]} ..."
+        )
     chosen, _ = take(argv, OWN, short=SHORT | CHECKPOINT)
     resume = chosen["--resume"]
     if resume in (None, "auto"):
@@ -296,6 +303,14 @@ def _series(order: Order[RunConfig], chosen: Mapping[str, str | None], seeds: Se
     last = max((max(numbers, default=0) for numbers in found), default=0)
     number = last or 1 if order.resume == "auto" else last + 1
     return base if number == 1 else base.with_name(f"{base.name}-{number}")
+
+
+def _with_seeds(base: Path) -> list[Path]:
+    """Return the run folders that are called like another one with a seed behind."""
+    try:
+        return [path for path in base.parent.iterdir() if path.name != base.name == SEED.sub("", path.name)]
+    except OSError:
+        return []
 
 
 def _seed_folder(base: Path, seed: int) -> Path:
@@ -370,16 +385,14 @@ def train_seeds(orders: Sequence[Order[RunConfig]]) -> int:
     from resnest_seg.reports.run_table import read_run
     from resnest_seg.training.run_folder import RunFolder
 
-    first = os.environ.get("RANK", "0") == "0"
     for order in orders:
-        if order.resume == "no" and first:  # before the first of them has trained for hours
+        if order.resume == "no":  # before the first of them has trained for hours
             RunFolder(order.output).check_new()
     seeds = ",".join(str(order.config.seed) for order in orders)
     base = SEED.sub("", str(orders[0].output))
     for order in orders:
         done = is_done(order)
-        if first:
-            print(f"seed {order.config.seed} of {seeds}: {order.output}{' is finished' if done else ''}")
+        print(f"seed {order.config.seed} of {seeds}: {order.output}{' is finished' if done else ''}")
         if done:
             continue
         again = f"{command('train')} --resume {shlex.quote(base)} --seed {seeds}"
@@ -387,8 +400,7 @@ def train_seeds(orders: Sequence[Order[RunConfig]]) -> int:
         if code:
             return code
         gc.collect()  # the model of this seed, before the next one's takes memory
-    if first:
-        show_runs([read_run(order.output) for order in orders])
+    show_runs([read_run(order.output) for order in orders])
     return 0
 
 

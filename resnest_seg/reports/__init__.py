@@ -7,8 +7,11 @@ from resnest_seg import lazy_exports
 
 _HOMES = {
     "Card": "gallery",
+    "Run": "run_table",
     "Section": "page",
+    "find_runs": "run_table",
     "gallery": "gallery",
+    "runs_table": "run_table",
     "write_page": "page",
 }
 

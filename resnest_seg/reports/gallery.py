@@ -45,6 +45,8 @@ class Card:
         scores: Name -> value by which images can be sorted; None for one that the image does not have.
         tags: Names of the groups that it is in, such as "worst", by which images can be chosen.
         others: Name -> labels of further models.
+        areas: Name -> labels that are painted by themselves, and ignored elsewhere; they have no errors.
+        mark: What a tick box puts on the page's list, see `assets/marks.js`; None for no tick box.
         prediction_name: What the prediction is called.
     """
 
@@ -56,6 +58,8 @@ class Card:
     scores: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     tags: tuple[str, ...] = ()
     others: Mapping[str, Labels] = dataclasses.field(default_factory=dict)
+    areas: Mapping[str, Labels] = dataclasses.field(default_factory=dict)
+    mark: str | None = None
     prediction_name: str = "prediction"
 
 
@@ -206,6 +210,7 @@ def _figures(card: Card, space: LabelSpace) -> tuple[list[Element], int]:
     made, size = [_figure("photo", photo, "photo", card.name)], len(photo)
     masks = [("truth", "truth", card.truth), ("prediction", card.prediction_name, card.prediction)]
     masks += [("prediction", name, labels) for name, labels in card.others.items()]
+    masks += [("area", name, labels) for name, labels in card.areas.items()]
     for kind, name, labels in masks:
         if labels is None:
             continue
@@ -225,6 +230,9 @@ def _figure(kind: str, uri: str, name: str, image: str, *, key: str | None = Non
 
 def _article(card: Card, figures: Sequence[Element], *, place: int) -> Element:
     head = [element("h3", None, card.name), element("p", None, card.caption)]
+    if card.mark is not None:
+        box = element("input", {"type": "checkbox", "class": "mark", "value": card.mark})
+        head.append(element("label", {"class": "marked"}, box, "label again"))
     attributes = {"class": "card", "data-place": place}
     return element("article", attributes, *head, element("div", {"class": "panels"}, *figures))
 

@@ -451,11 +451,11 @@ def runs_table(runs: Sequence[Run], *, first: str | None = None) -> PlainTable:
 
 def seed_table(groups: Sequence[SeedGroup]) -> PlainTable:
     """Make the table of `seed_groups`: mean and sample deviation of the best scores."""
-    table = PlainTable(title="over seeds: mean +- sample deviation of the best scores, in %", compact=True)
+    table = PlainTable(compact=True)
     table.column("runs", no_wrap=True)
     table.column("seeds")
     for heading in dict.fromkeys(SCORES[group.score_name] for group in groups):
-        table.column(heading, right=True)
+        table.column(f"best {heading}, mean +- sample deviation", right=True)
     table.column("not finished", right=True)
     names = list(dict.fromkeys(group.score_name for group in groups))
     for group in groups:

@@ -199,7 +199,7 @@
       for (const picture of pictures.filter((one) => one !== photo)) {
         const mask = labelsOf(picture), figure = picture.closest("figure");
         picture.replaceWith(canvasFor(picture.alt, base, () => painted(mask)));
-        if (!truth || picture === truthOf) continue;
+        if (!truth || picture === truthOf || picture.className === "area") continue;
         const name = `errors of ${figure.querySelector("figcaption").textContent}`;
         const beside = make("figure");
         beside.className = "panel";
