@@ -42,9 +42,6 @@ from resnest_seg.reports.score_sections import (
     threshold_section,
 )
 
-REPORT = "report.html"
-"""Name of the report in a run folder."""
-
 IMAGES = 16
 """Images of each kind (worst, best, random) that a report shows if nothing else is asked for."""
 

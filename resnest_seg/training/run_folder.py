@@ -41,6 +41,7 @@ from resnest_seg.errors import CheckpointError, unknown_name
 from resnest_seg.files import atomic_write, remove_leftovers, sync_folder
 from resnest_seg.models.checkpoint import BEST, CONFIG, LAST, Checkpoint, TrainingState
 from resnest_seg.models.weight_files import check_finite, naming_file
+from resnest_seg.reports.run_files import REPORT
 from resnest_seg.training.distributed import part_like
 
 METRICS, MACHINE, SHEET, CLASSES = "metrics.jsonl", "machine.jsonl", "contact_sheet.png", "classes.txt"
@@ -49,7 +50,7 @@ METRICS, MACHINE, SHEET, CLASSES = "metrics.jsonl", "machine.jsonl", "contact_sh
 LOCK = ".lock"
 """Name of the file that a run holds while it trains."""
 
-OURS = {CONFIG, LAST, BEST, METRICS, MACHINE, SHEET, CLASSES, "tensorboard", "wandb"}
+OURS = {CONFIG, LAST, BEST, METRICS, MACHINE, SHEET, CLASSES, REPORT, "tensorboard", "wandb"}
 """Files that a run can leave behind if it dies before its first save."""
 
 MAY_CHANGE = (
