@@ -6,6 +6,7 @@ by colour alone. Shares are painted in cividis, dark for many. The script of the
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -79,7 +80,8 @@ def thinned(points: Sequence[Point], limit: int = MOST_POINTS) -> list[Point]:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return round numbers at equal distances that reach from `low` or below to `high` or above, about `count`."""
-    span = high - low if high > low else max(abs(high), 1.0)
+    size = max(abs(low), abs(high))
+    span = high - low if high - low > max(1e-9 * size, 1e-10) else max(size, 1.0)  # else it is one value
     step = 10.0 ** math.floor(math.log10(span / count))
     step = next(step * factor for factor in (1, 2, 2.5, 5, 10) if span / (step * factor) <= count)
     first, last = math.floor(low / step + 1e-9), math.ceil(max(high, low + span / 2) / step - 1e-9)
@@ -334,9 +336,13 @@ def _cell(share: float, corner: tuple[int, int], size: int, words: str) -> list[
 
 def share_color(share: float) -> str:
     """Return the colour of a share 0..1: cividis from yellow, for few, to dark blue."""
-    level = round(255 * (1 - min(max(share, 0), 1)))
-    blue, green, red = cv2.applyColorMap(np.array([[level]], np.uint8), cv2.COLORMAP_CIVIDIS)[0, 0]
-    return f"#{red:02x}{green:02x}{blue:02x}"
+    return _cividis()[round(255 * (1 - min(max(share, 0), 1)))]
+
+
+@functools.cache
+def _cividis() -> list[str]:
+    colors = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_CIVIDIS).reshape(-1, 3)
+    return [f"#{red:02x}{green:02x}{blue:02x}" for blue, green, red in colors.tolist()]
 
 
 def _scale() -> Element:

@@ -32,7 +32,7 @@ from resnest_seg.data.datasets import (
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.tiles import paired_files
 from resnest_seg.data.transforms import TrainTransform, Transform, is_photo
-from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
+from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, command
 from resnest_seg.files import atomic_write, check_outside
 from resnest_seg.io.display import console
 from resnest_seg.models.checkpoint import BEST, CONFIG
