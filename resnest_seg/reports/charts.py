@@ -184,7 +184,7 @@ def _line(series: Series, plot: _Plot, place: int) -> list[Element]:
             pen = "M"
             continue
         across, up = plot.place(x, y)
-        steps.append(f"{pen}{across:.2f},{up:.2f}")
+        steps.append(f"{pen}{across:.4f},{up:.4f}")  # the page reads values back from them
         pen = "L"
     style = {"fill": "none", "stroke": COLORS[place % len(COLORS)], "data-line": place}
     dashes = DASHES[place // len(COLORS) % len(DASHES)]

@@ -53,9 +53,9 @@ def test_lines_are_where_their_numbers_are(log):
     for one in series:
         drawn = np.array([point[1:] for point in found[one.name]])
         expected = np.array(one.points)
-        assert np.abs(drawn[:, 0] - expected[:, 0]).max() < 1e-2
+        assert np.abs(drawn[:, 0] - expected[:, 0]).max() < 1e-4
         scale = expected[:, 1] if log else values.max()
-        assert (np.abs(drawn[:, 1] - expected[:, 1]) / scale).max() < 1e-3
+        assert (np.abs(drawn[:, 1] - expected[:, 1]) / scale).max() < 1e-5
 
 
 def test_a_line_breaks_where_there_is_no_number():
