@@ -15,13 +15,13 @@ from test_metrics import loop
 from resnest_seg.data.datasets import Sample, SegmentationDataset
 from resnest_seg.errors import DatasetError
 from resnest_seg.evaluation.boundaries import BoundaryScores
+from resnest_seg.evaluation.calibration import certainty
 from resnest_seg.evaluation.evaluate import Measures, evaluate
 from resnest_seg.evaluation.image_scores import (
     ImageScores,
     ImageScoresFile,
     ImageScoresWriter,
     ImagesHeader,
-    certainty,
     images_beside,
     merge_image_scores,
 )
