@@ -3,7 +3,7 @@
 from resnest_seg import lazy_exports
 
 _HOMES = {
-    "AuditReport": "audit",
+    "AuditReport": "label_audit",
     "BoundaryScores": "boundaries",
     "Calibration": "calibration",
     "ConfidentLearning": "label_issues",
@@ -19,7 +19,7 @@ _HOMES = {
     "ScoreHistogram": "label_scores",
     "Scores": "metrics",
     "Submission": "submission",
-    "audit": "audit",
+    "audit": "label_audit",
     "compare_images": "comparison",
     "evaluate": "evaluate",
 }

@@ -15,6 +15,7 @@ within 1 / 65535 of a threshold may fall on its other side.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import cv2
@@ -170,8 +171,16 @@ class DoubtfulRegion(NamedTuple):
 
     @property
     def score(self) -> float:
-        """Evidence that the label is wrong, by which regions are ranked: pixels times margin."""
-        return self.area * (self.confidence - self.self_confidence)
+        """Evidence that the label is wrong, by which regions are ranked: pixels times log odds of the mean pixel.
+
+        In `tests/campaigns/label_errors.py` it found more planted errors than the area, the margin, the width and
+        their products.
+        """
+        return self.area * math.log((self.confidence + FLOOR) / (self.self_confidence + FLOOR))
+
+
+FLOOR = 1e-3
+"""What is added to both probabilities of the log odds, so that no pixel is proof."""
 
 
 class FoundRegions(NamedTuple):

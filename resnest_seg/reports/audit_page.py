@@ -12,7 +12,7 @@ import numpy as np
 
 from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.tiles import scored_part
-from resnest_seg.evaluation.audit import AuditedImage, AuditedRegion, AuditMaps, AuditReport
+from resnest_seg.evaluation.label_audit import AuditedImage, AuditedRegion, AuditMaps, AuditReport
 from resnest_seg.io.visualize import Image, Labels, picture_of
 from resnest_seg.labels import LabelSpace
 from resnest_seg.reports.gallery import Card, gallery
@@ -75,7 +75,7 @@ def _lead(report: AuditReport, warnings: Sequence[str]) -> list[Element]:
         f"model(s), protocol {report.protocol}: {'; '.join(report.models)}.",
         f"{report.issues:,} pixels ({share:.2f} %) are doubtful: the model is sure of another class. They and their "
         f"neighbours make {report.found:,} regions of at least {report.min_area} pixels.",
-        "A doubtful label is not a wrong one: models err, most of all along outlines. Look, tick what is to be labelled "
+        "A doubtful label is not a wrong one: models err, most of all along outlines. Look, tick what to label "
         "again, and take the list at the end.",
     ]
     notes = [element("p", {"class": "note"}, text) for text in warnings]
@@ -108,7 +108,7 @@ def _marks(report: AuditReport) -> Section:
         "To label again",
         [
             element("p", {"class": "count-of-marks", "role": "status"}, "0 images are ticked"),
-            element("p", None, *buttons),
+            element("p", {"class": "row"}, *buttons),
             element("label", {"for": "list-of-marks"}, "the ticked images"),
             area,
         ],
@@ -169,8 +169,14 @@ class _Reader:
         region, pair = entry.region, _pair(entry.given, entry.predicted)
         pictures = self._read(entry.index)
         left, top, width, height = region.box
+        box = slice(top, top + height), slice(left, left + width)
+        shown = np.ones(pictures.given[box].shape, np.bool_)
+        if self.report.space.task != "multilabel":  # else these are bits
+            shown = (pictures.given[box] == region.given) & (pictures.predicted[box] == region.predicted)
+        alone = np.full_like(pictures.doubtful, self.report.space.ignore_value)
+        alone[box] = np.where(shown, pictures.doubtful[box], alone[box])
         return self._card(
-            pictures.part(*_around(region.box, pictures.given.shape)),
+            pictures._replace(doubtful=alone).part(*_around(region.box, pictures.given.shape)),
             entry,
             f"number {rank}: {pair}, {region.area} pixels at {left}, {top} ({width} x {height}), the model is "
             f"{100 * region.confidence:.0f} % sure",
@@ -190,11 +196,11 @@ class _Reader:
             entry.name,
             caption,
             pictures.photo,
-            pictures.given,
-            pictures.predicted,
+            None,
+            None,
             scores,
             tuple(tag for tag in tags if tag in self.tags),
-            areas={"doubtful": pictures.doubtful},
+            others={"label": pictures.given, "the model": pictures.predicted, "doubtful": pictures.doubtful},
             mark=self.mark(entry.index),
         )
 

@@ -45,7 +45,6 @@ class Card:
         scores: Name -> value by which images can be sorted; None for one that the image does not have.
         tags: Names of the groups that it is in, such as "worst", by which images can be chosen.
         others: Name -> labels of further models.
-        areas: Name -> labels that are painted by themselves, and ignored elsewhere; they have no errors.
         mark: What a tick box puts on the page's list, see `assets/marks.js`; None for no tick box.
         prediction_name: What the prediction is called.
     """
@@ -58,7 +57,6 @@ class Card:
     scores: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     tags: tuple[str, ...] = ()
     others: Mapping[str, Labels] = dataclasses.field(default_factory=dict)
-    areas: Mapping[str, Labels] = dataclasses.field(default_factory=dict)
     mark: str | None = None
     prediction_name: str = "prediction"
 
@@ -210,7 +208,6 @@ def _figures(card: Card, space: LabelSpace) -> tuple[list[Element], int]:
     made, size = [_figure("photo", photo, "photo", card.name)], len(photo)
     masks = [("truth", "truth", card.truth), ("prediction", card.prediction_name, card.prediction)]
     masks += [("prediction", name, labels) for name, labels in card.others.items()]
-    masks += [("area", name, labels) for name, labels in card.areas.items()]
     for kind, name, labels in masks:
         if labels is None:
             continue
@@ -267,7 +264,8 @@ def _controls(
 
 
 def _labelled(text: str, control: Element) -> Element:
-    return element("label", None, element("span", None, text), control)
+    label = element("label", {"for": control.get("id")}, text)
+    return element("span", {"class": "field"}, label, control)
 
 
 def swatch(color: Color) -> Element:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -31,12 +32,14 @@ from resnest_seg.data.datasets import (
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.tiles import paired_files
 from resnest_seg.data.transforms import TrainTransform, Transform, is_photo
-from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
+from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, command
 from resnest_seg.files import atomic_write, check_outside
 from resnest_seg.io.display import console
 from resnest_seg.models.checkpoint import BEST, CONFIG
 from resnest_seg.models.loading import Network, built_network, load_checkpoint, load_fitting, segmenter_for
 from resnest_seg.models.segmenter import PIXEL_MEAN, PIXEL_STD, Segmenter, freeze_unread
+from resnest_seg.reports.run_files import REPORT
+from resnest_seg.reports.run_report import Pictures, write_report
 from resnest_seg.training.losses import Loss
 from resnest_seg.training.memory import GIB, devices_here, divided, plan
 from resnest_seg.training.monitor import Callback
@@ -182,31 +185,28 @@ def fit_folds(
         resume: "no" begins in a new folder, "yes" goes on, "auto" goes on if there is one and begins otherwise.
 
     Returns:
-        What came of each run; a signal ends the last of them, and those after it are missing.
+        What came of each run; where a signal ended one, those after it are missing.
 
     Raises:
-        ConfigError: As by `fit`; a number of folds that the split does not have; a model or an optimiser that would be
-            used twice.
+        ConfigError: As by `fit`; too many or too few folds; a model or an optimiser that would be used twice.
         DatasetError, CheckpointError, ResNeStSegError: As by `fit`; the folder holds other folds.
     """
     config = as_config(config)
-    for key, once in (("segmenter", segmenter), ("optimizer", optimizer)):
-        if isinstance(once, torch.nn.Module | torch.optim.Optimizer):
-            raise ConfigError(f"{key} must be a function that makes a new one: every fold trains its own.")
+    _check_made_anew(segmenter=segmenter, optimizer=optimizer)
     parts = Parts(train, validation, segmenter, loss, transform, optimizer, callbacks)
     whole, held_out = splits(config, parts)
     fold_of = assign_folds(whole, folds, group_by=group_by)
-    name = dataset_name(whole, config.data.dataset) if train is not None else config.data.dataset
+    name = dataset_name(whole, config.data.dataset)
     folder = Path(output or f"{config.output or f'runs/{name}_{config.model.head}_{config.model.encoder}'}_folds")
     _record_folds(folder, whole, folds, group_by, resume=resume)
     results: list[FitResult] = []
     for fold in range(folds):
         if os.environ.get("RANK", "0") == "0":
             print(f"fold {fold} of {folds}: {int((fold_of != fold).sum())} of {len(whole)} samples are trained on")
-        part = dataclasses.replace(parts, train=Subset(whole, np.flatnonzero(fold_of != fold).tolist()),
-                                   validation=held_out)  # fmt: skip
-        trainer = trainer_for(config, part, output=folder / f"fold_{fold}", resume="no" if resume == "no" else "auto")
-        results.append(run(trainer))
+        others = Subset(whole, np.flatnonzero(fold_of != fold).tolist())
+        part = dataclasses.replace(parts, train=others, validation=held_out)
+        begun = "no" if resume == "no" else "auto"
+        results.append(run(trainer_for(config, part, output=folder / f"fold_{fold}", resume=begun)))
         if not results[-1].finished:
             break
     return tuple(results)
@@ -234,6 +234,13 @@ def read_fold_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("format") != "resnest_seg folds":
         raise DatasetError(f"{path} does not say how a data set was divided: it is no file of fit_folds.")
     return record
+
+
+def _check_made_anew(*, segmenter: object, optimizer: object) -> None:
+    """Refuse a model or an optimiser that several runs would train, one after the other."""
+    for key, part in (("segmenter", segmenter), ("optimizer", optimizer)):
+        if isinstance(part, torch.nn.Module | torch.optim.Optimizer):
+            raise ConfigError(f"{key} must be a function that makes a new one: every fold trains its own.")
 
 
 def _record_folds(folder: Path, train: SegmentationDataset, folds: int, group_by: str | None, *, resume: str) -> None:
@@ -267,9 +274,33 @@ def run(trainer: Trainer, *, until: int | None = None) -> FitResult:
     assert isinstance(model, Segmenter)
     if best.is_file():
         load_checkpoint(best, into=model)
+    if finished or trainer.ended:
+        _report(trainer, model)
     return FitResult(
         trainer.output, finished, trainer.stopped_by, trainer.step, trainer.best_score, trainer.scores, model.eval()
     )
+
+
+MOST_IMAGES = 4
+"""Worst, best and random images, so many of each at most, in the report at the end of a run: more by `report`."""
+
+
+def _report(trainer: Trainer, model: Segmenter) -> None:
+    """Write the report of a run that is over. What goes wrong with it is a warning: the run itself is complete."""
+    task, config = trainer.task, trainer.config
+    assert isinstance(task, SegmentationTask)
+    assert isinstance(config, RunConfig)
+    if not trainer.engine.is_main_process or not config.eval.sheet:
+        return
+    images = Pictures(count=min(config.eval.sheet, MOST_IMAGES), segmenter=model, dataset=task.validation)
+    path = trainer.output / REPORT
+    try:
+        write_report([trainer.output], path, images=images, say=lambda text: None)
+        trainer.console.print(f"report: {path}", soft_wrap=True)
+    except (Exception, KeyboardInterrupt) as error:
+        why = str(error) or type(error).__name__
+        print(f"warning: {path} was not written: {why}. Write it with: {command('report')} "
+              f"{shlex.quote(str(trainer.output))}", file=sys.stderr)  # fmt: skip
 
 
 def trainer_for(

