@@ -118,7 +118,10 @@ class Own(SegmentationDataset):
     def __getitem__(self, index):
         labels = np.random.default_rng(index).integers(0, 3, (2, 3)).repeat(17, 0).repeat(15, 1).astype(np.uint8)
         labels[: 3 + index] = 255
-        return Sample(np.repeat(labels[..., None], 3, 2) % 3 * np.uint8(100), labels, f"own {index} [1] ü.png")
+        return Sample(np.repeat(labels[..., None], 3, 2) % 3 * np.uint8(100), labels, self.sample_name(index))
+
+    def sample_name(self, index):
+        return f"own {index} [1] ü.png"
 
 
 def trainer(output, *, resume=False, loss=None, **changes):
