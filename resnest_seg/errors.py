@@ -50,6 +50,7 @@ SCRIPTS = {
     "pretrain": "tools/pretrain_cls.py",
     "runs": "tools/list_runs.py",
     "audit": "tools/audit_labels.py",
+    "suggest": "tools/suggest_photos.py",
     "benchmark": "tools/benchmark_seg.py",
     "report": "tools/report_seg.py",
     "prepare ade20k": "datasets/prepare_ade20k.py",

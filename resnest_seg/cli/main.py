@@ -24,6 +24,7 @@ GROUPS = {
         "prepare": "download, check and unpack ADE20K, Cityscapes or CamVid; write synthetic scenes",
         "import": "import labels of annotation tools: COCO, YOLO, labelme, CVAT, GeoJSON ...",
         "check": "check photos and masks before training",
+        "suggest": "suggest which unlabelled photos to label next",
     },
     "training": {
         "train": "train a segmentation model",
@@ -54,6 +55,7 @@ MODULES = {
     "runs": "review.runs",
     "report": "review.report",
     "audit": "review.audit",
+    "suggest": "review.suggest",
 }
 """Verb -> its module, where that cannot have the verb's name."""
 

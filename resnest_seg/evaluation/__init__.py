@@ -1,4 +1,4 @@
-"""Metrics and reports: confusion matrix, boundaries, calibration, `evaluate`, audits of labels, submission packs."""
+"""Metrics and reports: confusion matrix, boundaries, calibration, scores by image, `evaluate`, audits, submissions."""
 
 from resnest_seg import lazy_exports
 
@@ -8,8 +8,11 @@ _HOMES = {
     "Calibration": "calibration",
     "ConfidentLearning": "label_issues",
     "ConfusionMatrix": "metrics",
+    "Difference": "comparison",
     "EvalReport": "report",
     "EvaluatedImage": "evaluate",
+    "ImageScores": "image_scores",
+    "ImageScoresFile": "image_scores",
     "LabelScore": "label_scores",
     "LabelScores": "label_scores",
     "SoftMinimum": "label_issues",
@@ -17,6 +20,7 @@ _HOMES = {
     "Scores": "metrics",
     "Submission": "submission",
     "audit": "label_audit",
+    "compare_images": "comparison",
     "evaluate": "evaluate",
 }
 

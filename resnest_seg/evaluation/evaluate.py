@@ -19,8 +19,8 @@ from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.loader import Batch, load_batches
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.evaluation.boundaries import BoundaryScores
-from resnest_seg.evaluation.calibration import Calibration
-from resnest_seg.evaluation.image_scores import ImageScores, ImageScoresWriter, ImagesHeader, certainty
+from resnest_seg.evaluation.calibration import Calibration, certainty
+from resnest_seg.evaluation.image_scores import ImageScores, ImageScoresWriter, ImagesHeader
 from resnest_seg.evaluation.label_scores import LabelMasks, LabelScores, ScoreHistogram, unpack_labels
 from resnest_seg.evaluation.metrics import ConfusionMatrix, Scores
 from resnest_seg.evaluation.report import EvalReport, Method
@@ -105,8 +105,8 @@ class _Certainty:
     """
 
     def __init__(self, ignore: int, device: torch.device) -> None:
-        self.ignore, self.sums = ignore, torch.zeros(2, device=device)
-        self.known = True
+        exact = torch.float32 if device.type == "mps" else torch.float64  # in which the order of a sum does not matter
+        self.ignore, self.sums, self.known = ignore, torch.zeros(2, dtype=exact, device=device), True
 
     def add(self, scores: Tensor | None, labels: Tensor, best: Tensor, merge: str) -> None:
         """Add a block; of None, the labels of a file that gives no scores, nothing can be known."""
@@ -114,13 +114,13 @@ class _Certainty:
             self.known = False
             return
         both = torch.stack(certainty(scores, merge, best))
-        self.sums += torch.where(labels != self.ignore, both, 0).sum(dim=(1, 2))
+        self.sums += torch.where(labels != self.ignore, both, 0).sum(dim=(1, 2), dtype=self.sums.dtype)
 
     def means(self, pixels: int) -> dict[str, float | None]:
-        """The means over so many labelled pixels."""
+        """The means over so many labelled pixels, to seven places: further ones depend on threads."""
         if not self.known or not pixels:
             return {"confidence": None, "entropy": None}
-        confidence, entropy = (min(max(total / pixels, 0.0), 1.0) for total in self.sums.tolist())
+        confidence, entropy = (round(min(max(total / pixels, 0.0), 1.0), 7) for total in self.sums.tolist())
         return {"confidence": confidence, "entropy": entropy}
 
 
@@ -381,7 +381,7 @@ def _samples(
     with contextlib.closing(batches):
         for index, batch in zip(indices, batches, strict=True):
             labels = batch.labels[0].to(device, non_blocking=True)
-            yield batch, _Sample(index, batch.names[0], _pixels(batch), labels)
+            yield batch, _Sample(index, dataset.sample_name(index), _pixels(batch), labels)
 
 
 def _header(model: Backend, dataset: SegmentationDataset, methods: Sequence[Protocol], checkpoint: str) -> ImagesHeader:

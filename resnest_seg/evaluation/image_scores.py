@@ -1,4 +1,4 @@
-"""Scores of every image, as JSON lines beside a report: written while images come, read a line at a time.
+"""Scores of every image: JSON lines beside a report, written while images come, read a line at a time, without torch.
 
 The first line is a header, then there is a line for every image and protocol:
 
@@ -17,16 +17,13 @@ import dataclasses
 import heapq
 import itertools
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from resnest_seg.errors import DatasetError, unknown_name
 from resnest_seg.files import atomic_write, naming
@@ -80,7 +77,7 @@ class ImageScores:
 
     Attributes:
         index: Of the sample in the data set.
-        name: The sample's name.
+        name: The sample's name within its data set, the same on every machine.
         protocol: Name of the protocol.
         pixels: Labelled pixels.
         counts: Class id -> intersection, truth and prediction in labelled pixels, of the classes in either.
@@ -351,38 +348,6 @@ def merge_image_scores(parts: Sequence[str | Path], output: str | Path) -> None:
 def _numbered(lines: Iterable[str], place: int) -> Iterator[tuple[int, int, str]]:
     """Index of the image, place of the file, and line: `heapq.merge` never compares two lines of one file."""
     return ((int(json.loads(line)["index"]), place, line) for line in lines)
-
-
-def certainty(scores: Tensor, merge: str, best: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute how sure a model is of every pixel of a slab.
-
-    Args:
-        scores: [K, r, W] of a protocol, as in `resnest_seg.inference.backends.Block`.
-        merge: The protocol's: "logits", "softmax", "exp", or "sigmoid" for labels.
-        best: Of classes: the class of the highest score, [r, W].
-
-    Returns:
-        The probability of the best class, and the entropy of all probabilities as a share of the largest possible;
-        of labels, means over them. float32 [r, W], 0..1 but for rounding.
-    """
-    if merge == "sigmoid":
-        scores = scores.clamp(0, 1)
-        entropy = torch.special.entr(scores) + torch.special.entr(1 - scores)
-        return torch.maximum(scores, 1 - scores).mean(dim=0), entropy.mean(dim=0) / math.log(2)
-    most = math.log(max(len(scores), 2))
-    top = scores.gather(0, best.long()[None])
-    if merge == "softmax":
-        return top[0], torch.special.entr(scores).sum(dim=0) / most
-    if merge == "logits":
-        # H = log(sum of e^d) - (sum of d e^d) / (sum of e^d) for logits d below the highest: one exponential a score,
-        # and logarithms of pixels only.
-        below = scores - top
-        parts = below.exp()
-        total = parts.sum(dim=0)
-        return total.reciprocal(), (total.log() - parts.mul_(below).sum(dim=0) / total) / most
-    total = scores.sum(dim=0)
-    entropy = total.log() - torch.xlogy(scores, scores).sum(dim=0) / total
-    return (top[0] / total).float(), (entropy / most).float()
 
 
 def _whole(value: Any) -> int:

@@ -195,7 +195,7 @@ function shares({ values }) {
 
 function duration(all, timing) {
   const steps = [...timing.matchAll(/(\w+);dur=([\d.]+)/g)].map(([, name, time]) => [name, Number(time)]);
-  const names = { queue: "waiting", decode: "decoding", model: "network", encode: "encoding" };
+  const names = { queue: "waiting", decode: "decoding", model: "model", encode: "encoding" };
   const server = steps.reduce((sum, [, time]) => sum + time, 0);
   const parts = steps.map(([name, time]) => `${names[name] ?? name} ${time.toFixed(0)}`).join(", ");
   return `${all.toFixed(0)} ms in all` +
@@ -394,16 +394,17 @@ async function film() {
 // ---- controls
 
 function take(files, ending = "") {
-  stopCamera();
-  if (files.length) label(files[0]);
-  else if (ending) fail(ending);
+  if (ending) find("file").value = "";
+  if (files.length) {
+    stopCamera();
+    label(files[0]);
+  } else if (ending) {
+    fail(ending);
+  }
 }
 
-find("file").addEventListener("change", () => {
-  const files = [...find("file").files];
-  find("file").value = ""; // so that the same file can be chosen again
-  take(files);
-});
+find("file").addEventListener("click", () => { find("file").value = ""; }); // so that the same file can be chosen again
+find("file").addEventListener("change", () => take([...find("file").files]));
 document.addEventListener("paste", event => take([...event.clipboardData.files], "What was pasted is no photo."));
 document.addEventListener("dragover", event => {
   event.preventDefault();
