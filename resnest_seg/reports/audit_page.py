@@ -72,7 +72,8 @@ def _lead(report: AuditReport, warnings: Sequence[str]) -> list[Element]:
     share = 100 * report.issues / max(report.pixels, 1)
     lines = [
         f"{len(report.images)} images with {report.pixels:,} labelled pixels were predicted by "
-        f"{_counted(len(report.models), 'model')}, protocol {report.protocol}: {'; '.join(dict.fromkeys(report.models))}.",
+        f"{_counted(len(report.models), 'model')} ({'; '.join(dict.fromkeys(report.models))}), protocol "
+        f"{report.protocol}.",
         f"{report.issues:,} pixels ({share:.2f} %) are doubtful: the model is sure of another class. They and their "
         f"neighbours make {report.found:,} regions of at least {report.min_area} pixels.",
         "A doubtful label is not a wrong one: models err, most of all along outlines. Look, tick what to label "
