@@ -16,7 +16,9 @@ from resnest_seg.reports.run_table import differing_keys, find_runs, read_run, s
 from resnest_seg.training import run_folder
 
 
-def make_run(folder, *, scores=(0.2, 0.5, 0.4), seed=0, steps=30, done=None, told=True, stale=0, **groups):
+def make_run(
+    folder, *, scores=(0.2, 0.5, 0.4), seed=0, steps=30, done=None, validated=None, told=True, stale=0, **groups
+):
     """A run of 10 steps an epoch; `done` is the step of the newest state, None for the last."""
     folder.mkdir(parents=True)
     train = {"epochs": 3, "batch_size": 4} | groups.pop("train", {})
@@ -33,7 +35,7 @@ def make_run(folder, *, scores=(0.2, 0.5, 0.4), seed=0, steps=30, done=None, tol
     step = steps if done is None else done
     values = {
         "step": step,
-        "validated_step": step,
+        "validated_step": step if validated is None else validated,
         "best_mean_iou": max(scores, default=-1.0),
         "stale_validations": stale,
     }
@@ -59,6 +61,7 @@ def test_a_run_is_read(tmp_path):
         ({}, "finished"),
         ({"done": 20}, "stopped"),
         ({"done": 20, "told": False}, "stopped"),
+        ({"validated": 20}, "stopped"),  # before its last validation
         ({"told": False}, "finished"),  # by the steps of an epoch
         ({"done": 20, "stale": 2, "train": {"patience": 2}}, "finished"),
         ({"done": 20, "stale": 1, "train": {"patience": 2}}, "stopped"),
