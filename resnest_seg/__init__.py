@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from resnest_seg.errors import DownloadError as DownloadError
     from resnest_seg.errors import ExportError as ExportError
     from resnest_seg.errors import ResNeStSegError as ResNeStSegError
-    from resnest_seg.evaluation.audit import AuditReport as AuditReport
-    from resnest_seg.evaluation.audit import audit as audit
     from resnest_seg.evaluation.evaluate import evaluate as evaluate
+    from resnest_seg.evaluation.label_audit import AuditReport as AuditReport
+    from resnest_seg.evaluation.label_audit import audit as audit
     from resnest_seg.evaluation.metrics import ConfusionMatrix as ConfusionMatrix
     from resnest_seg.evaluation.metrics import Scores as Scores
     from resnest_seg.evaluation.report import EvalReport as EvalReport
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ADE20K": "data.datasets",
-    "AuditReport": "evaluation.audit",
+    "AuditReport": "evaluation.label_audit",
     "Callback": "training.monitor",
     "CamVid": "data.datasets",
     "CheckpointError": "errors",
@@ -105,7 +105,7 @@ _HOMES = {
     "Synthetic": "data.synthetic",
     "Trainer": "training.trainer",
     "ValidationReport": "training.monitor",
-    "audit": "evaluation.audit",
+    "audit": "evaluation.label_audit",
     "build_dataset": "data.build",
     "build_encoder": "models.loading",
     "build_loader": "data.loader",

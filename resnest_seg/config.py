@@ -290,7 +290,10 @@ class LoopConfig:
     such a step also prints a line of progress, if 30 s and a hundredth of the time so far have passed since the
     last."""
     trackers: str = "tensorboard"
-    """Trackers of the curves: tensorboard, wandb (if installed), both separated by a comma, or none."""
+    """Trackers of the curves, separated by commas: tensorboard, and where installed wandb, mlflow, trackio, aim,
+    clearml, comet_ml, dvclive, swanlab; or none. The run has the name of its folder there."""
+    tags: str | None = None
+    """Tags of the run, separated by commas, in trackers that have tags."""
 
 
 @dataclasses.dataclass(frozen=True)

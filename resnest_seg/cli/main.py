@@ -29,7 +29,6 @@ GROUPS = {
     "training": {
         "train": "train a segmentation model",
         "pretrain": "train an image classifier, to pre-train an encoder",
-        "runs": "list run folders: config differences, best mIoU, speed, state",
         "budget": "plan how a recipe fits into the memory of given devices",
     },
     "trained models": {
@@ -37,6 +36,12 @@ GROUPS = {
         "predict": "segment photos, folders, videos and large images",
         "export": "export a model to ONNX, torch or OpenVINO, and verify the file",
         "serve": "serve an exported model by HTTP",
+        "demo": "try a model on a page in the browser",
+    },
+    "results": {
+        "runs": "list run folders: config differences, best mIoU, speed, state",
+        "report": "write what came out of runs into one page: curves, scores, images",
+        "audit": "find doubtful labels: ranked images and regions, a page to click through",
     },
     "comparisons": {
         "zoo": "list and fetch the published checkpoints",
@@ -45,7 +50,13 @@ GROUPS = {
 }
 """Group -> verb -> its line of help."""
 
-MODULES = {"import": "import_labels", "runs": "review.runs", "suggest": "review.suggest"}
+MODULES = {
+    "import": "import_labels",
+    "runs": "review.runs",
+    "report": "review.report",
+    "audit": "review.audit",
+    "suggest": "review.suggest",
+}
 """Verb -> its module, where that cannot have the verb's name."""
 
 VERBS = [verb for group in GROUPS.values() for verb in group]

@@ -5,9 +5,9 @@ python tools/serve_seg.py --checkpoint runs/my_run
 curl -H "Content-Type: image/jpeg" --data-binary @photo.jpg http://127.0.0.1:8000/segment > labels.png
 curl -H "Content-Type: image/jpeg" --data-binary @photo.jpg "http://127.0.0.1:8000/segment?output=overlay" > overlay.png
 
-Also ?output=polygons (GeoJSON), ?ids=train, ?alpha=0.5; and GET /classes, GET /health. A model of many bands takes TIFF
-files, too (Content-Type: image/tiff). There is no authentication and
-no encryption: use a proxy if others can reach the server.
+Also ?output=polygons (GeoJSON), ?ids=train, ?alpha=0.5; and GET /classes, GET /model, GET /health. Browsers find a page
+at /, on which a person labels photos (the verb demo opens it). A model of many bands takes TIFF files, too
+(Content-Type: image/tiff). There is no authentication and no encryption: use a proxy if others can reach the server.
 
 Besides the limits below, a request's header must arrive within 10 s, its body within 30 s, and the response must be
 read within 60 s; decoding a photo may take 10 s of processor time; uploads may hold 16 times --max-bytes together, and
@@ -23,11 +23,12 @@ Exit codes: 2 for invalid input, 143 after SIGTERM, 130 after Ctrl-C; pending re
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 from resnest_seg.cli.parsing.options import (
@@ -104,9 +105,28 @@ def exported(checkpoint: str) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or Ctrl-C; returns the exit code."""
     options = parse(argv)
+
+    def ready(description: str, address: str) -> None:
+        print(f"{description}: {address}segment", file=sys.stderr, flush=True)
+
+    return serve(options, ports=[options.port], ready=ready)
+
+
+def serve(options: argparse.Namespace, *, ports: Sequence[int], ready: Callable[[str, str], None]) -> int:
+    """Serve until SIGTERM or Ctrl-C; returns the exit code.
+
+    Args:
+        options: What `parse` returns.
+        ports: The first of these that is free is taken.
+        ready: Called when the server listens, with the model in words and the address of the page.
+
+    Raises:
+        ConfigError: An option is out of range, or no port is free.
+        CheckpointError: The model cannot be loaded, or is not for photos.
+    """
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        return _serve(options)
+        return _serve(options, ports, ready)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -116,7 +136,7 @@ def _terminated(number: int, frame: FrameType | None) -> None:
     raise SystemExit(EXIT_TERMINATED)
 
 
-def _serve(options: argparse.Namespace) -> int:
+def _serve(options: argparse.Namespace, ports: Sequence[int], ready: Callable[[str, str], None]) -> int:
     from resnest_seg.inference import server as serving
     from resnest_seg.inference.predictor import OnnxPredictor
 
@@ -137,10 +157,15 @@ def _serve(options: argparse.Namespace) -> int:
     )
     predictor.check_photos()
     application = serving.app(predictor, limits=limits)
-    http_server, listening = serving.server(application, limits=limits, host=options.host, port=options.port)
+    *others, last = ports
+    for port in others:
+        with contextlib.suppress(ConfigError):
+            http_server, listening = serving.server(application, limits=limits, host=options.host, port=port)
+            break
+    else:
+        http_server, listening = serving.server(application, limits=limits, host=options.host, port=last)
     host, port = listening.getsockname()[:2]
-    print(f"{predictor.backend.description}, protocol {predictor.protocol.name}: http://{host}:{port}/segment",
-          file=sys.stderr, flush=True)  # fmt: skip
+    ready(f"{predictor.backend.description}, protocol {predictor.protocol.name}", f"http://{host}:{port}/")
     code = serving.run(http_server, listening)
     if application.state.busy():  # a photo is in the model, which cannot be stopped, and Python would wait for it
         os._exit(code)

@@ -15,6 +15,7 @@ within 1 / 65535 of a threshold may fall on its other side.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import cv2
@@ -170,22 +171,42 @@ class DoubtfulRegion(NamedTuple):
 
     @property
     def score(self) -> float:
-        """Evidence that the label is wrong, by which regions are ranked: pixels times margin."""
-        return self.area * (self.confidence - self.self_confidence)
+        """Evidence that the label is wrong, by which regions are ranked: pixels times log odds of the mean pixel.
+
+        In `tests/campaigns/label_errors.py` it found more planted errors than the area, the margin, the width and
+        their products.
+        """
+        return self.area * math.log((self.confidence + FLOOR) / (self.self_confidence + FLOOR))
 
 
-def doubtful_regions(judged: JudgedLabels, cutoff: int, *, min_area: int) -> tuple[list[DoubtfulRegion], int]:
+FLOOR = 1e-3
+"""What is added to both probabilities of the log odds, so that no pixel is proof."""
+
+
+class FoundRegions(NamedTuple):
+    """The regions of an image.
+
+    Attributes:
+        regions: In no order.
+        small: How many were smaller than the smallest that counts, and are not among them.
+        mask: The pixels of the regions, bool [H, W].
+    """
+
+    regions: list[DoubtfulRegion]
+    small: int
+    mask: NDArray[np.bool_]
+
+
+def doubtful_regions(judged: JudgedLabels, cutoff: int, *, min_area: int) -> FoundRegions:
     """Find the connected areas of disagreement in an image; pixels are connected by sides and corners.
 
     Args:
         judged: The image.
         cutoff: Of the issues, see `ConfidentLearning`.
         min_area: Regions of fewer pixels are left out.
-
-    Returns:
-        The regions, in no order; and how many were left out.
     """
     other = judged.disagreement
+    covered = np.zeros(other.shape, np.bool_)
     pairs = np.where(other, judged.given.astype(np.int32) * 256 + judged.predicted, -1)
     issues, found, small = judged.issues(cutoff), list[DoubtfulRegion](), 0
     for pair in np.unique(pairs[other]).tolist():
@@ -200,7 +221,9 @@ def doubtful_regions(judged: JudgedLabels, cutoff: int, *, min_area: int) -> tup
         small += count - 1 - len(large)
         for part in large:
             x, y, across, down, area = (int(value) for value in stats[part])
-            inner = np.pad(parts[y : y + down, x : x + across] == part, 1).astype(np.uint8)
+            here = parts[y : y + down, x : x + across] == part
+            covered[top + y : top + y + down, left + x : left + x + across] |= here
+            inner = np.pad(here, 1).astype(np.uint8)
             radius = float(cv2.distanceTransform(inner, cv2.DIST_L2, 3).max())
             issue, confidence, self_confidence = (float(values[part]) for values in sums)
             found.append(
@@ -215,4 +238,4 @@ def doubtful_regions(judged: JudgedLabels, cutoff: int, *, min_area: int) -> tup
                     2 * radius - 1,
                 )
             )
-    return found, small
+    return FoundRegions(found, small, covered)

@@ -3,7 +3,11 @@
     POST /segment?output=labels|overlay|polygons    the body is a JPEG, PNG or WebP file, and its type the Content-Type;
                                                     of a model of many bands a TIFF file, too
     GET /classes                                    what the values in label PNGs are
+    GET /model                                      the model, its classes, and the files that are taken
     GET /health                                     that it is there, and how many photos are in work
+    GET /                                           a page for browsers, see `resnest_seg.inference.web_page`
+
+The header Server-Timing of labels, overlays and polygons says how many milliseconds their steps took.
 
 What a client does wrong is answered by {"error": "one line"}: 400 an unknown option, 408 a body that does not come, 413
 too many bytes or pixels, 415 a type that is no photo's, 422 no image, a damaged one, or one that takes too long to
@@ -20,22 +24,25 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import queue
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ConfigError, DatasetError
+from resnest_seg.inference import web_page
 from resnest_seg.inference.decoding import PhotoDecoder
 from resnest_seg.inference.prediction import Prediction
 from resnest_seg.io.bands import BandReader
 from resnest_seg.io.images import MOST_PIXELS
 from resnest_seg.io.visualize import labels_png, png_bytes
-from resnest_seg.labels import LabelSpace
+from resnest_seg.labels import MULTILABEL_IGNORE, LabelSpace
 
 if TYPE_CHECKING:
     import uvicorn
@@ -50,6 +57,9 @@ OUTPUTS = {"labels": "image/png", "overlay": "image/png", "polygons": "applicati
 """Kinds of output -> their content type."""
 
 IDS = ("raw", "train")
+
+STEPS = ("queue", "decode", "model", "encode")
+"""Steps of the answer to a photo, as its header Server-Timing names them."""
 
 
 class Labeller(Protocol):
@@ -150,6 +160,14 @@ class _Job:
 
     body: bytes | None
     wish: _Wish
+    came: float = dataclasses.field(default_factory=time.perf_counter)
+
+
+class _Result(NamedTuple):
+    """The content of an answer, and its header Server-Timing."""
+
+    content: bytes
+    timing: str = ""
 
 
 class _Service:
@@ -166,7 +184,7 @@ class _Service:
         self.free: queue.SimpleQueue[PhotoDecoder] = queue.SimpleQueue()
         for decoder in self.decoders:
             self.free.put(decoder)
-        self.held: set[Future[bytes]] = set()  # photos that wait or are in work
+        self.held: set[Future[_Result]] = set()  # photos that wait or are in work
         self.arriving: dict[_Arrival, None] = {}  # in the order in which they began
         self.arrived = 0  # bytes of these
 
@@ -190,8 +208,8 @@ class _Service:
             raise
         body = await self._body(request)
         self._check_room()  # others may have been faster
-        content = await self._worked(request, _Job(body, wish))
-        return Response(content, media_type=OUTPUTS[wish.output])
+        result = await self._worked(request, _Job(body, wish))
+        return Response(result.content, media_type=OUTPUTS[wish.output], headers={"Server-Timing": result.timing})
 
     def _check_room(self) -> None:
         if len(self.held) >= self.limits.workers + self.limits.queue:
@@ -264,7 +282,7 @@ class _Service:
                         return True
         return False
 
-    async def _worked(self, request: Request, job: _Job) -> bytes:
+    async def _worked(self, request: Request, job: _Job) -> _Result:
         """The answer to a job, which is dropped when its client leaves: at once if it waits, else between two steps."""
         future = self.pool.submit(self._work, job)
         self.held.add(future)
@@ -280,22 +298,24 @@ class _Service:
             left.cancel()
             answer.cancel()
 
-    def _work(self, job: _Job) -> bytes:
+    def _work(self, job: _Job) -> _Result:
         """Run in a thread of the pool; returns nothing if the client has gone."""
+        times = [job.came, time.perf_counter()]
         try:
             pixels = self._pixels(job)
+            times.append(time.perf_counter())
             prediction: Prediction | None = None if job.body is None else self.predictor(pixels)
+            times.append(time.perf_counter())
         except DatasetError as error:
             raise _RefusedError(422, str(error)) from None
         except ConfigError as error:  # too many pixels, or its scores would take too much memory
             raise _RefusedError(413, str(error)) from None
         if prediction is None or job.body is None:
-            return b""
-        if job.wish.output == "labels":
-            return labels_png(prediction.labels, prediction.label_space, ids=job.wish.ids)
-        if job.wish.output == "overlay":
-            return png_bytes(prediction.overlay(job.wish.alpha))
-        return json.dumps(prediction.polygons(), separators=(",", ":")).encode()
+            return _Result(b"")
+        content = _encoded(prediction, job.wish)
+        times.append(time.perf_counter())
+        spans = zip(STEPS, itertools.pairwise(times), strict=True)
+        return _Result(content, ", ".join(f"{step};dur={1000 * (end - start):.1f}" for step, (start, end) in spans))
 
     def _pixels(self, job: _Job) -> Any:
         """The photo, uint8 [H, W, 3], or bands; there is a decoder for every thread."""
@@ -313,12 +333,27 @@ class _Service:
     async def classes(self, request: Request) -> Response:
         from starlette.responses import JSONResponse
 
-        space = self.predictor.label_space
-        every = zip(space.raw_ids, space.names, space.colors, strict=True)
+        return JSONResponse(_classes(self.predictor.label_space))
+
+    async def model(self, request: Request) -> Response:
+        from starlette.responses import JSONResponse
+
+        space, backend = self.predictor.label_space, getattr(self.predictor, "backend", None)
+        protocol = getattr(self.predictor, "protocol", None)
         return JSONResponse(
-            [{"train_id": label, "raw_id": raw, "name": name, "color": color}
-             for label, (raw, name, color) in enumerate(every)]
-        )  # fmt: skip
+            {
+                "description": getattr(backend, "description", ""),
+                "protocol": getattr(protocol, "name", ""),
+                "task": space.task,
+                "channels": getattr(backend, "channels", 3),
+                "bands": None if self.bands is None else self.bands.bands or True,
+                "types": _types(self.bands),
+                "max_bytes": self.limits.max_bytes,
+                "max_pixels": self.limits.max_pixels,
+                "ignored_raw_id": MULTILABEL_IGNORE if space.task == "multilabel" else space.ignored_raw_id,
+                "classes": _classes(space),
+            }
+        )
 
     @contextlib.asynccontextmanager
     async def lifespan(self, application: Starlette) -> AsyncIterator[None]:
@@ -336,9 +371,29 @@ async def _left(request: Request) -> None:
         pass
 
 
+def _classes(space: LabelSpace) -> list[dict[str, Any]]:
+    every = zip(space.raw_ids, space.names, space.colors, strict=True)
+    return [
+        {"train_id": label, "raw_id": raw, "name": name, "color": color}
+        for label, (raw, name, color) in enumerate(every)
+    ]
+
+
+def _encoded(prediction: Prediction, wish: _Wish) -> bytes:
+    if wish.output == "labels":
+        return labels_png(prediction.labels, prediction.label_space, ids=wish.ids)
+    if wish.output == "overlay":
+        return png_bytes(prediction.overlay(wish.alpha))
+    return json.dumps(prediction.polygons(), separators=(",", ":")).encode()
+
+
+def _types(bands: BandReader | None) -> tuple[str, ...]:
+    return TYPES if bands is None else ("image/tiff", *TYPES)
+
+
 def _check_type(request: Request, bands: BandReader | None) -> None:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    types = TYPES if bands is None else ("image/tiff", *TYPES)
+    types = _types(bands)
     if kind not in types:
         raise _RefusedError(
             415,
@@ -402,7 +457,9 @@ def app(predictor: Labeller, *, limits: Limits = Limits()) -> Starlette:  # noqa
         routes=[
             Route("/segment", service.segment, methods=["POST"]),
             Route("/classes", service.classes),
+            Route("/model", service.model),
             Route("/health", service.health),
+            *web_page.routes(),
         ],
         exception_handlers={HTTPException: refused, Exception: failed},
         lifespan=service.lifespan,

@@ -45,6 +45,8 @@ class Card:
         scores: Name -> value by which images can be sorted; None for one that the image does not have.
         tags: Names of the groups that it is in, such as "worst", by which images can be chosen.
         others: Name -> labels of further models.
+        mark: What a tick box puts on the page's list, see `assets/marks.js`; None for no tick box.
+        prediction_name: What the prediction is called.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Card:
     scores: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     tags: tuple[str, ...] = ()
     others: Mapping[str, Labels] = dataclasses.field(default_factory=dict)
+    mark: str | None = None
+    prediction_name: str = "prediction"
 
 
 def gallery(
@@ -125,7 +129,7 @@ def _finite(value: float | None) -> float | None:
 def thumbnail(photo: Image, *, side: int = SIDE) -> bytes:
     """Encode a photo as a JPEG of at most `side` pixels a side."""
     file = io.BytesIO()
-    picture = cv2.resize(photo, _size(photo, side), interpolation=cv2.INTER_AREA)
+    picture = cv2.resize(photo, thumbnail_size(photo, side), interpolation=cv2.INTER_AREA)
     Pictures.fromarray(picture).save(file, "JPEG", quality=QUALITY, optimize=True)
     return file.getvalue()
 
@@ -142,7 +146,7 @@ def mask_png(labels: Labels, space: LabelSpace, *, side: int = SIDE) -> tuple[by
         The file, and its colours 0xRRGGBB -> label: a class, bits, or the ignored value. A thumbnail of a multi-label
         task holds the 256 most frequent sets of labels; pixels of others are ignored.
     """
-    small = cv2.resize(labels, _size(labels, side), interpolation=cv2.INTER_NEAREST_EXACT)
+    small = cv2.resize(labels, thumbnail_size(labels, side), interpolation=cv2.INTER_NEAREST_EXACT)
     values, counts = np.unique(small, return_counts=True)
     if len(values) > 256:
         kept = values[np.argsort(-counts, kind="stable")[:255]]
@@ -176,8 +180,8 @@ def _free_code(code: int, taken: Mapping[int, int]) -> int:
     return code
 
 
-def _size(picture: NDArray[Any], side: int) -> tuple[int, int]:
-    """(W, H) of a thumbnail; smaller pictures keep their size."""
+def thumbnail_size(picture: NDArray[Any], side: int = SIDE) -> tuple[int, int]:
+    """Return (W, H) of a thumbnail; smaller pictures keep their size."""
     height, width = picture.shape[:2]
     share = min(side / max(height, width), 1)
     return max(round(width * share), 1), max(round(height * share), 1)
@@ -202,7 +206,7 @@ def _figures(card: Card, space: LabelSpace) -> tuple[list[Element], int]:
     """The pictures of a card, and their bytes."""
     photo = data_uri(thumbnail(card.photo), "image/jpeg")
     made, size = [_figure("photo", photo, "photo", card.name)], len(photo)
-    masks = [("truth", "truth", card.truth), ("prediction", "prediction", card.prediction)]
+    masks = [("truth", "truth", card.truth), ("prediction", card.prediction_name, card.prediction)]
     masks += [("prediction", name, labels) for name, labels in card.others.items()]
     for kind, name, labels in masks:
         if labels is None:
@@ -223,6 +227,9 @@ def _figure(kind: str, uri: str, name: str, image: str, *, key: str | None = Non
 
 def _article(card: Card, figures: Sequence[Element], *, place: int) -> Element:
     head = [element("h3", None, card.name), element("p", None, card.caption)]
+    if card.mark is not None:
+        box = element("input", {"type": "checkbox", "class": "mark", "value": card.mark})
+        head.append(element("label", {"class": "marked"}, box, "label again"))
     attributes = {"class": "card", "data-place": place}
     return element("article", attributes, *head, element("div", {"class": "panels"}, *figures))
 

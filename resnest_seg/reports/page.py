@@ -118,17 +118,21 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Cell | str]], *, label: 
     return element("div", {"class": "scroll", "tabindex": "0", "role": "region", "aria-label": label}, made)
 
 
-def page_html(title: str, sections: Sequence[Section], *, lead: Sequence[Element] = ()) -> str:
+def page_html(
+    title: str, sections: Sequence[Section], *, lead: Sequence[Element] = (), scripts: Sequence[str] = ()
+) -> str:
     """Write a page as HTML.
 
     Args:
         title: Its title and first heading.
         sections: Its parts, each with an entry in the contents.
         lead: Elements above the contents.
+        scripts: Assets that run after that of every page.
     """
-    style, script = asset("page.css"), asset("page.js")
+    style, own = asset("page.css"), [asset(name) for name in ("page.js", *scripts)]
+    hashes = " ".join(f"'{_hash(script)}'" for script in own)
     policy = (
-        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src {hashes}; "
         "base-uri 'none'; form-action 'none'"
     )
     contents = [element("li", None, element("a", {"href": f"#{part.anchor}"}, part.title)) for part in sections]
@@ -152,20 +156,27 @@ def page_html(title: str, sections: Sequence[Section], *, lead: Sequence[Element
             markup(nav),
             markup(element("main", None, *parts)),
             *data,
-            f"<script>{script}</script>",
+            *(f"<script>{script}</script>" for script in own),
             "</body></html>",
             "",
         ]
     )
 
 
-def write_page(path: str | Path, title: str, sections: Sequence[Section], *, lead: Sequence[Element] = ()) -> None:
+def write_page(
+    path: str | Path,
+    title: str,
+    sections: Sequence[Section],
+    *,
+    lead: Sequence[Element] = (),
+    scripts: Sequence[str] = (),
+) -> None:
     """Write the file of a page, atomically; see `page_html`.
 
     Raises:
         OSError: It cannot be written.
     """
-    text = page_html(title, sections, lead=lead)
+    text = page_html(title, sections, lead=lead, scripts=scripts)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

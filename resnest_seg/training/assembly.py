@@ -182,31 +182,28 @@ def fit_folds(
         resume: "no" begins in a new folder, "yes" goes on, "auto" goes on if there is one and begins otherwise.
 
     Returns:
-        What came of each run; a signal ends the last of them, and those after it are missing.
+        What came of each run; where a signal ended one, those after it are missing.
 
     Raises:
-        ConfigError: As by `fit`; a number of folds that the split does not have; a model or an optimiser that would be
-            used twice.
+        ConfigError: As by `fit`; too many or too few folds; a model or an optimiser that would be used twice.
         DatasetError, CheckpointError, ResNeStSegError: As by `fit`; the folder holds other folds.
     """
     config = as_config(config)
-    for key, once in (("segmenter", segmenter), ("optimizer", optimizer)):
-        if isinstance(once, torch.nn.Module | torch.optim.Optimizer):
-            raise ConfigError(f"{key} must be a function that makes a new one: every fold trains its own.")
+    _check_made_anew(segmenter=segmenter, optimizer=optimizer)
     parts = Parts(train, validation, segmenter, loss, transform, optimizer, callbacks)
     whole, held_out = splits(config, parts)
     fold_of = assign_folds(whole, folds, group_by=group_by)
-    name = dataset_name(whole, config.data.dataset) if train is not None else config.data.dataset
+    name = dataset_name(whole, config.data.dataset)
     folder = Path(output or f"{config.output or f'runs/{name}_{config.model.head}_{config.model.encoder}'}_folds")
     _record_folds(folder, whole, folds, group_by, resume=resume)
     results: list[FitResult] = []
     for fold in range(folds):
         if os.environ.get("RANK", "0") == "0":
             print(f"fold {fold} of {folds}: {int((fold_of != fold).sum())} of {len(whole)} samples are trained on")
-        part = dataclasses.replace(parts, train=Subset(whole, np.flatnonzero(fold_of != fold).tolist()),
-                                   validation=held_out)  # fmt: skip
-        trainer = trainer_for(config, part, output=folder / f"fold_{fold}", resume="no" if resume == "no" else "auto")
-        results.append(run(trainer))
+        others = Subset(whole, np.flatnonzero(fold_of != fold).tolist())
+        part = dataclasses.replace(parts, train=others, validation=held_out)
+        begun = "no" if resume == "no" else "auto"
+        results.append(run(trainer_for(config, part, output=folder / f"fold_{fold}", resume=begun)))
         if not results[-1].finished:
             break
     return tuple(results)
@@ -234,6 +231,13 @@ def read_fold_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("format") != "resnest_seg folds":
         raise DatasetError(f"{path} does not say how a data set was divided: it is no file of fit_folds.")
     return record
+
+
+def _check_made_anew(*, segmenter: object, optimizer: object) -> None:
+    """Refuse a model or an optimiser that several runs would train, one after the other."""
+    for key, part in (("segmenter", segmenter), ("optimizer", optimizer)):
+        if isinstance(part, torch.nn.Module | torch.optim.Optimizer):
+            raise ConfigError(f"{key} must be a function that makes a new one: every fold trains its own.")
 
 
 def _record_folds(folder: Path, train: SegmentationDataset, folds: int, group_by: str | None, *, resume: str) -> None:

@@ -88,15 +88,16 @@ def test_sure_and_right_models_find_nothing():
     assert (learning.confident, learning.cutoff) == (0, -1)
     assert not judged_by(labels, sure).issues(learning.cutoff).any()
     assert SoftMinimum().value is None
-    assert doubtful_regions(judged_by(labels, sure), learning.cutoff, min_area=1) == ([], 0)
+    seen = doubtful_regions(judged_by(labels, sure), learning.cutoff, min_area=1)
+    assert (seen.regions, seen.small, seen.mask.any()) == ([], 0, False)
 
 
 def test_regions_are_what_scipy_finds_class_pair_by_class_pair():
     labels, probabilities = noisy(11, images=1, classes=3, size=(40, 50))
     labels = ndimage.zoom(labels[0, :10, :10], (4, 5), order=0)
     one = judged_by(labels, probabilities[0])
-    found, small = doubtful_regions(one, LEVELS // 4, min_area=3)
-    expected, left_out = set(), 0
+    found, small, covered = doubtful_regions(one, LEVELS // 4, min_area=3)
+    expected, left_out, pixels = set(), 0, np.zeros(labels.shape, bool)
     for given in range(3):
         for predicted in range(3):
             mask = (labels == given) & (one.predicted == predicted) & (given != predicted)
@@ -106,6 +107,7 @@ def test_regions_are_what_scipy_finds_class_pair_by_class_pair():
                 if here.sum() < 3:
                     left_out += 1
                     continue
+                pixels |= here
                 box = columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start
                 low = (one.self_confidence[here] <= LEVELS // 4).sum()
                 means = [
@@ -117,6 +119,7 @@ def test_regions_are_what_scipy_finds_class_pair_by_class_pair():
         (*region[:5], round(region.confidence, 9), round(region.self_confidence, 9)) for region in found
     } == expected
     assert small == left_out
+    np.testing.assert_array_equal(covered, pixels)
 
 
 def test_the_width_of_a_region_is_that_of_its_largest_disc():
@@ -124,7 +127,7 @@ def test_the_width_of_a_region_is_that_of_its_largest_disc():
     probabilities[0] = 1
     for rows, columns in ((slice(2, 4), slice(2, 38)), (slice(10, 21), slice(5, 16))):
         probabilities[:, rows, columns] = np.float32([0, 1])[:, None, None]
-    found, _ = doubtful_regions(judged_by(np.zeros((30, 40), int), probabilities), LEVELS, min_area=1)
+    found, *_ = doubtful_regions(judged_by(np.zeros((30, 40), int), probabilities), LEVELS, min_area=1)
     thin, square = sorted(found, key=lambda region: region.width)
     assert (thin.box, square.box) == ((2, 2, 36, 2), (5, 10, 11, 11))
     assert thin.width == pytest.approx(1, abs=0.2)

@@ -4,7 +4,6 @@ Clients that are slow, leave, or never end hold nothing for long, and nobody els
 """
 
 import contextlib
-import http.client
 import io
 import json
 import resource
@@ -16,12 +15,12 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import cv2
 import numpy as np
 import pytest
 from conftest import PROJECT
 from PIL import Image
 from support import hostile_photos, small_onnx
+from support.photo_service import PHOTO, ask, encoded, error, picture, running
 
 from resnest_seg.errors import ConfigError
 from resnest_seg.inference import server as serving
@@ -33,35 +32,6 @@ from resnest_seg.io.images import decode_image
 pytestmark = pytest.mark.slow
 
 
-def encoded(pixels, kind="PNG", **options):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def picture(height=40, width=60, seed=0):
-    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
-
-
-PHOTO = encoded(picture())
-
-
-@contextlib.contextmanager
-def running(predictor, **limits):
-    """A server in a thread; yields its port."""
-    given = Limits(**limits)
-    own, listening = server(app(predictor, limits=given), limits=given, port=0)
-    thread = threading.Thread(target=own.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield listening.getsockname()[1]
-    finally:
-        own.should_exit = True
-        thread.join()
-        listening.close()
-
-
 @pytest.fixture(scope="module")
 def predictor(tmp_path_factory):
     return OnnxPredictor(small_onnx.write(tmp_path_factory.mktemp("m") / "a.onnx", weights=None), threads=1)
@@ -71,28 +41,6 @@ def predictor(tmp_path_factory):
 def port(predictor):
     with running(predictor, max_bytes=100_000, max_pixels=50_000, queue=256, workers=2) as port:
         yield port
-
-
-def ask(port, body=PHOTO, path="/segment", *, method="POST", kind="image/png", **headers):
-    """(status, headers, body) of an answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    try:
-        given = {"Content-Type": kind} if kind else {}
-        connection.request(method, path, body, given | headers)
-        answer = connection.getresponse()
-        return answer.status, answer.headers, answer.read()
-    finally:
-        connection.close()
-
-
-def error(answer, status):
-    """The one line of an answer that is an error."""
-    assert answer[0] == status, answer
-    found = json.loads(answer[2])
-    assert list(found) == ["error"]
-    assert "\n" not in found["error"]
-    assert "Traceback" not in found["error"]
-    return found["error"]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -162,7 +110,7 @@ def test_options_that_make_no_sense(port, query, message):
 
 def test_addresses_that_do_not_exist(port):
     assert "GET /segment: Method Not Allowed" in error(ask(port, None, method="GET"), 405)
-    assert "POST /: Not Found" in error(ask(port, path="/"), 404)
+    assert "POST /nothing: Not Found" in error(ask(port, path="/nothing"), 404)
 
 
 def test_a_body_that_is_too_large_is_not_read_to_its_end(port):

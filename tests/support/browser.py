@@ -3,6 +3,7 @@
 The fixture `chromium` (conftest.py) is one browser for all tests of a module:
 
     with browser.visit(chromium, "http://127.0.0.1:8000/", width=400) as visit:
+        visit.page.get_by_text("ready").wait_for()  # wait_for_function is refused by strict content security policies
         visit.page.get_by_label("opacity").fill("0.3")
         visit.page.screenshot(path=tmp_path / "page.png", full_page=True)
         assert browser.accessibility(visit.page) == []
@@ -22,6 +23,7 @@ NO_PLAYWRIGHT = "playwright is not installed: pip install 'resnest-seg[dev]'"
 ARGUMENTS = (
     "--no-sandbox",  # which needs rights that containers do not give; the pages are our own
     "--disable-dev-shm-usage",
+    "--use-fake-device-for-media-stream",  # a camera; a context with permissions=["camera"] may use it
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",  # nothing leaves this machine
 )
 ALLOWED_SCHEMES = ("file", "data", "blob")
@@ -124,7 +126,10 @@ def pixels(page, selector):
     width, height, data = page.evaluate(
         """selector => {
             const canvas = document.querySelector(selector);
-            const bytes = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+            const copy = new OffscreenCanvas(canvas.width, canvas.height);  // of which chromium does not warn
+            const context = copy.getContext("2d", {willReadFrequently: true});
+            context.drawImage(canvas, 0, 0);
+            const bytes = context.getImageData(0, 0, canvas.width, canvas.height).data;
             let text = "";
             for (let start = 0; start < bytes.length; start += 32768)
                 text += String.fromCharCode(...bytes.subarray(start, start + 32768));

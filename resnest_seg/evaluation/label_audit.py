@@ -14,9 +14,11 @@ import io
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from types import MappingProxyType
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,7 +46,7 @@ from resnest_seg.inference.protocols import Protocol
 from resnest_seg.inference.torch_backend import TorchBackend
 from resnest_seg.inference.torch_engine import probabilities
 from resnest_seg.io.display import PlainTable
-from resnest_seg.labels import IGNORE_LABEL, LabelSpace, ignored_pixels
+from resnest_seg.labels import IGNORE_LABEL, LabelSpace, ignored_pixels, labels_to_bits
 from resnest_seg.models.segmenter import Segmenter
 
 MIN_AREA = 64
@@ -80,6 +82,14 @@ def given_answers(labels: NDArray[Any], space: LabelSpace) -> list[NDArray[np.ui
     return [np.where(ignored, IGNORE_LABEL, labels >> label & 1).astype(np.uint8) for label in range(len(space))]
 
 
+def joined_answers(answers: Sequence[NDArray[np.uint8]], space: LabelSpace) -> NDArray[Any]:
+    """Return the label map whose `given_answers` these are."""
+    if space.task != "multilabel":
+        return answers[0]
+    ignored = answers[0] == IGNORE_LABEL
+    return labels_to_bits(np.stack([answer == 1 for answer in answers]), ~ignored)
+
+
 @dataclasses.dataclass(frozen=True)
 class AuditedImage:
     """The labels of an image, as they were judged.
@@ -88,9 +98,10 @@ class AuditedImage:
         index: Of the sample in the data set.
         name: Of the sample within the data set.
         pixels: Labelled pixels; of a multi-label task, once for each label.
-        score: Soft minimum of their self-confidences, 0..1, low for doubtful labels; 1 without a labelled pixel.
+        score: Soft minimum of their self-confidences, 0..1, low for doubtful labels, by which images are ranked; 1
+            without a labelled pixel.
         issues: How many of the pixels are issues.
-        doubt: Sum of the scores of its regions, by which images are ranked.
+        regions: Number of its regions.
         pairs: (given, predicted), as names -> how many issues have it.
     """
 
@@ -99,7 +110,7 @@ class AuditedImage:
     pixels: int
     score: float
     issues: int
-    doubt: float
+    regions: int
     pairs: dict[tuple[str, str], int]
 
     def to_dict(self) -> dict[str, Any]:
@@ -139,15 +150,30 @@ class AuditedRegion:
         }  # fmt: skip
 
 
+class AuditMaps(NamedTuple):
+    """Label maps of an image [H, W], in the values of its data set.
+
+    Attributes:
+        given: Its labels.
+        predicted: What the model says.
+        doubtful: The pixels of its regions, bool.
+        suggested: Its labels with the model's in the regions.
+    """
+
+    given: NDArray[Any]
+    predicted: NDArray[Any]
+    doubtful: NDArray[np.bool_]
+    suggested: NDArray[Any]
+
+
 @dataclasses.dataclass(frozen=True)
 class AuditReport:
     """The result of an audit.
 
     Attributes:
-        dataset: Name of the data set.
+        space: The classes of the data set.
         split: Its split.
         models: Descriptions of the models.
-        classes: Class names.
         protocol: Name of the inference protocol.
         images: The images, the most doubtful ones first.
         regions: The regions, the most doubtful ones first, at most `MOST_REGIONS`.
@@ -160,10 +186,9 @@ class AuditReport:
         kept: The judged labels of all images.
     """
 
-    dataset: str
+    space: LabelSpace
     split: str
     models: tuple[str, ...]
-    classes: tuple[str, ...]
     protocol: str
     images: tuple[AuditedImage, ...]
     regions: tuple[AuditedRegion, ...]
@@ -192,8 +217,33 @@ class AuditReport:
             total.update(image.pairs)
         return dict(total.most_common())
 
-    def save(self, folder: str | Path) -> None:
+    def flagged(self, count: int) -> list[AuditedImage]:
+        """The most doubtful images that have a region or an issue, at most `count`."""
+        return [image for image in self.images if image.issues or image.regions][:count]
+
+    def maps(self, index: int) -> AuditMaps:
+        """The label maps of an image by its index; of a window of a raster, of its cell."""
+        judged = self.kept[index]
+        masks = [
+            doubtful_regions(one, cutoff, min_area=self.min_area).mask
+            for one, cutoff in zip(judged, self.kept.cutoffs, strict=True)
+        ]
+        given = [one.given for one in judged]
+        suggested = [np.where(mask, one.predicted, one.given) for one, mask in zip(judged, masks, strict=True)]
+        predicted = [one.predicted for one in judged]
+        return AuditMaps(
+            joined_answers(given, self.space),
+            joined_answers(predicted, self.space),
+            np.any(masks, axis=0),
+            joined_answers(suggested, self.space),
+        )
+
+    def save(self, folder: str | Path, *, about: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write `audit.json`, `images.jsonl` and `regions.jsonl`.
+
+        Args:
+            folder: Where to write.
+            about: More that `audit.json` says, as plain values.
 
         Raises:
             OSError: A file cannot be written.
@@ -204,13 +254,13 @@ class AuditReport:
                 for rank, row in enumerate(rows, start=1):
                     file.write(json.dumps({"rank": rank, **row.to_dict()}, ensure_ascii=True) + "\n")
         with atomic_write(Path(folder, AUDIT)) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps({**self.to_dict(), **about}, indent=1) + "\n", encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
         """What was audited and found in all, as plain values."""
         return {
-            "format": "resnest_seg audit", "version": 1, "dataset": self.dataset, "split": self.split,
-            "models": list(self.models), "protocol": self.protocol, "classes": list(self.classes),
+            "format": "resnest_seg audit", "version": 1, "dataset": self.space.name, "split": self.split,
+            "models": list(self.models), "protocol": self.protocol, "classes": list(self.space.names),
             "images": len(self.images), "pixels": self.pixels, "issues": self.issues, "confident": self.confident,
             "regions": self.found, "smaller_regions": self.small, "min_area": self.min_area,
             "thresholds": list(self.thresholds),
@@ -222,7 +272,7 @@ class AuditReport:
         """The most frequent confusions of label and model, for a console."""
         share = self.issues / max(self.pixels, 1)
         table = PlainTable(
-            title=f"labels of {self.dataset} {self.split}: {self.issues} of {self.pixels} pixels are doubtful "
+            title=f"labels of {self.space.name} {self.split}: {self.issues} of {self.pixels} pixels are doubtful "
             f"({100 * share:.2f} %), in {self.found} regions of at least {self.min_area} pixels "
             f"({self.small} smaller ones are left out)"
         )
@@ -242,6 +292,7 @@ class JudgedPixels:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # as long as this object lives
+        weakref.finalize(self, self._file.close)
         self._places: dict[int, tuple[int, int]] = {}
         self.cutoffs: list[int] = []
 
@@ -314,19 +365,8 @@ def audit(
     check_option("min_area", min_area, 1, 1 << 40)
     check_option("memory", memory, 1, math.inf)
     chosen = sorted(set(range(len(dataset)) if indices is None else indices))
-    work: Iterable[tuple[Segmenter | Backend, Sequence[int]]]
-    if isinstance(models, Segmenter | Backend):
-        if fold_of is not None:
-            raise ConfigError("fold_of belongs to one model for each fold: give a list of models.")
-        work = [(models, chosen)]
-    else:
-        if fold_of is None or len(fold_of) != len(dataset):
-            count = "is missing" if fold_of is None else f"has {len(fold_of)} values"
-            raise ConfigError(f"several models need the fold of each of the {len(dataset)} samples: fold_of {count}.")
-        fold_of = np.asarray(fold_of)
-        work = ((model, [index for index in chosen if fold_of[index] == fold]) for fold, model in enumerate(models))
     judge = _Judge(dataset, protocol, workers, memory, folder)
-    for model, part in work:
+    for model, part in _shares(models, dataset, chosen, fold_of):
         for done in judge.judge(model, part):
             if on_step is not None:
                 on_step("predicting", done, len(chosen))
@@ -341,6 +381,25 @@ def audit(
             f"nothing to audit: no pixel of the {dataset.split} split of {dataset.label_space.name} has a label."
         )
     return judge.report(min_area, on_step)
+
+
+def _shares(
+    models: Segmenter | Backend | Iterable[Segmenter | Backend],
+    dataset: SegmentationDataset,
+    chosen: Sequence[int],
+    fold_of: Sequence[int] | NDArray[np.int64] | None,
+) -> Iterator[tuple[Segmenter | Backend, Sequence[int]]]:
+    """Yield each model with the samples that it judges; see `audit` for the arguments and errors."""
+    if isinstance(models, Segmenter | Backend):
+        if fold_of is not None:
+            raise ConfigError("fold_of belongs to one model for each fold: give a list of models.")
+        yield models, chosen
+        return
+    if fold_of is None or len(fold_of) != len(dataset):
+        count = "is missing" if fold_of is None else f"has {len(fold_of)} values"
+        raise ConfigError(f"several models need the fold of each of the {len(dataset)} samples: fold_of {count}.")
+    for fold, model in enumerate(models):
+        yield model, [index for index in chosen if fold_of[index] == fold]
 
 
 class _Judge:
@@ -430,33 +489,31 @@ class _Judge:
         self.kept.cutoffs = [learning.cutoff for learning in self.learning]
         images, best, found, small = list[AuditedImage](), list[tuple[float, int, AuditedRegion]](), 0, 0
         for done, (index, (name, pixels, score)) in enumerate(sorted(self.judged.items()), start=1):
-            pairs, doubt = collections.Counter[tuple[str, str]](), 0.0
+            pairs, before = collections.Counter[tuple[str, str]](), found
             for names, one, cutoff in zip(self.questions, self.kept[index], self.kept.cutoffs, strict=True):
                 wrong = one.issues(cutoff)
                 codes = one.given[wrong].astype(np.int64) * 256 + one.predicted[wrong]
                 for code, count in zip(*np.unique(codes, return_counts=True), strict=True):
                     pairs[names[code // 256], names[code % 256]] += int(count)
-                regions, left_out = doubtful_regions(one, cutoff, min_area=min_area)
-                small += left_out
-                for region in regions:
+                seen = doubtful_regions(one, cutoff, min_area=min_area)
+                small += seen.small
+                for region in seen.regions:
                     found += 1
-                    doubt += region.score
                     entry = AuditedRegion(index, name, names[region.given], names[region.predicted], region)
                     heapq.heappush(best, (region.score, -found, entry))
                     if len(best) > MOST_REGIONS:
                         heapq.heappop(best)
             images.append(
-                AuditedImage(index, name, pixels, score, sum(pairs.values()), doubt, dict(pairs.most_common()))
+                AuditedImage(index, name, pixels, score, sum(pairs.values()), found - before, dict(pairs.most_common()))
             )
             if on_step is not None:
                 on_step("comparing", done, len(self.judged))
         return AuditReport(
-            dataset=self.dataset.label_space.name,
+            space=self.dataset.label_space,
             split=self.dataset.split,
             models=tuple(dict.fromkeys(self.descriptions)),
-            classes=self.dataset.label_space.names,
             protocol=self.protocol if isinstance(self.protocol, str) else self.protocol.name,
-            images=tuple(sorted(images, key=lambda image: -image.doubt)),
+            images=tuple(sorted(images, key=lambda image: image.score)),
             regions=tuple(entry for _, _, entry in sorted(best, key=lambda kept: kept[:2], reverse=True)),
             found=found,
             small=small,
