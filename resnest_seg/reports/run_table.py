@@ -431,6 +431,7 @@ def runs_table(runs: Sequence[Run], *, first: str | None = None, most: int = MOS
     table = PlainTable(caption=caption, compact=True)
     table.caption_justify = "left"
     table.column("name")
+    table.columns[0].overflow = "fold"  # its end tells runs apart
     for heading in headings:
         table.column(heading)
     names = dict.fromkeys(SCORES[run.score_name] for run in runs)
