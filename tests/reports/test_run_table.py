@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from resnest_seg.cli.review import runs as verb
-from resnest_seg.config import RunConfig
+from resnest_seg.config import PretrainConfig, RunConfig
 from resnest_seg.config_reading import to_yaml
 from resnest_seg.errors import ConfigError, run_tool
 from resnest_seg.models import checkpoint
@@ -126,6 +126,22 @@ def test_folders_are_found_below_through_links_and_strangers_are_named(tmp_path)
     assert run.name == "b"
     with pytest.raises(ConfigError, match="nowhere does not exist: name a folder with run folders"):
         find_runs(tmp_path / "nowhere")
+
+
+def test_classifiers_have_their_own_score(tmp_path):
+    folder = make_run(tmp_path / "a")
+    metrics = folder / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("mean_iou", "top1"))
+    values = {"step": 30, "validated_step": 30, "best_top1": 0.5}
+    save_file({"x": np.zeros(1)}, folder / "last.safetensors", {"training": json.dumps(values)})
+    (folder / "config.yaml").write_text(to_yaml(PretrainConfig.from_dict({"train": {"epochs": 3}})))
+    make_run(tmp_path / "b")
+    runs, problems = find_runs(tmp_path)
+    assert [(run.score_name, run.score, run.state) for run in runs] == [
+        ("top1", 0.5, "finished"), ("mean_iou", 0.5, "finished")
+    ]  # fmt: skip
+    assert "best top-1 or mIoU" in str([column.header for column in run_table.runs_table(runs).columns])
+    assert not problems
 
 
 def test_keys_that_differ_are_shown_and_equal_ones_are_not(tmp_path):
