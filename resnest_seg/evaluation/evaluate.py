@@ -381,7 +381,7 @@ def _samples(
     with contextlib.closing(batches):
         for index, batch in zip(indices, batches, strict=True):
             labels = batch.labels[0].to(device, non_blocking=True)
-            yield batch, _Sample(index, batch.names[0], _pixels(batch), labels)
+            yield batch, _Sample(index, dataset.sample_name(index), _pixels(batch), labels)
 
 
 def _header(model: Backend, dataset: SegmentationDataset, methods: Sequence[Protocol], checkpoint: str) -> ImagesHeader:

@@ -77,7 +77,7 @@ class ImageScores:
 
     Attributes:
         index: Of the sample in the data set.
-        name: The sample's name.
+        name: The sample's name within its data set, the same on every machine.
         protocol: Name of the protocol.
         pixels: Labelled pixels.
         counts: Class id -> intersection, truth and prediction in labelled pixels, of the classes in either.

@@ -6,6 +6,7 @@ by colour alone. Shares are painted in cividis, dark for many. The script of the
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -79,7 +80,8 @@ def thinned(points: Sequence[Point], limit: int = MOST_POINTS) -> list[Point]:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return round numbers at equal distances that reach from `low` or below to `high` or above, about `count`."""
-    span = high - low if high > low else max(abs(high), 1.0)
+    size = max(abs(low), abs(high))
+    span = high - low if high - low > max(1e-9 * size, 1e-10) else max(size, 1.0)  # else it is one value
     step = 10.0 ** math.floor(math.log10(span / count))
     step = next(step * factor for factor in (1, 2, 2.5, 5, 10) if span / (step * factor) <= count)
     first, last = math.floor(low / step + 1e-9), math.ceil(max(high, low + span / 2) / step - 1e-9)
@@ -142,6 +144,7 @@ def _clean(points: Sequence[Point], *, log: bool) -> list[Point]:
 
 def _plot(xs: Sequence[float], ys: Sequence[float], bounds: tuple[float, float] | None, *, log: bool) -> _Plot:
     low, high = min(xs), max(xs)
+    low = 0.0 if 0 < low < high / 5 else low
     across = (low, high) if high > low else (low - 0.5, high + 0.5)
     if log:
         up = (10.0 ** math.floor(math.log10(min(ys))), 10.0 ** math.ceil(math.log10(max(ys)) + 1e-9))
@@ -181,7 +184,7 @@ def _line(series: Series, plot: _Plot, place: int) -> list[Element]:
             pen = "M"
             continue
         across, up = plot.place(x, y)
-        steps.append(f"{pen}{across:.2f},{up:.2f}")
+        steps.append(f"{pen}{across:.4f},{up:.4f}")  # the page reads values back from them
         pen = "L"
     style = {"fill": "none", "stroke": COLORS[place % len(COLORS)], "data-line": place}
     dashes = DASHES[place // len(COLORS) % len(DASHES)]
@@ -333,9 +336,13 @@ def _cell(share: float, corner: tuple[int, int], size: int, words: str) -> list[
 
 def share_color(share: float) -> str:
     """Return the colour of a share 0..1: cividis from yellow, for few, to dark blue."""
-    level = round(255 * (1 - min(max(share, 0), 1)))
-    blue, green, red = cv2.applyColorMap(np.array([[level]], np.uint8), cv2.COLORMAP_CIVIDIS)[0, 0]
-    return f"#{red:02x}{green:02x}{blue:02x}"
+    return _cividis()[round(255 * (1 - min(max(share, 0), 1)))]
+
+
+@functools.cache
+def _cividis() -> list[str]:
+    colors = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_CIVIDIS).reshape(-1, 3)
+    return [f"#{red:02x}{green:02x}{blue:02x}" for blue, green, red in colors.tolist()]
 
 
 def _scale() -> Element:
@@ -385,11 +392,13 @@ def reliability_chart(report: CalibrationReport, *, title: str) -> Element:
     svg = element("svg", {"viewBox": "0 0 300 380", "role": "img", "aria-label": label}, *made)
     errors = f"expected calibration error {100 * report.expected_calibration_error:.2f} %, the largest "
     words = f"{errors}{100 * report.maximum_calibration_error:.2f} %. Below the dashed line, the model is too sure."
-    return element("figure", {"class": "chart"}, element("h3", None, title), svg, element("figcaption", None, words))
+    return element(
+        "figure", {"class": "chart square"}, element("h3", None, title), svg, element("figcaption", None, words)
+    )
 
 
 def _text(
-    x: float, y: float, text: str, *, anchor: str = "start", turn: bool = False, size: int = 12, bold: bool = False
+    x: float, y: float, text: str, *, anchor: str = "start", turn: bool = False, size: int = 13, bold: bool = False
 ) -> Element:
     attributes: dict[str, object] = {"x": f"{x:.2f}", "y": f"{y:.2f}", "text-anchor": anchor, "font-size": size}
     if turn:

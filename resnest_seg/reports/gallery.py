@@ -264,7 +264,8 @@ def _controls(
 
 
 def _labelled(text: str, control: Element) -> Element:
-    return element("label", None, element("span", None, text), control)
+    label = element("label", {"for": control.get("id")}, text)
+    return element("span", {"class": "field"}, label, control)
 
 
 def swatch(color: Color) -> Element:

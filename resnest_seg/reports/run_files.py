@@ -21,6 +21,9 @@ from resnest_seg.evaluation.image_scores import VALIDATION_REPORT
 from resnest_seg.files import shipped_configs
 from resnest_seg.reports.run_table import CONFIG, MACHINE, METRICS, Run, read_run
 
+REPORT = "report.html"
+"""Name of the report in a run folder."""
+
 PLACES = ("output", "data.root", "data.workers")
 """Config keys that say where a run was, not what it was."""
 

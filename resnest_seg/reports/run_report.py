@@ -42,9 +42,6 @@ from resnest_seg.reports.score_sections import (
     threshold_section,
 )
 
-REPORT = "report.html"
-"""Name of the report in a run folder."""
-
 IMAGES = 16
 """Images of each kind (worst, best, random) that a report shows if nothing else is asked for."""
 
@@ -211,7 +208,7 @@ def _machine(run: RunFiles) -> dict[str, str]:
             facts["resumed"] = f"{len(run.starts) - 1} times" + (f"; changed: {', '.join(changes)}" if changes else "")
     for key, name, unit in (
         ("images_per_second", "speed", "images/s (median)"),
-        ("data_wait", "waiting for data", "of the time (median)"),
+        ("data_wait", "waiting for data", "of 1, the whole time (median)"),
         ("memory_mib", "memory", "MiB (most)"),
         ("cuda_peak_mib", "GPU memory", "MiB (most)"),
     ):
@@ -233,8 +230,11 @@ def _curves(runs: Sequence[RunFiles], names: Sequence[str], found: Sequence[Eval
         _chart(runs, names, "gradient norm", [("steps", "grad_norm", "gradient norm")]),
         *(_class_chart(run, name, found, several=len(runs) > 1) for run, name in zip(runs, names, strict=True)),
     ]
+    hint = element(
+        "p", {"class": "soft"}, "Point at a chart for its values, or choose it with Tab and use the arrow keys."
+    )
     grid = element("div", {"class": "charts"}, *(chart for chart in charts if chart is not None))
-    return [Section("curves", "Curves", [grid])]
+    return [Section("curves", "Curves", [hint, grid])]
 
 
 def _score_chart(runs: Sequence[RunFiles], names: Sequence[str]) -> Element | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -31,12 +32,14 @@ from resnest_seg.data.datasets import (
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.tiles import paired_files
 from resnest_seg.data.transforms import TrainTransform, Transform, is_photo
-from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
+from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, command
 from resnest_seg.files import atomic_write, check_outside
 from resnest_seg.io.display import console
 from resnest_seg.models.checkpoint import BEST, CONFIG
 from resnest_seg.models.loading import Network, built_network, load_checkpoint, load_fitting, segmenter_for
 from resnest_seg.models.segmenter import PIXEL_MEAN, PIXEL_STD, Segmenter, freeze_unread
+from resnest_seg.reports.run_files import REPORT
+from resnest_seg.reports.run_report import Pictures, write_report
 from resnest_seg.training.losses import Loss
 from resnest_seg.training.memory import GIB, devices_here, divided, plan
 from resnest_seg.training.monitor import Callback
@@ -271,9 +274,33 @@ def run(trainer: Trainer, *, until: int | None = None) -> FitResult:
     assert isinstance(model, Segmenter)
     if best.is_file():
         load_checkpoint(best, into=model)
+    if finished or trainer.ended:
+        _report(trainer, model)
     return FitResult(
         trainer.output, finished, trainer.stopped_by, trainer.step, trainer.best_score, trainer.scores, model.eval()
     )
+
+
+MOST_IMAGES = 4
+"""Worst, best and random images, so many of each at most, in the report at the end of a run: more by `report`."""
+
+
+def _report(trainer: Trainer, model: Segmenter) -> None:
+    """Write the report of a run that is over. What goes wrong with it is a warning: the run itself is complete."""
+    task, config = trainer.task, trainer.config
+    assert isinstance(task, SegmentationTask)
+    assert isinstance(config, RunConfig)
+    if not trainer.engine.is_main_process or not config.eval.sheet:
+        return
+    images = Pictures(count=min(config.eval.sheet, MOST_IMAGES), segmenter=model, dataset=task.validation)
+    path = trainer.output / REPORT
+    try:
+        write_report([trainer.output], path, images=images, say=lambda text: None)
+        trainer.console.print(f"report: {path}", soft_wrap=True)
+    except (Exception, KeyboardInterrupt) as error:
+        why = str(error) or type(error).__name__
+        print(f"warning: {path} was not written: {why}. Write it with: {command('report')} "
+              f"{shlex.quote(str(trainer.output))}", file=sys.stderr)  # fmt: skip
 
 
 def trainer_for(

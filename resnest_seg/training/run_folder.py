@@ -45,6 +45,7 @@ from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.files import atomic_write, remove_leftovers, sync_folder
 from resnest_seg.models.checkpoint import BEST, CONFIG, LAST, Checkpoint, TrainingState
 from resnest_seg.models.weight_files import check_finite, naming_file
+from resnest_seg.reports.run_files import REPORT
 from resnest_seg.training.distributed import part_like
 
 METRICS, MACHINE, SHEET, CLASSES = "metrics.jsonl", "machine.jsonl", "contact_sheet.png", "classes.txt"
@@ -53,7 +54,7 @@ METRICS, MACHINE, SHEET, CLASSES = "metrics.jsonl", "machine.jsonl", "contact_sh
 LOCK = ".lock"
 """Name of the file that a run holds while it trains."""
 
-OURS = {CONFIG, LAST, BEST, METRICS, MACHINE, SHEET, CLASSES, VALIDATION_REPORT, VALIDATION_IMAGES} | {
+OURS = {CONFIG, LAST, BEST, METRICS, MACHINE, SHEET, CLASSES, REPORT, VALIDATION_REPORT, VALIDATION_IMAGES} | {
     "tensorboard",
     "wandb",
 }

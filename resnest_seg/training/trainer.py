@@ -24,6 +24,7 @@ from accelerate.utils import gather_object
 from rich.progress import Progress
 from torch import nn
 
+import resnest_seg
 from resnest_seg.config import AnyConfig
 from resnest_seg.data.loader import training_batches
 from resnest_seg.data.transforms import sample_seed
@@ -467,9 +468,10 @@ class Trainer:
         self.engine.wait_for_everyone()
         identity = self.folder.identity()
         begin_trackers(self.config, self.engine, folder=self.output, identity=identity, step=self.step)
-        versions = {"torch": torch.__version__, "python": platform.python_version(), "host": platform.node()}
-        where = {"processes": self.engine.num_processes, "device": str(self.engine.device)}
-        started = {"steps": self.steps, **where, **versions}
+        versions = {"version": resnest_seg.__version__, "torch": torch.__version__, "python": platform.python_version()}
+        where = {"host": platform.node(), "processes": self.engine.num_processes, "device": str(self.engine.device)}
+        data = {"images": self.about.size, "data": self.about.identity[:12]}
+        started = {"steps": self.steps, **data, **where, **versions}
         self._log(MACHINE, "start", {"id": identity, **started, "changes": self.changes})
         if self.changes:
             self.console.print(f"changed since the run began: {', '.join(self.changes)}", soft_wrap=True)

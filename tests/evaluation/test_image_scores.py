@@ -44,6 +44,9 @@ class Drawn(SegmentationDataset):
     def __len__(self):
         return self.count
 
+    def sample_name(self, index):
+        return f"photo {index} [1] ü%.jpg"
+
     def __getitem__(self, index):
         random = np.random.default_rng(index)
         shape = (self.size + index % 3, self.size + 7)
@@ -53,7 +56,7 @@ class Drawn(SegmentationDataset):
         if index == self.count - 1:
             labels[:] = self.label_space.ignore_value
         image = np.full((*shape, 3), index % 256, np.uint8)
-        return Sample(image, labels, f"photo {index} [1] ü%.jpg")
+        return Sample(image, labels, f"photo {index} at /where/")
 
 
 class Guessing(Backend):

@@ -35,7 +35,7 @@
 
   // Lines: the values at the place that the pointer or the arrow keys choose.
   for (const figure of all("figure.lines")) {
-    const svg = figure.querySelector("svg");
+    const svg = figure.querySelector("svg[data-plot]");
     const [left, top, right, bottom, x0, x1, y0, y1] = svg.dataset.plot.split(" ").map(Number);
     const log = svg.dataset.log !== undefined;
     const readout = figure.querySelector(".readout"), hint = readout.textContent;
@@ -110,7 +110,7 @@
     });
     all("input[type=radio]", figure).forEach((radio) => radio.addEventListener("change", choose));
     choose();
-    for (const svg of all("svg", figure)) {
+    for (const svg of all("svg[data-grid]", figure)) {
       const [left, top, size] = svg.dataset.grid.split(" ").map(Number);
       const cursor = svg.querySelector(".cursor");
       let at = null;
