@@ -17,7 +17,8 @@ demo: $(READY)  ## train on drawn street scenes, evaluate, draw; minutes on 2 CP
 	$(BIN)/python tools/eval_seg.py --checkpoint runs/demo
 	$(BIN)/python datasets/prepare_synthetic.py --split test --count 4 --output runs/demo/photos
 	$(BIN)/python tools/predict_seg.py --checkpoint runs/demo runs/demo/photos/images --output runs/demo/predictions
-	@echo "Look at runs/demo/contact_sheet.png and runs/demo/predictions/*_overlay.png"
+	@echo "Look at runs/demo/predictions/*_overlay.png, and open in a browser:"
+	$(BIN)/python tools/report_seg.py runs/demo --overwrite
 
 test: $(DEVELOPMENT)  ## all tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from resnest_seg.errors import ExportError as ExportError
     from resnest_seg.errors import ResNeStSegError as ResNeStSegError
     from resnest_seg.evaluation.evaluate import evaluate as evaluate
+    from resnest_seg.evaluation.label_audit import AuditReport as AuditReport
+    from resnest_seg.evaluation.label_audit import audit as audit
     from resnest_seg.evaluation.metrics import ConfusionMatrix as ConfusionMatrix
     from resnest_seg.evaluation.metrics import Scores as Scores
     from resnest_seg.evaluation.report import EvalReport as EvalReport
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from resnest_seg.models.segmenter import SegmenterOutput as SegmenterOutput
     from resnest_seg.training.assembly import FitResult as FitResult
     from resnest_seg.training.assembly import fit as fit
+    from resnest_seg.training.assembly import fit_folds as fit_folds
     from resnest_seg.training.monitor import Callback as Callback
     from resnest_seg.training.monitor import StepReport as StepReport
     from resnest_seg.training.monitor import ValidationReport as ValidationReport
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ADE20K": "data.datasets",
+    "AuditReport": "evaluation.label_audit",
     "Callback": "training.monitor",
     "CamVid": "data.datasets",
     "CheckpointError": "errors",
@@ -101,6 +105,7 @@ _HOMES = {
     "Synthetic": "data.synthetic",
     "Trainer": "training.trainer",
     "ValidationReport": "training.monitor",
+    "audit": "evaluation.label_audit",
     "build_dataset": "data.build",
     "build_encoder": "models.loading",
     "build_loader": "data.loader",
@@ -108,6 +113,7 @@ _HOMES = {
     "diagnose": "data.checks",
     "evaluate": "evaluation.evaluate",
     "fit": "training.assembly",
+    "fit_folds": "training.assembly",
     "import_labels": "annotations.importing",
     "load_checkpoint": "models.loading",
     "load_run_config": "config",

@@ -6,6 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
+# Idle threads of torch's pools sleep instead of spinning, also in the processes that tests start: where there are more
+# threads than cores, spinning costs ten times the work. The variable is read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 PROJECT = Path(__file__).resolve().parents[1]

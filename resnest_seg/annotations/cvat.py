@@ -65,7 +65,7 @@ class _Element(NamedTuple):
 
 
 class _Document:
-    """What is collected while the file passes."""
+    """State of the streaming parser."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, printable(str(path))

@@ -78,7 +78,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclasses.dataclass(frozen=True)
 class ImportReport:
-    """What was imported, and what was decided on the way.
+    """Report of an import: counts, and the rules that were applied.
 
     Attributes:
         format: The format, as recognised or given.

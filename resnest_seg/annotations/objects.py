@@ -1,4 +1,4 @@
-"""What every label format is read into: data sets of images, of objects, of parts. Plain values, no pixels yet.
+"""The common form of all label formats: data sets of images, of objects, of parts. Plain values, no pixels yet.
 
 Coordinates are continuous: (0, 0) is the upper left corner of the first pixel, whose centre is (0.5, 0.5), and an image
 spans [0, W] x [0, H]. Readers of formats whose vertices are pixel indices add one half.
@@ -91,7 +91,7 @@ class AnnotatedImage:
 
 
 Order = Literal["list", "area", "level"]
-"""What is drawn on top: the later one in the file; the smaller one; the one of the higher level, then the later one."""
+"""Rules for overlaps: the later object in the file is on top; the smaller one; the higher level."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -336,7 +336,7 @@ class _Canvas:
         self.covered, self.twice, self.differ, self.ignored = (np.zeros((height, width), bool) for _ in range(4))
 
     def window(self, patch: Patch) -> tuple[slice, slice]:
-        """Where a patch lies."""
+        """Position of a patch in its image."""
         rows, columns = patch.mask.shape
         return slice(patch.top, patch.top + rows), slice(patch.left, patch.left + columns)
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from resnest_seg.cli.parsing.keys import KeyHelp, Own, take
 from resnest_seg.cli.parsing.options import memory_bytes, number
 from resnest_seg.cli.train import DEFAULT_CONFIGS, USUAL, config_path
-from resnest_seg.config import RunConfig, load_run_config, to_yaml
+from resnest_seg.config import RunConfig, load_run_config
+from resnest_seg.config_reading import to_yaml
 from resnest_seg.errors import ConfigError, command
 from resnest_seg.labels import LabelSpace
 

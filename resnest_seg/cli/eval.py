@@ -1,9 +1,10 @@
-"""Evaluate a trained model: a table by class, mIoU and pixel accuracy, and a JSON report.
+"""Evaluate a trained model: a table by class, mIoU and pixel accuracy, a JSON report, and the scores of every image.
 
 python tools/eval_seg.py --checkpoint runs/my_run
 python tools/eval_seg.py --checkpoint runs/my_run --dataset camvid --data.root /data/camvid --split test
 python tools/eval_seg.py --checkpoint X --dataset ade20k --protocols whole,encoding,mmseg --boundaries --calibration
 python tools/eval_seg.py --checkpoint model.onnx --data.root /data/camvid
+python tools/eval_seg.py --compare runs/old/eval_camvid_val.json runs/new/eval_camvid_val.json
 torchrun --nproc-per-node 4 tools/eval_seg.py --checkpoint X --protocols encoding
 """
 
@@ -35,7 +36,7 @@ from resnest_seg.cli.parsing.options import (
 )
 from resnest_seg.config import COUNT, DataConfig
 from resnest_seg.config_types import check_option
-from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.errors import ConfigError, DatasetError, command
 from resnest_seg.files import (
     check_not_inputs,
     check_output_file,
@@ -110,7 +111,7 @@ def open_source(options: argparse.Namespace) -> Source:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; the data set and its folder default to those of the checkpoint's run."""
     parser = Parser("eval", description=__doc__.splitlines()[0])
-    add_checkpoint(parser, exported=True)
+    add_checkpoint(parser, exported=True, required=False)
     add_model_option(parser)
     add_dataset(parser, default="the one trained on")
     add_protocol(parser, several=True)
@@ -120,7 +121,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--boundary-tolerance", type=float, default=0.0075, help="tolerance of the boundary "
                         "F-score, as a share of an image's diagonal (default: 0.0075)")  # fmt: skip
     parser.add_argument("--calibration", action="store_true", help="compute calibration error and reliability as well")
-    parser.add_argument("--compare", metavar="JSON", help="show the changes by class from another report to this one")
+    parser.add_argument("--compare", metavar="JSON", nargs="+", help="show the changes by class from another report to "
+                        "this one, and the interval of the difference of mIoU; of two reports, from the first to the "
+                        "second, without an evaluation")  # fmt: skip
     parser.add_argument("--limit", type=int, help="evaluate the first LIMIT images only")
     parser.add_argument("--save-predictions", metavar="DIR", help="write the predictions of the first protocol "
                         "as PNGs, named as the photos are below the data set's root")  # fmt: skip
@@ -134,7 +137,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fuse", action="store_true", help="fold batch norms into convolutions: faster")
     parser.add_argument("--output", metavar="JSON", help="the report (default: eval_DATASET_SPLIT.json beside the "
                         "checkpoint, in the current folder for a published one; or eval_DATASET_SPLIT-2.json, -3 ... "
-                        "if that exists)")  # fmt: skip
+                        "if that exists); the scores of every image are beside it, in NAME.images.jsonl")  # fmt: skip
+    parser.add_argument("--no-images", dest="images", action="store_false", help="do not write the scores of every "
+                        "image")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace existing report, submission and predictions")
     parser.add_argument("--submission", metavar="ZIP", help="write the predictions of the first protocol in the format "
                         "of Cityscapes' or ADE20K's server; the split may be without labels")  # fmt: skip
@@ -155,6 +160,10 @@ def report_path(options: argparse.Namespace, source: Path, name: str, split: str
         output = folder / f"eval_{name}_{split}{first}{JSON}"
         output = output if options.overwrite else next_free(output, suffix=JSON)
     check_output_file(output, what="report", overwrite=options.overwrite)
+    if options.images:
+        from resnest_seg.evaluation.image_scores import images_beside
+
+        check_output_file(images_beside(output), what="scores by image", overwrite=options.overwrite)
     return output
 
 
@@ -230,14 +239,20 @@ def files_of(dataset: SegmentationDataset) -> list[str | Path]:
 
 
 def run(
-    source: Source, dataset: SegmentationDataset, measures: Measures, options: argparse.Namespace
+    source: Source,
+    dataset: SegmentationDataset,
+    measures: Measures,
+    options: argparse.Namespace,
+    *,
+    images: Path | None,
 ) -> tuple[EvalReport, OSError | DatasetError | None]:
-    """Evaluate this process's share with a progress bar, and write the requested predictions.
+    """Evaluate this process's share with a progress bar; write predictions, and scores by image into `images`.
 
     Returns:
         The report, which is complete in any case; and the error in writing predictions or submission, or None.
     """
     from resnest_seg.evaluation.evaluate import evaluate
+    from resnest_seg.evaluation.image_scores import ImageScoresWriter
     from resnest_seg.io.display import progress_bars
 
     state = process_state(options)
@@ -249,6 +264,9 @@ def run(
         with contextlib.ExitStack() as opened:
             if results.submission is not None:
                 opened.enter_context(results.submission)
+            writer = None if images is None else ImageScoresWriter(images, keep_going=True)
+            if writer is not None:
+                opened.enter_context(writer)
             progress = opened.enter_context(progress_bars(disable=not state.is_main_process))
             bar = progress.add_task("evaluating", total=len(mine))
 
@@ -267,6 +285,8 @@ def run(
                 require_labels=not (options.submission or options.save_predictions),
                 measures=measures,
                 memory=source.memory if options.memory is None else options.memory,
+                images=writer,
+                checkpoint=str(source.path),
             )
             if results.problem is not None:
                 raise results.problem
@@ -274,11 +294,17 @@ def run(
         if report is None:
             raise
         return report, error
+    if state.is_main_process:
+        say_written(options, count)
+    return report, None
+
+
+def say_written(options: argparse.Namespace, count: int) -> None:
+    """Say where so many predictions are."""
     if options.submission:
         print(f"submission: {options.submission}, {count} predictions, validated", file=sys.stderr)
-    if options.save_predictions and state.is_main_process:
+    if options.save_predictions:
         print(f"predictions: {count} PNGs of {options.ids} ids in {options.save_predictions}", file=sys.stderr)
-    return report, None
 
 
 def process_state(options: argparse.Namespace) -> PartialState:
@@ -313,9 +339,53 @@ def show(report: EvalReport, other: EvalReport | None) -> None:
     if report.confusions:
         terminal.print(report.confusion_table())
     if other is not None:
-        terminal.print(report.comparison(other))
-        for caveat in report.caveats(other):
-            print(f"careful: {caveat}", file=sys.stderr)
+        show_changes(report, other)
+
+
+def show_changes(report: EvalReport, other: EvalReport) -> None:
+    """Print the changes by class from another report."""
+    from resnest_seg.io.display import console
+
+    console().print(report.comparison(other))
+    for caveat in report.caveats(other):
+        print(f"careful: {caveat}", file=sys.stderr)
+
+
+def show_intervals(report: EvalReport, paths: tuple[Path, Path], other: EvalReport) -> None:
+    """Print the difference of mIoU by every common protocol with its interval.
+
+    Args:
+        report: The new report.
+        paths: The old report's file and the new one's, beside which the scores by image are.
+        other: The old report.
+
+    Raises:
+        DatasetError: There are no scores by image, or they are of other images.
+    """
+    from resnest_seg.evaluation.comparison import compare_images
+    from resnest_seg.evaluation.image_scores import images_beside
+
+    images = tuple(images_beside(path) for path in paths)
+    for path, beside in zip(images, paths, strict=True):
+        if not path.exists():
+            raise DatasetError(
+                f"the difference has no interval, because {path} is missing, the scores by image beside {beside}: "
+                "evaluate that model again, without --no-images."
+            )
+    for name in report.scores:
+        if name in other.scores:
+            absent = report.methods[name].absent if name in report.methods else "skipped"
+            print(compare_images(*images, protocol=name, absent=absent))
+
+
+def compare(before: str, now: str) -> int:
+    """Show the changes from one report to another; returns the exit code."""
+    from resnest_seg.evaluation.report import EvalReport
+
+    other, report = EvalReport.load(before), EvalReport.load(now)
+    show_changes(report, other)
+    show_intervals(report, (Path(before), Path(now)), other)
+    return 0
 
 
 def check(options: argparse.Namespace) -> None:
@@ -324,6 +394,18 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: Options contradict each other, or an output exists.
     """
+    options.compare = options.compare or []
+    if len(options.compare) > 2:
+        raise ConfigError(f"--compare takes one report or two, not {len(options.compare)}.")
+    if len(options.compare) == 2 and options.checkpoint is not None:
+        raise ConfigError(
+            "--compare of two reports evaluates nothing: leave --checkpoint out, or name one report to compare it with."
+        )
+    if len(options.compare) < 2 and options.checkpoint is None:
+        raise ConfigError(
+            f"--checkpoint is missing: what to evaluate, such as a run folder ({command('zoo')} lists published ones). "
+            "--help lists all options."
+        )
     check_option("--limit", options.limit, 1, COUNT)
     check_option("--eval.memory", options.mebibytes, 1, 1 << 24)
     if options.mebibytes is not None and options.memory is not None:
@@ -356,9 +438,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Evaluate the model; returns the exit code."""
     options = parse(argv)
     check(options)
+    if len(options.compare) == 2:
+        return compare(*options.compare)
 
     from resnest_seg.data.build import DATASETS, say_layout
     from resnest_seg.evaluation.evaluate import Measures
+    from resnest_seg.evaluation.image_scores import images_beside
     from resnest_seg.evaluation.report import EvalReport
     from resnest_seg.training.distributed import settle
 
@@ -368,7 +453,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         boundary_tolerance=options.boundary_tolerance,
         calibration=options.calibration,
     )
-    other = EvalReport.load(options.compare) if options.compare else None
+    other = EvalReport.load(options.compare[0]) if options.compare else None
     source = open_source(options)
     split = options.split or source.split
     name = options.dataset or source.data.dataset
@@ -380,17 +465,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset = open_dataset(options, source.data, source.backend.label_space, name=name, split=split)
     say_layout(dataset)
     output = report_path(options, source.path, name, split)
-    written = [output, *([Path(options.submission)] if options.submission else [])]
+    written = [output, images_beside(output), *([Path(options.submission)] if options.submission else [])]
     check_not_inputs(written, [source.path, *files_of(dataset)])
     protocols = [source.backend.protocol(word).name for word in options.protocols]
     if other is not None:
         other.check_comparable(dataset.label_space.name, dataset.label_space.score_names, protocols)
     print(source.summary, file=sys.stderr)
-    report, problem = run(source, dataset, measures, options)
-    if os.environ.get("RANK", "0") == "0":
-        report = dataclasses.replace(report, checkpoint=str(source.path), precision=source.precision)
-        finish(report, other, output)
     state = process_state(options)
+    parts = image_parts(output, state.num_processes) if options.images else []
+    report, problem = run(
+        source, dataset, measures, options, images=parts[state.process_index] if options.images else None
+    )
+    state.wait_for_everyone()  # each has written its part
+    if state.is_main_process:
+        report = dataclasses.replace(report, precision=source.precision)
+        try:
+            finish(report, other, output, parts if problem is None else [])
+        finally:
+            for part in parts:
+                part.unlink(missing_ok=True)
+        if other is not None and problem is None:
+            careful_intervals(report, (Path(options.compare[0]), output), other)
     state.wait_for_everyone()  # when one process fails, torchrun ends the others
     settle(state.num_processes)
     if problem is not None:
@@ -398,13 +493,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def finish(report: EvalReport, other: EvalReport | None, output: Path) -> None:
-    """Save the report and show it, even if the disk is full."""
+def image_parts(report: Path, processes: int) -> list[Path]:
+    """Name the files in which the processes collect their scores by image, beside the report."""
+    return [report.with_name(f".{report.name}.images.{rank}") for rank in range(processes)]
+
+
+def finish(report: EvalReport, other: EvalReport | None, output: Path, parts: Sequence[Path]) -> None:
+    """Save the report, and the scores by image from their parts, and show the report, even if the disk is full."""
+    from resnest_seg.evaluation.image_scores import images_beside, merge_image_scores
+
     if not any(sum(scores.class_share) for scores in report.scores.values()):
         print(f"the {report.split} split of {report.dataset} has no labels: nothing to measure", file=sys.stderr)
         return
     try:
         report.save(output)
         print(f"report: {output}", file=sys.stderr)
+        if parts:
+            merge_image_scores(parts, images_beside(output))
+            print(f"scores by image: {images_beside(output)}", file=sys.stderr)
     finally:
         show(report, other)
+
+
+def careful_intervals(report: EvalReport, paths: tuple[Path, Path], other: EvalReport) -> None:
+    """Print the intervals, or why there are none: an evaluation is good without."""
+    try:
+        if paths[0].resolve() == paths[1].resolve():
+            raise DatasetError("the difference has no interval, because this evaluation replaced the other's scores.")
+        show_intervals(report, paths, other)
+    except DatasetError as error:
+        print(f"careful: {error}", file=sys.stderr)

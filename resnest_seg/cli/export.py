@@ -1,8 +1,11 @@
 """Export a model to ONNX, torch (.pt2) or OpenVINO, and verify that the file's predictions equal the model's.
 
+With --format hub: a folder for the Hugging Face hub, weights and a model card, which no runtime has to verify.
+
 python tools/export_seg.py --checkpoint runs/my_run --output model.onnx
 python tools/export_seg.py --checkpoint runs/my_run --format onnx torch openvino --result labels --dataset camvid
 python tools/export_seg.py --checkpoint runs/my_run --int8 --calibration-images 64 --output model_int8.onnx
+python tools/export_seg.py --checkpoint runs/my_run --format hub --report runs/my_run/eval_camvid_test.json
 
 A file that disagrees with its source is not kept, and the exit code is 1. The measured agreement is printed and saved
 in NAME.report.json beside the file. Several formats are written to one name with several suffixes.
@@ -12,9 +15,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib.util
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +36,7 @@ from resnest_seg.cli.parsing.options import (
 from resnest_seg.config import COUNT
 from resnest_seg.config_types import check_option
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, ExportError, command
-from resnest_seg.files import check_output_file
+from resnest_seg.files import atomic_write, check_output_file, check_output_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +48,9 @@ if TYPE_CHECKING:
 EXIT_NOT_PROVEN = 1
 """Exit code if a file disagreed with its source, or could not be made."""
 
+HUB, CARD, REPORT = "hub", "README.md", "val_report.json"
+"""The format of a folder for the hub, and its default name; its card; the report of a run's best validation."""
+
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 """Format -> suffix of its file."""
 
@@ -52,10 +60,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("export", description=__doc__)
     add_checkpoint(parser, exported=False)
     add_model_option(parser)
-    parser.add_argument("--format", nargs="+", choices=tuple(FORMATS), help="one or several (default: by the suffix of "
-                        "--output, or onnx)")  # fmt: skip
+    parser.add_argument("--format", nargs="+", choices=(*FORMATS, HUB), help="one or several (default: by the suffix "
+                        "of --output, or onnx); or hub: a folder with weights and a model card")  # fmt: skip
     parser.add_argument("--output", help="the file; its suffix follows the format (default: model.* beside the "
-                        "checkpoint)")  # fmt: skip
+                        "checkpoint; hub/ for --format hub)")  # fmt: skip
+    parser.add_argument("--report", metavar="JSON", help="for --format hub: a report of eval, whose figures the card "
+                        "shows (default: val_report.json of the run folder)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     what = parser.add_argument_group("input and output of the file")
     what.add_argument("--pixels", choices=("uint8", "uint16", "float32"), help="type of the images: uint8 or float32 "
@@ -93,6 +103,14 @@ def check(options: argparse.Namespace) -> None:
             raise ConfigError(f"--output {options.output} has no suffix of a format: {', '.join(endings)}.")
         options.format = [endings[ending]]
     options.format = list(dict.fromkeys(options.format))
+    if HUB in options.format:
+        given = [word for word, value in (("--half", options.half), ("--int8", options.int8), ("--aoti", options.aoti),
+                 ("--pixels", options.pixels), ("--result", options.result != "logits")) if value]  # fmt: skip
+        if given or len(options.format) > 1:
+            words = ", ".join(given or [name for name in options.format if name != HUB])
+            raise ConfigError(f"--format hub writes the weights as they are, into a folder: leave out {words}.")
+    elif options.report is not None:
+        raise ConfigError("--report is for --format hub.")
     if options.int8 and "torch" in options.format:
         raise ConfigError("--int8 is for formats onnx and openvino, not for torch.")
     if options.aoti and "torch" not in options.format:
@@ -116,6 +134,48 @@ def targets(options: argparse.Namespace) -> dict[str, Path]:
     for path in (*paths.values(), *weights):
         check_output_file(path, what="file", overwrite=options.overwrite)
     return paths
+
+
+def to_hub(options: argparse.Namespace) -> int:
+    """Write the folder for the hub; returns the exit code.
+
+    Raises:
+        ConfigError: The folder holds files already, or the report is of other classes.
+    """
+    from resnest_seg.evaluation.report import EvalReport
+    from resnest_seg.models.checkpoint import BEST, Checkpoint, find_checkpoint
+    from resnest_seg.models.loading import load_checkpoint
+    from resnest_seg.models.model_card import model_card
+    from resnest_seg.training.run_folder import SHEET
+
+    source = Path(options.checkpoint)
+    folder = Path(options.output or (source if source.is_dir() else source.parent if source.exists() else Path()) / HUB)
+    check_output_folder(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not options.overwrite:
+        raise ConfigError(f"{folder} already holds files. Choose another --output, or pass --overwrite.")
+    file = find_checkpoint(source) if source.exists() else None
+    run = file.parent if file is not None and file.name == BEST else None
+    path = options.report or (run / REPORT if run is not None and (run / REPORT).is_file() else None)
+    report = None if path is None else EvalReport.load(path)
+    segmenter = load_checkpoint(options.checkpoint, into=own_network(options.model))
+    # Photos of other data sets are not ours to publish.
+    sheet = run / SHEET if run is not None and segmenter.config.data.dataset == "synthetic" else None
+    picture = SHEET if sheet is not None and sheet.is_file() else None
+    checkpoint = segmenter.to_checkpoint()
+    if run is not None and file is not None:
+        checkpoint = dataclasses.replace(checkpoint, origin=Checkpoint.load(file, training=False).origin)
+    card = model_card(checkpoint, description=segmenter.description, report=report, picture=picture)
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / CARD) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    if sheet is not None and picture is not None:
+        with atomic_write(folder / SHEET) as temporary:
+            shutil.copyfile(sheet, temporary)
+    segmenter.save_pretrained(folder)
+    figures = "without figures, which --report gives it" if report is None else f"with the figures of {path}"
+    print(f"{folder}: weights, config and a card {figures}")
+    print(f"Publish it with: hf upload NAME/MODEL {shlex.quote(str(folder))}")
+    return 0
 
 
 def photos(words: Sequence[str], count: int) -> list[NDArray[np.uint8]]:
@@ -172,6 +232,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Export the model; returns the exit code."""
     options = parse(argv)
     check(options)
+    if HUB in options.format:
+        return to_hub(options)
 
     from resnest_seg.export.export import EXPORTERS, report_path
     from resnest_seg.export.verify import PHOTOS, Evidence

@@ -24,6 +24,7 @@ GROUPS = {
         "prepare": "download, check and unpack ADE20K, Cityscapes or CamVid; write synthetic scenes",
         "import": "import labels of annotation tools: COCO, YOLO, labelme, CVAT, GeoJSON ...",
         "check": "check photos and masks before training",
+        "suggest": "suggest which unlabelled photos to label next",
     },
     "training": {
         "train": "train a segmentation model",
@@ -37,6 +38,11 @@ GROUPS = {
         "serve": "serve an exported model by HTTP",
         "demo": "try a model on a page in the browser",
     },
+    "results": {
+        "runs": "list run folders: config differences, best mIoU, speed, state",
+        "report": "write what came out of runs into one page: curves, scores, images",
+        "audit": "find doubtful labels: ranked images and regions, a page to click through",
+    },
     "comparisons": {
         "zoo": "list and fetch the published checkpoints",
         "benchmark": "measure this package beside others on this machine",
@@ -44,7 +50,13 @@ GROUPS = {
 }
 """Group -> verb -> its line of help."""
 
-MODULES = {"import": "import_labels"}
+MODULES = {
+    "import": "import_labels",
+    "runs": "review.runs",
+    "report": "review.report",
+    "audit": "review.audit",
+    "suggest": "review.suggest",
+}
 """Verb -> its module, where that cannot have the verb's name."""
 
 VERBS = [verb for group in GROUPS.values() for verb in group]

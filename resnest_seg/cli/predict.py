@@ -247,6 +247,17 @@ def write_image(
             prediction.save_polygons(path, simplify=options.simplify)
 
 
+def size_of(photo: str) -> tuple[int, int]:
+    """Read (H, W) of an image file from its header; zeros of a file that has none that is known."""
+    from resnest_seg.io.georeference import is_tiff, raster_size
+    from resnest_seg.io.masks import image_size
+
+    height, width = image_size(photo)
+    if not height and is_tiff(photo):  # of bands that Pillow does not know
+        height, width = raster_size(photo)
+    return height, width
+
+
 def segment_image(
     predictor: Predictor,
     item: Input,
@@ -255,15 +266,10 @@ def segment_image(
     writer: AnnotationWriter | None,
 ) -> None:
     """Segment a photo; with tiles, a large one is read and written by windows."""
-    from resnest_seg.io.georeference import is_tiff, raster_size
-    from resnest_seg.io.masks import image_size
-
     if item.kind == "address":
         write_image(predictor(item.source), item, paths, options, writer)
         return
-    height, width = image_size(item.source)
-    if not height and is_tiff(item.source):  # of bands that Pillow does not know
-        height, width = raster_size(item.source)
+    height, width = size_of(item.source)
     if height * width < LARGE:
         write_image(predictor(item.source), item, paths, options, writer)
         return
@@ -353,14 +359,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     check(options)
 
-    from resnest_seg.inference.backends import RunOptions
     from resnest_seg.inference.inputs import plan
-    from resnest_seg.inference.predictor import Predictor, open_backend
     from resnest_seg.io.images import IMAGE_SUFFIXES
 
     endings = (*ENDINGS.values(), MAP_LABELS, VIDEO_ENDING)
     earlier = list(numbered(PREDICTIONS).values())
     items, problems = plan(options.inputs, options.output, suffixes=IMAGE_SUFFIXES, endings=endings, earlier=earlier)
+    return run(items, problems, options)
+
+
+def run(items: Sequence[Input], problems: list[str], options: argparse.Namespace) -> int:
+    """Segment the inputs of a plan; returns the exit code.
+
+    Args:
+        items: What is segmented.
+        problems: Sentences on inputs that cannot be, which are shown at the end.
+        options: The command line, checked.
+    """
+    from resnest_seg.inference.backends import RunOptions
+    from resnest_seg.inference.predictor import Predictor, open_backend
+
     check_places(items, options)
     outputs = [results(item, options) for item in items]
     check_not_inputs([path for paths in outputs for path in paths.values()], [item.source for item in items])

@@ -37,7 +37,7 @@ from resnest_seg.io.download import Digest, download
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What is known of a published data set.
+    """Facts about a published data set.
 
     Attributes:
         expected: Pattern of files below its root -> their number.
@@ -77,7 +77,7 @@ CITYSCAPES = Published(
 )
 CITYSCAPES_ZIPS = {"leftImg8bit_trainvaltest.zip": "leftImg8bit/", "gtFine_trainvaltest.zip": "gtFine/"}
 SYNTHETIC_FOLDERS = ("images", "masks")
-"""What is written below the output folder."""
+"""Folders that are written below the output folder."""
 
 
 def _parser(name: str, text: str) -> argparse.ArgumentParser:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from resnest_seg.cli.parsing.keys import ENCODER_CHECKPOINT, SHORT, KeyHelp, Own, run_options, take
 from resnest_seg.cli.train import Order, begun, ended, ordered
-from resnest_seg.config import PretrainConfig, load_config
+from resnest_seg.config import PretrainConfig
+from resnest_seg.config_reading import load_config
 from resnest_seg.errors import CheckpointError, ConfigError, command
 from resnest_seg.files import check_outside, find_config
 

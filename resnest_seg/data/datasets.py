@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -76,6 +78,13 @@ class SegmentationDataset(ABC):
         """
         return f"{self.split}_{index:06d}"
 
+    def group(self, index: int) -> str:
+        """Return the name of what a sample is cut from, its own name if it is nothing larger.
+
+        Samples of one group may share pixels, so they go into the same fold, see `assign_folds`.
+        """
+        return self.sample_name(index)
+
     @abstractmethod
     def __getitem__(self, index: int) -> Sample:
         """Read one sample.
@@ -86,39 +95,41 @@ class SegmentationDataset(ABC):
         """
 
 
-class TaskView(SegmentationDataset):
-    """A data set of K classes a pixel as one of another task.
+class DatasetView(SegmentationDataset):
+    """Another data set with fewer samples or other labels; a subclass says which.
 
     Args:
         inner: The data set.
-        task: "binary" or "multilabel".
-        positive: Names of the classes that are the object of a binary task.
 
     Attributes:
         inner: The data set.
-
-    Raises:
-        ConfigError: Unknown class, or none or all classes are the object.
     """
 
-    def __init__(self, inner: SegmentationDataset, task: str, positive: Sequence[str] = ()) -> None:
-        self.inner, self.split, self.bands = inner, inner.split, inner.bands
-        self.label_space = inner.label_space.for_task(task, positive=positive)
-        chosen = set(positive)
-        values = [name in chosen if task == "binary" else 1 << k for k, name in enumerate(inner.label_space.names)]
-        self._table = np.full(256, self.label_space.ignore_value, np.uint8 if task == "binary" else np.uint16)
-        self._table[: len(values)] = values
+    def __init__(self, inner: SegmentationDataset) -> None:
+        self.inner, self.split, self.bands, self.label_space = inner, inner.split, inner.bands, inner.label_space
+
+    def inner_index(self, index: int) -> int:
+        """Return the index that a sample has in the inner data set."""
+        return index
+
+    def viewed(self, sample: Sample) -> Sample:
+        """Return a sample of the inner data set as this one shows it."""
+        return sample
 
     def __len__(self) -> int:
         return len(self.inner)
 
     def identity(self) -> str:
-        """Return a hash of the data set and of the new label space."""
+        """Return a hash of the data set and of the label space."""
         return hashlib.sha256(f"{super().identity()} {self.inner.identity()}".encode()).hexdigest()
 
     def sample_name(self, index: int) -> str:
         """The name that the sample has in the data set."""
-        return self.inner.sample_name(index)
+        return self.inner.sample_name(self.inner_index(index))
+
+    def group(self, index: int) -> str:
+        """The group that the sample has in the data set."""
+        return self.inner.group(self.inner_index(index))
 
     def read_as(self, bands: BandReader | None) -> None:
         """Set how bands are read."""
@@ -127,17 +138,125 @@ class TaskView(SegmentationDataset):
 
     def raster(self, index: int) -> Raster:
         """Read the image of a sample."""
-        return self.inner.raster(index)
+        return self.inner.raster(self.inner_index(index))
 
     def draw(self, index: int, *, seed: int) -> Sample:
         """Read a sample for training."""
-        return self._viewed(self.inner.draw(index, seed=seed))
+        return self.viewed(self.inner.draw(self.inner_index(index), seed=seed))
 
     def __getitem__(self, index: int) -> Sample:
-        return self._viewed(self.inner[index])
+        return self.viewed(self.inner[self.inner_index(index)])
 
-    def _viewed(self, sample: Sample) -> Sample:
+
+def behind_views(dataset: SegmentationDataset) -> SegmentationDataset:
+    """Return the data set behind all views of it; any other data set itself."""
+    while isinstance(dataset, DatasetView):
+        dataset = dataset.inner
+    return dataset
+
+
+class Subset(DatasetView):
+    """Some of the samples of a data set.
+
+    Args:
+        inner: The data set.
+        indices: Their indices in it, in the order of the new samples.
+    """
+
+    def __init__(self, inner: SegmentationDataset, indices: Sequence[int]) -> None:
+        super().__init__(inner)
+        self.indices = [int(index) for index in indices]
+
+    def inner_index(self, index: int) -> int:
+        """Return the index that a sample has in the inner data set; an `IndexError` beyond the last."""
+        if not 0 <= index < len(self.indices):
+            raise IndexError(index)
+        return self.indices[index]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def identity(self) -> str:
+        """Return a hash of the data set and of the indices."""
+        return hashlib.sha256(f"{super().identity()} {self.indices}".encode()).hexdigest()
+
+
+class TaskView(DatasetView):
+    """A data set of K classes a pixel as one of another task.
+
+    Args:
+        inner: The data set.
+        task: "binary" or "multilabel".
+        positive: Names of the classes that are the object of a binary task.
+
+    Raises:
+        ConfigError: Unknown class, or none or all classes are the object.
+    """
+
+    def __init__(self, inner: SegmentationDataset, task: str, positive: Sequence[str] = ()) -> None:
+        super().__init__(inner)
+        self.label_space = inner.label_space.for_task(task, positive=positive)
+        chosen = set(positive)
+        values = [name in chosen if task == "binary" else 1 << k for k, name in enumerate(inner.label_space.names)]
+        self._table = np.full(256, self.label_space.ignore_value, np.uint8 if task == "binary" else np.uint16)
+        self._table[: len(values)] = values
+
+    def viewed(self, sample: Sample) -> Sample:
+        """Return a sample with the labels of the task."""
         return sample._replace(labels=self._table[sample.labels])
+
+
+def assign_folds(dataset: SegmentationDataset, folds: int, *, group_by: str | None = None) -> NDArray[np.int64]:
+    """Divide a data set into parts of almost equal size, by the names of its samples alone.
+
+    Groups are dealt to the smallest part, the largest group first, equal ones in the order of the hash of their name:
+    neighbours in the alphabet, such as frames of one street, are spread over the parts unless they are one group.
+
+    Args:
+        dataset: The data set.
+        folds: Number of parts, 2 or more.
+        group_by: A regular expression; samples whose names (of windows, that of their raster) have the same match
+            (the same text in its groups, if it has some) are one group and stay together, such as the frames of a
+            video. None takes each sample, and all windows of a raster, as a group.
+
+    Returns:
+        The part of every sample, 0..folds - 1, [N].
+
+    Raises:
+        ConfigError: The expression is not valid or does not match a name; fewer groups than parts.
+    """
+    names = [dataset.group(index) for index in range(len(dataset))]
+    groups = names if group_by is None else _matches(names, group_by)
+    sizes = collections.Counter(groups)
+    if not 2 <= folds <= len(sizes):
+        grouped = "" if group_by is None else f" by {group_by!r}"
+        raise ConfigError(
+            f"the {len(names)} samples of the {dataset.split} split make {len(sizes)} groups{grouped}, and {folds} "
+            f"folds were asked for: give a number from 2 to {len(sizes)}, or other groups."
+        )
+    filled, fold_of = [0] * folds, dict[str, int]()
+    for group in sorted(
+        sizes, key=lambda name: (-sizes[name], hashlib.sha256(name.encode(errors="surrogatepass")).digest())
+    ):
+        fold_of[group] = filled.index(min(filled))
+        filled[fold_of[group]] += sizes[group]
+    return np.array([fold_of[group] for group in groups], np.int64)
+
+
+def _matches(names: Sequence[str], pattern: str) -> list[str]:
+    """The text that a regular expression finds in each name."""
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"the groups of folds are no regular expression: {pattern!r} ({error}).") from None
+    found = [expression.search(name) for name in names]
+    missing = next((name for name, match in zip(names, found, strict=True) if match is None), None)
+    if missing is not None:
+        raise ConfigError(
+            f"the groups of folds, {pattern!r}, do not match the sample {missing!r}: every name must match, such as by "
+            "'^[^_]+' for what is before the first underscore."
+        )
+    return ["\0".join(map(str, match.groups() or (match[0],))) for match in found if match is not None]
 
 
 DATA_ROOT_VARIABLE = "RESNEST_SEG_DATA"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from resnest_seg.data.datasets import PairedFiles, SegmentationDataset, TaskView
+from resnest_seg.data.datasets import PairedFiles, SegmentationDataset, Subset, behind_views
 from resnest_seg.data.loader import run_loader
 from resnest_seg.data.tiles import WindowDataset
 from resnest_seg.errors import DatasetError, ResNeStSegError
@@ -123,8 +123,10 @@ def inspect_sample(dataset: SegmentationDataset, index: int) -> SampleFacts:
     classes = len(dataset.label_space)
     nothing = SampleFacts("", "", None, None, (0, 0), np.zeros(256, np.int64), np.zeros(classes + 1, np.int64),
                           np.zeros(4, np.uint64))  # fmt: skip
+    if isinstance(dataset, Subset):
+        return inspect_sample(dataset.inner, dataset.inner_index(index))
     if not isinstance(dataset, PairedFiles):
-        inner = dataset.inner if isinstance(dataset, TaskView) else dataset
+        inner = behind_views(dataset)
         sample = dataset[index]
         raster = None if dataset.bands is None else dataset.raster(index)
         return dataclasses.replace(

@@ -41,7 +41,7 @@ _PHOTO_WORDS = re.compile(r"(?i)image|img|rgb|photo|raw|still|(?<![a-z])sat(?![a
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where photos and masks are.
+    """The places of photos and masks.
 
     Attributes:
         title: Its name in words.
@@ -321,7 +321,7 @@ def _once(first: str | None, second: str) -> None:
     one, two = printable(first), printable(second)
     if PurePosixPath(first).with_suffix("") == PurePosixPath(second).with_suffix(""):
         raise DatasetError(f"{one} and {two} have the same name except for the suffix.")
-    raise DatasetError(f"{one} and {two} match the same wildcards: which belongs to the other file cannot be told.")
+    raise DatasetError(f"{one} and {two} match the same wildcards: which belongs to the other file is ambiguous.")
 
 
 def _with_splits(names: Sequence[str], layout: Layout) -> Layout:

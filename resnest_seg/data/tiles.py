@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.data.datasets import PairedFiles, Sample, SegmentationDataset, TaskView
+from resnest_seg.data.datasets import DatasetView, PairedFiles, Sample, SegmentationDataset, behind_views
 from resnest_seg.data.storage import FolderSource
 from resnest_seg.errors import ConfigError, DatasetError, printable
 from resnest_seg.io.bands import BandReader, Raster, without_labels
@@ -111,6 +111,10 @@ class WindowDataset(SegmentationDataset):
         cell = self.cells[index]
         path = PurePosixPath(self.files.pairs[cell.pair][0])
         return str(path.with_name(f"{path.stem}_r{cell.core.top}_c{cell.core.left}{path.suffix}"))
+
+    def group(self, index: int) -> str:
+        """The raster's path below the root: its windows share pixels."""
+        return self.files.sample_name(self.cells[index].pair)
 
     def __getitem__(self, index: int) -> Sample:
         cell, window = self.cells[index], self._with_context(index)
@@ -248,14 +252,15 @@ _WARP = (
 
 
 def paired_files(dataset: SegmentationDataset) -> SegmentationDataset:
-    """The data set of files that a data set of windows, or of another task, is made of; any other data set itself."""
-    dataset = dataset.inner if isinstance(dataset, TaskView) else dataset
+    """The data set of files that a data set of windows, or a view, is made of; any other data set itself."""
+    dataset = behind_views(dataset)
     return dataset.files if isinstance(dataset, WindowDataset) else dataset
 
 
 def scored_part(dataset: SegmentationDataset, index: int) -> tuple[slice, slice]:
     """Rows and columns of a sample that count in scores: all, or of a window those of its cell."""
-    dataset = dataset.inner if isinstance(dataset, TaskView) else dataset
+    while isinstance(dataset, DatasetView):
+        index, dataset = dataset.inner_index(index), dataset.inner
     return dataset.cell_within(index) if isinstance(dataset, WindowDataset) else (slice(None), slice(None))
 
 

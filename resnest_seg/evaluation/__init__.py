@@ -1,18 +1,26 @@
-"""Metrics and reports: confusion matrix, boundaries, calibration, `evaluate`, submission packs."""
+"""Metrics and reports: confusion matrix, boundaries, calibration, scores by image, `evaluate`, audits, submissions."""
 
 from resnest_seg import lazy_exports
 
 _HOMES = {
+    "AuditReport": "label_audit",
     "BoundaryScores": "boundaries",
     "Calibration": "calibration",
+    "ConfidentLearning": "label_issues",
     "ConfusionMatrix": "metrics",
+    "Difference": "comparison",
     "EvalReport": "report",
     "EvaluatedImage": "evaluate",
+    "ImageScores": "image_scores",
+    "ImageScoresFile": "image_scores",
     "LabelScore": "label_scores",
     "LabelScores": "label_scores",
+    "SoftMinimum": "label_issues",
     "ScoreHistogram": "label_scores",
     "Scores": "metrics",
     "Submission": "submission",
+    "audit": "label_audit",
+    "compare_images": "comparison",
     "evaluate": "evaluate",
 }
 

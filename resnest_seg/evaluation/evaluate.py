@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +19,12 @@ from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.loader import Batch, load_batches
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.evaluation.boundaries import BoundaryScores
-from resnest_seg.evaluation.calibration import Calibration
+from resnest_seg.evaluation.calibration import Calibration, certainty
+from resnest_seg.evaluation.image_scores import ImageScores, ImageScoresWriter, ImagesHeader
 from resnest_seg.evaluation.label_scores import LabelMasks, LabelScores, ScoreHistogram, unpack_labels
 from resnest_seg.evaluation.metrics import ConfusionMatrix, Scores
 from resnest_seg.evaluation.report import EvalReport, Method
-from resnest_seg.inference.backends import Backend, Decision, RunOptions
+from resnest_seg.inference.backends import Backend, RunOptions
 from resnest_seg.inference.protocols import Protocol
 from resnest_seg.inference.torch_backend import TorchBackend
 from resnest_seg.inference.torch_engine import probabilities
@@ -74,6 +76,54 @@ class Measures:
         BoundaryScores(1, width=self.boundary_width, tolerance=self.boundary_tolerance)  # refuses what makes no sense
 
 
+OnScores = Callable[[Tensor, Tensor, str], None]
+"""Hears the scores of a block [K, r, c], its labels [r, c], and the protocol's `merge`."""
+
+
+class _Sample(NamedTuple):
+    """A sample on the device.
+
+    Attributes:
+        place: Its index in the data set.
+        name: Its name.
+        image: [H, W, C].
+        labels: [H, W].
+    """
+
+    place: int
+    name: str
+    image: NDArray[Any]
+    labels: Tensor
+
+
+class _Certainty:
+    """Sums over the labelled pixels of an image: of confidence and of entropy, see `certainty`.
+
+    Args:
+        ignore: The value of ignored pixels.
+        device: Device of the sums.
+    """
+
+    def __init__(self, ignore: int, device: torch.device) -> None:
+        exact = torch.float32 if device.type == "mps" else torch.float64  # in which the order of a sum does not matter
+        self.ignore, self.sums, self.known = ignore, torch.zeros(2, dtype=exact, device=device), True
+
+    def add(self, scores: Tensor | None, labels: Tensor, best: Tensor, merge: str) -> None:
+        """Add a block; of None, the labels of a file that gives no scores, nothing can be known."""
+        if scores is None:
+            self.known = False
+            return
+        both = torch.stack(certainty(scores, merge, best))
+        self.sums += torch.where(labels != self.ignore, both, 0).sum(dim=(1, 2), dtype=self.sums.dtype)
+
+    def means(self, pixels: int) -> dict[str, float | None]:
+        """The means over so many labelled pixels, to seven places: further ones depend on threads."""
+        if not self.known or not pixels:
+            return {"confidence": None, "entropy": None}
+        confidence, entropy = (round(min(max(total / pixels, 0.0), 1.0), 7) for total in self.sums.tolist())
+        return {"confidence": confidence, "entropy": entropy}
+
+
 class _Meter:
     """The counts of one protocol.
 
@@ -81,14 +131,19 @@ class _Meter:
         method: The protocol.
         space: The classes.
         measures: What else is measured.
-        device: Device of the counts.
-        decision: How scores become labels.
+        model: What decides how scores become labels, and on which device they are.
+        by_image: Score every image by itself, too.
+
+    Attributes:
+        image: The scores of the last image, if `by_image`.
     """
 
     def __init__(
-        self, method: Protocol, space: LabelSpace, measures: Measures, device: torch.device, decision: Decision
+        self, method: Protocol, space: LabelSpace, measures: Measures, model: Backend, *, by_image: bool
     ) -> None:
-        self.method, self.space, self.decision = method, space, decision
+        self.method, self.space, self.decision, self.by_image = method, space, model.decision, by_image
+        device = torch.device(model.device)
+        self.image: ImageScores | None = None
         classes = len(space)
         multiclass = space.task == "multiclass"
         self.matrix = ConfusionMatrix(classes, device=device) if multiclass else None
@@ -102,33 +157,85 @@ class _Meter:
         )
         self.calibration = Calibration(bins=measures.bins, device=device) if measures.calibration else None
 
-    def update(self, backend: Backend, image: NDArray[Any], labels: Tensor, memory: int | None) -> Tensor:
-        """Predict an image [H, W, C] a block at a time and count it; returns its labels, as integers [H, W]."""
+    def update(
+        self, backend: Backend, sample: _Sample, memory: int | None, on_scores: OnScores | None = None
+    ) -> Tensor:
+        """Predict an image a block at a time and count it; returns its labels, as integers [H, W]."""
+        labels = sample.labels
         predictions = torch.empty(labels.shape, dtype=labels.dtype, device=labels.device)
-        for block in backend.blocks(image, self.method, memory=memory):
+        sure = _Certainty(self.space.ignore_value, labels.device) if self.by_image else None
+        for block in backend.blocks(sample.image, self.method, memory=memory):
             here = (block.rows, block.columns)
-            if block.scores is None:
+            scores = None if block.scores is None else torch.as_tensor(block.scores)
+            if scores is None:
                 best = torch.from_numpy(block.labels().astype(np.int32)).to(labels.dtype)
             else:
-                scores = torch.as_tensor(block.scores)
                 best = self.decision.labels(scores)
+                if on_scores is not None:
+                    on_scores(scores, labels[here], self.method.merge)
             predictions[here] = best
             if self.histogram is not None:
                 truth = self._unpacked(labels[here])
-                found = self._unpacked(best).present.float() if block.scores is None else scores
+                found = self._unpacked(best).present.float() if scores is None else scores
                 self.histogram.update(found, truth.present, truth.valid)
-            if self.calibration is not None:
+            if self.calibration is not None and scores is not None:
                 confidence = probabilities(scores, self.method.merge).amax(dim=0)
                 self.calibration.update(labels[here], best, confidence)
-        if self.matrix is not None:
-            self.matrix.update(labels, predictions)
-        if self.histogram is not None and self.exact is not None:
-            truth = self._unpacked(labels)
-            self.histogram.count_image(truth.present, truth.valid)
-            self.exact.update(truth.valid.byte(), (predictions == labels).byte())
-        if self.boundaries is not None:
-            self.boundaries.update(labels, predictions)
+            if sure is not None:
+                sure.add(scores, labels[here], best, self.method.merge)
+        count = self._count_labels if self.matrix is None else self._count_classes
+        counts, right, pixels = count(labels, predictions)
+        boundary_iou = self._count_boundaries(labels, predictions)
+        if sure is not None:
+            self.image = ImageScores.of_counts(
+                counts.cpu().numpy(),
+                index=sample.place,
+                name=sample.name,
+                protocol=self.method.name,
+                pixels=pixels,
+                right=right,
+                boundary_iou=boundary_iou,
+                **sure.means(pixels),
+            )
         return predictions
+
+    def _count_classes(self, labels: Tensor, predictions: Tensor) -> tuple[Tensor, int, int]:
+        """Count an image; returns intersection, truth and prediction by class, [3, K], right and labelled pixels."""
+        assert self.matrix is not None
+        found = ConfusionMatrix(len(self.space), device=labels.device).update(labels, predictions).counts
+        self.matrix.counts += found
+        counts = torch.stack([found.diagonal(), found.sum(dim=1), found.sum(dim=0)])
+        if not self.by_image:  # whose numbers a GPU would be waited for
+            return counts, 0, 0
+        right, pixels = counts[:2].sum(dim=1).tolist()
+        return counts, right, pixels
+
+    def _count_labels(self, labels: Tensor, predictions: Tensor) -> tuple[Tensor, int, int]:
+        """The same of a binary or multi-label task, whose pixels are counted in the histogram already."""
+        assert self.histogram is not None
+        assert self.exact is not None
+        truth = self._unpacked(labels)
+        self.histogram.count_image(truth.present, truth.valid)
+        exact = ConfusionMatrix(2, device=labels.device).update(truth.valid.byte(), (predictions == labels).byte())
+        self.exact.counts += exact.counts
+        if not self.by_image:
+            return exact.counts, 0, 0
+        found = self._unpacked(predictions).present & truth.valid
+        counts = torch.stack([(truth.present & found).sum(dim=(1, 2)), truth.present.sum(dim=(1, 2)),
+                              found.sum(dim=(1, 2))])  # fmt: skip
+        wrong, right = exact.counts[1].tolist()
+        return counts, right, right + wrong
+
+    def _count_boundaries(self, labels: Tensor, predictions: Tensor) -> float | None:
+        """Count the boundaries of an image, if they are measured; returns their mean IoU, None without any."""
+        if self.boundaries is None:
+            return None
+        known = self.boundaries
+        here = BoundaryScores(len(self.space), width=known.width, tolerance=known.tolerance, device=labels.device)
+        here.update(labels, predictions)
+        known.state = [total + more for total, more in zip(known.state, here.state, strict=True)]
+        report = here.report()
+        return report.mean_boundary_iou if any(iou is not None for iou in report.class_boundary_iou) else None
 
     def _unpacked(self, labels: Tensor) -> LabelMasks:
         return unpack_labels(labels, len(self.space.score_names), ignore_label=self.space.ignore_value)
@@ -155,11 +262,14 @@ class _Meter:
         assert self.matrix is not None
         return bool(self.matrix.counts.any())
 
-    def reduce(self, reduce: Callable[[Tensor], Tensor] | None, device: torch.device) -> None:
-        """Sum the counts over all processes, which can be done on the model's device only; None is a single one."""
-        for counts in (self.matrix, self.histogram, self.exact, self.boundaries, self.calibration):
-            if counts is not None and reduce is not None:
-                counts.state = [reduce(state.to(device)).to(state.device) for state in counts.state]
+    def summed(self) -> list[Counts]:
+        """What is summed over processes, in the same order on all of them."""
+        every = (self.matrix, self.histogram, self.exact, self.boundaries, self.calibration)
+        return [counts for counts in every if counts is not None]
+
+
+Counts = ConfusionMatrix | ScoreHistogram | BoundaryScores | Calibration
+"""What counts pixels in tensors that are summed over processes."""
 
 
 def evaluate(
@@ -174,6 +284,9 @@ def evaluate(
     require_labels: bool = True,
     measures: Measures = Measures(),  # a constant
     memory: int | None = None,
+    images: str | Path | ImageScoresWriter | None = None,
+    on_scores: OnScores | None = None,
+    checkpoint: str = "",
 ) -> EvalReport:
     """Evaluate a model, which stays on its device and is put into eval mode.
 
@@ -191,36 +304,97 @@ def evaluate(
         require_labels: Refuse a split in which no pixel is labelled; False is for its predictions alone.
         measures: What else is measured.
         memory: Bytes that scores may take, 1 or more; None is 1 GiB, or 4 for an exported file, whose logits are large.
+        images: File for the scores of every image, JSON lines that `ImageScoresFile` reads, or its writer; replaced.
+        on_scores: Called with the scores of every block of every image by the first protocol, if the model gives any.
+        checkpoint: What the report and the scores by image say was evaluated.
 
     Raises:
         CheckpointError: The model has other classes than the data set, or its scores are no numbers.
         ConfigError: Unknown protocol, the same one twice, what an exported file cannot do, a number out of range.
         DatasetError: A sample cannot be read, or no pixel is labelled.
         ResNeStSegError: A loader process died.
+        OSError: `images` cannot be written.
     """
     check_fits(model, dataset)
     check_option("memory", memory, 1, math.inf)
-    if isinstance(model, Segmenter):
-        model = TorchBackend(model, RunOptions(device=str(model.pixel_mean.device), fuse=False))
+    model = _backend(model)
     methods = _distinct([model.protocol(name) for name in protocols])
     _check_measures(measures, model)
-    device = torch.device(model.device)
-    meters = [_Meter(method, dataset.label_space, measures, device, model.decision) for method in methods]
+    meters = [_Meter(method, dataset.label_space, measures, model, by_image=images is not None) for method in methods]
     indices = range(len(dataset)) if indices is None else indices
-    order = ([(0, index)] for index in indices)
-    batches = load_batches(dataset, order, workers=workers, pin_memory=device.type == "cuda")
-    with torch.inference_mode(), contextlib.closing(batches):
-        for batch in batches:
-            image, labels = _pixels(batch), batch.labels[0].to(device, non_blocking=True)
-            predictions = [meter.update(model, image, labels, memory) for meter in meters]
+    with contextlib.ExitStack() as opened:
+        writer = opened.enter_context(ImageScoresWriter(images)) if isinstance(images, str | Path) else images
+        if writer is not None:
+            writer.begin(_header(model, dataset, methods, checkpoint))
+        samples = _samples(dataset, indices, workers, model.device)
+        _count(model, samples, meters, memory, writer=writer, on_image=on_image, on_scores=on_scores)
+        count = _reduced(meters, len(indices), reduce, model.device)
+        _check_labelled(dataset, meters, required=require_labels)
+    return _report(model, dataset, meters, count, checkpoint)
+
+
+def _backend(model: Segmenter | Backend) -> Backend:
+    if isinstance(model, Backend):
+        return model
+    return TorchBackend(model, RunOptions(device=str(model.pixel_mean.device), fuse=False))
+
+
+def _count(
+    model: Backend,
+    samples: Generator[tuple[Batch, _Sample], None, None],
+    meters: Sequence[_Meter],
+    memory: int | None,
+    *,
+    writer: ImageScoresWriter | None,
+    on_image: Callable[[EvaluatedImage], None] | None,
+    on_scores: OnScores | None,
+) -> None:
+    """Predict and count the samples, and tell of every one."""
+    with torch.inference_mode(), contextlib.closing(samples):
+        for batch, sample in samples:
+            found = [meter.update(model, sample, memory, on_scores) for meter in meters[:1]]
+            found += [meter.update(model, sample, memory) for meter in meters[1:]]
+            if writer is not None:
+                writer.add([meter.image for meter in meters if meter.image is not None])
             if on_image is not None:
-                on_image(_shown(batch, predictions[0], meters[0].scores().mean_iou_by(methods[0].absent)))
-    images = len(indices) if reduce is None else int(reduce(torch.tensor(len(indices), device=device)))
+                mean_iou = meters[0].scores().mean_iou_by(meters[0].method.absent)
+                on_image(_shown(batch, found[0], mean_iou))
+
+
+def _reduced(meters: Sequence[_Meter], images: int, reduce: Callable[[Tensor], Tensor] | None, device: str) -> int:
+    """Sum the counts over all processes, which can be done on the model's device only; returns the images of all."""
+    if reduce is None:
+        return images
+    images = int(reduce(torch.tensor(images, device=device)))
     for meter in meters:
-        meter.reduce(reduce, device)
-    if require_labels:
-        _check_labelled(dataset, meters)
-    return _report(model, dataset, meters, images)
+        for counts in meter.summed():
+            counts.state = [reduce(state.to(device)).to(state.device) for state in counts.state]
+    return images
+
+
+def _samples(
+    dataset: SegmentationDataset, indices: Sequence[int], workers: int, device: str
+) -> Generator[tuple[Batch, _Sample], None, None]:
+    """The samples in the order of the indices."""
+    order = ([(0, index)] for index in indices)
+    batches = load_batches(dataset, order, workers=workers, pin_memory=torch.device(device).type == "cuda")
+    with contextlib.closing(batches):
+        for index, batch in zip(indices, batches, strict=True):
+            labels = batch.labels[0].to(device, non_blocking=True)
+            yield batch, _Sample(index, dataset.sample_name(index), _pixels(batch), labels)
+
+
+def _header(model: Backend, dataset: SegmentationDataset, methods: Sequence[Protocol], checkpoint: str) -> ImagesHeader:
+    space = dataset.label_space
+    return ImagesHeader(
+        dataset=space.name,
+        split=dataset.split,
+        classes=space.score_names,
+        protocols=tuple(method.name for method in methods),
+        task=space.task,
+        model=model.description,
+        checkpoint=checkpoint,
+    )
 
 
 def _check_measures(measures: Measures, model: Backend) -> None:
@@ -240,7 +414,9 @@ def _distinct(methods: list[Protocol]) -> list[Protocol]:
     return methods
 
 
-def _report(model: Backend, dataset: SegmentationDataset, meters: list[_Meter], images: int) -> EvalReport:
+def _report(
+    model: Backend, dataset: SegmentationDataset, meters: list[_Meter], images: int, checkpoint: str
+) -> EvalReport:
     return EvalReport(
         model=model.description,
         dataset=dataset.label_space.name,
@@ -253,6 +429,8 @@ def _report(model: Backend, dataset: SegmentationDataset, meters: list[_Meter], 
         boundaries={m.method.name: m.boundaries.report() for m in meters if m.boundaries is not None},
         calibration={m.method.name: m.calibration.report() for m in meters if m.calibration is not None},
         labels={m.method.name: found for m in meters if (found := m.label_scores()) is not None},
+        matrices={m.method.name: m.matrix.counts.tolist() for m in meters if m.matrix is not None},
+        checkpoint=checkpoint,
     )
 
 
@@ -291,8 +469,8 @@ def check_fits(model: Segmenter | Backend, dataset: SegmentationDataset) -> None
     raise CheckpointError(f"wrong classes: the checkpoint has {problem}. Evaluate on the data set it was trained on.")
 
 
-def _check_labelled(dataset: SegmentationDataset, meters: Iterable[_Meter]) -> None:
-    if not any(meter.labelled for meter in meters):
+def _check_labelled(dataset: SegmentationDataset, meters: Iterable[_Meter], *, required: bool) -> None:
+    if required and not any(meter.labelled for meter in meters):
         raise DatasetError(
             f"nothing to measure: no pixel of the {dataset.split} split of {dataset.label_space.name} has a label. "
             "Test splits of public data sets often come without labels; evaluate on another split."

@@ -81,6 +81,23 @@ class LabelScore:
 
 
 @dataclasses.dataclass(frozen=True)
+class ThresholdCurve:
+    """Scores of a label at thresholds from 0 to 1, at most 101 of them, 0..1; see `LabelScore`.
+
+    Attributes:
+        thresholds: In ascending order.
+        iou: At each of them; None if the label is absent from the labels and the predictions.
+        precision: Likewise.
+        recall: Likewise; None if the label is absent from the labels.
+    """
+
+    thresholds: tuple[float, ...]
+    iou: tuple[float | None, ...]
+    precision: tuple[float | None, ...]
+    recall: tuple[float | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class LabelScores:
     """Scores of a binary or multi-label task, 0..1; means are over the labels whose score is not None.
 
@@ -96,6 +113,7 @@ class LabelScores:
         mean_average_precision: Mean average precision over the labels present in the labels.
         images: Number of images that `count_image` counted.
         images_without: Number of these without a pixel of a label, by label.
+        curves: Scores at many thresholds, by label; none in reports of older versions.
     """
 
     labels: tuple[LabelScore, ...]
@@ -108,6 +126,7 @@ class LabelScores:
     mean_average_precision: float
     images: int
     images_without: tuple[int, ...]
+    curves: tuple[ThresholdCurve, ...] = ()
 
     def mean_iou_by(self, policy: str) -> float:
         """Return the mean IoU by a policy for absent labels: "skipped" or "zero", see `metrics.POLICIES`.
@@ -144,11 +163,16 @@ class LabelScores:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LabelScores:
         """Rebuild scores from `dataclasses.asdict`, as reports store them; raises KeyError or TypeError for others."""
-        rest = {key: value for key, value in values.items() if key not in ("labels", "micro", "images_without")}
+        apart = ("labels", "micro", "images_without", "curves")
+        rest = {key: value for key, value in values.items() if key not in apart}
         return cls(
             labels=tuple(LabelScore(**label) for label in values["labels"]),
             micro=LabelScore(**values["micro"]),
             images_without=tuple(values["images_without"]),
+            curves=tuple(
+                ThresholdCurve(**{key: tuple(numbers) for key, numbers in curve.items()})
+                for curve in values.get("curves", ())
+            ),
             **rest,
         )
 
@@ -274,6 +298,7 @@ class ScoreHistogram:
             mean_average_precision=_mean([score.average_precision for score in by_label]),
             images=int(images[:, 0].sum()),
             images_without=tuple(int(count) for count in images[0]),
+            curves=tuple(curve.over_thresholds() for curve in curves),
         )
 
     def _tensor(self, values: Tensor | NDArray[Any]) -> Tensor:
@@ -338,6 +363,14 @@ class _Curve(NamedTuple):
             best_iou=None if best is None else float(self.ious()[best]),
             share=positives / max(positives + int(self.false[0]), 1),
         )
+
+    def over_thresholds(self) -> ThresholdCurve:
+        """Score at every threshold, or at 101 of them."""
+        bins, positives = len(self.hits) - 1, int(self.hits[0])
+        steps = sorted({round(place * bins / min(bins, 100)) for place in range(min(bins, 100) + 1)})
+        scores = [_ratios(int(self.hits[step]), int(self.false[step]), positives) for step in steps]
+        iou, precision, recall = (tuple(one[key] for one in scores) for key in ("iou", "precision", "recall"))
+        return ThresholdCurve(tuple(step / bins for step in steps), iou, precision, recall)
 
     def _best(self) -> int:
         ious, bins = self.ious(), len(self.hits) - 1

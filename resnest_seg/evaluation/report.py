@@ -50,6 +50,8 @@ class EvalReport:
         calibration: Protocol name -> calibration errors, if requested.
         labels: Protocol name -> scores by label of a binary or multi-label task, at the model's thresholds; the classes
             are the labels then, and the accuracy of a label is its recall.
+        matrices: Protocol name -> the whole confusion matrix of a multi-class task in pixels, [K, K]; rows are the
+            truth, columns the prediction. Empty in reports of older versions.
         checkpoint: The file that was evaluated, if known.
         precision: Precision of the network's arithmetic.
     """
@@ -65,6 +67,7 @@ class EvalReport:
     boundaries: dict[str, BoundaryReport] = dataclasses.field(default_factory=dict)
     calibration: dict[str, CalibrationReport] = dataclasses.field(default_factory=dict)
     labels: dict[str, LabelScores] = dataclasses.field(default_factory=dict)
+    matrices: dict[str, list[list[int]]] = dataclasses.field(default_factory=dict)
     checkpoint: str = ""
     precision: str = "fp32"
 
@@ -272,7 +275,11 @@ class EvalReport:
         tree = dataclasses.asdict(self)
         for kind in ("methods", "confusions"):  # named tuples would become lists without names
             tree[kind] = {name: _tree(value) for name, value in getattr(self, kind).items()}
-        return json.dumps(tree, indent=2)
+        matrices = tree.pop("matrices")
+        text = json.dumps(tree, indent=2).removesuffix("\n}")
+        by_protocol = [f"    {json.dumps(name)}: [\n      {_lines(rows)}\n    ]" for name, rows in matrices.items()]
+        shown = ",\n".join(by_protocol)
+        return f'{text},\n  "matrices": {{\n{shown}\n  }}\n}}'
 
     def save(self, path: str | Path) -> None:
         """Write the JSON file atomically."""
@@ -310,6 +317,8 @@ class EvalReport:
             wrong = [name for name, scores in report.scores.items() if len(scores.class_iou) != len(report.classes)]
             if wrong or not report.scores:
                 raise ValueError("it has no score for every class")
+            for name, matrix in report.matrices.items():
+                _check_matrix(matrix, name, len(report.classes))
             return report
         except OSError as error:
             raise DatasetError(f"cannot read report {path}: {error.strerror}.") from None
@@ -329,6 +338,19 @@ def _tree(value: Any) -> Any:
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def _lines(rows: list[list[int]]) -> str:
+    """A matrix in JSON, a row a line: json's indent would give each number a line."""
+    return ",\n      ".join(map(json.dumps, rows))
+
+
+def _check_matrix(matrix: object, name: str, classes: int) -> None:
+    """Raise a ValueError for what is no confusion matrix of so many classes."""
+    rows = matrix if isinstance(matrix, list) else []
+    cells = [cell for row in rows if isinstance(row, list) and len(row) == classes for cell in row]
+    if len(rows) != classes or len(cells) != classes**2 or not all(type(c) is int and c >= 0 for c in cells):
+        raise ValueError(f"the confusion matrix of protocol {name!r:.40} is not {classes} x {classes} counts")
 
 
 def _percent(value: float | None) -> str:

@@ -179,7 +179,7 @@ EXPORTERS: dict[str, Callable[..., Proof]] = {
 
 
 def report_path(path: Path) -> Path:
-    """Where the proof of an exported file is kept; the files of one name in several formats share one."""
+    """Return the path of an exported file's proof; files of one name in several formats share it."""
     return path.with_suffix(".report.json")
 
 

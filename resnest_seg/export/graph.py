@@ -209,7 +209,7 @@ class ExportGraph(nn.Module):
         return (present.to(torch.int32) * bits[:, None, None]).sum(dim=1).to(torch.int32)
 
     def _padded(self, size: int) -> int:
-        """As the `Segmenter` pads, written so that its being a multiple can be proven for a size that is not known."""
+        """Pad as the `Segmenter` does, written so that the exporter can prove the divisibility of an unknown size."""
         divisor = self.info.size_divisor
         steps = (size + divisor - 1) // divisor
         if self.info.min_size > divisor:
@@ -345,7 +345,7 @@ class CopiedSplits(SplitAttention):
         self.__dict__.update(module.__dict__)
 
     def weighted_sum(self, features: Tensor, weights: Tensor) -> Tensor:
-        """As of `SplitAttention`."""
+        """Compute the output of `SplitAttention`."""
         splits = [split.contiguous() for split in features.chunk(self.radix, dim=1)]
         products = [split * weight for split, weight in zip(splits, weights.chunk(self.radix, dim=1), strict=True)]
         return sum(products[1:], start=products[0])

@@ -28,7 +28,7 @@ from resnest_seg.inference.exported import KEY, ExportInfo
 from resnest_seg.models.segmenter import Segmenter
 
 OPSET = 20
-"""Of ONNX: what torch's exporter writes by itself, and runtimes have read for years."""
+"""The ONNX opset that is written: the default of torch's exporter, which runtimes have read for years."""
 
 LARGEST = 2_000_000_000
 """Bytes that one ONNX file can have."""

@@ -29,10 +29,10 @@ FORMAT = 1
 """Number of the format of `ExportInfo`'s JSON."""
 
 KEY = "resnest_seg"
-"""Where the JSON lies in ONNX metadata and OpenVINO's runtime information."""
+"""Key of the JSON in ONNX metadata and in OpenVINO's runtime information."""
 
 EXTRA_FILE = "resnest_seg.json"
-"""Where it lies in a .pt2 archive."""
+"""Path of the JSON in a .pt2 archive."""
 
 PIXELS = ("uint8", "uint16", "float32")
 LAYOUTS = ("nchw", "nhwc")

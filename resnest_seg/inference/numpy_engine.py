@@ -374,7 +374,7 @@ def _softmax(logits: Floats) -> Floats:
 
 
 def _sigmoid(logits: Floats) -> Floats:
-    """As new memory; exponents are negative, so that none overflows."""
+    """Compute the softmax in new memory; exponents are negative, so that none overflows."""
     small = np.exp(-np.abs(logits))
     found: Floats = np.where(logits >= 0, 1 / (1 + small), small / (1 + small)).astype(logits.dtype)
     return found

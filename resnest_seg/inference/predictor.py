@@ -213,11 +213,11 @@ class Predictor:
         return self.backend.bands.channels(bands)
 
     def _picture(self, pixels: NDArray[Any], valid: NDArray[np.bool_] | None) -> NDArray[np.uint8]:
-        """What a prediction shows of an image [H, W, C]."""
+        """Return the RGB picture [H, W, 3] with which a prediction shows an image [H, W, C]."""
         return _shown(pixels) if self.backend.bands is None else picture_of(pixels, channels=self.shown, valid=valid)
 
     def _place(self, file: Any, labels: NDArray[np.uint8]) -> Georeference | None:
-        """Where a file lies on the map; a photo's pixels without data become `IGNORE_LABEL` in its labels [H, W]."""
+        """Return a file's position on the map; pixels without data become `IGNORE_LABEL` in its labels [H, W]."""
         place = None if file is None else read_georeference(file)
         if place is not None and self.backend.bands is None:  # a reader of bands knows them
             with DataMask(file) as mask:

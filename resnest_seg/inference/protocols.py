@@ -141,7 +141,7 @@ class Protocol:
         return [Window(top, left, tall, wide) for top in rows for left in columns]
 
     def _places(self, length: int, window: int, step: int) -> list[int]:
-        """Where the windows along one edge begin."""
+        """Return the offsets of the windows along one edge."""
         if length <= window:
             return [0]
         if self.placement == "cut":
@@ -167,7 +167,7 @@ class Protocol:
 
 
 def _evenly(length: int, window: int, step: int, *, unit: int) -> tuple[list[int], int]:
-    """Where windows begin along one edge, and their size: of multiples of `unit`, the least that keeps the overlap."""
+    """Return offsets and size of windows along an edge: the smallest multiple of `unit` that keeps the overlap."""
     overlap = window - step
     count = max(math.ceil((length - overlap) / step), 1)
     if count == 1:

@@ -156,7 +156,7 @@ class _Arrival:
 
 @dataclasses.dataclass(eq=False)
 class _Job:
-    """A photo that waits or is in work; None when nobody waits for its answer any more."""
+    """A photo that waits or is in work; None once its client has gone."""
 
     body: bytes | None
     wish: _Wish
@@ -257,7 +257,7 @@ class _Service:
             self._forget(first)
 
     def _forget(self, arrival: _Arrival) -> None:
-        """It holds no bytes any more, whichever came first: its end, or that it gave way."""
+        """Give the bytes of the request back, once, at its end or when it is cancelled."""
         self.arriving.pop(arrival, None)
         self.arrived -= len(arrival.data)
         arrival.data = bytearray()
@@ -299,7 +299,7 @@ class _Service:
             answer.cancel()
 
     def _work(self, job: _Job) -> _Result:
-        """Runs in a thread of the pool; the answer to nobody is empty."""
+        """Run in a thread of the pool; returns nothing if the client has gone."""
         times = [job.came, time.perf_counter()]
         try:
             pixels = self._pixels(job)

@@ -28,11 +28,23 @@ from resnest_seg.inference.protocols import Protocol, Window, with_options
 from resnest_seg.io.resize import pixel_weights, taps
 from resnest_seg.models.pixel_range import PixelRange
 
-LogitsFn = Callable[[Tensor], Tensor]
-"""Images [N, 3, H, W] -> logits [N, K, h, w], at the images' size or coarser."""
+LogitsFn = Callable[[Tensor], Any]
+"""Images [N, 3, H, W] -> logits [N, K, h, w], at the images' size or coarser, or an output with them as `.logits`."""
 
 CPU_PIXELS, GPU_PIXELS = 2 * 512 * 512, 16 * 512 * 512
 """Pixels of the images that one call of the network gets, where no batch size is given."""
+
+
+def _logits_of(output: object) -> Tensor:
+    """The logits of whatever a network returns: a tensor, or an output that has them under that name."""
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.ndim != 4:
+        kind = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(
+            f"a logits_fn must return logits [N, K, h, w], or an output with .logits, not {kind}: pass a function such "
+            'as lambda images: model(images)["out"].'
+        )
+    return logits
 
 
 class Runner:
@@ -81,7 +93,7 @@ class Runner:
             part = crops[done + 1 : done + self.batch_size(first.shape[1] * first.shape[2], first)]
             images = torch.stack([first, *(crop() for crop in part)])
             try:
-                logits = self.logits_fn(images.to(self.device))
+                logits = _logits_of(self.logits_fn(images.to(self.device)))
             except torch.OutOfMemoryError:
                 if len(images) == 1:
                     raise
@@ -441,7 +453,7 @@ def whole(logits_fn: LogitsFn, image: Tensor, *, stride: int = 8, align_corners:
     back, so that features lie at the same pixels whatever the size.
 
     Args:
-        logits_fn: Images [N, 3, H, W] -> logits [N, K, h, w].
+        logits_fn: Images [N, 3, H, W] -> logits [N, K, h, w], or an output with them as `.logits`, as a `Segmenter`.
         image: [3, H, W], RGB 0..255, or a batch [N, 3, H, W].
         stride: Sizes become multiples of this many pixels, the network's output stride.
         align_corners: How logits that are coarser than the image are resized.
@@ -469,7 +481,7 @@ def sliding_window(
     """The mean logits of overlapping square windows, the last of each row and column shifted inward.
 
     Args:
-        logits_fn: Images [N, 3, H, W] -> logits [N, K, h, w].
+        logits_fn: Images [N, 3, H, W] -> logits [N, K, h, w], or an output with them as `.logits`, as a `Segmenter`.
         image: [3, H, W], RGB 0..255, or a batch [N, 3, H, W].
         window: Edge of a window in pixels; a smaller image is its own window.
         overlap: Pixels that neighbours share, below `window`.
@@ -502,7 +514,7 @@ def multiscale(
     """Several sizes of an image, mirrored as well, merged: mmsegmentation's test-time augmentation by default.
 
     Args:
-        logits_fn: Images [N, 3, H, W] -> logits [N, K, h, w].
+        logits_fn: Images [N, 3, H, W] -> logits [N, K, h, w], or an output with them as `.logits`, as a `Segmenter`.
         image: [3, H, W], RGB 0..255, or a batch [N, 3, H, W].
         scales: Sizes of the views, as multiples of the image's.
         flip: Show every view mirrored as well.

@@ -33,7 +33,7 @@ _KEYS = 34735  # the GeoKeyDirectory of a TIFF
 
 @dataclasses.dataclass(frozen=True)
 class Georeference:
-    """Where a raster lies.
+    """Position of a raster on the map.
 
     Attributes:
         wkt: Its coordinate reference system, as WKT.
@@ -252,7 +252,7 @@ class DataMask:
         self.everywhere = all_valid(self._source)
 
     def without_data(self, first: int, count: int) -> NDArray[np.bool_] | None:
-        """Where rows from `first` have no data: bool [count, W]; None if all pixels have some.
+        """Mask of pixels without data in rows from `first`: bool [count, W]; None if all pixels have some.
 
         Raises:
             DatasetError: The file is damaged.

@@ -322,7 +322,7 @@ def orientation_in_header(path: str | Path, driver: str) -> int:
 
 
 class Place(Protocol):
-    """Where a raster lies, as rasterio takes it: see `resnest_seg.io.georeference.Georeference`."""
+    """Position of a raster, as rasterio takes it: see `resnest_seg.io.georeference.Georeference`."""
 
     @property
     def crs(self) -> Any:

@@ -43,14 +43,14 @@ class Window(NamedTuple):
         return (self.top, self.top + self.height), (self.left, self.left + self.width)
 
     def as_rasterio(self) -> Any:
-        """The same as rasterio's own type."""
+        """Convert to rasterio's own type."""
         return importlib.import_module("rasterio.windows").Window(self.left, self.top, self.width, self.height)
 
 
 class RasterWindows:
     """Opens TIFF files for reading by windows, and keeps the last `MOST_OPEN` open.
 
-    It can be sent to other processes, and used after a fork: every process opens the files anew.
+    It can be sent to other processes, and used after a fork: every process opens the files again.
     """
 
     def __init__(self) -> None:
@@ -169,7 +169,7 @@ class LargeBands:
         return self.read(Window(top, left, bottom - top, right - left)).pixels
 
     def without_data(self, first: int, count: int) -> NDArray[np.bool_] | None:
-        """Where no band has data, of rows from `first`: bool [count, W]; None if all pixels have some."""
+        """Mask of pixels with no data in any band, rows from `first`: bool [count, W]; None if there are none."""
         valid = self.read(Window(first, 0, count, self.shape[1])).valid
         return None if valid is None else np.asarray(~valid.any(axis=2))
 

@@ -4,7 +4,7 @@
                optimizer.<key>.<name>   optional training state: the optimiser's, per parameter
                average.<key>            optional training state: the moving average of the weights
     metadata   format, num_classes, and as JSON config, label_space, training
-               fingerprints             as JSON, of the parts of a network of somebody's own: part -> `fingerprint`
+               fingerprints             as JSON, of the parts of a custom network: part -> `fingerprint`
                weights_sha256           hash of the weights and the metadata
                training_sha256          hash of the training state and the metadata
 

@@ -11,16 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from resnest_seg.config import (
-    CUSTOM,
-    AnyConfig,
-    ClassifierConfig,
-    DataConfig,
-    ModelConfig,
-    PretrainConfig,
-    RunConfig,
-    kinds_of,
-)
+from resnest_seg.config import CUSTOM, AnyConfig, ClassifierConfig, DataConfig, ModelConfig, PretrainConfig, RunConfig
+from resnest_seg.config_reading import kinds_of
 from resnest_seg.config_types import Kind, Range
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, command, unknown_name
 from resnest_seg.labels import LabelSpace
@@ -309,7 +301,7 @@ def read(path: Path, *, hint: str = "", output_stride: int | None = None, dilati
         dilation: See `load_checkpoint`.
 
     Raises:
-        CheckpointError: It is damaged, wants to run code, is of another version, or its keys are nobody's.
+        CheckpointError: It is damaged, wants to run code, is of another version, or of no known network.
         ConfigError: An output stride or dilation for a file of ours, or one that does not exist.
     """
     file = read_weights(path)
@@ -495,7 +487,7 @@ def _adapt_stem(weights: dict[str, Tensor], own: Mapping[str, Tensor], prefix: s
 
 
 def _check_encoder(path: Path, weights: Mapping[str, Tensor], own: Mapping[str, Tensor], ours: ModelConfig) -> None:
-    """Refuse weights of another encoder, told by keys and shapes."""
+    """Refuse weights of another encoder, recognised by keys and shapes."""
     problems = [
         f"{key} {'is missing' if key not in weights else f'has the shape {list(weights[key].shape)}'}"
         for key, value in own.items()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
@@ -33,6 +33,7 @@ from resnest_seg.models.heads import (
     aspp_rates,
     resize_logits,
 )
+from resnest_seg.models.model_card import Report, model_card
 from resnest_seg.models.pixel_range import PixelRange
 from resnest_seg.models.published import check_encoder_weights
 from resnest_seg.models.resnest import DILATIONS, RECTIFICATIONS, SMP, SPECS, ResNeSt
@@ -331,7 +332,7 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
         return self
 
     def train(self, mode: bool = True) -> Segmenter:
-        """As of every module, but that a fused model refuses training mode with a `ConfigError`."""
+        """Set training or eval mode; a fused model refuses training mode with a `ConfigError`."""
         if mode and self.fused:
             raise ConfigError("a fused model cannot be trained: it has no batch norms. Load it again, without fuse().")
         return super().train(mode)
@@ -361,6 +362,13 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.to_checkpoint().save(Path(save_directory) / HUB_FILE)
+
+    def generate_model_card(self, report: Report | None = None) -> ModelCard:
+        """Make the README.md that the hub shows, with the figures of an `EvalReport` of this model if there is one.
+
+        `save_pretrained` and `push_to_hub` write it, and take `model_card_kwargs={"report": report}`.
+        """
+        return ModelCard(model_card(self.to_checkpoint(), description=self.description, report=report))
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # the file says everything else

@@ -239,9 +239,15 @@ class ClassificationTask:
         return F.cross_entropy(scores, labels, label_smoothing=smoothing, reduction="sum") / total
 
     def validate(
-        self, model: PixelModel, engine: Accelerator, *, stop: StopSignal, progress: Progress
+        self,
+        model: PixelModel,
+        engine: Accelerator,
+        *,
+        stop: StopSignal,
+        progress: Progress,
+        images: Path | None = None,
     ) -> Validation | None:
-        """Top-1 and top-5 accuracy, 0..1, each process its share."""
+        """Top-1 and top-5 accuracy, 0..1, each process its share; writes no scores by image."""
         train, workers = self.config.train, self.config.data.workers
         mine = range(engine.process_index, len(self.validation), engine.num_processes)
         size = max(train.batch_size // (train.accumulation * engine.num_processes), 1)

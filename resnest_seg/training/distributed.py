@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import signal
 import sys
@@ -18,18 +17,16 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from resnest_seg.config import AnyConfig, flatten
+from resnest_seg.config import AnyConfig
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.training.optim import frozen_names
+from resnest_seg.training.trackers import tracker_names
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 """Our names of precisions -> accelerate's."""
 
 PARALLEL = ("ddp", "fsdp")
 """Values of `train.parallel`."""
-
-TRACKERS = ("tensorboard", "wandb")
-"""Values of `train.trackers`."""
 
 
 def accelerator_for(config: AnyConfig, output: Path) -> Accelerator:
@@ -39,7 +36,7 @@ def accelerator_for(config: AnyConfig, output: Path) -> Accelerator:
         ConfigError: The precision is unknown or not supported by the device, the batch is not divisible by the
             processes, the processes do not form a group, or a tracker is unknown or not installed.
     """
-    log_with = trackers(config.train.trackers)
+    log_with = tracker_names(config.train.trackers)
     if config.train.parallel not in PARALLEL:
         raise unknown_name("train.parallel", config.train.parallel, PARALLEL)
     wanted = config.train.precision
@@ -181,30 +178,6 @@ def settle(processes: int) -> None:
 def shares_statistics(config: AnyConfig, engine: Accelerator) -> bool:
     """True if batch norm's statistics are synchronised over processes; torch supports this on GPUs only."""
     return config.train.sync_bn and engine.num_processes > 1 and bool(engine.device.type == "cuda")
-
-
-def trackers(names: str) -> list[str]:
-    """Parse `train.trackers`: its names in the order of `TRACKERS`.
-
-    Raises:
-        ConfigError: A tracker is unknown or not installed.
-    """
-    wanted = [name.strip() for name in names.split(",") if name.strip() not in ("", "none")]
-    for name in wanted:
-        if name not in TRACKERS:
-            raise unknown_name("train.trackers", name, (*TRACKERS, "none"))
-    if "wandb" in wanted and importlib.util.find_spec("wandb") is None:
-        raise ConfigError("train.trackers wandb needs its client: pip install wandb. Or use tensorboard.")
-    return [name for name in TRACKERS if name in wanted]
-
-
-def begin_trackers(config: AnyConfig, engine: Accelerator, *, folder: Path, identity: str, step: int) -> None:
-    """Start the trackers of a run, or resume them at `step`; `identity` identifies the run."""
-    wandb = {"dir": str(folder), "id": identity, "resume": "allow"}
-    drawn = {"tensorboard": {"purge_step": step + 1}, "wandb": wandb}
-    used = trackers(config.train.trackers)
-    values = {key: str(value) for key, value in flatten(config).items()}
-    engine.init_trackers("resnest_seg", values, init_kwargs={name: drawn[name] for name in used})
 
 
 def splits_model(config: AnyConfig, engine: Accelerator) -> bool:

@@ -18,12 +18,11 @@ import torch
 from resnest_seg.config import AnyConfig, DataConfig, PretrainConfig, RunConfig
 from resnest_seg.data.build import DATASETS, data_root, dataset_for, local_root, say_layout, with_task
 from resnest_seg.data.class_lists import read_classes
-from resnest_seg.data.datasets import Sample, SegmentationDataset, TaskView
+from resnest_seg.data.datasets import Sample, SegmentationDataset, Subset, behind_views
 from resnest_seg.data.storage import is_address
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.evaluation.evaluate import evaluate
-from resnest_seg.io.bands import BandReader, Raster
 from resnest_seg.io.visualize import write_png
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import BEST
@@ -78,29 +77,9 @@ class StandIn(SegmentationDataset):
         return Sample(image, labels, f"stand-in {self.split} scene {index}")
 
 
-class FirstOf(SegmentationDataset):
+def first_of(dataset: SegmentationDataset, count: int) -> Subset:
     """The first `count` samples of a data set, repeated if it has fewer."""
-
-    def __init__(self, dataset: SegmentationDataset, count: int) -> None:
-        self.dataset, self.count = dataset, count
-        self.label_space, self.split, self.bands = dataset.label_space, dataset.split, dataset.bands
-
-    def read_as(self, bands: BandReader | None) -> None:
-        """Let the data set read bands."""
-        self.bands = bands
-        self.dataset.read_as(bands)
-
-    def raster(self, index: int) -> Raster:
-        """That of the data set."""
-        return self.dataset.raster(index % len(self.dataset))
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < self.count:
-            raise IndexError(index)
-        return self.dataset[index % len(self.dataset)]
+    return Subset(dataset, [index % len(dataset) for index in range(count)])
 
 
 def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None = None) -> str:
@@ -129,9 +108,9 @@ def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None
     look(config, train, validation)
     if budget is not None:
         config = within_budget(config, budget, num_classes=len(train.label_space.score_names))
-    drawn = isinstance(train.inner if isinstance(train, TaskView) else train, StandIn)
+    drawn = isinstance(behind_views(train), StandIn)
     doubts = [] if drawn else _doubts(config, len(train))
-    first = FirstOf(train, 2 * config.train.batch_size), FirstOf(validation, IMAGES)
+    first = first_of(train, 2 * config.train.batch_size), first_of(validation, IMAGES)
     parts = dataclasses.replace(parts, train=first[0], validation=first[1])
     short = _without_downloads(_shortened(config))
     if isinstance(parts.segmenter, Segmenter):

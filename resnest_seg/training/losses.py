@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -392,3 +393,71 @@ class OwnLoss(nn.Module):
                 raise ConfigError(f"the loss must return a scalar tensor, the mean over labelled pixels, not {shape}.")
             total = total + weight * value * (here / pixels.clamp(min=1))
         return total
+
+
+HELD = 1 << 26
+"""Scores of an image that `ScoredLoss` holds at a time: 256 MiB."""
+
+
+class ScoredLoss:
+    """Mean of a loss over the labelled pixels of images, from the scores that an evaluation makes of them.
+
+    It is that of the main logits, without the auxiliary head's, over whole images. Larger ones than `HELD` scores are
+    taken by bands of rows: the same for cross-entropy, and for the other losses a mean over the bands. Where a protocol
+    averages probabilities, logits are their logarithms.
+
+    Args:
+        criterion: The loss, on the device of the scores.
+
+    Attributes:
+        sums: float64 [2]: the sum of the losses times weights, and of the weights; to be summed over processes.
+    """
+
+    def __init__(self, criterion: OwnLoss | SegmentationLoss | LabelLoss) -> None:
+        self.criterion, self.sums = criterion, torch.zeros(2, dtype=torch.float64)
+        self._logits: list[Tensor] = []
+        self._labels: list[Tensor] = []
+
+    def add(self, scores: Tensor, labels: Tensor, merge: str) -> None:
+        """Add rows of an image, from the top down.
+
+        Args:
+            scores: [K, r, W] of a protocol.
+            labels: [r, W].
+            merge: How the protocol merges: "logits", "softmax", "exp" or "sigmoid".
+        """
+        self._logits.append(_as_logits(scores, merge))
+        self._labels.append(labels)
+        band = max(HELD // scores[:, 0].numel(), 1)
+        while sum(len(rows) for rows in self._labels) >= band:
+            self._take(band)
+
+    def end_image(self) -> None:
+        """Count what is left of an image."""
+        if self._labels:
+            self._take(sum(len(rows) for rows in self._labels))
+
+    def mean(self) -> float | None:
+        """The mean of everything so far; None without labelled pixels, or if it is not finite."""
+        total, weight = self.sums.tolist()
+        return total / weight if weight > 0 and math.isfinite(total) else None
+
+    def _take(self, rows: int) -> None:
+        logits, labels = torch.cat(self._logits, dim=1), torch.cat(self._labels)
+        self._logits, self._labels = [logits[:, rows:]], [labels[rows:]]
+        if rows == len(labels):
+            self._logits, self._labels = [], []
+        labels = labels[None, :rows]
+        weight = self.criterion.weight_of(labels)
+        loss = self.criterion(logits[None, :, :rows], None, labels, pixels=torch.ones_like(weight))
+        self.sums += torch.stack([loss.float(), weight.to(loss.device).float()]).double().cpu()
+
+
+def _as_logits(scores: Tensor, merge: str) -> Tensor:
+    """Logits, up to a number that is the same for all classes of a pixel, of scores of a protocol."""
+    scores = scores.float()
+    if merge == "logits":
+        return scores
+    if merge == "sigmoid":
+        return torch.logit(scores, eps=torch.finfo(torch.float32).eps)
+    return scores.clamp(min=torch.finfo(torch.float32).tiny).log()

@@ -4,6 +4,8 @@
     last.safetensors             the newest state, to resume from
     step_<number>.safetensors    states before it, in case it is damaged (train.keep)
     best.safetensors             the weights with the best mIoU, for inference
+    val_report.json              the report of the best validation, and
+    val_images.jsonl             the scores of its images
     metrics.jsonl                what the run computed: the same bytes, whether it was interrupted or not
     machine.jsonl                what the machine did meanwhile: speed, memory, starts
     .lock                        held by the process that trains; it says which one that is, or was last
@@ -35,11 +37,15 @@ import torch
 from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
-from resnest_seg.config import AnyConfig, flatten, to_yaml
-from resnest_seg.errors import CheckpointError, unknown_name
+from resnest_seg.config import AnyConfig
+from resnest_seg.config_reading import flatten, to_yaml
+from resnest_seg.errors import CheckpointError, DatasetError, unknown_name
+from resnest_seg.evaluation.image_scores import VALIDATION_IMAGES, VALIDATION_REPORT, merge_image_scores
+from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.files import atomic_write, remove_leftovers, sync_folder
 from resnest_seg.models.checkpoint import BEST, CONFIG, LAST, Checkpoint, TrainingState
 from resnest_seg.models.weight_files import check_finite, naming_file
+from resnest_seg.reports.run_files import REPORT
 from resnest_seg.training.distributed import part_like
 
 METRICS, MACHINE, SHEET, CLASSES = "metrics.jsonl", "machine.jsonl", "contact_sheet.png", "classes.txt"
@@ -48,7 +54,10 @@ METRICS, MACHINE, SHEET, CLASSES = "metrics.jsonl", "machine.jsonl", "contact_sh
 LOCK = ".lock"
 """Name of the file that a run holds while it trains."""
 
-OURS = {CONFIG, LAST, BEST, METRICS, MACHINE, SHEET, CLASSES, "tensorboard", "wandb"}
+OURS = {CONFIG, LAST, BEST, METRICS, MACHINE, SHEET, CLASSES, REPORT, VALIDATION_REPORT, VALIDATION_IMAGES} | {
+    "tensorboard",
+    "wandb",
+}
 """Files that a run can leave behind if it dies before its first save."""
 
 MAY_CHANGE = (
@@ -60,6 +69,7 @@ MAY_CHANGE = (
     "train.keep",
     "train.log_every",
     "train.trackers",
+    "train.tags",
     "eval.sheet",
     "eval.memory",
     "model.checkpointing",
@@ -227,9 +237,11 @@ class RunFolder:
             config: What config.yaml shall say.
             reached: Kind of line -> the last step whose lines stay.
             files: Name -> text of more files.
-            say: Is told if a resumed run's metrics are gone.
+            say: Called with a message if a resumed run's metrics are gone.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        for part in list(self.path.glob(f".*{VALIDATION_IMAGES}.*")):  # of a validation that was killed
+            part.unlink(missing_ok=True)
         remove_leftovers(self.path, {*OURS, *(files or {})})
         for name, text in {CONFIG: to_yaml(config), **(files or {})}.items():
             with atomic_write(self.path / name) as temporary:
@@ -293,6 +305,24 @@ class RunFolder:
             checkpoint.save(self.path / BEST)
         except (OSError, CheckpointError) as error:
             raise self._not_written(self.path / BEST, error) from None
+
+    def image_part(self, name: str, process: int) -> Path:
+        """The file in which a process collects scores by image, of the weights of this name."""
+        return self.path / f".{VALIDATION_IMAGES}.{name}.{process}"
+
+    def save_validation(self, report: EvalReport, parts: Sequence[Path]) -> None:
+        """Write the report of the best validation, and the scores of its images from the processes' parts.
+
+        Raises:
+            CheckpointError: As `save_state`; or a part is missing, because the machines do not see the same files.
+        """
+        try:
+            merge_image_scores(parts, self.path / VALIDATION_IMAGES)
+            report.save(self.path / VALIDATION_REPORT)
+        except OSError as error:
+            raise self._not_written(Path(error.filename or self.path / VALIDATION_REPORT), error) from None
+        except DatasetError as error:
+            raise CheckpointError(f"{error} The run folder must lie where all machines see the same files.") from None
 
     def _not_written(self, path: Path, error: OSError | CheckpointError) -> CheckpointError:
         """The error for a file that the system refused, with what is still good and how to go on."""
@@ -425,7 +455,7 @@ def restore_optimizer(
     *,
     may_differ: bool,
 ) -> None:
-    """Put the state of parameters that are still trained back; groups and rates stay, other parameters begin anew.
+    """Put the state of parameters that are still trained back; groups and rates stay, other parameters start fresh.
 
     Args:
         optimizer: It is changed.
@@ -481,7 +511,7 @@ def kept_state(kept: Mapping[str, object]) -> tuple[dict[str, dict[str, Any]], d
 def restore_kept(
     kept: Mapping[str, object], plain: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Give objects their states back, as from `kept_state`; those without a saved state begin anew."""
+    """Give objects their states back, as from `kept_state`; those without a saved state start fresh."""
     for name, one in kept.items():
         prefix = f"kept.{name}."
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

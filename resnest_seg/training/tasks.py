@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -27,10 +28,12 @@ from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.inference.protocols import protocol
 from resnest_seg.io.visualize import contact_sheet
 from resnest_seg.labels import LabelSpace
+from resnest_seg.models.checkpoint import BEST
 from resnest_seg.models.segmenter import PixelModel, Segmenter, check_head, check_names
-from resnest_seg.training.distributed import PARALLEL, PRECISIONS, StopSignal, trackers
-from resnest_seg.training.losses import CoarseLogits, LabelLoss, Loss, OwnLoss, SegmentationLoss
+from resnest_seg.training.distributed import PARALLEL, PRECISIONS, StopSignal
+from resnest_seg.training.losses import CoarseLogits, LabelLoss, Loss, OwnLoss, ScoredLoss, SegmentationLoss
 from resnest_seg.training.optim import CURVES, DECAYS, OPTIMIZERS, frozen_names
+from resnest_seg.training.trackers import tracker_names
 
 
 def check_choices(config: AnyConfig, *, network: bool = True) -> None:
@@ -62,7 +65,7 @@ def check_choices(config: AnyConfig, *, network: bool = True) -> None:
         if name not in known:
             raise unknown_name(key, name, known)
     frozen_names(config.optim)
-    trackers(config.train.trackers)
+    tracker_names(config.train.trackers)
 
 
 class LabelledBatch(Protocol):
@@ -74,7 +77,7 @@ class LabelledBatch(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """Of pixels, [N, H, W], or of images, [N]."""
+        """Labels of pixels, [N, H, W], or of images, [N]."""
 
     @property
     def names(self) -> list[str]:
@@ -114,6 +117,8 @@ class Validation:
         picture: Epoch -> an image of what was validated, RGB uint8 [H, W, 3]; None where there is nothing to draw, and
             on other processes than the main one.
         report: The whole report, where there is one.
+        loss: The loss of the validated images, where it is measured.
+        class_iou: IoU by class, None of absent ones; empty where there is none.
         buffers: Buffers that the kept model takes: the best thresholds of a binary or multi-label task.
     """
 
@@ -121,6 +126,8 @@ class Validation:
     text: str
     picture: Callable[[int], NDArray[np.uint8]] | None = None
     report: EvalReport | None = None
+    loss: float | None = None
+    class_iou: Sequence[float | None] = ()
     buffers: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
@@ -151,9 +158,18 @@ class Task(Protocol):
         """The loss of a micro-batch on the device, a sum divided by `total`; `model` is that of `begin`, prepared."""
 
     def validate(
-        self, model: PixelModel, engine: Accelerator, *, stop: StopSignal, progress: Progress
+        self,
+        model: PixelModel,
+        engine: Accelerator,
+        *,
+        stop: StopSignal,
+        progress: Progress,
+        images: Path | None = None,
     ) -> Validation | None:
-        """Score a model, each process on its share; None if one was told to stop."""
+        """Score a model, each process on its share; None if one was asked to stop.
+
+        A task whose validation has a report writes this process's scores by image into `images`.
+        """
 
 
 class SegmentationTask:
@@ -242,22 +258,31 @@ class SegmentationTask:
         return self.criterion.weight_of(labels)
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, *, total: Tensor) -> Tensor:
-        """That of the main and the auxiliary logits."""
+        """Compute the loss of the main logits and, weighted, of the auxiliary ones."""
         output = model(images)
         value: Tensor = self.criterion(output.logits, output.aux_logits, labels, pixels=total)
         return value
 
     def validate(
-        self, model: PixelModel, engine: Accelerator, *, stop: StopSignal, progress: Progress
+        self,
+        model: PixelModel,
+        engine: Accelerator,
+        *,
+        stop: StopSignal,
+        progress: Progress,
+        images: Path | None = None,
     ) -> Validation | None:
-        """mIoU by the protocol's rule for absent classes, pixel accuracy, and a contact sheet."""
+        """mIoU by the protocol's rule for absent classes, pixel accuracy, the loss, and a contact sheet."""
         assert isinstance(model, Segmenter)
-        seen = Validator(self.config, self.validation, engine).run(model, stop=stop, progress=progress)
+        validator = Validator(self.config, self.validation, engine, loss=ScoredLoss(self.criterion))
+        seen = validator.run(model, stop=stop, progress=progress, images=images)
         if seen is None:
             return None
-        (report, sheet), split = seen, self.validation.split
+        report, sheet, split = seen.report, seen.sheet, self.validation.split
         scores, text, buffers = self._judged(model, report)
-        mean_iou = scores["mean_iou"]
+        mean_iou, method = scores["mean_iou"], self.config.eval.protocol
+        labels = report.labels.get(method)
+        ious = report.scores[method].class_iou if labels is None else [one.best_iou for one in labels.labels]
 
         def picture(epoch: int) -> NDArray[np.uint8]:
             rows = [(image.image, image.labels, image.predictions) for image in sheet]
@@ -266,7 +291,7 @@ class SegmentationTask:
             return contact_sheet(rows, self.validation.label_space, title=title)
 
         drawn = picture if sheet and engine.is_main_process else None
-        return Validation(scores, f"{split} {text}", drawn, report, buffers)
+        return Validation(scores, f"{split} {text}", drawn, report, seen.loss, ious, buffers)
 
     def _judged(self, model: Segmenter, report: EvalReport) -> tuple[dict[str, float], str, dict[str, Tensor]]:
         """The scores of a validation, a text, and the buffers that a kept model takes.
@@ -291,7 +316,21 @@ class SegmentationTask:
 
 
 class _StoppedError(Exception):
-    """Some process was told to stop."""
+    """A process was asked to stop (by a signal)."""
+
+
+class Validated(NamedTuple):
+    """What a validation found.
+
+    Attributes:
+        report: The scores.
+        sheet: This process's images for the contact sheet.
+        loss: The mean loss of the images; None without labelled pixels.
+    """
+
+    report: EvalReport
+    sheet: list[EvaluatedImage]
+    loss: float | None
 
 
 class Validator:
@@ -301,20 +340,24 @@ class Validator:
         config: The run.
         dataset: The split.
         engine: The processes that share it.
+        loss: What the loss of the images is measured by.
     """
 
-    def __init__(self, config: RunConfig, dataset: SegmentationDataset, engine: Accelerator) -> None:
-        self.config, self.dataset, self.engine = config, dataset, engine
+    def __init__(
+        self, config: RunConfig, dataset: SegmentationDataset, engine: Accelerator, *, loss: ScoredLoss
+    ) -> None:
+        self.config, self.dataset, self.engine, self.loss = config, dataset, engine, loss
 
     def run(
-        self, segmenter: Segmenter, *, stop: StopSignal, progress: Progress
-    ) -> tuple[EvalReport, list[EvaluatedImage]] | None:
-        """The scores, and this process's images for the contact sheet; None if a process was told to stop.
+        self, segmenter: Segmenter, *, stop: StopSignal, progress: Progress, images: Path | None
+    ) -> Validated | None:
+        """Evaluate the split; None if a process was asked to stop.
 
         Args:
             segmenter: The whole model, with the same weights on every process.
             stop: What is asked after every image.
             progress: Shows how far it is.
+            images: File for this process's scores by image; None writes none.
         """
         count = min(len(self.dataset), self.config.eval.limit or len(self.dataset))
         mine = range(self.engine.process_index, count, self.engine.num_processes)
@@ -325,6 +368,7 @@ class Validator:
         places, agreed = itertools.count(), False
 
         def on_image(image: EvaluatedImage) -> None:
+            self.loss.end_image()
             progress.update(bar, advance=1, shown=f"mIoU {image.mean_iou:.3f}")
             if next(places) % apart == 0 and len(sheet) < self.config.eval.sheet:
                 sheet.append(image)
@@ -340,6 +384,9 @@ class Validator:
             total: Tensor = self.engine.reduce(counts, reduction="sum")
             return total
 
+        criterion = self.loss.criterion
+        trained = criterion.training
+        criterion.eval()  # a loss of the user's own may learn
         try:
             report = evaluate(
                 segmenter,
@@ -350,6 +397,9 @@ class Validator:
                 on_image=on_image,
                 reduce=reduce,
                 memory=self.config.eval.memory << 20,
+                images=images,
+                on_scores=self.loss.add,
+                checkpoint=BEST,
             )
         except _StoppedError:
             if not agreed:
@@ -357,7 +407,9 @@ class Validator:
             return None
         finally:
             progress.remove_task(bar)
-        return report, sheet
+            criterion.train(trained)
+        self.loss.sums = reduce(self.loss.sums.to(self.engine.device)).cpu()
+        return Validated(report, sheet, self.loss.mean())
 
 
 def share_buffers(model: torch.nn.Module, engine: Accelerator) -> None:

@@ -24,11 +24,11 @@ from accelerate.utils import gather_object
 from rich.progress import Progress
 from torch import nn
 
+import resnest_seg
 from resnest_seg.config import AnyConfig
 from resnest_seg.data.loader import training_batches
 from resnest_seg.data.transforms import sample_seed
 from resnest_seg.errors import CheckpointError
-from resnest_seg.files import naming
 from resnest_seg.io.display import console
 from resnest_seg.io.visualize import write_png
 from resnest_seg.models.checkpoint import BEST, CONFIG, LAST, Checkpoint, TrainingState
@@ -37,7 +37,6 @@ from resnest_seg.training.cpu_gradients import faster_weight_gradients
 from resnest_seg.training.distributed import (
     StopSignal,
     accelerator_for,
-    begin_trackers,
     check_agreement,
     gradients_stay,
     part_like,
@@ -46,7 +45,6 @@ from resnest_seg.training.distributed import (
     shard,
     shares_statistics,
     splits_model,
-    trackers,
     whole,
 )
 from resnest_seg.training.monitor import (
@@ -87,6 +85,7 @@ from resnest_seg.training.run_folder import (
     restore_optimizer,
 )
 from resnest_seg.training.tasks import LabelledBatch, Task, Validation, share_buffers
+from resnest_seg.training.trackers import begin_trackers, class_points, log_picture, tracker_names
 
 
 class Trainer:
@@ -101,7 +100,7 @@ class Trainer:
         adopt: Begin in a folder that exists if a run has saved nothing into it yet.
         allow_changes: Config keys that a resumed run may change, beyond `MAY_CHANGE`.
         optimizer: In place of the config's, see `adopt_optimizer`.
-        callbacks: What is told of steps and validations.
+        callbacks: Objects that hear of steps and validations.
         kept: Name -> further objects of the user's own whose state is saved with the run, see `kept_state`; the
             callbacks are among them anyway.
 
@@ -324,39 +323,59 @@ class Trainer:
         return due and self.step > self.validated_step
 
     def _validate(self, stop: StopSignal, progress: Progress) -> None:
-        """Evaluate the validation split and keep the best weights; nothing happens if the run is told to stop.
+        """Evaluate the validation split and keep the best weights; does nothing if the run was asked to stop.
 
         Where there is an average of the weights, both are evaluated, and the better one's scores are those of the
         validation: what is kept as best, and what `train.patience` looks at.
         """
         results: dict[str, Validation] = {}
+        names = ("weights",) if self.average is None else ("average", "weights")
         better, score = "", self.about.score
-        for name in ("weights",) if self.average is None else ("average", "weights"):
-            self._show_to_judge(name)
-            result = self.task.validate(self.judged, self.engine, stop=stop, progress=progress)
-            if result is None:
-                self.stopped_by = stop.anywhere(self.engine)
-                return
-            results[name] = result
-            if not better or result.scores[score] > results[better].scores[score]:
-                better = name
-        self._report(results, better)
-        best = results[better].scores
-        self.stale_validations += 1
-        self._tell_validation(results[better], best=best[score] > self.best_score)
-        if best[score] > self.best_score:
-            self.best_score, self.best_of, self.stale_validations = best[score], better, 0
-            self.scores = best
-            if name != better:
-                self._show_to_judge(better)
-            if self.engine.is_main_process:
-                origin = {"step": self.step, "of": better, **best}
-                weights = self.judged.state_dict() | dict(results[better].buffers)
-                self.folder.save_best(self._checkpoint(weights, origin=origin))
-        self.validated_step = self.step
-        self._save_state()
+        with self._image_parts(names) as parts:
+            for name in names:
+                self._show_to_judge(name)
+                result = self.task.validate(self.judged, self.engine, stop=stop, progress=progress, images=parts[name])
+                if result is None:
+                    self.stopped_by = stop.anywhere(self.engine)
+                    return
+                results[name] = result
+                if not better or result.scores[score] > results[better].scores[score]:
+                    better = name
+            self._report(results, better)
+            best = results[better].scores[score] > self.best_score
+            self.stale_validations += 1
+            self._tell_validation(results[better], best=best)
+            if best:
+                self._keep_best(results[better], better, judged=name)
+            self.validated_step = self.step
+            self._save_state()
         if self.finished and self.step < self.steps:
             self.console.print(f"ended early: {self.stale_validations} validations in a row without a better {score}")
+
+    def _keep_best(self, result: Validation, name: str, *, judged: str) -> None:
+        """Write the weights of this name as the best, with their report; those `judged` are in the model now."""
+        self.best_score, self.best_of, self.stale_validations = result.scores[self.about.score], name, 0
+        self.scores = result.scores
+        if name != judged:
+            self._show_to_judge(name)
+        self.engine.wait_for_everyone()  # each has written its scores by image
+        if self.engine.is_main_process:
+            if result.report is not None:
+                processes = range(self.engine.num_processes)
+                self.folder.save_validation(result.report, [self.folder.image_part(name, each) for each in processes])
+            origin = {"step": self.step, "of": name, **result.scores}
+            weights = self.judged.state_dict() | dict(result.buffers)
+            self.folder.save_best(self._checkpoint(weights, origin=origin))
+
+    @contextlib.contextmanager
+    def _image_parts(self, names: Sequence[str]) -> Iterator[dict[str, Path]]:
+        """Name -> file for this process's scores by image; they are removed at the end."""
+        parts = {name: self.folder.image_part(name, self.engine.process_index) for name in names}
+        try:
+            yield parts
+        finally:
+            for part in parts.values():
+                part.unlink(missing_ok=True)
 
     def _tell_step(self, loss: float, norm: float, lr: float) -> None:
         epoch = self.step / self.steps_per_epoch
@@ -389,8 +408,12 @@ class Trainer:
     def _report(self, results: Mapping[str, Validation], better: str) -> None:
         """Draw, log and print a validation: the better scores and, if there are two, whose they are and both."""
         self._draw(results[better])
-        values: dict[str, Any] = dict(results[better].scores)
-        shown = results[better].text
+        result = results[better]
+        values: dict[str, Any] = dict(result.scores)
+        if result.report is not None:
+            values |= {"val_loss": result.loss, "class_iou": list(result.class_iou)}
+            self.engine.log(class_points(result.report.classes, result.class_iou), step=self.step)
+        shown = result.text
         if len(results) > 1:
             values["of"] = better
             values |= {f"{name}/{key}": value for name, one in results.items() for key, value in one.scores.items()}
@@ -406,10 +429,8 @@ class Trainer:
             return
         page = result.picture(self.epoch)
         write_png(self.output / SHEET, page)
-        for name in trackers(self.config.train.trackers):  # whose errors name no file
-            extra = {"dataformats": "NHWC"} if name == "tensorboard" else {}
-            with naming(self.output / name):
-                self.engine.get_tracker(name).log_images({"validation": page[None]}, step=self.step, **extra)
+        names = tracker_names(self.config.train.trackers)
+        log_picture(self.engine, names, page, step=self.step, folder=self.output)
 
     def _rates(self) -> dict[str, float]:
         """The learning rate of every parameter group."""
@@ -447,8 +468,10 @@ class Trainer:
         self.engine.wait_for_everyone()
         identity = self.folder.identity()
         begin_trackers(self.config, self.engine, folder=self.output, identity=identity, step=self.step)
-        versions = {"torch": torch.__version__, "python": platform.python_version(), "host": platform.node()}
-        started = {"processes": self.engine.num_processes, "device": str(self.engine.device), **versions}
+        versions = {"version": resnest_seg.__version__, "torch": torch.__version__, "python": platform.python_version()}
+        where = {"host": platform.node(), "processes": self.engine.num_processes, "device": str(self.engine.device)}
+        data = {"images": self.about.size, "data": self.about.identity[:12]}
+        started = {"steps": self.steps, **data, **where, **versions}
         self._log(MACHINE, "start", {"id": identity, **started, "changes": self.changes})
         if self.changes:
             self.console.print(f"changed since the run began: {', '.join(self.changes)}", soft_wrap=True)

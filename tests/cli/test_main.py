@@ -27,9 +27,11 @@ def process(*words, folder=None, **environment):
 
 
 def test_every_verb_has_a_module_and_every_module_is_a_verb():
-    files = {path.stem for path in (PROJECT / "resnest_seg" / "cli").iterdir() if not path.name.startswith("_")}
+    folder = PROJECT / "resnest_seg" / "cli"
+    files = {path.stem for path in folder.iterdir() if not path.name.startswith("_")}
+    files |= {f"review.{path.stem}" for path in (folder / "review").glob("*.py") if not path.name.startswith("_")}
     files = {{module: verb for verb, module in cli.MODULES.items()}.get(name, name) for name in files}
-    files -= {"main", "parsing"}
+    files -= {"main", "parsing", "review"}
     assert set(cli.VERBS) == files
     assert {verb.split()[0] for verb in SCRIPTS} == files
     assert all((PROJECT / script).is_file() for script in SCRIPTS.values())
@@ -42,7 +44,7 @@ def test_the_help_fits_a_terminal_and_names_every_verb(capsys):
     assert resnest_seg_command("--help") == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
-    assert len(lines) <= 32
+    assert len(lines) <= 36
     listed = [line.split()[0] for line in lines if line.startswith("  ")]
     assert listed == [*cli.VERBS, "--version"]
     assert resnest_seg_command() == 2
@@ -73,7 +75,7 @@ def test_a_package_that_is_missing_is_named_but_a_bug_of_ours_is_a_bug(monkeypat
     monkeypatch.setitem(sys.modules, "resnest_seg.cli.zoo", None)  # as if our own file were missing
     with pytest.raises(ModuleNotFoundError):
         cli.main(["zoo"])
-    for name in ("cli.train", "config", "yaml_files"):
+    for name in ("cli.train", "config", "config_reading", "yaml_files"):
         monkeypatch.delitem(sys.modules, f"resnest_seg.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert resnest_seg_command("train", "--dataset", "synthetic", "--dry-run") == 2

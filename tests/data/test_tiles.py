@@ -17,9 +17,10 @@ from resnest_seg.cli.check import open_splits, parse
 from resnest_seg.config import DataConfig
 from resnest_seg.data.build import build_dataset, dataset_for, with_task
 from resnest_seg.data.class_balance import pixel_statistics
+from resnest_seg.data.datasets import Subset, assign_folds
 from resnest_seg.data.folder import FolderDataset
 from resnest_seg.data.loader import build_loader, load_batches, training_batches
-from resnest_seg.data.tiles import WindowDataset, scored_part
+from resnest_seg.data.tiles import WindowDataset, paired_files, scored_part
 from resnest_seg.data.transforms import TrainTransform
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.io import raster_windows
@@ -481,8 +482,9 @@ def test_memory_is_that_of_windows(tmp_path):
     (tmp_path / "classes.csv").write_text(CLASSES)
     code = f"""
 import json, resource, sys
+from resnest_seg.data.datasets import Subset, assign_folds
 from resnest_seg.data.folder import FolderDataset
-from resnest_seg.data.tiles import WindowDataset, scored_part
+from resnest_seg.data.tiles import WindowDataset, paired_files, scored_part
 import rasterio, numpy
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 files = FolderDataset({str(tmp_path)!r}, "train")
@@ -508,3 +510,13 @@ def test_a_check_of_a_run_counts_no_context_as_ignored(root, tmp_path):
     splits, problems = open_splits(parse(["--checkpoint", str(tmp_path / "model.safetensors")]))
     assert [(split.window, split.overlap) for split in splits] == [(48, 0), (48, 0)]
     assert not problems
+
+
+def test_windows_of_a_raster_are_in_one_fold_and_seen_through_views(root):
+    dataset = opened(root)
+    fold_of = assign_folds(dataset, 3)
+    rasters = [cell.pair for cell in dataset.cells]
+    assert len(set(zip(rasters, fold_of.tolist(), strict=True))) == len(set(rasters)) == len(SIZES)
+    view = with_task(Subset(dataset, [5, 2]), "multilabel")
+    assert paired_files(view) is dataset.files
+    assert [scored_part(view, index) for index in range(2)] == [dataset.cell_within(5), dataset.cell_within(2)]

@@ -18,6 +18,7 @@ from support.small_models import small_segmenter
 from resnest_seg.config import DataConfig, RunConfig, TrainConfig
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import CheckpointError, DatasetError
+from resnest_seg.evaluation.image_scores import ImageScoresFile
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.evaluation.submission import Submission
 from resnest_seg.inference.backends import RunOptions
@@ -114,6 +115,7 @@ def test_predictions_land_below_their_folder_and_photos_stay(name, root, evaluat
     assert {path: after.get(path) for path in before} == before
     assert sorted(str(path.relative_to(tmp_path)) for path in set(after) - set(before)) == [
         f"out/deep/{PLACES[name]}",
+        "report.images.jsonl",
         "report.json",
     ]
     assert evaluate(*words, "--overwrite") == 0
@@ -238,6 +240,67 @@ def test_a_comparison_that_cannot_be_made_is_refused_before_the_work(evaluate, t
     ):
         assert evaluate(*words, "--overwrite", *extra) == 2, extra
         assert says in capsys.readouterr().err
+
+
+def test_scores_by_image_lie_beside_the_report_and_give_a_difference_its_interval(evaluate, tmp_path, capsys):
+    root = fake_data.make("camvid", tmp_path / "data", count=3)
+    words = ["--dataset", "camvid", "--data.root", root]
+    old, new, bare = (tmp_path / f"{name} [1] ü%.json" for name in ("old", "new", "bare"))
+    assert evaluate(*words, "--output", old, "--limit", 2) == 0
+    header = ImageScoresFile(tmp_path / "old [1] ü%.images.jsonl").header
+    assert (header.checkpoint, header.protocols) == (str(tmp_path / "model.onnx"), ("whole",))
+    assert header.classes == EvalReport.load(old).classes
+    assert evaluate(*words, "--output", bare, "--no-images") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "bare [1] ü%.json", "data", "model.onnx", "old [1] ü%.images.jsonl", "old [1] ü%.json"
+    ]  # fmt: skip
+    for other, says in ((bare, f"because {tmp_path}/bare [1] ü%.images.jsonl is missing"), (old, "not of the same")):
+        capsys.readouterr()
+        assert evaluate(*words, "--output", new, "--overwrite", "--compare", other) == 0
+        assert says in capsys.readouterr().err
+    assert evaluate(*words, "--output", new, "--overwrite", "--limit", 2, "--compare", old) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1] == (
+        "whole: no difference can be told, +0.00 points of mIoU (95 %: +0.00 to +0.00, 1,000 resamples of 2 images)"
+    )
+    assert evaluate(*words, "--output", new, "--overwrite", "--compare", new) == 0
+    assert "this evaluation replaced the other's scores" in capsys.readouterr().err
+    new.unlink()
+    assert evaluate(*words, "--output", new) == 2
+    assert f"scores by image {tmp_path}/new [1] ü%.images.jsonl already exists" in capsys.readouterr().err
+
+
+def test_two_reports_are_compared_without_an_evaluation(evaluate, tool, tmp_path, capsys):
+    root = fake_data.make("camvid", tmp_path / "data", count=2)
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path in paths:
+        assert evaluate("--dataset", "camvid", "--data.root", root, "--output", path) == 0
+    capsys.readouterr()
+    run = tool("eval_seg")
+    assert run("--compare", *paths) == 0
+    shown = capsys.readouterr()
+    assert "whole: no difference can be told, +0.00 points of mIoU" in shown.out
+    assert "change" in shown.out
+    (tmp_path / "b.images.jsonl").write_text((tmp_path / "b.images.jsonl").read_text()[:-9])
+    for words, says in (
+        (["--compare", *paths], "b.images.jsonl, line 3, is no scores of an image"),
+        (["--compare", *paths, paths[0]], "one report or two, not 3"),
+        (["--compare", *paths, "--checkpoint", "x"], "leave --checkpoint out"),
+        (["--compare", paths[0]], "--checkpoint is missing"),
+        (["--compare", paths[0], tmp_path / "c.json"], "cannot read report"),
+    ):
+        assert run(*words) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_a_disk_that_is_too_full_for_scores_by_image_costs_no_evaluation(evaluate, tmp_path, monkeypatch, capsys):
+    root = fake_data.make("camvid", tmp_path / "data", count=2)
+    full_disk(monkeypatch, lambda path: ".images" in path)
+    assert evaluate("--dataset", "camvid", "--data.root", root, "--output", tmp_path / "report.json") == 2
+    printed = capsys.readouterr()
+    assert "report.json.images.0: No space left on device" in printed.err
+    assert "mean IoU" in printed.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "model.onnx", "report.json"]
 
 
 def test_a_disk_that_is_full_of_predictions_costs_no_evaluation(evaluate, tmp_path, monkeypatch, capsys):

@@ -33,6 +33,7 @@ def report(seed=0, **changes):
         "confusions": {"whole": matrix.pairs(), "encoding": matrix.pairs()},
         "boundaries": {"whole": BoundaryScores(4).update(labels, predictions).report()},
         "calibration": {"whole": Calibration().update(labels, predictions, torch.rand(20, 30)).report()},
+        "matrices": {"whole": matrix.counts.tolist(), "encoding <b>": matrix.counts.tolist()},
     }
     return EvalReport(**(values | changes))
 
@@ -50,6 +51,28 @@ def test_a_file_gives_the_same_report_back(tmp_path):
     tree = json.loads((tmp_path / "report.json").read_text())
     assert tree["methods"]["encoding"] == {"absent": "zero", "description": "encoding: many"}
     assert tree["confusions"]["whole"][0].keys() == {"label", "prediction", "pixels", "share"}
+
+
+def test_a_matrix_has_a_row_a_line_and_may_be_missing(tmp_path):
+    one = report()
+    text = one.to_json()
+    for row in one.matrices["whole"]:
+        assert f"\n      {row}" in text
+    tree = json.loads(text)
+    assert tree["matrices"] == one.matrices
+    del tree["matrices"]  # as in reports of older versions
+    (tmp_path / "old.json").write_text(json.dumps(tree))
+    assert EvalReport.load(tmp_path / "old.json") == dataclasses.replace(one, matrices={})
+
+
+@pytest.mark.parametrize(
+    "matrix", [[[1, 2], [3, 4]], [[1] * 4] * 3, [[1] * 4] * 5, [[1.5] * 4] * 4, [[-1] * 4] * 4, [[True] * 4] * 4, {}, 7]
+)
+def test_what_is_no_matrix_is_refused(tmp_path, matrix):
+    tree = json.loads(report().to_json())
+    (tmp_path / "report.json").write_text(json.dumps({**tree, "matrices": {"whole": matrix}}))
+    with pytest.raises(DatasetError, match=r"matrix of protocol 'whole' is not 4 x 4 counts"):
+        EvalReport.load(tmp_path / "report.json")
 
 
 def test_the_mean_follows_the_protocols_policy_for_absent_classes():

@@ -15,14 +15,11 @@ from resnest_seg.config import (
     OptimConfig,
     PretrainConfig,
     RunConfig,
-    check_values,
     config_from_dict,
     config_keys,
-    flatten,
-    kinds_of,
     load_run_config,
-    to_yaml,
 )
+from resnest_seg.config_reading import check_values, flatten, kinds_of, to_yaml
 from resnest_seg.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -167,7 +164,10 @@ LAUGHS = "train: {loss: [&a0 [x], " + ", ".join(f"&a{n} [{', '.join([f'*a{n - 1}
     ("text", "says"),
     [
         ("optim:\n  lrr: 1", "unknown key in {path}: 'optim.lrr'. Did you mean 'optim.lr'?"),
-        ("train:\n  iterations: 9", "exactly one of train.epochs (120) and train.iterations (9) must be given"),
+        (
+            "train:\n  epochs: 120\n  iterations: 9",
+            "exactly one of train.epochs (120) and train.iterations (9) must be",
+        ),
         ("train:\n  epochs: null", "exactly one of train.epochs (None) and train.iterations (None)"),
         ("optim:\n  layer_decay: 0", "optim.layer_decay must be a number above 0 and at most 1, not 0"),
         ("optim:\n  min_lr: 1", "optim.min_lr (1.0) is above optim.lr (0.01)"),
@@ -271,12 +271,12 @@ def test_no_number_is_without_bounds(key):
         assert f"not {'a list' if isinstance(value, list) else repr(value)}." in str(error.value)
 
 
-@pytest.mark.parametrize("key", [key for key, kind in kinds_of().items() if kind.type in (str, bool)])
+@pytest.mark.parametrize("key", [key for key, kind in kinds_of(RunConfig).items() if kind.type in (str, bool)])
 def test_text_and_switches_are_of_their_type(key):
     for value in (3, 0.5, [], {1}, b"x"):
         with pytest.raises(ConfigError, match=f"^{re.escape(key)} must be "):
             with_value(key, value)
-    if kinds_of()[key].type is str:
+    if kinds_of(RunConfig)[key].type is str:
         for value in ("", "  ", "a\0b"):
             with pytest.raises(ConfigError, match=f"^{re.escape(key)} "):
                 with_value(key, value)
@@ -291,7 +291,7 @@ def test_words_of_the_command_line_become_values_of_the_keys_types(tmp_path):
     assert found == (0.001, None, 7, False, "3")
     assert (config.data.root, config.seed, config.optim.freeze) == (None, 2, "stem,bn")
     assert (config.optim.weight_decay, config.optim.min_lr, config.optim.power) == (0.001, 0.0, 2.0)
-    kinds = kinds_of()
+    kinds = kinds_of(RunConfig)
     for key, value in flatten(config).items():  # a float key holds a float, so that files of equal configs are equal
         assert type(value) in (kinds[key].type, type(None)), key
 
@@ -405,3 +405,18 @@ def test_lists_are_given_in_every_form(tmp_path):
 def test_bands_that_make_no_sense_are_refused(value):
     with pytest.raises(ConfigError, match=r"data\.bands"):
         RunConfig.from_dict({"data": {"bands": value}})
+
+
+@pytest.mark.parametrize(("given", "other"), [("epochs", "iterations"), ("iterations", "epochs")])
+def test_a_source_that_gives_one_length_of_a_run_replaces_the_other(given, other, tmp_path):
+    """On the command line over a file, in a file over the defaults, and in dictionaries."""
+    path = tmp_path / "run.yaml"
+    path.write_text(f"train:\n  {other}: 7\n")
+    for config in (
+        load_run_config(path, overrides=[f"--train.{given}", "3"]),
+        RunConfig.from_dict({"train": {given: 3}}),
+        RunConfig.from_dict({f"train.{given}": 3}),
+    ):
+        assert (getattr(config.train, given), getattr(config.train, other)) == (3, None)
+    with pytest.raises(ConfigError, match="exactly one of"):
+        load_run_config(path, overrides=["--train.epochs", "3", "--train.iterations", "5"])

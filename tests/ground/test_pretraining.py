@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from resnest_seg.config import PretrainConfig, RunConfig, config_from_dict, config_keys, load_config, to_yaml
+from resnest_seg.config import PretrainConfig, RunConfig, config_from_dict, config_keys
+from resnest_seg.config_reading import load_config, to_yaml
 from resnest_seg.errors import ConfigError
 
 CONFIG = Path(__file__).parents[2] / "configs" / "imagenet_classifier_resnest50.yaml"

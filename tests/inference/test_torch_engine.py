@@ -30,6 +30,7 @@ from resnest_seg.inference.torch_engine import (
     views_of,
     whole,
 )
+from resnest_seg.models.loading import build_segmenter
 
 pytestmark = pytest.mark.slow
 
@@ -409,3 +410,15 @@ def test_windows_of_several_images_share_calls():
     for image, (view,) in zip(images, groups, strict=True):
         assert torch.equal(view.rows(0, 100)[0], image.float())
     assert len(calls) == 1
+
+
+def test_a_model_may_be_given_as_it_is_and_another_output_is_refused():
+    segmenter = build_segmenter("resnest14_tiny", "fcn", 5).eval()
+    images = torch.rand(2, 3, 64, 64) * 255
+    with torch.inference_mode():
+        expected = segmenter(images).logits
+        assert_close(whole(segmenter, images, align_corners=True), expected, 1e-5)
+        assert multiscale(segmenter, images, scales=[1.0]).shape == (2, 5, 64, 64)
+    for output, said in (({"out": expected}, "not dict"), (expected[0], r"not a tensor of shape \(5, 64, 64\)")):
+        with pytest.raises(ConfigError, match=said):
+            whole(lambda _, output=output: output, images)

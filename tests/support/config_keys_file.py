@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from resnest_seg.config import PretrainConfig, RunConfig, flatten
+from resnest_seg.config import PretrainConfig, RunConfig
+from resnest_seg.config_reading import flatten
 
 FILE = Path(__file__).parents[1] / "golden" / "config_keys.txt"
 

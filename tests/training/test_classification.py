@@ -22,8 +22,8 @@ from resnest_seg.config import (
     PretrainConfig,
     RunConfig,
     TrainConfig,
-    load_config,
 )
+from resnest_seg.config_reading import load_config
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, ResNeStSegError
 from resnest_seg.models.checkpoint import BEST, LAST, Checkpoint
 from resnest_seg.models.loading import build_segmenter, classifier_for, load_checkpoint, load_classifier

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Runs of one process with one micro-batch and with two, and of two processes."""
-    folder = tmp_path_factory.mktemp("runs")
+    folder, threads = tmp_path_factory.mktemp("runs"), torch.get_num_threads()
     done = subprocess.run(
         [sys.executable, "-m", "support.many_processes", folder], capture_output=True, text=True, cwd=PROJECT / "tests"
     )
@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
         AcceleratorState._reset_state(reset_partial_state=True)
         many_processes.train(folder / f"accumulated{parts}", accumulation=parts)
     AcceleratorState._reset_state(reset_partial_state=True)
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     return folder
 
 

@@ -32,7 +32,7 @@ TIMM_NAMES |= {"resnest101": "resnest101e", "resnest200": "resnest200e", "resnes
 
 CLASSES = 150
 PEERS = ("plain", "smp", "torchvision", "encoders")
-"""What can stand beside ours, see `contestants`; the last is our encoder alone beside timm's."""
+"""Names of the peers, see `contestants`; the last compares our encoder alone with timm's."""
 
 
 @dataclasses.dataclass(frozen=True)

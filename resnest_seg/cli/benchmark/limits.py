@@ -1,4 +1,4 @@
-"""What a machine can do at most: the fastest of some large convolutions and matrix products, by its own measure."""
+"""The peak of a machine: the fastest of some large convolutions and matrix products, measured here."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class PlainSegmenter(nn.Module):
         return self.logits((images.contiguous() - model.pixel_mean) / model.pixel_std)
 
     def logits(self, normalised: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of images that are normalised already."""
+        """Compute the logits of images that are normalised already."""
         model: Any = self.segmenter
         features = model.encoder(normalised)
         main, aux = (

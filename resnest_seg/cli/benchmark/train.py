@@ -69,7 +69,7 @@ def ours(model: nn.Module, images: Tensor, labels: Tensor, options: argparse.Nam
 
 
 def plain(model: Segmenter, images: Tensor, labels: Tensor, options: argparse.Namespace) -> Step:
-    """As PyTorch-Encoding trains: its network and memory, logits and aux logits of full size, two cross-entropies."""
+    """A training step of PyTorch-Encoding: its network, full-size logits and aux logits, two cross-entropies."""
     import torch
     import torch.nn.functional as F
 

@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from resnest_seg.cli.main import complete, completing
 from resnest_seg.cli.parsing.options import stray_word
-from resnest_seg.config import AnyConfig, RunConfig, config_keys, kinds_of
+from resnest_seg.config import AnyConfig, RunConfig, config_keys
+from resnest_seg.config_reading import kinds_of
 from resnest_seg.errors import ConfigError, program, unknown_option, usage
 
 SHORT = {
@@ -32,10 +33,10 @@ SHORT = {
 """Short forms of config keys in train, pretrain and budget; --seed is the key itself."""
 
 CHECKPOINT = {"--checkpoint": "model.weights"}
-"""What --checkpoint is short for where a segmentation model is trained."""
+"""Key for which --checkpoint is short where a segmentation model is trained."""
 
 ENCODER_CHECKPOINT = {"--checkpoint": "model.encoder_weights"}
-"""What it is short for where a classifier is trained."""
+"""Key for which --checkpoint is short where a classifier is trained."""
 
 WIDTH = 100
 """Columns of the help of config keys."""

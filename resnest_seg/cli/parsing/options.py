@@ -150,7 +150,8 @@ def windows_in(options: argparse.Namespace, trained: DataConfig | None) -> tuple
     Raises:
         ConfigError: One is out of range.
     """
-    from resnest_seg.config import RunConfig, kinds_of
+    from resnest_seg.config import RunConfig
+    from resnest_seg.config_reading import kinds_of
 
     window = (None if trained is None else trained.window) if options.window is None else options.window or None
     overlap = options.window_overlap
@@ -300,7 +301,8 @@ def open_dataset(
 
 def bands_in(options: argparse.Namespace, trained: DataConfig) -> BandReader | None:
     """How the options of `add_dataset` have bands read; what they leave out is as in training."""
-    from resnest_seg.config import RunConfig, kinds_of
+    from resnest_seg.config import RunConfig
+    from resnest_seg.config_reading import kinds_of
     from resnest_seg.io.bands import BandReader
 
     bands, nodata = trained.bands, trained.nodata if options.nodata is None else options.nodata

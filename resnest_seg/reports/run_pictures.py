@@ -1,0 +1,177 @@
+"""Which images of an evaluation a page shows, and their predictions, which are made again."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from resnest_seg.data.datasets import SegmentationDataset
+from resnest_seg.errors import DatasetError
+from resnest_seg.evaluation.evaluate import EvaluatedImage, evaluate
+from resnest_seg.evaluation.image_scores import ImageScores, ImageScoresFile
+from resnest_seg.inference.backends import Backend
+from resnest_seg.io.visualize import Image, Labels
+from resnest_seg.models.segmenter import Segmenter
+from resnest_seg.reports.gallery import Card, thumbnail_size
+
+WHOLE = {
+    "mean_iou": "mean IoU",
+    "pixel_accuracy": "pixel accuracy",
+    "boundary_iou": "boundary IoU",
+    "confidence": "mean confidence",
+    "entropy": "mean entropy",
+}
+"""Key of the scores of an image -> its name on the page."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """An image that a page shows.
+
+    Attributes:
+        index: Its place in the data set.
+        name: Its name there.
+        tags: Why it was chosen.
+        scores: Name -> value of the first run; None where the image does not have it.
+    """
+
+    index: int
+    name: str
+    tags: tuple[str, ...]
+    scores: Mapping[str, float | None]
+
+
+class Model(NamedTuple):
+    """A model whose predictions a page shows.
+
+    Attributes:
+        name: Of its run.
+        model: Ready to run.
+        protocol: How it is asked.
+    """
+
+    name: str
+    model: Segmenter | Backend
+    protocol: str
+
+
+def choose(
+    runs: Sequence[tuple[str, Path]], protocol: str, *, classes: Sequence[str], count: int, seed: int = 0
+) -> list[Chosen]:
+    """Choose the images with the lowest and the highest mean IoU, some at random, and those that changed most.
+
+    Args:
+        runs: Name and file of scores by image of each run; the choice is by the first, changes are those to the last.
+        protocol: The one whose scores count.
+        classes: Names of the classes.
+        count: Of each kind, at most.
+        seed: Of the random choice.
+
+    Raises:
+        DatasetError: A file cannot be read.
+    """
+    means = [
+        {image.index: image.mean_iou for image in file if image.protocol == protocol and image.mean_iou is not None}
+        for file in (ImageScoresFile(path) for _, path in runs)
+    ]
+    order = sorted(means[0], key=lambda index: (means[0][index], index))
+    kinds = {"worst": order[:count], "best": order[::-1][:count]}
+    kinds["random"] = random.Random(seed).sample(sorted(order), min(count, len(order)))
+    if len(runs) > 1:
+        changes = {index: means[-1][index] - means[0][index] for index in order if index in means[-1]}
+        gains = sorted(changes, key=lambda index: (-changes[index], index))
+        kinds[f"better in {runs[-1][0]}"] = [index for index in gains[:count] if changes[index] > 0]
+        kinds[f"worse in {runs[-1][0]}"] = [index for index in gains[::-1][:count] if changes[index] < 0]
+    tags: dict[int, tuple[str, ...]] = {}
+    for kind, indices in kinds.items():
+        for index in indices:
+            tags[index] = (*tags.get(index, ()), kind)
+    images = ImageScoresFile(runs[0][1])
+    found = {image.index: image for image in images if image.index in tags and image.protocol == protocol}
+    chosen = []
+    for index, why in tags.items():
+        scores = _scores_of(found[index], classes)
+        for (name, _), values in zip(runs[1:], means[1:], strict=True):
+            scores[f"mean IoU of {name}"] = values.get(index)
+            if index in values:
+                scores[f"change of mean IoU in {name}"] = values[index] - means[0][index]
+        chosen.append(Chosen(index, found[index].name, why, scores))
+    return chosen
+
+
+def _scores_of(image: ImageScores, classes: Sequence[str]) -> dict[str, float | None]:
+    scores = {text: value for key, text in WHOLE.items() if (value := getattr(image, key)) is not None}
+    return {**scores, **{f"IoU of {name}": image.iou(label) for label, name in enumerate(classes)}}
+
+
+def pictures(
+    models: Sequence[Model],
+    dataset: SegmentationDataset,
+    chosen: Sequence[Chosen],
+    *,
+    memory: int | None = None,
+) -> Iterator[Card]:
+    """Predict the chosen images again with every model.
+
+    Args:
+        models: The first one's scores are those of the images.
+        dataset: Where the images are.
+        chosen: The images.
+        memory: Bytes that scores may take.
+
+    Raises:
+        DatasetError: The data set holds other images than those that were evaluated, or one cannot be read.
+        CheckpointError: A model has other classes.
+        ConfigError: A model cannot segment these images.
+    """
+    for image in chosen:
+        there = dataset.sample_name(image.index) if image.index < len(dataset) else None
+        if there != image.name:
+            what = f"has {len(dataset)} images" if there is None else f"is {there} here"
+            raise DatasetError(
+                f"the {dataset.split} split of {dataset.label_space.name} is not what was evaluated: image "
+                f"{image.index} was {image.name}, and {what}."
+            )
+    shown: list[list[tuple[Image, Labels, Labels]]] = [_predictions(one, dataset, chosen, memory) for one in models]
+    for place, image in enumerate(chosen):
+        photo, truth, prediction = shown[0][place]
+        several = len(models) > 1
+        others = {model.name: found[place][2] for model, found in zip(models[1:], shown[1:], strict=True)}
+        whole = [f"{name} {image.scores[name]:.3f}" for name in WHOLE.values() if image.scores.get(name) is not None]
+        caption = f"{', '.join(image.tags)}; {', '.join(whole)}" + (f" ({models[0].name})" if several else "")
+        yield Card(
+            image.name, caption, photo, truth, prediction, image.scores, image.tags, others,
+            prediction_name=models[0].name if several else "prediction",
+        )  # fmt: skip
+
+
+def _predictions(
+    model: Model, dataset: SegmentationDataset, chosen: Sequence[Chosen], memory: int | None
+) -> list[tuple[Image, Labels, Labels]]:
+    """Photo, truth and prediction of each image, as thumbnails."""
+    found: list[tuple[Image, Labels, Labels]] = []
+
+    def keep(image: EvaluatedImage) -> None:
+        size = thumbnail_size(image.image)
+        photo = cv2.resize(image.image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+        labels, predictions = (
+            cv2.resize(each, size, interpolation=cv2.INTER_NEAREST_EXACT) for each in (image.labels, image.predictions)
+        )
+        found.append((photo, labels, predictions))
+
+    evaluate(
+        model.model,
+        dataset,
+        protocols=(model.protocol,),
+        indices=[image.index for image in chosen],
+        on_image=keep,
+        require_labels=False,
+        memory=memory,
+    )
+    return found

@@ -1,0 +1,304 @@
+"""The report of runs, of run folders that look as a training leaves them."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.fake_runs import HOSTILE, Blocks, fake_run, space, write_lines
+from support.small_models import small_segmenter
+from test_page import Reader
+
+from resnest_seg.cli.review import report as verb
+from resnest_seg.config import RunConfig
+from resnest_seg.data.synthetic import Synthetic
+from resnest_seg.errors import CheckpointError, ConfigError, run_tool
+from resnest_seg.evaluation.comparison import compare_images
+from resnest_seg.evaluation.evaluate import evaluate
+from resnest_seg.evaluation.image_scores import ImageScoresFile
+from resnest_seg.evaluation.report import EvalReport
+from resnest_seg.models.checkpoint import Checkpoint
+from resnest_seg.models.loading import build_segmenter
+from resnest_seg.reports.run_files import changed_keys, config_table, names_of, read_files
+from resnest_seg.reports.run_pictures import choose
+from resnest_seg.reports.run_report import Pictures, evaluations, write_report
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_segmenter(space())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, model):
+    """Two runs whose models differ a little; not to be changed."""
+    folder, dataset = tmp_path_factory.mktemp("runs"), Blocks(space())
+    fake_run(folder / "first", model, dataset)
+    other = small_segmenter(space())
+    with torch.no_grad():
+        other.head.get_parameter(next(name for name, _ in other.head.named_parameters())).mul_(0.3)
+    fake_run(folder / "second", other, dataset, seed=1, optim={"lr": 0.02})
+    return folder
+
+
+@pytest.fixture
+def runs(made, tmp_path):
+    return Path(shutil.copytree(made, tmp_path / "runs"))
+
+
+def written(folders, output, **options):
+    """The page and what was said."""
+    said = []
+    write_report(folders, output, say=said.append, **options)
+    return Reader(output.read_text(encoding="utf-8")), said
+
+
+def cells(page, row):
+    """Texts of the row of a table that begins with a heading."""
+    texts = [(tag, data) for tag, data in page.texts if tag in ("th", "td")]
+    start = texts.index(("th", row))
+    found = []
+    for tag, data in texts[start + 1 :]:
+        if tag == "th":
+            break
+        found.append(data)
+    return found
+
+
+def test_a_report_has_the_numbers_of_the_run(runs, tmp_path, model):
+    images = Pictures(count=2, segmenter=model, dataset=Blocks(space()))
+    page, said = written([runs / "first"], tmp_path / "r.html", images=images)
+    assert said == []
+    report = EvalReport.load(runs / "first" / "val_report.json")
+    scores = report.scores["whole"]
+    headings = page.text("h2")
+    assert headings == "What was runCurvesScoresConfusion matrixReliabilityImages"
+    assert cells(page, "mean IoU, absent classes skipped") == [f"{100 * scores.mean_iou:.2f}"]
+    assert cells(page, "pixel accuracy") == [f"{100 * scores.pixel_accuracy:.2f}"]
+    for label, name in enumerate(report.classes):
+        assert cells(page, name)[0] == f"{100 * scores.class_iou[label]:.2f}"
+        assert cells(page, name)[-1] == f"{100 * scores.class_share[label]:.2f}"
+    assert cells(page, "machine") == ["<b>host</b>, 1 process(es) on cpu"]
+    assert cells(page, "data fingerprint") == ["0123456789ab"]
+    data = json.loads(next(text for tag, text in page.texts if tag == "script" and "counts" in text))
+    assert data["run0"]["counts"] == report.matrices["whole"]
+    assert "stopped at step 40 of 40: it is not running" in page.text("p")
+    names = [path.get("data-name") for path in page.all("path") if path.get("class") == "series"]
+    assert names == ["training", "validation", "mean IoU", "pixel accuracy", "learning rate", "gradient norm", "sky",
+                     "road", "car"]  # fmt: skip
+
+
+def test_runs_are_compared_with_an_interval(runs, tmp_path):
+    folders = [runs / "first", runs / "second"]
+    page, _ = written(folders, tmp_path / "r.html", images=Pictures(count=0))
+    files = [folder / "val_images.jsonl" for folder in folders]
+    assert f"second: {compare_images(*files, protocol='whole')}" in page.text("li")
+    reports = [EvalReport.load(folder / "val_report.json").scores["whole"] for folder in folders]
+    found = [f"{100 * report.class_iou[0]:.2f}" for report in reports]
+    change = 100 * (reports[1].class_iou[0] - reports[0].class_iou[0])
+    assert cells(page, "sky")[:3] == [*found, f"{change:+.2f}"]
+    assert cells(page, "optim.lr")[:2] == ["0.01", "0.02"]
+    assert cells(page, "seed")[:2] == ["0", "1"]
+
+
+def test_runs_are_compared_by_the_newest_evaluation_that_all_have(runs):
+    files = [read_files(runs / name) for name in ("first", "second")]
+    for name, stamp in (("first", 10**10), ("second", 10**10 + 5)):
+        shutil.copy(runs / name / "val_report.json", runs / name / "eval_blocks_val.json")
+        os.utime(runs / name / "eval_blocks_val.json", (stamp, stamp))
+    shutil.copy(runs / "first" / "val_report.json", runs / "first" / "eval_alone.json")
+    os.utime(runs / "first" / "eval_alone.json", (10**10 + 9, 10**10 + 9))
+    found, problems = evaluations(files, ["a", "b"])
+    assert [one.file.name for one in found] == ["eval_blocks_val.json"] * 2
+    assert [one.images for one in found] == [None, None]  # those of the validation are of another report
+    found, problems = evaluations(files[:1], ["a"])
+    assert found[0].file.name == "eval_alone.json"
+    assert problems == []
+
+
+def test_images_are_chosen_by_their_scores(runs):
+    files = [(name, runs / name / "val_images.jsonl") for name in ("first", "second")]
+    means = [{image.index: image.mean_iou for image in ImageScoresFile(path)} for _, path in files]
+    chosen = choose(files, "whole", classes=("sky", "road", "car"), count=2)
+    order = sorted(means[0], key=means[0].get)
+    tagged = {tag: {one.index for one in chosen if tag in one.tags} for one in chosen for tag in one.tags}
+    assert tagged["worst"] == set(order[:2])
+    assert tagged["best"] == set(order[-2:])
+    assert len(tagged["random"]) == 2
+    change = {index: means[1][index] - means[0][index] for index in order}
+    for tag, sign in (("better in second", 1), ("worse in second", -1)):
+        expected = [index for index in sorted(change, key=lambda i: -sign * change[i])[:2] if sign * change[index] > 0]
+        assert tagged.get(tag, set()) == set(expected)
+    first = next(one for one in chosen if one.index == order[0])
+    assert first.scores["mean IoU"] == means[0][order[0]]
+    assert first.scores["mean IoU of second"] == means[1][order[0]]
+    again = choose(files, "whole", classes=("sky", "road", "car"), count=2)
+    assert chosen == again  # the same page every time
+
+
+@pytest.mark.parametrize("task", ["binary", "multilabel"])
+def test_labels_have_their_thresholds_drawn(task, tmp_path):
+    dataset = Blocks(space(task=task), count=3)
+    model = small_segmenter(dataset.label_space, classes=len(dataset.label_space.score_names))
+    model.take_task(task)
+    fake_run(tmp_path / "run", model, dataset, model={"task": task})
+    images = Pictures(count=1, segmenter=model, dataset=dataset)
+    page, said = written([tmp_path / "run"], tmp_path / "r.html", images=images)
+    assert said == []
+    assert page.text("h2") == "What was runCurvesScoresThresholdsImages"
+    labels = EvalReport.load(tmp_path / "run" / "val_report.json").labels["whole"]
+    assert len(labels.curves) == len(dataset.label_space.score_names)
+    for curve, score in zip(labels.curves, labels.labels, strict=True):
+        assert len(curve.thresholds) == 101
+        assert curve.iou[50] == score.iou  # the model's threshold is 0.5
+        assert (curve.precision[50], curve.recall[50]) == (score.precision, score.recall)
+    drawn = [path["data-name"] for path in page.all("path") if path.get("class") == "series"]
+    assert drawn.count("precision") == len(labels.curves)
+
+
+def test_whatever_things_are_called_the_page_is_html(tmp_path):
+    dataset = Blocks(space(HOSTILE))
+    folder = tmp_path / "run [1] <b>ü% \"'&"
+    model = small_segmenter(dataset.label_space)
+    data = {"dataset": "folder", "classes": "</script><script>alert(1)</script>.csv"}
+    fake_run(folder, model, dataset, data=data)
+    images = Pictures(count=8, segmenter=model, dataset=dataset)
+    page, said = written([folder], tmp_path / "r.html", images=images)
+    assert said == []
+    assert page.text("h1") == page.text("title") == folder.name
+    assert {a["src"].partition(",")[0] for a in page.all("img")} == {"data:image/jpeg;base64", "data:image/png;base64"}
+    assert len([tag for tag, attributes in page.elements if tag == "script" and "type" not in attributes]) == 1
+    assert all(not name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert page.text("h3").count(dataset.sample_name(0)) == 1
+    assert "</script><script>alert(1)</script>.csv" in [text for tag, text in page.texts if tag == "td"]
+    for name in HOSTILE:
+        assert cells(page, name)
+
+
+def test_a_run_that_died_in_a_line_gives_what_is_there(runs, tmp_path):
+    folder = runs / "first"
+    for name in ("val_report.json", "val_images.jsonl"):
+        (folder / name).unlink()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    odd = [
+        "[1, 2]",
+        '{"kind": "train", "step": "x"}',
+        '{"kind": "train", "step": 12, "epoch": 1.2, "loss": NaN}',
+        lines[0][:20],
+    ]
+    (folder / "metrics.jsonl").write_text("\n".join([*lines[:12], *odd]))
+    page, said = written([folder], tmp_path / "r.html")
+    assert said == ["first has not been evaluated: no validation so far, and no report of an evaluation."]
+    assert page.text("h2") == "What was runCurves"
+    assert "stopped at step 12" in page.text("p")
+    (folder / "metrics.jsonl").write_bytes(b"\xff\xfe\x00")
+    page, _ = written([folder], tmp_path / "r.html")
+    assert page.text("h2") == "What was run"
+
+
+def test_pictures_of_other_data_are_not_shown(runs, tmp_path, model):
+    other = Blocks(space(), count=1)
+    page, said = written([runs / "first"], tmp_path / "r.html", images=Pictures(8, segmenter=model, dataset=other))
+    assert said[0].startswith("no pictures: the val split of blocks is not what was evaluated: image ")
+    assert said[0].endswith(" & 'co', and has 1 images.")
+    assert "Images" not in page.text("h2")
+    other = Blocks(space())
+    other.sample_name = lambda index: f"other {index}"
+    _, said = written([runs / "first"], tmp_path / "r.html", images=Pictures(8, segmenter=model, dataset=other))
+    assert " & 'co', and is other " in said[0]
+
+
+def test_damaged_scores_are_named(runs, tmp_path):
+    path = runs / "first" / "val_images.jsonl"
+    path.write_text(path.read_text() + '{"index": 1, "na')
+    _, said = written([runs / "first"], tmp_path / "r.html", images=Pictures(2, dataset=Blocks(space())))
+    assert said[0].startswith(f"no pictures: {path}, line 10, is no scores of an image")
+    (runs / "first" / "val_report.json").write_text("{}")
+    page, said = written([runs / "first"], tmp_path / "r.html")
+    assert said[0].startswith(f"{runs / 'first' / 'val_report.json'} is not a report of this version")
+    assert page.text("h2") == "What was runCurves"
+
+
+@pytest.mark.slow
+def test_a_report_of_two_thousand_images_is_small_enough_to_send(tmp_path, runs, model):
+    """Scores of 2,000 images, and as many pictures as are shown by default, as large as they get."""
+    folder, dataset = runs / "first", Blocks(space(), count=2000, size=(240, 320))
+    header, line = (folder / "val_images.jsonl").read_text().splitlines()[:2]
+    one = json.loads(line)
+    random = np.random.default_rng(0)
+    lines = [one | {"index": k, "name": dataset.sample_name(k), "mean_iou": random.random()} for k in range(2000)]
+    write_lines(folder / "val_images.jsonl", [json.loads(header), *lines])
+    page, said = written([folder], tmp_path / "r.html", images=Pictures(segmenter=model, dataset=dataset))
+    assert said == []
+    assert len(page.all("article")) >= 46
+    assert (tmp_path / "r.html").stat().st_size < 10_000_000
+
+
+@pytest.mark.slow
+def test_the_command_predicts_with_the_best_checkpoint(tmp_path, monkeypatch, capsys):
+    """As a person calls it: the model from the run folder, the data by the config."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    dataset = Synthetic("val")
+    segmenter = build_segmenter("resnest14_tiny", "fcn", len(dataset.label_space)).eval()
+    tiny = {"encoder": "resnest14_tiny", "head": "fcn"}
+    folder = fake_run(tmp_path / "run", small_segmenter(space()), Blocks(space(), count=2), model=tiny)
+    config = RunConfig.from_dict({"model": tiny, "data": {"dataset": "synthetic"}})
+    Checkpoint(config, dataset.label_space, segmenter.state_dict()).save(folder / "best.safetensors")
+    evaluate(segmenter, dataset, indices=range(3), images=folder / "val_images.jsonl").save(folder / "val_report.json")
+    assert run_tool(lambda: verb.main(["run", "--images", "1", "--device", "cpu"])) == 0
+    out = capsys.readouterr()
+    assert out.out == "report: run/report.html\n"
+    assert out.err == ""
+    page = Reader((folder / "report.html").read_text(encoding="utf-8"))
+    assert 2 <= len(page.all("article")) <= 3
+    assert run_tool(lambda: verb.main(["run", "--no-images"])) == 0
+    assert capsys.readouterr().out == "report: run/report-2.html\n"
+    (folder / "best.safetensors").unlink()
+    assert run_tool(lambda: verb.main(["run", "--output", "run/report.html", "--overwrite"])) == 0
+    assert capsys.readouterr().err == "note: no pictures: run has no best.safetensors.\n"
+
+
+def test_mistakes_on_the_command_line_are_named(runs, monkeypatch, capsys):
+    monkeypatch.chdir(runs)
+    for words, says in (
+        (["none"], "none is no run folder: there is no such folder. Name the folder that a training wrote."),
+        (["."], ". is no run folder: it has no config.yaml."),
+        (["first", "--images", "-1"], "--images must be from 0 to 1000, not -1."),
+        (["first", "--output", "second"], "cannot write the report to second: it is a folder."),
+        (["first", "--ouput", "x"], "unknown option '--ouput'. Did you mean '--output'?"),
+        ([], "the following arguments are required: RUN"),
+    ):
+        assert run_tool(lambda words=words: verb.main(words)) == 2
+        assert capsys.readouterr().err.startswith(f"error: {says}")
+    Path("report.html").write_text("mine")
+    assert run_tool(lambda: verb.main(["first", "second", "--output", "report.html"])) == 2
+    assert "already exists" in capsys.readouterr().err
+    assert Path("report.html").read_text() == "mine"
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no run folder"):
+        write_report([tmp_path], tmp_path / "r.html")
+    with pytest.raises(ConfigError, match="none is given"):
+        write_report([], tmp_path / "r.html")
+
+
+def test_the_nearest_shipped_config_is_what_a_config_is_compared_with():
+    from resnest_seg.config import load_run_config
+
+    config = load_run_config("camvid_deeplabv3_resnest50", overrides=["--optim.lr", "0.5", "--data.root", "/x"])
+    rate = load_run_config("camvid_deeplabv3_resnest50").optim.lr
+    assert changed_keys(config) == ("the shipped config camvid_deeplabv3_resnest50", {"optim.lr": (rate, 0.5)})
+    other = RunConfig.from_dict({"seed": 3, "output": "x"})
+    assert config_table([RunConfig(), other]) == {"seed": [0, 3]}
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    folders = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "b" / "other"]
+    assert names_of(folders) == ["a/run", "b/run", "b/other"]
+    assert names_of(folders[:1]) == ["run"]
+    assert [name.rpartition("/")[2] for name in names_of([folders[0]] * 2)] == ["run (1)", "run (2)"]
