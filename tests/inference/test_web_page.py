@@ -97,8 +97,10 @@ def test_the_page_is_for_those_who_ask_for_html(port):
     for address, kind in (("/", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css")):
         status, headers, content = ask(port, None, address, method="GET", kind=None, Accept="text/html,*/*;q=0.8")
         assert (status, headers["Content-Type"]) == (200, f"{kind}; charset=utf-8")
-        assert headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self';")
-        assert "unsafe" not in headers["Content-Security-Policy"]
+        policy = [part.split() for part in headers["Content-Security-Policy"].split("; ")]
+        assert policy[0] == ["default-src", "'none'"]
+        assert {source for _, *sources in policy for source in sources} == {"'none'", "'self'", "data:", "blob:"}
+        assert [name for name, *sources in policy if {"data:", "blob:"} & {*sources}] == ["img-src"]
         assert b"http:" not in content
         assert b"https:" not in content
     answer = ask(port, None, "/", method="GET", kind=None, Accept="*/*")
@@ -374,6 +376,7 @@ def test_labels_that_overlap(chromium):
     labels[:5] = 1 << 15
     with running(Fixed(labels, space)) as port, opened(chromium, port) as page:
         assert "3 labels, any of them at a pixel" in page.locator("#model").inner_text()
+        assert json.loads(ask(port, None, "/model", method="GET")[2])["ignored_raw_id"] == 1 << 15
         choose(page, PHOTO)
         assert close(shown(page, (40, 60)), overlay(picture(), labels, space, alpha=0.5))
         assert sorted(text.replace("\n", " ") for text in page.locator("#classes li").all_inner_texts()) == sorted(

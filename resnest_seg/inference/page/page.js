@@ -192,7 +192,7 @@ function meaning(value) {
       throw new Error(`The server gives the label ${value}, which is none of its classes.`);
     return found < 0 ? [] : [found];
   }
-  return value === model.ignored_raw_id ? [] : model.classes.map((_, bit) => bit).filter(bit => value >> bit & 1);
+  return model.classes.map((_, bit) => bit).filter(bit => value >> bit & 1); // bit 15, of ignored pixels, is no label's
 }
 
 // Present classes, largest first: [{id, count}], and the classes of every value that occurs.
