@@ -243,6 +243,8 @@ def test_names_are_text_whatever_they_hold(chromium):
         assert page.locator("#name").text_content() == FILE_NAME
         assert page.locator("#classes bdi").all_text_contents() == list(HOSTILE.names)
         assert page.locator("main img, main script").count() == 0
+        said = page.get_by_role("status").text_content()
+        assert said.endswith("${alert(3)} evil 33.3%.")  # nothing is written backwards
         page.locator("#picture").hover(position={"x": 10, "y": 10})
         assert page.locator("#under").text_content().startswith(f"{HOSTILE.names[0]} at 0, 0")
         page.locator("#classes input").nth(1).uncheck()  # of two classes of one colour

@@ -229,7 +229,7 @@ function describe() {
   find("timing").textContent = shown.timing;
   picture.width = shown.scene.width;
   picture.height = shown.scene.height;
-  picture.setAttribute("aria-label", `${file.name} with its labels: ${summary()}`);
+  picture.setAttribute("aria-label", sentence(`${file.name} with its labels: ${summary()}`));
 }
 
 function share({ count }) {
@@ -337,15 +337,20 @@ async function polygons(signal) {
 
 // ---- messages
 
+// A sentence with names in it, whose writing direction is not to be that of the rest.
+function sentence(text) {
+  return text.replace(/[\u202a-\u202e\u2066-\u2069]/g, "");
+}
+
 function say(text) {
-  find("status").textContent = text;
+  find("status").textContent = sentence(text);
   find("error").textContent = "";
   find("again").hidden = true;
 }
 
 function fail(text, again = false) {
   say("");
-  find("error").textContent = text;
+  find("error").textContent = sentence(text);
   find("again").hidden = !again;
   stopCamera();
 }
@@ -459,7 +464,7 @@ picture.addEventListener("pointermove", event => {
   const place = (at, start, length, count) => Math.min(Math.max(Math.floor((at - start) / length * count), 0), count - 1);
   const x = place(event.clientX, box.left, box.width, labels.width), y = place(event.clientY, box.top, box.height, labels.height);
   const names = meanings.get(labels.values[y * labels.width + x]).map(id => model.classes[id].name);
-  find("under").textContent = `${names.join(", ") || "no class"} at ${x}, ${y}`;
+  find("under").textContent = sentence(`${names.join(", ") || "no class"} at ${x}, ${y}`);
 });
 picture.addEventListener("pointerleave", () => { find("under").textContent = ""; });
 
