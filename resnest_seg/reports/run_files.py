@@ -85,7 +85,7 @@ def read_files(folder: str | Path) -> RunFiles:
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
-        found = "there is no such folder" if not folder.is_dir() else f"it has no {CONFIG}"
+        found = "it is a file" if folder.is_file() else f"it has no {CONFIG}" if folder.is_dir() else "there is none"
         raise CheckpointError(f"{folder} is no run folder: {found}. Name the folder that a training wrote.")
     metrics, machine = list(_lines(folder / METRICS)), list(_lines(folder / MACHINE))
     return RunFiles(
