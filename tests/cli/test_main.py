@@ -59,7 +59,7 @@ def test_the_version_is_that_of_the_package(capsys):
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("trian", "error: unknown verb 'trian'. Did you mean 'train'? Known: prepare, import, check, train,"),
+        ("trian", "error: unknown verb 'trian'. Did you mean 'train'? Known: prepare, import, check, "),
         ("evaluate", "error: unknown verb 'evaluate'. Did you mean 'eval'?"),
         ("--verson", "error: unknown option '--verson'. Did you mean '--version'?"),
     ],
