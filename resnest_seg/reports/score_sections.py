@@ -186,7 +186,9 @@ def confusion_section(found: Sequence[Evaluated]) -> Section | None:
         blocks.append(element("div", None, *parts))
     if not blocks:
         return None
-    return Section(anchor, "Confusion matrix", [element("div", {"class": "charts"}, *blocks)], data)
+    beside = all(len(one.report.classes) <= 30 for one in found)  # else each takes the whole width
+    grid = element("div", {"class": "charts" if beside else None}, *blocks)
+    return Section(anchor, "Confusion matrix", [grid], data)
 
 
 def calibration_section(found: Sequence[Evaluated]) -> Section | None:
