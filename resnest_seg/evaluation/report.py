@@ -351,7 +351,8 @@ def _lines(rows: list[list[int]]) -> str:
 def _check_values(report: EvalReport) -> None:
     """Raise a ValueError for names and numbers that no evaluation has written."""
     count = len(report.classes)
-    if not all(isinstance(text, str) for text in (*report.classes, report.model, report.dataset, report.split)):
+    texts = (*report.classes, report.model, report.dataset, report.split, report.checkpoint, report.precision)
+    if not all(isinstance(text, str) for text in texts):
         raise ValueError("a name is no text")
     kinds: tuple[dict[str, Any], ...] = (report.scores, report.boundaries, report.calibration, report.labels)
     for leaf in _leaves([dataclasses.asdict(one) for kind in kinds for one in kind.values()]):

@@ -366,9 +366,11 @@ def _model(run: RunFiles, one: Evaluated, how: Pictures) -> Any:
     """The model that was evaluated."""
     if how.segmenter is not None:
         return how.segmenter
-    path = Path(one.report.checkpoint) if one.report.checkpoint else run.folder / BEST
-    if not path.is_file():
-        path = run.folder / BEST
-    if not path.is_file():
+    places = [run.folder / BEST]
+    if one.report.checkpoint:
+        there = Path(one.report.checkpoint)
+        places = [there, run.folder / there.name, *places]  # the run may have been moved
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
         raise CheckpointError(f"{run.folder} has no {BEST}.")
     return open_backend(path, RunOptions(device=how.device), into=how.into)

@@ -135,6 +135,11 @@ def test_images_are_chosen_by_their_scores(runs):
     first = next(one for one in chosen if one.index == order[0])
     assert first.scores["mean IoU"] == means[0][order[0]]
     assert first.scores["mean IoU of second"] == means[1][order[0]]
+    other = runs / "other.jsonl"
+    other.write_text(files[1][1].read_text().replace("street", "road"))  # other images of the same places
+    alone = choose([files[0], ("other", other)], "whole", classes=("sky", "road", "car"), count=2)
+    assert {tag for one in alone for tag in one.tags} == {"worst", "best", "random"}
+    assert {one.scores["mean IoU of other"] for one in alone} == {None}
     again = choose(files, "whole", classes=("sky", "road", "car"), count=2)
     assert chosen == again  # the same page every time
 
@@ -284,7 +289,12 @@ def test_the_command_predicts_with_the_best_checkpoint(tmp_path, monkeypatch, ca
     assert 2 <= len(page.all("article")) <= 3
     assert run_tool(lambda: verb.main(["run", "--no-images"])) == 0
     assert capsys.readouterr().out == "report: run/report-2.html\n"
-    (folder / "best.safetensors").unlink()
+    tree = json.loads((folder / "val_report.json").read_text()) | {"checkpoint": "/gone/kept.safetensors"}
+    (folder / "val_report.json").write_text(json.dumps(tree))
+    (folder / "best.safetensors").rename(folder / "kept.safetensors")  # what was evaluated; the run has been moved
+    assert run_tool(lambda: verb.main(["run", "--images", "1", "--output", "moved.html"])) == 0
+    assert capsys.readouterr().err == ""
+    (folder / "kept.safetensors").unlink()
     assert run_tool(lambda: verb.main(["run", "--output", "run/report.html", "--overwrite"])) == 0
     assert capsys.readouterr().err == "note: no pictures: run has no best.safetensors.\n"
 
