@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import itertools
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -317,6 +319,7 @@ class EvalReport:
             wrong = [name for name, scores in report.scores.items() if len(scores.class_iou) != len(report.classes)]
             if wrong or not report.scores:
                 raise ValueError("it has no score for every class")
+            _check_values(report)
             for name, matrix in report.matrices.items():
                 _check_matrix(matrix, name, len(report.classes))
             return report
@@ -343,6 +346,38 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 def _lines(rows: list[list[int]]) -> str:
     """A matrix in JSON, a row a line: json's indent would give each number a line."""
     return ",\n      ".join(map(json.dumps, rows))
+
+
+def _check_values(report: EvalReport) -> None:
+    """Raise a ValueError for names and numbers that no evaluation has written."""
+    count = len(report.classes)
+    texts = (*report.classes, report.model, report.dataset, report.split, report.checkpoint, report.precision)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a name is no text")
+    kinds: tuple[dict[str, Any], ...] = (report.scores, report.boundaries, report.calibration, report.labels)
+    for leaf in _leaves([dataclasses.asdict(one) for kind in kinds for one in kind.values()]):
+        if leaf is not None and (
+            isinstance(leaf, bool) or not isinstance(leaf, int | float) or not math.isfinite(leaf)
+        ):
+            raise ValueError(f"a score is {leaf!r:.20}")
+    for scores in report.scores.values():
+        by_class = (scores.class_iou, scores.class_accuracy, scores.class_share, scores.class_dice)
+        if any(len(values) != count for values in by_class) or None in scores.class_share:
+            raise ValueError("it has no score for every class")
+    if any(len(scores.labels) != count for scores in report.labels.values()):
+        raise ValueError("it has no scores for every label")
+    for pair in itertools.chain.from_iterable(report.confusions.values()):
+        if not all(isinstance(label, int) and 0 <= label < count for label in (pair.label, pair.prediction)):
+            raise ValueError("a confusion is of a class that is not there")
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
+    if parts is None:
+        yield value
+    else:
+        for part in parts:
+            yield from _leaves(part)
 
 
 def _check_matrix(matrix: object, name: str, classes: int) -> None:

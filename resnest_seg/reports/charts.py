@@ -30,6 +30,8 @@ MOST_POINTS = 1000
 BLANK = 0.005
 """Cells of a matrix with a smaller share are left blank."""
 
+_HUGE = 1e100  # numbers beyond it are damaged
+
 Point = tuple[float, float | None]
 """x and y; None where there is no value, at which a line breaks."""
 
@@ -139,7 +141,12 @@ def line_chart(
 
 
 def _clean(points: Sequence[Point], *, log: bool) -> list[Point]:
-    return [(x, y if y is not None and math.isfinite(y) and (y > 0 or not log) else None) for x, y in points]
+    """Leave out what no axis holds."""
+    return [
+        (x, y if y is not None and abs(y) < _HUGE and (y > 0 or not log) else None)  # not NaN, either
+        for x, y in points
+        if abs(x) < _HUGE
+    ]
 
 
 def _plot(xs: Sequence[float], ys: Sequence[float], bounds: tuple[float, float] | None, *, log: bool) -> _Plot:
@@ -323,13 +330,14 @@ def _matrix(shares: Sequence[Sequence[float | None]], names: Sequence[str], way:
 
 def _cell(share: float, corner: tuple[int, int], size: int, words: str) -> list[Element]:
     x, y = corner
-    square = {"x": x, "y": y, "width": size, "height": size, "fill": share_color(share)}
+    color = share_color(share)
+    square = {"x": x, "y": y, "width": size, "height": size, "fill": color}
     title = [element("title", None, words)] if words else []
     made = [element("rect", square, *title)]
     if words:
-        ink = "#fff" if share > 0.45 else "#1b1b1f"
+        dark = _luminance(color) < 0.18  # so that white has the better contrast
         middle = {"x": x + size / 2, "y": y + size / 2 + 4, "text-anchor": "middle", "font-size": 10,
-                  "class": "light" if ink == "#fff" else None, "pointer-events": "none"}  # fmt: skip
+                  "class": "light" if dark else None, "pointer-events": "none"}  # fmt: skip
         made.append(element("text", middle, f"{100 * share:.0f}"))
     return made
 
@@ -337,6 +345,13 @@ def _cell(share: float, corner: tuple[int, int], size: int, words: str) -> list[
 def share_color(share: float) -> str:
     """Return the colour of a share 0..1: cividis from yellow, for few, to dark blue."""
     return _cividis()[round(255 * (1 - min(max(share, 0), 1)))]
+
+
+def _luminance(color: str) -> float:
+    """Relative luminance of #rrggbb, 0..1, as WCAG 2.1 defines it."""
+    channels = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    light = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2]
 
 
 @functools.cache

@@ -6,9 +6,7 @@ A run may be in progress, or dead: a line that was cut off is passed over, and w
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from resnest_seg.config_reading import flatten, load_config
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.evaluation.image_scores import VALIDATION_REPORT
 from resnest_seg.files import shipped_configs
-from resnest_seg.reports.run_table import CONFIG, MACHINE, METRICS, Run, read_run
+from resnest_seg.reports.run_table import CONFIG, MACHINE, METRICS, Run, finite, json_lines, read_run
 
 REPORT = "report.html"
 """Name of the report in a run folder."""
@@ -85,9 +83,9 @@ def read_files(folder: str | Path) -> RunFiles:
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
-        found = "there is no such folder" if not folder.is_dir() else f"it has no {CONFIG}"
+        found = "it is a file" if folder.is_file() else f"it has no {CONFIG}" if folder.is_dir() else "there is none"
         raise CheckpointError(f"{folder} is no run folder: {found}. Name the folder that a training wrote.")
-    metrics, machine = list(_lines(folder / METRICS)), list(_lines(folder / MACHINE))
+    metrics, machine = list(json_lines(folder / METRICS)), list(json_lines(folder / MACHINE))
     return RunFiles(
         folder,
         read_config(folder / CONFIG),
@@ -115,25 +113,8 @@ def read_config(path: Path) -> AnyConfig:
 
 
 def number(line: Line, key: str) -> float | None:
-    """A finite number of a line, or None."""
-    value = line.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def _lines(path: Path) -> Iterator[Line]:
-    """The whole lines of a file of JSON objects that have a step, at least 0."""
-    if not path.is_file():
-        return
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for text in file:
-            try:
-                line = json.loads(text)
-            except (ValueError, RecursionError):  # it was cut off
-                continue
-            if isinstance(line, dict) and isinstance(line.get("step"), int) and line["step"] >= 0:
-                yield line
+    """Return a finite number of a line, or None."""
+    return finite(line.get(key))
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:

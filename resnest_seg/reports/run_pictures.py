@@ -77,32 +77,33 @@ def choose(
         DatasetError: A file cannot be read.
     """
     means = [
-        {image.index: image.mean_iou for image in file if image.protocol == protocol and image.mean_iou is not None}
-        for file in (ImageScoresFile(path) for _, path in runs)
+        {
+            (image.index, image.name): image.mean_iou
+            for image in ImageScoresFile(path)
+            if image.protocol == protocol and image.mean_iou is not None
+        }
+        for _, path in runs
     ]
-    order = sorted(means[0], key=lambda index: (means[0][index], index))
+    order = sorted(means[0], key=lambda image: (means[0][image], image))
     kinds = {"worst": order[:count], "best": order[::-1][:count]}
     kinds["random"] = random.Random(seed).sample(sorted(order), min(count, len(order)))
     if len(runs) > 1:
-        changes = {index: means[-1][index] - means[0][index] for index in order if index in means[-1]}
-        gains = sorted(changes, key=lambda index: (-changes[index], index))
-        kinds[f"better in {runs[-1][0]}"] = [index for index in gains[:count] if changes[index] > 0]
-        kinds[f"worse in {runs[-1][0]}"] = [index for index in gains[::-1][:count] if changes[index] < 0]
-    tags: dict[int, tuple[str, ...]] = {}
-    for kind, indices in kinds.items():
-        for index in indices:
-            tags[index] = (*tags.get(index, ()), kind)
-    images = ImageScoresFile(runs[0][1])
-    found = {image.index: image for image in images if image.index in tags and image.protocol == protocol}
-    chosen = []
-    for index, why in tags.items():
-        scores = _scores_of(found[index], classes)
+        changes = {image: means[-1][image] - means[0][image] for image in order if image in means[-1]}
+        gains = sorted(changes, key=lambda image: (-changes[image], image))
+        kinds[f"better in {runs[-1][0]}"] = [image for image in gains[:count] if changes[image] > 0]
+        kinds[f"worse in {runs[-1][0]}"] = [image for image in gains[::-1][:count] if changes[image] < 0]
+    tags: dict[tuple[int, str], tuple[str, ...]] = {}
+    for kind, images in kinds.items():
+        for image in images:
+            tags[image] = (*tags.get(image, ()), kind)
+    scored = (image for image in ImageScoresFile(runs[0][1]) if image.protocol == protocol)
+    found = {key: _scores_of(image, classes) for image in scored if (key := (image.index, image.name)) in tags}
+    for key, scores in found.items():
         for (name, _), values in zip(runs[1:], means[1:], strict=True):
-            scores[f"mean IoU of {name}"] = values.get(index)
-            if index in values:
-                scores[f"change of mean IoU in {name}"] = values[index] - means[0][index]
-        chosen.append(Chosen(index, found[index].name, why, scores))
-    return chosen
+            scores[f"mean IoU of {name}"] = values.get(key)
+            if key in values:
+                scores[f"change of mean IoU in {name}"] = values[key] - means[0][key]
+    return [Chosen(*key, why, found[key]) for key, why in tags.items()]
 
 
 def _scores_of(image: ImageScores, classes: Sequence[str]) -> dict[str, float | None]:

@@ -204,18 +204,19 @@ def _machine(run: RunFiles) -> dict[str, str]:
             f"{last.get('host', '-')}, {last.get('processes', 1)} process(es) on {last.get('device', '-')}"
         )
         if len(run.starts) > 1:
-            changes = [str(text) for start in run.starts for text in start.get("changes") or ()]
+            told = [start["changes"] for start in run.starts if isinstance(start.get("changes"), list)]
+            changes = [str(text) for texts in told for text in texts]
             facts["resumed"] = f"{len(run.starts) - 1} times" + (f"; changed: {', '.join(changes)}" if changes else "")
-    for key, name, unit in (
-        ("images_per_second", "speed", "images/s (median)"),
-        ("data_wait", "waiting for data", "of 1, the whole time (median)"),
-        ("memory_mib", "memory", "MiB (most)"),
-        ("cuda_peak_mib", "GPU memory", "MiB (most)"),
+    for key, name, unit, scale in (
+        ("images_per_second", "speed", "images/s (median)", 1),
+        ("data_wait", "waiting for data", "% of the time (median)", 100),
+        ("memory_mib", "memory", "MiB (most)", 1),
+        ("cuda_peak_mib", "GPU memory", "MiB (most)", 1),
     ):
         values = [value for line in run.speeds if (value := number(line, key)) is not None]
         if values:
             value = max(values) if "most" in unit else statistics.median(values)
-            facts[name] = f"{value:.4g} {unit}"
+            facts[name] = f"{scale * value:.4g} {unit}"
     return facts
 
 
@@ -365,9 +366,11 @@ def _model(run: RunFiles, one: Evaluated, how: Pictures) -> Any:
     """The model that was evaluated."""
     if how.segmenter is not None:
         return how.segmenter
-    path = Path(one.report.checkpoint) if one.report.checkpoint else run.folder / BEST
-    if not path.is_file():
-        path = run.folder / BEST
-    if not path.is_file():
+    places = [run.folder / BEST]
+    if one.report.checkpoint:
+        there = Path(one.report.checkpoint)
+        places = [there, run.folder / there.name, *places]  # the run may have been moved
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
         raise CheckpointError(f"{run.folder} has no {BEST}.")
     return open_backend(path, RunOptions(device=how.device), into=how.into)

@@ -46,6 +46,7 @@ NOT_COMPARED = ("output",)
 """Keys that differ in every run and decide nothing."""
 
 SEED = re.compile(r"_seed\d+$")
+"""End of the name of a run folder of train --seed 0,1,2."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,12 +164,12 @@ def read_run(folder: str | Path, *, name: str | None = None) -> Run:
     """
     folder = Path(folder)
     config = _read_config(folder / CONFIG)
-    metrics, machine = list(_lines(folder / METRICS)), list(_lines(folder / MACHINE))
+    metrics, machine = list(json_lines(folder / METRICS)), list(json_lines(folder / MACHINE))
     saved = _saved(folder / STATES[0])
     score_name = next((key for key in SCORES if f"best_{key}" in saved), None)
     score_name = score_name or next((key for key in SCORES for line in metrics if key in line), "mean_iou")
     score, score_step = _best(metrics, score_name)
-    if score is None and (kept := _number(saved.get(f"best_{score_name}"))) is not None and kept >= 0:
+    if score is None and (kept := finite(saved.get(f"best_{score_name}"))) is not None and kept >= 0:
         score = kept
     logged = max((_whole(line.get("step")) for line in metrics), default=0)
     step = _whole(saved["step"]) if "step" in saved else logged
@@ -182,7 +183,7 @@ def read_run(folder: str | Path, *, name: str | None = None) -> Run:
     )  # fmt: skip
     some = any((folder / state).is_file() for state in STATES)
     state = "running" if _is_held(folder / LOCK) else "finished" if done else "stopped" if some else "failed"
-    speeds = [value for line in machine if (value := _number(line.get("images_per_second"))) is not None]
+    speeds = [value for line in machine if (value := finite(line.get("images_per_second"))) is not None]
     step = max(step, logged) if state == "running" else step
     return Run(
         folder.name if name is None else name,
@@ -221,8 +222,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     return flat
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file, one a line; a line that a run is just writing, or died at, is passed over."""
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of a file, one a line; a line that a run is just writing, or died at, is passed over."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -247,7 +248,7 @@ def _best(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[float | None,
     """The best score of the validations and its step, the first of equal ones."""
     found: tuple[float | None, int | None] = None, None
     for line in metrics:
-        value = _number(line.get(key)) if line.get("kind") == "validation" else None
+        value = finite(line.get(key)) if line.get("kind") == "validation" else None
         if value is not None and (found[0] is None or value > found[0]):
             found = value, _whole(line.get("step"))
     return found
@@ -255,7 +256,7 @@ def _best(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[float | None,
 
 def _steps_per_epoch(metrics: Sequence[Mapping[str, Any]]) -> int | None:
     """Steps of an epoch, by the last line with a step and an epoch, which is rounded to 4 digits."""
-    pairs = [(_whole(line.get("step")), _number(line.get("epoch"))) for line in metrics]
+    pairs = [(_whole(line.get("step")), finite(line.get("epoch"))) for line in metrics]
     known = [(step, epoch) for step, epoch in pairs if step > 0 and epoch is not None and epoch > 0]
     if not known:
         return None
@@ -276,8 +277,8 @@ def _length(
     return (epochs * per_epoch if epochs and per_epoch else None), epochs or None
 
 
-def _number(value: object) -> float | None:
-    """A finite number, or None for anything else."""
+def finite(value: object) -> float | None:
+    """Return a finite number as it is, and None for anything else."""
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if good else None  # type: ignore[arg-type]
 
@@ -386,7 +387,7 @@ def sort_runs(runs: Sequence[Run], key: str) -> list[Run]:
 
     def rank(run: Run) -> tuple[int, float, str]:
         found = value(run)
-        number = _number(found)
+        number = finite(found)
         if number is not None:
             return 0, -number, ""
         return (2, 0.0, "") if found is None else (1, 0.0, _text(found))
@@ -394,12 +395,13 @@ def sort_runs(runs: Sequence[Run], key: str) -> list[Run]:
     return sorted(runs, key=rank)
 
 
-def shown_keys(runs: Sequence[Run], *, first: str | None = None) -> tuple[list[str], list[str]]:
-    """Choose the config keys that the table shows: at most `MOST_KEYS`, those with the most different values.
+def shown_keys(runs: Sequence[Run], *, first: str | None = None, most: int = MOST_KEYS) -> tuple[list[str], list[str]]:
+    """Choose the config keys that the table shows: those with the most different values.
 
     Args:
         runs: The runs.
         first: A key that is shown in any case, or the last part of one; None or another word chooses none.
+        most: The number of keys to show.
 
     Returns:
         The keys to show, and the others in which the runs differ; both in the order of `differing_keys`.
@@ -410,31 +412,32 @@ def shown_keys(runs: Sequence[Run], *, first: str | None = None) -> tuple[list[s
         values = [run.config.get(key, ...) for run in runs]
         return first not in (key, key.rpartition(".")[2]), ... in values, -len(set(map(_text, values)))
 
-    chosen = set(sorted(keys, key=rank)[:MOST_KEYS])
+    chosen = set(sorted(keys, key=rank)[:most])
     return [key for key in keys if key in chosen], [key for key in keys if key not in chosen]
 
 
-def runs_table(runs: Sequence[Run], *, first: str | None = None) -> PlainTable:
+def runs_table(runs: Sequence[Run], *, first: str | None = None, most: int = MOST_KEYS) -> PlainTable:
     """Make the table of runs, in their order: config keys in which they differ, score, progress, speed and state.
 
     Args:
         runs: The runs.
         first: See `shown_keys`.
+        most: See `shown_keys`.
     """
-    shown, folded = shown_keys(runs, first=first)
+    shown, folded = shown_keys(runs, first=first, most=most)
     last = [key.rpartition(".")[2] for key in shown]
     headings = [short if last.count(short) == 1 else key for key, short in zip(shown, last, strict=True)]
     caption = f"{len(folded)} more keys differ (--json shows all): {', '.join(folded)}" if folded else ""
     table = PlainTable(caption=caption, compact=True)
     table.caption_justify = "left"
-    table.column("name", no_wrap=True)
+    table.column("name")
+    table.columns[0].overflow = "fold"  # its end tells runs apart
     for heading in headings:
         table.column(heading)
     names = dict.fromkeys(SCORES[run.score_name] for run in runs)
-    table.column(f"best {' or '.join(names)}", right=True)
-    for heading in ("at step", "steps", "epochs", "images/s"):
-        table.column(heading, right=True)
-    table.column("state")
+    for heading in (f"best {' or '.join(names)}", "at step", "steps", "epochs", "images/s"):
+        table.column(heading, right=True, no_wrap=True)
+    table.column("state", no_wrap=True)
     for run in runs:
         table.row(
             run.name,

@@ -165,14 +165,14 @@ def _labels(found: Sequence[Evaluated]) -> Element:
 
 def confusion_section(found: Sequence[Evaluated]) -> Section | None:
     """The whole confusion matrix of each run; None where no report holds one."""
-    anchor, body, data = "confusion", [], {}
+    anchor, blocks, data = "confusion", list[Element](), {}
     for place, one in enumerate(found):
         counts = one.report.matrices.get(one.protocol)
         if counts is None:
             continue
         name, names = f"run{place}", list(one.report.classes)
         data[name] = {"names": names, "counts": [list(row) for row in counts]}
-        body.append(matrix_chart(counts, names, title=f"{one.name}, {one.protocol}", section=anchor, name=name))
+        parts = [matrix_chart(counts, names, title=f"{one.name}, {one.protocol}", section=anchor, name=name)]
         pairs = one.report.confusions.get(one.protocol, ())
         rows: list[list[Cell | str]] = [
             [names[pair.label], names[pair.prediction], Cell(f"{pair.pixels:,}", pair.pixels, number=True),
@@ -180,11 +180,15 @@ def confusion_section(found: Sequence[Evaluated]) -> Section | None:
             for pair in pairs
         ]  # fmt: skip
         if rows:
-            body += [
-                element("h3", None, f"Most frequent confusions of {one.name}"),
-                table(["class", "taken for", "pixels", "% of the class"], rows, label=f"confusions of {one.name}"),
-            ]
-    return Section(anchor, "Confusion matrix", body, data) if body else None
+            heads = ["class", "taken for", "pixels", "% of the class"]
+            parts.append(element("h3", None, f"Most frequent confusions of {one.name}"))
+            parts.append(table(heads, rows, label=f"confusions of {one.name}"))
+        blocks.append(element("div", None, *parts))
+    if not blocks:
+        return None
+    beside = all(len(one.report.classes) <= 30 for one in found)  # else each takes the whole width
+    grid = element("div", {"class": "charts" if beside else None}, *blocks)
+    return Section(anchor, "Confusion matrix", [grid], data)
 
 
 def calibration_section(found: Sequence[Evaluated]) -> Section | None:

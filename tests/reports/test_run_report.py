@@ -135,6 +135,11 @@ def test_images_are_chosen_by_their_scores(runs):
     first = next(one for one in chosen if one.index == order[0])
     assert first.scores["mean IoU"] == means[0][order[0]]
     assert first.scores["mean IoU of second"] == means[1][order[0]]
+    other = runs / "other.jsonl"
+    other.write_text(files[1][1].read_text().replace("street", "road"))  # other images of the same places
+    alone = choose([files[0], ("other", other)], "whole", classes=("sky", "road", "car"), count=2)
+    assert {tag for one in alone for tag in one.tags} == {"worst", "best", "random"}
+    assert {one.scores["mean IoU of other"] for one in alone} == {None}
     again = choose(files, "whole", classes=("sky", "road", "car"), count=2)
     assert chosen == again  # the same page every time
 
@@ -187,13 +192,14 @@ def test_a_run_that_died_in_a_line_gives_what_is_there(runs, tmp_path):
         "[1, 2]",
         '{"kind": "train", "step": "x"}',
         '{"kind": "train", "step": 12, "epoch": 1.2, "loss": NaN}',
+        '{"kind": "train", "step": 13, "epoch": 1.3, "loss": 1e308, "grad_norm": "x", "lr": -1e308}',
         lines[0][:20],
     ]
     (folder / "metrics.jsonl").write_text("\n".join([*lines[:12], *odd]))
     page, said = written([folder], tmp_path / "r.html")
     assert said == ["first has not been evaluated: no validation so far, and no report of an evaluation."]
     assert page.text("h2") == "What was runCurves"
-    assert "stopped at step 12" in page.text("p")
+    assert "stopped at step 13" in page.text("p")
     (folder / "metrics.jsonl").write_bytes(b"\xff\xfe\x00")
     page, _ = written([folder], tmp_path / "r.html")
     assert page.text("h2") == "What was run"
@@ -219,6 +225,32 @@ def test_damaged_scores_are_named(runs, tmp_path):
     (runs / "first" / "val_report.json").write_text("{}")
     page, said = written([runs / "first"], tmp_path / "r.html")
     assert said[0].startswith(f"{runs / 'first' / 'val_report.json'} is not a report of this version")
+    assert page.text("h2") == "What was runCurves"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("classes",), [1, 2, 3]),
+        (("scores", "whole", "class_iou"), ["<b>", 0.1, 0.2]),
+        (("scores", "whole", "class_iou"), [float("nan"), 0.1, 0.2]),
+        (("scores", "whole", "class_share"), [0.1]),
+        (("scores", "whole", "class_share"), [None, None, None]),
+        (("confusions", "whole"), [{"label": 77, "prediction": 1, "pixels": 5, "share": 0.1}]),
+        (("calibration", "whole", "bins", 0, "low"), "a"),
+    ],
+    ids=str,
+)
+def test_reports_that_nobody_evaluated_are_refused_and_the_page_is_written(path, value, runs, tmp_path):
+    file = runs / "first" / "val_report.json"
+    tree = json.loads(file.read_text())
+    place = tree
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    file.write_text(json.dumps(tree))
+    page, said = written([runs / "first"], tmp_path / "r.html")
+    assert said[0].startswith(f"{file} is not a report of this version (ValueError: ")
     assert page.text("h2") == "What was runCurves"
 
 
@@ -257,7 +289,12 @@ def test_the_command_predicts_with_the_best_checkpoint(tmp_path, monkeypatch, ca
     assert 2 <= len(page.all("article")) <= 3
     assert run_tool(lambda: verb.main(["run", "--no-images"])) == 0
     assert capsys.readouterr().out == "report: run/report-2.html\n"
-    (folder / "best.safetensors").unlink()
+    tree = json.loads((folder / "val_report.json").read_text()) | {"checkpoint": "/gone/kept.safetensors"}
+    (folder / "val_report.json").write_text(json.dumps(tree))
+    (folder / "best.safetensors").rename(folder / "kept.safetensors")  # what was evaluated; the run has been moved
+    assert run_tool(lambda: verb.main(["run", "--images", "1", "--output", "moved.html"])) == 0
+    assert capsys.readouterr().err == ""
+    (folder / "kept.safetensors").unlink()
     assert run_tool(lambda: verb.main(["run", "--output", "run/report.html", "--overwrite"])) == 0
     assert capsys.readouterr().err == "note: no pictures: run has no best.safetensors.\n"
 
@@ -265,7 +302,7 @@ def test_the_command_predicts_with_the_best_checkpoint(tmp_path, monkeypatch, ca
 def test_mistakes_on_the_command_line_are_named(runs, monkeypatch, capsys):
     monkeypatch.chdir(runs)
     for words, says in (
-        (["none"], "none is no run folder: there is no such folder. Name the folder that a training wrote."),
+        (["none"], "none is no run folder: there is none. Name the folder that a training wrote."),
         (["."], ". is no run folder: it has no config.yaml."),
         (["first", "--images", "-1"], "--images must be from 0 to 1000, not -1."),
         (["first", "--output", "second"], "cannot write the report to second: it is a folder."),
