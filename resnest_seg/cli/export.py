@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 EXIT_NOT_PROVEN = 1
 """Exit code if a file disagreed with its source, or could not be made."""
 
-HUB, CARD, REPORT = "hub", "README.md", "val_report.json"
-"""The format of a folder for the hub, and its default name; its card; the report of a run's best validation."""
+HUB, CARD = "hub", "README.md"
+"""The format of a folder for the hub, which is its default name, too; its card."""
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 """Format -> suffix of its file."""
@@ -142,6 +142,7 @@ def to_hub(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: The folder holds files already, or the report is of other classes.
     """
+    from resnest_seg.evaluation.image_scores import VALIDATION_REPORT
     from resnest_seg.evaluation.report import EvalReport
     from resnest_seg.models.checkpoint import BEST, Checkpoint, find_checkpoint
     from resnest_seg.models.loading import load_checkpoint
@@ -155,7 +156,9 @@ def to_hub(options: argparse.Namespace) -> int:
         raise ConfigError(f"{folder} already holds files. Choose another --output, or pass --overwrite.")
     file = find_checkpoint(source) if source.exists() else None
     run = file.parent if file is not None and file.name == BEST else None
-    path = options.report or (run / REPORT if run is not None and (run / REPORT).is_file() else None)
+    path = options.report or (
+        run / VALIDATION_REPORT if run is not None and (run / VALIDATION_REPORT).is_file() else None
+    )
     report = None if path is None else EvalReport.load(path)
     segmenter = load_checkpoint(options.checkpoint, into=own_network(options.model))
     # Photos of other data sets are not ours to publish.

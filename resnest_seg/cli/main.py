@@ -24,7 +24,6 @@ GROUPS = {
         "prepare": "download, check and unpack ADE20K, Cityscapes or CamVid; write synthetic scenes",
         "import": "import labels of annotation tools: COCO, YOLO, labelme, CVAT, GeoJSON ...",
         "check": "check photos and masks before training",
-        "suggest": "suggest which unlabelled photos to label next",
     },
     "training": {
         "train": "train a segmentation model",
@@ -42,6 +41,7 @@ GROUPS = {
         "runs": "list run folders: config differences, best mIoU, speed, state",
         "report": "write what came out of runs into one page: curves, scores, images",
         "audit": "find doubtful labels: ranked images and regions, a page to click through",
+        "suggest": "suggest which unlabelled photos to label next",
     },
     "comparisons": {
         "zoo": "list and fetch the published checkpoints",

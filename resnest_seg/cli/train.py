@@ -50,10 +50,6 @@ DEFAULT_CONFIGS = {
 """Data set -> the shipped config that --dataset trains with."""
 
 
-SEED = re.compile(r"_seed\d+$")
-"""End of the name of a run folder of --seed 0,1,2."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Order(Generic[C]):
     """The parsed command line.
@@ -307,6 +303,8 @@ def _series(order: Order[RunConfig], chosen: Mapping[str, str | None], seeds: Se
 
 def _with_seeds(base: Path) -> list[Path]:
     """Return the run folders that are called like another one with a seed behind."""
+    from resnest_seg.reports.run_table import SEED
+
     try:
         return [path for path in base.parent.iterdir() if path.name != base.name == SEED.sub("", path.name)]
     except OSError:
@@ -382,7 +380,7 @@ def train_seeds(orders: Sequence[Order[RunConfig]]) -> int:
         The exit code.
     """
     from resnest_seg.cli.review.runs import show_runs
-    from resnest_seg.reports.run_table import read_run
+    from resnest_seg.reports.run_table import SEED, read_run
     from resnest_seg.training.run_folder import RunFolder
 
     for order in orders:

@@ -252,6 +252,8 @@ def choose(
     if features is None:
         return [Choice(place, scores[place], None) for place in order[:count]]
     places, found = features(order[: math.ceil(count * factor)])
+    if not places:  # an array of no features has no shape
+        return []
     rows, distances = k_centre(found, count, centres=centres)
     return [
         Choice(places[row], scores[places[row]], distance if math.isfinite(distance) else None)

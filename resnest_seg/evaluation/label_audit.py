@@ -173,7 +173,7 @@ class AuditReport:
     Attributes:
         space: The classes of the data set.
         split: Its split.
-        models: Descriptions of the models.
+        models: Descriptions of the models, in the order of the folds.
         protocol: Name of the inference protocol.
         images: The images, the most doubtful ones first.
         regions: The regions, the most doubtful ones first, at most `MOST_REGIONS`.
@@ -511,7 +511,7 @@ class _Judge:
         return AuditReport(
             space=self.dataset.label_space,
             split=self.dataset.split,
-            models=tuple(dict.fromkeys(self.descriptions)),
+            models=tuple(self.descriptions),
             protocol=self.protocol if isinstance(self.protocol, str) else self.protocol.name,
             images=tuple(sorted(images, key=lambda image: image.score)),
             regions=tuple(entry for _, _, entry in sorted(best, key=lambda kept: kept[:2], reverse=True)),

@@ -198,44 +198,63 @@ class FoundRegions(NamedTuple):
 
 
 def doubtful_regions(judged: JudgedLabels, cutoff: int, *, min_area: int) -> FoundRegions:
-    """Find the connected areas of disagreement in an image; pixels are connected by sides and corners.
+    """Find the connected areas of disagreement in an image: pixels of one class pair that are joined by their sides.
 
     Args:
         judged: The image.
         cutoff: Of the issues, see `ConfidentLearning`.
         min_area: Regions of fewer pixels are left out.
     """
-    other = judged.disagreement
-    covered = np.zeros(other.shape, np.bool_)
-    pairs = np.where(other, judged.given.astype(np.int32) * 256 + judged.predicted, -1)
-    issues, found, small = judged.issues(cutoff), list[DoubtfulRegion](), 0
-    for pair in np.unique(pairs[other]).tolist():
-        mask = (pairs == pair).astype(np.uint8)
-        left, top, width, height = cv2.boundingRect(mask)
-        window = slice(top, top + height), slice(left, left + width)
-        count, parts, stats, _ = cv2.connectedComponentsWithStats(mask[window], connectivity=8)
-        flat = parts.ravel()
-        sums = [np.bincount(flat, weights=values[window].ravel(), minlength=count)
-                for values in (issues, judged.confidence, judged.self_confidence)]  # fmt: skip
-        large = [part for part in range(1, count) if stats[part, cv2.CC_STAT_AREA] >= min_area]
-        small += count - 1 - len(large)
-        for part in large:
-            x, y, across, down, area = (int(value) for value in stats[part])
-            here = parts[y : y + down, x : x + across] == part
-            covered[top + y : top + y + down, left + x : left + x + across] |= here
-            inner = np.pad(here, 1).astype(np.uint8)
-            radius = float(cv2.distanceTransform(inner, cv2.DIST_L2, 3).max())
-            issue, confidence, self_confidence = (float(values[part]) for values in sums)
-            found.append(
-                DoubtfulRegion(
-                    pair // 256,
-                    pair % 256,
-                    (left + x, top + y, across, down),
-                    area,
-                    int(issue),
-                    confidence / area / LEVELS,
-                    self_confidence / area / LEVELS,
-                    2 * radius - 1,
-                )
+    other, issues = judged.disagreement, judged.issues(cutoff)
+    numbers, boxes = _components(np.where(other, judged.given.astype(np.int32) * 256 + judged.predicted, -1))
+    flat, count = numbers[other], len(boxes)
+    areas = np.bincount(flat, minlength=count)
+    sums = [np.bincount(flat, weights=values[other], minlength=count)
+            for values in (issues, judged.confidence, judged.self_confidence)]  # fmt: skip
+    large = areas >= min_area
+    large[0] = False  # what is in no component
+    mask, found = large[numbers], list[DoubtfulRegion]()
+    for number in np.flatnonzero(large).tolist():
+        left, top, width, height = (int(value) for value in boxes[number])
+        here = numbers[top : top + height, left : left + width] == number
+        row, column = np.unravel_index(int(here.argmax()), here.shape)
+        radius = float(cv2.distanceTransform(np.pad(here, 1).astype(np.uint8), cv2.DIST_L2, 3).max())
+        issue, confidence, self_confidence = (float(values[number]) for values in sums)
+        found.append(
+            DoubtfulRegion(
+                int(judged.given[top + row, left + column]),
+                int(judged.predicted[top + row, left + column]),
+                (left, top, width, height),
+                int(areas[number]),
+                int(issue),
+                confidence / areas[number] / LEVELS,
+                self_confidence / areas[number] / LEVELS,
+                2 * radius - 1,
             )
-    return FoundRegions(found, small, covered)
+        )
+    return FoundRegions(found, int((areas[1:] > 0).sum()) - len(found), mask)
+
+
+def _components(values: NDArray[np.int32]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Number the areas of equal values that are joined by sides, all values at once.
+
+    OpenCV knows two values only: on a grid of twice the size, the cell between two equal neighbours is set, and none
+    between different ones.
+
+    Args:
+        values: [H, W]; -1 is in no area.
+
+    Returns:
+        The number of every pixel's area, [H, W], 0 for none; and left, top, width and height of each, [N + 1, 4].
+    """
+    height, width = values.shape
+    grid = np.zeros((2 * height - 1, 2 * width - 1), np.uint8)
+    known = values >= 0
+    grid[::2, ::2] = known
+    grid[::2, 1::2] = known[:, 1:] & (values[:, 1:] == values[:, :-1])
+    grid[1::2, ::2] = known[1:] & (values[1:] == values[:-1])
+    _, numbers, stats, _ = cv2.connectedComponentsWithStats(grid, connectivity=4)
+    boxes = np.array(stats[:, :4], np.int32)
+    boxes[:, :2] //= 2
+    boxes[:, 2:] = (boxes[:, 2:] + 1) // 2
+    return numbers[::2, ::2], boxes

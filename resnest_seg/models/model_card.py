@@ -286,7 +286,7 @@ def _limits(config: RunConfig, report: Report | None) -> str:
     """What the model was not made for, and the terms of its data."""
     known = TERMS.get(config.data.dataset, "The terms of its training data apply.")
     lines = [
-        f"It has seen {_text(config.data.dataset)} in training and nothing else: other cameras, places and weather may "
+        f"It was trained on the data set {_text(config.data.dataset)} alone: other cameras, places and weather may "
         "give worse labels, without a warning.",
         "Every pixel gets one of the labels above, also where none fits.",
         known,

@@ -200,7 +200,7 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
     Any H, W >= 1; runs in channels-last memory, which the layers of this network prefer on CPU and GPU.
 
     `save_pretrained(folder)`, `from_pretrained(folder_or_repository)` and `push_to_hub(repository)` are those of the
-    Hugging Face hub; what they write is one checkpoint file of ours, which `load_checkpoint` reads as well.
+    Hugging Face hub; they write one checkpoint file of ours, which `load_checkpoint` reads as well, and a model card.
 
     Encoder and heads may be any modules; those of a name come from `build_segmenter`. A checkpoint of a network with
     modules of the user's own says so, with a fingerprint of their keys and shapes, and `load_checkpoint(path, into=)`

@@ -71,8 +71,9 @@ def write_audit_page(
 def _lead(report: AuditReport, warnings: Sequence[str]) -> list[Element]:
     share = 100 * report.issues / max(report.pixels, 1)
     lines = [
-        f"{len(report.images)} images with {report.pixels:,} labelled pixels were predicted by {len(report.models)} "
-        f"model(s), protocol {report.protocol}: {'; '.join(report.models)}.",
+        f"{len(report.images)} images with {report.pixels:,} labelled pixels were predicted by "
+        f"{_counted(len(report.models), 'model')} ({'; '.join(dict.fromkeys(report.models))}), protocol "
+        f"{report.protocol}.",
         f"{report.issues:,} pixels ({share:.2f} %) are doubtful: the model is sure of another class. They and their "
         f"neighbours make {report.found:,} regions of at least {report.min_area} pixels.",
         "A doubtful label is not a wrong one: models err, most of all along outlines. Look, tick what to label "
@@ -80,6 +81,10 @@ def _lead(report: AuditReport, warnings: Sequence[str]) -> list[Element]:
     ]
     notes = [element("p", {"class": "note"}, text) for text in warnings]
     return [*notes, *(element("p", None, text) for text in lines)]
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"1 {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def _pairs(report: AuditReport) -> Section:

@@ -46,6 +46,7 @@ NOT_COMPARED = ("output",)
 """Keys that differ in every run and decide nothing."""
 
 SEED = re.compile(r"_seed\d+$")
+"""End of the name of a run folder of train --seed 0,1,2."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -394,12 +395,13 @@ def sort_runs(runs: Sequence[Run], key: str) -> list[Run]:
     return sorted(runs, key=rank)
 
 
-def shown_keys(runs: Sequence[Run], *, first: str | None = None) -> tuple[list[str], list[str]]:
-    """Choose the config keys that the table shows: at most `MOST_KEYS`, those with the most different values.
+def shown_keys(runs: Sequence[Run], *, first: str | None = None, most: int = MOST_KEYS) -> tuple[list[str], list[str]]:
+    """Choose the config keys that the table shows: those with the most different values.
 
     Args:
         runs: The runs.
         first: A key that is shown in any case, or the last part of one; None or another word chooses none.
+        most: The number of keys to show.
 
     Returns:
         The keys to show, and the others in which the runs differ; both in the order of `differing_keys`.
@@ -410,31 +412,32 @@ def shown_keys(runs: Sequence[Run], *, first: str | None = None) -> tuple[list[s
         values = [run.config.get(key, ...) for run in runs]
         return first not in (key, key.rpartition(".")[2]), ... in values, -len(set(map(_text, values)))
 
-    chosen = set(sorted(keys, key=rank)[:MOST_KEYS])
+    chosen = set(sorted(keys, key=rank)[:most])
     return [key for key in keys if key in chosen], [key for key in keys if key not in chosen]
 
 
-def runs_table(runs: Sequence[Run], *, first: str | None = None) -> PlainTable:
+def runs_table(runs: Sequence[Run], *, first: str | None = None, most: int = MOST_KEYS) -> PlainTable:
     """Make the table of runs, in their order: config keys in which they differ, score, progress, speed and state.
 
     Args:
         runs: The runs.
         first: See `shown_keys`.
+        most: See `shown_keys`.
     """
-    shown, folded = shown_keys(runs, first=first)
+    shown, folded = shown_keys(runs, first=first, most=most)
     last = [key.rpartition(".")[2] for key in shown]
     headings = [short if last.count(short) == 1 else key for key, short in zip(shown, last, strict=True)]
     caption = f"{len(folded)} more keys differ (--json shows all): {', '.join(folded)}" if folded else ""
     table = PlainTable(caption=caption, compact=True)
     table.caption_justify = "left"
-    table.column("name", no_wrap=True)
+    table.column("name")
+    table.columns[0].overflow = "fold"  # its end tells runs apart
     for heading in headings:
         table.column(heading)
     names = dict.fromkeys(SCORES[run.score_name] for run in runs)
-    table.column(f"best {' or '.join(names)}", right=True)
-    for heading in ("at step", "steps", "epochs", "images/s"):
-        table.column(heading, right=True)
-    table.column("state")
+    for heading in (f"best {' or '.join(names)}", "at step", "steps", "epochs", "images/s"):
+        table.column(heading, right=True, no_wrap=True)
+    table.column("state", no_wrap=True)
     for run in runs:
         table.row(
             run.name,

@@ -5,9 +5,10 @@ Validation during training runs on every process, each on its share, and a stop 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -275,7 +276,8 @@ class SegmentationTask:
         """mIoU by the protocol's rule for absent classes, pixel accuracy, the loss, and a contact sheet."""
         assert isinstance(model, Segmenter)
         validator = Validator(self.config, self.validation, engine, loss=ScoredLoss(self.criterion))
-        seen = validator.run(model, stop=stop, progress=progress, images=images)
+        with _evaluating(self.criterion):
+            seen = validator.run(model, stop=stop, progress=progress, images=images)
         if seen is None:
             return None
         report, sheet, split = seen.report, seen.sheet, self.validation.split
@@ -313,6 +315,17 @@ class SegmentationTask:
         name, noun = ("mIoU", "thresholds") if len(labels.labels) > 1 else ("IoU", "threshold")
         text = f"{name} {100 * mean_iou:.2f} ({noun} {shown})  average precision {100 * precision:.2f}"
         return {"mean_iou": mean_iou, "average_precision": precision}, text, {"thresholds": thresholds}
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Within this, a module is in eval mode: a loss of the user's own may learn in training mode."""
+    before = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(before)
 
 
 class _StoppedError(Exception):
@@ -384,9 +397,6 @@ class Validator:
             total: Tensor = self.engine.reduce(counts, reduction="sum")
             return total
 
-        criterion = self.loss.criterion
-        trained = criterion.training
-        criterion.eval()  # a loss of the user's own may learn
         try:
             report = evaluate(
                 segmenter,
@@ -407,7 +417,6 @@ class Validator:
             return None
         finally:
             progress.remove_task(bar)
-            criterion.train(trained)
         self.loss.sums = reduce(self.loss.sums.to(self.engine.device)).cpu()
         return Validated(report, sheet, self.loss.mean())
 

@@ -119,6 +119,14 @@ def test_photos_that_cannot_be_read_are_named_and_the_others_suggested(call, tmp
     assert not Path("none").exists()
 
 
+def test_a_photo_that_is_named_twice_counts_once(call, tmp_path, capsys):
+    photo = next((tmp_path / FOLDER / "sub").iterdir())
+    (tmp_path / "link.png").symlink_to(photo)
+    assert call(photo, FOLDER, f"{FOLDER.replace('[1]', '[[]1]')}/**/*.png", "link.png", "--by", "random") == 0
+    assert "9 of 9 photos suggested" in capsys.readouterr().out
+    assert str(photo) in [row["path"] for row in rows()]
+
+
 def test_random_photos_need_no_scores_and_follow_the_seed(call):
     for output, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert call(FOLDER, "--count", "4", "--by", "random", "--seed", seed, "--output", output) == 0
@@ -178,6 +186,16 @@ def test_wrong_options_are_refused_before_anything_is_read(words, says, call, tm
     (tmp_path / "noted" / "coco" / "annotations.json").write_text(json.dumps({}))
     assert call("nothing here", *words) == 2
     assert says in capsys.readouterr().err
+
+
+def test_photos_that_vanish_while_they_are_compared_are_named(call, tmp_path, capsys, monkeypatch):
+    def vanish(*arguments):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(suggest, "features", vanish)
+    assert call(FOLDER, "--count", "2") == 1
+    assert "error: 9 not scored:" in capsys.readouterr().err
+    assert not Path("suggestions").exists()
 
 
 def test_a_network_of_one_convolution_has_features_too():

@@ -97,8 +97,10 @@ def test_the_page_is_for_those_who_ask_for_html(port):
     for address, kind in (("/", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css")):
         status, headers, content = ask(port, None, address, method="GET", kind=None, Accept="text/html,*/*;q=0.8")
         assert (status, headers["Content-Type"]) == (200, f"{kind}; charset=utf-8")
-        assert headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self';")
-        assert "unsafe" not in headers["Content-Security-Policy"]
+        policy = [part.split() for part in headers["Content-Security-Policy"].split("; ")]
+        assert policy[0] == ["default-src", "'none'"]
+        assert {source for _, *sources in policy for source in sources} == {"'none'", "'self'", "data:", "blob:"}
+        assert [name for name, *sources in policy if {"data:", "blob:"} & {*sources}] == ["img-src"]
         assert b"http:" not in content
         assert b"https:" not in content
     answer = ask(port, None, "/", method="GET", kind=None, Accept="*/*")
@@ -241,6 +243,8 @@ def test_names_are_text_whatever_they_hold(chromium):
         assert page.locator("#name").text_content() == FILE_NAME
         assert page.locator("#classes bdi").all_text_contents() == list(HOSTILE.names)
         assert page.locator("main img, main script").count() == 0
+        said = page.get_by_role("status").text_content()
+        assert said.endswith("${alert(3)} evil 33.3%.")  # nothing is written backwards
         page.locator("#picture").hover(position={"x": 10, "y": 10})
         assert page.locator("#under").text_content().startswith(f"{HOSTILE.names[0]} at 0, 0")
         page.locator("#classes input").nth(1).uncheck()  # of two classes of one colour
@@ -374,6 +378,7 @@ def test_labels_that_overlap(chromium):
     labels[:5] = 1 << 15
     with running(Fixed(labels, space)) as port, opened(chromium, port) as page:
         assert "3 labels, any of them at a pixel" in page.locator("#model").inner_text()
+        assert json.loads(ask(port, None, "/model", method="GET")[2])["ignored_raw_id"] == 1 << 15
         choose(page, PHOTO)
         assert close(shown(page, (40, 60)), overlay(picture(), labels, space, alpha=0.5))
         assert sorted(text.replace("\n", " ") for text in page.locator("#classes li").all_inner_texts()) == sorted(
@@ -461,13 +466,13 @@ def test_a_service_that_ends_and_comes_again(chromium, predictor):
             choose(page, PHOTO)
             first.close()
             page.get_by_role("button", name="Overlay").click()
-            page.get_by_role("alert").get_by_text("photo.png: the server does not answer. Is it still").wait_for()
+            page.get_by_role("alert").get_by_text("photo.png: The server does not answer. Is it still").wait_for()
             with page.expect_download():  # which need no server
                 page.get_by_role("button", name="Labels (PNG)").click()
             page.set_input_files("#file", {"name": "next.png", "mimeType": "", "buffer": PHOTO})
-            page.get_by_role("alert").get_by_text("next.png: the server does not answer").wait_for()
+            page.get_by_role("alert").get_by_text("next.png: The server does not answer").wait_for()
             page.get_by_role("button", name="Try again").click()
-            page.get_by_role("alert").get_by_text("next.png: the server does not answer").wait_for()
+            page.get_by_role("alert").get_by_text("next.png: The server does not answer").wait_for()
             with running(predictor, port=port):
                 page.get_by_role("button", name="Try again").click()
                 page.get_by_text("next.png is labelled").wait_for()
@@ -481,7 +486,7 @@ def test_a_file_that_is_gone_and_an_answer_that_is_none_of_the_service(chromium,
         page.get_by_text("photo.png is labelled").wait_for()
         photo.unlink()
         box(page, "Outlines of").check()
-        page.get_by_role("alert").get_by_text("photo.png: the file cannot be read: it is a folder, or was").wait_for()
+        page.get_by_role("alert").get_by_text("photo.png: The file cannot be read: it is a folder, or was").wait_for()
         assert page.locator("#picture").is_visible()
         box(page, "Outlines of").uncheck()
         page.route("**/segment*", lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>"))
@@ -489,15 +494,23 @@ def test_a_file_that_is_gone_and_an_answer_that_is_none_of_the_service(chromium,
         page.get_by_role("alert").get_by_text("next.png: the server answers 502").wait_for()
 
 
-def test_a_service_with_another_model_than_before_is_seen(chromium, predictor):
+def test_another_service_at_the_same_address_is_another_model(chromium, predictor):
+    """A page stays open while a person tries one model after the other."""
     with contextlib.ExitStack() as first:
         port = first.enter_context(running(predictor))
         with opened(chromium, port) as page:
+            choose(page, PHOTO)
+            box(page, "road").uncheck()
             first.close()
-            other = LabelSpace.numbered(3)
-            with running(Fixed(np.full((8, 8), 2, np.uint8), other), port=port):
-                choose(page, PHOTO, done="")
-                page.get_by_role("alert").get_by_text("the server has another model than before: reload").wait_for()
+            space = LabelSpace.numbered(3, names=["road", "b", "c"])
+            with running(Fixed(np.tile(np.arange(3, dtype=np.uint8), (8, 4)), space), port=port):
+                choose(page, PHOTO, "again.png")
+                assert page.locator("#classes bdi").all_inner_texts() == list(space.names)
+                assert box(page, "road").is_checked()
+                strange = png_of(np.full((40, 60), 77, np.uint8), [0])
+                page.route("**/segment*", lambda route: route.fulfill(body=strange, content_type="image/png"))
+                page.set_input_files("#file", {"name": "strange.png", "mimeType": "", "buffer": PHOTO})
+                page.get_by_role("alert").get_by_text("strange.png: The server gives the label 77, which is").wait_for()
 
 
 def test_the_photo_that_comes_last_is_shown(chromium):

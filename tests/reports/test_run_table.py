@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from resnest_seg.cli.review import runs as verb
-from resnest_seg.config import RunConfig
+from resnest_seg.config import PretrainConfig, RunConfig
 from resnest_seg.config_reading import to_yaml
 from resnest_seg.errors import ConfigError, run_tool
 from resnest_seg.models import checkpoint
@@ -16,7 +16,9 @@ from resnest_seg.reports.run_table import differing_keys, find_runs, read_run, s
 from resnest_seg.training import run_folder
 
 
-def make_run(folder, *, scores=(0.2, 0.5, 0.4), seed=0, steps=30, done=None, told=True, stale=0, **groups):
+def make_run(
+    folder, *, scores=(0.2, 0.5, 0.4), seed=0, steps=30, done=None, validated=None, told=True, stale=0, **groups
+):
     """A run of 10 steps an epoch; `done` is the step of the newest state, None for the last."""
     folder.mkdir(parents=True)
     train = {"epochs": 3, "batch_size": 4} | groups.pop("train", {})
@@ -33,7 +35,7 @@ def make_run(folder, *, scores=(0.2, 0.5, 0.4), seed=0, steps=30, done=None, tol
     step = steps if done is None else done
     values = {
         "step": step,
-        "validated_step": step,
+        "validated_step": step if validated is None else validated,
         "best_mean_iou": max(scores, default=-1.0),
         "stale_validations": stale,
     }
@@ -59,6 +61,7 @@ def test_a_run_is_read(tmp_path):
         ({}, "finished"),
         ({"done": 20}, "stopped"),
         ({"done": 20, "told": False}, "stopped"),
+        ({"validated": 20}, "stopped"),  # before its last validation
         ({"told": False}, "finished"),  # by the steps of an epoch
         ({"done": 20, "stale": 2, "train": {"patience": 2}}, "finished"),
         ({"done": 20, "stale": 1, "train": {"patience": 2}}, "stopped"),
@@ -123,6 +126,22 @@ def test_folders_are_found_below_through_links_and_strangers_are_named(tmp_path)
     assert run.name == "b"
     with pytest.raises(ConfigError, match="nowhere does not exist: name a folder with run folders"):
         find_runs(tmp_path / "nowhere")
+
+
+def test_classifiers_have_their_own_score(tmp_path):
+    folder = make_run(tmp_path / "a")
+    metrics = folder / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("mean_iou", "top1"))
+    values = {"step": 30, "validated_step": 30, "best_top1": 0.5}
+    save_file({"x": np.zeros(1)}, folder / "last.safetensors", {"training": json.dumps(values)})
+    (folder / "config.yaml").write_text(to_yaml(PretrainConfig.from_dict({"train": {"epochs": 3}})))
+    make_run(tmp_path / "b")
+    runs, problems = find_runs(tmp_path)
+    assert [(run.score_name, run.score, run.state) for run in runs] == [
+        ("top1", 0.5, "finished"), ("mean_iou", 0.5, "finished")
+    ]  # fmt: skip
+    assert "best top-1 or mIoU" in str([column.header for column in run_table.runs_table(runs).columns])
+    assert not problems
 
 
 def test_keys_that_differ_are_shown_and_equal_ones_are_not(tmp_path):

@@ -105,7 +105,7 @@ class Stripes(SegmentationDataset):
 
 def test_the_run_folder_is_complete(finished, tiny_space):
     assert {path.name for path in finished.iterdir()} == {
-        *(CONFIG, LAST, BEST, METRICS, MACHINE, SHEET, LOCK, "tensorboard"),
+        *(CONFIG, LAST, BEST, METRICS, MACHINE, SHEET, LOCK, "tensorboard", "val_images.jsonl", "val_report.json"),
         "step_00000015.safetensors",
     }
     assert load_run_config(finished / CONFIG) == CONFIG_OF_TEST

@@ -64,12 +64,15 @@ def show_runs(runs: Sequence[Run], *, first: str | None = None) -> None:
         first: A config key that is shown in any case.
     """
     from resnest_seg.io.display import console
-    from resnest_seg.reports.run_table import runs_table, seed_groups, seed_table
+    from resnest_seg.reports.run_table import MOST_KEYS, runs_table, seed_groups, seed_table
 
     terminal = console()
-    if not terminal.is_terminal:  # a file or a pipe has lines of any length
+    most = MOST_KEYS
+    if terminal.is_terminal:
+        most = min(max((terminal.width - 60) // 10, 1), most)
+    else:  # a file or a pipe has lines of any length
         terminal = console(width=10_000)
-    terminal.print(runs_table(runs, first=first))
+    terminal.print(runs_table(runs, first=first, most=most))
     if groups := seed_groups(runs):
         terminal.print()
         terminal.print(seed_table(groups))

@@ -120,7 +120,7 @@ def check(options: argparse.Namespace) -> argparse.Namespace | None:
 
 
 def photos(words: Sequence[str], output: str) -> tuple[list[Input], list[str]]:
-    """Resolve words of the command line to photos, and say what is none."""
+    """Resolve words of the command line to photos, each once, and say what is none."""
     from resnest_seg.inference.inputs import plan
     from resnest_seg.io.images import IMAGE_SUFFIXES
 
@@ -130,7 +130,11 @@ def photos(words: Sequence[str], output: str) -> tuple[list[Input], list[str]]:
     )
     problems += [f"{item.source} is no photo: suggest takes image files; cut videos into frames first."
                  for item in items if item.kind != "image"]  # fmt: skip
-    return [item for item in items if item.kind == "image"], problems
+    found: dict[str, Input] = {}
+    for item in items:
+        if item.kind == "image":
+            found.setdefault(os.path.realpath(item.source), item)
+    return list(found.values()), problems
 
 
 def labelled(options: argparse.Namespace) -> list[Input]:

@@ -4,10 +4,12 @@
 const LONGEST = 1600; // pixels of the canvas; larger photos are drawn scaled, so that the page stays responsive
 const SMALL = 800; // smaller photos are magnified by a whole number up to this length, or 16 times
 
+const GONE = "The server does not answer. Is it still running?";
+
 const find = id => document.getElementById(id);
 const picture = find("picture"), context = picture.getContext("2d");
 
-let model = null; // what the server says of itself
+let model = null, introduced = ""; // what the server says of itself, and the same as text
 let shown = null; // the photo on the canvas, see label()
 let current = new AbortController(); // ends what is on its way for a photo when another one comes
 let latest = null; // the file that was tried last
@@ -17,15 +19,24 @@ const rows = new Map(); // id of a class -> its row in the list
 
 // ---- the server
 
-async function start() {
+// Asked for each photo anew: it may be another server by now, with another model.
+async function introduce() {
+  let text;
   try {
     const answer = await fetch("model");
-    if (!answer.ok) throw new Error(await reason(answer));
-    model = await answer.json();
+    if (!answer.ok) throw new Failure(await reason(answer), true);
+    text = await answer.text();
   } catch (problem) {
-    return fail(problem instanceof TypeError ? "The server does not answer. Is it still running?" : problem.message, true);
+    throw problem instanceof TypeError ? new Failure(GONE, true) : problem;
   }
+  if (text === introduced) return;
+  introduced = text;
+  model = JSON.parse(text);
+  forget();
+  hidden.clear();
   if (model.task === "binary") hidden.add(0); // the background, as in overlays
+  rows.clear();
+  find("classes").replaceChildren();
   find("model").textContent = introduction();
   const types = model.types.filter(type => type.startsWith("image/"));
   find("file").accept = [...types, ...(types.includes("image/tiff") ? [".tif", ".tiff"] : [])].join();
@@ -72,21 +83,21 @@ async function ask(query, file, signal) {
   } catch (problem) {
     if (!(problem instanceof TypeError)) throw problem; // it has been said, or another photo came
     const there = await file.slice(0, 1).arrayBuffer().then(() => true, () => false);
-    throw there ? new Failure("the server does not answer. Is it still running?", true)
-                : new Failure("the file cannot be read: it is a folder, or was moved or changed meanwhile.");
+    throw there ? new Failure(GONE, true)
+                : new Failure("The file cannot be read: it is a folder, or was moved or changed meanwhile.");
   }
 }
 
 // ---- one photo
 
 async function label(file, { frame = false } = {}) {
-  if (!model) return; // which has been said
   current.abort();
   current = new AbortController();
   const { signal } = current;
   latest = file;
   if (!frame) say(`Labelling ${file.name} ...`);
   try {
+    if (!frame) await introduce();
     const found = await labelled(file, signal);
     signal.throwIfAborted();
     shown = found;
@@ -99,9 +110,13 @@ async function label(file, { frame = false } = {}) {
   } catch (problem) {
     if (signal.aborted) return;
     fail(`${file.name}: ${problem.message}`, problem.again);
-    find("result").hidden = true;
-    shown = null;
+    if (shown?.signal !== signal) forget(); // else it is shown, and only its outlines are missing
   }
+}
+
+function forget() {
+  find("result").hidden = true;
+  shown = null;
 }
 
 async function labelled(file, signal) {
@@ -174,10 +189,10 @@ function meaning(value) {
   if (model.task !== "multilabel") {
     const found = model.classes.findIndex(one => one.raw_id === value);
     if (found < 0 && value !== model.ignored_raw_id)
-      throw new Error("the server has another model than before: reload this page.");
+      throw new Error(`The server gives the label ${value}, which is none of its classes.`);
     return found < 0 ? [] : [found];
   }
-  return value === model.ignored_raw_id ? [] : model.classes.map((_, bit) => bit).filter(bit => value >> bit & 1);
+  return model.classes.map((_, bit) => bit).filter(bit => value >> bit & 1); // bit 15, of ignored pixels, is no label's
 }
 
 // Present classes, largest first: [{id, count}], and the classes of every value that occurs.
@@ -214,7 +229,7 @@ function describe() {
   find("timing").textContent = shown.timing;
   picture.width = shown.scene.width;
   picture.height = shown.scene.height;
-  picture.setAttribute("aria-label", `${file.name} with its labels: ${summary()}`);
+  picture.setAttribute("aria-label", sentence(`${file.name} with its labels: ${summary()}`));
 }
 
 function share({ count }) {
@@ -322,15 +337,20 @@ async function polygons(signal) {
 
 // ---- messages
 
+// A sentence with names in it, whose writing direction is not to be that of the rest.
+function sentence(text) {
+  return text.replace(/[\u202a-\u202e\u2066-\u2069]/g, "");
+}
+
 function say(text) {
-  find("status").textContent = text;
+  find("status").textContent = sentence(text);
   find("error").textContent = "";
   find("again").hidden = true;
 }
 
 function fail(text, again = false) {
   say("");
-  find("error").textContent = text;
+  find("error").textContent = sentence(text);
   find("again").hidden = !again;
   stopCamera();
 }
@@ -416,13 +436,16 @@ document.addEventListener("drop", event => {
   document.body.classList.remove("over");
   take([...event.dataTransfer.files], "What was dropped is no file.");
 });
-find("again").addEventListener("click", () => model ? label(latest) : location.reload());
+find("again").addEventListener("click", () => latest ? label(latest) : start());
 find("camera").addEventListener("change", () => find("camera").checked ? film() : stopCamera());
 find("opacity").addEventListener("input", () => {
   find("percent").textContent = `${find("opacity").value} %`;
   draw();
 });
-find("outlines").addEventListener("change", () => act("Fetching the outlines ...", "", photo => outline(photo.signal)));
+find("outlines").addEventListener("change", () => {
+  if (find("outlines").checked) act("Fetching the outlines ...", "", photo => outline(photo.signal));
+  else draw();
+});
 for (const [button, all] of [["all", true], ["none", false]])
   find(button).addEventListener("click", () => {
     if (!shown) return;
@@ -441,8 +464,13 @@ picture.addEventListener("pointermove", event => {
   const place = (at, start, length, count) => Math.min(Math.max(Math.floor((at - start) / length * count), 0), count - 1);
   const x = place(event.clientX, box.left, box.width, labels.width), y = place(event.clientY, box.top, box.height, labels.height);
   const names = meanings.get(labels.values[y * labels.width + x]).map(id => model.classes[id].name);
-  find("under").textContent = `${names.join(", ") || "no class"} at ${x}, ${y}`;
+  find("under").textContent = sentence(`${names.join(", ") || "no class"} at ${x}, ${y}`);
 });
 picture.addEventListener("pointerleave", () => { find("under").textContent = ""; });
+
+function start() {
+  say("");
+  introduce().catch(problem => fail(problem.message, problem.again));
+}
 
 start();
