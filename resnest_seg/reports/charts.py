@@ -22,7 +22,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#1b1b1f")
 """Colours of lines, in turn; each contrasts with white by 3:1 or more."""
 
 DASHES = (None, "7 3", "2 3", "9 3 2 3")
-"""Patterns of lines, in turn with every round of colours."""
+"""Patterns of lines, in turn: neighbours differ in both, and twenty lines in one of the two."""
 
 MOST_POINTS = 1000
 """Points of a line; longer ones are thinned."""
@@ -83,7 +83,8 @@ def thinned(points: Sequence[Point], limit: int = MOST_POINTS) -> list[Point]:
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return round numbers at equal distances that reach from `low` or below to `high` or above, about `count`."""
     size = max(abs(low), abs(high))
-    span = high - low if high - low > max(1e-9 * size, 1e-10) else max(size, 1.0)  # else it is one value
+    span = high - low if high - low > max(1e-9 * size, 1e-10) else 0.0  # else it is one value
+    span = span or (size if size > 1e-10 else 1.0)
     step = 10.0 ** math.floor(math.log10(span / count))
     step = next(step * factor for factor in (1, 2, 2.5, 5, 10) if span / (step * factor) <= count)
     first, last = math.floor(low / step + 1e-9), math.ceil(max(high, low + span / 2) / step - 1e-9)
@@ -194,7 +195,7 @@ def _line(series: Series, plot: _Plot, place: int) -> list[Element]:
         steps.append(f"{pen}{across:.4f},{up:.4f}")  # the page reads values back from them
         pen = "L"
     style = {"fill": "none", "stroke": COLORS[place % len(COLORS)], "data-line": place}
-    dashes = DASHES[place // len(COLORS) % len(DASHES)]
+    dashes = DASHES[place % len(DASHES)]
     line = {**style, "class": "series", "data-name": series.name, "d": "".join(steps), "stroke-width": 1.8,
             "stroke-dasharray": dashes, "stroke-linejoin": "round"}  # fmt: skip
     made = [element("path", line)]
@@ -225,7 +226,7 @@ def _legend(names: Sequence[str], shown: Sequence[bool] | None) -> Element:
 
 def _sample(place: int) -> Element:
     line = {"x1": 0, "x2": 26, "y1": 5, "y2": 5, "stroke": COLORS[place % len(COLORS)], "stroke-width": 2.5,
-            "stroke-dasharray": DASHES[place // len(COLORS) % len(DASHES)]}  # fmt: skip
+            "stroke-dasharray": DASHES[place % len(DASHES)]}  # fmt: skip
     frame = {"class": "swatch", "viewBox": "0 0 26 10", "width": 26, "height": 10, "aria-hidden": "true"}
     return element("svg", frame, element("line", line))
 

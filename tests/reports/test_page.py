@@ -49,7 +49,8 @@ def hostile_page():
         table(["class", HOSTILE[0]], rows, label=HOSTILE[1], sortable=True),
         element("p", {"title": HOSTILE[1]}, "x"),
     ]
-    sections = [Section("one", HOSTILE[2], body, {"names": HOSTILE}), Section("two", "Two", [])]
+    names = [*HOSTILE, "</script ", "<!--<script>"]
+    sections = [Section("one", HOSTILE[2], body, {"names": names}), Section("two", "Two", [])]
     return page_html(HOSTILE[0], sections, lead=[element("p", None, "control \x00\x1b and \udcff")])
 
 
@@ -58,7 +59,9 @@ def test_text_of_strangers_stays_text():
     assert page.text("title") == page.text("h1") == HOSTILE[0]
     assert page.all("img") == []
     assert [a["class"] for a in page.all("th") if a.get("scope") == "row" and "class" in a] == []
-    assert json.loads(page.texts[[name for name, _ in page.texts].index("script")][1]) == {"names": list(HOSTILE)}
+    data = next(text for name, text in page.texts if name == "script")
+    assert json.loads(data) == {"names": [*HOSTILE, "</script ", "<!--<script>"]}
+    assert not set("<>") & set(data)
     for name in HOSTILE:
         assert name in [data for _, data in page.texts]
     for tag, attributes in page.elements:
