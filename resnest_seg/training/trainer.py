@@ -334,7 +334,14 @@ class Trainer:
         with self._image_parts(names) as parts:
             for name in names:
                 self._show_to_judge(name)
-                result = self.task.validate(self.judged, self.engine, stop=stop, progress=progress, images=parts[name])
+                result = self.task.validate(
+                    self.judged,
+                    self.engine,
+                    stop=stop,
+                    progress=progress,
+                    images=parts[name],
+                    record=max([self.best_score, *(one.scores[score] for one in results.values())]),
+                )
                 if result is None:
                     self.stopped_by = stop.anywhere(self.engine)
                     return
