@@ -111,7 +111,7 @@ def gallery(
     note = [element("p", None, f"{left_out} more images would make this page too large.")] if left_out else []
     controls = _controls(anchor, list(scores), list(tags), names, colors, sort=sort)
     grid = element("div", {"class": "cards"}, *made)
-    status = element("p", {"class": "status", "role": "status"}, f"{len(made)} images")
+    status = element("p", {"class": "status", "role": "status"}, f"{len(made)} shown")
     body = element("div", {"class": "gallery", "data-from": f"{anchor}-data"}, controls, status, grid)
     return Section(anchor, title, [*lead, *note, body], data)
 

@@ -180,7 +180,7 @@ def confusion_section(found: Sequence[Evaluated]) -> Section | None:
             for pair in pairs
         ]  # fmt: skip
         if rows:
-            heads = ["class", "taken for", "pixels", "% of the class"]
+            heads = ["class", "predicted as", "pixels", "% of the class"]
             parts.append(element("h3", None, f"Most frequent confusions of {one.name}"))
             parts.append(table(heads, rows, label=f"confusions of {one.name}"))
         blocks.append(element("div", None, *parts))
@@ -205,7 +205,7 @@ def calibration_section(found: Sequence[Evaluated]) -> Section | None:
             ]  # fmt: skip
             heads = ["confidence", "mean confidence %", "accuracy %", "pixels"]
             numbers = table(heads, rows, label=f"reliability of {title}")
-            tables.append(element("details", None, element("summary", None, f"numbers of {title}"), numbers))
+            tables.append(element("details", None, element("summary", None, f"Table of {title}"), numbers))
     if not charts:
         return None
     return Section("calibration", "Reliability", [element("div", {"class": "charts"}, *charts), *tables])
