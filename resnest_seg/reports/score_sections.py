@@ -180,7 +180,7 @@ def confusion_section(found: Sequence[Evaluated]) -> Section | None:
             for pair in pairs
         ]  # fmt: skip
         if rows:
-            heads = ["class", "predicted as", "pixels", "% of the class"]
+            heads = ["class", "taken for", "pixels", "% of the class"]
             parts.append(element("h3", None, f"Most frequent confusions of {one.name}"))
             parts.append(table(heads, rows, label=f"confusions of {one.name}"))
         blocks.append(element("div", None, *parts))
