@@ -44,7 +44,7 @@ def test_the_same_model_is_no_better_than_itself():
     counts = drawn(np.random.default_rng(0), 30, 0.6)
     found = compare_counts(counts, counts.copy(), protocol="whole")
     assert (found.value, found.low, found.high, found.told) == (0, 0, 0, False)
-    assert str(found) == ("whole: no difference can be told, +0.00 points of mIoU (95 %: +0.00 to +0.00, 1,000 "
+    assert str(found) == ("whole: no significant difference, +0.00 points of mIoU (95 %: +0.00 to +0.00, 1,000 "
                           "resamples of 30 images)")  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def test_one_image_tells_nothing():
     counts = np.array([[[3, 5, 4]]])
     found = compare_counts(counts, np.array([[[5, 5, 5]]]), protocol="whole")
     assert not found.told
-    assert str(found) == "whole: no difference can be told from 1 image"
+    assert str(found) == "whole: no interval from 1 image"
 
 
 HEADER = ImagesHeader("tiny", "val", ("a", "b"), ("whole",))
