@@ -1,8 +1,8 @@
 """Pictures of images with their labels, on a page: thumbnails, class toggles, an opacity slider, an order by any score.
 
 A mask becomes a small palette PNG in the colours of its classes, so it is a picture without a script as well. No two
-of its labels share a colour, and the page is told which is which: so the script reads the labels back from the pixels,
-and paints what is asked for.
+of its labels share a colour, and the page lists the colours: so the script reads the labels back from the pixels, and
+paints those that are chosen.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def write_report(
         folders: The runs, of which the first is what the others are compared with.
         output: The HTML file; it is replaced.
         images: How the pictures are made.
-        say: Is told what is left out.
+        say: Is called with every problem, such as what is left out.
 
     Raises:
         CheckpointError: A folder is no run folder.
@@ -202,8 +202,8 @@ def _machine(run: RunFiles) -> dict[str, str]:
         processes = "1 process" if count == 1 else f"{count} processes"
         facts["machine"] = f"{last.get('host', '-')}, {processes} on {last.get('device', '-')}"
         if len(run.starts) > 1:
-            told = [start["changes"] for start in run.starts if isinstance(start.get("changes"), list)]
-            changes = [str(text) for texts in told for text in texts]
+            recorded = [start["changes"] for start in run.starts if isinstance(start.get("changes"), list)]
+            changes = [str(text) for texts in recorded for text in texts]
             facts["resumed"] = f"{len(run.starts) - 1} times" + (f"; changed: {', '.join(changes)}" if changes else "")
     for key, name, unit, scale in (
         ("images_per_second", "speed", "images/s (median)", 1),
