@@ -19,9 +19,14 @@ _HOMES = {
     "ScoreHistogram": "label_scores",
     "Scores": "metrics",
     "Submission": "submission",
+    "Uncertainty": "acquisition",
     "audit": "label_audit",
+    "choose": "acquisition",
     "compare_images": "comparison",
     "evaluate": "evaluate",
+    "image_uncertainty": "acquisition",
+    "k_centre": "acquisition",
+    "pooled_features": "acquisition",
 }
 
 __all__ = sorted(_HOMES)

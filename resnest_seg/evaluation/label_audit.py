@@ -272,9 +272,8 @@ class AuditReport:
         """The most frequent confusions of label and model, for a console."""
         share = self.issues / max(self.pixels, 1)
         table = PlainTable(
-            title=f"labels of {self.space.name} {self.split}: {self.issues} of {self.pixels} pixels are doubtful "
-            f"({100 * share:.2f} %), in {self.found} regions of at least {self.min_area} pixels "
-            f"({self.small} smaller ones are left out)"
+            title=f"{self.space.name} {self.split}: {100 * share:.2f} % of {self.pixels:,} pixels are doubtful",
+            caption=f"{self.found:,} regions of at least {self.min_area} pixels; {self.small:,} smaller ones left out",
         )
         for heading, right in (("label", False), ("the model says", False), ("pixels", True), ("share", True)):
             table.column(heading, right=right)

@@ -284,7 +284,7 @@ def matrix_chart(
     area = {"class": "scroll tall", "tabindex": 0, "role": "region", "aria-label": title}
     legend = element("legend", None, "normalised")
     choice = element("fieldset", {"class": "toggles"}, legend, element("div", {"class": "list"}, *radios))
-    readout = element("p", {"class": "readout", "aria-live": "polite"}, "A cell under the pointer is told here.")
+    readout = element("p", {"class": "readout", "aria-live": "polite"}, "Point at a cell to read its values here.")
     return element(
         "figure", {"class": "matrix", "data-from": f"{section}-data", "data-name": name}, element("h3", None, title),
         choice, readout, element("div", area, *pictures), _scale(),

@@ -228,10 +228,12 @@ def read_fold_record(path: Path) -> dict[str, Any]:
         DatasetError: It is no such file.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path} cannot be read: {error}.") from None
-    if not isinstance(record, dict) or record.get("format") != "resnest_seg folds":
+    kinds = {"format": str, "samples": str, "folds": int, "group_by": str | None}
+    fits = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in kinds.items())
+    if not fits or record["format"] != "resnest_seg folds":
         raise DatasetError(f"{path} does not say how a data set was divided: it is no file of fit_folds.")
     return record
 

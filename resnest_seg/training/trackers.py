@@ -65,7 +65,7 @@ def _comet_ml(run: TrackedRun) -> dict[str, Any]:
 
 
 def _mlflow(run: TrackedRun) -> dict[str, Any]:
-    tags = {"resnest_seg.run": run.identity, **dict.fromkeys(run.tags, "")}
+    tags = {"resnest_seg.run": run.identity, "tags": ", ".join(run.tags)}  # whose names take few characters
     return {"run_name": run.name, "tags": tags, "run_id": _mlflow_run(run)}
 
 
@@ -136,9 +136,10 @@ def begin_trackers(config: AnyConfig, engine: Accelerator, *, folder: Path, iden
     run = TrackedRun(folder, identity, tags, step)
     values = {key: str(value) for key, value in flatten(config).items()}
     try:
-        engine.init_trackers(PROJECT, None, {name: TRACKERS[name](run) for name in names})
+        options = {name: TRACKERS[name](run) for name in names}
+        engine.init_trackers(PROJECT, None, options)
         for tracker in engine.trackers:
-            if tracker.name != "mlflow" or step == 0:  # which refuses to change what a run was told first
+            if options[tracker.name].get("run_id") is None:  # mlflow refuses to change what it was told first
                 tracker.store_init_configuration(values)
         if "aim" in names:
             aim = engine.get_tracker("aim", unwrap=True)

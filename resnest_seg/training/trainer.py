@@ -439,7 +439,8 @@ class Trainer:
     def _log(self, file: str, kind: str, values: dict[str, Any]) -> None:
         """Append a line to a file of the run folder and points to the trackers' curves."""
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        self.engine.log({f"{kind}/{name}": value for name, value in numbers.items()}, step=self.step)
+        points = {f"{kind}/{name.replace('/', '_')}": value for name, value in numbers.items()}
+        self.engine.log(points, step=self.step)  # of "lr" and "lr/0" some trackers would make a file and a folder
         if self.engine.is_main_process:
             epoch = round(self.step / self.steps_per_epoch, 4)
             self.folder.append(file, {"kind": kind, "step": self.step, "epoch": epoch, **values})

@@ -47,7 +47,7 @@ def main():
     report = resnest_seg.audit(models, data, fold_of=fold_of, min_area=options.min_area)
     wrong = {index: data.wrong_pixels(index) for index in data.kinds}
     pixels = sum(int(mask.sum()) for mask in wrong.values())
-    print(report.table(most=4).title)
+    print(report.table(most=4).title, report.table(most=4).caption, sep="\n")
     print(f"mIoU of the folds: {', '.join(f'{result.best_score:.3f}' for result in results)}")
     issues = sum(int((report.kept.issues(index)[0] & mask).sum()) for index, mask in wrong.items())
     print(f"{len(wrong)} errors in {len(data)} images: {100 * pixels / report.pixels:.2f} % of the pixels")

@@ -310,7 +310,11 @@ TRAIN, EVAL, PREDICT, ZOO = "train_seg", "eval_seg", "predict_seg", "zoo_seg"
             ["--dataset", "synthetic", "--optim.freeze", "laier4"],
             "unknown part in optim.freeze 'laier4'. Did you",
         ),
-        (TRAIN, ["--dataset", "synthetic", "--epochs", "5", "--train.iterations", "9"], "exactly one of train.epochs (5) and"),
+        (
+            TRAIN,
+            ["--dataset", "synthetic", "--epochs", "5", "--train.iterations", "9"],
+            "exactly one of train.epochs (5) and",
+        ),
         ("budget_seg", [], "give one of --dataset NAME"),
         ("budget_seg", ["--dataset", "ade20k", "--device", "tpu"], "--device must be cuda or cpu, not 'tpu'"),
         (EVAL, ["--checkpoint", "{tmp}/no"], "no checkpoint {tmp}/no"),

@@ -109,16 +109,16 @@ def test_the_slider_and_the_classes_change_what_is_painted(page, chromium):
         found.locator(doubtful).first.wait_for()
         found.locator("#regions .card[data-drawn]").first.wait_for()
         before = browser.pixels(found, doubtful)
-        drawn = "() => document.querySelector('#regions .card').dataset.drawn"
-        count = found.evaluate(drawn)
+        card = found.locator("#regions .card")
+        count = card.get_attribute("data-drawn")
         found.locator("#regions-opacity").fill("100")
-        found.wait_for_function(f"({drawn})() !== '{count}'")
+        found.locator(f"#regions .card:not([data-drawn='{count}'])").wait_for()
         painted = browser.pixels(found, doubtful)
         changed = (before != painted).any(axis=2)
         assert 20 <= changed.sum() <= 100  # the region alone, at most the square that is wrong
-        count = found.evaluate(drawn)
+        count = card.get_attribute("data-drawn")
         found.locator("#regions button.none").click()
-        found.wait_for_function(f"({drawn})() !== '{count}'")
+        found.locator(f"#regions .card:not([data-drawn='{count}'])").wait_for()
         plain = browser.pixels(found, doubtful)
         assert ((plain != painted).any(axis=2) == changed).all()
     assert [error for error in visit.errors if "willReadFrequently" not in error] == []  # what this test does itself

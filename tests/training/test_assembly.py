@@ -464,9 +464,15 @@ def test_folds_go_on_where_they_were_killed_and_refuse_others(tmp_path):
     results = fit_folds(tmp_path / "folds", resume="auto")
     assert all(same(weights(one.output), weights(other.output)) for one, other in zip(whole, results, strict=True))
     assert (tmp_path / "folds" / "fold_0" / LAST).stat().st_mtime_ns == before
-    (tmp_path / "folds" / "folds.json").write_text("[" * 10_000)
-    with pytest.raises(DatasetError, match=r"folds.json cannot be read"):
-        fit_folds(tmp_path / "folds", resume="auto")
+    record = {"format": "resnest_seg folds", "samples": "x", "group_by": None}
+    for text, problem in (
+        ("[" * 10_000, "cannot be read"),
+        ("[1]", "no file of"),
+        (record | {"folds": "9"}, "no file"),
+    ):
+        (tmp_path / "folds" / "folds.json").write_text(text if isinstance(text, str) else json.dumps(text))
+        with pytest.raises(DatasetError, match=problem):
+            fit_folds(tmp_path / "folds", resume="auto")
 
 
 def test_parts_that_folds_would_share_are_refused(tmp_path):

@@ -186,11 +186,12 @@ def test_a_resumed_run_has_the_same_files(run, tmp_path, until):
     """Stopped before a validation, and after one."""
     first = trainer(tmp_path / "run")
     assert not first.fit(until=until)
-    (tmp_path / "run" / f".{VALIDATION_IMAGES}.weights.0").write_text("of a validation that was killed")
+    for left in (f".{VALIDATION_IMAGES}.weights.7", f"..{VALIDATION_IMAGES}.weights.4711.tmp.7"):
+        (tmp_path / "run" / left).write_text("of a validation that was killed")
     assert trainer(tmp_path / "run", resume=True).fit()
     for name in (VALIDATION_REPORT, VALIDATION_IMAGES, METRICS):
         assert (tmp_path / "run" / name).read_bytes() == (run[1] / name).read_bytes(), name
-    assert not list((tmp_path / "run").glob(f".*{VALIDATION_IMAGES}*"))
+    assert not list((tmp_path / "run").glob(f".*{VALIDATION_IMAGES}.*"))
 
 
 def test_a_validation_that_is_not_the_best_writes_no_files(tmp_path):

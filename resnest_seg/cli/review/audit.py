@@ -160,12 +160,15 @@ def expanded(checkpoints: Sequence[str]) -> list[str]:
     folder = Path(checkpoints[0])
     if len(checkpoints) > 1 or not (folder / FOLDS).is_file() or (folder / BEST).is_file():
         return list(checkpoints)
-    runs = [folder / f"fold_{fold}" for fold in range(int(read_fold_record(folder / FOLDS)["folds"]))]
-    missing = [run for run in runs if not (run / BEST).is_file()]
-    if missing:
-        raise CheckpointError(f"{missing[0]} has no checkpoint: its fold was not trained to the end. Give the command "
-                              "again that began the folds.")  # fmt: skip
-    return [str(run) for run in runs]
+    runs: list[str] = []
+    for fold in range(read_fold_record(folder / FOLDS)["folds"]):
+        runs.append(str(folder / f"fold_{fold}"))
+        if not (folder / f"fold_{fold}" / BEST).is_file():
+            raise CheckpointError(
+                f"{runs[-1]} has no {BEST}: its fold was not trained to the end. Give the command again that began the "
+                "folds."
+            )
+    return runs
 
 
 def alone(subject: Subject, options: argparse.Namespace) -> Judges:
