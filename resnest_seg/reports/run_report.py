@@ -200,9 +200,8 @@ def _machine(run: RunFiles) -> dict[str, str]:
         versions = [f"{name} {last[key]}" for key, name in
                     (("version", "resnest_seg"), ("torch", "torch"), ("python", "Python")) if key in last]  # fmt: skip
         facts["versions"] = ", ".join(versions)
-        facts["machine"] = (
-            f"{last.get('host', '-')}, {last.get('processes', 1)} process(es) on {last.get('device', '-')}"
-        )
+        count = last.get("processes", 1)
+        facts["machine"] = f"{last.get('host', '-')}, {count} process{'es' * (count != 1)} on {last.get('device', '-')}"
         if len(run.starts) > 1:
             told = [start["changes"] for start in run.starts if isinstance(start.get("changes"), list)]
             changes = [str(text) for texts in told for text in texts]
@@ -210,12 +209,12 @@ def _machine(run: RunFiles) -> dict[str, str]:
     for key, name, unit, scale in (
         ("images_per_second", "speed", "images/s (median)", 1),
         ("data_wait", "waiting for data", "% of the time (median)", 100),
-        ("memory_mib", "memory", "MiB (most)", 1),
-        ("cuda_peak_mib", "GPU memory", "MiB (most)", 1),
+        ("memory_mib", "memory", "MiB (peak)", 1),
+        ("cuda_peak_mib", "GPU memory", "MiB (peak)", 1),
     ):
         values = [value for line in run.speeds if (value := number(line, key)) is not None]
         if values:
-            value = max(values) if "most" in unit else statistics.median(values)
+            value = max(values) if "peak" in unit else statistics.median(values)
             facts[name] = f"{scale * value:.4g} {unit}"
     return facts
 
