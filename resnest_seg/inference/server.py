@@ -492,6 +492,14 @@ def server(
         from resnest_seg.inference.connections import Connection, ListeningSocket, Places, most_connections
     except ImportError:
         raise _missing() from None
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            """Stop also what a second Ctrl-C would leave to be cancelled, with a traceback."""
+            await super().shutdown(sockets)
+            if self.force_exit:
+                await self.lifespan.shutdown()
+
     check_limits(limits)
     places = Places(
         most=most_connections(limits.connections, workers=limits.workers),
@@ -512,7 +520,7 @@ def server(
         backlog=1,  # see ListeningSocket
         timeout_graceful_shutdown=limits.stop_seconds,
     )
-    return uvicorn.Server(config), listening
+    return Server(config), listening
 
 
 def run(own: uvicorn.Server, listening: socket.socket) -> int:

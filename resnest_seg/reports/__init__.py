@@ -8,11 +8,12 @@ from resnest_seg import lazy_exports
 _HOMES = {
     "Card": "gallery",
     "Run": "run_table",
+    "Pictures": "run_report",
     "Section": "page",
     "find_runs": "run_table",
-    "gallery": "gallery",
     "runs_table": "run_table",
     "write_page": "page",
+    "write_report": "run_report",
 }
 
 __all__ = sorted(_HOMES)

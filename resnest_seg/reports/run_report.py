@@ -199,8 +199,7 @@ def _machine(run: RunFiles) -> dict[str, str]:
                     (("version", "resnest_seg"), ("torch", "torch"), ("python", "Python")) if key in last]  # fmt: skip
         facts["versions"] = ", ".join(versions)
         count = last.get("processes", 1)
-        processes = "1 process" if count == 1 else f"{count} processes"
-        facts["machine"] = f"{last.get('host', '-')}, {processes} on {last.get('device', '-')}"
+        facts["machine"] = f"{last.get('host', '-')}, {count} process{'es' * (count != 1)} on {last.get('device', '-')}"
         if len(run.starts) > 1:
             recorded = [start["changes"] for start in run.starts if isinstance(start.get("changes"), list)]
             changes = [str(text) for texts in recorded for text in texts]

@@ -112,10 +112,11 @@ def tracker_names(names: str) -> list[str]:
         ConfigError: A tracker is unknown or not installed.
     """
     wanted = [name.strip() for name in names.split(",") if name.strip() not in ("", "none")]
-    there = {str(tracker) for tracker in get_available_trackers()}
     for name in wanted:
         if name not in TRACKERS:
             raise unknown_name("train.trackers", name, (*TRACKERS, "none"))
+    there = {str(tracker) for tracker in get_available_trackers()}
+    for name in wanted:
         if name not in there:
             raise ConfigError(
                 f"train.trackers {name} needs its package: pip install {name.replace('_', '-')}. Or use tensorboard."

@@ -1,6 +1,6 @@
 """Compare ways to choose what to label next with choosing at random, at equal numbers of labels, on drawn videos.
 
-python tests/campaigns/suggest_campaign.py                       # 3 seeds: 5 minutes of one core
+python tests/campaigns/suggest_campaign.py                       # 3 seeds: 9 minutes of one core
 python tests/campaigns/suggest_campaign.py --seeds 1 --rounds 1 --iterations 30     # a try
 
 Videos are drawn street scenes (resnest_seg.data.synthetic), each repeated with small shifts and changes of light, some
@@ -122,7 +122,7 @@ def parse():
     parser.add_argument("--count", type=int, default=12, help="frames that are labelled in a round")
     parser.add_argument("--factor", type=float, default=10.0)
     parser.add_argument("--scenes", type=int, default=30)
-    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--iterations", type=int, default=500)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     return parser.parse_args()
 

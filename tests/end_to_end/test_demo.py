@@ -83,6 +83,20 @@ def test_a_port_that_was_asked_for_and_no_browser(tmp_path):
     assert not (tmp_path / "opened").exists()
 
 
+@pytest.mark.slow
+def test_a_second_ctrl_c_shows_no_traceback(tmp_path):
+    with running(tmp_path, "--no-browser", "--port", "0") as (process, lines):
+        port = int(lines[1].split()[0].rpartition(":")[2].removesuffix("/"))
+        assert ask(port)[0] == 200
+        children = psutil.Process(process.pid).children(recursive=True)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.03)  # within the tenth of a second that the server takes to stop
+        assert process.communicate(timeout=30)[1] == ""
+        assert process.returncode == 130
+        assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [([], "--checkpoint is missing: a run folder, a checkpoint, or an exported file"),
