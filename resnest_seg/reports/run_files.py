@@ -1,4 +1,4 @@
-"""A run folder as it is found: its config, its lines of numbers, its evaluations, and how far it is.
+"""Read a run folder, whatever its state: config, metrics, evaluations, progress.
 
 A run may be in progress, or dead: a line that was cut off is passed over, and what is missing is None.
 """
