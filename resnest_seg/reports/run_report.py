@@ -120,7 +120,8 @@ def evaluations(runs: Sequence[RunFiles], names: Sequence[str]) -> tuple[list[Ev
     for run, name, own in zip(runs, names, files, strict=True):
         if not own:
             if isinstance(run.config, RunConfig):
-                problems.append(f"{name} has not been evaluated: no validation so far, and no report of an evaluation.")
+                validated = "its validations left no report" if run.validations else "no validation so far"
+                problems.append(f"{name} has not been evaluated: {validated}, and no report of an evaluation.")
             continue
         path = own[common[-1]] if common else list(own.values())[-1]
         try:
@@ -373,4 +374,6 @@ def _model(run: RunFiles, one: Evaluated, how: Pictures) -> Any:
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise CheckpointError(f"{run.folder} has no {BEST}.")
-    return open_backend(path, RunOptions(device=how.device), into=how.into)
+    assert isinstance(run.config, RunConfig)
+    own = CUSTOM in (run.config.model.encoder, run.config.model.head)  # other runs beside it are not of that network
+    return open_backend(path, RunOptions(device=how.device), into=how.into if own else None)

@@ -200,6 +200,9 @@ def test_a_run_that_died_in_a_line_gives_what_is_there(runs, tmp_path):
     assert said == ["first has not been evaluated: no validation so far, and no report of an evaluation."]
     assert page.text("h2") == "What was runCurves"
     assert "stopped at step 13" in page.text("p")
+    (folder / "metrics.jsonl").write_text("\n".join(lines))  # of a version that kept no report of its validations
+    _, said = written([folder], tmp_path / "r.html")
+    assert said == ["first has not been evaluated: its validations left no report, and no report of an evaluation."]
     (folder / "metrics.jsonl").write_bytes(b"\xff\xfe\x00")
     page, _ = written([folder], tmp_path / "r.html")
     assert page.text("h2") == "What was run"
@@ -289,6 +292,10 @@ def test_the_command_predicts_with_the_best_checkpoint(tmp_path, monkeypatch, ca
     assert 2 <= len(page.all("article")) <= 3
     assert run_tool(lambda: verb.main(["run", "--no-images"])) == 0
     assert capsys.readouterr().out == "report: run/report-2.html\n"
+    (tmp_path / "own.py").write_text("def build(num_classes):\n    raise ValueError('for another run')\n")
+    words = ["run", "--images", "1", "--model", "own.py:build", "--output", "own.html"]
+    assert run_tool(lambda: verb.main(words)) == 0  # a network of one's own is for the runs that were trained with one
+    assert capsys.readouterr().err == ""
     tree = json.loads((folder / "val_report.json").read_text()) | {"checkpoint": "/gone/kept.safetensors"}
     (folder / "val_report.json").write_text(json.dumps(tree))
     (folder / "best.safetensors").rename(folder / "kept.safetensors")  # what was evaluated; the run has been moved
