@@ -13,7 +13,8 @@ from support.small_models import small_segmenter
 from test_page import Reader
 
 from resnest_seg.cli.review import report as verb
-from resnest_seg.config import RunConfig
+from resnest_seg.config import PretrainConfig, RunConfig
+from resnest_seg.config_reading import to_yaml
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import CheckpointError, ConfigError, run_tool
 from resnest_seg.evaluation.comparison import compare_images
@@ -206,6 +207,23 @@ def test_a_run_that_died_in_a_line_gives_what_is_there(runs, tmp_path):
     (folder / "metrics.jsonl").write_bytes(b"\xff\xfe\x00")
     page, _ = written([folder], tmp_path / "r.html")
     assert page.text("h2") == "What was run"
+
+
+def test_pictures_are_of_the_data_of_the_run_that_was_evaluated(runs, tmp_path, model):
+    """Also behind a run that was not, or an image classifier, which has no evaluation at all."""
+    bare, classifier = tmp_path / "bare", tmp_path / "classifier"
+    for folder, config in (
+        (bare, RunConfig.from_dict({"data": {"dataset": "camvid"}})),
+        (classifier, PretrainConfig()),
+    ):
+        folder.mkdir()
+        (folder / "config.yaml").write_text(to_yaml(config))
+    shutil.copy(runs / "first" / "val_report.json", classifier / "eval_x.json")  # that nobody asks for
+    page, said = written([classifier, bare, runs / "first"], tmp_path / "r.html", images=Pictures(segmenter=model))
+    assert said[0].startswith("bare has not been evaluated")
+    assert [text for text in said if "no pictures" in text] == said[1:]
+    assert "the val split of synthetic is not what was evaluated" in said[1]
+    assert "Scores" in page.text("h2")
 
 
 def test_pictures_of_other_data_are_not_shown(runs, tmp_path, model):
