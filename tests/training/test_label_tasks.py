@@ -76,6 +76,23 @@ def test_the_best_and_the_last_weights_have_thresholds(ema, tmp_path):
         assert last.decision_thresholds == pytest.approx([label.best_threshold])
 
 
+@pytest.mark.parametrize(("task", "ema"), [("binary", 0.0), ("multilabel", 0.0), ("binary", 0.5)])
+def test_report_and_images_of_the_best_validation_are_those_of_the_kept_weights(task, ema, tmp_path):
+    """Not those at the thresholds before, of which a model card would say 0 where the model has much more."""
+    run = config(**TASKS[task], train__ema=ema, optim__lr=0.5 if ema else 0.05, optim__reference_batch=2)
+    result = fit(run, output=tmp_path / "run")
+    dataset = build_dataset("synthetic", split="val", task=task, positive=run.data.positive)
+    images = tmp_path / "images.jsonl"
+    again = evaluate(load_checkpoint(result.best), dataset, indices=range(4), images=images)
+    kept = EvalReport.load(tmp_path / "run" / "val_report.json")
+    assert kept.labels == again.labels
+    assert kept.mean_iou("whole") == pytest.approx(result.best_score)
+    assert (tmp_path / "run" / "val_images.jsonl").read_text().splitlines()[1:] == images.read_text().splitlines()[1:]
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    best = max((line for line in lines if line["kind"] == "validation"), key=lambda line: line["mean_iou"])
+    assert best["class_iou"] == pytest.approx(list(kept.scores["whole"].class_iou), nan_ok=True)
+
+
 def test_scores_are_torchmetrics(tmp_path):
     result = fit(config(**TASKS["binary"]), output=tmp_path / "run")
     segmenter = load_checkpoint(result.best)
