@@ -10,6 +10,7 @@ best.serve.onnx beside best.safetensors, once. Ctrl-C stops it.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve on this machine and open the page, until Ctrl-C or SIGTERM; returns the exit code."""
     parser = Parser("demo", description=__doc__)
     add_checkpoint(parser, exported=True, required=False)
-    parser.add_argument("--model", dest="checkpoint", help="another name of --checkpoint")
+    parser.add_argument("--model", dest="checkpoint", help=argparse.SUPPRESS)  # as `serve` has it
     parser.add_argument("--port", type=int, help=f"0 chooses a free port (default: {PORT}, or a free one)")
     parser.add_argument("--no-browser", action="store_true", help="print the address, open no browser")
     options = parser.read(argv)

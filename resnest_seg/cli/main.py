@@ -33,13 +33,13 @@ GROUPS = {
     "trained models": {
         "eval": "evaluate a model: scores by class, and a JSON report",
         "predict": "segment photos, folders, videos and large images",
-        "export": "export a model to ONNX, torch or OpenVINO, and verify the file",
+        "export": "export a model to ONNX, torch or OpenVINO, verified, or as a folder for the hub",
         "serve": "serve an exported model by HTTP",
         "demo": "try a model on a page in the browser",
     },
     "results": {
         "runs": "list run folders: config differences, best mIoU, speed, state",
-        "report": "write what came out of runs into one page: curves, scores, images",
+        "report": "write a report of one run or several: a page with curves, scores and images",
         "audit": "find doubtful labels: ranked images and regions, a page to click through",
         "suggest": "suggest which unlabelled photos to label next",
     },

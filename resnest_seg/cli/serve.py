@@ -39,7 +39,7 @@ from resnest_seg.cli.parsing.options import (
     memory_bytes,
     protocol_names,
 )
-from resnest_seg.errors import EXIT_TERMINATED, ConfigError
+from resnest_seg.errors import EXIT_TERMINATED, ConfigError, load_extra
 from resnest_seg.inference.exported import is_exported
 
 BOUNDS = {
@@ -145,6 +145,9 @@ def _serve(options: argparse.Namespace, ports: Sequence[int], ready: Callable[[s
         value = getattr(options, name)
         if value is not None and not low <= value <= high:
             raise ConfigError(f"--{name.replace('_', '-')} must lie in {low:.0f}..{high:.0f}, not {value}.")
+    if not is_exported(options.checkpoint):
+        for module in ("starlette.applications", "uvicorn"):  # which is known before an export, that takes a while
+            load_extra(module, "export,serve")
     limits = serving.Limits(options.max_bytes, options.max_pixels, options.parallel, options.queue)
     predictor = OnnxPredictor(
         options.checkpoint if is_exported(options.checkpoint) else exported(options.checkpoint),

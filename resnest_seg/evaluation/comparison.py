@@ -46,17 +46,17 @@ class Difference:
     resamples: int = RESAMPLES
 
     @property
-    def told(self) -> bool:
+    def significant(self) -> bool:
         """True if the interval does not hold 0; false of a single image, which has no interval."""
         return self.images > 1 and (self.low > 0 or self.high < 0)
 
     def __str__(self) -> str:
         if self.images < 2:
-            return f"{self.protocol}: no difference can be told from {self.images} image{'s' * (self.images != 1)}"
+            return f"{self.protocol}: no interval from {self.images} image{'s' * (self.images != 1)}"
         interval = f"{self.level:.0%}: {100 * self.low:+.2f} to {100 * self.high:+.2f}".replace("%", " %")
         drawn = f"{interval}, {self.resamples:,} resamples of {self.images:,} images"
-        if not self.told:
-            return f"{self.protocol}: no difference can be told, {100 * self.value:+.2f} points of mIoU ({drawn})"
+        if not self.significant:
+            return f"{self.protocol}: no significant difference, {100 * self.value:+.2f} points of mIoU ({drawn})"
         word, half = "better" if self.value > 0 else "worse", 50 * (self.high - self.low)
         return f"{self.protocol}: {word} by {100 * abs(self.value):.2f} +- {half:.2f} points of mIoU ({drawn})"
 

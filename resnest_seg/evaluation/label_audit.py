@@ -275,7 +275,7 @@ class AuditReport:
             title=f"{self.space.name} {self.split}: {100 * share:.2f} % of {self.pixels:,} pixels are doubtful",
             caption=f"{self.found:,} regions of at least {self.min_area} pixels; {self.small:,} smaller ones left out",
         )
-        for heading, right in (("label", False), ("the model says", False), ("pixels", True), ("share", True)):
+        for heading, right in (("label", False), ("prediction", False), ("pixels", True), ("share", True)):
             table.column(heading, right=right)
         for (given, predicted), count in list(self.pairs.items())[:most]:
             table.row(given, predicted, str(count), f"{100 * count / max(self.issues, 1):.1f} %")

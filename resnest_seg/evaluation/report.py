@@ -259,13 +259,18 @@ class EvalReport:
             table.row(title, *cells)
         return table
 
-    def caveats(self, other: EvalReport) -> list[str]:
-        """List differences of the reports besides the model, which may make their scores incomparable."""
+    def caveats(self, other: EvalReport, *, names: tuple[str, str] = ("before", "now")) -> list[str]:
+        """List differences of the reports besides the model, which may make their scores incomparable.
+
+        Args:
+            other: The report that this one is compared with.
+            names: Words that tell the other report and this one apart.
+        """
         caveats = []
         for what in ("dataset", "split", "images"):
             before, now = getattr(other, what), getattr(self, what)
             if before != now:
-                caveats.append(f"{what} {before} there and {now} here")
+                caveats.append(f"{what} {before} {names[0]} and {now} {names[1]}")
         for name in self.scores:
             pair = other.methods.get(name), self.methods.get(name)
             if name in other.scores and pair[0] != pair[1]:

@@ -112,4 +112,6 @@ def progress_bars(
     usual = [ShownText(), BarColumn(), MofNCompleteColumn(), *([ShownText("shown")] if shown else []),
              TimeRemainingColumn()]  # fmt: skip
     chosen: list[Any] = list(columns) or usual
-    return Progress(*chosen, console=on or console(), transient=True, disable=disable)
+    target = on or console()
+    watched = target.is_terminal or target.is_jupyter  # elsewhere rich writes an empty line for each
+    return Progress(*chosen, console=target, transient=True, disable=disable or not watched)

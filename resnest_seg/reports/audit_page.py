@@ -64,7 +64,7 @@ def write_audit_page(
                 anchor="images", title="Doubtful images", limit=BYTES),
         _marks(report),
     ]  # fmt: skip
-    title = f"Labels of {report.space.name}, {report.split}"
+    title = f"Label audit of {report.space.name}, {report.split}"
     write_page(path, title, sections, lead=_lead(report, warnings), scripts=["marks.js"])
 
 
@@ -76,8 +76,8 @@ def _lead(report: AuditReport, warnings: Sequence[str]) -> list[Element]:
         f"{report.protocol}.",
         f"{report.issues:,} pixels ({share:.2f} %) are doubtful: the model is sure of another class. They and their "
         f"neighbours make {report.found:,} regions of at least {report.min_area} pixels.",
-        "A doubtful label is not a wrong one: models err, most of all along outlines. Look, tick what to label "
-        "again, and take the list at the end.",
+        "A doubtful label need not be wrong: models err, too, most of all along outlines. Tick the images that are to "
+        "be labelled again; their list is at the end of this page.",
     ]
     notes = [element("p", {"class": "note"}, text) for text in warnings]
     return [*notes, *(element("p", None, text) for text in lines)]
@@ -94,9 +94,9 @@ def _pairs(report: AuditReport) -> Section:
         for (given, predicted), count in list(report.pairs.items())[:PAIRS]
     ]  # fmt: skip
     if not rows:
-        return Section("pairs", "Labels and predictions", [element("p", None, "No label is doubtful.")])
-    heads = ("label", "the model says", "doubtful pixels", "share of them")
-    return Section("pairs", "Labels and predictions", [table(heads, rows, label="doubtful pixels by class pair",
+        return Section("pairs", "Doubtful pixels by class pair", [element("p", None, "No label is doubtful.")])
+    heads = ("label", "prediction", "doubtful pixels", "share")
+    return Section("pairs", "Doubtful pixels by class pair", [table(heads, rows, label="doubtful pixels by class pair",
                                                              sortable=True)])  # fmt: skip
 
 
@@ -164,7 +164,7 @@ class _Reader:
         return self._card(
             self._read(image.index),
             image,
-            f"number {rank}: {100 * share:.2f} % of its labels are doubtful, in {image.regions} regions",
+            f"rank {rank}: {100 * share:.2f} % of its labels are doubtful, in {image.regions} regions",
             [_pair(*pair) for pair in image.pairs],
             {"score": image.score, "share of doubtful labels": share, "regions": float(image.regions)},
         )
@@ -183,10 +183,10 @@ class _Reader:
         return self._card(
             pictures._replace(doubtful=alone).part(*_around(region.box, pictures.given.shape)),
             entry,
-            f"number {rank}: {pair}, {region.area} pixels at {left}, {top} ({width} x {height}), the model is "
-            f"{100 * region.confidence:.0f} % sure",
+            f"rank {rank}: labelled {entry.given}, predicted {entry.predicted} (confidence "
+            f"{100 * region.confidence:.0f} %), {region.area:,} pixels in {width} x {height} at {left}, {top}",
             [pair],
-            {"evidence": region.score, "area": float(region.area), "confidence": region.confidence},
+            {"score": region.score, "area": float(region.area), "confidence": region.confidence},
         )
 
     def _card(
@@ -205,7 +205,7 @@ class _Reader:
             None,
             scores,
             tuple(tag for tag in tags if tag in self.tags),
-            others={"label": pictures.given, "the model": pictures.predicted, "doubtful": pictures.doubtful},
+            others={"label": pictures.given, "prediction": pictures.predicted, "doubtful": pictures.doubtful},
             mark=self.mark(entry.index),
         )
 

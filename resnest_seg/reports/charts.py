@@ -406,8 +406,8 @@ def reliability_chart(report: CalibrationReport, *, title: str) -> Element:
     made.append(element("line", diagonal))
     label = f"{title}: accuracy by confidence; perfect is the diagonal"
     svg = element("svg", {"viewBox": "0 0 300 380", "role": "img", "aria-label": label}, *made)
-    errors = f"expected calibration error {100 * report.expected_calibration_error:.2f} %, the largest "
-    words = f"{errors}{100 * report.maximum_calibration_error:.2f} %. Below the dashed line, the model is too sure."
+    errors = f"expected calibration error {100 * report.expected_calibration_error:.2f} %, maximum "
+    words = f"{errors}{100 * report.maximum_calibration_error:.2f} %. Below the dashed line it is overconfident."
     return element(
         "figure", {"class": "chart square"}, element("h3", None, title), svg, element("figcaption", None, words)
     )

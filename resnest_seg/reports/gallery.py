@@ -1,8 +1,8 @@
 """Pictures of images with their labels, on a page: thumbnails, class toggles, an opacity slider, an order by any score.
 
 A mask becomes a small palette PNG in the colours of its classes, so it is a picture without a script as well. No two
-of its labels share a colour, and the page is told which is which: so the script reads the labels back from the pixels,
-and paints what is asked for.
+of its labels share a colour, and the page lists the colours: so the script reads the labels back from the pixels, and
+paints those that are chosen.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def gallery(
     note = [element("p", None, f"{left_out} more images would make this page too large.")] if left_out else []
     controls = _controls(anchor, list(scores), list(tags), names, colors, sort=sort)
     grid = element("div", {"class": "cards"}, *made)
-    status = element("p", {"class": "status", "role": "status"}, f"{len(made)} images")
+    status = element("p", {"class": "status", "role": "status"}, f"{len(made)} shown")
     body = element("div", {"class": "gallery", "data-from": f"{anchor}-data"}, controls, status, grid)
     return Section(anchor, title, [*lead, *note, body], data)
 

@@ -80,7 +80,7 @@ def write_report(
         folders: The runs, of which the first is what the others are compared with.
         output: The HTML file; it is replaced.
         images: How the pictures are made.
-        say: Is told what is left out.
+        say: Is called with every problem, such as what is left out.
 
     Raises:
         CheckpointError: A folder is no run folder.
@@ -138,8 +138,8 @@ def evaluations(runs: Sequence[RunFiles], names: Sequence[str]) -> tuple[list[Ev
             protocol = found[0].protocol
         found.append(Evaluated(name, report, protocol, path, images if images.is_file() else None))
     for one in found[1:]:
-        problems += [f"careful: {caveat} ({found[0].name}: there, {one.name}: here)"
-                     for caveat in one.report.caveats(found[0].report)]  # fmt: skip
+        words = f"in {found[0].name}", f"in {one.name}"
+        problems += [f"careful: {caveat}" for caveat in one.report.caveats(found[0].report, names=words)]
     return found, problems
 
 
@@ -151,20 +151,18 @@ def _what(runs: Sequence[RunFiles], names: Sequence[str]) -> Section:
     body = [table(["", *names], rows, label="what was run")]
     if len(runs) > 1:
         different = config_table([run.config for run in runs])
-        body.append(element("h3", None, "Where the configs differ"))
+        body.append(element("h3", None, "Config keys that differ"))
         lines = [[key, *map(plain, values)] for key, values in different.items()]
         body.append(
             table(["key", *names], lines, label="differences of the configs")
             if lines
-            else element("p", None, "They do not.")
+            else element("p", None, "All keys are equal.")
         )
     for run, name in zip(runs, names, strict=True):
         base, changes = changed_keys(run.config)
         lines = [[key, plain(before), plain(now)] for key, (before, now) in changes.items()]
         title = f"Config of {name}: {len(lines)} keys differ from {base}"
-        inner = (
-            table(["key", "there", "here"], lines, label=title) if lines else element("p", None, "It is that config.")
-        )
+        inner = table(["key", base, name], lines, label=title) if lines else element("p", None, "All keys are equal.")
         few = len(runs) == 1
         body.append(element("details", {"open": few}, element("summary", None, title), inner))
     return Section("what", "What was run", body)
@@ -176,7 +174,7 @@ def _facts(run: RunFiles) -> dict[str, str]:
     facts: dict[str, str] = {"folder": str(run.folder), "state": run.state}
     if isinstance(config, RunConfig):
         model = config.model
-        facts["model"] = f"{model.head} on {model.encoder}, output stride {model.output_stride}, {model.family}"
+        facts["model"] = f"{model.head} on {model.encoder}, output stride {model.output_stride}, family {model.family}"
         facts["dilation"] = model.dilation
         facts["task"] = model.task
         facts["validation"] = f"{config.eval.split}, protocol {config.eval.protocol}"
@@ -204,8 +202,8 @@ def _machine(run: RunFiles) -> dict[str, str]:
         count = last.get("processes", 1)
         facts["machine"] = f"{last.get('host', '-')}, {count} process{'es' * (count != 1)} on {last.get('device', '-')}"
         if len(run.starts) > 1:
-            told = [start["changes"] for start in run.starts if isinstance(start.get("changes"), list)]
-            changes = [str(text) for texts in told for text in texts]
+            recorded = [start["changes"] for start in run.starts if isinstance(start.get("changes"), list)]
+            changes = [str(text) for texts in recorded for text in texts]
             facts["resumed"] = f"{len(run.starts) - 1} times" + (f"; changed: {', '.join(changes)}" if changes else "")
     for key, name, unit, scale in (
         ("images_per_second", "speed", "images/s (median)", 1),
@@ -319,7 +317,7 @@ def _comparison(found: Sequence[Evaluated]) -> list[Element]:
     if not lines:
         return []
     listed = element("ul", None, *(element("li", None, line) for line in lines))
-    return [element("h3", None, f"Beside {first.name}"), listed]
+    return [element("h3", None, f"Difference from {first.name}"), listed]
 
 
 def _images(runs: Sequence[RunFiles], found: Sequence[Evaluated], how: Pictures) -> tuple[Section | None, str]:

@@ -269,9 +269,9 @@ def _length(
 ) -> tuple[int | None, int | None]:
     """Steps and epochs of the whole run; steps as its last start said, or by what an epoch has."""
     iterations, epochs = _whole(config.get("train.iterations")), _whole(config.get("train.epochs"))
-    told = [_whole(line.get("steps")) for line in machine if line.get("kind") == "start" and line.get("steps")]
-    if told:
-        return told[-1], epochs or None
+    recorded = [_whole(line.get("steps")) for line in machine if line.get("kind") == "start" and line.get("steps")]
+    if recorded:
+        return recorded[-1], epochs or None
     if iterations:
         return iterations, None
     return (epochs * per_epoch if epochs and per_epoch else None), epochs or None

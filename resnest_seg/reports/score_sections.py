@@ -205,7 +205,7 @@ def calibration_section(found: Sequence[Evaluated]) -> Section | None:
             ]  # fmt: skip
             heads = ["confidence", "mean confidence %", "accuracy %", "pixels"]
             numbers = table(heads, rows, label=f"reliability of {title}")
-            tables.append(element("details", None, element("summary", None, f"numbers of {title}"), numbers))
+            tables.append(element("details", None, element("summary", None, f"Table of {title}"), numbers))
     if not charts:
         return None
     return Section("calibration", "Reliability", [element("div", {"class": "charts"}, *charts), *tables])

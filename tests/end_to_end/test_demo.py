@@ -15,9 +15,9 @@ from conftest import PROJECT
 from support import small_onnx
 from support.photo_service import ask
 
-from resnest_seg.cli import demo
+from resnest_seg.cli import demo, serve
 from resnest_seg.cli.main import main
-from resnest_seg.errors import ResNeStSegError
+from resnest_seg.errors import ConfigError, ResNeStSegError
 
 
 @contextlib.contextmanager
@@ -58,7 +58,7 @@ def test_the_page_opens_and_ctrl_c_leaves_nothing(tmp_path):
             assert time.monotonic() < until
             time.sleep(0.02)
         assert (tmp_path / "opened").read_text().strip() == address
-        assert b"Label a photo" in ask(port, None, "/", method="GET", kind=None, Accept="text/html")[2]
+        assert b"Segment a photo" in ask(port, None, "/", method="GET", kind=None, Accept="text/html")[2]
         assert ask(port)[0] == 200  # with a process that decodes
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
@@ -130,3 +130,13 @@ def test_no_browser_at_all(monkeypatch):
 
     monkeypatch.setattr(webbrowser, "get", none)
     demo.open_browser("http://127.0.0.1:1/")
+
+
+@pytest.mark.parametrize("missing", ["starlette.applications", "uvicorn"])
+def test_a_missing_extra_is_said_before_a_checkpoint_is_exported(missing, monkeypatch):
+    exports = []
+    monkeypatch.setattr(serve, "exported", exports.append)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ConfigError, match=r"pip install 'resnest-seg\[export,serve\]'"):
+        demo.main(["--checkpoint", "runs/any", "--no-browser"])
+    assert not exports

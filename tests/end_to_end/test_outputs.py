@@ -261,7 +261,7 @@ def test_scores_by_image_lie_beside_the_report_and_give_a_difference_its_interva
     assert evaluate(*words, "--output", new, "--overwrite", "--limit", 2, "--compare", old) == 0
     printed = capsys.readouterr()
     assert printed.out.splitlines()[-1] == (
-        "whole: no difference can be told, +0.00 points of mIoU (95 %: +0.00 to +0.00, 1,000 resamples of 2 images)"
+        "whole: no significant difference, +0.00 points of mIoU (95 %: +0.00 to +0.00, 1,000 resamples of 2 images)"
     )
     assert evaluate(*words, "--output", new, "--overwrite", "--compare", new) == 0
     assert "this evaluation replaced the other's scores" in capsys.readouterr().err
@@ -279,7 +279,7 @@ def test_two_reports_are_compared_without_an_evaluation(evaluate, tool, tmp_path
     run = tool("eval_seg")
     assert run("--compare", *paths) == 0
     shown = capsys.readouterr()
-    assert "whole: no difference can be told, +0.00 points of mIoU" in shown.out
+    assert "whole: no significant difference, +0.00 points of mIoU" in shown.out
     assert "change" in shown.out
     (tmp_path / "b.images.jsonl").write_text((tmp_path / "b.images.jsonl").read_text()[:-9])
     for words, says in (

@@ -43,8 +43,8 @@ def test_draws_equal_a_slow_loop(absent, images, monkeypatch):
 def test_the_same_model_is_no_better_than_itself():
     counts = drawn(np.random.default_rng(0), 30, 0.6)
     found = compare_counts(counts, counts.copy(), protocol="whole")
-    assert (found.value, found.low, found.high, found.told) == (0, 0, 0, False)
-    assert str(found) == ("whole: no difference can be told, +0.00 points of mIoU (95 %: +0.00 to +0.00, 1,000 "
+    assert (found.value, found.low, found.high, found.significant) == (0, 0, 0, False)
+    assert str(found) == ("whole: no significant difference, +0.00 points of mIoU (95 %: +0.00 to +0.00, 1,000 "
                           "resamples of 30 images)")  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_turning_the_models_round_turns_the_sign():
     worse = drawn(random, 60, 0.6)
     better = drawn(random, 60, 0.8, truth=worse[:, :, 1])
     there, back = (compare_counts(*pair, protocol="whole") for pair in ((worse, better), (better, worse)))
-    assert there.told
+    assert there.significant
     assert 0 < there.low < there.value < there.high
     assert (back.value, back.low, back.high) == pytest.approx((-there.value, -there.high, -there.low), abs=1e-12)
     half = 50 * (there.high - there.low)
@@ -87,8 +87,8 @@ def test_means_follow_the_policy():
 def test_one_image_tells_nothing():
     counts = np.array([[[3, 5, 4]]])
     found = compare_counts(counts, np.array([[[5, 5, 5]]]), protocol="whole")
-    assert not found.told
-    assert str(found) == "whole: no difference can be told from 1 image"
+    assert not found.significant
+    assert str(found) == "whole: no interval from 1 image"
 
 
 HEADER = ImagesHeader("tiny", "val", ("a", "b"), ("whole",))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from support.planted_errors import KINDS, PlantedErrors
-from support.told_backend import ToldBackend
-from support.told_data import NAMES, SPACE, Told, said
+from support.scripted_backend import ScriptedBackend
+from support.scripted_data import NAMES, SPACE, Scripted, said
 
 import resnest_seg
 from resnest_seg.data.datasets import Subset, TaskView, assign_folds
@@ -17,8 +17,8 @@ from resnest_seg.evaluation.label_issues import LEVELS, JudgedLabels, SoftMinimu
 
 
 def test_an_audit_counts_what_whole_arrays_say():
-    data, steps = Told(), []
-    report = audit(ToldBackend(SPACE, said), data, min_area=5, on_step=lambda *step: steps.append(step))
+    data, steps = Scripted(), []
+    report = audit(ScriptedBackend(SPACE, said), data, min_area=5, on_step=lambda *step: steps.append(step))
     assert sorted(image.index for image in report.images) == list(range(6))
     scores = [image.score for image in report.images]
     assert scores == sorted(scores)
@@ -41,8 +41,8 @@ def test_an_audit_counts_what_whole_arrays_say():
 
 
 def test_the_size_of_slabs_and_the_number_of_loaders_change_nothing():
-    one = audit(ToldBackend(SPACE, said), Told())
-    other = audit(ToldBackend(SPACE, said, rows=7), Told(), workers=1)
+    one = audit(ScriptedBackend(SPACE, said), Scripted())
+    other = audit(ScriptedBackend(SPACE, said, rows=7), Scripted(), workers=1)
     assert one.regions == other.regions
     for first, second in zip(one.images, other.images, strict=True):
         assert first.score == pytest.approx(second.score, rel=1e-6)  # softmax of other slabs rounds otherwise
@@ -50,7 +50,7 @@ def test_the_size_of_slabs_and_the_number_of_loaders_change_nothing():
 
 
 def test_the_regions_are_ranked_and_lie_where_they_say():
-    report = audit(ToldBackend(SPACE, said), Told(), min_area=20)
+    report = audit(ScriptedBackend(SPACE, said), Scripted(), min_area=20)
     scores = [region.region.score for region in report.regions]
     assert scores == sorted(scores, reverse=True)
     worst = report.regions[0]
@@ -68,9 +68,9 @@ def test_the_regions_are_ranked_and_lie_where_they_say():
 
 
 def test_every_image_is_judged_once_and_by_the_model_of_its_fold():
-    data = Told(9)
+    data = Scripted(9)
     fold_of = assign_folds(data, 3)
-    models = [ToldBackend(SPACE, said, name=f"model {fold}") for fold in range(3)]
+    models = [ScriptedBackend(SPACE, said, name=f"model {fold}") for fold in range(3)]
     asked = []
 
     def one_after_the_other():
@@ -98,13 +98,13 @@ def test_binary_and_multilabel_tasks_ask_for_each_label_alone():
         present[wrong, 10:30, 10:30] ^= 1
         return np.where(present, 0.9, 0.1).astype(np.float32)
 
-    report = audit(ToldBackend(both.label_space, of_labels), both, min_area=30)
+    report = audit(ScriptedBackend(both.label_space, of_labels), both, min_area=30)
     assert report.images[0].pixels == 10 * int((both[0].labels < 1 << 15).sum())
     assert {(region.given, region.predicted) for region in report.regions} <= {("tree", "no tree"), ("no tree", "tree")}
     assert sum(region.region.area for region in report.regions) + 30 > report.issues > 0
     assert len(report.thresholds) == 10
     one = TaskView(scenes, "binary", ["car"])
-    model = ToldBackend(one.label_space, lambda image: np.full((1, *image.shape[:2]), 0.1, np.float32))
+    model = ScriptedBackend(one.label_space, lambda image: np.full((1, *image.shape[:2]), 0.1, np.float32))
     report = audit(model, one, min_area=1)
     cars = sum(int((one[index].labels == 1).sum()) for index in range(2))
     assert cars
@@ -113,7 +113,7 @@ def test_binary_and_multilabel_tasks_ask_for_each_label_alone():
 
 
 def test_files_are_plain_lines_that_any_reader_takes(tmp_path):
-    report = audit(ToldBackend(SPACE, said), Told(), min_area=5)
+    report = audit(ScriptedBackend(SPACE, said), Scripted(), min_area=5)
     report.save(tmp_path)
     images, regions = ([json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
                        for name in (IMAGES, REGIONS))  # fmt: skip
@@ -128,12 +128,12 @@ def test_files_are_plain_lines_that_any_reader_takes(tmp_path):
 
 def test_what_cannot_be_audited_is_refused():
     other = resnest_seg.LabelSpace.numbered(3, names=("sky", "road", "bus"))
-    model, data = ToldBackend(SPACE, said), Told()
-    silent = ToldBackend(SPACE, said)
+    model, data = ScriptedBackend(SPACE, said), Scripted()
+    silent = ScriptedBackend(SPACE, said)
     silent.scored = False
     nothing = resnest_seg.PairDataset([(np.zeros((8, 8, 3), np.uint8), np.full((8, 8), 255))], SPACE.names)
     for arguments, options, error, words in (
-        ((ToldBackend(other, said), data), {}, CheckpointError, "wrong classes"),
+        ((ScriptedBackend(other, said), data), {}, CheckpointError, "wrong classes"),
         ((silent, data), {}, ConfigError, "labels only"),
         ((model, nothing), {}, DatasetError, "nothing to audit"),
         ((model, data), {"fold_of": [0] * 6}, ConfigError, "a list of models"),
@@ -178,7 +178,7 @@ def test_planted_errors_are_found_by_a_model_that_is_mostly_right():
         soft = torch.nn.functional.avg_pool2d(torch.from_numpy(planes), 5, 1, 2)[0].numpy()
         return soft / soft.sum(axis=0)
 
-    report = audit(ToldBackend(data.label_space, nearly_right), data, min_area=20)
+    report = audit(ScriptedBackend(data.label_space, nearly_right), data, min_area=20)
     planted = len(data.kinds)
     assert planted == 2 * len(KINDS)
     found = [image.index for image in report.images[:planted]]

@@ -107,7 +107,7 @@ def test_comparing_two_reports():
     assert f"{100 * change:+.2f}" in text
     assert one.caveats(other) == []
     beside = dataclasses.replace(other, split="test", methods={"whole": Method("zero", "another")})
-    assert one.caveats(beside) == ["split test there and val here", "protocol whole with other settings",
+    assert one.caveats(beside) == ["split test before and val now", "protocol whole with other settings",
                                    "protocol encoding with other settings"]  # fmt: skip
     with pytest.raises(DatasetError, match="different classes"):
         one.comparison(dataclasses.replace(other, classes=("a", "b", "c", "d")))

@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from support import browser
-from support.told_backend import ToldBackend
-from support.told_data import NAMES, SPACE, Told, said
+from support.scripted_backend import ScriptedBackend
+from support.scripted_data import NAMES, SPACE, Scripted, said
 
 import resnest_seg
 from resnest_seg.data.datasets import Subset, TaskView
@@ -16,10 +16,10 @@ from resnest_seg.reports.audit_page import write_audit_page
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The page of an audit of `Told`."""
+    """The page of an audit of `Scripted`."""
     path = tmp_path_factory.mktemp("page") / "audit [1] ü.html"
-    report = audit(ToldBackend(SPACE, said), Told(), min_area=20)
-    write_audit_page(path, report, Told(), count=4, mark=lambda index: f"/photos/{NAMES[index]}",
+    report = audit(ScriptedBackend(SPACE, said), Scripted(), min_area=20)
+    write_audit_page(path, report, Scripted(), count=4, mark=lambda index: f"/photos/{NAMES[index]}",
                      warnings=["it <i>was</i> trained on them"])  # fmt: skip
     return path
 
@@ -41,13 +41,13 @@ def test_names_are_text_and_nothing_else(page):
 
 
 def test_an_audit_without_a_doubt_has_a_page(tmp_path):
-    data = Told(2)
+    data = Scripted(2)
     labels = {data[index].image.tobytes(): data[index].labels for index in range(2)}
 
     def right(image):
         return np.stack([labels[image.tobytes()] == label for label in range(3)]).astype(np.float32) + 1e-9
 
-    report = audit(ToldBackend(SPACE, right), data)
+    report = audit(ScriptedBackend(SPACE, right), data)
     assert report.flagged(10) == []
     write_audit_page(tmp_path / "audit.html", report, data, count=4, mark=str)
     assert "No label is doubtful" in (tmp_path / "audit.html").read_text(encoding="utf-8")
@@ -59,7 +59,7 @@ def test_other_tasks_have_a_page(tmp_path, task):
         Subset(resnest_seg.Synthetic("val", size=(48, 64)), [0, 1]), task, ["car"] if task == "binary" else ()
     )
     scores = len(data.label_space.score_names)
-    model = ToldBackend(data.label_space, lambda image: np.full((scores, *image.shape[:2]), 0.7, np.float32))
+    model = ScriptedBackend(data.label_space, lambda image: np.full((scores, *image.shape[:2]), 0.7, np.float32))
     report = audit(model, data, min_area=5)
     maps = report.maps(0)
     assert maps.given.dtype == maps.suggested.dtype == data[0].labels.dtype

@@ -133,7 +133,7 @@ def test_images_are_sorted_and_chosen(visit):
     assert sorted(listed) == sorted(rising) == sorted(falling)
     page.get_by_label("show", exact=True).select_option("worst")
     assert page.locator(".card:visible").count() == 4
-    assert page.get_by_role("status").inner_text() == f"4 of {len(listed)} images, by mean IoU, highest first"
+    assert page.get_by_role("status").inner_text() == f"4 of {len(listed)} shown, by mean IoU, highest first"
     page.get_by_label("sort by", exact=True).select_option("as listed")
     page.get_by_label("show", exact=True).select_option("all")
     assert page.locator(".card h3").all_inner_texts() == listed

@@ -72,7 +72,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_dataset(parser, default="the one trained on", splits=False)
     parser.add_argument("--split", default="train", help="train, val or test (default: train)")
     parser.add_argument("--folds", type=int, metavar="K", help="train K models by the recipe of the checkpoint, each "
-                        "without a part of the training split, which it judges; or train the rest")  # fmt: skip
+                        "without one part of the training split, and let each judge that part; an interrupted training "
+                        "goes on")  # fmt: skip
     parser.add_argument("--group-by", metavar="PATTERN", help="images whose names have the same match of this regular "
                         "expression stay in one fold, such as frames of a video: '^[^_]+'")  # fmt: skip
     parser.add_argument("--min-area", type=int, default=64, metavar="PIXELS", help="leave out smaller regions "

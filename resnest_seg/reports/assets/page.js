@@ -280,7 +280,7 @@
         line.textContent = score === "" ? "" : `${scores[Number(score)]}: ${found === null ? "not in this image" : number(found)}`;
       }
       const sorted = score === "" ? "as listed" : `by ${scores[Number(score)]}, ${up ? "lowest" : "highest"} first`;
-      status.textContent = `${count} of ${cards.length} images, ${sorted}`;
+      status.textContent = `${count} of ${cards.length} shown, ${sorted}`;
     };
     for (const name of [".sort", ".way", ".group"]) find(name).addEventListener("change", arrange);
     slider.addEventListener("input", () => {

@@ -1,4 +1,4 @@
-"""A model that says what a data set tells it to, for tests of what is done with predictions."""
+"""A backend whose probabilities a function gives, for tests of what is done with predictions."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from resnest_seg.inference.backends import Backend, Block, Decision
 from resnest_seg.inference.protocols import Setting
 
 
-class ToldBackend(Backend):
+class ScriptedBackend(Backend):
     """Gives the probabilities that a function returns for an image.
 
     Args:
@@ -18,7 +18,7 @@ class ToldBackend(Backend):
         shown: A hash of every image that it was shown.
     """
 
-    def __init__(self, space, answers, *, rows=16, name="told"):
+    def __init__(self, space, answers, *, rows=16, name="scripted"):
         self.label_space, self.answers, self.rows, self.shown = space, answers, rows, []
         self.description, self.head, self.channels, self.device, self.memory = name, "none", 3, "cpu", 1 << 20
         self.setting = Setting(dataset=space.name, recipe="encoding", base_size=64, crop=(64, 64), long_edge=64)

@@ -1,4 +1,4 @@
-"""A small data set and a model that is told what to say of it, with hostile names."""
+"""A small data set whose images encode the probabilities that a model gives for them, with hostile names."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ SPACE = resnest_seg.LabelSpace.numbered(
     3,
     names=('sky & "air"', "<script>alert(1)</script>", "car's 100%"),
     colors=((80, 160, 240), (120, 110, 100), (240, 60, 60)),
-    name="told </title><b>",
+    name="scripted </title><b>",
 )
 
 NAMES = (
@@ -21,8 +21,8 @@ NAMES = (
 )
 
 
-class Told(resnest_seg.SegmentationDataset):
-    """Pictures of noise in several sizes; channel 0 tells the model its class, channel 1 how sure it is.
+class Scripted(resnest_seg.SegmentationDataset):
+    """Pictures of noise in several sizes; channel 0 is the predicted class, channel 1 its probability times 255.
 
     In sample 2, a square of 10 x 10 pixels is labelled wrongly.
     """
@@ -49,7 +49,7 @@ class Told(resnest_seg.SegmentationDataset):
 
 
 def said(image):
-    """The probabilities [3, H, W] that `Told` tells in an image."""
+    """The probabilities [3, H, W] that an image of `Scripted` encodes."""
     sure = image[..., 1] / 255
     others = (1 - sure) / 2
     return np.stack([np.where(image[..., 0] == label, sure, others) for label in range(3)]).astype(np.float32)
