@@ -380,11 +380,13 @@ def show_intervals(report: EvalReport, paths: tuple[Path, Path], other: EvalRepo
 
 def compare(before: str, now: str) -> int:
     """Show the changes from one report to another; returns the exit code."""
+    from resnest_seg.evaluation.image_scores import images_beside
     from resnest_seg.evaluation.report import EvalReport
 
     other, report = EvalReport.load(before), EvalReport.load(now)
     show_changes(report, other)
-    show_intervals(report, (Path(before), Path(now)), other)
+    complete = all(images_beside(path).exists() for path in (before, now))  # not those of an earlier version
+    (show_intervals if complete else careful_intervals)(report, (Path(before), Path(now)), other)
     return 0
 
 

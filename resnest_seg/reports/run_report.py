@@ -119,9 +119,10 @@ def evaluations(runs: Sequence[RunFiles], names: Sequence[str]) -> tuple[list[Ev
     found: list[Evaluated] = []
     problems = []
     for run, name, own in zip(runs, names, files, strict=True):
-        if not own:
+        if not own or not isinstance(run.config, RunConfig):
             if isinstance(run.config, RunConfig):
-                problems.append(f"{name} has not been evaluated: no validation so far, and no report of an evaluation.")
+                validated = "its validations left no report" if run.validations else "no validation so far"
+                problems.append(f"{name} has not been evaluated: {validated}, and no report of an evaluation.")
             continue
         path = own[common[-1]] if common else list(own.values())[-1]
         try:
@@ -336,12 +337,11 @@ def _images(runs: Sequence[RunFiles], found: Sequence[Evaluated], how: Pictures)
         classes = first.report.classes
         files = [(one.name, one.images) for one in listed if one.images is not None]
         chosen = choose(files, first.protocol, classes=classes, count=how.count)
-        dataset = how.dataset if how.dataset is not None else _dataset(runs[0], first, how)
+        dataset = how.dataset if how.dataset is not None else _dataset(_run_of(first, runs), first, how)
         models, missing = [], []
         for one in listed:
-            run = next(run for run in runs if run.folder == one.file.parent)
             try:
-                models.append(Model(one.name, _model(run, one, how), one.protocol))
+                models.append(Model(one.name, _model(_run_of(one, runs), one, how), one.protocol))
             except (ResNeStSegError, OSError) as error:
                 if one is first:
                     raise
@@ -352,6 +352,11 @@ def _images(runs: Sequence[RunFiles], found: Sequence[Evaluated], how: Pictures)
         return gallery(cards, dataset.label_space, sort="", lead=[note]), " ".join(missing)
     except (ResNeStSegError, OSError) as error:
         return None, f"no pictures: {error}"
+
+
+def _run_of(one: Evaluated, runs: Sequence[RunFiles]) -> RunFiles:
+    """The run of an evaluation: the first ones may have none."""
+    return next(run for run in runs if run.folder == one.file.parent)
 
 
 def _dataset(run: RunFiles, one: Evaluated, how: Pictures) -> SegmentationDataset:
@@ -375,4 +380,6 @@ def _model(run: RunFiles, one: Evaluated, how: Pictures) -> Any:
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise CheckpointError(f"{run.folder} has no {BEST}.")
-    return open_backend(path, RunOptions(device=how.device), into=how.into)
+    assert isinstance(run.config, RunConfig)
+    own = CUSTOM in (run.config.model.encoder, run.config.model.head)  # other runs beside it are not of that network
+    return open_backend(path, RunOptions(device=how.device), into=how.into if own else None)

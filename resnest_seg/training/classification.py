@@ -246,7 +246,6 @@ class ClassificationTask:
         stop: StopSignal,
         progress: Progress,
         images: Path | None = None,
-        record: float = -1.0,
     ) -> Validation | None:
         """Top-1 and top-5 accuracy, 0..1, each process its share; writes no scores by image."""
         train, workers = self.config.train, self.config.data.workers

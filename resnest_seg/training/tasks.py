@@ -166,12 +166,10 @@ class Task(Protocol):
         stop: StopSignal,
         progress: Progress,
         images: Path | None = None,
-        record: float = -1.0,
     ) -> Validation | None:
         """Score a model, each process on its share; None if one was asked to stop.
 
-        A task whose validation has a report writes this process's scores by image into `images`. With a score above
-        `record` the model is kept, and the report is that of the model as it is kept, with its `buffers`.
+        A task whose validation has a report writes this process's scores by image into `images`.
         """
 
 
@@ -274,40 +272,25 @@ class SegmentationTask:
         stop: StopSignal,
         progress: Progress,
         images: Path | None = None,
-        record: float = -1.0,
     ) -> Validation | None:
-        """mIoU by the protocol's rule for absent classes, pixel accuracy, the loss, and a contact sheet.
-
-        A binary or multi-label model that is kept is scored once more, at the thresholds that were found: its report,
-        its images' scores and the pictures are those of the file.
-        """
+        """mIoU by the protocol's rule for absent classes, pixel accuracy, the loss, and a contact sheet."""
         assert isinstance(model, Segmenter)
-
-        def run() -> Validated | None:
-            validator = Validator(self.config, self.validation, engine, loss=ScoredLoss(self.criterion))
-            with _evaluating(self.criterion):
-                return validator.run(model, stop=stop, progress=progress, images=images)
-
-        seen = run()
+        validator = Validator(self.config, self.validation, engine, loss=ScoredLoss(self.criterion))
+        with _evaluating(self.criterion):
+            seen = validator.run(model, stop=stop, progress=progress, images=images)
         if seen is None:
             return None
-        before = model.decision_thresholds
-        scores, text, buffers = self._judged(model, seen.report)
-        mean_iou, method, split = scores["mean_iou"], self.config.eval.protocol, self.validation.split
-        if model.decision_thresholds != before and mean_iou > record:
-            seen = run()
-            if seen is None:
-                return None
-        report, sheet = seen.report, seen.sheet
+        report, sheet, split = seen.report, seen.sheet, self.validation.split
+        scores, text, buffers = self._judged(model, report)
+        mean_iou, method = scores["mean_iou"], self.config.eval.protocol
         labels = report.labels.get(method)
         ious = report.scores[method].class_iou if labels is None else [one.best_iou for one in labels.labels]
 
         def picture(epoch: int) -> NDArray[np.uint8]:
             rows = [(image.image, image.labels, image.predictions) for image in sheet]
-            drawn_at = " at the best thresholds" if report.labels else ""
+            before = labels is not None and any(one.threshold != one.best_threshold for one in labels.labels)
+            drawn_at = " at the best thresholds; the pictures are at the thresholds before" if before else ""
             title = f"{report.dataset} {report.split}, epoch {epoch}, mIoU {100 * mean_iou:.2f}{drawn_at}"
-            if labels is not None and labels.best_thresholds != tuple(label.threshold for label in labels.labels):
-                title += "; the pictures are at the thresholds before"
             return contact_sheet(rows, self.validation.label_space, title=title)
 
         drawn = picture if sheet and engine.is_main_process else None

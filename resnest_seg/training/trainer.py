@@ -326,30 +326,38 @@ class Trainer:
         """Evaluate the validation split and keep the best weights; does nothing if the run was asked to stop.
 
         Where there is an average of the weights, both are evaluated, and the better one's scores are those of the
-        validation: what is kept as best, and what `train.patience` looks at.
+        validation: what is kept as best, and what `train.patience` looks at. If the kept model takes buffers that its
+        scores gave, the best thresholds, it is evaluated once more with them: report, scores by image and picture are
+        those of what is kept.
         """
         results: dict[str, Validation] = {}
         names = ("weights",) if self.average is None else ("average", "weights")
         better, score = "", self.about.score
         with self._image_parts(names) as parts:
+
+            def judge(name: str) -> bool:
+                found = self.task.validate(self.judged, self.engine, stop=stop, progress=progress, images=parts[name])
+                if found is None:
+                    self.stopped_by = stop.anywhere(self.engine)
+                    return False
+                results[name] = found
+                return True
+
             for name in names:
                 self._show_to_judge(name)
-                result = self.task.validate(
-                    self.judged,
-                    self.engine,
-                    stop=stop,
-                    progress=progress,
-                    images=parts[name],
-                    record=max([self.best_score, *(one.scores[score] for one in results.values())]),
-                )
-                if result is None:
-                    self.stopped_by = stop.anywhere(self.engine)
+                if not judge(name):
                     return
-                results[name] = result
-                if not better or result.scores[score] > results[better].scores[score]:
+                if not better or results[name].scores[score] > results[better].scores[score]:
                     better = name
-            self._report(results, better)
             best = results[better].scores[score] > self.best_score
+            if best and results[better].buffers:  # what is kept is this model with them, and not what was scored
+                if name != better:
+                    self._show_to_judge(better)
+                self.judged.load_state_dict(dict(results[better].buffers), strict=False)
+                name = better
+                if not judge(name):
+                    return
+            self._report(results, better)
             self.stale_validations += 1
             self._tell_validation(results[better], best=best)
             if best:

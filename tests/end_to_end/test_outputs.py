@@ -291,6 +291,11 @@ def test_two_reports_are_compared_without_an_evaluation(evaluate, tool, tmp_path
     ):
         assert run(*words) == 2
         assert says in capsys.readouterr().err
+    (tmp_path / "a.images.jsonl").unlink()  # as beside the reports of earlier versions
+    assert run("--compare", *paths) == 0
+    shown = capsys.readouterr()
+    assert "change" in shown.out
+    assert f"careful: the difference has no interval, because {tmp_path}/a.images.jsonl is missing" in shown.err
 
 
 def test_a_disk_that_is_too_full_for_scores_by_image_costs_no_evaluation(evaluate, tmp_path, monkeypatch, capsys):

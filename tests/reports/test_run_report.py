@@ -13,7 +13,8 @@ from support.small_models import small_segmenter
 from test_page import Reader
 
 from resnest_seg.cli.review import report as verb
-from resnest_seg.config import RunConfig
+from resnest_seg.config import PretrainConfig, RunConfig
+from resnest_seg.config_reading import to_yaml
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import CheckpointError, ConfigError, run_tool
 from resnest_seg.evaluation.comparison import compare_images
@@ -200,9 +201,29 @@ def test_a_run_that_died_in_a_line_gives_what_is_there(runs, tmp_path):
     assert said == ["first has not been evaluated: no validation so far, and no report of an evaluation."]
     assert page.text("h2") == "What was runCurves"
     assert "stopped at step 13" in page.text("p")
+    (folder / "metrics.jsonl").write_text("\n".join(lines))  # of a version that kept no report of its validations
+    _, said = written([folder], tmp_path / "r.html")
+    assert said == ["first has not been evaluated: its validations left no report, and no report of an evaluation."]
     (folder / "metrics.jsonl").write_bytes(b"\xff\xfe\x00")
     page, _ = written([folder], tmp_path / "r.html")
     assert page.text("h2") == "What was run"
+
+
+def test_pictures_are_of_the_data_of_the_run_that_was_evaluated(runs, tmp_path, model):
+    """Also behind a run that was not, or an image classifier, which has no evaluation at all."""
+    bare, classifier = tmp_path / "bare", tmp_path / "classifier"
+    for folder, config in (
+        (bare, RunConfig.from_dict({"data": {"dataset": "camvid"}})),
+        (classifier, PretrainConfig()),
+    ):
+        folder.mkdir()
+        (folder / "config.yaml").write_text(to_yaml(config))
+    shutil.copy(runs / "first" / "val_report.json", classifier / "eval_x.json")  # that nobody asks for
+    page, said = written([classifier, bare, runs / "first"], tmp_path / "r.html", images=Pictures(segmenter=model))
+    assert said[0].startswith("bare has not been evaluated")
+    assert [text for text in said if "no pictures" in text] == said[1:]
+    assert "the val split of synthetic is not what was evaluated" in said[1]
+    assert "Scores" in page.text("h2")
 
 
 def test_pictures_of_other_data_are_not_shown(runs, tmp_path, model):
@@ -289,6 +310,10 @@ def test_the_command_predicts_with_the_best_checkpoint(tmp_path, monkeypatch, ca
     assert 2 <= len(page.all("article")) <= 3
     assert run_tool(lambda: verb.main(["run", "--no-images"])) == 0
     assert capsys.readouterr().out == "report: run/report-2.html\n"
+    (tmp_path / "own.py").write_text("def build(num_classes):\n    raise ValueError('for another run')\n")
+    words = ["run", "--images", "1", "--model", "own.py:build", "--output", "own.html"]
+    assert run_tool(lambda: verb.main(words)) == 0  # a network of one's own is for the runs that were trained with one
+    assert capsys.readouterr().err == ""
     tree = json.loads((folder / "val_report.json").read_text()) | {"checkpoint": "/gone/kept.safetensors"}
     (folder / "val_report.json").write_text(json.dumps(tree))
     (folder / "best.safetensors").rename(folder / "kept.safetensors")  # what was evaluated; the run has been moved
