@@ -1,4 +1,4 @@
-"""A run folder as it is found: its config, its lines of numbers, its evaluations, and how far it is.
+"""Read a run folder, whatever its state: config, metrics, evaluations, progress.
 
 A run may be in progress, or dead: a line that was cut off is passed over, and what is missing is None.
 """
@@ -24,6 +24,9 @@ REPORT = "report.html"
 
 PLACES = ("output", "data.root", "data.workers")
 """Config keys that say where a run was, not what it was."""
+
+DEFAULTS = "the defaults"
+"""What a config is compared with that has no shipped one."""
 
 Line = Mapping[str, Any]
 """A JSON object of a line."""
@@ -132,17 +135,17 @@ def changed_keys(config: AnyConfig) -> tuple[str, dict[str, tuple[Any, Any]]]:
     """Compare a config with the shipped one that is nearest to it: fewest keys differ.
 
     Returns:
-        The name of the shipped config, or "the defaults"; and key -> (value there, value here), without `PLACES`.
+        The name of the shipped config, or `DEFAULTS`; and key -> (value there, value here), without `PLACES`.
     """
     kind, own = type(config), flatten(config)
-    best = "the defaults", _differences(flatten(kind()), own)
+    best = DEFAULTS, _differences(flatten(kind()), own)
     if not isinstance(config, RunConfig):
         return best
     for name, path in shipped_configs().items():
         if not name.startswith(f"{config.data.dataset}_"):
             continue
         found = _differences(flatten(load_config(path, kind)), own)
-        if best[0] == "the defaults" or len(found) < len(best[1]):
+        if best[0] == DEFAULTS or len(found) < len(best[1]):
             best = f"the shipped config {name}", found
     return best
 

@@ -25,6 +25,7 @@ from resnest_seg.reports.charts import Point, Series, line_chart
 from resnest_seg.reports.gallery import gallery
 from resnest_seg.reports.page import Section, element, table, write_page
 from resnest_seg.reports.run_files import (
+    DEFAULTS,
     RunFiles,
     changed_keys,
     config_table,
@@ -162,7 +163,11 @@ def _what(runs: Sequence[RunFiles], names: Sequence[str]) -> Section:
         base, changes = changed_keys(run.config)
         lines = [[key, plain(before), plain(now)] for key, (before, now) in changes.items()]
         title = f"Config of {name}: {len(lines)} keys differ from {base}"
-        inner = table(["key", base, name], lines, label=title) if lines else element("p", None, "All keys are equal.")
+        inner = (
+            table(["key", "default" if base == DEFAULTS else "shipped", "this run"], lines, label=title)
+            if lines
+            else element("p", None, "All keys are equal.")
+        )
         few = len(runs) == 1
         body.append(element("details", {"open": few}, element("summary", None, title), inner))
     return Section("what", "What was run", body)

@@ -226,7 +226,7 @@ def threshold_section(found: Sequence[Evaluated]) -> Section | None:
                 Series("recall", _points_of(curves, curves.recall)),
             ]
             title = f"{one.name}: {name}" if len(found) > 1 else name
-            best = "" if label.best_threshold is None else f", the best is {label.best_threshold:.3f}"
+            best = "" if label.best_threshold is None else f"; the best on these images is {label.best_threshold:.3f}"
             note = f"The model's threshold is {label.threshold:.3f}{best}."
             charts.append(line_chart(lines, title=title, x_name="threshold", bounds=(0, 1), note=note))
     return Section("thresholds", "Thresholds", [element("div", {"class": "charts"}, *charts)]) if charts else None

@@ -1,13 +1,14 @@
 """Training and evaluation of binary and multi-label tasks, from the config to the report."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
 import torch
 from torchmetrics.classification import BinaryAveragePrecision, BinaryF1Score, BinaryJaccardIndex
 
-from resnest_seg import LabelSpace, PairDataset, RunConfig, fit, load_checkpoint
+from resnest_seg import LabelSpace, PairDataset, RunConfig, SegmentationDataset, fit, load_checkpoint
 from resnest_seg.data.build import build_dataset
 from resnest_seg.evaluation.evaluate import evaluate
 from resnest_seg.evaluation.image_scores import ImageScoresFile
@@ -98,6 +99,38 @@ def test_report_and_images_of_the_best_validation_are_those_of_the_kept_weights(
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     best = max((line for line in lines if line["kind"] == "validation"), key=lambda line: line["mean_iou"])
     assert best["class_iou"] == pytest.approx(list(kept.scores["whole"].class_iou), nan_ok=True)
+
+
+class Ending(SegmentationDataset):
+    """Validation scenes of which so many may be read before SIGTERM comes."""
+
+    def __init__(self, reads=None):
+        self.scenes, self.reads = build_dataset("synthetic", split="val", task="multilabel"), reads
+        self.label_space, self.split = self.scenes.label_space, "val"
+
+    def __len__(self):
+        return len(self.scenes)
+
+    def __getitem__(self, index):
+        if self.reads is not None:
+            self.reads -= 1
+            if self.reads == 0:
+                signal.raise_signal(signal.SIGTERM)
+        return self.scenes[index]
+
+
+def test_a_run_stopped_while_a_kept_model_is_scored_again_ends_the_same(tmp_path):
+    run = config(model__task="multilabel")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert fit(run, validation=Ending(), output=whole).stopped_by is None
+    stopped = fit(run, validation=Ending(6), output=parts)  # 4 images are validated
+    assert stopped.stopped_by == signal.SIGTERM
+    assert not (parts / "best.safetensors").exists()
+    assert fit(run, validation=Ending(), output=parts, resume="yes").stopped_by is None
+    for name in ("val_report.json", "val_images.jsonl", "metrics.jsonl"):
+        assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
+    best = [load_checkpoint(folder / "best.safetensors").state_dict() for folder in (whole, parts)]
+    assert all(torch.equal(best[0][name], value) for name, value in best[1].items())
 
 
 def test_scores_are_torchmetrics(tmp_path):

@@ -1,1 +1,1 @@
-"""Verbs that look back at what was trained: reports of runs, tables of runs, audits of labels, what to label next."""
+"""Verbs of results: reports of runs, tables of runs, audits of labels, what to label next."""

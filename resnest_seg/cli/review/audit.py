@@ -437,7 +437,7 @@ def write(
 
 
 def show(report: AuditReport, options: argparse.Namespace, output: Path) -> None:
-    """Print what was found, and where it is."""
+    """Print the summary of an audit, and where its files are."""
     from resnest_seg.io.display import console
 
     console().print(report.table())

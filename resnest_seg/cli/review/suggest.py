@@ -74,10 +74,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument("--top-share", type=float, default=1.0, help="share of an image's pixels, the most uncertain "
                      "ones, over which the mean is taken (default: 1, all)")  # fmt: skip
     how.add_argument("--diversity", action=argparse.BooleanOptionalAction, default=True, help="among the most "
-                     "uncertain photos choose such that differ, by the encoder's features (k-centre)")  # fmt: skip
-    how.add_argument("--factor", type=float, default=10.0, help="of so many times --count photos; more where many are "
-                     "alike (default: 10)")  # fmt: skip
-    how.add_argument("--seed", type=int, default=0, help="of --by random (default: 0)")
+                     "uncertain photos choose those that differ, by the encoder's features (k-centre)")  # fmt: skip
+    how.add_argument("--factor", type=float, default=10.0, help="so many times --count photos count as the most "
+                     "uncertain ones; more where many are alike (default: 10)")  # fmt: skip
+    how.add_argument("--seed", type=int, default=0, help="seed of --by random (default: 0)")
     pre = parser.add_argument_group("pre-annotations of the suggested photos")
     pre.add_argument("--write", nargs="+", choices=tuple(predict.ANNOTATIONS), metavar="FORMAT", default=[],
                      help="write the model's labels as annotations for a tool: coco, labelme, cvat, yolo")  # fmt: skip
