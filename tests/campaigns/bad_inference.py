@@ -94,7 +94,7 @@ def evaluating():
             "--output",
             "eval.json",
             *words,
-            **({"writes": ("eval.json",)} | details),
+            **({"writes": ("eval.json", "eval.images.jsonl")} | details),
         )
 
     for name, says in (
@@ -158,7 +158,7 @@ def evaluating():
             "predictions over a file",
             ("--save-predictions", "file", "--overwrite"),
             r"file",
-            {"line": "0", "writes": ("eval.json", "file")},
+            {"line": "0", "writes": ("eval.json", "eval.images.jsonl", "file")},
         ),
     ):
         evaluate(name, *words, says=says, **({"prepare": clutter} | details))
@@ -169,7 +169,7 @@ def evaluating():
             *words,
             code=WARNED,
             says="predictions: 4 PNGs",
-            writes=("eval.json", "predictions"),
+            writes=("eval.json", "eval.images.jsonl", "predictions"),
             line="1",
             prepare=None,
         )

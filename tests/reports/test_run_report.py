@@ -331,6 +331,7 @@ def test_mistakes_on_the_command_line_are_named(runs, monkeypatch, capsys):
         (["."], ". is no run folder: it has no config.yaml."),
         (["first", "--images", "-1"], "--images must be from 0 to 1000, not -1."),
         (["first", "--output", "second"], "cannot write the report to second: it is a folder."),
+        (["second", "first", "--output", "first/metrics.jsonl", "--overwrite"], "first/metrics.jsonl is an input file"),
         (["first", "--ouput", "x"], "unknown option '--ouput'. Did you mean '--output'?"),
         ([], "the following arguments are required: RUN"),
     ):

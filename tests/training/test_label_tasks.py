@@ -11,6 +11,7 @@ from torchmetrics.classification import BinaryAveragePrecision, BinaryF1Score, B
 from resnest_seg import LabelSpace, PairDataset, RunConfig, SegmentationDataset, fit, load_checkpoint
 from resnest_seg.data.build import build_dataset
 from resnest_seg.evaluation.evaluate import evaluate
+from resnest_seg.evaluation.image_scores import ImageScoresFile
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.inference.predictor import Predictor
 
@@ -53,6 +54,12 @@ def test_a_run_keeps_the_best_thresholds_of_its_validation(task, tmp_path):
             assert label.iou == pytest.approx(label.best_iou)
     ious = [label.best_iou for label in scores.labels if label.best_iou is not None]
     assert result.best_score == pytest.approx(np.mean(ious))
+    kept = EvalReport.load(tmp_path / "run" / "val_report.json")  # as the model was kept, not as it was validated
+    assert kept.scores == report.scores
+    assert kept.labels == report.labels
+    by_image = list(ImageScoresFile(tmp_path / "run" / "val_images.jsonl"))
+    evaluate(loaded, dataset, indices=range(4), images=tmp_path / "images.jsonl")
+    assert by_image == list(ImageScoresFile(tmp_path / "images.jsonl"))
     report.save(tmp_path / "report.json")
     assert EvalReport.load(tmp_path / "report.json") == report
     assert json.loads((tmp_path / "report.json").read_text())["classes"] == list(dataset.label_space.score_names)
@@ -75,6 +82,23 @@ def test_the_best_and_the_last_weights_have_thresholds(ema, tmp_path):
         last = load_checkpoint(tmp_path / "run" / "last.safetensors")
         (label,) = evaluate(last, dataset, indices=range(4)).labels["whole"].labels
         assert last.decision_thresholds == pytest.approx([label.best_threshold])
+
+
+@pytest.mark.parametrize(("task", "ema"), [("binary", 0.0), ("multilabel", 0.0), ("binary", 0.5)])
+def test_report_and_images_of_the_best_validation_are_those_of_the_kept_weights(task, ema, tmp_path):
+    """Not those at the thresholds before, of which a model card would say 0 where the model has much more."""
+    run = config(**TASKS[task], train__ema=ema, optim__lr=0.5 if ema else 0.05, optim__reference_batch=2)
+    result = fit(run, output=tmp_path / "run")
+    dataset = build_dataset("synthetic", split="val", task=task, positive=run.data.positive)
+    images = tmp_path / "images.jsonl"
+    again = evaluate(load_checkpoint(result.best), dataset, indices=range(4), images=images)
+    kept = EvalReport.load(tmp_path / "run" / "val_report.json")
+    assert kept.labels == again.labels
+    assert kept.mean_iou("whole") == pytest.approx(result.best_score)
+    assert (tmp_path / "run" / "val_images.jsonl").read_text().splitlines()[1:] == images.read_text().splitlines()[1:]
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    best = max((line for line in lines if line["kind"] == "validation"), key=lambda line: line["mean_iou"])
+    assert best["class_iou"] == pytest.approx(list(kept.scores["whole"].class_iou), nan_ok=True)
 
 
 class Ending(SegmentationDataset):
@@ -107,23 +131,6 @@ def test_a_run_stopped_while_a_kept_model_is_scored_again_ends_the_same(tmp_path
         assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
     best = [load_checkpoint(folder / "best.safetensors").state_dict() for folder in (whole, parts)]
     assert all(torch.equal(best[0][name], value) for name, value in best[1].items())
-
-
-@pytest.mark.parametrize(("task", "ema"), [("binary", 0.0), ("multilabel", 0.0), ("binary", 0.5)])
-def test_report_and_images_of_the_best_validation_are_those_of_the_kept_weights(task, ema, tmp_path):
-    """Not those at the thresholds before, of which a model card would say 0 where the model has much more."""
-    run = config(**TASKS[task], train__ema=ema, optim__lr=0.5 if ema else 0.05, optim__reference_batch=2)
-    result = fit(run, output=tmp_path / "run")
-    dataset = build_dataset("synthetic", split="val", task=task, positive=run.data.positive)
-    images = tmp_path / "images.jsonl"
-    again = evaluate(load_checkpoint(result.best), dataset, indices=range(4), images=images)
-    kept = EvalReport.load(tmp_path / "run" / "val_report.json")
-    assert kept.labels == again.labels
-    assert kept.mean_iou("whole") == pytest.approx(result.best_score)
-    assert (tmp_path / "run" / "val_images.jsonl").read_text().splitlines()[1:] == images.read_text().splitlines()[1:]
-    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
-    best = max((line for line in lines if line["kind"] == "validation"), key=lambda line: line["mean_iou"])
-    assert best["class_iou"] == pytest.approx(list(kept.scores["whole"].class_iou), nan_ok=True)
 
 
 def test_scores_are_torchmetrics(tmp_path):

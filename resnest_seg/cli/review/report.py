@@ -16,7 +16,7 @@ from pathlib import Path
 
 from resnest_seg.cli.parsing.options import Parser, add_model_option, own_network
 from resnest_seg.config_types import check_option
-from resnest_seg.files import check_output_file, next_free
+from resnest_seg.files import check_not_inputs, check_output_file, next_free
 
 SUFFIX = ".html"
 """Suffix of a report."""
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     for run in options.runs:
         read_files(run)  # before a folder is blamed that is none
+        check_not_inputs([output], [path for path in Path(run).iterdir() if path.suffix != SUFFIX and path.is_file()])
     check_output_file(output, what="report", overwrite=options.overwrite)
     images = Pictures(
         count=0 if options.no_images else options.images,
