@@ -288,7 +288,9 @@ class SegmentationTask:
 
         def picture(epoch: int) -> NDArray[np.uint8]:
             rows = [(image.image, image.labels, image.predictions) for image in sheet]
-            before = labels is not None and any(one.best_threshold not in (None, one.threshold) for one in labels.labels)
+            before = labels is not None and any(
+                one.best_threshold not in (None, one.threshold) for one in labels.labels
+            )
             drawn_at = " at the best thresholds; the pictures are at the thresholds before" if before else ""
             title = f"{report.dataset} {report.split}, epoch {epoch}, mIoU {100 * mean_iou:.2f}{drawn_at}"
             return contact_sheet(rows, self.validation.label_space, title=title)
