@@ -62,6 +62,8 @@ def test_every_tool_takes_the_network_of_an_example(tmp_path):
         ("predict", (*checkpoint, scene), "--model FILE.py:FUNCTION"),
         ("export", checkpoint, "--model FILE.py:FUNCTION"),
         ("predict", ("--checkpoint", "own.onnx", *model, scene), "leave out"),
+        ("serve", (*checkpoint, "--model", "gone.py:build"), "gone.py"),  # it is what the export builds the network by
+        ("demo", ("--checkpoint", "own.onnx", *model), "leave out"),
     ):
         done = run(PROJECT / f"tools/{tool}_seg.py", *words, cwd=tmp_path)
         assert (done.returncode, said in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
