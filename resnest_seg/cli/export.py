@@ -281,8 +281,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return EXIT_NOT_PROVEN if problems else 0
 
 
-def for_serving(checkpoint: str) -> int:
+def for_serving(checkpoint: str, network: str | None = None) -> int:
     """Export a checkpoint to NAME.serve.onnx beside its file, unless that has been done, and print the file's path.
+
+    Args:
+        checkpoint: A run folder, a checkpoint file, or the name of a published one.
+        network: FILE.py:FUNCTION that builds its network, if that is one's own.
 
     Returns:
         The exit code.
@@ -314,6 +318,7 @@ def for_serving(checkpoint: str) -> int:
         )
     print(f"exporting {source} to {output}, which is used again as long as the checkpoint is the same", file=sys.stderr)
     words = ["--checkpoint", str(source), "--output", str(output), "--overwrite", "--pixels", "float32"]
+    words += [] if network is None else ["--model", network]
     with contextlib.redirect_stdout(sys.stderr):
         code = main(words)
     print(output)

@@ -55,7 +55,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = Parser("serve", description=__doc__)
     add_checkpoint(parser, exported=True, required=False)
-    parser.add_argument("--model", help=argparse.SUPPRESS)  # --checkpoint's former name
+    parser.add_argument("--model", metavar="FILE.py:FUNCTION", help="the network of a checkpoint with parts of your "
+                        "own, for its export: see export")  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 listens to all networks (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="0 chooses a free port (default: 8000)")
     how = parser.add_argument_group("inference protocol and execution")
@@ -76,7 +77,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     limits.add_argument("--workers", dest="parallel", type=int, help=argparse.SUPPRESS)  # its former name
     limits.add_argument("--queue", type=int, default=64, help="photos that may wait, 0..10000 (default: 64)")
     options = parser.read(argv)
-    options.checkpoint = options.checkpoint or options.model
+    if options.checkpoint is None:  # --model is its former name
+        options.checkpoint, options.model = options.model, None
     if options.checkpoint is None:
         raise ConfigError(
             "--checkpoint is missing: a run folder, a checkpoint, or an exported file such as model.onnx."
@@ -86,17 +88,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def exported(checkpoint: str) -> str:
+def exported(checkpoint: str, network: str | None = None) -> str:
     """Return the exported file of a checkpoint, which another process makes if need be: this one loads no torch.
+
+    Args:
+        checkpoint: A run folder, a checkpoint file, or the name of a published one.
+        network: FILE.py:FUNCTION that builds its network, if that is one's own.
 
     Raises:
         SystemExit: It cannot be made; that process has said why.
     """
     code = (
         "import sys; from resnest_seg.cli.export import for_serving; from resnest_seg.errors import run_tool; "
-        "raise SystemExit(run_tool(lambda: for_serving(sys.argv[1])))"
+        "raise SystemExit(run_tool(lambda: for_serving(*sys.argv[1:])))"
     )
-    done = subprocess.run([sys.executable, "-c", code, checkpoint], stdout=subprocess.PIPE, text=True)
+    words = [checkpoint, *([] if network is None else [network])]
+    done = subprocess.run([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(done.returncode)
     return done.stdout.splitlines()[-1]
@@ -149,8 +156,10 @@ def _serve(options: argparse.Namespace, ports: Sequence[int], ready: Callable[[s
         for module in ("starlette.applications", "uvicorn"):  # which is known before an export, that takes a while
             load_extra(module, "export,serve")
     limits = serving.Limits(options.max_bytes, options.max_pixels, options.parallel, options.queue)
+    if options.model is not None and is_exported(options.checkpoint):
+        raise ConfigError(f"{options.checkpoint} is an exported file, which holds its network: leave out --model.")
     predictor = OnnxPredictor(
-        options.checkpoint if is_exported(options.checkpoint) else exported(options.checkpoint),
+        options.checkpoint if is_exported(options.checkpoint) else exported(options.checkpoint, options.model),
         device=options.device,
         protocol=options.protocol,
         tile=options.tile,

@@ -127,6 +127,14 @@ def test_a_photo_that_is_named_twice_counts_once(call, tmp_path, capsys):
     assert str(photo) in [row["path"] for row in rows()]
 
 
+def test_a_name_with_a_line_break_is_one_line(call):
+    Path(FOLDER, "two\nlines.png").write_bytes(next(Path(FOLDER).glob("*.png")).read_bytes())
+    assert call(FOLDER, "--count", "100", "--by", "random") == 0
+    lines = Path("suggestions/suggestions.txt").read_text(encoding="utf-8").splitlines()
+    assert lines == [row["path"].replace("\n", "\\n") for row in rows()]
+    assert f"{FOLDER}/two\\nlines.png" in lines
+
+
 def test_random_photos_need_no_scores_and_follow_the_seed(call):
     for output, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert call(FOLDER, "--count", "4", "--by", "random", "--seed", seed, "--output", output) == 0

@@ -288,7 +288,7 @@ def write_lists(folder: Path, items: Sequence[Input], choices: Sequence[Choice])
     ):
         csv.writer(file).writerows([("rank", "path", "score", "distance"), *rows])
     with atomic_write(folder / f"{SUGGESTIONS}.txt") as temporary:
-        lines = "".join(f"{path}\n" for _, path, *_ in rows)
+        lines = "".join(path.replace("\n", "\\n") + "\n" for _, path, *_ in rows)  # one line a photo
         temporary.write_text(lines, encoding="utf-8", errors="surrogateescape")
 
 
