@@ -63,13 +63,14 @@ def test_every_tool_takes_the_network_of_an_example(tmp_path, tool, capsys, monk
         ("predict", (*checkpoint, scene), "--model FILE.py:FUNCTION"),
         ("export", checkpoint, "--model FILE.py:FUNCTION"),
         ("predict", ("--checkpoint", "own.onnx", *model, scene), "leave out"),
-        ("serve", (*checkpoint, "--model", "gone.py:build"), "gone.py"),  # it is what the export builds the network by
         ("demo", ("--checkpoint", "own.onnx", *model), "leave out"),
     ):
         assert tool(f"{name}_seg")(*words) == 2
         error = capsys.readouterr().err
         assert said in error, error
         assert "Traceback" not in error
+    done = run(PROJECT / "tools/serve_seg.py", *checkpoint, "--model", "gone.py:build", cwd=tmp_path)
+    assert (done.returncode, "there is no file gone.py" in done.stderr, "Traceback" in done.stderr) == (2, True, False)
 
 
 def test_the_examples_are_short():
