@@ -23,15 +23,27 @@ GROUND = {"errors", "files", "labels", "yaml_files", "config_types", "config_rea
 
 MAY_IMPORT = {
     "io": set(),
-    "annotations": {"io"},
-    "data": {"io"},
+    "storage": set(),
+    "annotations": {"io", "storage"},
+    "data": {"io", "storage"},
     "models": {"io"},
-    "inference": {"io", "models"},
-    "evaluation": {"io", "data", "models", "inference"},
-    "reports": {"io", "data", "models", "inference", "evaluation"},
-    "training": {"io", "data", "models", "inference", "evaluation", "reports"},
-    "export": {"io", "data", "models", "inference", "evaluation"},
-    "cli": {"io", "annotations", "data", "models", "inference", "evaluation", "reports", "training", "export"},
+    "inference": {"io", "storage", "models"},
+    "evaluation": {"io", "storage", "data", "models", "inference"},
+    "reports": {"io", "storage", "data", "models", "inference", "evaluation"},
+    "training": {"io", "storage", "data", "models", "inference", "evaluation", "reports"},
+    "export": {"io", "storage", "data", "models", "inference", "evaluation"},
+    "cli": {
+        "io",
+        "storage",
+        "annotations",
+        "data",
+        "models",
+        "inference",
+        "evaluation",
+        "reports",
+        "training",
+        "export",
+    },
     "__main__": {"cli"},
 }
 """Wing -> the other wings that it may import from; every wing may import from the ground."""
@@ -43,7 +55,7 @@ resnest_seg.inference.prediction resnest_seg.inference.predictor resnest_seg.inf
 resnest_seg.annotations.importing resnest_seg.annotations.writers resnest_seg.cli.import_labels
 resnest_seg.reports.run_table resnest_seg.cli.review.runs
 """
-"""Modules that import no torch; besides them, all of `resnest_seg.io`."""
+"""Modules that import no torch; besides them, all of `resnest_seg.io` and `resnest_seg.storage`."""
 
 PUBLIC = """
 ADE20K AuditReport Callback CamVid CheckpointError Cityscapes ConfigError ConfusionMatrix DatasetError Diagnosis
@@ -256,7 +268,8 @@ def fresh(code):
 
 
 def test_light_modules_import_no_torch():
-    names = [*LIGHT.split(), *(f"resnest_seg.{name_of(path)}" for path in (PACKAGE / "io").glob("*.py"))]
+    light = [path for wing in ("io", "storage") for path in (PACKAGE / wing).glob("*.py")]
+    names = [*LIGHT.split(), *(f"resnest_seg.{name_of(path)}" for path in light)]
     code = f"import importlib, sys\nfor name in {names!r}:\n    importlib.import_module(name)\n"
     assert fresh(code + "print({'torch', 'albumentations', 'torchvision'} & set(sys.modules))") == "set()"
 

@@ -122,8 +122,9 @@ def write_classes(options: argparse.Namespace) -> None:
     from resnest_seg.data.build import data_root
     from resnest_seg.data.class_lists import draft_classes
     from resnest_seg.data.folder import find_pairs, read_masks
-    from resnest_seg.data.storage import FolderSource, open_source
     from resnest_seg.io.display import progress_bars
+    from resnest_seg.storage.opening import open_source
+    from resnest_seg.storage.sources import FolderSource
 
     if options.dataset != "folder":
         name = "without --dataset there is no folder" if options.dataset is None else f"{options.dataset} has its own"

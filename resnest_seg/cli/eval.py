@@ -227,8 +227,8 @@ class Results:
 def files_of(dataset: SegmentationDataset) -> list[str | Path]:
     """List the files that a data set is read from."""
     from resnest_seg.data.datasets import PairedFiles
-    from resnest_seg.data.storage import ZipSource
     from resnest_seg.data.tiles import paired_files
+    from resnest_seg.storage.sources import ZipSource
 
     dataset = paired_files(dataset)
     if not isinstance(dataset, PairedFiles):

@@ -11,12 +11,12 @@ from pathlib import Path
 from resnest_seg.config import CUSTOM, DataConfig
 from resnest_seg.data.datasets import ADE20K, DATA_ROOT_VARIABLE, CamVid, Cityscapes, SegmentationDataset, TaskView
 from resnest_seg.data.folder import FolderDataset
-from resnest_seg.data.storage import is_address
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.tiles import WindowDataset, paired_files
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
 from resnest_seg.io.bands import BandReader
 from resnest_seg.labels import TASKS, LabelSpace
+from resnest_seg.storage.remote import is_address
 
 DATASETS: dict[str, Callable[[str | Path, str, bool], SegmentationDataset]] = {
     # (root, split, allow missing masks); folder has more options, see `build_dataset`

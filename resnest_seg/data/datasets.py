@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnest_seg.data.storage import FolderSource, Source, base_of, open_source
 from resnest_seg.errors import ConfigError, DatasetError, command, unknown_name
 from resnest_seg.io.bands import KEPT, BandReader, Raster, without_labels
 from resnest_seg.io.images import IMAGE_SUFFIXES, decode_image
 from resnest_seg.io.masks import decode_bits, decode_mask, mask_palette
 from resnest_seg.labels import IGNORE_LABEL, MULTILABEL_IGNORE, LabelSpace, labels_to_bits
+from resnest_seg.storage.opening import base_of, open_source
+from resnest_seg.storage.sources import FolderSource, Source
 
 
 class Sample(NamedTuple):

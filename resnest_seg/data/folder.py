@@ -27,11 +27,12 @@ from resnest_seg.data.layouts import (
     recognise,
     visible,
 )
-from resnest_seg.data.storage import Source, open_source
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
 from resnest_seg.io.images import IMAGE_SUFFIXES
 from resnest_seg.io.masks import decode_bits, decode_mask, mask_palette
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
+from resnest_seg.storage.opening import open_source
+from resnest_seg.storage.sources import Source
 
 SPLITS = ("train", "val", "test")
 

@@ -17,10 +17,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher
 from pathlib import PurePosixPath
 
-from resnest_seg.data.storage import Source
 from resnest_seg.errors import ConfigError, DatasetError, command, printable
 from resnest_seg.io.images import IMAGE_SUFFIXES
 from resnest_seg.io.masks import decode_mask
+from resnest_seg.storage.sources import Source
 
 MASK_SUFFIXES = (*IMAGE_SUFFIXES, ".gif")
 """Suffixes of mask files; GIF holds a palette without loss."""

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnest_seg.data.datasets import DatasetView, PairedFiles, Sample, SegmentationDataset, behind_views
-from resnest_seg.data.storage import FolderSource
 from resnest_seg.errors import ConfigError, DatasetError, printable
 from resnest_seg.io.bands import BandReader, Raster, without_labels
 from resnest_seg.io.georeference import georeference_of
 from resnest_seg.io.raster_windows import RasterWindows, Window, palette_of
 from resnest_seg.labels import ignored_pixels
+from resnest_seg.storage.sources import FolderSource
 
 MOST_TRIES = 10
 """Random windows that are tried, for one with a label, before the cell of the grid itself is taken."""

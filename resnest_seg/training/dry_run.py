@@ -19,7 +19,6 @@ from resnest_seg.config import AnyConfig, DataConfig, PretrainConfig, RunConfig
 from resnest_seg.data.build import DATASETS, data_root, dataset_for, local_root, say_layout, with_task
 from resnest_seg.data.class_lists import read_classes
 from resnest_seg.data.datasets import Sample, SegmentationDataset, Subset, behind_views
-from resnest_seg.data.storage import is_address
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.evaluation.evaluate import evaluate
@@ -29,6 +28,7 @@ from resnest_seg.models.checkpoint import BEST
 from resnest_seg.models.loading import classifier_for, load_checkpoint, load_classifier
 from resnest_seg.models.published import published
 from resnest_seg.models.segmenter import Segmenter
+from resnest_seg.storage.remote import is_address
 from resnest_seg.training.assembly import Parts, look, trainer_for, within_budget
 from resnest_seg.training.classification import ClassFolder, ClassificationTask
 from resnest_seg.training.optim import Schedule, too_short

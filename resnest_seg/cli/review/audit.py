@@ -395,7 +395,7 @@ def run(
 def photos_of(dataset: SegmentationDataset) -> list[Path | None]:
     """The photo file of every sample; None where it has no file of its own on this machine."""
     from resnest_seg.data.datasets import DatasetView, PairedFiles
-    from resnest_seg.data.storage import FolderSource
+    from resnest_seg.storage.sources import FolderSource
 
     while isinstance(dataset, DatasetView):  # of another task
         dataset = dataset.inner

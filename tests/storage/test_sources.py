@@ -7,8 +7,9 @@ import zipfile
 import fsspec
 import pytest
 
-from resnest_seg.data.storage import FolderSource, ZipSource, open_source
 from resnest_seg.errors import DatasetError
+from resnest_seg.storage.opening import open_source
+from resnest_seg.storage.sources import FolderSource, ZipSource
 
 FILES = {"a/one.txt": b"1", "a/b/two.txt": b"22", "c/three.txt": b"333"}
 

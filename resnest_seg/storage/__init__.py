@@ -1,0 +1,18 @@
+"""Storage of files by name: a folder, zip files, an address such as s3://bucket/mine.
+
+Data sets and bulk predictions read through it, so that they do not know where their files lie.
+"""
+
+from resnest_seg import lazy_exports
+
+_HOMES = {
+    "FolderSource": "sources",
+    "RemoteSource": "remote",
+    "Source": "sources",
+    "ZipSource": "sources",
+    "is_address": "remote",
+    "open_source": "opening",
+}
+
+__all__ = sorted(_HOMES)
+__getattr__, __dir__ = lazy_exports(__name__, _HOMES)
