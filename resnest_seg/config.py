@@ -271,6 +271,9 @@ class LoopConfig:
     """Synchronise batch norm's statistics over processes (several GPU processes only)."""
     parallel: str = "ddp"
     """Distribution over several processes: ddp (each holds the model) or fsdp (each holds a shard: less memory)."""
+    peer_timeout: int = within(600, 5, 86400)
+    """Seconds that a process waits for the others of the run, if one of them no longer answers; then the run ends, and
+    torchrun starts it again. It must be longer than the machines differ in reading the list of a data set."""
     ema: float = within(0.0, 0, 1, below=True)
     """Decay of a moving average of the weights, after a warm-up: min(ema, (1 + t) / (10 + t)) in update t; for runs of
     5 / (1 - ema) steps or more. Average and weights are both validated, at twice the cost, and the better is kept as
