@@ -31,7 +31,6 @@ from resnest_seg.cli.parsing.options import (
     add_workers,
     memory_bytes,
     open_dataset,
-    own_network,
     protocol_names,
 )
 from resnest_seg.config import COUNT, DataConfig
@@ -46,6 +45,7 @@ from resnest_seg.files import (
     result_places,
 )
 from resnest_seg.inference.exported import is_exported
+from resnest_seg.models.own_network import own_network
 
 if TYPE_CHECKING:
     from accelerate import PartialState
