@@ -11,7 +11,11 @@ _HOMES = {
     "Source": "sources",
     "ZipSource": "sources",
     "is_address": "remote",
+    "list_addresses": "remote",
     "open_source": "opening",
+    "read_address": "remote",
+    "remove_address": "remote",
+    "write_address": "remote",
 }
 
 __all__ = sorted(_HOMES)
