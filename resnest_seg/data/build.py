@@ -96,7 +96,7 @@ def build_dataset(
     if task not in TASKS:
         raise unknown_name("task", task, TASKS)
     where = data_root(name, root)
-    given = {"data.images": images, "data.masks": masks, "data.window": window}
+    given: dict[str, object] = {"data.images": images, "data.masks": masks, "data.window": window}
     if stored_as(name, where) == "shards":
         given |= {"data.classes": classes}
         return _packed(name, where, split, task, positive, {key: value for key, value in given.items() if value})

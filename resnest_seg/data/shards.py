@@ -32,7 +32,8 @@ from resnest_seg.data.tiles import WindowDataset
 from resnest_seg.errors import ConfigError, DatasetError, ResNeStSegError, printable, unknown_name
 from resnest_seg.files import TEMPORARY, atomic_write, check_output_folder
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
-from resnest_seg.storage.remote import is_address
+from resnest_seg.storage.remote import Store, is_address, read_address
+from resnest_seg.storage.retries import LIMITS, persist, without_secrets
 from resnest_seg.storage.sources import FolderSource, Source
 from resnest_seg.storage.tar_shards import SampleFiles, Shard, Table, TarShards, write_shard
 
@@ -230,18 +231,28 @@ def shard_numbers(dataset: SegmentationDataset) -> NDArray[np.int64] | None:
             indices = np.array([dataset.inner_index(int(index)) for index in indices], np.int64)
         dataset = dataset.inner
     assert isinstance(dataset, ShardDataset)
-    return dataset.source.table.shard[indices].astype(np.int64)
+    return dataset.source.table.rows["shard"][indices].astype(np.int64)
 
 
 def is_packed(root: str | Path) -> bool:
-    """True if a folder holds packed shards: its index.json begins as theirs do. False for addresses."""
-    if is_address(root):
+    """True if a folder or an address holds packed shards: its index.json begins as theirs do."""
+    if not is_address(root):
+        try:
+            with open(Path(root) / INDEX, "rb") as file:
+                return _MARK in file.read(len(_MARK) + 20)
+        except (OSError, ValueError):
+            return False
+    if str(root).endswith(".zip"):
         return False
     try:
-        with open(Path(root) / INDEX, "rb") as file:
-            return f'"{FORMAT["format"]}"'.encode() in file.read(100)
-    except (OSError, ValueError):
+        store = Store(f"{str(root).rstrip('/')}/{INDEX}", limits=dataclasses.replace(LIMITS, tries=3))
+        _, path = persist(store.opened, store.shown)
+        return _MARK in store.read_range(path, 0, len(_MARK) + 20)
+    except DatasetError:  # of which whoever reads the data there says more
         return False
+
+
+_MARK = f'"{FORMAT["format"]}"'.encode()
 
 
 def pack_shards(
@@ -392,10 +403,7 @@ def _pack_split(
             _write(path.with_suffix(ROWS), about + b"\n" + table.to_bytes())
             tables.append(table)
             first, rest = first + len(table), chosen.rest
-    numbered = [
-        dataclasses.replace(table, shard=np.full(len(table), number, np.uint32)) for number, table in enumerate(tables)
-    ]
-    _write(folder / f"{dataset.split}.npz", Table.joined(numbered).to_bytes())
+    _write(folder / f"{dataset.split}.npz", Table.joined(tables).to_bytes())
     return SplitIndex(len(dataset), dataset.identity(), tuple(suffixes), tuple(shards))
 
 
@@ -482,7 +490,7 @@ def _image_file(image: NDArray[Any]) -> tuple[str, bytes]:
 
 
 def _png(pixels: NDArray[Any]) -> bytes:
-    done, data = cv2.imencode(".png", np.ascontiguousarray(pixels))
+    done, data = cv2.imencode(".png", np.ascontiguousarray(pixels), (cv2.IMWRITE_PNG_COMPRESSION, 6))
     assert done
     return data.tobytes()
 
@@ -490,13 +498,16 @@ def _png(pixels: NDArray[Any]) -> bytes:
 def _shown(root: str | Path, name: str = "") -> str:
     """A path or address for messages, without a password in it."""
     place = str(root).rstrip("/") if is_address(root) else str(Path(root))
-    return printable(re.sub(r"//[^/@]*@", "//", f"{place}/{name}" if name else place))
+    return without_secrets(f"{place}/{name}" if name else place)
 
 
 def _content(root: str | Path, name: str) -> bytes | None:
-    """Read a small file of a folder or address; None if there is none."""
+    """Read a small file of a folder or address; None if there is none in a folder."""
     if is_address(root):
-        return RemoteFiles(str(root)).read_if_there(name)
+        try:
+            return read_address(f"{str(root).rstrip('/')}/{name}")
+        except DatasetError as error:
+            raise DatasetError(f"no packed data set can be read from {_shown(root)}: {error}") from None
     try:
         return (Path(root) / name).read_bytes()
     except (FileNotFoundError, NotADirectoryError):

@@ -19,7 +19,7 @@ import tarfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnest_seg.errors import DatasetError, printable
-from resnest_seg.storage.remote import RemoteFiles, is_address
+from resnest_seg.storage.remote import Store, is_address
+from resnest_seg.storage.retries import persist, without_secrets
 from resnest_seg.storage.sources import Source
 
 BLOCK = 512
@@ -126,49 +127,50 @@ class Texts:
         return self.data[first : int(self.ends[index])].tobytes().decode("utf-8", "surrogatepass")
 
 
+ROW = np.dtype(
+    [("shard", "<u4"), ("start", "<u8"), ("photo", "<u4"), ("mask", "<u4"), ("kind", "u1"), ("checksum", "<u4")]
+)
+"""Where a sample lies: number of its tar file, offset of the photo's header in it, bytes of the photo, bytes of the
+mask (0 without one), number of the photo's suffix, CRC-32 from the photo's header to the end of the mask."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """Where the samples of a split lie.
 
     Attributes:
-        shard: Number of the tar file, uint32 [N], ascending.
-        start: Offset of the photo's header in it, uint64 [N].
-        photo: Bytes of the photo, uint32 [N].
-        mask: Bytes of the mask, uint32 [N]; 0 without one.
-        kind: Number of the photo's suffix, uint8 [N].
-        checksum: CRC-32 of the sample from the photo's header to the end of the mask, uint32 [N].
-        names: Name of each sample, [N].
-        groups: Group of each sample, [N]; empty if all are their names.
+        rows: A row of `ROW` for each sample, [N], in the order of the samples.
+        names: Their names, [N].
+        groups: Their groups, [N]; empty if all are the names.
     """
 
-    shard: NDArray[np.uint32]
-    start: NDArray[np.uint64]
-    photo: NDArray[np.uint32]
-    mask: NDArray[np.uint32]
-    kind: NDArray[np.uint8]
-    checksum: NDArray[np.uint32]
+    rows: NDArray[np.void]
     names: Texts
     groups: Texts
 
     def __len__(self) -> int:
-        return len(self.shard)
+        return len(self.rows)
 
     @classmethod
     def joined(cls, tables: Sequence[Table]) -> Table:
-        """Put tables behind each other."""
+        """Put the tables of the shards 0, 1, 2 ... behind each other."""
+        rows = np.concatenate([np.empty(0, ROW), *(table.rows for table in tables)])
+        rows["shard"] = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
         grouped = any(len(table.groups) for table in tables)
-        columns = [np.concatenate([getattr(table, name) for table in tables]) for name in _COLUMNS]
         groups = [table.groups if len(table.groups) else table.names for table in tables if grouped]
-        return cls(*columns, Texts.joined([table.names for table in tables]), Texts.joined(groups))
+        return cls(rows, Texts.joined([table.names for table in tables]), Texts.joined(groups))
 
     def to_bytes(self) -> bytes:
         """Return the table as an .npz file."""
-        arrays = {name: getattr(self, name) for name in _COLUMNS}
-        for name in ("names", "groups"):
-            texts: Texts = getattr(self, name)
-            arrays |= {f"{name}_data": texts.data, f"{name}_ends": texts.ends}
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
+        np.savez_compressed(
+            buffer,
+            rows=self.rows,
+            names=self.names.data,
+            names_ends=self.names.ends,
+            groups=self.groups.data,
+            groups_ends=self.groups.ends,
+        )
         return buffer.getvalue()
 
     @classmethod
@@ -184,38 +186,40 @@ class Table:
         """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                columns = [_array(arrays[name], kind) for name, kind in _COLUMNS.items()]
-                texts = [
-                    Texts(_array(arrays[f"{name}_data"], np.uint8), _array(arrays[f"{name}_ends"], np.uint64))
+                rows = _array(arrays["rows"], ROW)
+                names, groups = (
+                    Texts(_array(arrays[name], np.dtype("u1")), _array(arrays[f"{name}_ends"], np.dtype("<u8")))
                     for name in ("names", "groups")
-                ]
-            table = cls(*columns, *texts)
-            counts = {len(column) for column in columns}
-            _require(counts == {len(table.names)} and len(table.groups) in (0, len(table)), "columns of unequal length")
-            for each in texts:
-                ends = each.ends.astype(np.int64)
-                _require((np.diff(ends, prepend=0) >= 0).all() and int(ends[-1:].sum()) == len(each.data), "names")
-        except (ValueError, KeyError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+                )
+            _require(len(rows) == len(names) and len(groups) in (0, len(rows)), "columns of unequal length")
+            for texts in (names, groups):
+                ends = np.append(np.uint64(0), texts.ends)
+                _require(bool((ends[1:] >= ends[:-1]).all()) and int(ends[-1]) == len(texts.data), "names cut off")
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            OSError,
+            EOFError,
+            MemoryError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise DatasetError(
                 f"cannot read {where}: a damaged table of samples ({' '.join(str(error).split())}). Copy it again, or "
                 "pack the data set anew."
             ) from None
-        return table
+        return cls(rows, names, groups)
 
 
-_COLUMNS: Mapping[str, type[np.generic]] = {
-    "shard": np.uint32,
-    "start": np.uint64,
-    "photo": np.uint32,
-    "mask": np.uint32,
-    "kind": np.uint8,
-    "checksum": np.uint32,
-}
+_BROKEN = (ValueError, KeyError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
+"""What NumPy raises of an .npz file that is damaged, or that claims to be larger than memory."""
 
 
-def _array(array: NDArray[Any], kind: type[np.generic]) -> NDArray[Any]:
-    _require(array.ndim == 1 and array.dtype == kind, f"{array.dtype} {list(array.shape)} in place of {kind.__name__}")
-    return array
+def _array(array: Any, kind: np.dtype[Any]) -> NDArray[Any]:
+    found = np.asarray(array)
+    _require(found.ndim == 1 and found.dtype == kind, f"{found.dtype} {list(found.shape)} in place of {kind}")
+    return found
 
 
 def _require(condition: bool, what: str) -> None:
@@ -245,15 +249,14 @@ def write_shard(path: Path, first: int, samples: Iterator[SampleFiles], suffixes
     Raises:
         OSError: The file cannot be written, or the disk is full.
     """
-    rows, names, groups = list[tuple[int, int, int, int, int]](), list[str](), list[str]()
+    rows, names, groups = list[tuple[int, ...]](), list[str](), list[str]()
     with open(path, "wb") as file:
         for key, sample in enumerate(samples, first):
-            block = sample_block(key, sample)
+            block, photo, mask = sample_block(key, sample), len(sample.photo), len(sample.mask)
             if sample.suffix not in suffixes:
                 suffixes.append(sample.suffix)
-            checked = zlib.crc32(memoryview(block)[: _length(len(sample.photo), len(sample.mask))])
-            kind = suffixes.index(sample.suffix)
-            rows.append((file.tell(), len(sample.photo), len(sample.mask), kind, checked))
+            checksum = zlib.crc32(memoryview(block)[: _length(photo, mask)])
+            rows.append((0, file.tell(), photo, mask, suffixes.index(sample.suffix), checksum))
             names.append(sample.name)
             groups.append(sample.group)
             file.write(block)
@@ -263,15 +266,7 @@ def write_shard(path: Path, first: int, samples: Iterator[SampleFiles], suffixes
         size = file.tell()
     with open(path, "rb") as file:
         shard = Shard(path.name, size, hashlib.file_digest(file, "sha256").hexdigest())
-    columns = np.array(rows, np.uint64).T
-    kinds = list(_COLUMNS.values())[1:]
-    table = Table(
-        np.zeros(len(rows), np.uint32),
-        *(column.astype(kind) for column, kind in zip(columns, kinds, strict=True)),
-        Texts.of(names),
-        Texts.of(groups if groups != names else []),
-    )
-    return shard, table
+    return shard, Table(np.array(rows, ROW), Texts.of(names), Texts.of(groups if groups != names else []))
 
 
 def sample_block(key: int, sample: SampleFiles) -> bytes:
@@ -317,15 +312,17 @@ class TarShards(Source):
         for shard in self.shards:
             if not _SHARD_NAME.fullmatch(shard.name):
                 raise DatasetError(f"{self._shown()}: the index names a shard {shard.name!r}, which is no tar file.")
-        ends = table.start.astype(np.int64) + _length_of(table.photo) + (table.mask > 0) * _length_of(table.mask)
-        sizes = np.array([shard.size for shard in self.shards], np.int64)
-        if (table.shard >= len(sizes)).any() or (table.kind >= len(self.suffixes)).any():
+        rows, sizes = table.rows, np.array([shard.size for shard in self.shards], np.int64)
+        if (rows["shard"] >= len(sizes)).any() or (rows["kind"] >= len(self.suffixes)).any():
             raise DatasetError(f"{self._shown()}: the index names {len(sizes)} shards, and its table of samples more.")
-        if (ends > sizes[table.shard]).any():
-            row = int(np.argmax(ends > sizes[table.shard]))
+        photo, mask = rows["photo"].astype(np.int64), rows["mask"].astype(np.int64)
+        ends = rows["start"] + (photo + mask + BLOCK * (1 + (mask > 0))).astype(np.uint64)
+        beyond = ends > sizes.astype(np.uint64)[rows["shard"]]
+        if beyond.any():
+            row = int(np.argmax(beyond))
             raise DatasetError(
                 f"{self._shown()}: the table of samples has sample {row} beyond the end of "
-                f"{self.shards[int(table.shard[row])].name}: the files of the index are of different packs."
+                f"{self.shards[int(rows['shard'][row])].name}: the files of the index are of different packs."
             )
         remote = is_address(root)
         self.files: _Ranges = _Addressed(str(root)) if remote else _Local(Path(root), self.shards, most_open)
@@ -338,11 +335,11 @@ class TarShards(Source):
 
     def photo_name(self, row: int) -> str:
         """Name of the photo of a sample in its shard."""
-        return f"{row:09}{self.suffixes[self.table.kind[row]]}"
+        return f"{row:09}{self.suffixes[self.table.rows['kind'][row]]}"
 
     def mask_name(self, row: int) -> str | None:
         """Name of the mask of a sample in its shard; None without one."""
-        return f"{row:09}{MASK_SUFFIX}" if self.table.mask[row] else None
+        return f"{row:09}{MASK_SUFFIX}" if self.table.rows["mask"][row] else None
 
     def names(self, folder: str) -> list[str]:
         """List the names of all photos and masks, which are in no folder."""
@@ -362,7 +359,7 @@ class TarShards(Source):
         row = self._row(name)
         if row is None:
             return printable(f"{self._shown()}!{name}")
-        shard = self.shards[int(self.table.shard[row])].name
+        shard = self.shards[int(self.table.rows["shard"][row])].name
         return printable(f"{self._shown()}/{shard}!{name} ({self.table.names[row]})")
 
     def read(self, name: str) -> bytes:
@@ -377,17 +374,16 @@ class TarShards(Source):
         last = self._last
         block = last[1] if last is not None and last[0] == row else self._sample(row)
         self._last = row, block
-        photo, mask = int(self.table.photo[row]), int(self.table.mask[row])
+        photo, mask = int(self.table.rows["photo"][row]), int(self.table.rows["mask"][row])
         first, size = (_padded(photo) + BLOCK, mask) if name.endswith(MASK_SUFFIX) else (BLOCK, photo)
         return block[first : first + size]
 
     def _sample(self, row: int) -> bytes:
         """Read photo and mask with their headers."""
-        table, shard = self.table, self.shards[int(self.table.shard[row])]
-        length = _length(int(table.photo[row]), int(table.mask[row]))
-        where = self.locate(self.photo_name(row))
-        block = self.files.read(shard, int(table.start[row]), length, where)
-        if len(block) != length or zlib.crc32(block) != int(table.checksum[row]):
+        number, start, photo, mask, _, checksum = (int(value) for value in self.table.rows[row])
+        shard, length, where = self.shards[number], _length(photo, mask), self.locate(self.photo_name(row))
+        block = self.files.read(shard, start, length, where)
+        if len(block) != length or zlib.crc32(block) != checksum:
             raise DatasetError(
                 f"cannot read {where}: its bytes are not those that were packed: {shard.name} is damaged, or was "
                 "written anew. Copy it again together with the index (its sha256 is in index.json), or pack the data "
@@ -401,15 +397,10 @@ class TarShards(Source):
         return row if 0 <= row < len(self.table) and name in (self.photo_name(row), self.mask_name(row)) else None
 
     def _shown(self) -> str:
-        return printable(re.sub(r"//[^/@]*@", "//", str(self.root).rstrip("/") or "/"))  # without a password
+        return without_secrets(str(self.root).rstrip("/") or "/")
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_last": None}
-
-
-def _length_of(size: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Bytes of members of these sizes, without padding."""
-    return size.astype(np.int64) + BLOCK
 
 
 class _Ranges(Protocol):
@@ -421,11 +412,12 @@ class _Addressed:
     """Shards at an address: one request a range."""
 
     def __init__(self, address: str) -> None:
-        self.files = RemoteFiles(address)
+        self.store = Store(address.rstrip("/"))
+        _, self.folder = persist(self.store.opened, self.store.shown)
 
     def read(self, shard: Shard, start: int, length: int, where: str) -> bytes:
         """Read a range of an object."""
-        return self.files.read_range(shard.name, start, start + length)
+        return self.store.read_range(f"{self.folder.rstrip('/')}/{shard.name}", start, start + length, where=where)
 
 
 class _Local:
@@ -447,7 +439,7 @@ class _Local:
                 state.handles.popitem(last=False)
             try:
                 parts = [os.pread(handle.number, length, start)]
-                while 0 < len(parts[-1]) and sum(map(len, parts)) < length:  # a call gives at most 2 GiB
+                while len(parts[-1]) > 0 and sum(map(len, parts)) < length:  # a call gives at most 2 GiB
                     done = sum(map(len, parts))
                     parts.append(os.pread(handle.number, length - done, start + done))
             except OSError as error:
