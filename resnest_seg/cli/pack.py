@@ -148,7 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 on_sample=lambda count: progress.advance(bar, count),
             )
     except KeyboardInterrupt:
-        print("the same command goes on where it was stopped", file=sys.stderr)
+        again = "the same command, without --overwrite," if options.overwrite else "the same command"
+        print(f"{again} goes on where it was stopped", file=sys.stderr)
         raise
     counts = ", ".join(f"{split.samples} {name}" for name, split in index.splits.items())
     total = sum(shard.size for shard in index.shards)

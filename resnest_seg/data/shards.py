@@ -67,9 +67,11 @@ class SplitIndex:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SplitIndex:
-        """Read the values of `dataclasses.asdict`."""
+        """Read the values of `dataclasses.asdict`; raises a KeyError, TypeError or ValueError of others."""
         shards = [Shard(str(each["name"]), int(each["size"]), str(each["sha256"])) for each in values["shards"]]
         suffixes = tuple(str(suffix) for suffix in values["suffixes"])
+        if any(not 0 <= shard.size < 1 << 62 for shard in shards):
+            raise ValueError("the size of a shard is out of range")
         return cls(int(values["samples"]), str(values["identity"]), suffixes, tuple(shards))
 
 
@@ -355,7 +357,7 @@ def _begin(splits: Sequence[SegmentationDataset], folder: Path, shard_size: int,
         raise ConfigError(f"{shown} holds a packed data set already: choose another --output, or pass --overwrite.")
     if not overwrite and before is not None and before != text.encode():
         raise ConfigError(
-            f"another call began to pack into {shown} ({_difference(before, job)}): give its options to go on, choose "
+            f"another call began to pack into {shown} ({_difference(before, json.loads(text))}): give its options to go on, choose "
             "another --output, or pass --overwrite to begin anew."
         )
     for name in sorted(there, key=lambda name: (name != INDEX, name != PACKING)):  # first what calls the rest whole

@@ -317,7 +317,8 @@ class TarShards(Source):
             raise DatasetError(f"{self._shown()}: the index names {len(sizes)} shards, and its table of samples more.")
         photo, mask = rows["photo"].astype(np.int64), rows["mask"].astype(np.int64)
         ends = rows["start"] + (photo + mask + BLOCK * (1 + (mask > 0))).astype(np.uint64)
-        beyond = ends > sizes.astype(np.uint64)[rows["shard"]]
+        limits = sizes.astype(np.uint64)[rows["shard"]]
+        beyond = (rows["start"] > limits) | (ends > limits)  # the sum may have run over
         if beyond.any():
             row = int(np.argmax(beyond))
             raise DatasetError(
