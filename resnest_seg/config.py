@@ -56,6 +56,18 @@ def _check_bands(model: ModelConfig, data: DataConfig) -> None:
             raise ConfigError(f"{key} has {len(values)} values, for the {model.in_channels} channels of {channels}.")
 
 
+def _check_shard_window(data: DataConfig) -> None:
+    """Refuse options that read samples from anywhere, which a window of shards is to avoid."""
+    if data.shard_window is None:
+        return
+    for key, given in (("rare_class", data.rare_class is not None), ("class_mix", data.class_mix > 0)):
+        if given:
+            raise ConfigError(
+                f"data.{key} takes samples from anywhere, and data.shard_window {data.shard_window} reads few shards "
+                "at a time: leave one of them out."
+            )
+
+
 def _check_loss(train: TrainConfig) -> None:
     names, weights = loss_names(train.loss), train.class_weights
     if weights not in CLASS_WEIGHTS:
@@ -154,7 +166,8 @@ class DataConfig:
     """The data set and the augmentation of training samples."""
 
     dataset: str = "ade20k"
-    """Data set: synthetic, camvid, ade20k, cityscapes, or folder (your own photos and masks)."""
+    """Data set: synthetic, camvid, ade20k, cityscapes, folder (your own photos and masks) or shards (what `pack`
+    wrote)."""
     root: str | None = None
     """Folder, zip file or address (s3://...) of the data set; null for $RESNEST_SEG_DATA/<dataset>, or
     datasets/<dataset> if that is not set."""
@@ -201,6 +214,9 @@ class DataConfig:
     rare_class: float | None = within(None, 0.001, 100)
     """Temperature of rare-class sampling (0.01 strong, 1 weak; needs a pass over all masks); null draws every photo
     once per epoch."""
+    shard_window: int | None = within(None, 1, COUNT)
+    """For packed shards: read so many shards at a time, in a random order, and shuffle samples within these, for
+    storage that is slow at random places; null shuffles over everything, as of any data set."""
     bands: tuple[int | str, ...] | None = None
     """Bands of raster files (TIFF, PNG, .npy) in the order of the model's channels: numbers from 1, or the names that a
     GeoTIFF gives them, such as 4,3,2,8. Values are taken as they are, of 8 or 16 bits or float32; null reads photos as
@@ -362,6 +378,7 @@ class RunConfig(NestedConfig):
                 object.__setattr__(self, "model", dataclasses.replace(self.model, in_channels=len(bands)))
         super().__post_init__()
         _check_bands(self.model, self.data)
+        _check_shard_window(self.data)
         low, high = self.data.scale_min, self.data.scale_max
         if high < low:
             raise ConfigError(f"data.scale_max ({high}) is below data.scale_min ({low}).")

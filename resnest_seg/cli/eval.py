@@ -204,7 +204,8 @@ class Results:
             check_not_inputs(list(self.paths.values()), files_of(dataset), option="--save-predictions")
         self.submission: Submission | None = None
         if options.submission:
-            photos = [image for image, _ in dataset.pairs] if isinstance(dataset, PairedFiles) else []
+            count = len(dataset) if isinstance(dataset, PairedFiles) else 0
+            photos = [dataset.sample_name(index) for index in range(count)]
             self.submission = Submission(options.submission, self.space, photos, overwrite=options.overwrite)
 
     def add(self, image: EvaluatedImage) -> None:
@@ -229,11 +230,12 @@ def files_of(dataset: SegmentationDataset) -> list[str | Path]:
     from resnest_seg.data.datasets import PairedFiles
     from resnest_seg.data.tiles import paired_files
     from resnest_seg.storage.sources import ZipSource
+    from resnest_seg.storage.tar_shards import TarShards
 
     dataset = paired_files(dataset)
     if not isinstance(dataset, PairedFiles):
         return []
-    if isinstance(dataset.source, ZipSource):
+    if isinstance(dataset.source, ZipSource | TarShards):
         return list(dataset.source.paths)
     return [dataset.source.locate(name) for pair in dataset.pairs for name in pair if name is not None]
 

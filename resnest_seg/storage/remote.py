@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resnest_seg.errors import DatasetError, printable
-from resnest_seg.storage.retries import LIMITS, Limits, ShortBodyError, persist, without_secrets
+from resnest_seg.storage.retries import LIMITS, Limits, ShortBodyError, answer_of, persist, without_secrets
 from resnest_seg.storage.sources import Source
 
 
@@ -130,6 +130,27 @@ class Store:
 
         return persist(whole, where or self.locate(path), limits=self.limits)
 
+    def read_range(self, path: str, start: int, stop: int, *, where: str | None = None) -> bytes:
+        """Read the bytes start..stop - 1 of a file by one request; fewer where the file ends before.
+
+        Raises:
+            DatasetError: The file is missing, or the store fails.
+        """
+
+        def part() -> bytes:
+            system, _ = self.opened()
+            limit, span = self.limits.seconds(stop - start), (start, stop)
+            try:
+                if hasattr(system, "call_s3"):
+                    return _read_s3(system, path, None, limit, span)
+                return _read(system, path, limit, span)
+            except Exception as error:
+                if answer_of(error)[0] == 416:  # it ends before the start
+                    return b""
+                raise
+
+        return persist(part, where or self.locate(path), limits=self.limits)
+
     def write(self, path: str, data: bytes) -> None:
         """Write a file at once: a reader sees the old one or the new one.
 
@@ -183,22 +204,29 @@ def _entry(info: dict[str, Any]) -> Entry:
     return Entry(info["name"], info.get("size"), tag)
 
 
-def _read(system: Any, path: str, limit: float | None) -> bytes:
+def _read(system: Any, path: str, limit: float | None, span: tuple[int | None, int | None] = (None, None)) -> bytes:
     if getattr(system, "async_impl", False):
-        data: bytes = system.cat_file(path, timeout=limit)
+        data: bytes = system.cat_file(path, start=span[0], end=span[1], timeout=limit)
     else:
-        data = system.cat_file(path)
+        data = system.cat_file(path, start=span[0], end=span[1])
     return data
 
 
-def _read_s3(system: Any, path: str, tag: str | None, limit: float | None) -> bytes:
-    """Read an object of S3 by one request (cat_file makes two), and only if its content is still that of the tag."""
+def _read_s3(
+    system: Any, path: str, tag: str | None, limit: float | None, span: tuple[int, int] | None = None
+) -> bytes:
+    """Read an object of S3, or a span of its bytes, by one request (cat_file makes two).
+
+    It is read only if its content is still that of the tag.
+    """
     from fsspec.asyn import sync
 
     bucket, key, version = system.split_path(path)
     condition = {} if tag is None else {"IfMatch": tag}
     if version:
         condition["VersionId"] = version
+    if span is not None:
+        condition["Range"] = f"bytes={span[0]}-{span[1] - 1}"
 
     async def body() -> bytes:
         answer = await system._call_s3("get_object", Bucket=bucket, Key=key, **condition)

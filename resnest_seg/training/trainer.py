@@ -324,6 +324,7 @@ class Trainer:
             rank=self.engine.process_index,
             processes=self.engine.num_processes,
             probabilities=self.about.probabilities,
+            shard_order=self.about.shard_order,
         )
         return self.task.batches(order, pin_memory=self.engine.device.type == "cuda")
 

@@ -111,7 +111,8 @@ def add_dataset(parser: argparse._ActionsContainer, *, default: str, splits: boo
         default: What is read without --dataset, in words.
         splits: Add --split, for verbs that read a single split.
     """
-    parser.add_argument("--dataset", help=f"synthetic, camvid, ade20k, cityscapes or folder (default: {default})")
+    parser.add_argument("--dataset", help="synthetic, camvid, ade20k, cityscapes, folder, or shards "
+                        f"(packed) (default: {default})")  # fmt: skip
     parser.add_argument("--data.root", dest="root", help="folder, zip file or address (s3://...) of the data set "
                         "(default: as in training)")  # fmt: skip
     for key, what in (("images", "photos"), ("masks", "masks")):
@@ -263,7 +264,7 @@ def open_dataset(
         ConfigError: --data.classes is given for a data set whose classes are fixed.
         DatasetError: The data set is missing or incomplete.
     """
-    from resnest_seg.data.build import build_dataset, data_root
+    from resnest_seg.data.build import build_dataset, data_root, stored_as
     from resnest_seg.data.folder import lists_classes
 
     if options.classes is not None and name != "folder":
@@ -274,7 +275,7 @@ def open_dataset(
     if same and images is None and masks is None:
         images, masks = trained.images, trained.masks
     classes: str | LabelSpace | None = options.classes
-    if name == "folder" and classes is None:
+    if name == "folder" and classes is None and stored_as(name, data_root(name, root)) == name:
         classes = trained.classes if same and trained.classes and Path(trained.classes).is_file() else None
         known = classes is not None or label_space is None
         if not known and not lists_classes(data_root(name, root), images=images, masks=masks):
