@@ -54,13 +54,15 @@ class Store:
         if getattr(self, "_owner", None) != os.getpid():
             import fsspec
 
-            if re.search(r"::[a-z][a-z0-9+.-]*://", self.address):  # a chain: zip://::s3://bucket/mine.zip
-                inner = _options("s3") | {"s3": _options("s3")["s3"] | {"default_block_size": 1 << 18}}
-                self._system: tuple[Any, str] = fsspec.url_to_fs(self.address, skip_instance_cache=True, **inner)
-            else:
-                scheme = self.address.partition("://")[0]
+            scheme, _, rest = self.address.partition("://")
+            if "::" in rest and "://" not in rest:  # a name, which url_to_fs would take for a chain
                 system = fsspec.filesystem(scheme, **_options(scheme).get(scheme, {}))
-                self._system = system, system._strip_protocol(self.address)
+                self._system: tuple[Any, str] = system, system._strip_protocol(self.address)
+            elif "://" in rest:  # a chain: zip://::s3://bucket/mine.zip
+                inner = _options("s3") | {"s3": _options("s3")["s3"] | {"default_block_size": 1 << 18}}
+                self._system = fsspec.url_to_fs(self.address, skip_instance_cache=True, **inner)
+            else:
+                self._system = fsspec.url_to_fs(self.address, **_options(scheme).get(scheme, {}))
             if hasattr(self._system[0], "call_s3"):
                 self._system[0].retries = 1  # the tries are counted here
             self._owner: int | None = os.getpid()
@@ -264,12 +266,12 @@ class RemoteSource(Source):
     """
 
     def __init__(self, address: str, *, cache: Cache | None = None, limits: Limits = LIMITS) -> None:
-        self.store, self.cache = Store(address.rstrip("/"), limits=limits), cache
+        self.store, self.cache = Store(_plain(address), limits=limits), cache
         self.shown = self.store.shown
         entries = list(self.store.entries())
         _, self.folder = self.store.opened()
         if [entry.path for entry in entries] == [self.folder]:  # a file
-            self.store, tag = Store(f"zip://::{address.rstrip('/')}", limits=limits), entries[0].tag
+            self.store, tag = Store(f"zip://::{_plain(address)}", limits=limits), entries[0].tag
             self.store.shown, self.folder = self.shown, ""
             entries = [entry._replace(tag=tag) for entry in self.store.entries()]
         skipped = len(f"{self.folder.rstrip('/')}/") if self.folder else 0
@@ -352,6 +354,11 @@ class RemoteSource(Source):
         return self.store.read(path, size=size, tag=tag, where=self.locate(name))
 
 
+def _plain(address: str) -> str:
+    """An address without a closing slash; s3:// itself stays, for the message that there is no bucket."""
+    return address if address.endswith("://") else address.rstrip("/")
+
+
 def is_address(root: str | Path) -> bool:
     """True for the address of a remote storage, such as s3://bucket/mine, instead of a path."""
     return isinstance(root, str) and re.match(r"[a-z][a-z0-9+.-]+:(//|:)", root) is not None
@@ -378,7 +385,7 @@ def list_addresses(address: str, suffixes: Sequence[str] = ()) -> Iterator[str]:
     Raises:
         DatasetError: The store cannot be reached or refuses. Nothing is listed of a folder that does not exist.
     """
-    store = Store(address.rstrip("/"))
+    store = Store(_plain(address))
     for entry in store.entries():
         if not suffixes or entry.path.lower().endswith(tuple(suffixes)):
             yield store.address_of(entry.path)
