@@ -29,11 +29,11 @@ from torch.utils.data import Dataset
 from resnest_seg.data.datasets import DatasetView, PairedFiles, SegmentationDataset, Subset, behind_views
 from resnest_seg.data.loader import run_loader
 from resnest_seg.data.tiles import WindowDataset
-from resnest_seg.errors import ConfigError, DatasetError, ResNeStSegError, printable, unknown_name
+from resnest_seg.errors import ConfigError, DatasetError, ResNeStSegError, command, printable, unknown_name
 from resnest_seg.files import TEMPORARY, atomic_write, check_output_folder
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
-from resnest_seg.storage.remote import Store, is_address, read_address
-from resnest_seg.storage.retries import LIMITS, persist, without_secrets
+from resnest_seg.storage.opening import open_source
+from resnest_seg.storage.remote import RemoteSource
 from resnest_seg.storage.sources import FolderSource, Source
 from resnest_seg.storage.tar_shards import SampleFiles, Shard, Table, TarShards, write_shard
 
@@ -105,21 +105,19 @@ class ShardIndex:
         return json.dumps(values, indent=1) + "\n"
 
     @classmethod
-    def read(cls, root: str | Path) -> ShardIndex:
-        """Read the index of a folder or address.
+    def read(cls, source: Source) -> ShardIndex:
+        """Read the index of a storage.
 
         Raises:
             DatasetError: There is none, it is damaged, or of a version that is not known here.
         """
-        data, where = _content(root, INDEX), _shown(root, INDEX)
-        if data is None:
-            begun = "" if _content(root, PACKING) is None else (
-                " It was not packed to its end: the command that packed it goes on where it was stopped."
-            )  # fmt: skip
-            raise DatasetError(
-                f"no packed data set in {_shown(root)}: there is no {INDEX}.{begun or ' `pack` makes one.'} Pass the "
-                "folder with --data.root."
-            )
+        where = source.locate(INDEX)
+        if not source.has(INDEX):
+            begun = f"{command('pack')} makes one"
+            if source.has(PACKING):
+                begun = "it was not packed to its end, and the command that packed it goes on where it was stopped"
+            raise DatasetError(f"no packed data set: there is no {where}: {begun}.")
+        data = source.read(INDEX)
         try:
             values = json.loads(data)
             if values["format"] != FORMAT["format"]:
@@ -161,7 +159,7 @@ class ShardDataset(PairedFiles):
     """A packed split: the samples of the data set that was packed, in its order, with its names and classes.
 
     Args:
-        root: The folder of the shards, or its address such as s3://bucket/shards.
+        root: The folder of the shards, their address such as s3://bucket/shards, or a storage that is open.
         split: A split that was packed.
 
     Attributes:
@@ -174,21 +172,23 @@ class ShardDataset(PairedFiles):
 
     source: TarShards
 
-    def __init__(self, root: str | Path, split: str = "train") -> None:
-        self.index = ShardIndex.read(root)
+    def __init__(self, root: str | Path | Source, split: str = "train") -> None:
+        place = open_source(root, zips=())
+        if not isinstance(place, FolderSource | RemoteSource):
+            raise DatasetError(f"packed shards are read from a folder or an address: unpack {place.locate('')}.")
+        self.index, name = ShardIndex.read(place), f"{split}.npz"
         if split not in self.index.splits:
-            raise DatasetError(f"{_shown(root)}: {unknown_name('split', split, self.index.splits)}")
-        packed, name = self.index.splits[split], f"{split}.npz"
-        data = _content(root, name)
-        if data is None:
-            raise DatasetError(f"{_shown(root, name)} is missing, which says where samples lie: copy it as well.")
-        table = Table.from_bytes(data, _shown(root, name))
+            raise DatasetError(f"{place.locate(INDEX)}: {unknown_name('split', split, self.index.splits)}")
+        packed, where = self.index.splits[split], place.locate(name)
+        if not place.has(name):
+            raise DatasetError(f"{where} is missing, which says where samples lie: copy it as well.")
+        table = Table.from_bytes(place.read(name), where)
         if len(table) != packed.samples:
             raise DatasetError(
-                f"{_shown(root, name)} has {len(table)} samples, and {INDEX} says {packed.samples}: they are of "
-                "different packs. Copy both again, or pack the data set anew."
+                f"{where} has {len(table)} samples, and {INDEX} says {packed.samples}: they are of different packs. "
+                "Copy both again, or pack the data set anew."
             )
-        source = TarShards(root, packed.shards, table, packed.suffixes)
+        source = TarShards(place, packed.shards, table, packed.suffixes)
         space = self.index.label_space
         super().__init__(
             space, split, source, _Members(source), encoding=_stored_ids(space), allow_missing=True
@@ -236,21 +236,14 @@ def shard_numbers(dataset: SegmentationDataset) -> NDArray[np.int64] | None:
     return dataset.source.table.rows["shard"][indices].astype(np.int64)
 
 
-def is_packed(root: str | Path) -> bool:
-    """True if a folder or an address holds packed shards: its index.json begins as theirs do."""
-    if not is_address(root):
-        try:
-            with open(Path(root) / INDEX, "rb") as file:
-                return _MARK in file.read(len(_MARK) + 20)
-        except (OSError, ValueError):
-            return False
-    if str(root).endswith(".zip"):
-        return False
+def is_packed(root: str | Path | Source) -> bool:
+    """True if a folder or an open storage holds packed shards: its index.json begins as theirs do."""
+    if isinstance(root, Source):
+        return root.has(INDEX) and _MARK in root.read(INDEX)[: len(_MARK) + 20]
     try:
-        store = Store(f"{str(root).rstrip('/')}/{INDEX}", limits=dataclasses.replace(LIMITS, tries=3))
-        _, path = persist(store.opened, store.shown)
-        return _MARK in store.read_range(path, 0, len(_MARK) + 20)
-    except DatasetError:  # of which whoever reads the data there says more
+        with open(Path(root) / INDEX, "rb") as file:
+            return _MARK in file.read(len(_MARK) + 20)
+    except (OSError, ValueError):
         return False
 
 
@@ -291,18 +284,16 @@ def pack_shards(
     check_output_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / LOCK, blocking=False):
+        with FileLock(folder / LOCK, blocking=False), contextlib.ExitStack() as ending:
+            ending.callback((folder / LOCK).unlink, missing_ok=True)
             _begin(splits, folder, shard_size, overwrite=overwrite)
-            packed = {
-                dataset.split: _pack_split(dataset, folder, shard_size, workers, on_sample or (lambda count: None))
-                for dataset in splits
-            }
+            said = on_sample or (lambda count: None)
+            packed = {dataset.split: _pack_split(dataset, folder, shard_size, workers, said) for dataset in splits}
             bands = None if splits[0].bands is None else splits[0].bands.bands
             index = ShardIndex(splits[0].label_space, packed, bands)
             _write(folder / INDEX, index.to_json().encode())
-            for path in [folder / PACKING, *folder.glob("*.rows")]:
+            for path in [folder / PACKING, *folder.glob(f"*{ROWS}")]:
                 path.unlink(missing_ok=True)
-            (folder / LOCK).unlink(missing_ok=True)
     except Timeout:
         raise ConfigError(f"another process is packing into {printable(str(folder))}: wait for it to end.") from None
     return index
@@ -332,7 +323,7 @@ def _check_splits(splits: Sequence[SegmentationDataset], folder: Path) -> None:
 
 def _folder_of(source: Source) -> Path | None:
     if isinstance(source, TarShards):
-        return None if is_address(source.root) else Path(source.root)
+        source = source.place
     return source.root if isinstance(source, FolderSource) else None
 
 
@@ -352,13 +343,13 @@ def _begin(splits: Sequence[SegmentationDataset], folder: Path, shard_size: int,
         "splits": {dataset.split: {"samples": len(dataset), "identity": dataset.identity()} for dataset in splits},
     }
     text = json.dumps(job, indent=1) + "\n"
-    before = _content(folder, PACKING)
+    before = (folder / PACKING).read_bytes() if PACKING in there else None
     if not overwrite and INDEX in there:
         raise ConfigError(f"{shown} holds a packed data set already: choose another --output, or pass --overwrite.")
     if not overwrite and before is not None and before != text.encode():
         raise ConfigError(
-            f"another call began to pack into {shown} ({_difference(before, json.loads(text))}): give its options to go on, choose "
-            "another --output, or pass --overwrite to begin anew."
+            f"another call began to pack into {shown} ({_difference(before, json.loads(text))}): give its options to "
+            "go on, choose another --output, or pass --overwrite to begin anew."
         )
     for name in sorted(there, key=lambda name: (name != INDEX, name != PACKING)):  # first what calls the rest whole
         if (overwrite or before is None or TEMPORARY.fullmatch(name)) and name != LOCK:
@@ -495,28 +486,6 @@ def _png(pixels: NDArray[Any]) -> bytes:
     done, data = cv2.imencode(".png", np.ascontiguousarray(pixels), (cv2.IMWRITE_PNG_COMPRESSION, 6))
     assert done
     return data.tobytes()
-
-
-def _shown(root: str | Path, name: str = "") -> str:
-    """A path or address for messages, without a password in it."""
-    place = str(root).rstrip("/") if is_address(root) else str(Path(root))
-    return without_secrets(f"{place}/{name}" if name else place)
-
-
-def _content(root: str | Path, name: str) -> bytes | None:
-    """Read a small file of a folder or address; None if there is none in a folder."""
-    if is_address(root):
-        try:
-            return read_address(f"{str(root).rstrip('/')}/{name}")
-        except DatasetError as error:
-            raise DatasetError(f"no packed data set can be read from {_shown(root)}: {error}") from None
-    try:
-        return (Path(root) / name).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise DatasetError(f"cannot read {_shown(root, name)}: {why}.") from None
 
 
 def _write(path: Path, data: bytes) -> None:

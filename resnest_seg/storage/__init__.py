@@ -9,6 +9,7 @@ _HOMES = {
     "FolderSource": "sources",
     "RemoteSource": "remote",
     "Source": "sources",
+    "TarShards": "tar_shards",
     "ZipSource": "sources",
     "is_address": "remote",
     "list_addresses": "remote",

@@ -27,9 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnest_seg.errors import DatasetError, printable
-from resnest_seg.storage.remote import Store, is_address
-from resnest_seg.storage.retries import persist, without_secrets
-from resnest_seg.storage.sources import Source
+from resnest_seg.storage.remote import RemoteSource
+from resnest_seg.storage.sources import FolderSource, Source
 
 BLOCK = 512
 """Bytes of a header of a tar file; the data of a member is padded to a multiple of it."""
@@ -295,7 +294,7 @@ class TarShards(Source):
     """The photos and masks in tar shards, by the names that they have there; masks end with `MASK_SUFFIX`.
 
     Args:
-        root: The folder of the shards, or its address.
+        place: The folder of the shards, or the storage at their address.
         shards: The tar files.
         table: Where the samples lie.
         suffixes: Suffixes of photos by their number in the table.
@@ -306,15 +305,22 @@ class TarShards(Source):
     """
 
     def __init__(
-        self, root: str | Path, shards: Sequence[Shard], table: Table, suffixes: Sequence[str], *, most_open: int = 256
+        self,
+        place: FolderSource | RemoteSource,
+        shards: Sequence[Shard],
+        table: Table,
+        suffixes: Sequence[str],
+        *,
+        most_open: int = 256,
     ) -> None:
-        self.root, self.shards, self.table, self.suffixes = root, list(shards), table, tuple(suffixes)
+        self.place, self.shards, self.table, self.suffixes = place, list(shards), table, tuple(suffixes)
+        self.shown = place.shown if isinstance(place, RemoteSource) else printable(str(place.root))
         for shard in self.shards:
             if not _SHARD_NAME.fullmatch(shard.name):
-                raise DatasetError(f"{self._shown()}: the index names a shard {shard.name!r}, which is no tar file.")
+                raise DatasetError(f"{self.shown}: the index names a shard {shard.name!r}, which is no tar file.")
         rows, sizes = table.rows, np.array([shard.size for shard in self.shards], np.int64)
         if (rows["shard"] >= len(sizes)).any() or (rows["kind"] >= len(self.suffixes)).any():
-            raise DatasetError(f"{self._shown()}: the index names {len(sizes)} shards, and its table of samples more.")
+            raise DatasetError(f"{self.shown}: the index names {len(sizes)} shards, and its table of samples more.")
         photo, mask = rows["photo"].astype(np.int64), rows["mask"].astype(np.int64)
         ends = rows["start"] + (photo + mask + BLOCK * (1 + (mask > 0))).astype(np.uint64)
         limits = sizes.astype(np.uint64)[rows["shard"]]
@@ -322,17 +328,16 @@ class TarShards(Source):
         if beyond.any():
             row = int(np.argmax(beyond))
             raise DatasetError(
-                f"{self._shown()}: the table of samples has sample {row} beyond the end of "
+                f"{self.shown}: the table of samples has sample {row} beyond the end of "
                 f"{self.shards[int(rows['shard'][row])].name}: the files of the index are of different packs."
             )
-        remote = is_address(root)
-        self.files: _Ranges = _Addressed(str(root)) if remote else _Local(Path(root), self.shards, most_open)
+        self.files: _Ranges = _Remote(place) if isinstance(place, RemoteSource) else _Local(place.root, most_open)
         self._last: tuple[int, bytes] | None = None
 
     @property
     def paths(self) -> list[Path]:
         """The tar files; none where they lie at an address."""
-        return [] if is_address(self.root) else [Path(self.root) / shard.name for shard in self.shards]
+        return [self.place.root / shard.name for shard in self.shards if isinstance(self.place, FolderSource)]
 
     def photo_name(self, row: int) -> str:
         """Name of the photo of a sample in its shard."""
@@ -359,9 +364,9 @@ class TarShards(Source):
         """Return the path of a shard, with the name in it and the name of the sample."""
         row = self._row(name)
         if row is None:
-            return printable(f"{self._shown()}!{name}")
+            return printable(f"{self.shown}!{name}")
         shard = self.shards[int(self.table.rows["shard"][row])].name
-        return printable(f"{self._shown()}/{shard}!{name} ({self.table.names[row]})")
+        return printable(f"{self.shown}/{shard}!{name} ({self.table.names[row]})")
 
     def read(self, name: str) -> bytes:
         """Read a photo or a mask; both are read at once and checked, and the sample that was read last is kept.
@@ -397,9 +402,6 @@ class TarShards(Source):
         row = int(match["key"]) if match and len(name) < 64 else -1
         return row if 0 <= row < len(self.table) and name in (self.photo_name(row), self.mask_name(row)) else None
 
-    def _shown(self) -> str:
-        return without_secrets(str(self.root).rstrip("/") or "/")
-
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_last": None}
 
@@ -409,22 +411,31 @@ class _Ranges(Protocol):
         """Read bytes of a shard; fewer at its end."""
 
 
-class _Addressed:
+class _Remote:
     """Shards at an address: one request a range."""
 
-    def __init__(self, address: str) -> None:
-        self.store = Store(address.rstrip("/"))
-        _, self.folder = persist(self.store.opened, self.store.shown)
+    def __init__(self, source: RemoteSource) -> None:
+        self.source = source
 
     def read(self, shard: Shard, start: int, length: int, where: str) -> bytes:
         """Read a range of an object."""
-        return self.store.read_range(f"{self.folder.rstrip('/')}/{shard.name}", start, start + length, where=where)
+        size = self.source.size(shard.name)
+        if size not in (None, shard.size):
+            raise _truncated(self.source.locate(shard.name), size, shard)
+        return self.source.read_range(shard.name, start, start + length, where=where)
+
+
+def _truncated(where: str, size: int | None, shard: Shard) -> DatasetError:
+    return DatasetError(
+        f"cannot read {where}: it has {size} bytes, and index.json says {shard.size}: it is truncated, or of another "
+        "pack. Copy it again, or pack the data set anew."
+    )
 
 
 class _Local:
     """Shards in a folder, each opened once by a process; those used longest ago are closed beyond `most`."""
 
-    def __init__(self, root: Path, shards: Sequence[Shard], most: int) -> None:
+    def __init__(self, root: Path, most: int) -> None:
         self.root, self.most = root, most
         self._state = _Opened()
 
@@ -455,10 +466,7 @@ class _Local:
         except OSError as error:
             raise DatasetError(f"cannot read {where}: {error.strerror}.") from None
         if size != shard.size:
-            raise DatasetError(
-                f"cannot read {printable(str(path))}: it has {size} bytes, and index.json says {shard.size}: it is "
-                "truncated, or of another pack. Copy it again, or pack the data set anew."
-            )
+            raise _truncated(printable(str(path)), size, shard)
         return handle
 
     def __getstate__(self) -> dict[str, object]:
