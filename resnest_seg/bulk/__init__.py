@@ -13,6 +13,7 @@ _HOMES = {
     "Worker": "worker",
     "list_inputs": "listing",
     "run_plain": "engines",
+    "run_ray": "ray_engine",
 }
 
 __all__ = sorted(_HOMES)
