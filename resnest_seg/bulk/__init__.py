@@ -8,10 +8,17 @@ from resnest_seg import lazy_exports
 
 _HOMES = {
     "BulkItem": "listing",
+    "Destination": "destination",
     "Job": "job",
+    "Ledger": "ledger",
     "Outcome": "ledger",
+    "Summary": "engines",
     "Worker": "worker",
+    "begin": "job",
+    "finish": "engines",
     "list_inputs": "listing",
+    "open_destination": "destination",
+    "remaining": "engines",
     "run_plain": "engines",
     "run_ray": "ray_engine",
 }

@@ -83,16 +83,18 @@ class Ledger:
                 if outcome is not None:
                     yield outcome
 
-    def known(self, sources: Container[str] | None = None) -> dict[str, Outcome]:
-        """The outcome of every input that has one: done, if any line says so, and else the last error.
+    def done(self, sources: Container[str]) -> dict[str, tuple[str, ...]]:
+        """The inputs of these that any line calls done, with their outputs."""
+        return {each.source: each.outputs for each in self.read() if each.error is None and each.source in sources}
 
-        Args:
-            sources: The inputs that are asked for; None for all.
-        """
-        found: dict[str, Outcome] = {}
+    def failures(self) -> dict[str, str]:
+        """The inputs that no line calls done, with their last error."""
+        errors: dict[str, str] = {}
+        done: set[str] = set()
         for outcome in self.read():
-            if sources is None or outcome.source in sources:
-                before = found.get(outcome.source)
-                if before is None or before.error is not None:
-                    found[outcome.source] = outcome
-        return found
+            if outcome.error is not None:
+                errors[outcome.source] = outcome.error
+        for outcome in self.read() if errors else ():
+            if outcome.error is None and outcome.source in errors:
+                done.add(outcome.source)
+        return {source: error for source, error in errors.items() if source not in done}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnest_seg.bulk.job import ENDINGS, Job
+from resnest_seg.bulk.job import ENDINGS, PARQUET, Job
 from resnest_seg.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -210,7 +210,11 @@ def open_predictor(job: Job) -> Predictor:
     if "scores" in job.write:
         backend.check_scores()
     predictor = Predictor(
-        backend, protocol=protocol_for(job, backend), memory=job.memory, overlay_bands=job.overlay_bands
+        backend,
+        protocol=protocol_for(job, backend),
+        memory=job.memory,
+        overlay_bands=job.overlay_bands,
+        confidence=PARQUET in job.write,
     )
     predictor.check_photos()
     return predictor

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TextIO
 
-from resnest_seg.bulk.engines import Summary, remaining
+from resnest_seg.bulk.engines import ROWS, Summary, remaining
 from resnest_seg.bulk.job import PARQUET, Job
 from resnest_seg.bulk.ledger import Outcome
 from resnest_seg.bulk.listing import BulkItem
@@ -182,19 +182,23 @@ def run_ray(
         ConfigError: See `Worker`; or there is no Ray, or no cluster where RAY_ADDRESS says.
         ResNeStSegError: Actors died again and again.
     """
-    todo = remaining(job, items)
-    summary = Summary(total=len(items), before=len(items) - len(todo))
-    if not todo:
-        return summary
+    if not remaining(job, items):
+        return Summary(total=len(items), before=len(items))
     with ray_session() as ray:
+        todo = remaining(job, items)  # again: actors of a start that was killed just now have ended meanwhile
+        summary = Summary(total=len(items), before=len(items) - len(todo))
+        report(summary)
+        if not todo:
+            return summary
         warn_of_folder(ray, job.output)
         actors = actors_for(ray, job.device, cpus)
-        size = _chunk_size(len(todo), actors.count, most=CHUNK * 8 if PARQUET in job.write else CHUNK)
+        size = _chunk_size(len(todo), actors.count, most=ROWS if PARQUET in job.write else CHUNK)
         chunks = [todo[first : first + size] for first in range(0, len(todo), size)]
-        began = time.monotonic()
+        began = 0.0
         for outcomes in results_of(ray, _Predicting, (_anywhere(job, actors),), chunks, actors):
-            summary.add(outcomes)
-            summary.seconds = time.monotonic() - began
+            now = time.monotonic()
+            began = began or now - sum(outcome.seconds for outcome in outcomes)  # without starting and loading
+            summary.add(outcomes, now - began)
             report(summary)
     return summary
 
@@ -308,7 +312,7 @@ def results_of(
 
 def _named(chunk: Any) -> str:
     """The first and the last input of a chunk."""
-    names = [getattr(item, "source", f"sample {item}") for item in (chunk[0], chunk[-1])]
+    names = [getattr(item, "key", f"sample {item}") for item in (chunk[0], chunk[-1])]
     return " to ".join(dict.fromkeys(names))
 
 

@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnest_seg.bulk.job import ENDINGS, Job
+from resnest_seg.bulk.job import ENDINGS, PARQUET, Job
 from resnest_seg.bulk.outputs import (
     ALL_ENDINGS,
     endings_of,
@@ -49,8 +49,9 @@ from resnest_seg.cli.parsing.options import (
 )
 from resnest_seg.config import COUNT
 from resnest_seg.config_types import check_option
-from resnest_seg.errors import ConfigError, command, printable
+from resnest_seg.errors import ConfigError, command, load_extra, printable
 from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder, claimed, next_free, numbered
+from resnest_seg.storage.remote import is_address
 
 if TYPE_CHECKING:
     from resnest_seg.annotations.writers import AnnotationWriter
@@ -72,16 +73,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = Parser("predict", description=__doc__)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a photo, a folder with its subfolders, a pattern "
-                        "in quotes, a video, a camera (0), or an http(s) address")  # fmt: skip
+                        "in quotes, a video, a camera (0), an address (http, https, s3 ...), or a manifest: a .csv or "
+                        ".parquet file with a column of paths")  # fmt: skip
     add_checkpoint(parser, exported=True)
     add_model_option(parser)
     parser.add_argument("--output", help=f"folder to write to (default: {PREDICTIONS}, or {PREDICTIONS}-2, -3 ... if "
                         "that exists)")  # fmt: skip
-    parser.add_argument("--write", nargs="+", choices=(*ENDINGS, *ANNOTATIONS), metavar="KIND", default=["labels",
-                        "overlay"], help="outputs of an image: labels as PNG, overlay with legend, scores (class "
-                        "probabilities, npz, half precision), polygons (GeoJSON in pixels, or in longitude and "
-                        "latitude), geopackage (polygons in the CRS of an image that has one); and of all images, for "
-                        "annotation tools: coco, labelme, cvat, yolo (default: labels overlay)")  # fmt: skip
+    parser.add_argument("--write", nargs="+", choices=(*ENDINGS, PARQUET, *ANNOTATIONS), metavar="KIND",
+                        default=["labels", "overlay"], help="outputs of an image: labels as PNG, overlay with legend, "
+                        "scores (class probabilities, npz, half precision), polygons (GeoJSON in pixels, or in "
+                        "longitude and latitude), geopackage (polygons in the CRS of an image that has one), parquet "
+                        "(rows of tables: path, labels as PNG, shares of classes, mean confidence, error); and of all "
+                        "images, for annotation tools: coco, labelme, cvat, yolo (default: labels "
+                        "overlay)")  # fmt: skip
     parser.add_argument("--write-tolerance", type=float, default=1.0, metavar="PIXELS", help="simplification of "
                         "outlines for annotation tools; small and thin regions keep more (default: 1)")  # fmt: skip
     parser.add_argument("--cog", action="store_true", help="labels of an image on the map as Cloud Optimized GeoTIFF")
@@ -102,8 +106,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument("--tile", type=int, help="largest edge of tiles in pixels: images of any size in bounded memory")
     how.add_argument("--overlap", type=int, help="overlap of tiles in pixels (default: an eighth of the tile)")
     how.add_argument("--blend", choices=("none", "hann", "distance"), help="weights of a tile's pixels (default: hann)")
-    bulk = parser.add_argument_group("many inputs", "Any of these, and a manifest, make a job of it: what is done is "
-                                     "written down in the output, and the same command continues.")  # fmt: skip
+    bulk = parser.add_argument_group("many inputs", "Each of these, a manifest, --write parquet, and an address as "
+                                     "--output make a job of it: what is done is written down in the output, and the "
+                                     "same command goes on with the rest.")  # fmt: skip
     bulk.add_argument("--shard", metavar="I/N", help="segment the I-th of N shares, counted from 0: one process each, "
                       "such as 0/2 and 1/2, on any machines that see the output")  # fmt: skip
     bulk.add_argument("--engine", choices=("plain", "torchrun", "ray"), help="who hands out the inputs: torchrun takes "
@@ -111,6 +116,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                       "(RAY_ADDRESS, or that of 'ray start'), or on the cores of this machine")  # fmt: skip
     bulk.add_argument("--cpus-per-actor", type=int, metavar="N", help="with --engine ray: cores of each process "
                       "(default: 1)")  # fmt: skip
+    bulk.add_argument("--path-column", metavar="NAME", help="column of a manifest's paths, which are relative to the "
+                      "manifest's folder (default: path)")  # fmt: skip
     run = parser.add_argument_group("execution")
     add_execution(run)
     add_memory(run, what="memory limit of scores", default="1; 4 for exported files")
@@ -143,13 +150,11 @@ def check(options: argparse.Namespace) -> None:
         from resnest_seg.io.large_images import load_rasterio
 
         load_rasterio("--cog and --write geopackage")
-    options.shard = shard_of(options)
-    options.bulk = options.shard is not None or options.engine is not None
-    if options.bulk:
-        options.shard = options.shard or (0, 1)
-        check_bulk(options)
+    check_job(options)
     options.fresh = options.output is None and not options.overwrite
     options.output = options.output or str(next_free(PREDICTIONS) if options.fresh else PREDICTIONS)
+    if options.bulk:
+        return
     check_output_folder(options.output)
     for kind in options.annotations:
         place = Path(options.output) / ANNOTATIONS[kind]
@@ -187,18 +192,33 @@ def shard_of(options: argparse.Namespace) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def check_bulk(options: argparse.Namespace) -> None:
-    """Reject what a job of many processes cannot do.
+def check_job(options: argparse.Namespace) -> None:
+    """Decide whether the inputs are a job, and reject what a job of many processes cannot do.
 
     Raises:
         ConfigError: No output, formats of all images together, or --overwrite in one of several processes.
     """
+    from resnest_seg.bulk.listing import is_manifest
+
+    options.shard = shard_of(options)
+    lists = any(is_manifest(word) for word in options.inputs)
+    if options.path_column is not None and not lists:
+        raise ConfigError("--path-column is for inputs that are manifests: files .csv or .parquet.")
+    address = options.output is not None and is_address(options.output)
+    options.bulk = (
+        options.shard is not None or options.engine is not None or lists or PARQUET in options.write or address
+    )
+    if not options.bulk:
+        return
+    options.shard, options.path_column = options.shard or (0, 1), options.path_column or "path"
     if options.output is None:
-        raise ConfigError("a job needs an --output, by which the same command continues it.")
+        raise ConfigError("a job of many inputs needs an --output, by which the same command continues it.")
+    if PARQUET in options.write:
+        load_extra("pyarrow", "import")
     if options.annotations:
         raise ConfigError(
             f"--write {' '.join(options.annotations)} makes one file of all images, and here each process sees its own "
-            "share. Write polygons, or segment without --shard and --engine."
+            "share. Write polygons, or give neither --shard, --engine, a manifest, parquet nor an address to write to."
         )
     if options.overwrite and options.shard[1] > 1:
         raise ConfigError(
@@ -388,18 +408,22 @@ def run(items: Sequence[Input], problems: list[str], options: argparse.Namespace
 
 def run_bulk(options: argparse.Namespace) -> int:
     """Segment what is not done of this process's share of the inputs; returns the exit code."""
-    from resnest_seg.bulk.engines import run_plain, say, write_errors
+    from resnest_seg.bulk.engines import finish, run_plain, shown_progress, wait_for_the_others
     from resnest_seg.bulk.job import begin
     from resnest_seg.bulk.listing import list_inputs
 
     job = job_of(options)
     begin(job, overwrite=options.overwrite)
-    items, problems = list_inputs(options.inputs, output=job.output)
-    if options.engine == "ray":
-        from resnest_seg.bulk.ray_engine import run_ray
+    earlier = list(numbered(PREDICTIONS).values())
+    items, problems = list_inputs(options.inputs, output=job.output, path_column=options.path_column, earlier=earlier)
+    with shown_progress() as report:
+        if options.engine == "ray":
+            from resnest_seg.bulk.ray_engine import run_ray
 
-        summary = run_ray(job, items, cpus=options.cpus_per_actor)
-    else:
-        summary = run_plain(job, items, shard=options.shard)
-    write_errors(job)
-    return say(summary, job, problems, shard=options.shard)
+            summary = run_ray(job, items, cpus=options.cpus_per_actor, report=report)
+        else:
+            summary = run_plain(job, items, shard=options.shard, report=report)
+    code = finish(summary, job, problems, shard=options.shard)
+    if options.engine == "torchrun":
+        wait_for_the_others(code)
+    return code
