@@ -20,6 +20,7 @@ _HOMES = {
     "open_destination": "destination",
     "remaining": "engines",
     "run_plain": "engines",
+    "run_ray": "ray_engine",
 }
 
 __all__ = sorted(_HOMES)

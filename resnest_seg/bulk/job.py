@@ -29,7 +29,7 @@ ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png", "scores": "_score
            "geopackage": ".gpkg"}  # fmt: skip
 """Output of an image -> suffix of its file."""
 
-_ELSEWHERE = ("checkpoint", "model", "output", "device", "compile", "batch", "memory")
+_ELSEWHERE = ("checkpoint", "model", "output", "device", "compile", "batch", "memory", "threads")
 """Fields that another start, or another machine, may change: places, and what decides speed only."""
 
 
@@ -47,6 +47,7 @@ class Job:
         compile: See there.
         batch: See there.
         memory: Bytes that scores may take; None is the backend's default.
+        threads: Of the model's runtime; None leaves them to it.
         protocol: Name of the inference protocol.
         scales: Of the image, instead of the protocol's.
         flip: Add mirrored views, or do not; None as the protocol does.
@@ -71,6 +72,7 @@ class Job:
     compile: bool = False
     batch: int | None = None
     memory: int | None = None
+    threads: int | None = None
     protocol: str = "whole"
     scales: tuple[float, ...] | None = None
     flip: bool | None = None

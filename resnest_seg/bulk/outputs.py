@@ -205,7 +205,7 @@ def open_predictor(job: Job) -> Predictor:
     from resnest_seg.inference.predictor import Predictor, open_backend
     from resnest_seg.models.own_network import own_network
 
-    how = RunOptions(job.device, job.precision, job.compile, job.batch)
+    how = RunOptions(job.device, job.precision, job.compile, job.batch, threads=job.threads)
     backend = open_backend(job.checkpoint, how, into=own_network(job.model))
     if "scores" in job.write:
         backend.check_scores()

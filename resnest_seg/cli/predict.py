@@ -111,8 +111,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                                      "same command goes on with the rest.")  # fmt: skip
     bulk.add_argument("--shard", metavar="I/N", help="segment the I-th of N shares, counted from 0: one process each, "
                       "such as 0/2 and 1/2, on any machines that see the output")  # fmt: skip
-    bulk.add_argument("--engine", choices=("plain", "torchrun"), help="who hands out the inputs: torchrun takes I and "
-                      "N from what it started (RANK, WORLD_SIZE)")  # fmt: skip
+    bulk.add_argument("--engine", choices=("plain", "torchrun", "ray"), help="who hands out the inputs: torchrun takes "
+                      "I and N from what it started (RANK, WORLD_SIZE); ray starts processes on a Ray cluster "
+                      "(RAY_ADDRESS, or that of 'ray start'), or on the cores of this machine")  # fmt: skip
+    bulk.add_argument("--cpus-per-actor", type=int, metavar="N", help="with --engine ray: cores of each process "
+                      "(default: 1)")  # fmt: skip
     bulk.add_argument("--path-column", metavar="NAME", help="column of a manifest's paths, which are relative to the "
                       "manifest's folder (default: path)")  # fmt: skip
     run = parser.add_argument_group("execution")
@@ -134,6 +137,9 @@ def check(options: argparse.Namespace) -> None:
     check_option("--tile", options.tile, 1, 65536)
     check_option("--overlap", options.overlap, 0, 65536)
     check_option("--batch", options.batch, 1, 65536)
+    check_option("--cpus-per-actor", options.cpus_per_actor, 1, 4096)
+    if options.cpus_per_actor is not None and options.engine != "ray":
+        raise ConfigError("--cpus-per-actor is for --engine ray: give that as well.")
     if options.blend is not None and options.tile is None:
         raise ConfigError("--blend needs tiles: give --tile as well.")
     options.write = list(dict.fromkeys(options.write))
@@ -176,6 +182,8 @@ def shard_of(options: argparse.Namespace) -> tuple[int, int] | None:
         return int(words[0]), int(words[1])
     if options.shard is None:
         return None
+    if options.engine == "ray":
+        raise ConfigError("--shard is for processes that you start, and --engine ray starts its own: leave one out.")
     match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", options.shard)
     if match is None or int(match[1]) >= int(match[2]):
         raise ConfigError(
@@ -409,7 +417,12 @@ def run_bulk(options: argparse.Namespace) -> int:
     earlier = list(numbered(PREDICTIONS).values())
     items, problems = list_inputs(options.inputs, output=job.output, path_column=options.path_column, earlier=earlier)
     with shown_progress() as report:
-        summary = run_plain(job, items, shard=options.shard, report=report)
+        if options.engine == "ray":
+            from resnest_seg.bulk.ray_engine import run_ray
+
+            summary = run_ray(job, items, cpus=options.cpus_per_actor, report=report)
+        else:
+            summary = run_plain(job, items, shard=options.shard, report=report)
     code = finish(summary, job, problems, shard=options.shard)
     if options.engine == "torchrun":
         wait_for_the_others(code)
