@@ -11,7 +11,7 @@ first    the same with the first agent, which keeps the rendezvous: all ends, an
 agent    SIGKILL of an agent alone: the process that it leaves behind must end as well
 frozen   SIGSTOP of a machine, as when a network fails: the other one must not wait for ever
 elastic  from two machines to one and back; each part of the run is repeated undisturbed
-static   machines that are named beforehand, without c10d, as the Kubeflow trainer starts them; SIGKILL of a process
+kubernetes  the command of examples/cluster/train_job.yaml, with the Kubeflow trainer's variables; SIGKILL of processes
 slurm    tools/slurm_train.sh among commands that act as SLURM's: pre-emption, and the job that comes back
 disks    machines that do not see the same run folder: refused at the start (needs root, for a private mount)
 """
@@ -32,6 +32,7 @@ from pathlib import Path
 
 import psutil
 import torch
+import yaml
 from safetensors.torch import load_file
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -87,18 +88,19 @@ class Cluster:
             self.port = probe.getsockname()[1]
         self.run, self.logs = folder / "run", folder
         self.words = [*SHARED, *words, "--output", str(self.run)]
-        self.options = [
+        options = [
             f"--nnodes={nodes}", f"--max-restarts={restarts}", "--rdzv-backend=c10d", "--rdzv-id=campaign",
             f"--rdzv-endpoint=127.0.0.1:{self.port}",
             "--rdzv-conf=last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3,close_timeout=5",
         ]  # fmt: skip
+        self.command = [*launch(*options), str(PROJECT / "tools/train_seg.py"), *self.words]
         self.nodes = []
 
     def start(self, *, within=(), **variables):
         """One more machine; `within` are the words of a program that starts the agent."""
         log = self.logs / f"log{len(self.nodes)}"
         with open(log, "w") as file:
-            words = [*within, *launch(*self.options), str(PROJECT / "tools/train_seg.py"), *self.words]
+            words = [*within, *self.command]
             agent = subprocess.Popen(
                 words, stdout=file, stderr=file, env=ENVIRONMENT | variables, start_new_session=True
             )
@@ -321,21 +323,34 @@ def differences(ours, theirs):
     lines = [[json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()] for run in (ours, theirs)]
     losses = [[line["loss"] for line in run if line["kind"] == "train"] for run in lines]
     loss = max(abs(a - b) / b for a, b in zip(*losses, strict=True))
-    scores = [run[-1]["miou"] for run in lines]
+    scores = [run[-1]["mean_iou"] for run in lines]
     return f"weights differ by {far:.1e}, losses by {loss:.1e}, mIoU {scores[0]:.4f} and {scores[1]:.4f}"
 
 
-def play_static(folder, whole, options):
+def play_kubernetes(folder, whole, options):
+    """The command of the pods, with the variables that the Kubeflow trainer sets."""
+    _, job = yaml.safe_load_all((PROJECT / "examples/cluster/train_job.yaml").read_text())
     with cluster(folder) as nodes:
-        agreed = {"PET_NNODES": "2", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(nodes.port)}
-        nodes.options = ["--max-restarts=3"]
+        commands(folder / "bin", {"torchrun": SLURM["torchrun"]})
+        agreed = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1"}
+        agreed |= {"PET_MASTER_PORT": str(nodes.port), "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+        agreed |= {variable["name"]: variable["value"] for variable in job["spec"]["trainer"]["env"]}
+        nodes.command = [*job["spec"]["trainer"]["command"], *nodes.words]
         machines = [nodes.start(PET_NODE_RANK=str(rank), **agreed) for rank in (0, 1)]
         for number, machine in enumerate((machines[1], machines[0])):
             nodes.reaches(10 * (number + 1), starts=number + 1)
             machine.send(signal.SIGKILL, agent=False)
         assert [machine.ended() for machine in machines] == [0, 0]
         assert_same_run(nodes.run, whole())
-    return f"starts at {nodes.starts()}, the same bits"
+    return f"2 processes killed, starts at {nodes.starts()}, the same bits"
+
+
+def commands(folder, bodies):
+    """Programs of bash in a folder."""
+    folder.mkdir()
+    for name, body in bodies.items():
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
 
 
 SLURM = {
@@ -350,11 +365,8 @@ SLURM = {
 def play_slurm(folder, whole, options):
     with cluster(folder) as nodes:
         binaries, queue = folder / "bin", folder / "queue"
-        binaries.mkdir()
         (folder / "queue.step").touch()
-        for name, body in SLURM.items():
-            (binaries / name).write_text(f"#!/bin/bash\n{body}\n")
-            (binaries / name).chmod(0o755)
+        commands(binaries, SLURM)
         environment = {"PATH": f"{binaries}:{os.environ['PATH']}", "QUEUE": str(queue), "OWN": str(binaries)}
         environment |= {"SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_ID": "77"}
         environment |= {"SLURM_JOB_NODELIST": "here"}

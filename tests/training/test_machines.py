@@ -4,6 +4,8 @@ import argparse
 import fcntl
 import os
 import platform
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -135,7 +137,10 @@ def test_the_job_of_kubernetes_is_one_that_the_command_line_takes():
     mounted = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
     assert mounted.keys() == {volume["name"] for volume in pod["volumes"]}
     trainer = job["spec"]["trainer"]
-    launch = torch_arguments().parse_args([*trainer["command"][1:], *trainer["args"]])
+    bash, option, script, _ = trainer["command"]
+    assert (bash, option, script.split()[-1]) == ("bash", "-c", '"$@"')
+    words = shlex.split(re.sub(r'"is_host=.*?\)"', "is_host=true", script))
+    launch = torch_arguments().parse_args([*words[2:-1], *trainer["args"]])
     assert (launch.training_script, launch.training_script_args[0], launch.max_restarts) == ("resnest_seg", "train", 3)
     order = parse(launch.training_script_args[1:])
     assert (order.resume, order.config.train.save_every) == ("auto", 200)

@@ -16,11 +16,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resnest_seg.cli.benchmark.memory import peak_during
 from resnest_seg.cli.benchmark.timing import interleave
 from resnest_seg.config_types import check_option
 from resnest_seg.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    import psutil
+
+    from resnest_seg.data.loader import Loader
 
 ENGINES = ("plain", "ray")
 PHOTOS, FILES, SAMPLES, PAIRS = (100, 1000, 10_000), (1000, 10_000, 100_000), (10_000, 100_000, 1_000_000), (500, 2000)
@@ -142,11 +148,10 @@ def _job(folder: Path, count: int, engine: str, device: str) -> tuple[float, flo
     return taken, peak / 2**20
 
 
-def _private(process: object) -> int:
+def _private(process: psutil.Process) -> int:
     """Bytes that a process and its descendants do not share with others."""
     import psutil
 
-    assert isinstance(process, psutil.Process)
     total = 0
     try:
         for each in [process, *process.children(recursive=True)]:
@@ -172,7 +177,6 @@ def growing_lists(options: argparse.Namespace) -> Iterator[Row]:
 def listing(place: str, count: int) -> tuple[float, float]:
     """Seconds and MiB of one listing; for a process of its own."""
     from resnest_seg.bulk.listing import list_inputs
-    from resnest_seg.inference import inputs  # noqa: F401  # what the first listing loads
     from resnest_seg.storage.remote import list_addresses
 
     taken: list[float] = []
@@ -186,6 +190,7 @@ def listing(place: str, count: int) -> tuple[float, float]:
         folder = Path(name) / "photos"
         folder.mkdir()
         if place == "folder":
+            list_inputs([name], output=os.devnull)  # loads what a first call loads; there is no file yet
             for index in range(count):
                 (folder / f"{index:09d}.jpg").touch()
             kept = functools.partial(list_inputs, [str(folder)], output=str(Path(name) / "out"))
@@ -255,10 +260,8 @@ def growing_loaders(options: argparse.Namespace) -> Iterator[Row]:
     yield from series("shards: seconds of a pass by pairs", options.pairs, medians[1::2])
 
 
-def _pass(loader: object) -> None:
-    from resnest_seg.data.loader import Loader
-
-    assert isinstance(loader, Loader)
+def _pass(loader: Loader) -> None:
+    """Read everything once, in the order of the first epoch."""
     loader.epoch = 0
     for _ in loader:
         pass
