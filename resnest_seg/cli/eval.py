@@ -374,8 +374,11 @@ def all_reduce(counts: Tensor) -> Tensor:
     """Sum over all processes, exact for integers."""
     from torch import distributed
 
+    from resnest_seg.training.distributed import lost_peers_named
+
     total = counts.clone()
-    distributed.all_reduce(total)
+    with lost_peers_named(distributed.get_world_size(), go_on="Give the same command again."):
+        distributed.all_reduce(total)
     return total
 
 

@@ -143,7 +143,7 @@ def lost_peers_named(processes: int, *, go_on: str) -> Iterator[None]:
         go_on: How to go on, a sentence.
 
     Raises:
-        ResNeStSegError: Another process died, is out of reach, or did not answer for `train.peer_timeout` seconds.
+        ResNeStSegError: Another process died, is out of reach, or did not answer within the group's timeout.
     """
     try:
         yield
@@ -155,8 +155,7 @@ def lost_peers_named(processes: int, *, go_on: str) -> Iterator[None]:
         rank = os.environ.get("RANK", "0")
         raise ResNeStSegError(
             f"process {rank} of {processes}, on {platform.node()}, lost another one, which died, is out of reach, or "
-            f"did not answer for train.peer_timeout seconds ({said[:200]}). What happened to that one is in its own "
-            f"output. {go_on}"
+            f"did not answer in time ({said[:200]}). What happened to that one is in its own output. {go_on}"
         ) from None
 
 

@@ -18,6 +18,7 @@ from campaigns import kill_campaign, node_campaign
 from conftest import PROJECT
 from torch.distributed.run import get_args_parser as torch_arguments
 
+from resnest_seg.cli import eval
 from resnest_seg.cli.train import parse
 from resnest_seg.errors import CheckpointError, ResNeStSegError
 from resnest_seg.training import run_folder
@@ -62,6 +63,18 @@ def test_a_lost_process_is_named_and_how_to_go_on(error, said):
     assert said in str(raised.value)
     assert "third_party" not in str(raised.value)
     assert str(raised.value).endswith("Give it again.")
+
+
+def test_an_evaluation_names_it_as_well(monkeypatch):
+    def lost(total):
+        raise RuntimeError(
+            "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:9"
+        )
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", lost)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ResNeStSegError, match=r"lost another one.*Give the same command again"):
+        eval.all_reduce(torch.ones(3))
 
 
 @pytest.mark.parametrize("processes", [1, 2])
