@@ -166,8 +166,8 @@ class Trainer:
         """Context in which the loss of another process ends this one with a message that says how to go on."""
         again = (
             "torchrun starts all of them again, as often as its --max-restarts allows, and the run goes on from its "
-            f"newest state; after that, give the same command again, with --resume {shlex.quote(str(self.output))}. An answer "
-            f"is waited for as long as train.peer_timeout says, {self.config.train.peer_timeout} s."
+            f"newest state; after that, give the same command again, with --resume {shlex.quote(str(self.output))}. An "
+            f"answer is waited for as long as train.peer_timeout says, {self.config.train.peer_timeout} s."
         )
         return lost_peers_named(launched(), go_on=again)
 
