@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.parsing.options import Parser, add_dataset, add_workers, bands_in
+from resnest_seg.cli.parsing.options import Parser, add_dataset, add_workers, bands_in, cache_in
 from resnest_seg.config import DataConfig, load_run_config
 from resnest_seg.config_types import check_option
 from resnest_seg.errors import ConfigError, DatasetError, command, printable
@@ -75,7 +75,7 @@ def open_splits(options: argparse.Namespace) -> list[SegmentationDataset]:
         ConfigError: Options that choose among what shards hold.
         DatasetError: A split cannot be opened; without --split, a test split may be missing.
     """
-    from resnest_seg.data.build import build_dataset, say_layout
+    from resnest_seg.data.build import build_dataset, opened_root, say_layout
 
     config = None if options.config is None else load_run_config(find_config(options.config))
     data = DataConfig() if config is None else config.data
@@ -92,12 +92,14 @@ def open_splits(options: argparse.Namespace) -> list[SegmentationDataset]:
     patterns = (options.data_images, options.data_masks)
     if same and patterns == (None, None):
         patterns = data.images, data.masks
+    cache, cache_size = cache_in(options, data)
+    root = opened_root(name, options.root or (data.root if same else None), cache=cache, cache_size=cache_size)
     found: list[SegmentationDataset] = []
     for split in options.split or SPLITS:
         try:
             dataset = build_dataset(
                 name,
-                root=options.root or (data.root if same else None),
+                root=root,
                 split=split,
                 images=patterns[0],
                 masks=patterns[1],
@@ -105,8 +107,11 @@ def open_splits(options: argparse.Namespace) -> list[SegmentationDataset]:
                 task=task if name in ("folder", "shards") else "multiclass",
             )
         except DatasetError as error:
-            if options.split or split != "test":  # not every data set has a test split
+            if options.split or not found:
                 raise
+            if split != "test":  # which not every data set has
+                others = " ".join(each.split for each in found)
+                raise DatasetError(f"{error} To pack without the {split} split: --split {others}") from None
             print(f"the test split is left out: {error}", file=sys.stderr)
             continue
         dataset.read_as(bands_in(options, data if same else DataConfig()))

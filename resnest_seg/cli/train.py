@@ -155,7 +155,7 @@ def parse(argv: Sequence[str]) -> Order[RunConfig]:
         run = load_run_config(Path(resume) / "config.yaml", overrides=overrides)
         return Order(run, resume, "yes", allow, network=network)
     path = config_path(dataset, config)
-    run = load_run_config(path, overrides=[*(["data.dataset=shards"] if dataset == "shards" else []), *overrides])
+    run = load_run_config(path, overrides=[*(["--data.dataset=shards"] if dataset == "shards" else []), *overrides])
     order = ordered(
         run, path, run.model.head, begun(resume), allow=allow, dry=dry is not None, budget=budget, network=network
     )

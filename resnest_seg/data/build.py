@@ -105,15 +105,7 @@ def build_dataset(
             task on a data set of several classes without `positive`.
         DatasetError: The data set is missing or incomplete, or the split is unknown.
     """
-    if name == CUSTOM:
-        raise ConfigError(
-            "the data set is one of its author's own (custom), which no name opens: choose another, such as --dataset "
-            "folder --data.root FOLDER, or pass it in Python: fit(..., train=, validation=), evaluate(model, dataset)."
-        )
-    if name not in DATASETS:
-        raise unknown_name("data set", name, DATASETS)
-    if task not in TASKS:
-        raise unknown_name("task", task, TASKS)
+    _check_names(name, task)
     where = opened_root(name, None if name == "synthetic" else root, cache=cache, cache_size=cache_size)
     given: dict[str, object] = {"data.images": images, "data.masks": masks, "data.window": window}
     if stored_as(name, where) == "shards":
@@ -132,6 +124,18 @@ def build_dataset(
         if value is not None:
             raise ConfigError(f"{key} is for --dataset folder: {name} has its own layout. Leave out '{value}'.")
     return with_task(DATASETS[name](where, split, allow_missing), task, positive)
+
+
+def _check_names(name: str, task: str) -> None:
+    if name == CUSTOM:
+        raise ConfigError(
+            "the data set is one of its author's own (custom), which no name opens: choose another, such as --dataset "
+            "folder --data.root FOLDER, or pass it in Python: fit(..., train=, validation=), evaluate(model, dataset)."
+        )
+    if name not in DATASETS:
+        raise unknown_name("data set", name, DATASETS)
+    if task not in TASKS:
+        raise unknown_name("task", task, TASKS)
 
 
 def stored_as(name: str, root: str | Path | Source) -> str:

@@ -283,20 +283,38 @@ def pack_shards(
     _check_splits(splits, folder)
     check_output_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / LOCK, blocking=False), contextlib.ExitStack() as ending:
-            ending.callback((folder / LOCK).unlink, missing_ok=True)
-            _begin(splits, folder, shard_size, overwrite=overwrite)
-            said = on_sample or (lambda count: None)
-            packed = {dataset.split: _pack_split(dataset, folder, shard_size, workers, said) for dataset in splits}
-            bands = None if splits[0].bands is None else splits[0].bands.bands
-            index = ShardIndex(splits[0].label_space, packed, bands)
-            _write(folder / INDEX, index.to_json().encode())
-            for path in [folder / PACKING, *folder.glob(f"*{ROWS}")]:
-                path.unlink(missing_ok=True)
-    except Timeout:
-        raise ConfigError(f"another process is packing into {printable(str(folder))}: wait for it to end.") from None
+    with _alone(folder):
+        _begin(splits, folder, shard_size, overwrite=overwrite)
+        said = on_sample or (lambda count: None)
+        packed = {dataset.split: _pack_split(dataset, folder, shard_size, workers, said) for dataset in splits}
+        bands = None if splits[0].bands is None else splits[0].bands.bands
+        index = ShardIndex(splits[0].label_space, packed, bands)
+        _write(folder / INDEX, index.to_json().encode())
+        for path in [folder / PACKING, *folder.glob(f"*{ROWS}")]:
+            path.unlink(missing_ok=True)
     return index
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Within this, no other process packs into the folder.
+
+    Raises:
+        ConfigError: Another one does.
+    """
+    lock = FileLock(folder / LOCK, blocking=False, fallback_to_soft=False)
+    with contextlib.suppress(OSError):  # a file system without locks: two calls would write the same bytes
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(
+                f"another process is packing into {printable(str(folder))}: wait for it to end."
+            ) from None
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
 
 
 def _check_splits(splits: Sequence[SegmentationDataset], folder: Path) -> None:
@@ -378,8 +396,8 @@ def _pack_split(
     def place(number: int, suffix: str) -> Path:
         return folder / f"{dataset.split}-{number:06}{suffix}"
 
-    while (rows := place(len(shards), ROWS)).exists():
-        shard, table, suffixes = _finished(rows)
+    while (before := _finished(place(len(shards), ROWS))) is not None:
+        shard, table, suffixes = before
         shards.append(shard)
         tables.append(table)
     first = sum(map(len, tables))
@@ -400,11 +418,15 @@ def _pack_split(
     return SplitIndex(len(dataset), dataset.identity(), tuple(suffixes), tuple(shards))
 
 
-def _finished(rows: Path) -> tuple[Shard, Table, list[str]]:
-    """Read what was written behind a finished shard."""
-    about, _, data = rows.read_bytes().partition(b"\n")
-    shard, suffixes = json.loads(about)
-    return Shard(*shard), Table.from_bytes(data, printable(str(rows))), suffixes
+def _finished(rows: Path) -> tuple[Shard, Table, list[str]] | None:
+    """Read what was written behind a finished shard; None if there is no such shard, or it is not whole."""
+    try:
+        about, _, data = rows.read_bytes().partition(b"\n")
+        values, suffixes = json.loads(about)
+        shard, table = Shard(*values), Table.from_bytes(data, printable(str(rows)))
+        return (shard, table, suffixes) if rows.with_suffix(".tar").stat().st_size == shard.size else None
+    except (OSError, TypeError, ValueError):
+        return None
 
 
 class _Chosen:

@@ -276,11 +276,7 @@ def open_dataset(
         label_space: The classes of the checkpoint, where they are known.
         name: The data set.
         split: Its split.
-        allow_missing: See `build_dataset`.
-
-    Raises:
-        ConfigError: --data.classes is given for a data set whose classes are fixed.
-        DatasetError: The data set is missing or incomplete.
+        allow_missing: See `build_dataset`, also for the errors; --data.classes are for a folder only.
     """
     from resnest_seg.data.build import build_dataset, opened_root, stored_as
     from resnest_seg.data.folder import lists_classes
@@ -290,19 +286,20 @@ def open_dataset(
         raise ConfigError(f"--data.classes is for --dataset folder; the classes of {name} are fixed.")
     same = name == trained.dataset
     root = options.root or (trained.root if same else None)
-    images, masks = options.data_images, options.data_masks
-    if same and images is None and masks is None:
-        images, masks = trained.images, trained.masks
     cache, cache_size = cache_in(options, trained)
     place = opened_root(name, root, cache=cache, cache_size=cache_size)
+    alike = trained if same and stored_as(name, place) == name else None  # of packed files, nothing needs to be said
+    images, masks = options.data_images, options.data_masks
+    if alike is not None and images is None and masks is None:
+        images, masks = alike.images, alike.masks
     classes: str | LabelSpace | None = options.classes
     if stored_as(name, place) == "folder" and classes is None:
-        given = trained.classes if same and trained.classes else ""
+        given = "" if alike is None else alike.classes or ""
         classes = given if is_address(given) or Path(given).is_file() else None
         known = classes is not None or label_space is None
         if not known and not lists_classes(place, images=images, masks=masks):
             classes = label_space
-    window, overlap = windows_in(options, trained if same else None)
+    window, overlap = windows_in(options, alike)
     dataset = build_dataset(
         name,
         root=place,
