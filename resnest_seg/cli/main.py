@@ -24,6 +24,7 @@ GROUPS = {
         "prepare": "download, check and unpack ADE20K, Cityscapes or CamVid; write synthetic scenes",
         "import": "import labels of annotation tools: COCO, YOLO, labelme, CVAT, GeoJSON ...",
         "check": "check photos and masks before training",
+        "pack": "pack a data set into tar shards, for fast and remote reading",
     },
     "training": {
         "train": "train a segmentation model",

@@ -19,16 +19,19 @@ def base_of(source: Source, folder: str) -> str:
     return "" if shortest is None else f"{shortest}/"
 
 
-def open_source(root: str | Path, *, zips: Sequence[str]) -> Source:
+def open_source(root: str | Path | Source, *, zips: Sequence[str]) -> Source:
     """Open the storage at `root`.
 
     Args:
-        root: A folder, a zip file, a folder with the official zip files in it, or an address such as s3://bucket/mine.
+        root: A folder, a zip file, a folder with the official zip files in it, or an address such as s3://bucket/mine;
+            or a storage that is open.
         zips: Names of the official zip files; where the folder holds all of them, they are read.
 
     Raises:
         DatasetError: A file that is no zip file, a name that no file can have, or an address that cannot be read.
     """
+    if isinstance(root, Source):
+        return root
     if is_address(root):
         return RemoteSource(str(root))
     root = Path(root)

@@ -39,6 +39,17 @@ class Source(ABC):
             DatasetError: The file is missing or corrupt; the message names it.
         """
 
+    def local(self, name: str) -> Path:
+        """Return the path of a file, for a library that reads files by itself.
+
+        Raises:
+            DatasetError: The storage has no such files; the message says what to do.
+        """
+        raise DatasetError(
+            f"{self.locate(name)} must be a file of its own, and is not: unpack the data set, or read whole images "
+            "(data.window null)."
+        )
+
     @abstractmethod
     def locate(self, name: str) -> str:
         """Return a file's path for messages; bytes that are not UTF-8 are escaped, as `\\xff`."""
@@ -83,6 +94,10 @@ class FolderSource(Source):
             return (self.root / name).read_bytes()
         except OSError as error:
             raise DatasetError(f"cannot read {self.locate(name)}: {error.strerror}.") from None
+
+    def local(self, name: str) -> Path:
+        """Return a file's path."""
+        return self.root / name
 
     def locate(self, name: str) -> str:
         """Return a file's path for messages."""
