@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -342,7 +343,8 @@ def ray_session() -> Iterator[Any]:
     """Connect to the cluster that RAY_ADDRESS names, or that `ray start` has started here; else start one of our own.
 
     Our own is bound to loopback, has no dashboard, reports no usage, and ends with the context. RAY_ADDRESS=local wants
-    it in any case. What Ray prints meanwhile goes into a file.
+    it in any case. In a process that is connected already, this changes nothing. What Ray prints meanwhile goes into a
+    file.
 
     Yields:
         The module ray, connected.
@@ -350,6 +352,9 @@ def ray_session() -> Iterator[Any]:
     Raises:
         ConfigError: Ray is not installed, or there is no cluster where RAY_ADDRESS says.
     """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield sys.modules["ray"]
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = cluster_address()
     if address is None:
@@ -357,11 +362,13 @@ def ray_session() -> Iterator[Any]:
         # for those systems where firewalls ask: read when ray is imported.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     with contextlib.ExitStack() as opened:
+        ray = load_extra("ray", "ray")
+        load_extra("ray.data", "ray")
         folder = opened.enter_context(_short_folder())
         opened.enter_context(_quiet(folder / "ray.log"))
         opened.enter_context(_as_before(signal.SIGTERM))
-        ray = load_extra("ray", "ray")
-        load_extra("ray.data", "ray")
+        opened.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", module=r"ray\.")  # of Ray's code about Ray's code
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         opened.callback(_stop, ray)
