@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 
 import fsspec
 import pytest
@@ -93,7 +92,7 @@ def test_what_killed_processes_left_is_cleared_for_the_own_items_only(tmp_path):
     for name in mine + others:
         (tmp_path / "in" / name).touch()
     place.tidy(["in/a", "c"])
-    assert sorted(os.listdir(tmp_path / "in")) == sorted(others)
+    assert {path.name for path in (tmp_path / "in").iterdir()} == set(others)
 
 
 @pytest.fixture
@@ -126,7 +125,7 @@ def test_a_job_is_what_decides_its_results(job, tmp_path):
         ):
             begin(changed)
     moved.write_bytes(b"others")
-    with pytest.raises(ConfigError, match="another job: checkpoint has another content. Choose another --output"):
+    with pytest.raises(ConfigError, match=r"another job: checkpoint has another content\. Choose another --output"):
         begin(dataclasses.replace(job, checkpoint=str(moved)))
     (tmp_path / "net.py").write_text("def build(k): return 1")
     with pytest.raises(ConfigError, match="model has another content"):
@@ -139,7 +138,7 @@ def test_a_job_is_what_decides_its_results(job, tmp_path):
 def test_an_output_with_other_files_is_left_alone(job, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "letter.txt").write_text("dear")
-    with pytest.raises(ConfigError, match="out holds files, and no job.json of a job that could continue there"):
+    with pytest.raises(ConfigError, match=r"out holds files, and no job\.json of a job that could continue there"):
         begin(job)
     begin(job, overwrite=True)
     Ledger(job.destination).write([DONE])

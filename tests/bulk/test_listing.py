@@ -36,7 +36,7 @@ def test_folders_and_patterns_have_the_places_of_plain_predict(photos, tmp_path,
         ours, problems = list_inputs(words, output="out")
         plain, others = plan(words, "out", suffixes=IMAGE_SUFFIXES, endings=listing.ALL_ENDINGS)
         assert [(item.source, item.place) for item in ours] == [
-            (os.path.abspath(item.source), item.place.as_posix()) for item in plain
+            (os.path.normpath(tmp_path / item.source), item.place.as_posix()) for item in plain
         ]
         assert problems == others == []
     again, _ = list_inputs([str(photos), "photos"], output="out")  # the same files by two names
