@@ -190,7 +190,7 @@ def _parquet_paths(word: str, data: bytes | None, column: str) -> Iterator[tuple
             names = file.schema_arrow.names
             chosen = _column(word, names, column, names)
             number = 0
-            for batch in file.iter_batches(batch_size=65536, columns=[chosen]):
+            for batch in file.iter_batches(batch_size=8192, columns=[chosen]):
                 for value in batch.column(0).to_pylist():
                     number += 1
                     if value is not None and not isinstance(value, str | bytes):
