@@ -101,13 +101,21 @@ class Actor:
         arguments: What it is constructed with.
         threads: Of its calculations.
         attempts: Handle of an `Attempts`.
+        limit: Times that a chunk is begun.
         folder: The current one of the head, where relative paths begin, such as those of a data set.
     """
 
     def __init__(
-        self, work: Callable[..., Work], arguments: tuple[Any, ...], threads: int, attempts: Any, folder: str
+        self,
+        work: Callable[..., Work],
+        arguments: tuple[Any, ...],
+        threads: int,
+        attempts: Any,
+        limit: int,
+        folder: str,
     ) -> None:
-        self.work, self.arguments, self.threads, self.attempts = work, arguments, threads, attempts
+        self.work, self.arguments, self.threads = work, arguments, threads
+        self.attempts, self.limit = attempts, limit
         with contextlib.suppress(OSError):  # a machine without it may have all that is asked for elsewhere
             os.chdir(folder)
         self.ready: Work | None = None
@@ -124,9 +132,9 @@ class Actor:
 
         chunk = pickle.loads(pickled)
         try:
-            if ray.get(self.attempts.begin.remote(number)) > DEATHS:
+            if ray.get(self.attempts.begin.remote(number)) > self.limit:
                 raise ResNeStSegError(
-                    f"{DEATHS} processes died with these inputs, as they do where there is not enough memory: "
+                    f"{self.limit} processes died with these inputs, as they do where there is not enough memory: "
                     f"{_named(chunk)}. What is done stays done. Give --cpus-per-actor a larger number, so that there "
                     "are fewer processes, or --tile 512, and start the same command again."
                 )
@@ -295,7 +303,7 @@ def results_of(
     )
     found = ray.data.from_items(rows, override_num_blocks=min(len(rows), BLOCKS)).map_batches(
         Actor,
-        fn_constructor_args=(work, arguments, actors.cpus, attempts, str(Path.cwd())),
+        fn_constructor_args=(work, arguments, actors.cpus, attempts, DEATHS, str(Path.cwd())),
         batch_size=1,  # a chunk: the size of a batch has to be a number where there are GPUs
         compute=pool,
         num_cpus=actors.cpus,
@@ -353,7 +361,8 @@ def ray_session() -> Iterator[Any]:
         ConfigError: Ray is not installed, or there is no cluster where RAY_ADDRESS says.
     """
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
-        yield sys.modules["ray"]
+        with _quiet(Path(os.devnull)):
+            yield sys.modules["ray"]
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = cluster_address()

@@ -303,20 +303,18 @@ def test_eval_gives_the_same_report(cluster, checkpoint, tool, tmp_path, monkeyp
 
 def test_inputs_that_kill_every_actor_end_the_job(cluster, monkeypatch):
     monkeypatch.setattr(ray_engine, "DEATHS", 2)
+
+    class Deadly:  # here, so that actors need not import this file
+        def __call__(self, numbers):
+            if 13 in numbers:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return sum(numbers)
+
     with ray_engine.ray_session() as ray:
         found = ray_engine.results_of(ray, Deadly, (), [[1, 2], [13, 14], [3, 4]], Actors(1, 1, 0, 1))
         results = []
         with pytest.raises(ResNeStSegError, match=r"2 processes died with these inputs, .*: sample 13 to sample 14"):
             results.extend(found)
-
-
-class Deadly:
-    """Dies by a number."""
-
-    def __call__(self, numbers):
-        if 13 in numbers:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return sum(numbers)
 
 
 def test_what_an_actor_cannot_do_is_said_as_without_ray(cluster, predict, photos, tool, tmp_path, capsys):
