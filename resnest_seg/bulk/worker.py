@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -145,17 +145,18 @@ class Worker:
         if not windows:
             return
         with contextlib.ExitStack() as held:
-            threads = held.enter_context(concurrent.futures.ThreadPoolExecutor(FETCHERS))
+            threads = held.enter_context(ThreadPool(FETCHERS))  # whose threads do not hold up a Ctrl-C
 
-            def begun(window: list[BulkItem]) -> tuple[contextlib.ExitStack, list[concurrent.futures.Future[_Photo]]]:
+            def begun(window: list[BulkItem]) -> tuple[contextlib.ExitStack, AsyncResult[list[_Photo]]]:
                 stack = held.enter_context(contextlib.ExitStack())
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="resnest_seg_"))
-                return stack, [threads.submit(_fetch, item, folder, number) for number, item in enumerate(window)]
+                work = [(item, folder, number) for number, item in enumerate(window)]
+                return stack, threads.starmap_async(_fetch, work, chunksize=1)
 
             following = begun(windows[0])
             for window in [*windows[1:], None]:
-                stack, futures = following
-                photos = [future.result() for future in futures]
+                stack, fetched = following
+                photos = fetched.get()
                 if window is not None:
                     following = begun(window)  # is fetched while these are segmented
                 yield photos

@@ -408,8 +408,12 @@ def run_bulk(options: argparse.Namespace) -> int:
     begin(job, overwrite=options.overwrite)
     earlier = list(numbered(PREDICTIONS).values())
     items, problems = list_inputs(options.inputs, output=job.output, path_column=options.path_column, earlier=earlier)
-    with shown_progress() as report:
-        summary = run_plain(job, items, shard=options.shard, report=report)
+    try:
+        with shown_progress() as report:
+            summary = run_plain(job, items, shard=options.shard, report=report)
+    except KeyboardInterrupt:
+        print("What is done is written down: the same command goes on with the rest.", file=sys.stderr)
+        raise
     code = finish(summary, job, problems, shard=options.shard)
     if options.engine == "torchrun":
         wait_for_the_others(code)
