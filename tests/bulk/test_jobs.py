@@ -272,6 +272,10 @@ def test_a_table_that_no_line_names_is_not_written_again(photos, checkpoints, tm
     done = Ledger(job.destination).done({item.key for item in items})
     assert done == {outcome.source: outcome.outputs for outcome in first}
     assert remaining(job, items) == items[8:]
+    for file in (tmp_path / "out" / "manifest").iterdir():  # as by a full disk: some of its lines
+        file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:3])[:-9])
+    assert remaining(job, items) == items[8:]
+    assert set(Ledger(job.destination).done({item.key for item in items})) == set(done)
     Worker(job)(items[:8])  # again by hand: the same file
     assert len(list((tmp_path / "out" / "parquet").iterdir())) == 1
     assert set(dataclasses.asdict(first[0])) == {"source", "place", "outputs", "error", "seconds", "height", "width"}
