@@ -27,6 +27,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TextIO
 
+import psutil
+
 from resnest_seg.bulk.engines import ROWS, Summary, remaining
 from resnest_seg.bulk.job import PARQUET, Job
 from resnest_seg.bulk.ledger import Outcome
@@ -380,7 +382,7 @@ def ray_session() -> Iterator[Any]:
         warnings.filterwarnings("ignore", module=r"ray\.")  # of Ray's code about Ray's code
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        opened.callback(_stop, ray)
+        opened.callback(_stop, ray, psutil.Process().children(recursive=True), own=address is None)
         if address is None:
             ray.init(
                 address="local",
@@ -423,12 +425,16 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _stop(ray: Any) -> None:
-    """Disconnect, and end the processes of our own; a second Ctrl-C would leave some of them."""
+def _stop(ray: Any, before: Sequence[psutil.Process], *, own: bool) -> None:
+    """Disconnect, and end the processes of a cluster of our own, but for those before; a second Ctrl-C has to wait."""
     with _as_before(signal.SIGINT), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+        children = [child for child in psutil.Process().children(recursive=True) if own and child not in before]
         ray.shutdown()
+        for child in psutil.wait_procs(children, timeout=1)[1]:  # Ray's agents look for their head now and then only
+            with contextlib.suppress(psutil.Error):
+                child.kill()
 
 
 @contextlib.contextmanager
