@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from resnest_seg.errors import printable
-from resnest_seg.files import TEMPORARY, atomic_write, check_output_folder
+from resnest_seg.files import TEMPORARY, atomic_write, check_output_folder, naming
 from resnest_seg.storage.remote import is_address, list_addresses, read_address, remove_address, write_address
 from resnest_seg.storage.retries import without_secrets
 
@@ -130,14 +130,11 @@ class FolderDestination(Destination):
         """Add lines by one write each, behind those of before."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        opened = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
+        with naming(path), open(path, "ab", buffering=0) as file:
             for line in lines:
                 data = f"{line}\n".encode()
                 while data:  # a disk that becomes full takes a part, and refuses the rest
-                    data = data[os.write(opened, data) :]
-        finally:
-            os.close(opened)
+                    data = data[file.write(data) :]
 
     def tidy(self, places: Collection[str]) -> None:
         """Remove temporary files of `atomic_write`."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from resnest_seg.bulk.job import PARQUET, Job
 from resnest_seg.bulk.ledger import Ledger, Outcome
 from resnest_seg.bulk.listing import BulkItem, share
-from resnest_seg.bulk.parquet import FAILED, PART, failed_name, places_in
+from resnest_seg.bulk.parquet import FAILED, failed_name, places_in, rows_of
 from resnest_seg.bulk.worker import Worker
 from resnest_seg.errors import printable
 
@@ -91,15 +91,17 @@ def remaining(job: Job, items: Sequence[BulkItem]) -> list[BulkItem]:
 
 
 def _adopted(job: Job, items: Sequence[BulkItem], ledger: Ledger) -> dict[str, tuple[str, ...]]:
-    """Items whose rows lie in a file that no line of the manifest names: its process was killed in between."""
-    parts = {name for name in job.destination.names(PARQUET) if name.startswith(PART)}
-    if parts:
+    """Items whose rows lie in a file without a line of their own: its process was killed before it wrote that."""
+    lacking = {name: rows for name in job.destination.names(PARQUET) if (rows := rows_of(name))}
+    if lacking:
         for outcome in ledger.read():
-            parts -= set(outcome.outputs)
-    by_place = {item.place: item for item in items} if parts else {}
+            for name in lacking.keys() & set(outcome.outputs):
+                lacking[name] -= 1
+    by_place = {item.place: item for item in items} if any(lacking.values()) else {}
     adopted = [
         Outcome(by_place[place].key, place, (part,), None, 0.0, height, width)
-        for part in sorted(parts)
+        for part, rows in lacking.items()
+        if rows > 0
         for place, height, width in places_in(job.destination, part)
         if place in by_place
     ]

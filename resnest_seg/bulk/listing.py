@@ -78,34 +78,35 @@ def list_inputs(
         DatasetError: A manifest cannot be read.
     """
     problems: list[str] = []
-    places: dict[str, str] = {}
+    found: dict[str, str] = {}  # source -> identity
+    places: dict[str, str] = {}  # identity -> place
     folder = Path(output if not is_address(output) else os.devnull)
     inside = _Within(folder)
     for word in words:
         again = 0
-        for source, place in _of_word(word, [folder, *earlier], path_column, problems):
-            if source in places:
+        for source, place, identity in _of_word(word, [folder, *earlier], path_column, problems):
+            if source in found or identity in places:
                 again += 1
             elif inside(source):
                 problems.append(f"{source} lies in the output folder: results are no inputs. Choose another --output.")
             else:
-                places[source] = place
+                found[source], places[identity] = identity, place
         if again and is_manifest(word):
             print(f"note: {printable(word)} names {again} inputs again: each is segmented once.", file=sys.stderr)
-    found = result_places(places, endings=ALL_ENDINGS)
-    return [BulkItem(source, place.as_posix()) for source, place in found.items()], problems
+    unique = result_places(places, endings=ALL_ENDINGS)
+    return [BulkItem(source, unique[identity].as_posix()) for source, identity in found.items()], problems
 
 
-def _of_word(word: str, results: Sequence[Path], column: str, problems: list[str]) -> Iterator[tuple[str, str]]:
-    """(absolute path or address, place that other inputs may have, too) of the inputs that a word names."""
+def _of_word(word: str, results: Sequence[Path], column: str, problems: list[str]) -> Iterator[tuple[str, str, str]]:
+    """The inputs that a word names: absolute path or address, place that others may have, too, and identity."""
     if is_manifest(word):
-        yield from _rows(word, column, problems)
+        yield from ((source, place, f"{place} {source}") for source, place in _rows(word, column, problems))
         return
     for item in named(word, results, IMAGE_SUFFIXES, problems):
         if item.kind == "camera":
             problems.append(f"{item.source} is a camera, and a job takes files: leave --shard and --engine out.")
         else:
-            yield _source(item), item.place.as_posix()
+            yield _source(item), item.place.as_posix(), item.identity
 
 
 def _source(item: Input) -> str:
@@ -190,7 +191,7 @@ def _parquet_paths(word: str, data: bytes | None, column: str) -> Iterator[tuple
             names = file.schema_arrow.names
             chosen = _column(word, names, column, names)
             number = 0
-            for batch in file.iter_batches(batch_size=65536, columns=[chosen]):
+            for batch in file.iter_batches(batch_size=8192, columns=[chosen]):
                 for value in batch.column(0).to_pylist():
                     number += 1
                     if value is not None and not isinstance(value, str | bytes):

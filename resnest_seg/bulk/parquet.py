@@ -67,7 +67,7 @@ def write_part(destination: Destination, rows: Sequence[Row], space: LabelSpace)
         OSError: The disk is full.
         ConfigError: pyarrow is not installed.
     """
-    name = f"{PART}{_digest(*(row.path for row in rows))}.parquet"
+    name = f"{PART}{_digest(*(row.path for row in rows))}-{len(rows)}.parquet"
     destination.write(name, _table(rows, space))
     return name
 
@@ -80,6 +80,12 @@ def write_failed(destination: Destination, row: Row, space: LabelSpace) -> None:
 def failed_name(path: str) -> str:
     """The name of the file with the row of a failed input."""
     return f"{FAILED}{_digest(path)}.parquet"
+
+
+def rows_of(name: str) -> int:
+    """The number of rows of a file of results, by its name."""
+    count = name.removesuffix(".parquet").rpartition("-")[2]
+    return int(count) if name.startswith(PART) and count.isdecimal() else 0
 
 
 def places_in(destination: Destination, name: str) -> Iterator[tuple[str, int, int]]:

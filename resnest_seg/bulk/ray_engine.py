@@ -21,10 +21,13 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TextIO
+
+import psutil
 
 from resnest_seg.bulk.engines import ROWS, Summary, remaining
 from resnest_seg.bulk.job import PARQUET, Job
@@ -100,13 +103,21 @@ class Actor:
         arguments: What it is constructed with.
         threads: Of its calculations.
         attempts: Handle of an `Attempts`.
+        limit: Times that a chunk is begun.
         folder: The current one of the head, where relative paths begin, such as those of a data set.
     """
 
     def __init__(
-        self, work: Callable[..., Work], arguments: tuple[Any, ...], threads: int, attempts: Any, folder: str
+        self,
+        work: Callable[..., Work],
+        arguments: tuple[Any, ...],
+        threads: int,
+        attempts: Any,
+        limit: int,
+        folder: str,
     ) -> None:
-        self.work, self.arguments, self.threads, self.attempts = work, arguments, threads, attempts
+        self.work, self.arguments, self.threads = work, arguments, threads
+        self.attempts, self.limit = attempts, limit
         with contextlib.suppress(OSError):  # a machine without it may have all that is asked for elsewhere
             os.chdir(folder)
         self.ready: Work | None = None
@@ -123,9 +134,9 @@ class Actor:
 
         chunk = pickle.loads(pickled)
         try:
-            if ray.get(self.attempts.begin.remote(number)) > DEATHS:
+            if ray.get(self.attempts.begin.remote(number)) > self.limit:
                 raise ResNeStSegError(
-                    f"{DEATHS} processes died with these inputs, as they do where there is not enough memory: "
+                    f"{self.limit} processes died with these inputs, as they do where there is not enough memory: "
                     f"{_named(chunk)}. What is done stays done. Give --cpus-per-actor a larger number, so that there "
                     "are fewer processes, or --tile 512, and start the same command again."
                 )
@@ -294,7 +305,7 @@ def results_of(
     )
     found = ray.data.from_items(rows, override_num_blocks=min(len(rows), BLOCKS)).map_batches(
         Actor,
-        fn_constructor_args=(work, arguments, actors.cpus, attempts, str(Path.cwd())),
+        fn_constructor_args=(work, arguments, actors.cpus, attempts, DEATHS, str(Path.cwd())),
         batch_size=1,  # a chunk: the size of a batch has to be a number where there are GPUs
         compute=pool,
         num_cpus=actors.cpus,
@@ -342,7 +353,8 @@ def ray_session() -> Iterator[Any]:
     """Connect to the cluster that RAY_ADDRESS names, or that `ray start` has started here; else start one of our own.
 
     Our own is bound to loopback, has no dashboard, reports no usage, and ends with the context. RAY_ADDRESS=local wants
-    it in any case. What Ray prints meanwhile goes into a file.
+    it in any case. In a process that is connected already, this changes nothing. What Ray prints meanwhile goes into a
+    file.
 
     Yields:
         The module ray, connected.
@@ -350,6 +362,10 @@ def ray_session() -> Iterator[Any]:
     Raises:
         ConfigError: Ray is not installed, or there is no cluster where RAY_ADDRESS says.
     """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        with _quiet(Path(os.devnull)):
+            yield sys.modules["ray"]
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = cluster_address()
     if address is None:
@@ -357,14 +373,16 @@ def ray_session() -> Iterator[Any]:
         # for those systems where firewalls ask: read when ray is imported.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     with contextlib.ExitStack() as opened:
+        ray = load_extra("ray", "ray")
+        load_extra("ray.data", "ray")
         folder = opened.enter_context(_short_folder())
         opened.enter_context(_quiet(folder / "ray.log"))
         opened.enter_context(_as_before(signal.SIGTERM))
-        ray = load_extra("ray", "ray")
-        load_extra("ray.data", "ray")
+        opened.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", module=r"ray\.")  # of Ray's code about Ray's code
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        opened.callback(_stop, ray)
+        opened.callback(_stop, ray, psutil.Process().children(recursive=True), own=address is None)
         if address is None:
             ray.init(
                 address="local",
@@ -407,12 +425,16 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _stop(ray: Any) -> None:
-    """Disconnect, and end the processes of our own; a second Ctrl-C would leave some of them."""
+def _stop(ray: Any, before: Sequence[psutil.Process], *, own: bool) -> None:
+    """Disconnect, and end the processes of a cluster of our own, but for those before; a second Ctrl-C has to wait."""
     with _as_before(signal.SIGINT), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+        children = [child for child in psutil.Process().children(recursive=True) if own and child not in before]
         ray.shutdown()
+        for child in psutil.wait_procs(children, timeout=1)[1]:  # Ray's agents look for their head now and then only
+            with contextlib.suppress(psutil.Error):
+                child.kill()
 
 
 @contextlib.contextmanager

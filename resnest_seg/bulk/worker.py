@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,8 @@ from resnest_seg.bulk.outputs import (
 )
 from resnest_seg.bulk.parquet import Row, row_of, write_failed, write_part
 from resnest_seg.errors import DatasetError, printable
-from resnest_seg.inference.inputs import image_at
+from resnest_seg.inference.inputs import VIDEO_SUFFIXES, image_at
+from resnest_seg.io.georeference import is_tiff
 
 if TYPE_CHECKING:
     from resnest_seg.inference.prediction import Prediction
@@ -36,6 +38,9 @@ TOGETHER = 16
 
 PIXELS = 4_000_000
 """Maximum pixels of these, if they are several."""
+
+MOST_BYTES = 2 << 30
+"""Maximum size of a file that is not a TIFF or a video."""
 
 FETCHERS = 8
 """Threads that fetch images from addresses, while others are segmented."""
@@ -132,7 +137,7 @@ class Worker:
 
     def _fetched(self, items: Sequence[BulkItem]) -> Iterator[list[_Photo]]:
         """The items with their files: those on this machine at once, then those of addresses, some at a time."""
-        here = [_Photo(item, item.source) for item in items if item.kind != "address"]
+        here = [_Photo(item, item.source, _refusal(item.source)) for item in items if item.kind != "address"]
         if here:
             yield here
         away = [item for item in items if item.kind == "address"]
@@ -140,17 +145,18 @@ class Worker:
         if not windows:
             return
         with contextlib.ExitStack() as held:
-            threads = held.enter_context(concurrent.futures.ThreadPoolExecutor(FETCHERS))
+            threads = held.enter_context(ThreadPool(FETCHERS))  # whose threads do not hold up a Ctrl-C
 
-            def begun(window: list[BulkItem]) -> tuple[contextlib.ExitStack, list[concurrent.futures.Future[_Photo]]]:
+            def begun(window: list[BulkItem]) -> tuple[contextlib.ExitStack, AsyncResult[list[_Photo]]]:
                 stack = held.enter_context(contextlib.ExitStack())
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="resnest_seg_"))
-                return stack, [threads.submit(_fetch, item, folder, number) for number, item in enumerate(window)]
+                work = [(item, folder, number) for number, item in enumerate(window)]
+                return stack, threads.starmap_async(_fetch, work, chunksize=1)
 
             following = begun(windows[0])
             for window in [*windows[1:], None]:
-                stack, futures = following
-                photos = [future.result() for future in futures]
+                stack, fetched = following
+                photos = fetched.get()
                 if window is not None:
                     following = begun(window)  # is fetched while these are segmented
                 yield photos
@@ -204,6 +210,19 @@ def _fetch(item: BulkItem, folder: str, number: int) -> _Photo:
     except DatasetError as error:
         return _Photo(item, str(file), printable(str(error)))
     return _Photo(item, str(file))
+
+
+def _refusal(file: str) -> str | None:
+    """Why a file is not opened: devices and pipes may never end, and no photo has gigabytes."""
+    try:
+        status = Path(file).stat()
+    except (OSError, ValueError):
+        return None  # reading it says why
+    if not stat.S_ISREG(status.st_mode):
+        return f"cannot read {printable(file)}: it is no regular file."
+    if status.st_size > MOST_BYTES and not (is_tiff(file) or file.lower().endswith(VIDEO_SUFFIXES)):
+        return f"cannot read {printable(file)}: it has {status.st_size} bytes, and a photo may have {MOST_BYTES}."
+    return None
 
 
 def _groups(photos: Sequence[_Photo]) -> Iterator[list[_Photo]]:

@@ -416,13 +416,17 @@ def run_bulk(options: argparse.Namespace) -> int:
     begin(job, overwrite=options.overwrite)
     earlier = list(numbered(PREDICTIONS).values())
     items, problems = list_inputs(options.inputs, output=job.output, path_column=options.path_column, earlier=earlier)
-    with shown_progress() as report:
-        if options.engine == "ray":
-            from resnest_seg.bulk.ray_engine import run_ray
+    try:
+        with shown_progress() as report:
+            if options.engine == "ray":
+                from resnest_seg.bulk.ray_engine import run_ray
 
-            summary = run_ray(job, items, cpus=options.cpus_per_actor, report=report)
-        else:
-            summary = run_plain(job, items, shard=options.shard, report=report)
+                summary = run_ray(job, items, cpus=options.cpus_per_actor, report=report)
+            else:
+                summary = run_plain(job, items, shard=options.shard, report=report)
+    except KeyboardInterrupt:
+        print("What is done is written down: the same command goes on with the rest.", file=sys.stderr)
+        raise
     code = finish(summary, job, problems, shard=options.shard)
     if options.engine == "torchrun":
         wait_for_the_others(code)

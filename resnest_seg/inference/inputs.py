@@ -51,6 +51,11 @@ class Input:
     source: str
     place: Path
 
+    @property
+    def identity(self) -> str:
+        """What `result_places` knows it by: a file by any of its paths, and the place that it is meant for."""
+        return f"{self.place} {os.path.realpath(self.source) if self.kind in ('image', 'video') else self.source}"
+
 
 def plan(
     words: Sequence[str],
@@ -89,7 +94,7 @@ def plan(
     problems: list[str] = []
     for word in words:
         for item in named(word, [Path(output), *earlier], suffixes, problems):
-            found.setdefault(f"{item.place} {_origin(item)}", item)
+            found.setdefault(item.identity, item)
     places = result_places({key: item.place.as_posix() for key, item in found.items()}, endings=endings)
     return [dataclasses.replace(item, place=places[key]) for key, item in found.items()], problems
 
@@ -108,10 +113,6 @@ def named(word: str, results: Sequence[Path], suffixes: Sequence[str], problems:
     except OSError as error:
         problems.append(f"cannot read {error.filename or word}: {error.strerror}.")
         return []
-
-
-def _origin(item: Input) -> str:
-    return os.path.realpath(item.source) if item.kind in ("image", "video") else item.source
 
 
 def _named(word: str, results: Sequence[Path], known: Sequence[str], problems: list[str]) -> list[Input]:
