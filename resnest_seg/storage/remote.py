@@ -261,6 +261,10 @@ class RemoteSource(Source):
             return self._load(name)
         return self.cache.read(copy_name(f"{self.store.address}/{name}", size, tag), size, lambda: self._load(name))
 
+    def inner(self, name: str) -> RemoteSource:
+        """Open a zip file of this storage."""
+        return RemoteSource(f"{self.store.address}/{name}", cache=self.cache, limits=self.store.limits)
+
     def local(self, name: str) -> Path:
         """Return the path of a copy of a file; needs a cache."""
         size, tag = self._listed(name)
