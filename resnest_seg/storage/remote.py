@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from resnest_seg.errors import DatasetError, printable
+from resnest_seg.storage.cache import Cache, copy_name
 from resnest_seg.storage.retries import LIMITS, Limits, ShortBodyError, persist, without_secrets
 from resnest_seg.storage.sources import Source
 
@@ -53,12 +54,15 @@ class Store:
         if getattr(self, "_owner", None) != os.getpid():
             import fsspec
 
-            if re.search(r"::[a-z][a-z0-9+.-]*://", self.address):  # a chain: zip://::s3://bucket/mine.zip
-                self._system: tuple[Any, str] = fsspec.url_to_fs(self.address, **_options("s3"))
-            else:
-                scheme = self.address.partition("://")[0]
+            scheme, _, rest = self.address.partition("://")
+            if "::" in rest and "://" not in rest:  # a name, which url_to_fs would take for a chain
                 system = fsspec.filesystem(scheme, **_options(scheme).get(scheme, {}))
-                self._system = system, system._strip_protocol(self.address)
+                self._system: tuple[Any, str] = system, system._strip_protocol(self.address)
+            elif "://" in rest:  # a chain: zip://::s3://bucket/mine.zip
+                inner = _options("s3") | {"s3": _options("s3")["s3"] | {"default_block_size": 1 << 18}}
+                self._system = fsspec.url_to_fs(self.address, skip_instance_cache=True, **inner)
+            else:
+                self._system = fsspec.url_to_fs(self.address, **_options(scheme).get(scheme, {}))
             if hasattr(self._system[0], "call_s3"):
                 self._system[0].retries = 1  # the tries are counted here
             self._owner: int | None = os.getpid()
@@ -217,23 +221,24 @@ class RemoteSource(Source):
 
     Args:
         address: The folder, or a zip file.
+        cache: Where copies of what is read are kept; None reads everything from the store each time.
         limits: How often and how long the store is asked.
 
     Raises:
         DatasetError: There is no such bucket or file, the storage cannot be reached, or its library is not installed.
     """
 
-    def __init__(self, address: str, *, limits: Limits = LIMITS) -> None:
-        self.store = Store(address.rstrip("/"), limits=limits)
+    def __init__(self, address: str, *, cache: Cache | None = None, limits: Limits = LIMITS) -> None:
+        self.store, self.cache = Store(_plain(address), limits=limits), cache
         self.shown = self.store.shown
         entries = list(self.store.entries())
         _, self.folder = self.store.opened()
         if [entry.path for entry in entries] == [self.folder]:  # a file
-            self.store = Store(f"zip://::{address.rstrip('/')}", limits=limits)
-            self.store.shown = self.shown
-            entries, self.folder = list(self.store.entries()), ""
+            self.store, tag = Store(f"zip://::{_plain(address)}", limits=limits), entries[0].tag
+            self.store.shown, self.folder = self.shown, ""
+            entries = [entry._replace(tag=tag) for entry in self.store.entries()]
         skipped = len(f"{self.folder.rstrip('/')}/") if self.folder else 0
-        self._entries = {entry.path[skipped:]: entry for entry in entries}
+        self._entries = {entry.path[skipped:]: (entry.size, entry.tag) for entry in entries}
         if not self._entries:
             raise DatasetError(f"no files at {self.shown}: is the address right? It must be a folder or a zip file.")
 
@@ -251,16 +256,47 @@ class RemoteSource(Source):
 
     def read(self, name: str) -> bytes:
         """Read a file; raises DatasetError if it is missing, was changed since the listing, or the storage fails."""
-        entry = self._entries.get(name)
-        if entry is None:
+        size, tag = self._listed(name)
+        if self.cache is None or tag is None:
+            return self._load(name)
+        return self.cache.read(copy_name(f"{self.store.address}/{name}", size, tag), size, lambda: self._load(name))
+
+    def inner(self, name: str) -> RemoteSource:
+        """Open a zip file of this storage."""
+        return RemoteSource(f"{self.store.address}/{name}", cache=self.cache, limits=self.store.limits)
+
+    def local(self, name: str) -> Path:
+        """Return the path of a copy of a file; needs a cache."""
+        size, tag = self._listed(name)
+        if self.cache is None:
             raise DatasetError(
-                f"cannot read {self.locate(name)}: there is no such file (in the listing of the storage)."
+                f"{self.locate(name)} must be read from a file on this machine: say where copies are kept, with "
+                "data.cache FOLDER and data.cache_size (GiB)."
             )
-        return self.store.read(entry.path, size=entry.size, tag=entry.tag, where=self.locate(name))
+        known = copy_name(f"{self.store.address}/{name}", size, tag or "")
+        return self.cache.local(known, size, lambda: self._load(name), self.locate(name))
 
     def locate(self, name: str) -> str:
         """Return a file's address for messages, without passwords in it."""
-        return printable(f"{self.shown}/{name}")
+        return printable(f"{self.shown}/{name}" if name else self.shown)
+
+    def _listed(self, name: str) -> tuple[int | None, str | None]:
+        """Size and tag of a file by the listing."""
+        if name not in self._entries:
+            raise DatasetError(
+                f"cannot read {self.locate(name)}: there is no such file (in the listing of the storage)."
+            )
+        return self._entries[name]
+
+    def _load(self, name: str) -> bytes:
+        size, tag = self._entries[name]
+        path = f"{self.folder.rstrip('/')}/{name}" if self.folder else name
+        return self.store.read(path, size=size, tag=tag, where=self.locate(name))
+
+
+def _plain(address: str) -> str:
+    """An address without a closing slash; s3:// itself stays, for the message that there is no bucket."""
+    return address if address.endswith("://") else address.rstrip("/")
 
 
 def is_address(root: str | Path) -> bool:
@@ -289,7 +325,7 @@ def list_addresses(address: str, suffixes: Sequence[str] = ()) -> Iterator[str]:
     Raises:
         DatasetError: The store cannot be reached or refuses. Nothing is listed of a folder that does not exist.
     """
-    store = Store(address.rstrip("/"))
+    store = Store(_plain(address))
     for entry in store.entries():
         if not suffixes or entry.path.lower().endswith(tuple(suffixes)):
             yield store.address_of(entry.path)
