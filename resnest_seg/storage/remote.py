@@ -325,6 +325,10 @@ class RemoteSource(Source):
         """Bytes of a file by the listing; None where it does not say."""
         return self._listed(name)[0]
 
+    def inner(self, name: str) -> RemoteSource:
+        """Open a zip file of this storage."""
+        return RemoteSource(f"{self.store.address}/{name}", cache=self.cache, limits=self.store.limits)
+
     def local(self, name: str) -> Path:
         """Return the path of a copy of a file; needs a cache."""
         size, tag = self._listed(name)
