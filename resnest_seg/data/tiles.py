@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -74,11 +75,12 @@ class WindowDataset(SegmentationDataset):
         if self.overlap >= window:
             raise ConfigError(f"data.window_overlap ({self.overlap}) must be less than data.window ({window}).")
         self.label_space, self.split = files.label_space, files.split
-        self.rasters = RasterWindows()
+        self.rasters, self._copies = RasterWindows(), dict[str, str]()
         try:
-            self.cells = [
-                cell for pair in range(len(files.pairs)) for cell in self._cells(pair) if self._has_data(cell)
-            ]
+            with self._addresses():
+                self.cells = [
+                    cell for pair in range(len(files.pairs)) for cell in self._cells(pair) if self._has_data(cell)
+                ]
         finally:
             self.rasters.close()  # no handle goes into another process
         self._require_cells()
@@ -113,8 +115,9 @@ class WindowDataset(SegmentationDataset):
     def __getitem__(self, index: int) -> Sample:
         cell, window = self.cells[index], self._with_context(index)
         labels = self.files.nothing_labelled((window.height, window.width))
-        labels[self.cell_within(index)] = self._labels(cell.pair, cell.core)
-        return self._sample(cell, window, labels)
+        with self._addresses():
+            labels[self.cell_within(index)] = self._labels(cell.pair, cell.core)
+            return self._sample(cell, window, labels)
 
     def cell_within(self, index: int) -> tuple[slice, slice]:
         """Rows and columns of a sample that are its cell: the others are context."""
@@ -128,7 +131,10 @@ class WindowDataset(SegmentationDataset):
 
     def draw(self, index: int, *, seed: int) -> Sample:
         """Read a window at a random place around a cell, up to half a window away, that has a labelled pixel."""
-        cell, random = self.cells[index], np.random.default_rng([seed, 1])
+        with self._addresses():
+            return self._drawn(self.cells[index], np.random.default_rng([seed, 1]))
+
+    def _drawn(self, cell: Cell, random: np.random.Generator) -> Sample:
         middle = _around(cell, self.window)
         for _ in range(MOST_TRIES):
             top = _nearby(random, middle.top, self.window // 2, cell.height - middle.height)
@@ -142,13 +148,15 @@ class WindowDataset(SegmentationDataset):
     def raster(self, index: int) -> Raster:
         """Read the image of a cell without context: so every pixel counts once in statistics."""
         cell = self.cells[index]
-        return self._image(cell.pair, cell.core)
+        with self._addresses():
+            return self._image(cell.pair, cell.core)
 
     def read_as(self, bands: BandReader | None) -> None:
         """Set how bands are read; cells whose pixels have no data by its value are left out, too."""
         before, self.bands = self.bands, bands
         if bands is not None and bands.nodata != (None if before is None else before.nodata):
-            self.cells = [cell for cell in self.cells if self._has_data(cell)]
+            with self._addresses():
+                self.cells = [cell for cell in self.cells if self._has_data(cell)]
             self.rasters.close()
             self._require_cells()
 
@@ -159,7 +167,21 @@ class WindowDataset(SegmentationDataset):
 
     def _path(self, name: str) -> Path:
         """The file that GDAL reads: of a raster at an address, its copy in the cache."""
-        return self.files.source.local(name)
+        path, where = self.files.source.local(name), self.files.source.locate(name)
+        if str(path) != where:
+            self._copies[str(path)] = where
+        return path
+
+    @contextlib.contextmanager
+    def _addresses(self) -> Iterator[None]:
+        """Have errors name the address of a raster instead of its copy."""
+        try:
+            yield
+        except DatasetError as error:
+            text = str(error)
+            for path, where in self._copies.items():
+                text = text.replace(path, where)
+            raise DatasetError(text) from None
 
     def _image(self, pair: int, window: Window) -> Raster:
         """A window of an image: of a photo, or the bands that `bands` names."""

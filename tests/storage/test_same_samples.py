@@ -159,13 +159,14 @@ def batches(dataset, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_of_loader_processes(workers, roots, place):
+def test_batches_of_loader_processes(workers, roots, place, capfd):
     folder, name, options = roots["folder"]
     ours = batches(build_dataset(name, root=folder, **options), 0)
     theirs = batches(build_dataset(name, **options, **place(folder)), workers)
     for one, other in zip(ours, theirs, strict=True):
         assert np.array_equal(one[0], other[0])
         assert np.array_equal(one[1], other[1])
+    assert capfd.readouterr().err == ""  # what asyncio says of connections that a fork has shared
 
 
 @pytest.mark.parametrize("kind", ["s3 with a cache"])
@@ -205,3 +206,29 @@ def test_a_class_list_at_an_address(roots, object_store):
     dataset = build_dataset(name, root=folder, images="p/{split}/*_rgb.png", masks="q/{split}/*_L.png",
                             classes=f"{address}/lists/my classes.csv")  # fmt: skip
     assert dataset.label_space.names == ("a", "b", "c", "d")
+
+
+def test_official_zips_in_a_folder_at_an_address(roots, object_store, tmp_path):
+    folder, name, _ = roots["cityscapes"]
+    packed = {}
+    for part in ("leftImg8bit", "gtFine"):
+        path = tmp_path / f"{part}_trainvaltest.zip"
+        shutil.make_archive(path.with_suffix(""), "zip", folder, part)
+        packed[f"zips/{path.name}"] = path.read_bytes()
+    address = object_store.put("same-samples", packed) + "/zips"
+    ours, other = build_dataset(name, root=folder), build_dataset(name, root=address, cache=tmp_path / "cache")
+    assert content(other) == content(ours)
+    assert other.identity() == ours.identity()
+
+
+def test_errors_of_rasters_name_their_address(object_store, tmp_path):
+    pytest.importorskip("rasterio")
+    files = {f"broken/{kind}/a.tif": b"no raster" for kind in ("images", "masks")} | {
+        "broken/val.txt": b"",
+        "broken/train.txt": b"a",
+    }
+    address = object_store.put("same-samples", files | {"broken/classes.csv": b"name\na\nb\n"}) + "/broken"
+    with pytest.raises(
+        DatasetError, match=r"cannot read s3://same-samples/broken/images/a.tif by windows: it is no TIFF"
+    ):
+        build_dataset("folder", root=address, window=32, cache=tmp_path / "cache")

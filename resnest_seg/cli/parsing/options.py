@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from resnest_seg.cli.main import complete
 from resnest_seg.errors import ConfigError, command, program, unknown_name, unknown_option, usage
+from resnest_seg.files import check_output_folder
 from resnest_seg.inference.protocols import PROTOCOLS, protocol
 
 if TYPE_CHECKING:
@@ -178,6 +179,11 @@ def cache_in(options: argparse.Namespace, trained: DataConfig) -> tuple[str | No
         size = memory_bytes(options.cache_size, option="--data.cache_size", high=1 << 20) / GIB
     if options.cache == "null":
         return None, size
+    if options.cache is None and trained.cache is not None:
+        try:
+            check_output_folder(trained.cache)
+        except ConfigError:  # the run was trained on another machine
+            return None, size
     return trained.cache if options.cache is None else options.cache, size
 
 
