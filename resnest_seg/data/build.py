@@ -140,7 +140,7 @@ def _check_names(name: str, task: str) -> None:
 
 def stored_as(name: str, root: str | Path | Source) -> str:
     """Return the name by which the data at a root is read: "shards" of packed shards, else `name`."""
-    return "shards" if name != "synthetic" and is_packed(root) else name
+    return "shards" if name == "shards" or (name != "synthetic" and is_packed(root)) else name
 
 
 def _packed(

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from resnest_seg.data.datasets import DatasetView, PairedFiles, SegmentationDataset, Subset, behind_views
+from resnest_seg.data.datasets import DatasetView, PairedFiles, SegmentationDataset, behind_views
 from resnest_seg.data.loader import run_loader
 from resnest_seg.data.tiles import WindowDataset
 from resnest_seg.errors import ConfigError, DatasetError, ResNeStSegError, command, printable, unknown_name
@@ -182,12 +182,7 @@ class ShardDataset(PairedFiles):
         packed, where = self.index.splits[split], place.locate(name)
         if not place.has(name):
             raise DatasetError(f"{where} is missing, which says where samples lie: copy it as well.")
-        table = Table.from_bytes(place.read(name), where)
-        if len(table) != packed.samples:
-            raise DatasetError(
-                f"{where} has {len(table)} samples, and {INDEX} says {packed.samples}: they are of different packs. "
-                "Copy both again, or pack the data set anew."
-            )
+        table = Table.from_bytes(place.read(name), where, samples=packed.samples)
         source = TarShards(place, packed.shards, table, packed.suffixes)
         space = self.index.label_space
         super().__init__(
@@ -475,18 +470,20 @@ def _the_only_one(batch: Sequence[SampleFiles]) -> SampleFiles:
     return batch[0]
 
 
-def _files_of(dataset: SegmentationDataset, index: int) -> tuple[str, bytes, bytes]:
+def _files_of(view: SegmentationDataset, position: int) -> tuple[str, bytes, bytes]:
     """The suffix and content of a photo, and the content of its mask."""
-    while isinstance(dataset, Subset):
+    dataset, index = view, position
+    while isinstance(dataset, DatasetView):
         index, dataset = dataset.inner_index(index), dataset.inner
     if not isinstance(dataset, PairedFiles):
-        sample = dataset[index]
+        sample = view[position]
         suffix, photo = _image_file(sample.image)
         return suffix, photo, _png(sample.labels)
     photo_name, mask_name = dataset.pairs[index]
-    photo = dataset.source.read(photo_name)
+    photo, suffix = dataset.source.read(photo_name), PurePosixPath(photo_name).suffix.lower()
+    if view.label_space != dataset.label_space:  # of another task
+        return suffix, photo, _png(view[position].labels)
     image = dataset.decode(photo, dataset.source.locate(photo_name)).pixels  # a damaged one is found now
-    suffix = PurePosixPath(photo_name).suffix.lower()
     if mask_name is None:
         return suffix, photo, b""
     raw = dataset.read_mask(mask_name)

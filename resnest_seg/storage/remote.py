@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from resnest_seg.errors import DatasetError, printable
 from resnest_seg.storage.cache import Cache, copy_name
@@ -54,6 +56,8 @@ class Store:
         if getattr(self, "_owner", None) != os.getpid():
             import fsspec
 
+            if getattr(self, "_owner", None) is not None:  # after a fork: if nothing held the other process's file
+                self._inherited = self._system, getattr(self, "_inherited", None)  # system, it would be closed here
             scheme, _, rest = self.address.partition("://")
             if "::" in rest and "://" not in rest:  # a name, which url_to_fs would take for a chain
                 system = fsspec.filesystem(scheme, **_options(scheme).get(scheme, {}))
@@ -115,24 +119,32 @@ class Store:
         Raises:
             DatasetError: The file is missing, was changed, or the store fails.
         """
+        file = io.BytesIO()
+        self.copy(path, file, size=size, tag=tag, where=where)
+        return file.getvalue()
 
-        def whole() -> bytes:
+    def copy(
+        self, path: str, file: BinaryIO, *, size: int | None = None, tag: str | None = None, where: str | None = None
+    ) -> None:
+        """Copy a file of the store into an open one, part by part where the store allows that; see `read`."""
+
+        def whole() -> None:
             system, _ = self.opened()
-            limit = self.limits.seconds(size)
+            file.seek(0)
             try:
-                data = _read_s3(system, path, tag, limit) if hasattr(system, "call_s3") else _read(system, path, limit)
+                came = _copied(system, path, file, tag, self.limits.seconds(size))
             except Exception:
                 if not getattr(system, "async_impl", False):
                     self._owner = None  # such as a zip file, whose state is not known now
                 raise
-            if size is not None and len(data) != size:
+            if size is not None and came != size:
                 raise ShortBodyError(
-                    f"{len(data)} bytes came, and the listing says {size}: it was cut off, or changed since then. If "
-                    "it was changed, start again, so that the new files are listed"
+                    f"{came} bytes came, and the listing says {size}: it was cut off, or changed since then. If it was "
+                    "changed, start again, so that the new files are listed"
                 )
-            return data
+            file.truncate(came)
 
-        return persist(whole, where or self.locate(path), limits=self.limits)
+        persist(whole, where or self.locate(path), limits=self.limits)
 
     def read_range(
         self, path: str, start: int, stop: int, *, tag: str | None = None, where: str | None = None
@@ -152,15 +164,14 @@ class Store:
 
         def part() -> bytes:
             system, _ = self.opened()
-            limit, span = self.limits.seconds(stop - start), (start, stop)
+            buffer = io.BytesIO()
             try:
-                if hasattr(system, "call_s3"):
-                    return _read_s3(system, path, tag, limit, span)
-                return _read(system, path, limit, span)
+                _copied(system, path, buffer, tag, self.limits.seconds(stop - start), (start, stop))
             except Exception as error:
                 if answer_of(error)[0] == 416:  # it ends before the start
                     return b""
                 raise
+            return buffer.getvalue()
 
         return persist(part, where or self.locate(path), limits=self.limits)
 
@@ -217,21 +228,34 @@ def _entry(info: dict[str, Any]) -> Entry:
     return Entry(info["name"], info.get("size"), tag)
 
 
-def _read(system: Any, path: str, limit: float | None, span: tuple[int | None, int | None] = (None, None)) -> bytes:
-    if getattr(system, "async_impl", False):
-        data: bytes = system.cat_file(path, start=span[0], end=span[1], timeout=limit)
-    else:
-        data = system.cat_file(path, start=span[0], end=span[1])
-    return data
+PART = 1 << 20
+"""Bytes that are copied at once."""
 
 
-def _read_s3(
-    system: Any, path: str, tag: str | None, limit: float | None, span: tuple[int, int] | None = None
-) -> bytes:
-    """Read an object of S3, or a span of its bytes, by one request (cat_file makes two).
+def _copied(
+    system: Any, path: str, file: BinaryIO, tag: str | None, limit: float | None, span: tuple[int, int] | None = None
+) -> int:
+    """Copy a file of a store, or a span of its bytes, within `limit` seconds where that can be limited.
 
-    It is read only if its content is still that of the tag.
+    Returns:
+        The bytes that came.
     """
+    if hasattr(system, "call_s3"):
+        return _copied_from_s3(system, path, file, tag, limit, span)
+    start, stop = span or (None, None)
+    if getattr(system, "async_impl", False):
+        return file.write(system.cat_file(path, start=start, end=stop, timeout=limit))
+    if span is not None:
+        return file.write(system.cat_file(path, start=start, end=stop))
+    with system.open(path, "rb") as opened:
+        shutil.copyfileobj(opened, file, PART)
+    return file.tell()
+
+
+def _copied_from_s3(
+    system: Any, path: str, file: BinaryIO, tag: str | None, limit: float | None, span: tuple[int, int] | None
+) -> int:
+    """Copy an object of S3 by one request (cat_file makes two), and only if its content is still that of the tag."""
     from fsspec.asyn import sync
 
     bucket, key, version = system.split_path(path)
@@ -241,16 +265,17 @@ def _read_s3(
     if span is not None:
         condition["Range"] = f"bytes={span[0]}-{span[1] - 1}"
 
-    async def body() -> bytes:
-        answer = await system._call_s3("get_object", Bucket=bucket, Key=key, **condition)
+    async def body() -> int:
+        answer, came = await system._call_s3("get_object", Bucket=bucket, Key=key, **condition), 0
         async with answer["Body"] as stream:
-            data: bytes = await stream.read()
-        if len(data) != answer["ContentLength"]:
-            raise ShortBodyError(f"{len(data)} of {answer['ContentLength']} bytes came")
-        return data
+            while part := await stream.read(PART):
+                came += file.write(part)
+        if came != answer["ContentLength"]:
+            raise ShortBodyError(f"{came} of {answer['ContentLength']} bytes came")
+        return came
 
-    data: bytes = sync(system.loop, body, timeout=limit)
-    return data
+    came: int = sync(system.loop, body, timeout=limit)
+    return came
 
 
 class RemoteSource(Source):
@@ -337,8 +362,16 @@ class RemoteSource(Source):
                 f"{self.locate(name)} must be read from a file on this machine: say where copies are kept, with "
                 "data.cache FOLDER and data.cache_size (GiB)."
             )
-        known = copy_name(f"{self.store.address}/{name}", size, tag or "")
-        return self.cache.local(known, size, lambda: self._load(name), self.locate(name))
+        if size is None or tag is None:
+            raise DatasetError(
+                f"{self.locate(name)} must be read from a file on this machine, and its storage lists no sizes and "
+                "times, so no copy of it can be kept: download the data set."
+            )
+
+        def fill(file: BinaryIO) -> None:
+            self.store.copy(self._path(name), file, size=size, tag=tag, where=self.locate(name))
+
+        return self.cache.local(copy_name(f"{self.store.address}/{name}", size, tag), size, fill, self.locate(name))
 
     def locate(self, name: str) -> str:
         """Return a file's address for messages, without passwords in it."""
@@ -354,8 +387,11 @@ class RemoteSource(Source):
 
     def _load(self, name: str) -> bytes:
         size, tag = self._entries[name]
-        path = f"{self.folder.rstrip('/')}/{name}" if self.folder else name
-        return self.store.read(path, size=size, tag=tag, where=self.locate(name))
+        return self.store.read(self._path(name), size=size, tag=tag, where=self.locate(name))
+
+    def _path(self, name: str) -> str:
+        """The path of a file in the store."""
+        return f"{self.folder.rstrip('/')}/{name}" if self.folder else name
 
 
 def _plain(address: str) -> str:

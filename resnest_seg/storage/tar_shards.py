@@ -133,6 +133,10 @@ ROW = np.dtype(
 mask (0 without one), number of the photo's suffix, CRC-32 from the photo's header to the end of the mask."""
 
 
+LONGEST_ROW = 10_000
+"""Bytes of a table for a sample, at most: its row, and two names as long as paths can be."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """Where the samples of a split lie.
@@ -173,17 +177,21 @@ class Table:
         return buffer.getvalue()
 
     @classmethod
-    def from_bytes(cls, data: bytes, where: str) -> Table:
+    def from_bytes(cls, data: bytes, where: str, *, samples: int | None = None) -> Table:
         """Read a table; nothing in it is executed.
 
         Args:
             data: The .npz file.
             where: Its place, for messages.
+            samples: How many it must have; it is not unpacked if it claims to hold much more.
 
         Raises:
             DatasetError: It is damaged, or holds something else.
         """
         try:
+            if samples is not None:
+                claimed = sum(member.file_size for member in zipfile.ZipFile(io.BytesIO(data)).infolist())
+                _require(claimed <= LONGEST_ROW * (samples + 1), f"{claimed} bytes for {samples} samples")
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 rows = _array(arrays["rows"], ROW)
                 names, groups = (
@@ -208,6 +216,11 @@ class Table:
                 f"cannot read {where}: a damaged table of samples ({' '.join(str(error).split())}). Copy it again, or "
                 "pack the data set anew."
             ) from None
+        if samples not in (None, len(rows)):
+            raise DatasetError(
+                f"{where} has {len(rows)} samples, and index.json says {samples}: they are of different packs. Copy "
+                "both again, or pack the data set anew."
+            )
         return cls(rows, names, groups)
 
 

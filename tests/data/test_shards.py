@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -493,6 +494,18 @@ def test_a_table_runs_no_code(copied):
         ShardDataset(copied)
 
 
+def test_a_table_that_would_fill_the_memory_is_not_unpacked(copied):
+    """A gigabyte of zeros packs into a megabyte."""
+    with (
+        zipfile.ZipFile(copied / "train.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("rows.npy", "w") as file,
+    ):
+        for _ in range(10):
+            file.write(bytes(10_000_000))
+    with pytest.raises(DatasetError, match=r"a damaged table of samples \(100000000 bytes for 2\d samples\)"):
+        ShardDataset(copied)
+
+
 def test_a_packed_folder_is_recognised_under_any_name(before, shards, tmp_path):
     for name in ("folder", "shards"):
         same_samples(before, build_dataset(name, root=str(shards)))
@@ -557,6 +570,14 @@ def test_shard_numbers_go_through_views(before, shards):
     view = with_task(Subset(Subset(packed, range(5, 27)), some), "multilabel")
     assert shard_numbers(view).tolist() == [numbers[5 + index] for index in some]
     assert shard_numbers(before) is None
+
+
+def test_a_view_keeps_the_bytes_of_photos(before, tmp_path):
+    view = Subset(with_task(before, "binary", "class 1"), [3, 1])
+    pack_shards([view], tmp_path / "shards")
+    packed = ShardDataset(tmp_path / "shards")
+    same_samples(view, packed)
+    assert packed.source.read("000000000.jpg") == before.source.read(before.pairs[3][0])
 
 
 def test_packing_shards_again_changes_their_size_only(before, shards, tmp_path):
