@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from resnest_seg.errors import ConfigError, DatasetError, printable
 from resnest_seg.files import check_output_folder
@@ -72,35 +73,38 @@ class Cache:
             load: Reads the object.
         """
         path = self._path(name)
-        try:
+        with contextlib.suppress(OSError):  # it is not there, or the disk fails: the object itself is there
             data = path.read_bytes()
             if size is None or len(data) == size:
-                os.utime(path)  # it was read last
+                _used(path)
                 return data
-        except OSError:  # it is not there, or the disk fails: the object itself is
-            pass
         data = load()
-        self._keep(path, data)
+        self._keep(path, len(data), lambda file: file.write(data))
         return data
 
-    def local(self, name: str, size: int | None, load: Callable[[], bytes], where: str) -> Path:
+    def local(self, name: str, size: int, fill: Callable[[BinaryIO], object], where: str) -> Path:
         """Return the path of a copy, for a library that reads files by itself; it should be opened at once.
 
+        Args:
+            name: See `copy_name`.
+            size: Its bytes.
+            fill: Copies the object into a file, part by part: it may be larger than memory.
+            where: The object, for messages.
+
         Raises:
-            DatasetError: It does not fit, or cannot be written; `where` names the object.
+            DatasetError: It does not fit, or cannot be written.
         """
         path = self._path(name)
         with contextlib.suppress(OSError):
-            if size is None or path.stat().st_size == size:
-                os.utime(path)
+            if path.stat().st_size == size:
+                _used(path)
                 return path
-        data = load()
-        if len(data) > self.limit:
+        if size > self.limit:
             raise DatasetError(
-                f"{where} has {len(data)} bytes, and the cache {self.limit}: raise data.cache_size (GiB) to several "
-                "such files."
+                f"{where} has {size} bytes, and the cache {self.limit}: raise data.cache_size (GiB) to several such "
+                "files."
             )
-        why = self._keep(path, data)
+        why = self._keep(path, size, fill)
         if why is None and not path.is_file():
             why = "other copies are being written and fill it: raise data.cache_size"
         if why is not None:
@@ -110,14 +114,14 @@ class Cache:
     def _path(self, name: str) -> Path:
         return self.folder / name[:2] / name
 
-    def _keep(self, path: Path, data: bytes) -> str | None:
+    def _keep(self, path: Path, size: int, fill: Callable[[BinaryIO], object]) -> str | None:
         """Write a copy; returns why there is none."""
         if self._off:
             return "the cache is off, see above"
-        if len(data) > self.limit:
+        if size > self.limit:
             return "it is larger than the cache"
         try:
-            self._write(path, data)
+            self._write(path, size, fill)
         except OSError as error:
             self._off, why = True, error.strerror or str(error)
             print(
@@ -128,18 +132,18 @@ class Cache:
             return why
         return None
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write(self, path: Path, size: int, fill: Callable[[BinaryIO], object]) -> None:
         path.parent.mkdir(exist_ok=True)
         with self._counted() as count:
-            if path.is_file() and path.stat().st_size == len(data):
+            if path.is_file() and path.stat().st_size == size:
                 return  # another process was faster
-            if not count(len(data)):
+            if not count(size):
                 return  # what others are writing fills it
             number, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
-            os.ftruncate(number, len(data))  # so that whoever counts sees what it will have
+            os.ftruncate(number, size)  # so that whoever counts sees what it will have
         try:
-            with open(number, "wb") as file:
-                file.write(data)
+            with open(number, "r+b") as file:
+                fill(file)
                 file.flush()
                 os.fsync(number)
             os.replace(temporary, path)  # noqa: PTH105
@@ -195,3 +199,9 @@ class Cache:
                     path.unlink()
                     used -= each
         return used
+
+
+def _used(path: Path) -> None:
+    """Note that a copy was read now; in a folder that can only be read, nothing is noted."""
+    with contextlib.suppress(OSError):
+        os.utime(path)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from resnest_seg.errors import DatasetError, printable
 from resnest_seg.storage.cache import Cache, copy_name
@@ -65,6 +68,7 @@ class Store:
                 self._system = fsspec.url_to_fs(self.address, **_options(scheme).get(scheme, {}))
             if hasattr(self._system[0], "call_s3"):
                 self._system[0].retries = 1  # the tries are counted here
+            _hold(self._system[0])
             self._owner: int | None = os.getpid()
         return self._system
 
@@ -115,24 +119,32 @@ class Store:
         Raises:
             DatasetError: The file is missing, was changed, or the store fails.
         """
+        file = io.BytesIO()
+        self.copy(path, file, size=size, tag=tag, where=where)
+        return file.getvalue()
 
-        def whole() -> bytes:
+    def copy(
+        self, path: str, file: BinaryIO, *, size: int | None = None, tag: str | None = None, where: str | None = None
+    ) -> None:
+        """Copy a file of the store into an open one, part by part where the store allows that; see `read`."""
+
+        def whole() -> None:
             system, _ = self.opened()
-            limit = self.limits.seconds(size)
+            file.seek(0)
             try:
-                data = _read_s3(system, path, tag, limit) if hasattr(system, "call_s3") else _read(system, path, limit)
+                came = _copied(system, path, file, tag, self.limits.seconds(size))
             except Exception:
                 if not getattr(system, "async_impl", False):
                     self._owner = None  # such as a zip file, whose state is not known now
                 raise
-            if size is not None and len(data) != size:
+            if size is not None and came != size:
                 raise ShortBodyError(
-                    f"{len(data)} bytes came, and the listing says {size}: it was cut off, or changed since then. If "
-                    "it was changed, start again, so that the new files are listed"
+                    f"{came} bytes came, and the listing says {size}: it was cut off, or changed since then. If it was "
+                    "changed, start again, so that the new files are listed"
                 )
-            return data
+            file.truncate(came)
 
-        return persist(whole, where or self.locate(path), limits=self.limits)
+        persist(whole, where or self.locate(path), limits=self.limits)
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file at once: a reader sees the old one or the new one.
@@ -152,6 +164,21 @@ class Store:
         if path.startswith(f"{scheme}://"):  # as https has them
             return path
         return f"{scheme}://{path if scheme in ('file', 'local') else path.lstrip('/')}"
+
+
+def _hold(system: Any) -> None:
+    """Keep a file system alive, or the one that it reads an archive from: fsspec drops it in a process that is forked.
+
+    It would be closed there, with connections that are those of this process.
+    """
+    system = getattr(getattr(system, "fo", None), "fs", system)
+    if all(system is not other for other in _held()):
+        _held().append(system)
+
+
+@functools.cache
+def _held() -> list[Any]:
+    return []
 
 
 def _options(scheme: str) -> dict[str, dict[str, Any]]:
@@ -187,16 +214,23 @@ def _entry(info: dict[str, Any]) -> Entry:
     return Entry(info["name"], info.get("size"), tag)
 
 
-def _read(system: Any, path: str, limit: float | None) -> bytes:
+PART = 1 << 20
+"""Bytes that are copied at once."""
+
+
+def _copied(system: Any, path: str, file: BinaryIO, tag: str | None, limit: float | None) -> int:
+    """Copy a file of a store, within `limit` seconds where that can be limited; returns its bytes."""
+    if hasattr(system, "call_s3"):
+        return _copied_from_s3(system, path, file, tag, limit)
     if getattr(system, "async_impl", False):
-        data: bytes = system.cat_file(path, timeout=limit)
-    else:
-        data = system.cat_file(path)
-    return data
+        return file.write(system.cat_file(path, timeout=limit))
+    with system.open(path, "rb") as opened:
+        shutil.copyfileobj(opened, file, PART)
+    return file.tell()
 
 
-def _read_s3(system: Any, path: str, tag: str | None, limit: float | None) -> bytes:
-    """Read an object of S3 by one request (cat_file makes two), and only if its content is still that of the tag."""
+def _copied_from_s3(system: Any, path: str, file: BinaryIO, tag: str | None, limit: float | None) -> int:
+    """Copy an object of S3 by one request (cat_file makes two), and only if its content is still that of the tag."""
     from fsspec.asyn import sync
 
     bucket, key, version = system.split_path(path)
@@ -204,16 +238,17 @@ def _read_s3(system: Any, path: str, tag: str | None, limit: float | None) -> by
     if version:
         condition["VersionId"] = version
 
-    async def body() -> bytes:
-        answer = await system._call_s3("get_object", Bucket=bucket, Key=key, **condition)
+    async def body() -> int:
+        answer, came = await system._call_s3("get_object", Bucket=bucket, Key=key, **condition), 0
         async with answer["Body"] as stream:
-            data: bytes = await stream.read()
-        if len(data) != answer["ContentLength"]:
-            raise ShortBodyError(f"{len(data)} of {answer['ContentLength']} bytes came")
-        return data
+            while part := await stream.read(PART):
+                came += file.write(part)
+        if came != answer["ContentLength"]:
+            raise ShortBodyError(f"{came} of {answer['ContentLength']} bytes came")
+        return came
 
-    data: bytes = sync(system.loop, body, timeout=limit)
-    return data
+    came: int = sync(system.loop, body, timeout=limit)
+    return came
 
 
 class RemoteSource(Source):
@@ -273,8 +308,16 @@ class RemoteSource(Source):
                 f"{self.locate(name)} must be read from a file on this machine: say where copies are kept, with "
                 "data.cache FOLDER and data.cache_size (GiB)."
             )
-        known = copy_name(f"{self.store.address}/{name}", size, tag or "")
-        return self.cache.local(known, size, lambda: self._load(name), self.locate(name))
+        if size is None or tag is None:
+            raise DatasetError(
+                f"{self.locate(name)} must be read from a file on this machine, and its storage lists no sizes and "
+                "times, so no copy of it can be kept: download the data set."
+            )
+
+        def fill(file: BinaryIO) -> None:
+            self.store.copy(self._path(name), file, size=size, tag=tag, where=self.locate(name))
+
+        return self.cache.local(copy_name(f"{self.store.address}/{name}", size, tag), size, fill, self.locate(name))
 
     def locate(self, name: str) -> str:
         """Return a file's address for messages, without passwords in it."""
@@ -290,8 +333,11 @@ class RemoteSource(Source):
 
     def _load(self, name: str) -> bytes:
         size, tag = self._entries[name]
-        path = f"{self.folder.rstrip('/')}/{name}" if self.folder else name
-        return self.store.read(path, size=size, tag=tag, where=self.locate(name))
+        return self.store.read(self._path(name), size=size, tag=tag, where=self.locate(name))
+
+    def _path(self, name: str) -> str:
+        """The path of a file in the store."""
+        return f"{self.folder.rstrip('/')}/{name}" if self.folder else name
 
 
 def _plain(address: str) -> str:

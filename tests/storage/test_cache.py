@@ -74,7 +74,7 @@ def test_the_limit_holds_after_every_write(small):
     assert small.read("0" * 64, len(big), lambda: big) == big  # and is not kept
     assert copies(small.folder) <= small.limit
     with pytest.raises(DatasetError, match=r"there has 8193 bytes, and the cache 8192: raise data.cache_size"):
-        small.local("0" * 64, len(big), lambda: big, "there")
+        small.local("0" * 64, len(big), lambda file: file.write(big), "there")
 
 
 def test_foreign_files_stay(tmp_path):
@@ -162,7 +162,7 @@ def test_a_full_disk_turns_the_cache_off(small, monkeypatch, capsys):
     assert capsys.readouterr().err.count("cannot be written (No space left on device): going on without it") == 1
     assert len(list(small.folder.glob("??/*"))) == 1  # nothing half is left
     with pytest.raises(DatasetError, match=r"cannot keep a copy of there in .*: the cache is off"):
-        small.local("1" * 64, None, lambda: b"1", "there")
+        small.local("1" * 64, 1, lambda file: file.write(b"1"), "there")
 
 
 def test_places_that_cannot_be(tmp_path):
