@@ -217,6 +217,11 @@ class DataConfig:
     """Number of training samples, evenly spread, that are checked before the first step; 0 checks none."""
     workers: int = within(4, 0, 256)
     """Loader processes for each training process; 0 loads in the training process. Results do not depend on it."""
+    cache: str | None = None
+    """Folder on a local disk for copies of what is read from an address, which later epochs, other processes and other
+    runs read there; null keeps none."""
+    cache_size: float = within(20.0, 0.001, 1 << 20)
+    """Limit of all copies in GiB; what was not read for longest makes room."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -407,8 +412,8 @@ class ClassFolderConfig:
     dataset: str = "imagenet"
     """Name of the data set, which decides where it is looked for if root is null."""
     root: str | None = None
-    """Folder with train/<class>/* and val/<class>/*; null looks in $RESNEST_SEG_DATA/<dataset>, then in
-    datasets/<dataset>."""
+    """Folder or address (s3://...) with train/<class>/* and val/<class>/*; null looks in $RESNEST_SEG_DATA/<dataset>,
+    then in datasets/<dataset>."""
     crop_size: int = within(224, 1, 16384)
     """Height in pixels of the crops of training and validation, and their width where crop_width is null."""
     crop_width: int | None = within(None, 1, 16384)
@@ -417,6 +422,11 @@ class ClassFolderConfig:
     """Probability of a horizontal flip."""
     workers: int = within(4, 0, 256)
     """Loader processes for each training process; 0 loads in the training process. Results do not depend on it."""
+    cache: str | None = None
+    """Folder on a local disk for copies of what is read from an address, which later epochs, other processes and other
+    runs read there; null keeps none."""
+    cache_size: float = within(20.0, 0.001, 1 << 20)
+    """Limit of all copies in GiB; what was not read for longest makes room."""
 
 
 @dataclasses.dataclass(frozen=True)

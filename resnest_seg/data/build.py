@@ -16,9 +16,10 @@ from resnest_seg.data.tiles import WindowDataset, paired_files
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
 from resnest_seg.io.bands import BandReader
 from resnest_seg.labels import TASKS, LabelSpace
-from resnest_seg.storage.remote import is_address
+from resnest_seg.storage.remote import RemoteSource, is_address
+from resnest_seg.storage.sources import Source
 
-DATASETS: dict[str, Callable[[str | Path, str, bool], SegmentationDataset]] = {
+DATASETS: dict[str, Callable[[str | Path | Source, str, bool], SegmentationDataset]] = {
     # (root, split, allow missing masks); folder has more options, see `build_dataset`
     "synthetic": lambda root, split, lenient: Synthetic(split),
     "camvid": lambda root, split, lenient: CamVid(root, split, allow_missing=lenient),
@@ -35,22 +36,36 @@ def data_root(name: str, root: str | Path | None = None) -> str | Path:
     return Path(root) if root is not None else Path(os.environ.get(DATA_ROOT_VARIABLE, "datasets")) / name
 
 
-def local_root(name: str, root: str | Path | None) -> Path:
-    """Return the folder of a data set that is read from folders only; see `data_root`.
+def opened_root(
+    name: str, root: str | Path | Source | None, *, cache: str | Path | None = None, cache_size: float = 20.0
+) -> str | Path | Source:
+    """Return the folder of a data set, see `data_root`, or its storage, listed now, if it is at an address.
+
+    Args:
+        name: The data set.
+        root: Its folder, zip file, address or storage, or None.
+        cache: Folder for copies of what is read from an address; None keeps none.
+        cache_size: Limit of all copies in GiB.
 
     Raises:
-        ConfigError: It is an address.
+        ConfigError: The cache cannot be written to.
+        DatasetError: The address cannot be listed.
     """
-    where = data_root(name, root)
-    if is_address(where):
-        raise ConfigError(f"data.root '{where}' is an address, and image classes are read from a folder: download it.")
-    return Path(where)
+    where = root if isinstance(root, Source) else data_root(name, root)
+    if isinstance(where, Source) or not is_address(where):
+        return where
+    copies = None
+    if cache is not None:
+        from resnest_seg.storage.cache import Cache  # here, because Windows has no such locks
+
+        copies = Cache(cache, gib=cache_size)
+    return RemoteSource(str(where), cache=copies)
 
 
 def build_dataset(
     name: str,
     *,
-    root: str | Path | None = None,
+    root: str | Path | Source | None = None,
     split: str = "train",
     images: str | None = None,
     masks: str | None = None,
@@ -60,12 +75,15 @@ def build_dataset(
     allow_missing: bool = False,
     task: str = "multiclass",
     positive: str | None = None,
+    cache: str | Path | None = None,
+    cache_size: float = 20.0,
 ) -> SegmentationDataset:
     """Open a data set by name.
 
     Args:
         name: A key of `DATASETS`.
-        root: Its folder, zip file or address; None for $RESNEST_SEG_DATA/<name>, or datasets/<name> if that is not set.
+        root: Its folder, zip file, address or storage; None for $RESNEST_SEG_DATA/<name>, or datasets/<name> if that is
+            not set.
         split: "train", "val" or "test", if the data set has it.
         images: For "folder": pattern of the photos, see `FolderDataset`.
         masks: For "folder": pattern of the masks.
@@ -77,6 +95,8 @@ def build_dataset(
         task: One of `resnest_seg.labels.TASKS`. A folder has masks of that task, unless `positive` is given; of other
             data sets, every class becomes a label of a multi-label task.
         positive: Names of classes, separated by commas, that are the object of a binary task.
+        cache: Folder for copies of what is read from an address; None keeps none.
+        cache_size: Limit of all copies in GiB.
 
     Raises:
         ConfigError: Unknown name, task or class; patterns or windows for a data set with a layout of its own; a binary
@@ -92,7 +112,7 @@ def build_dataset(
         raise unknown_name("data set", name, DATASETS)
     if task not in TASKS:
         raise unknown_name("task", task, TASKS)
-    where = data_root(name, root)
+    where = opened_root(name, None if name == "synthetic" else root, cache=cache, cache_size=cache_size)
     if name == "folder":
         own = task if positive is None else "multiclass"  # the task of the masks
         if own == "multiclass" and isinstance(classes, LabelSpace) and classes.task != own:
@@ -125,8 +145,16 @@ def with_task(dataset: SegmentationDataset, task: str, positive: str | None = No
     return TaskView(dataset, task, chosen)
 
 
-def dataset_for(data: DataConfig, split: str, *, task: str = "multiclass") -> SegmentationDataset:
+def dataset_for(
+    data: DataConfig, split: str, *, task: str = "multiclass", root: str | Path | Source | None = None
+) -> SegmentationDataset:
     """Open a split of the data set that a config names; see `build_dataset` for the errors.
+
+    Args:
+        data: The config.
+        split: The split.
+        task: The task of the model.
+        root: Its storage, if it is open already (`opened_root`), so that it is listed once for several splits.
 
     Raises:
         ConfigError: Bands of a data set whose images are drawn, not read.
@@ -137,6 +165,7 @@ def dataset_for(data: DataConfig, split: str, *, task: str = "multiclass") -> Se
         ("data.images", data.images),
         ("data.masks", data.masks),
         ("data.classes", data.classes),
+        ("data.cache", data.cache),
     ):
         if path is not None and printable(path) != path:
             raise DatasetError(
@@ -145,7 +174,7 @@ def dataset_for(data: DataConfig, split: str, *, task: str = "multiclass") -> Se
             )
     dataset = build_dataset(
         data.dataset,
-        root=data.root,
+        root=data.root if root is None else root,
         split=split,
         images=data.images,
         masks=data.masks,
@@ -154,6 +183,8 @@ def dataset_for(data: DataConfig, split: str, *, task: str = "multiclass") -> Se
         window_overlap=data.window_overlap,
         task=task,
         positive=data.positive,
+        cache=data.cache,
+        cache_size=data.cache_size,
     )
     dataset.read_as(bands_of(data))
     return dataset

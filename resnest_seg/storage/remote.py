@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from resnest_seg.errors import DatasetError, printable
+from resnest_seg.storage.cache import Cache, copy_name
 from resnest_seg.storage.retries import LIMITS, Limits, ShortBodyError, persist, without_secrets
 from resnest_seg.storage.sources import Source
 
@@ -53,14 +57,18 @@ class Store:
         if getattr(self, "_owner", None) != os.getpid():
             import fsspec
 
-            if re.search(r"::[a-z][a-z0-9+.-]*://", self.address):  # a chain: zip://::s3://bucket/mine.zip
-                self._system: tuple[Any, str] = fsspec.url_to_fs(self.address, **_options("s3"))
-            else:
-                scheme = self.address.partition("://")[0]
+            scheme, _, rest = self.address.partition("://")
+            if "::" in rest and "://" not in rest:  # a name, which url_to_fs would take for a chain
                 system = fsspec.filesystem(scheme, **_options(scheme).get(scheme, {}))
-                self._system = system, system._strip_protocol(self.address)
+                self._system: tuple[Any, str] = system, system._strip_protocol(self.address)
+            elif "://" in rest:  # a chain: zip://::s3://bucket/mine.zip
+                inner = _options("s3") | {"s3": _options("s3")["s3"] | {"default_block_size": 1 << 18}}
+                self._system = fsspec.url_to_fs(self.address, skip_instance_cache=True, **inner)
+            else:
+                self._system = fsspec.url_to_fs(self.address, **_options(scheme).get(scheme, {}))
             if hasattr(self._system[0], "call_s3"):
                 self._system[0].retries = 1  # the tries are counted here
+            _hold(self._system[0])
             self._owner: int | None = os.getpid()
         return self._system
 
@@ -111,24 +119,32 @@ class Store:
         Raises:
             DatasetError: The file is missing, was changed, or the store fails.
         """
+        file = io.BytesIO()
+        self.copy(path, file, size=size, tag=tag, where=where)
+        return file.getvalue()
 
-        def whole() -> bytes:
+    def copy(
+        self, path: str, file: BinaryIO, *, size: int | None = None, tag: str | None = None, where: str | None = None
+    ) -> None:
+        """Copy a file of the store into an open one, part by part where the store allows that; see `read`."""
+
+        def whole() -> None:
             system, _ = self.opened()
-            limit = self.limits.seconds(size)
+            file.seek(0)
             try:
-                data = _read_s3(system, path, tag, limit) if hasattr(system, "call_s3") else _read(system, path, limit)
+                came = _copied(system, path, file, tag, self.limits.seconds(size))
             except Exception:
                 if not getattr(system, "async_impl", False):
                     self._owner = None  # such as a zip file, whose state is not known now
                 raise
-            if size is not None and len(data) != size:
+            if size is not None and came != size:
                 raise ShortBodyError(
-                    f"{len(data)} bytes came, and the listing says {size}: it was cut off, or changed since then. If "
-                    "it was changed, start again, so that the new files are listed"
+                    f"{came} bytes came, and the listing says {size}: it was cut off, or changed since then. If it was "
+                    "changed, start again, so that the new files are listed"
                 )
-            return data
+            file.truncate(came)
 
-        return persist(whole, where or self.locate(path), limits=self.limits)
+        persist(whole, where or self.locate(path), limits=self.limits)
 
     def write(self, path: str, data: bytes) -> None:
         """Write a file at once: a reader sees the old one or the new one.
@@ -148,6 +164,21 @@ class Store:
         if path.startswith(f"{scheme}://"):  # as https has them
             return path
         return f"{scheme}://{path if scheme in ('file', 'local') else path.lstrip('/')}"
+
+
+def _hold(system: Any) -> None:
+    """Keep a file system alive, or the one that it reads an archive from: fsspec drops it in a process that is forked.
+
+    It would be closed there, with connections that are those of this process.
+    """
+    system = getattr(getattr(system, "fo", None), "fs", system)
+    if all(system is not other for other in _held()):
+        _held().append(system)
+
+
+@functools.cache
+def _held() -> list[Any]:
+    return []
 
 
 def _options(scheme: str) -> dict[str, dict[str, Any]]:
@@ -183,16 +214,23 @@ def _entry(info: dict[str, Any]) -> Entry:
     return Entry(info["name"], info.get("size"), tag)
 
 
-def _read(system: Any, path: str, limit: float | None) -> bytes:
+PART = 1 << 20
+"""Bytes that are copied at once."""
+
+
+def _copied(system: Any, path: str, file: BinaryIO, tag: str | None, limit: float | None) -> int:
+    """Copy a file of a store, within `limit` seconds where that can be limited; returns its bytes."""
+    if hasattr(system, "call_s3"):
+        return _copied_from_s3(system, path, file, tag, limit)
     if getattr(system, "async_impl", False):
-        data: bytes = system.cat_file(path, timeout=limit)
-    else:
-        data = system.cat_file(path)
-    return data
+        return file.write(system.cat_file(path, timeout=limit))
+    with system.open(path, "rb") as opened:
+        shutil.copyfileobj(opened, file, PART)
+    return file.tell()
 
 
-def _read_s3(system: Any, path: str, tag: str | None, limit: float | None) -> bytes:
-    """Read an object of S3 by one request (cat_file makes two), and only if its content is still that of the tag."""
+def _copied_from_s3(system: Any, path: str, file: BinaryIO, tag: str | None, limit: float | None) -> int:
+    """Copy an object of S3 by one request (cat_file makes two), and only if its content is still that of the tag."""
     from fsspec.asyn import sync
 
     bucket, key, version = system.split_path(path)
@@ -200,16 +238,17 @@ def _read_s3(system: Any, path: str, tag: str | None, limit: float | None) -> by
     if version:
         condition["VersionId"] = version
 
-    async def body() -> bytes:
-        answer = await system._call_s3("get_object", Bucket=bucket, Key=key, **condition)
+    async def body() -> int:
+        answer, came = await system._call_s3("get_object", Bucket=bucket, Key=key, **condition), 0
         async with answer["Body"] as stream:
-            data: bytes = await stream.read()
-        if len(data) != answer["ContentLength"]:
-            raise ShortBodyError(f"{len(data)} of {answer['ContentLength']} bytes came")
-        return data
+            while part := await stream.read(PART):
+                came += file.write(part)
+        if came != answer["ContentLength"]:
+            raise ShortBodyError(f"{came} of {answer['ContentLength']} bytes came")
+        return came
 
-    data: bytes = sync(system.loop, body, timeout=limit)
-    return data
+    came: int = sync(system.loop, body, timeout=limit)
+    return came
 
 
 class RemoteSource(Source):
@@ -217,23 +256,24 @@ class RemoteSource(Source):
 
     Args:
         address: The folder, or a zip file.
+        cache: Where copies of what is read are kept; None reads everything from the store each time.
         limits: How often and how long the store is asked.
 
     Raises:
         DatasetError: There is no such bucket or file, the storage cannot be reached, or its library is not installed.
     """
 
-    def __init__(self, address: str, *, limits: Limits = LIMITS) -> None:
-        self.store = Store(address.rstrip("/"), limits=limits)
+    def __init__(self, address: str, *, cache: Cache | None = None, limits: Limits = LIMITS) -> None:
+        self.store, self.cache = Store(_plain(address), limits=limits), cache
         self.shown = self.store.shown
         entries = list(self.store.entries())
         _, self.folder = self.store.opened()
         if [entry.path for entry in entries] == [self.folder]:  # a file
-            self.store = Store(f"zip://::{address.rstrip('/')}", limits=limits)
-            self.store.shown = self.shown
-            entries, self.folder = list(self.store.entries()), ""
+            self.store, tag = Store(f"zip://::{_plain(address)}", limits=limits), entries[0].tag
+            self.store.shown, self.folder = self.shown, ""
+            entries = [entry._replace(tag=tag) for entry in self.store.entries()]
         skipped = len(f"{self.folder.rstrip('/')}/") if self.folder else 0
-        self._entries = {entry.path[skipped:]: entry for entry in entries}
+        self._entries = {entry.path[skipped:]: (entry.size, entry.tag) for entry in entries}
         if not self._entries:
             raise DatasetError(f"no files at {self.shown}: is the address right? It must be a folder or a zip file.")
 
@@ -251,16 +291,58 @@ class RemoteSource(Source):
 
     def read(self, name: str) -> bytes:
         """Read a file; raises DatasetError if it is missing, was changed since the listing, or the storage fails."""
-        entry = self._entries.get(name)
-        if entry is None:
+        size, tag = self._listed(name)
+        if self.cache is None or tag is None:
+            return self._load(name)
+        return self.cache.read(copy_name(f"{self.store.address}/{name}", size, tag), size, lambda: self._load(name))
+
+    def inner(self, name: str) -> RemoteSource:
+        """Open a zip file of this storage."""
+        return RemoteSource(f"{self.store.address}/{name}", cache=self.cache, limits=self.store.limits)
+
+    def local(self, name: str) -> Path:
+        """Return the path of a copy of a file; needs a cache."""
+        size, tag = self._listed(name)
+        if self.cache is None:
             raise DatasetError(
-                f"cannot read {self.locate(name)}: there is no such file (in the listing of the storage)."
+                f"{self.locate(name)} must be read from a file on this machine: say where copies are kept, with "
+                "data.cache FOLDER and data.cache_size (GiB)."
             )
-        return self.store.read(entry.path, size=entry.size, tag=entry.tag, where=self.locate(name))
+        if size is None or tag is None:
+            raise DatasetError(
+                f"{self.locate(name)} must be read from a file on this machine, and its storage lists no sizes and "
+                "times, so no copy of it can be kept: download the data set."
+            )
+
+        def fill(file: BinaryIO) -> None:
+            self.store.copy(self._path(name), file, size=size, tag=tag, where=self.locate(name))
+
+        return self.cache.local(copy_name(f"{self.store.address}/{name}", size, tag), size, fill, self.locate(name))
 
     def locate(self, name: str) -> str:
         """Return a file's address for messages, without passwords in it."""
-        return printable(f"{self.shown}/{name}")
+        return printable(f"{self.shown}/{name}" if name else self.shown)
+
+    def _listed(self, name: str) -> tuple[int | None, str | None]:
+        """Size and tag of a file by the listing."""
+        if name not in self._entries:
+            raise DatasetError(
+                f"cannot read {self.locate(name)}: there is no such file (in the listing of the storage)."
+            )
+        return self._entries[name]
+
+    def _load(self, name: str) -> bytes:
+        size, tag = self._entries[name]
+        return self.store.read(self._path(name), size=size, tag=tag, where=self.locate(name))
+
+    def _path(self, name: str) -> str:
+        """The path of a file in the store."""
+        return f"{self.folder.rstrip('/')}/{name}" if self.folder else name
+
+
+def _plain(address: str) -> str:
+    """An address without a closing slash; s3:// itself stays, for the message that there is no bucket."""
+    return address if address.endswith("://") else address.rstrip("/")
 
 
 def is_address(root: str | Path) -> bool:
@@ -289,7 +371,7 @@ def list_addresses(address: str, suffixes: Sequence[str] = ()) -> Iterator[str]:
     Raises:
         DatasetError: The store cannot be reached or refuses. Nothing is listed of a folder that does not exist.
     """
-    store = Store(address.rstrip("/"))
+    store = Store(_plain(address))
     for entry in store.entries():
         if not suffixes or entry.path.lower().endswith(tuple(suffixes)):
             yield store.address_of(entry.path)

@@ -130,21 +130,24 @@ def passes(error: BaseException) -> bool:
     status, code, _ = answer_of(error)
     if status is not None:
         return status in (408, 425, 429) or (status >= 500 and status != 501) or bool(_THROTTLED.search(code))
-    for each in _chain(error):
-        names = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(each).__mro__}
-        if ("botocore", "SSLError") in names or isinstance(each, FileNotFoundError | PermissionError):
-            return False
-        if names & _PASSING or isinstance(
-            each, TimeoutError | ConnectionError | http.client.HTTPException | ShortBodyError
-        ):
-            return True
-    return False
+    return any(map(_of_the_network, _chain(error))) and not isinstance(error, FileNotFoundError | PermissionError)
+
+
+def _of_the_network(error: BaseException) -> bool:
+    """True for an error of the connection, which carries no answer of the store."""
+    names = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__}
+    if names & {("botocore", "SSLError"), ("aiohttp", "ClientResponseError")}:
+        return False
+    own = isinstance(error, TimeoutError | ConnectionError | http.client.HTTPException | ShortBodyError)
+    return own or bool(names & _PASSING)
 
 
 def answer_of(error: BaseException) -> tuple[int | None, str, str]:
     """Return the HTTP status, the code and the text of a store's answer; no status where none came."""
     for each in _chain(error):
         answer: Any = getattr(each, "response", None)
+        if _of_the_network(each) and answer is None:
+            break  # below it, aiohttp has statuses that no store has sent
         if isinstance(answer, dict) and "Error" in answer:  # botocore's
             status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
             told = answer["Error"]
@@ -186,11 +189,13 @@ def explained(error: BaseException, where: str) -> str:
         if said and re.search(pattern, said):
             told = without_secrets(text).rstrip(".")
             return f"{advice[0]} ({said}{': ' if told else ''}{told}).{' ' if advice[1] else ''}{advice[1]}"
+    if "ParamValidationError" in names:
+        return "this cannot be the name of a bucket. An address is s3://BUCKET/FOLDER, without keys or passwords."
     if isinstance(error, FileNotFoundError):
         return "there is no such file or folder."
     if "BadZipFile" in names:
         return f"{without_secrets(str(error)).rstrip('.')}, or a truncated one."
-    told = without_secrets(" ".join(str(error).split())).rstrip(".") or "no reason given"
+    told = without_secrets(text or " ".join(str(error).split()))[:300].rstrip(".") or "no reason given"
     shown = said or type(error).__name__
     if isinstance(error, ShortBodyError):
         return f"{told}."

@@ -64,6 +64,8 @@ MAY_CHANGE = (
     "output",
     "data.root",
     "data.workers",
+    "data.cache",
+    "data.cache_size",
     "data.check",
     "train.save_every",
     "train.keep",

@@ -208,6 +208,11 @@ def _handler(store, host, port):
     return Handler
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """A client that was killed, or had enough, is no error."""
+
+
 @contextlib.contextmanager
 def running():
     """Start the store and set the environment, for as long as the block lasts."""
@@ -221,7 +226,7 @@ def running():
     moto.start()
     host, port = moto.get_host_and_port()
     store = Store("", f"http://{host}:{port}")
-    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(store, host, port))
+    proxy = _Server(("127.0.0.1", 0), _handler(store, host, port))
     proxy.daemon_threads = True
     store.endpoint = f"http://127.0.0.1:{proxy.server_port}"
     thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05})

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from resnest_seg.cli.main import complete
 from resnest_seg.errors import ConfigError, command, program, unknown_option, usage
+from resnest_seg.files import check_output_folder
 from resnest_seg.inference.protocols import PROTOCOLS, protocol
 
 if TYPE_CHECKING:
@@ -131,6 +132,10 @@ def add_dataset(parser: argparse._ActionsContainer, *, default: str, splits: boo
     parser.add_argument("--data.nodata", dest="nodata", type=float, help="with bands: the value of pixels without data")
     text = "for folder: the class list, CSV or YAML (default: as in training, else classes.csv in the folder, else the "
     parser.add_argument("--data.classes", dest="classes", metavar="FILE", help=f"{text}checkpoint's classes)")
+    parser.add_argument("--data.cache", dest="cache", metavar="FOLDER", help="folder for copies of what is read from "
+                        "an address, or null (default: as in training, else none)")  # fmt: skip
+    parser.add_argument("--data.cache_size", dest="cache_size", metavar="GIB", help="limit of the copies in GiB, "
+                        "such as 20, or 512MiB (default: as in training, else 20)")  # fmt: skip
     parser.add_argument("--data.positive", dest="positive", metavar="CLASSES", help="of a binary task: the classes "
                         "that are the object, separated by commas (default: as in training)")  # fmt: skip
     if splits:
@@ -158,6 +163,25 @@ def windows_in(options: argparse.Namespace, trained: DataConfig | None) -> tuple
     for key, value in (("data.window", window), ("data.window_overlap", overlap)):
         kinds_of(RunConfig)[key].check(f"--{key}", value)
     return window, overlap
+
+
+def cache_in(options: argparse.Namespace, trained: DataConfig) -> tuple[str | None, float]:
+    """Folder and size in GiB of the cache of the options of `add_dataset`; what they leave out is as in training.
+
+    Raises:
+        ConfigError: The size is none, or out of range.
+    """
+    size = trained.cache_size
+    if options.cache_size is not None:
+        size = memory_bytes(options.cache_size, option="--data.cache_size", high=1 << 20) / GIB
+    if options.cache == "null":
+        return None, size
+    if options.cache is None and trained.cache is not None:
+        try:
+            check_output_folder(trained.cache)
+        except ConfigError:  # the run was trained on another machine
+            return None, size
+    return trained.cache if options.cache is None else options.cache, size
 
 
 def add_protocol(parser: argparse._ActionsContainer, *, several: bool = False) -> None:
@@ -263,8 +287,9 @@ def open_dataset(
         ConfigError: --data.classes is given for a data set whose classes are fixed.
         DatasetError: The data set is missing or incomplete.
     """
-    from resnest_seg.data.build import build_dataset, data_root
+    from resnest_seg.data.build import build_dataset, opened_root
     from resnest_seg.data.folder import lists_classes
+    from resnest_seg.storage.remote import is_address
 
     if options.classes is not None and name != "folder":
         raise ConfigError(f"--data.classes is for --dataset folder; the classes of {name} are fixed.")
@@ -273,16 +298,19 @@ def open_dataset(
     images, masks = options.data_images, options.data_masks
     if same and images is None and masks is None:
         images, masks = trained.images, trained.masks
+    cache, cache_size = cache_in(options, trained)
+    place = opened_root(name, root, cache=cache, cache_size=cache_size)
     classes: str | LabelSpace | None = options.classes
     if name == "folder" and classes is None:
-        classes = trained.classes if same and trained.classes and Path(trained.classes).is_file() else None
+        given = trained.classes if same and trained.classes else ""
+        classes = given if is_address(given) or Path(given).is_file() else None
         known = classes is not None or label_space is None
-        if not known and not lists_classes(data_root(name, root), images=images, masks=masks):
+        if not known and not lists_classes(place, images=images, masks=masks):
             classes = label_space
     window, overlap = windows_in(options, trained if same else None)
     dataset = build_dataset(
         name,
-        root=root,
+        root=place,
         split=split,
         images=images,
         masks=masks,
