@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import re
@@ -56,8 +57,6 @@ class Store:
         if getattr(self, "_owner", None) != os.getpid():
             import fsspec
 
-            if getattr(self, "_owner", None) is not None:  # after a fork: if nothing held the other process's file
-                self._inherited = self._system, getattr(self, "_inherited", None)  # system, it would be closed here
             scheme, _, rest = self.address.partition("://")
             if "::" in rest and "://" not in rest:  # a name, which url_to_fs would take for a chain
                 system = fsspec.filesystem(scheme, **_options(scheme).get(scheme, {}))
@@ -69,6 +68,7 @@ class Store:
                 self._system = fsspec.url_to_fs(self.address, **_options(scheme).get(scheme, {}))
             if hasattr(self._system[0], "call_s3"):
                 self._system[0].retries = 1  # the tries are counted here
+            _hold(self._system[0])
             self._owner: int | None = os.getpid()
         return self._system
 
@@ -193,6 +193,21 @@ class Store:
         if path.startswith(f"{scheme}://"):  # as https has them
             return path
         return f"{scheme}://{path if scheme in ('file', 'local') else path.lstrip('/')}"
+
+
+def _hold(system: Any) -> None:
+    """Keep a file system alive, or the one that it reads an archive from: fsspec drops it in a process that is forked.
+
+    It would be closed there, with connections that are those of this process.
+    """
+    system = getattr(getattr(system, "fo", None), "fs", system)
+    if all(system is not other for other in _held()):
+        _held().append(system)
+
+
+@functools.cache
+def _held() -> list[Any]:
+    return []
 
 
 def _options(scheme: str) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """A data set gives the same samples to the bit, wherever its files lie."""
 
 import hashlib
+import logging
 import shutil
 
 import fsspec
@@ -159,14 +160,17 @@ def batches(dataset, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_of_loader_processes(workers, roots, place, capfd):
+def test_batches_of_loader_processes(workers, roots, place, tmp_path, monkeypatch):
+    log = logging.FileHandler(tmp_path / "log.txt")  # what asyncio says of connections that a fork has shared
+    monkeypatch.setattr(logging.getLogger("asyncio"), "handlers", [log])
     folder, name, options = roots["folder"]
     ours = batches(build_dataset(name, root=folder, **options), 0)
     theirs = batches(build_dataset(name, **options, **place(folder)), workers)
     for one, other in zip(ours, theirs, strict=True):
         assert np.array_equal(one[0], other[0])
         assert np.array_equal(one[1], other[1])
-    assert capfd.readouterr().err == ""  # what asyncio says of connections that a fork has shared
+    log.close()
+    assert (tmp_path / "log.txt").read_text() == ""
 
 
 @pytest.mark.parametrize("kind", ["s3 with a cache"])
