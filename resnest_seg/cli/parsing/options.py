@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from resnest_seg.data.datasets import SegmentationDataset
     from resnest_seg.io.bands import BandReader
     from resnest_seg.labels import LabelSpace
+    from resnest_seg.storage.sources import Source
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -185,6 +186,15 @@ def cache_in(options: argparse.Namespace, trained: DataConfig) -> tuple[str | No
     return trained.cache if options.cache is None else options.cache, size
 
 
+def place_in(options: argparse.Namespace, trained: DataConfig, *, name: str) -> str | Path | Source:
+    """Where the data set `name` of the options of `add_dataset` is; an address is listed, see `opened_root`."""
+    from resnest_seg.data.build import opened_root
+
+    cache, size = cache_in(options, trained)
+    root = options.root or (trained.root if name == trained.dataset else None)
+    return opened_root(name, None if name == "synthetic" else root, cache=cache, cache_size=size)
+
+
 def add_protocol(parser: argparse._ActionsContainer, *, several: bool = False) -> None:
     """Add --protocol, also spelled --protocols; `several` accepts names separated by commas."""
     more = ", several separated by commas" if several else ", see the README"
@@ -284,16 +294,14 @@ def open_dataset(
         split: Its split.
         allow_missing: See `build_dataset`, also for the errors; --data.classes are for a folder only.
     """
-    from resnest_seg.data.build import build_dataset, opened_root, stored_as
+    from resnest_seg.data.build import build_dataset, stored_as
     from resnest_seg.data.folder import lists_classes
     from resnest_seg.storage.remote import is_address
 
     if options.classes is not None and name != "folder":
         raise ConfigError(f"--data.classes is for --dataset folder; the classes of {name} are fixed.")
     same = name == trained.dataset
-    root = options.root or (trained.root if same else None)
-    cache, cache_size = cache_in(options, trained)
-    place = opened_root(name, root, cache=cache, cache_size=cache_size)
+    place = place_in(options, trained, name=name)
     alike = trained if same and stored_as(name, place) == name else None  # of packed files, nothing needs to be said
     images, masks = options.data_images, options.data_masks
     if alike is not None and images is None and masks is None:
