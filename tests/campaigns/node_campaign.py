@@ -217,8 +217,8 @@ def play_worker(folder, whole, options):
     return f"3 processes killed, starts at {nodes.starts()}, the same bits; {said[:160]}"
 
 
-def play_node(folder, whole, options):
-    with cluster(folder) as nodes:
+def play_node(folder, whole, options, words=()):
+    with cluster(folder, words) as nodes:
         first, second = nodes.start(), nodes.start()
         nodes.reaches(10)
         second.send(signal.SIGKILL)

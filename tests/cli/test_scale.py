@@ -16,6 +16,7 @@ from conftest import PROJECT
 from resnest_seg.cli import pack, predict, train
 from resnest_seg.cli.benchmark import bulk
 from resnest_seg.errors import ConfigError
+from resnest_seg.storage.tar_shards import ROW, Table, Texts
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,12 @@ def test_a_bill_is_the_sum_of_its_parts(model):
     assert (twice.hours, twice.units) == (pytest.approx(made.hours / 2), pytest.approx(made.units))
 
 
+def test_the_memory_of_an_index_is_that_of_its_arrays(model):
+    names = Texts.of([f"images/train/{index:012d}.jpg" for index in range(100)])
+    table = Table(np.zeros(100, ROW), names, Texts.of([]))
+    assert (table.rows.nbytes + names.data.nbytes + names.ends.nbytes) / 100 == model.MEASURED.index_memory
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0, "0"), (0.0660, "0.0660"), (1.9, "1.90"), (37.2, "37.2"), (999.6, "1,000"), (7466.7, "7,470")],
@@ -101,6 +108,9 @@ def test_the_exponent_is_the_slope_of_logarithms():
         cost = work**power * random.uniform(0.9, 1.1, 4)
         assert bulk.exponent(list(work), list(cost)) == pytest.approx(np.polyfit(np.log(work), np.log(cost), 1)[0])
     assert math.isnan(bulk.series("x", (5,), (1.0,))[0]["exponent"])
+    rows = bulk.series("x", (1, 10, 100), (0.001, 5, 50), least=1)  # the first is lost in what varies
+    assert [row["exponent"] for row in rows] == [pytest.approx(1)] * 3
+    assert math.isnan(bulk.series("x", (1, 10), (0.001, 5), least=1)[0]["exponent"])
 
 
 @pytest.mark.slow

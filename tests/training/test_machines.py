@@ -35,12 +35,14 @@ def test_a_machine_that_dies_and_comes_back_leaves_no_trace(tmp_path):
     def whole():
         server, log = kill_campaign.Server(tmp_path / "log"), tmp_path / "log"
         try:
-            assert server.run([*node_campaign.SHARED, "--output", tmp_path / "whole"], ranks=2) == 0, log.read_text()
+            ours = [*node_campaign.SHARED, *short, "--output", tmp_path / "whole"]
+            assert server.run(ours, ranks=2) == 0, log.read_text()
         finally:
             server.close()
         return tmp_path / "whole"
 
-    node_campaign.play_node(tmp_path / "node", whole, argparse.Namespace())
+    short = ["--train.iterations=20", "--train.validate_every_steps=20", "--train.ema=0"]
+    node_campaign.play_node(tmp_path / "node", whole, argparse.Namespace(), short)
     assert len(list((tmp_path / "node").glob("log*"))) == 3
 
 

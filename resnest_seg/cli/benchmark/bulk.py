@@ -64,9 +64,10 @@ def exponent(work: Sequence[float], cost: Sequence[float]) -> float:
     return statistics.linear_regression([math.log(x) for x in work], [math.log(y) for y in cost]).slope
 
 
-def series(name: str, work: Sequence[int], cost: Sequence[float]) -> list[Row]:
-    """Rows of one series; the exponent is that of all of it."""
-    slope = exponent(work, cost) if len(set(work)) > 1 else float("nan")
+def series(name: str, work: Sequence[int], cost: Sequence[float], *, least: float = 0.0) -> list[Row]:
+    """Rows of one series; the exponent is that of all of it, but for costs below the `least` that can be measured."""
+    fitted = [(units, value) for units, value in zip(work, cost, strict=True) if value > least]
+    slope = exponent(*zip(*fitted, strict=True)) if len({units for units, _ in fitted}) > 1 else float("nan")
     return [
         {"name": name, "work": units, "cost": value, "per_unit": value / units, "exponent": slope}
         for units, value in zip(work, cost, strict=True)
@@ -96,6 +97,8 @@ def small_photos(folder: Path, count: int, *, masks: Path | None = None) -> None
 def growing_jobs(options: argparse.Namespace) -> Iterator[Row]:
     """Seconds and memory of prediction jobs, as commands; what one photo takes is the start-up, and is told apart.
 
+    A start varies, so that what is below a tenth of it counts for nothing in the exponent.
+
     The network is the smallest there is, so that the job is measured and not the network.
     """
     import torch
@@ -124,7 +127,7 @@ def growing_jobs(options: argparse.Namespace) -> Iterator[Row]:
             seconds, memory = zip(*runs, strict=True)
             yield from series(f"{engine}: seconds of the start-up", (1,), seconds[:1])
             work = [max(taken - seconds[0], 1e-3) for taken in seconds[1:]]
-            yield from series(f"{engine}: seconds by photos, without it", options.photos, work)
+            yield from series(f"{engine}: seconds by photos, without it", options.photos, work, least=seconds[0] / 10)
             yield from series(f"{engine}: MiB by photos", options.photos, memory[1:])
 
 
