@@ -115,8 +115,10 @@ class ModelConfig:
     2s2x40d, 4s2x40d, 1s4x24d), resnet50, 101 or 152, the same with s (deep stem), resnet50d, resnext50_32x4d,
     resnext101_32x8d, or smp:NAME, any encoder of segmentation-models-pytorch."""
     head: str = "deeplabv3"
-    """Decoder: fcn or deeplabv3, in family mmseg also pspnet and deeplabv3plus, or smp:NAME with unet, unetplusplus,
-    manet, linknet, fpn, pspnet, deeplabv3, deeplabv3plus, pan, upernet or segformer."""
+    """Decoder: fcn or deeplabv3, in family mmseg also pspnet, deeplabv3plus and mask2former, or smp:NAME with unet,
+    unetplusplus, manet, linknet, fpn, pspnet, deeplabv3, deeplabv3plus, pan, upernet or segformer."""
+    pixel_decoder: str = "deformable"
+    """For head mask2former: deformable (attention over three strides, as published) or fpn (convolutions alone)."""
     family: str = "encoding"
     """Form of the heads and resizing of logits: encoding (the authors', aligned corners) or mmseg (mmsegmentation's,
     wider heads, corners not aligned)."""

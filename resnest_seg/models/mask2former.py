@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 CHANNELS, HEADS, LEVELS, POINTS = 256, 8, 3, 4
@@ -52,8 +51,28 @@ def semantic_scores(classes: Tensor, masks: Tensor) -> Tensor:
     return torch.einsum("nqk,nqhw->nkhw", classes.softmax(dim=-1)[..., :-1], masks.sigmoid())
 
 
+def semantic_logits(classes: Tensor, masks: Tensor) -> Tensor:
+    """Logarithms of `semantic_scores`: logits with the same best classes, whose exponentials are the scores."""
+    scores = semantic_scores(classes.float(), masks.float())
+    return scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
+
+
+def packed(prediction: MaskPrediction) -> Tensor:
+    """Masks and class scores in one tensor, float32 [N, Q, h + r, w]: the class scores fill r rows below the masks."""
+    classes, masks = prediction.classes.float(), prediction.masks.float()
+    width = masks.shape[3]
+    return torch.cat([masks, F.pad(classes, (0, -classes.shape[2] % width)).unflatten(2, (-1, width))], dim=2)
+
+
+def unpacked(tensor: Tensor, num_classes: int) -> MaskPrediction:
+    """The prediction that `packed` made a tensor of, without a copy of the masks."""
+    below = -(-(num_classes + 1) // tensor.shape[3])
+    classes = tensor[:, :, -below:].flatten(2)[..., : num_classes + 1]
+    return MaskPrediction(classes, tensor[:, :, :-below])
+
+
 def sine_position(height: int, width: int, like: Tensor) -> Tensor:
-    """Position embedding, float32 [1, C, h, w]: sines and cosines of y in the first half of the channels, then of x."""
+    """Position embedding, [1, C, h, w] of the type of `like`: sines and cosines of y in the first half of the channels, then of x."""
     count = CHANNELS // 2
     frequency = 10000.0 ** (2 * torch.arange(count // 2, device=like.device, dtype=torch.float32) / count)
 
@@ -63,7 +82,7 @@ def sine_position(height: int, width: int, like: Tensor) -> Tensor:
         return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
 
     rows, columns = waves(height)[:, None].expand(-1, width, -1), waves(width)[None].expand(height, -1, -1)
-    return torch.cat([rows, columns], dim=2).permute(2, 0, 1)[None]
+    return torch.cat([rows, columns], dim=2).permute(2, 0, 1)[None].to(like.dtype)
 
 
 class ConvGN(nn.Module):
@@ -202,7 +221,7 @@ class DeformablePixelDecoder(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         c1, c2, c3, c4 = features
         with torch.autocast(c1.device.type, enabled=False):
-            levels = self._attended([c4.float(), c3.float(), c2.float()])
+            levels = self._attended([x.to(torch.promote_types(x.dtype, torch.float32)) for x in (c4, c3, c2)])
         fine = self.lateral_convs[0](c1)
         above = F.interpolate(levels[-1], size=fine.shape[2:], mode="bilinear", align_corners=False)
         return self.mask_feature(self.output_convs[0](fine + above)), levels
@@ -251,21 +270,25 @@ class ConvolutionalPixelDecoder(nn.Module):
         return self.mask_feature(levels[-1]), levels[:LEVELS]
 
 
-class Attention(nn.Module):
-    """Attention of several heads, added to its input.
-
-    Its parameters have the names of `torch.nn.MultiheadAttention`, whose masks would need a copy for every head.
-    """
+class Projections(nn.Module):
+    """The parameters of `torch.nn.MultiheadAttention`, which itself would need a copy of the mask for every head."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.attn = nn.Module()
-        self.attn.in_proj_weight = nn.Parameter(torch.empty(3 * CHANNELS, CHANNELS))
-        self.attn.in_proj_bias = nn.Parameter(torch.zeros(3 * CHANNELS))
-        self.attn.out_proj = nn.Linear(CHANNELS, CHANNELS)
-        nn.init.xavier_uniform_(self.attn.in_proj_weight)
-        nn.init.xavier_uniform_(self.attn.out_proj.weight)
-        nn.init.zeros_(self.attn.out_proj.bias)
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * CHANNELS, CHANNELS))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * CHANNELS))
+        self.out_proj = nn.Linear(CHANNELS, CHANNELS)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+
+class Attention(nn.Module):
+    """Attention of several heads, added to its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = Projections()
 
     def forward(self, x: Tensor, asking: Tensor, keys: Tensor, values: Tensor, open_at: Tensor | None = None) -> Tensor:
         """Attend.
@@ -334,6 +357,11 @@ class Mask2FormerHead(nn.Module):
         layers: Layers of the decoder.
     """
 
+    size_divisor = 32
+    """The published models pad images to multiples of it."""
+
+    predicts_masks = True
+
     def __init__(
         self,
         in_channels: Sequence[int],
@@ -368,7 +396,7 @@ class Mask2FormerHead(nn.Module):
         for index, layer in enumerate(self.transformer_decoder.layers):
             level = index % LEVELS
             open_at = _open_positions(predictions[-1].masks, sizes[level])
-            x = layer(x, embed, flat[level], positions[level].to(x.dtype), open_at)
+            x = layer(x, embed, flat[level], positions[level], open_at)
             predictions.append(self._predict(x, mask_features))
         return predictions
 
@@ -478,7 +506,8 @@ class SetLoss(nn.Module):
                     for one in predictions
                 ]
             summed = torch.stack(rows).view(len(labels), len(predictions), 3).sum(dim=0)
-            return summed / torch.stack([total[0], *2 * [total[1].clamp(min=1)]])
+            parts: Tensor = summed / torch.stack([total[0], *2 * [total[1].clamp(min=1)]])
+            return parts
 
     def _present(self, labels: Tensor) -> Tensor:
         """The classes of labelled pixels, sorted, int64 [M]."""
@@ -509,6 +538,8 @@ class SetLoss(nn.Module):
         self, classes: Tensor, masks: Tensor, present: Tensor, truth: Tensor, draw: Callable[[Sequence[int]], Tensor]
     ) -> tuple[Tensor, Tensor]:
         """The queries and masks of the cheapest assignment, [M] each; the same points for all masks of an image."""
+        from scipy.optimize import linear_sum_assignment  # imported here because only training needs it
+
         places = draw((self.num_points, 2))[None]
         scores, expected = _at(masks[None], places)[0], _at(truth[None], places)[0]  # [Q, P], [M, P]
         softplus = F.softplus(torch.stack([-scores, scores])) / self.num_points  # of a point inside, and of one outside

@@ -30,7 +30,8 @@ from resnest_seg.inference.protocols import protocol
 from resnest_seg.io.visualize import contact_sheet
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import BEST
-from resnest_seg.models.segmenter import PixelModel, Segmenter, check_head, check_names
+from resnest_seg.models.heads import check_head
+from resnest_seg.models.segmenter import PixelModel, Segmenter, check_names
 from resnest_seg.training.distributed import PARALLEL, PRECISIONS, StopSignal
 from resnest_seg.training.losses import CoarseLogits, LabelLoss, Loss, OwnLoss, ScoredLoss, SegmentationLoss
 from resnest_seg.training.optim import CURVES, DECAYS, OPTIMIZERS, frozen_names
