@@ -72,7 +72,7 @@ def unpacked(tensor: Tensor, num_classes: int) -> MaskPrediction:
 
 
 def sine_position(height: int, width: int, like: Tensor) -> Tensor:
-    """Position embedding, [1, C, h, w] of the type of `like`: sines and cosines of y in the first half of the channels, then of x."""
+    """Position embedding, [1, C, h, w] typed as `like`: sines and cosines of y in half of the channels, then x."""
     count = CHANNELS // 2
     frequency = 10000.0 ** (2 * torch.arange(count // 2, device=like.device, dtype=torch.float32) / count)
 
@@ -511,8 +511,9 @@ class SetLoss(nn.Module):
 
     def _present(self, labels: Tensor) -> Tensor:
         """The classes of labelled pixels, sorted, int64 [M]."""
-        found = labels.unique().long()
-        return found[found != self.ignore]
+        found: Tensor = labels.unique().long()
+        present: Tensor = found[found != self.ignore]
+        return present
 
     def _of_image(
         self, classes: Tensor, masks: Tensor, present: Tensor, truth: Tensor, draw: Callable[[Sequence[int]], Tensor]

@@ -255,7 +255,7 @@ class Trainer:
         torch.manual_seed(sample_seed(self.config.seed, self.step, self.engine.process_index))  # dropout's
         device, processes = self.engine.device, self.engine.num_processes
         labels = [part.labels.to(device, non_blocking=True) for part in parts]
-        weight = torch.stack([self.task.weight_of(own) for own in labels]).sum()
+        weight = torch.stack([self.task.weight_of(own) for own in labels]).sum(dim=0)
         weight = self.engine.reduce(weight, reduction="sum")
         total = torch.zeros((), device=device)
         for number, part in enumerate(parts):
