@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from resnest_seg.config import ModelConfig
 from resnest_seg.errors import ConfigError, unknown_name
-from resnest_seg.models.mask2former import PIXEL_DECODERS, Mask2FormerHead
+from resnest_seg.models.mask2former import MASK2FORMER, PIXEL_DECODERS, Mask2FormerHead
 from resnest_seg.models.resnest import SMP
 
 
@@ -338,9 +338,6 @@ def _resize(x: Tensor, like: Tensor) -> Tensor:
     """Resize bilinearly to the height and width of `like`, without aligned corners."""
     return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
 
-
-MASK2FORMER = "mask2former"
-"""Name of the head that predicts masks."""
 
 HeadBuilder = Callable[[tuple[int, ...], int, int], nn.Module]
 """(channels of c1..c4, K, output stride) -> head."""

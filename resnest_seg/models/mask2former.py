@@ -21,6 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+MASK2FORMER = "mask2former"
+"""Name of the head."""
+
 CHANNELS, HEADS, LEVELS, POINTS = 256, 8, 3, 4
 """Channels of all features and queries; heads of attention; levels (strides 32, 16, 8) and points a level and head of
 deformable attention."""
@@ -221,7 +224,7 @@ class DeformablePixelDecoder(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         c1, c2, c3, c4 = features
         with torch.autocast(c1.device.type, enabled=False):
-            levels = self._attended([x.to(torch.promote_types(x.dtype, torch.float32)) for x in (c4, c3, c2)])
+            levels = self._attended([_float(c4), _float(c3), _float(c2)])
         fine = self.lateral_convs[0](c1)
         above = F.interpolate(levels[-1], size=fine.shape[2:], mode="bilinear", align_corners=False)
         return self.mask_feature(self.output_convs[0](fine + above)), levels
@@ -421,6 +424,11 @@ def _open_positions(masks: Tensor, size: tuple[int, int]) -> Tensor:
     return (inside | ~inside.any(dim=2, keepdim=True))[:, None]
 
 
+def _float(x: Tensor) -> Tensor:
+    """A tensor of half precision in float32, any other as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _centres(height: int, width: int, like: Tensor) -> Tensor:
     """x and y of the centres of a level's positions in 0..1, [L, 2]."""
     y = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
@@ -499,10 +507,10 @@ class SetLoss(nn.Module):
             rows = []
             for image, each in enumerate(labels):
                 present = self._present(each)
-                truth = (each == present.view(-1, 1, 1)).float()
+                truth = (each == present.view(-1, 1, 1)).to(_float(predictions[0].masks).dtype)
                 draw_here = functools.partial(draw, image)
                 rows += [
-                    self._of_image(one.classes[image].float(), one.masks[image].float(), present, truth, draw_here)
+                    self._of_image(_float(one.classes[image]), _float(one.masks[image]), present, truth, draw_here)
                     for one in predictions
                 ]
             summed = torch.stack(rows).view(len(labels), len(predictions), 3).sum(dim=0)
@@ -522,7 +530,7 @@ class SetLoss(nn.Module):
         chosen, which = self._assigned(classes, masks, present, truth, draw)
         target = torch.full((len(classes),), self.num_classes, device=classes.device)
         target[chosen] = present[which]
-        weight = torch.ones(self.num_classes + 1, device=classes.device)
+        weight = classes.new_ones(self.num_classes + 1)
         weight[-1] = self.NO_OBJECT
         cross_entropy = F.cross_entropy(classes, target, weight, reduction="sum")
         if not len(chosen):
