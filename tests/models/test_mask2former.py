@@ -294,15 +294,15 @@ def test_the_post_processing_of_the_transformers_library_is_another_protocol():
     from transformers import Mask2FormerImageProcessor
 
     generator = torch.Generator().manual_seed(0)
-    classes, masks = (torch.randn(1, 20, *shape, generator=generator) for shape in ((6,), (18, 25)))
+    classes, masks = (torch.randn(1, 20, *shape, generator=generator) for shape in ((6,), (120, 150)))
     output = SimpleNamespace(class_queries_logits=3 * classes, masks_queries_logits=9 * masks)
-    (theirs,) = Mask2FormerImageProcessor().post_process_semantic_segmentation(output, target_sizes=[(70, 100)])
+    (theirs,) = Mask2FormerImageProcessor().post_process_semantic_segmentation(output, target_sizes=[(480, 600)])
     resized = torch.nn.functional.interpolate(9 * masks, size=(384, 384), mode="bilinear", align_corners=False)
     squeezed = torch.nn.functional.interpolate(
-        semantic_scores(3 * classes, resized), size=(70, 100), mode="bilinear", align_corners=False
+        semantic_scores(3 * classes, resized), size=(480, 600), mode="bilinear", align_corners=False
     )
     assert torch.equal(theirs, squeezed[0].argmax(0))
-    published = torch.nn.functional.interpolate(9 * masks, size=(70, 100), mode="bilinear", align_corners=False)
+    published = torch.nn.functional.interpolate(9 * masks, size=(480, 600), mode="bilinear", align_corners=False)
     assert (semantic_scores(3 * classes, published)[0].argmax(0) != theirs).float().mean() > 0.01
 
 
