@@ -244,7 +244,10 @@ class OptimConfig:
     weight_decay: float = within(1e-4, 0, 10)
     """L2 penalty of SGD; decoupled decay of AdamW."""
     decay: str = "all"
-    """Scope of weight_decay: all parameters, or weights only, without norms and biases."""
+    """Scope of weight_decay: all parameters; weights, without norms and biases; or no_norms, all but norms and
+    embeddings (as transformers are trained)."""
+    clip_norm: float = within(0.0, 0, 1e6)
+    """Largest norm of the gradient of all parameters together, to which larger ones are scaled; 0 does not clip."""
     schedule: str = "poly"
     """Learning-rate schedule after the warm-up: poly, (1 - t) ** power, or cosine, (1 + cos(pi t)) / 2."""
     power: float = within(0.9, 0, 100, above=True)

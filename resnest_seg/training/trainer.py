@@ -65,6 +65,7 @@ from resnest_seg.training.optim import (
     WeightAverage,
     adopt_optimizer,
     build_optimizer,
+    clip_gradients,
     describe_lr,
     freeze,
     hold_frozen,
@@ -278,6 +279,7 @@ class Trainer:
             files=lambda: gather_object([name for part in parts for name in part.names]),
             allow_inf=scaler is not None and scaler.get_scale() > 1,
         )
+        clip_gradients(self.segmenter.parameters(), norm=norm, limit=self.config.optim.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
