@@ -306,10 +306,12 @@ class Attention(nn.Module):
         Returns:
             [N, Q, C].
         """
-        weights, biases = self.attn.in_proj_weight.chunk(3), self.attn.in_proj_bias.chunk(3)
+        thirds = [slice(third * CHANNELS, (third + 1) * CHANNELS) for third in range(3)]
         query, key, value = (
-            F.linear(part, weight, bias).unflatten(2, (HEADS, -1)).transpose(1, 2)
-            for part, weight, bias in zip((asking, keys, values), weights, biases, strict=True)
+            F.linear(part, self.attn.in_proj_weight[third], self.attn.in_proj_bias[third])
+            .unflatten(2, (HEADS, -1))
+            .transpose(1, 2)
+            for part, third in zip((asking, keys, values), thirds, strict=True)
         )
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=open_at)
         added: Tensor = x + self.attn.out_proj(found.transpose(1, 2).flatten(2))
@@ -387,7 +389,7 @@ class Mask2FormerHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[MaskPrediction]:
         mask_features, levels = self.pixel_decoder(features[-4:])
-        batch, sizes = len(mask_features), [(level.shape[2], level.shape[3]) for level in levels]
+        batch, sizes = mask_features.shape[0], [(level.shape[2], level.shape[3]) for level in levels]
         positions = [sine_position(*size, like=mask_features).flatten(2).transpose(1, 2) for size in sizes]
         flat = [
             level.flatten(2).transpose(1, 2) + embedding
