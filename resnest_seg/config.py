@@ -56,6 +56,18 @@ def _check_bands(model: ModelConfig, data: DataConfig) -> None:
             raise ConfigError(f"{key} has {len(values)} values, for the {model.in_channels} channels of {channels}.")
 
 
+def _check_shard_window(data: DataConfig) -> None:
+    """Refuse options that read samples from anywhere, which a window of shards is to avoid."""
+    if data.shard_window is None:
+        return
+    for key, given in (("rare_class", data.rare_class is not None), ("class_mix", data.class_mix > 0)):
+        if given:
+            raise ConfigError(
+                f"data.{key} takes samples from anywhere, and data.shard_window {data.shard_window} reads few shards "
+                "at a time: leave one of them out."
+            )
+
+
 def _check_loss(train: TrainConfig) -> None:
     names, weights = loss_names(train.loss), train.class_weights
     if weights not in CLASS_WEIGHTS:
@@ -156,7 +168,8 @@ class DataConfig:
     """The data set and the augmentation of training samples."""
 
     dataset: str = "ade20k"
-    """Data set: synthetic, camvid, ade20k, cityscapes, or folder (your own photos and masks)."""
+    """Data set: synthetic, camvid, ade20k, cityscapes, folder (your own photos and masks) or shards (what `pack`
+    wrote)."""
     root: str | None = None
     """Folder, zip file or address (s3://...) of the data set; null for $RESNEST_SEG_DATA/<dataset>, or
     datasets/<dataset> if that is not set."""
@@ -203,6 +216,9 @@ class DataConfig:
     rare_class: float | None = within(None, 0.001, 100)
     """Temperature of rare-class sampling (0.01 strong, 1 weak; needs a pass over all masks); null draws every photo
     once per epoch."""
+    shard_window: int | None = within(None, 1, COUNT)
+    """For packed shards: read so many shards at a time, in a random order, and shuffle samples within these, for
+    storage that is slow at random places; null shuffles over everything, as of any data set."""
     bands: tuple[int | str, ...] | None = None
     """Bands of raster files (TIFF, PNG, .npy) in the order of the model's channels: numbers from 1, or the names that a
     GeoTIFF gives them, such as 4,3,2,8. Values are taken as they are, of 8 or 16 bits or float32; null reads photos as
@@ -219,6 +235,11 @@ class DataConfig:
     """Number of training samples, evenly spread, that are checked before the first step; 0 checks none."""
     workers: int = within(4, 0, 256)
     """Loader processes for each training process; 0 loads in the training process. Results do not depend on it."""
+    cache: str | None = None
+    """Folder on a local disk for copies of what is read from an address, which later epochs, other processes and other
+    runs read there; null keeps none."""
+    cache_size: float = within(20.0, 0.001, 1 << 20)
+    """Limit of all copies in GiB; what was not read for longest makes room."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,6 +297,9 @@ class LoopConfig:
     """Synchronise batch norm's statistics over processes (several GPU processes only)."""
     parallel: str = "ddp"
     """Distribution over several processes: ddp (each holds the model) or fsdp (each holds a shard: less memory)."""
+    peer_timeout: int = within(600, 5, 86400)
+    """Seconds that a process waits for the others of the run, if one of them no longer answers; then the run ends, and
+    torchrun starts it again. It must be longer than the machines differ in reading the list of a data set."""
     ema: float = within(0.0, 0, 1, below=True)
     """Decay of a moving average of the weights, after a warm-up: min(ema, (1 + t) / (10 + t)) in update t; for runs of
     5 / (1 - ema) steps or more. Average and weights are both validated, at twice the cost, and the better is kept as
@@ -364,6 +388,7 @@ class RunConfig(NestedConfig):
                 object.__setattr__(self, "model", dataclasses.replace(self.model, in_channels=len(bands)))
         super().__post_init__()
         _check_bands(self.model, self.data)
+        _check_shard_window(self.data)
         low, high = self.data.scale_min, self.data.scale_max
         if high < low:
             raise ConfigError(f"data.scale_max ({high}) is below data.scale_min ({low}).")
@@ -412,8 +437,8 @@ class ClassFolderConfig:
     dataset: str = "imagenet"
     """Name of the data set, which decides where it is looked for if root is null."""
     root: str | None = None
-    """Folder with train/<class>/* and val/<class>/*; null looks in $RESNEST_SEG_DATA/<dataset>, then in
-    datasets/<dataset>."""
+    """Folder or address (s3://...) with train/<class>/* and val/<class>/*; null looks in $RESNEST_SEG_DATA/<dataset>,
+    then in datasets/<dataset>."""
     crop_size: int = within(224, 1, 16384)
     """Height in pixels of the crops of training and validation, and their width where crop_width is null."""
     crop_width: int | None = within(None, 1, 16384)
@@ -422,6 +447,11 @@ class ClassFolderConfig:
     """Probability of a horizontal flip."""
     workers: int = within(4, 0, 256)
     """Loader processes for each training process; 0 loads in the training process. Results do not depend on it."""
+    cache: str | None = None
+    """Folder on a local disk for copies of what is read from an address, which later epochs, other processes and other
+    runs read there; null keeps none."""
+    cache_size: float = within(20.0, 0.001, 1 << 20)
+    """Limit of all copies in GiB; what was not read for longest makes room."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,6 +37,15 @@ def chromium():
         yield found
 
 
+@pytest.fixture(scope="module")
+def object_store():
+    """An S3 store on this machine and its proxy, see `support.object_store`; the environment names it."""
+    from support import object_store as support
+
+    with support.running() as store:
+        yield store
+
+
 @pytest.fixture
 def tool(monkeypatch):
     """Load a tool by name; its exit code is that of the real command line."""

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "reports": {"io", "storage", "data", "models", "inference", "evaluation"},
     "training": {"io", "storage", "data", "models", "inference", "evaluation", "reports"},
     "export": {"io", "storage", "data", "models", "inference", "evaluation"},
+    "bulk": {"io", "storage", "annotations", "data", "models", "inference", "evaluation"},
     "cli": {
         "io",
         "storage",
@@ -43,6 +44,7 @@ MAY_IMPORT = {
         "reports",
         "training",
         "export",
+        "bulk",
     },
     "__main__": {"cli"},
 }

@@ -22,6 +22,7 @@ from resnest_seg.cli.parsing.options import (
     add_dataset,
     add_workers,
     bands_in,
+    cache_in,
     open_dataset,
     windows_in,
 )
@@ -34,6 +35,7 @@ from resnest_seg.labels import TASKS
 if TYPE_CHECKING:
     from resnest_seg.data.datasets import SegmentationDataset
     from resnest_seg.labels import LabelSpace
+    from resnest_seg.storage.sources import Source
 
 SPLITS = ("train", "val", "test")
 
@@ -68,7 +70,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset], list[str]]:
     """Open the requested splits (default: train, val and, if it exists, test); returns splits and problems."""
-    from resnest_seg.data.build import build_dataset, say_layout
+    from resnest_seg.data.build import build_dataset, opened_root, say_layout
 
     trained: DataConfig | None = None
     space: LabelSpace | None = None
@@ -78,6 +80,10 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
         segmenter = load_checkpoint(options.checkpoint)
         trained, space = segmenter.config.data, segmenter.label_space
     name = options.dataset or (trained.dataset if trained is not None else "")
+    root: str | Path | Source | None = options.root
+    if trained is None and name in ("folder", "camvid", "ade20k", "cityscapes"):
+        cache, cache_size = cache_in(options, DataConfig())
+        root = opened_root(name, root, cache=cache, cache_size=cache_size)  # listed once for all splits
     options.window_overlap = 0  # context would count as ignored
     splits = options.splits.split(",") if options.splits else list(SPLITS)
     found, problems = [], []
@@ -90,7 +96,7 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
                 found.append(
                     build_dataset(
                         name,
-                        root=options.root,
+                        root=root,
                         split=split,
                         images=options.data_images,
                         masks=options.data_masks,
@@ -166,7 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_option("--workers", options.workers, 0, 256)
 
     if options.dataset is None and options.checkpoint is None:
-        raise ConfigError("--dataset is missing: synthetic, camvid, ade20k, cityscapes or folder; or --checkpoint RUN.")
+        names = "synthetic, camvid, ade20k, cityscapes, folder or shards"
+        raise ConfigError(f"--dataset is missing: {names}; or --checkpoint RUN.")
     if options.write_classes is not None:
         write_classes(options)
         return 0

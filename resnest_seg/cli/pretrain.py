@@ -84,7 +84,7 @@ def trainer_for(order: Order[PretrainConfig]) -> Trainer:
     """Build and check all parts of a run."""
     import torch
 
-    from resnest_seg.data.build import local_root
+    from resnest_seg.data.build import opened_root
     from resnest_seg.models.loading import classifier_for
     from resnest_seg.training.classification import ClassFolder, ClassificationTask
     from resnest_seg.training.run_folder import RunFolder
@@ -94,8 +94,10 @@ def trainer_for(order: Order[PretrainConfig]) -> Trainer:
     config = order.config
     check_choices(config)
     resume = order.resume == "yes" or (order.resume == "auto" and bool(RunFolder(order.output).states()))
-    root = local_root(config.data.dataset, config.data.root)
-    check_outside(order.output, [root / "train", root / "val"])
+    data = config.data
+    root = opened_root(data.dataset, data.root, cache=data.cache, cache_size=data.cache_size)
+    if isinstance(root, str | Path):
+        check_outside(order.output, [Path(root) / "train", Path(root) / "val"])
     task = ClassificationTask(config, ClassFolder(root, "train"), ClassFolder(root, "val"))
     torch.manual_seed(config.seed)
     return Trainer(

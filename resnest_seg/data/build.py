@@ -11,20 +11,23 @@ from pathlib import Path
 from resnest_seg.config import CUSTOM, DataConfig
 from resnest_seg.data.datasets import ADE20K, DATA_ROOT_VARIABLE, CamVid, Cityscapes, SegmentationDataset, TaskView
 from resnest_seg.data.folder import FolderDataset
+from resnest_seg.data.shards import ShardDataset, is_packed
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.tiles import WindowDataset, paired_files
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
 from resnest_seg.io.bands import BandReader
 from resnest_seg.labels import TASKS, LabelSpace
-from resnest_seg.storage.remote import is_address
+from resnest_seg.storage.remote import RemoteSource, is_address
+from resnest_seg.storage.sources import Source
 
-DATASETS: dict[str, Callable[[str | Path, str, bool], SegmentationDataset]] = {
+DATASETS: dict[str, Callable[[str | Path | Source, str, bool], SegmentationDataset]] = {
     # (root, split, allow missing masks); folder has more options, see `build_dataset`
     "synthetic": lambda root, split, lenient: Synthetic(split),
     "camvid": lambda root, split, lenient: CamVid(root, split, allow_missing=lenient),
     "ade20k": lambda root, split, lenient: ADE20K(root, split, allow_missing=lenient),
     "cityscapes": lambda root, split, lenient: Cityscapes(root, split, allow_missing=lenient),
     "folder": lambda root, split, lenient: FolderDataset(root, split, allow_missing=lenient),
+    "shards": lambda root, split, lenient: ShardDataset(root, split),
 }
 
 
@@ -35,22 +38,36 @@ def data_root(name: str, root: str | Path | None = None) -> str | Path:
     return Path(root) if root is not None else Path(os.environ.get(DATA_ROOT_VARIABLE, "datasets")) / name
 
 
-def local_root(name: str, root: str | Path | None) -> Path:
-    """Return the folder of a data set that is read from folders only; see `data_root`.
+def opened_root(
+    name: str, root: str | Path | Source | None, *, cache: str | Path | None = None, cache_size: float = 20.0
+) -> str | Path | Source:
+    """Return the folder of a data set, see `data_root`, or its storage, listed now, if it is at an address.
+
+    Args:
+        name: The data set.
+        root: Its folder, zip file, address or storage, or None.
+        cache: Folder for copies of what is read from an address; None keeps none.
+        cache_size: Limit of all copies in GiB.
 
     Raises:
-        ConfigError: It is an address.
+        ConfigError: The cache cannot be written to.
+        DatasetError: The address cannot be listed.
     """
-    where = data_root(name, root)
-    if is_address(where):
-        raise ConfigError(f"data.root '{where}' is an address, and image classes are read from a folder: download it.")
-    return Path(where)
+    where = root if isinstance(root, Source) else data_root(name, root)
+    if isinstance(where, Source) or not is_address(where):
+        return where
+    copies = None
+    if cache is not None:
+        from resnest_seg.storage.cache import Cache  # here, because Windows has no such locks
+
+        copies = Cache(cache, gib=cache_size)
+    return RemoteSource(str(where), cache=copies)
 
 
 def build_dataset(
     name: str,
     *,
-    root: str | Path | None = None,
+    root: str | Path | Source | None = None,
     split: str = "train",
     images: str | None = None,
     masks: str | None = None,
@@ -60,12 +77,15 @@ def build_dataset(
     allow_missing: bool = False,
     task: str = "multiclass",
     positive: str | None = None,
+    cache: str | Path | None = None,
+    cache_size: float = 20.0,
 ) -> SegmentationDataset:
     """Open a data set by name.
 
     Args:
         name: A key of `DATASETS`.
-        root: Its folder, zip file or address; None for $RESNEST_SEG_DATA/<name>, or datasets/<name> if that is not set.
+        root: Its folder, zip file, address or storage; None for $RESNEST_SEG_DATA/<name>, or datasets/<name> if that is
+            not set. Packed shards are recognised under any name.
         split: "train", "val" or "test", if the data set has it.
         images: For "folder": pattern of the photos, see `FolderDataset`.
         masks: For "folder": pattern of the masks.
@@ -77,22 +97,20 @@ def build_dataset(
         task: One of `resnest_seg.labels.TASKS`. A folder has masks of that task, unless `positive` is given; of other
             data sets, every class becomes a label of a multi-label task.
         positive: Names of classes, separated by commas, that are the object of a binary task.
+        cache: Folder for copies of what is read from an address; None keeps none.
+        cache_size: Limit of all copies in GiB.
 
     Raises:
         ConfigError: Unknown name, task or class; patterns or windows for a data set with a layout of its own; a binary
             task on a data set of several classes without `positive`.
         DatasetError: The data set is missing or incomplete, or the split is unknown.
     """
-    if name == CUSTOM:
-        raise ConfigError(
-            "the data set is one of its author's own (custom), which no name opens: choose another, such as --dataset "
-            "folder --data.root FOLDER, or pass it in Python: fit(..., train=, validation=), evaluate(model, dataset)."
-        )
-    if name not in DATASETS:
-        raise unknown_name("data set", name, DATASETS)
-    if task not in TASKS:
-        raise unknown_name("task", task, TASKS)
-    where = data_root(name, root)
+    _check_names(name, task)
+    where = opened_root(name, None if name == "synthetic" else root, cache=cache, cache_size=cache_size)
+    given: dict[str, object] = {"data.images": images, "data.masks": masks, "data.window": window}
+    if stored_as(name, where) == "shards":
+        given |= {"data.classes": classes}
+        return _packed(name, where, split, task, positive, {key: value for key, value in given.items() if value})
     if name == "folder":
         own = task if positive is None else "multiclass"  # the task of the masks
         if own == "multiclass" and isinstance(classes, LabelSpace) and classes.task != own:
@@ -102,10 +120,58 @@ def build_dataset(
         )
         dataset = files if window is None else WindowDataset(files, window, overlap=window_overlap)
         return dataset if own == task else with_task(dataset, task, positive)
-    for key, given in (("data.images", images), ("data.masks", masks), ("data.window", window)):
-        if given is not None:
-            raise ConfigError(f"{key} is for --dataset folder: {name} has its own layout. Leave out '{given}'.")
+    for key, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{key} is for --dataset folder: {name} has its own layout. Leave out '{value}'.")
     return with_task(DATASETS[name](where, split, allow_missing), task, positive)
+
+
+def _check_names(name: str, task: str) -> None:
+    if name == CUSTOM:
+        raise ConfigError(
+            "the data set is one of its author's own (custom), which no name opens: choose another, such as --dataset "
+            "folder --data.root FOLDER, or pass it in Python: fit(..., train=, validation=), evaluate(model, dataset)."
+        )
+    if name not in DATASETS:
+        raise unknown_name("data set", name, DATASETS)
+    if task not in TASKS:
+        raise unknown_name("task", task, TASKS)
+
+
+def stored_as(name: str, root: str | Path | Source) -> str:
+    """Return the name by which the data at a root is read: "shards" of packed shards, else `name`."""
+    return "shards" if name == "shards" or (name != "synthetic" and is_packed(root)) else name
+
+
+def _packed(
+    name: str, root: str | Path | Source, split: str, task: str, positive: str | None, given: dict[str, object]
+) -> SegmentationDataset:
+    """Open packed shards; their classes and files are fixed.
+
+    Args:
+        name: The data set that was asked for: "shards", "folder" for any, or one that the shards must hold.
+        root: See `build_dataset`, like the next three.
+        split: The split.
+        task: The task.
+        positive: The object of a binary task.
+        given: Keys and values that are for files in a folder.
+    """
+    dataset = ShardDataset(root, split)
+    space, shown = dataset.label_space, dataset.source.shown
+    for key, value in given.items():
+        if key != "data.classes" or not isinstance(value, LabelSpace):  # those of a checkpoint
+            raise ConfigError(
+                f"{key} is for files in a folder, and {shown} holds packed shards with files and classes of their own: "
+                f"leave out '{value}', or pack the data set with it."
+            )
+    if name not in ("shards", "folder", space.name):
+        raise ConfigError(f"{shown} holds packed shards of {space.name}, not of {name}: pass --dataset shards.")
+    if space.task == "multiclass":
+        return with_task(dataset, task, positive)
+    if task != space.task or positive is not None:
+        hint = "leave out data.positive" if task == space.task else f"pass --model.task {space.task}"
+        raise ConfigError(f"{shown} holds packed masks of model.task {space.task}, not of {task}: {hint}.")
+    return dataset
 
 
 def with_task(dataset: SegmentationDataset, task: str, positive: str | None = None) -> SegmentationDataset:
@@ -125,8 +191,16 @@ def with_task(dataset: SegmentationDataset, task: str, positive: str | None = No
     return TaskView(dataset, task, chosen)
 
 
-def dataset_for(data: DataConfig, split: str, *, task: str = "multiclass") -> SegmentationDataset:
+def dataset_for(
+    data: DataConfig, split: str, *, task: str = "multiclass", root: str | Path | Source | None = None
+) -> SegmentationDataset:
     """Open a split of the data set that a config names; see `build_dataset` for the errors.
+
+    Args:
+        data: The config.
+        split: The split.
+        task: The task of the model.
+        root: Its storage, if it is open already (`opened_root`), so that it is listed once for several splits.
 
     Raises:
         ConfigError: Bands of a data set whose images are drawn, not read.
@@ -137,6 +211,7 @@ def dataset_for(data: DataConfig, split: str, *, task: str = "multiclass") -> Se
         ("data.images", data.images),
         ("data.masks", data.masks),
         ("data.classes", data.classes),
+        ("data.cache", data.cache),
     ):
         if path is not None and printable(path) != path:
             raise DatasetError(
@@ -145,7 +220,7 @@ def dataset_for(data: DataConfig, split: str, *, task: str = "multiclass") -> Se
             )
     dataset = build_dataset(
         data.dataset,
-        root=data.root,
+        root=data.root if root is None else root,
         split=split,
         images=data.images,
         masks=data.masks,
@@ -154,6 +229,8 @@ def dataset_for(data: DataConfig, split: str, *, task: str = "multiclass") -> Se
         window_overlap=data.window_overlap,
         task=task,
         positive=data.positive,
+        cache=data.cache,
+        cache_size=data.cache_size,
     )
     dataset.read_as(bands_of(data))
     return dataset

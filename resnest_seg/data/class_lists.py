@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from resnest_seg.errors import DatasetError
 from resnest_seg.labels import IGNORE_LABEL, MAX_LABELS, MULTILABEL_IGNORE, LabelSpace, is_class_name
+from resnest_seg.storage.remote import is_address, read_address
 from resnest_seg.yaml_files import load_yaml
 
 COLUMNS = ("name", "id", "red", "green", "blue", "ignore", "pixels")
@@ -39,10 +40,21 @@ def read_classes(path: str | Path, *, name: str = "custom") -> LabelSpace:
     Raises:
         DatasetError: The file is missing or malformed, or two classes share a name or id; the message names the line.
     """
+    return parse_classes(class_list(path), str(path), name=name)
+
+
+def class_list(path: str | Path) -> bytes:
+    """Read the file of a class list, at a path or an address.
+
+    Raises:
+        DatasetError: It is missing.
+    """
+    if is_address(path):
+        return read_address(str(path))
     path = Path(path)
     if not path.is_file():
         raise DatasetError(f"no class list {path}" + (", which is a folder." if path.is_dir() else "."))
-    return parse_classes(path.read_bytes(), str(path), name=name)
+    return path.read_bytes()
 
 
 def parse_classes(data: bytes, path: str, *, name: str = "custom") -> LabelSpace:

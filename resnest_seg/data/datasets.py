@@ -22,6 +22,7 @@ from resnest_seg.io.images import IMAGE_SUFFIXES, decode_image
 from resnest_seg.io.masks import decode_bits, decode_mask, mask_palette
 from resnest_seg.labels import IGNORE_LABEL, MULTILABEL_IGNORE, LabelSpace, labels_to_bits
 from resnest_seg.storage.opening import base_of, open_source
+from resnest_seg.storage.remote import is_address
 from resnest_seg.storage.sources import FolderSource, Source
 
 
@@ -300,9 +301,9 @@ class PairedFiles(SegmentationDataset):
         masks: Collection[str] = (),
         allow_missing: bool = False,
     ) -> None:
-        self.label_space, self.split, self.source, self.pairs = label_space, split, source, list(pairs)
+        self.label_space, self.split, self.source, self.pairs = label_space, split, source, pairs
         self.encoding, self.colors, self.palettes = encoding or label_space, colors, palettes
-        self.orphans = sorted(set(masks) - {mask for _, mask in self.pairs if mask is not None})
+        self.orphans = sorted(set(masks) - {mask for _, mask in self.pairs if mask is not None}) if masks else []
         if not self.pairs:
             raise DatasetError(f"the {split} split of {label_space.name} is empty.")
         if allow_missing:
@@ -429,7 +430,7 @@ class ADE20K(PairedFiles):
         DatasetError: The data set is missing or incomplete, or the split is unknown.
     """
 
-    def __init__(self, root: str | Path, split: str = "train", *, allow_missing: bool = False) -> None:
+    def __init__(self, root: str | Path | Source, split: str = "train", *, allow_missing: bool = False) -> None:
         folder = _choose("split", split, {"train": "training", "val": "validation"})
         source = open_source(root, zips=("ADEChallengeData2016.zip",))
         base = "ADEChallengeData2016/" if source.names(f"ADEChallengeData2016/images/{folder}") else ""
@@ -455,7 +456,7 @@ class Cityscapes(PairedFiles):
         DatasetError: The data set is missing or incomplete, or the split is unknown.
     """
 
-    def __init__(self, root: str | Path, split: str = "train", *, allow_missing: bool = False) -> None:
+    def __init__(self, root: str | Path | Source, split: str = "train", *, allow_missing: bool = False) -> None:
         folder = _choose("split", split, {"train": "train", "val": "val", "test": "test"})
         source = open_source(root, zips=("leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip"))
         ending = "_leftImg8bit.png"
@@ -493,7 +494,7 @@ class CamVid(PairedFiles):
         DatasetError: The data set is missing or incomplete, or the split is unknown.
     """
 
-    def __init__(self, root: str | Path, split: str = "train", *, allow_missing: bool = False) -> None:
+    def __init__(self, root: str | Path | Source, split: str = "train", *, allow_missing: bool = False) -> None:
         folder = _choose("split", split, {"train": "train", "val": "val", "test": "test"})
         source = open_source(root, zips=())
         base = base_of(source, folder)
@@ -516,11 +517,13 @@ def _train_ids(space: LabelSpace) -> LabelSpace:
     return dataclasses.replace(space, raw_ids=tuple(range(len(space))), ignored_raw_ids=(IGNORE_LABEL,))
 
 
-def _require(images: Sequence[str], root: str | Path, folder: str, name: str, remedy: str) -> None:
-    if images or (Path(root) / folder).is_dir():  # an empty split raises another error
+def _require(images: Sequence[str], root: str | Path | Source, folder: str, name: str, remedy: str) -> None:
+    remote = isinstance(root, Source) or is_address(root)
+    if images or (not remote and (Path(str(root)) / folder).is_dir()):  # an empty split raises another error
         return
+    place = open_source(root, zips=()).locate(folder) if remote else Path(str(root)) / folder
     raise DatasetError(
-        f"data set {name} not found: there is no folder {Path(root) / folder}. To get it: {remedy}. If you have it "
+        f"data set {name} not found: there is no folder {place}. To get it: {remedy}. If you have it "
         f"elsewhere, pass --data.root FOLDER or set {DATA_ROOT_VARIABLE}. Layouts: "
         f"{command('prepare')} --help."
     )

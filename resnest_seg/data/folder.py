@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.data.class_lists import infer_classes, names_id, parse_classes, read_classes
+from resnest_seg.data.class_lists import class_list, infer_classes, names_id, parse_classes, read_classes
 from resnest_seg.data.datasets import PairedFiles
 from resnest_seg.data.layouts import (
     LAYOUTS,
@@ -32,6 +32,7 @@ from resnest_seg.io.images import IMAGE_SUFFIXES
 from resnest_seg.io.masks import decode_bits, decode_mask, mask_palette
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
 from resnest_seg.storage.opening import open_source
+from resnest_seg.storage.retries import without_secrets
 from resnest_seg.storage.sources import Source
 
 SPLITS = ("train", "val", "test")
@@ -65,7 +66,7 @@ class FolderDataset(PairedFiles):
     train and none for val, val is such a tenth of train.
 
     Args:
-        root: The folder, a zip file, or an address.
+        root: The folder, a zip file, an address, or a storage that is open.
         split: "train", "val" or "test".
         images: Pattern of the photos below `root`, such as "photos/{split}/*.jpg", or their folder.
         masks: Pattern of the masks, with as many wildcards; both or none.
@@ -88,7 +89,7 @@ class FolderDataset(PairedFiles):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | Source,
         split: str = "train",
         *,
         images: str | None = None,
@@ -100,7 +101,8 @@ class FolderDataset(PairedFiles):
         if split not in SPLITS:
             raise DatasetError(str(unknown_name("split", split, SPLITS)))
         source = open_source(root, zips=())
-        found = find_pairs(source, root, images=images, masks=masks)
+        shown = named(root)
+        found = find_pairs(source, shown, images=images, masks=masks)
         labelled = [photo.mask for photo in found.photos if photo.mask is not None]
         space, names_255 = _folder_label_space(
             source, found.layout.base, labelled, classes, lenient=allow_missing, task=task
@@ -124,7 +126,7 @@ class FolderDataset(PairedFiles):
             raise DatasetError(
                 f"{len(alone)} of {len(chosen)} images of the {split} split have no mask. The first: "
                 f"{source.locate(alone[0].image)} needs {source.locate(alone[0].wanted)}."
-                f"{explained(source, visible(source.names('')), str(root), found)}"
+                f"{explained(source, visible(source.names('')), shown, found)}"
             )
         pairs = [(photo.image, None if unlabelled else photo.mask or photo.wanted) for photo in chosen]
         super().__init__(
@@ -221,14 +223,20 @@ def read_masks(
             yield where, mask, mask_palette(data) if mask.ndim == 2 else None
 
 
-def lists_classes(root: str | Path, *, images: str | None = None, masks: str | None = None) -> bool:
+def lists_classes(root: str | Path | Source, *, images: str | None = None, masks: str | None = None) -> bool:
     """True if a folder, zip file or address of the user's has a class list.
 
     Raises:
         DatasetError: There is no such folder or file.
     """
     source = open_source(root, zips=())
-    return _class_list(source, find_pairs(source, root, images=images, masks=masks).layout.base) is not None
+    found = find_pairs(source, named(root), images=images, masks=masks)
+    return _class_list(source, found.layout.base) is not None
+
+
+def named(root: str | Path | Source) -> str:
+    """Where a data set is, for messages."""
+    return root.locate("") if isinstance(root, Source) else without_secrets(str(root))
 
 
 def _class_list(source: Source, base: str) -> str | None:
@@ -333,8 +341,8 @@ def _folder_label_space(
     if isinstance(classes, LabelSpace):
         return classes, IGNORE_LABEL in classes.raw_ids + classes.ignored_raw_ids
     if classes is not None:
-        space, data, path = read_classes(classes, name="folder"), Path(classes).read_bytes(), str(classes)
-        return space, names_id(data, path, IGNORE_LABEL)
+        space = read_classes(classes, name="folder")
+        return space, names_id(class_list(classes), str(classes), IGNORE_LABEL)
     inside = _class_list(source, base)
     if inside is not None:
         data, path = source.read(inside), source.locate(inside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -18,7 +19,6 @@ from resnest_seg.io.bands import BandReader, Raster, without_labels
 from resnest_seg.io.georeference import georeference_of
 from resnest_seg.io.raster_windows import RasterWindows, Window, palette_of
 from resnest_seg.labels import ignored_pixels
-from resnest_seg.storage.sources import FolderSource
 
 MOST_TRIES = 10
 """Random windows that are tried, for one with a label, before the cell of the grid itself is taken."""
@@ -54,7 +54,8 @@ class WindowDataset(SegmentationDataset):
     the data set is opened, by windows.
 
     Args:
-        files: Pairs of TIFF files in a folder: image and labels on the same grid.
+        files: Pairs of TIFF files, image and labels on the same grid, in a folder, or at an address with a cache: GDAL
+            reads the copies there, without files beside them (.tfw, .ovr).
         window: Height and width of windows in pixels.
         overlap: Pixels of context around a cell, at least; None is an eighth of the window.
 
@@ -73,18 +74,13 @@ class WindowDataset(SegmentationDataset):
         self.overlap = window // 8 if overlap is None else overlap
         if self.overlap >= window:
             raise ConfigError(f"data.window_overlap ({self.overlap}) must be less than data.window ({window}).")
-        if not isinstance(files.source, FolderSource):
-            raise DatasetError(
-                f"windows are read from a folder, and {files.source.locate(files.pairs[0][0])} is not in one: unpack "
-                "or download the data set, or read whole images (data.window null)."
-            )
-        self.root = files.source.root
         self.label_space, self.split = files.label_space, files.split
-        self.rasters = RasterWindows()
+        self.rasters, self._copies = RasterWindows(), dict[str, str]()
         try:
-            self.cells = [
-                cell for pair in range(len(files.pairs)) for cell in self._cells(pair) if self._has_data(cell)
-            ]
+            with self._addresses():
+                self.cells = [
+                    cell for pair in range(len(files.pairs)) for cell in self._cells(pair) if self._has_data(cell)
+                ]
         finally:
             self.rasters.close()  # no handle goes into another process
         self._require_cells()
@@ -119,8 +115,9 @@ class WindowDataset(SegmentationDataset):
     def __getitem__(self, index: int) -> Sample:
         cell, window = self.cells[index], self._with_context(index)
         labels = self.files.nothing_labelled((window.height, window.width))
-        labels[self.cell_within(index)] = self._labels(cell.pair, cell.core)
-        return self._sample(cell, window, labels)
+        with self._addresses():
+            labels[self.cell_within(index)] = self._labels(cell.pair, cell.core)
+            return self._sample(cell, window, labels)
 
     def cell_within(self, index: int) -> tuple[slice, slice]:
         """Rows and columns of a sample that are its cell: the others are context."""
@@ -134,7 +131,10 @@ class WindowDataset(SegmentationDataset):
 
     def draw(self, index: int, *, seed: int) -> Sample:
         """Read a window at a random place around a cell, up to half a window away, that has a labelled pixel."""
-        cell, random = self.cells[index], np.random.default_rng([seed, 1])
+        with self._addresses():
+            return self._drawn(self.cells[index], np.random.default_rng([seed, 1]))
+
+    def _drawn(self, cell: Cell, random: np.random.Generator) -> Sample:
         middle = _around(cell, self.window)
         for _ in range(MOST_TRIES):
             top = _nearby(random, middle.top, self.window // 2, cell.height - middle.height)
@@ -148,13 +148,15 @@ class WindowDataset(SegmentationDataset):
     def raster(self, index: int) -> Raster:
         """Read the image of a cell without context: so every pixel counts once in statistics."""
         cell = self.cells[index]
-        return self._image(cell.pair, cell.core)
+        with self._addresses():
+            return self._image(cell.pair, cell.core)
 
     def read_as(self, bands: BandReader | None) -> None:
         """Set how bands are read; cells whose pixels have no data by its value are left out, too."""
         before, self.bands = self.bands, bands
         if bands is not None and bands.nodata != (None if before is None else before.nodata):
-            self.cells = [cell for cell in self.cells if self._has_data(cell)]
+            with self._addresses():
+                self.cells = [cell for cell in self.cells if self._has_data(cell)]
             self.rasters.close()
             self._require_cells()
 
@@ -163,9 +165,27 @@ class WindowDataset(SegmentationDataset):
         name = f"{self.files.source.locate(self.files.pairs[cell.pair][0])}, {window}"
         return Sample(image, without_labels(labels, valid), name)
 
+    def _path(self, name: str) -> Path:
+        """The file that GDAL reads: of a raster at an address, its copy in the cache."""
+        path, where = self.files.source.local(name), self.files.source.locate(name)
+        if str(path) != where:
+            self._copies[str(path)] = where
+        return path
+
+    @contextlib.contextmanager
+    def _addresses(self) -> Iterator[None]:
+        """Have errors name the address of a raster instead of its copy."""
+        try:
+            yield
+        except DatasetError as error:
+            text = str(error)
+            for path, where in self._copies.items():
+                text = text.replace(path, where)
+            raise DatasetError(text) from None
+
     def _image(self, pair: int, window: Window) -> Raster:
         """A window of an image: of a photo, or the bands that `bands` names."""
-        path = self.root / self.files.pairs[pair][0]
+        path = self._path(self.files.pairs[pair][0])
         if self.bands is None:
             valid = self.rasters.valid(path, window)
             return Raster(_photo(self.rasters, path, window), None if valid is None else valid[..., None])
@@ -177,7 +197,7 @@ class WindowDataset(SegmentationDataset):
         name = self.files.pairs[pair][1]
         if name is None:
             return self.files.nothing_labelled((window.height, window.width))
-        path = self.root / name
+        path = self._path(name)
         raw = self.rasters.bands(path, window)
         source = self.rasters.source(path)
         if raw.shape[2] not in (1, 3, 4) or raw.dtype.kind not in "iu":
@@ -211,7 +231,7 @@ class WindowDataset(SegmentationDataset):
     def _cells(self, pair: int) -> Iterator[Cell]:
         """The grid of a raster, after a look at whether image and labels fit each other."""
         names = [name for name in self.files.pairs[pair] if name is not None]
-        sources = [self.rasters.source(self.root / name) for name in names]
+        sources = [self.rasters.source(self._path(name)) for name in names]
         height, width = int(sources[0].height), int(sources[0].width)
         image = self.files.source.locate(names[0])
         if len(sources) == 2:
@@ -241,7 +261,7 @@ class WindowDataset(SegmentationDataset):
         if self.bands is not None and self.bands.nodata is not None:
             valid = self._image(cell.pair, cell.core).valid
             return valid is None or bool((valid.any(axis=2) & labelled).any())
-        flat = self.rasters.valid(self.root / self.files.pairs[cell.pair][0], cell.core)
+        flat = self.rasters.valid(self._path(self.files.pairs[cell.pair][0]), cell.core)
         return flat is None or bool((flat & labelled).any())
 
 

@@ -228,19 +228,31 @@ def load_classifier(path: str | Path, *, output_stride: int | None = None, dilat
     return classifier.eval()
 
 
-def _open(path: str | Path, output_stride: int | None, dilation: str | None) -> Source:
-    """Locate and read a file, a run folder or a published name."""
-    entry = None if Path(path).exists() else published(str(path))
-    if entry is None and not Path(path).exists():
+def checkpoint_file(path: str | Path) -> Path:
+    """The file that a checkpoint's path, run folder or published name means; a published one is fetched if it must be.
+
+    Raises:
+        CheckpointError: There is no such file, folder or name, or the folder holds no checkpoint.
+        DownloadError: The file cannot be fetched.
+    """
+    if Path(path).exists():
+        return find_checkpoint(path)
+    entry = published(str(path))
+    if entry is None:
         raise CheckpointError(
             f"no checkpoint {path}: there is no such file or run folder, and no published checkpoint of that name. "
             f"`{command('zoo')}` lists the names."
         )
+    return entry.fetch()
+
+
+def _open(path: str | Path, output_stride: int | None, dilation: str | None) -> Source:
+    """Locate and read a file, a run folder or a published name."""
+    entry = None if Path(path).exists() else published(str(path))
     hint = "" if entry is None else entry.encoder
     if dilation is None and entry is not None and entry.source == "timm":
         dilation = "timm"
-    file = find_checkpoint(path) if entry is None else entry.fetch()
-    return read(file, hint=hint, output_stride=output_stride, dilation=dilation)
+    return read(checkpoint_file(path), hint=hint, output_stride=output_stride, dilation=dilation)
 
 
 def _report(source: Source, model: PixelModel, kept: list[str]) -> LoadReport:

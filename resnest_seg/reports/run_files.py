@@ -22,7 +22,7 @@ from resnest_seg.reports.run_table import CONFIG, MACHINE, METRICS, Run, finite,
 REPORT = "report.html"
 """Name of the report in a run folder."""
 
-PLACES = ("output", "data.root", "data.workers")
+PLACES = ("output", "data.root", "data.workers", "data.cache", "data.cache_size")
 """Config keys that say where a run was, not what it was."""
 
 DEFAULTS = "the defaults"

@@ -366,6 +366,7 @@ def _dataset(run: RunFiles, one: Evaluated, how: Pictures) -> SegmentationDatase
     data = config.data if how.root is None else dataclasses.replace(config.data, root=how.root)
     if data.dataset == CUSTOM:
         raise DatasetError("the data set is one of its author's own (custom), which no name opens.")
+    data = dataclasses.replace(data, cache=None)  # a few pictures, perhaps on another machine
     return dataset_for(data, one.report.split, task=config.model.task)
 
 

@@ -9,9 +9,14 @@ _HOMES = {
     "FolderSource": "sources",
     "RemoteSource": "remote",
     "Source": "sources",
+    "TarShards": "tar_shards",
     "ZipSource": "sources",
     "is_address": "remote",
+    "list_addresses": "remote",
     "open_source": "opening",
+    "read_address": "remote",
+    "remove_address": "remote",
+    "write_address": "remote",
 }
 
 __all__ = sorted(_HOMES)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from resnest_seg.errors import DatasetError, printable
 from resnest_seg.storage.remote import RemoteSource, is_address
-from resnest_seg.storage.sources import FolderSource, Source, ZipSource
+from resnest_seg.storage.sources import FolderSource, JoinedSource, Source, ZipSource
 
 
 def base_of(source: Source, folder: str) -> str:
@@ -19,18 +19,23 @@ def base_of(source: Source, folder: str) -> str:
     return "" if shortest is None else f"{shortest}/"
 
 
-def open_source(root: str | Path, *, zips: Sequence[str]) -> Source:
+def open_source(root: str | Path | Source, *, zips: Sequence[str]) -> Source:
     """Open the storage at `root`.
 
     Args:
-        root: A folder, a zip file, a folder with the official zip files in it, or an address such as s3://bucket/mine.
-        zips: Names of the official zip files; where the folder holds all of them, they are read.
+        root: A folder, a zip file, a folder with the official zip files in it, or an address such as s3://bucket/mine;
+            or a storage that is open.
+        zips: Names of the official zip files; where the folder, or that at the address, holds all of them, they are
+            read.
 
     Raises:
         DatasetError: A file that is no zip file, a name that no file can have, or an address that cannot be read.
     """
-    if is_address(root):
-        return RemoteSource(str(root))
+    if isinstance(root, Source) or is_address(root):
+        source = root if isinstance(root, Source) else RemoteSource(str(root))
+        if isinstance(source, RemoteSource) and zips and all(map(source.has, zips)):
+            return JoinedSource([source.inner(name) for name in zips])
+        return source
     root = Path(root)
     if "\0" in str(root):
         raise DatasetError(f"no data set can be at {printable(str(root))}: the path holds a zero byte.")

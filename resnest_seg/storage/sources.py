@@ -39,6 +39,17 @@ class Source(ABC):
             DatasetError: The file is missing or corrupt; the message names it.
         """
 
+    def local(self, name: str) -> Path:
+        """Return the path of a file, for a library that reads files by itself.
+
+        Raises:
+            DatasetError: The storage has no such files; the message says what to do.
+        """
+        raise DatasetError(
+            f"{self.locate(name)} must be a file of its own, and is not: unpack the data set, or read whole images "
+            "(data.window null)."
+        )
+
     @abstractmethod
     def locate(self, name: str) -> str:
         """Return a file's path for messages; bytes that are not UTF-8 are escaped, as `\\xff`."""
@@ -83,6 +94,10 @@ class FolderSource(Source):
             return (self.root / name).read_bytes()
         except OSError as error:
             raise DatasetError(f"cannot read {self.locate(name)}: {error.strerror}.") from None
+
+    def local(self, name: str) -> Path:
+        """Return a file's path."""
+        return self.root / name
 
     def locate(self, name: str) -> str:
         """Return a file's path for messages."""
@@ -146,3 +161,35 @@ class ZipSource(Source):
 
     def __getstate__(self) -> dict[str, object]:
         return {"paths": self.paths, "owners": self.owners}
+
+
+class JoinedSource(Source):
+    """Files of several storages, as if they were one; of files with the same name, the last storage has it.
+
+    Args:
+        parts: The storages.
+    """
+
+    def __init__(self, parts: Sequence[Source]) -> None:
+        self.parts = list(parts)
+        self.owners = {name: part for part in self.parts for name in part.names("")}
+
+    def names(self, folder: str) -> list[str]:
+        """List the names of all files below a folder, sorted."""
+        return sorted(name for name in self.owners if not folder or name.startswith(f"{folder}/"))
+
+    def has(self, name: str) -> bool:
+        """True if there is a file of this name."""
+        return name in self.owners
+
+    def blocks(self, name: str) -> bool:
+        """True if the name is that of a folder with files."""
+        return name not in self.owners and any(part.blocks(name) for part in self.parts)
+
+    def read(self, name: str) -> bytes:
+        """Read a file; raises DatasetError if it is missing or corrupt."""
+        return self.owners.get(name, self.parts[0]).read(name)
+
+    def locate(self, name: str) -> str:
+        """Return a file's place for messages."""
+        return self.owners.get(name, self.parts[0]).locate(name)

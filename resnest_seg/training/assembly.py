@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from resnest_seg.config import CUSTOM, DataConfig, RunConfig, TrainConfig, config_from_dict, load_run_config
-from resnest_seg.data.build import DATASETS, bands_of, dataset_for, say_layout
+from resnest_seg.data.build import DATASETS, bands_of, dataset_for, opened_root, say_layout
 from resnest_seg.data.checks import check_classes, check_samples
 from resnest_seg.data.class_balance import balance, pixel_statistics
 from resnest_seg.data.datasets import (
@@ -40,6 +40,7 @@ from resnest_seg.models.loading import Network, built_network, load_checkpoint, 
 from resnest_seg.models.segmenter import PIXEL_MEAN, PIXEL_STD, Segmenter, freeze_unread
 from resnest_seg.reports.run_files import REPORT
 from resnest_seg.reports.run_report import Pictures, write_report
+from resnest_seg.storage.remote import is_address
 from resnest_seg.training.losses import Loss
 from resnest_seg.training.memory import GIB, devices_here, divided, plan
 from resnest_seg.training.monitor import Callback
@@ -392,9 +393,12 @@ def splits(config: RunConfig, parts: Parts) -> tuple[SegmentationDataset, Segmen
         raise ConfigError(
             "a training split of your own needs a validation split: give validation=, if only for a look."
         )
-    task = config.model.task
+    task, data = config.model.task, config.data
+    root = None  # listed once
+    if parts.validation is None and data.root is not None and is_address(data.root):
+        root = opened_root(data.dataset, data.root, cache=data.cache, cache_size=data.cache_size)
     train, validation = (
-        own if own is not None else dataset_for(config.data, split, task=task)
+        own if own is not None else dataset_for(data, split, task=task, root=root)
         for own, split in ((parts.train, "train"), (parts.validation, config.eval.split))
     )
     say_layout(*([train] if parts.train is None else []))

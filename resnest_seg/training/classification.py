@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -25,9 +25,11 @@ from resnest_seg.config import PretrainConfig
 from resnest_seg.data.loader import run_loader
 from resnest_seg.data.transforms import sample_seed
 from resnest_seg.errors import ConfigError, DatasetError, printable
-from resnest_seg.io.images import IMAGE_SUFFIXES, read_image
+from resnest_seg.io.images import IMAGE_SUFFIXES, decode_image
 from resnest_seg.models.classifier import Classifier
 from resnest_seg.models.segmenter import PixelModel
+from resnest_seg.storage.opening import open_source
+from resnest_seg.storage.sources import FolderSource, Source
 from resnest_seg.training.distributed import StopSignal
 from resnest_seg.training.run_folder import CLASSES
 from resnest_seg.training.tasks import TaskDescription, Validation
@@ -37,38 +39,39 @@ class ClassFolder:
     """`root/split/<class>/*` (also deeper): images, whose folder says what they show, in the order of their paths.
 
     Args:
-        root: The folder that holds the splits.
+        root: The folder, zip file or address that holds the splits, or a storage that is open.
         split: "train" or "val".
 
     Attributes:
         names: The classes, sorted; the place of a name is its label.
-        paths: The images.
+        source: The storage of the images.
+        files: The images, by their names in it.
         labels: What they show.
 
     Raises:
         DatasetError: No such folder, or a class without images.
     """
 
-    def __init__(self, root: str | Path, split: str) -> None:
-        folder, self.split = Path(root) / split, split
-        classes = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    def __init__(self, root: str | Path | Source, split: str) -> None:
+        self.source, self.split = open_source(root, zips=()), split
+        files = sorted(PurePosixPath(name) for name in self.source.names(split))
+        classes = sorted({path.parts[1] for path in files if len(path.parts) > 2} | _folders(self.source, split))
         if len(classes) < 2:
             raise DatasetError(
-                f"{folder} must be a folder with one folder of images for each of at least two classes, and it has "
-                f"{len(classes)}. Set data.root to the folder that holds train and val."
+                f"{self.source.locate(split)} must be a folder with one folder of images for each of at least two "
+                f"classes, and it has {len(classes)}. Set data.root to the folder that holds train and val."
             )
-        self.names = tuple(printable(path.name) for path in classes)
-        self.paths: list[Path] = []
-        self.labels: list[int] = []
-        for label, place in enumerate(classes):
-            found = sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-            if not found:
-                raise DatasetError(f"{place} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
-            self.paths += found
-            self.labels += [label] * len(found)
+        self.names = tuple(map(printable, classes))
+        images = [path for path in files if len(path.parts) > 2 and path.suffix.lower() in IMAGE_SUFFIXES]
+        label_of = {name: label for label, name in enumerate(classes)}
+        self.files, self.labels = list(map(str, images)), [label_of[path.parts[1]] for path in images]
+        empty = set(range(len(classes))) - set(self.labels)
+        if empty:
+            place = self.source.locate(f"{split}/{classes[min(empty)]}")
+            raise DatasetError(f"{place} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
         """An image, RGB [H, W, 3], and its label.
@@ -76,13 +79,22 @@ class ClassFolder:
         Raises:
             DatasetError: It cannot be read; names the file.
         """
-        return read_image(self.paths[index]), self.labels[index]
+        name = self.files[index]
+        return decode_image(self.source.read(name), self.source.locate(name)), self.labels[index]
 
     def identity(self) -> str:
         """Hash of the images' paths and classes, in their order; it identifies the split."""
-        places = "\n".join(f"{path.parent.name}/{path.name}" for path in self.paths)
+        places = "\n".join("/".join(PurePosixPath(name).parts[-2:]) for name in self.files)
         listed = f"{self.split}\n{self.names}\n{places}".encode("utf-8", "surrogateescape")
         return hashlib.sha256(listed).hexdigest()
+
+
+def _folders(source: Source, split: str) -> set[str]:
+    """The folders below a split's, also empty ones, where the storage has such."""
+    folder = source.root / split if isinstance(source, FolderSource) else None
+    return (
+        {path.name for path in folder.iterdir() if path.is_dir()} if folder is not None and folder.is_dir() else set()
+    )
 
 
 class ClassBatch(NamedTuple):
@@ -163,7 +175,7 @@ class _View(Dataset["tuple[Tensor, int, str] | DatasetError"]):
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
             torch.manual_seed(sample_seed(self.seed, epoch, index))
             pixels: Tensor = self.transform(torch.from_numpy(image).permute(2, 0, 1))
-        return pixels, label, printable(str(self.dataset.paths[index]))
+        return pixels, label, self.dataset.source.locate(self.dataset.files[index])
 
 
 def _collate(samples: Sequence[tuple[Tensor, int, str] | DatasetError]) -> ClassBatch | DatasetError:

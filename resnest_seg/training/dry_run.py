@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from resnest_seg.config import AnyConfig, DataConfig, PretrainConfig, RunConfig
-from resnest_seg.data.build import DATASETS, data_root, dataset_for, local_root, say_layout, with_task
+from resnest_seg.data.build import DATASETS, data_root, dataset_for, opened_root, say_layout, with_task
 from resnest_seg.data.class_lists import read_classes
 from resnest_seg.data.datasets import Sample, SegmentationDataset, Subset, behind_views
+from resnest_seg.data.folder import named
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.evaluation.evaluate import evaluate
@@ -153,14 +154,16 @@ def dry_run_classifier(config: PretrainConfig) -> str:
         ConfigError: The config cannot be run, or there are several processes.
         ResNeStSegError: Any other error that would stop the run.
     """
-    root = local_root(config.data.dataset, config.data.root)
+    data = config.data
+    root = opened_root(data.dataset, data.root, cache=data.cache, cache_size=data.cache_size)
+    there = not isinstance(root, str | Path) or Path(root).exists()
     short = _shortened(config)
     with tempfile.TemporaryDirectory(prefix="resnest_seg_dry_run_") as folder:
-        if not root.exists():
+        if not there:
             _write_noise(Path(folder), short)
-        source = root if root.exists() else folder
+        source = root if there else folder
         all_of_it = ClassFolder(source, "train")
-        doubts = _doubts(config, len(all_of_it)) if root.exists() else []
+        doubts = _doubts(config, len(all_of_it)) if there else []
         train = _first(all_of_it, 2 * short.train.batch_size)
         task = ClassificationTask(short, train, _first(ClassFolder(source, "val"), IMAGES))
 
@@ -177,7 +180,7 @@ def dry_run_classifier(config: PretrainConfig) -> str:
     return "\n".join(
         (
             f"dry run of {classifier.description} passed: trained, saved, resumed, validated, loaded.",
-            f"  data     {f'read from {root}' if root.exists() else 'not found, so noise'}, {classes} classes",
+            f"  data     {f'read from {named(root)}' if there else 'not found, so noise'}, {classes} classes",
             step,
             *doubts,
         )
@@ -236,7 +239,7 @@ def _first(folder: ClassFolder, count: int) -> ClassFolder:
     """Return the first `count` images, repeated if there are fewer; the classes are unchanged."""
     short = copy.copy(folder)
     places = [index % len(folder) for index in range(count)]
-    short.paths, short.labels = [folder.paths[place] for place in places], [folder.labels[place] for place in places]
+    short.files, short.labels = [folder.files[place] for place in places], [folder.labels[place] for place in places]
     return short
 
 
@@ -273,4 +276,4 @@ def _space(data: DataConfig) -> LabelSpace:
     """Return the label space of missing data."""
     if data.classes is not None:
         return read_classes(data.classes)
-    return LabelSpace.of("synthetic" if data.dataset == "folder" else data.dataset)
+    return LabelSpace.of("synthetic" if data.dataset in ("folder", "shards") else data.dataset)

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from resnest_seg.config import AnyConfig, RunConfig
 from resnest_seg.data.datasets import SegmentationDataset
-from resnest_seg.data.loader import Batch, load_batches
+from resnest_seg.data.loader import Batch, ShardOrder, load_batches
+from resnest_seg.data.shards import shard_numbers
 from resnest_seg.data.transforms import RECIPES, TrainTransform, Transform, sample_transform
-from resnest_seg.errors import unknown_name
+from resnest_seg.errors import ConfigError, command, unknown_name
 from resnest_seg.evaluation.evaluate import EvaluatedImage, check_fits, evaluate
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.inference.protocols import protocol
@@ -106,6 +107,7 @@ class TaskDescription:
         score: Name of the score that decides which weights are best.
         label_space: The classes, or None where they have no colours and raw ids.
         probabilities: Draw the samples of an epoch with these, [size]; None takes each once.
+        shard_order: The order of samples within windows of shards; None shuffles over all.
         files: Name -> text of files that the run folder has besides.
     """
 
@@ -115,6 +117,7 @@ class TaskDescription:
     score: str
     label_space: LabelSpace | None = None
     probabilities: NDArray[np.float64] | None = None
+    shard_order: ShardOrder | None = None
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -183,6 +186,23 @@ class Task(Protocol):
         """
 
 
+def _shard_order(train: SegmentationDataset, window: int | None) -> ShardOrder | None:
+    """The order of a training split by `data.shard_window`.
+
+    Raises:
+        ConfigError: The data set is not packed.
+    """
+    if window is None:
+        return None
+    shards = shard_numbers(train)
+    if shards is None:
+        raise ConfigError(
+            f"data.shard_window {window} is for packed shards, and the training split is not in shards: leave it out, "
+            f"or pack the data set ({command('pack')} --help)."
+        )
+    return ShardOrder(shards, window)
+
+
 class SegmentationTask:
     """A `resnest_seg.training.tasks.Task`.
 
@@ -197,7 +217,7 @@ class SegmentationTask:
         transform: In place of the config's recipe and further options, but for ClassMix.
 
     Raises:
-        ConfigError: Unknown protocol or recipe.
+        ConfigError: Unknown protocol or recipe; `data.shard_window` with a data set that is not packed.
     """
 
     def __init__(
@@ -227,6 +247,7 @@ class SegmentationTask:
             score="mean_iou",
             label_space=validation.label_space,
             probabilities=probabilities,
+            shard_order=_shard_order(train, config.data.shard_window),
         )
 
     def begin(self, model: PixelModel, device: torch.device) -> nn.Module:

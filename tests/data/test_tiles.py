@@ -72,10 +72,10 @@ def opened(root, split="train", window=48, overlap=8, **options):
 
 def whole(dataset, pair):
     """Image and train ids of a raster, read at once and by hand."""
-    path = dataset.root / dataset.files.pairs[pair][0]
+    path = dataset.files.source.local(dataset.files.pairs[pair][0])
     with rasterio.open(path) as file:
         image = file.read().transpose(1, 2, 0)
-    with rasterio.open(dataset.root / dataset.files.pairs[pair][1]) as file:
+    with rasterio.open(dataset.files.source.local(dataset.files.pairs[pair][1])) as file:
         raw = file.read(1)
     labels = np.select([raw == 3, raw == 7, raw == 9], [0, 1, 2], 255).astype(np.uint8)
     labels[(image == 0).all(axis=2)] = 255

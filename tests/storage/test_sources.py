@@ -127,7 +127,9 @@ def test_a_zip_file_at_an_address(memory, archives):
     assert source.names("") == ["a/b/two.txt", "a/one.txt"]
     assert pickle.loads(pickle.dumps(source)).read("a/one.txt") == b"1"
     fill(memory, {"cut.zip": archives[0].read_bytes()[:-30]})
-    with pytest.raises(DatasetError, match=r"cannot read memory://mine/cut.zip: File is not a zip file"):
+    with pytest.raises(
+        DatasetError, match=r"cannot list memory://mine/cut.zip: File is not a zip file, or a truncated one"
+    ):
         open_source("memory://mine/cut.zip", zips=())
 
 
@@ -135,7 +137,7 @@ def test_a_zip_file_at_an_address(memory, archives):
     ("address", "message"),
     [
         ("memory://nothing", "no files at memory://nothing: is the address right"),
-        ("s9://bucket/mine", r"cannot read s9://bucket/mine: Protocol not known: s9"),
+        ("s9://bucket/mine", r"cannot list s9://bucket/mine: Protocol not known: s9"),
         ("file:///no/such/folder", "no files at file:///no/such/folder"),
     ],
 )
@@ -150,43 +152,6 @@ def test_a_missing_library_is_named(monkeypatch):
         monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, name, raising=False)
     with pytest.raises(DatasetError, match=r"s3fs.*pip install 'resnest-seg\[remote\]'"):
         open_source("s3://bucket/mine", zips=())
-
-
-@pytest.fixture
-def s3(monkeypatch):
-    """An S3 server on this machine."""
-    from moto.server import ThreadedMotoServer  # here, because it imports for seconds
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    fsspec.filesystem("s3").clear_instance_cache()
-    yield "s3://bucket/mine"
-    fsspec.filesystem("s3").clear_instance_cache()
-    server.stop()
-
-
-@pytest.mark.slow
-def test_s3(s3, folder):
-    system = fsspec.filesystem("s3")
-    system.mkdir("bucket")
-    source = open_source(fill(s3, FILES), zips=())
-    assert pickle.loads(pickle.dumps(source)).read("a/one.txt") == b"1"
-    assert source.names("") == sorted(FILES)
-    system.rm("bucket/mine/c/three.txt")
-    with pytest.raises(DatasetError, match=r"cannot read s3://bucket/mine/c/three.txt: there is no such file"):
-        source.read("c/three.txt")
-    with pytest.raises(DatasetError, match=r"cannot read s3://nowhere/mine: .*The specified bucket does not exist"):
-        open_source("s3://nowhere/mine", zips=())
-    with pytest.raises(DatasetError, match="no files at s3://bucket/nothing"):
-        open_source("s3://bucket/nothing", zips=())
-    with pytest.raises(DatasetError) as caught:
-        open_source("s3://me:secret@bucket/mine", zips=())
-    assert "secret" not in str(caught.value)
 
 
 def test_two_links_to_one_folder_are_both_followed(folder, tmp_path):

@@ -7,14 +7,14 @@ server of exported files can do without.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from resnest_seg.cli.main import complete
-from resnest_seg.errors import ConfigError, command, program, unknown_name, unknown_option, usage
+from resnest_seg.errors import ConfigError, command, program, unknown_option, usage
+from resnest_seg.files import check_output_folder
 from resnest_seg.inference.protocols import PROTOCOLS, protocol
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from resnest_seg.data.datasets import SegmentationDataset
     from resnest_seg.io.bands import BandReader
     from resnest_seg.labels import LabelSpace
-    from resnest_seg.models.segmenter import Segmenter
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -113,7 +112,8 @@ def add_dataset(parser: argparse._ActionsContainer, *, default: str, splits: boo
         default: What is read without --dataset, in words.
         splits: Add --split, for verbs that read a single split.
     """
-    parser.add_argument("--dataset", help=f"synthetic, camvid, ade20k, cityscapes or folder (default: {default})")
+    parser.add_argument("--dataset", help="synthetic, camvid, ade20k, cityscapes, folder, or shards "
+                        f"(packed) (default: {default})")  # fmt: skip
     parser.add_argument("--data.root", dest="root", help="folder, zip file or address (s3://...) of the data set "
                         "(default: as in training)")  # fmt: skip
     for key, what in (("images", "photos"), ("masks", "masks")):
@@ -133,6 +133,10 @@ def add_dataset(parser: argparse._ActionsContainer, *, default: str, splits: boo
     parser.add_argument("--data.nodata", dest="nodata", type=float, help="with bands: the value of pixels without data")
     text = "for folder: the class list, CSV or YAML (default: as in training, else classes.csv in the folder, else the "
     parser.add_argument("--data.classes", dest="classes", metavar="FILE", help=f"{text}checkpoint's classes)")
+    parser.add_argument("--data.cache", dest="cache", metavar="FOLDER", help="folder for copies of what is read from "
+                        "an address, or null (default: as in training, else none)")  # fmt: skip
+    parser.add_argument("--data.cache_size", dest="cache_size", metavar="GIB", help="limit of the copies in GiB, "
+                        "such as 20, or 512MiB (default: as in training, else 20)")  # fmt: skip
     parser.add_argument("--data.positive", dest="positive", metavar="CLASSES", help="of a binary task: the classes "
                         "that are the object, separated by commas (default: as in training)")  # fmt: skip
     if splits:
@@ -160,6 +164,25 @@ def windows_in(options: argparse.Namespace, trained: DataConfig | None) -> tuple
     for key, value in (("data.window", window), ("data.window_overlap", overlap)):
         kinds_of(RunConfig)[key].check(f"--{key}", value)
     return window, overlap
+
+
+def cache_in(options: argparse.Namespace, trained: DataConfig) -> tuple[str | None, float]:
+    """Folder and size in GiB of the cache of the options of `add_dataset`; what they leave out is as in training.
+
+    Raises:
+        ConfigError: The size is none, or out of range.
+    """
+    size = trained.cache_size
+    if options.cache_size is not None:
+        size = memory_bytes(options.cache_size, option="--data.cache_size", high=1 << 20) / GIB
+    if options.cache == "null":
+        return None, size
+    if options.cache is None and trained.cache is not None:
+        try:
+            check_output_folder(trained.cache)
+        except ConfigError:  # the run was trained on another machine
+            return None, size
+    return trained.cache if options.cache is None else options.cache, size
 
 
 def add_protocol(parser: argparse._ActionsContainer, *, several: bool = False) -> None:
@@ -259,32 +282,33 @@ def open_dataset(
         label_space: The classes of the checkpoint, where they are known.
         name: The data set.
         split: Its split.
-        allow_missing: See `build_dataset`.
-
-    Raises:
-        ConfigError: --data.classes is given for a data set whose classes are fixed.
-        DatasetError: The data set is missing or incomplete.
+        allow_missing: See `build_dataset`, also for the errors; --data.classes are for a folder only.
     """
-    from resnest_seg.data.build import build_dataset, data_root
+    from resnest_seg.data.build import build_dataset, opened_root, stored_as
     from resnest_seg.data.folder import lists_classes
+    from resnest_seg.storage.remote import is_address
 
     if options.classes is not None and name != "folder":
         raise ConfigError(f"--data.classes is for --dataset folder; the classes of {name} are fixed.")
     same = name == trained.dataset
     root = options.root or (trained.root if same else None)
+    cache, cache_size = cache_in(options, trained)
+    place = opened_root(name, root, cache=cache, cache_size=cache_size)
+    alike = trained if same and stored_as(name, place) == name else None  # of packed files, nothing needs to be said
     images, masks = options.data_images, options.data_masks
-    if same and images is None and masks is None:
-        images, masks = trained.images, trained.masks
+    if alike is not None and images is None and masks is None:
+        images, masks = alike.images, alike.masks
     classes: str | LabelSpace | None = options.classes
-    if name == "folder" and classes is None:
-        classes = trained.classes if same and trained.classes and Path(trained.classes).is_file() else None
+    if stored_as(name, place) == "folder" and classes is None:
+        given = "" if alike is None else alike.classes or ""
+        classes = given if is_address(given) or Path(given).is_file() else None
         known = classes is not None or label_space is None
-        if not known and not lists_classes(data_root(name, root), images=images, masks=masks):
+        if not known and not lists_classes(place, images=images, masks=masks):
             classes = label_space
-    window, overlap = windows_in(options, trained if same else None)
+    window, overlap = windows_in(options, alike)
     dataset = build_dataset(
         name,
-        root=root,
+        root=place,
         split=split,
         images=images,
         masks=masks,
@@ -320,52 +344,3 @@ MODEL_HELP = "a network of your own: FUNCTION(num_classes) of a Python file, whi
 def add_model_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add `--model`."""
     parser.add_argument("--model", metavar="FILE.py:FUNCTION", help=MODEL_HELP)
-
-
-def own_network(spec: str | None) -> Callable[[int], Segmenter] | None:
-    """`network_builder` of what `--model` says, or None."""
-    return None if spec is None else network_builder(spec)
-
-
-def network_builder(spec: str) -> Callable[[int], Segmenter]:
-    """Import the file of `FILE.py:FUNCTION` and return the function.
-
-    Raises:
-        ConfigError: The text has another form, there is no such file or function, or running the file fails.
-    """
-    path, colon, name = spec.rpartition(":")
-    if not colon or not path.endswith(".py") or not name.isidentifier():
-        raise ConfigError(f"--model must be FILE.py:FUNCTION, such as own_head.py:build, not {spec!r}.")
-    file = Path(path).resolve()
-    if not file.is_file():
-        raise ConfigError(f"--model: there is no file {path}.")
-    # Under a name of its own: a file called like a module of some library must not take that module's place.
-    module_spec = importlib.util.spec_from_file_location(f"resnest_seg_model_{file.stem}", file)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module  # so that its classes can be pickled
-    sys.path.insert(0, str(file.parent))  # as Python does for a script: it may import its neighbours
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # no __pycache__ in the user's folder
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        line = _line_in(error, file)
-        raise ConfigError(f"--model: running {path}{line} failed: {type(error).__name__}: {error}") from error
-    finally:
-        sys.dont_write_bytecode = writes
-        sys.path.remove(str(file.parent))
-    functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    if name not in functions:
-        raise unknown_name(f"function of {path}", name, functions)
-    builder: Callable[[int], Segmenter] = getattr(module, name)
-    return builder
-
-
-def _line_in(error: BaseException, file: Path) -> str:
-    """The last line of a file that an error passed through, in words."""
-    trace, line = error.__traceback__, 0
-    while trace is not None:
-        line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == str(file) else line
-        trace = trace.tb_next
-    return f", line {line}," if line else ""

@@ -36,7 +36,6 @@ from resnest_seg.cli.parsing.options import (
     add_workers,
     memory_bytes,
     open_dataset,
-    own_network,
     protocol_names,
 )
 from resnest_seg.cli.predict import ANNOTATIONS
@@ -51,6 +50,7 @@ from resnest_seg.files import (
     result_places,
 )
 from resnest_seg.inference.exported import is_exported
+from resnest_seg.models.own_network import own_network
 
 if TYPE_CHECKING:
     from resnest_seg.data.datasets import SegmentationDataset
