@@ -127,8 +127,10 @@ class ModelConfig:
     2s2x40d, 4s2x40d, 1s4x24d), resnet50, 101 or 152, the same with s (deep stem), resnet50d, resnext50_32x4d,
     resnext101_32x8d, or smp:NAME, any encoder of segmentation-models-pytorch."""
     head: str = "deeplabv3"
-    """Decoder: fcn or deeplabv3, in family mmseg also pspnet and deeplabv3plus, or smp:NAME with unet, unetplusplus,
-    manet, linknet, fpn, pspnet, deeplabv3, deeplabv3plus, pan, upernet or segformer."""
+    """Decoder: fcn or deeplabv3, in family mmseg also pspnet, deeplabv3plus and mask2former, or smp:NAME with unet,
+    unetplusplus, manet, linknet, fpn, pspnet, deeplabv3, deeplabv3plus, pan, upernet or segformer."""
+    pixel_decoder: str = "deformable"
+    """For head mask2former: deformable (attention over three strides, as published) or fpn (convolutions alone)."""
     family: str = "encoding"
     """Form of the heads and resizing of logits: encoding (the authors', aligned corners) or mmseg (mmsegmentation's,
     wider heads, corners not aligned)."""
@@ -263,7 +265,10 @@ class OptimConfig:
     weight_decay: float = within(1e-4, 0, 10)
     """L2 penalty of SGD; decoupled decay of AdamW."""
     decay: str = "all"
-    """Scope of weight_decay: all parameters, or weights only, without norms and biases."""
+    """Scope of weight_decay: all parameters; weights, without norms and biases; or no_norms, all but norms and
+    embeddings (as transformers are trained)."""
+    clip_norm: float = within(0.0, 0, 1e6)
+    """Largest norm of the gradient of all parameters together, to which larger ones are scaled; 0 does not clip."""
     schedule: str = "poly"
     """Learning-rate schedule after the warm-up: poly, (1 - t) ** power, or cosine, (1 + cos(pi t)) / 2."""
     power: float = within(0.9, 0, 100, above=True)

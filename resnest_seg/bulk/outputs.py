@@ -202,8 +202,8 @@ def open_predictor(job: Job) -> Predictor:
         ConfigError: It cannot do what the job asks for.
     """
     from resnest_seg.inference.backends import RunOptions
+    from resnest_seg.inference.own_network import own_network
     from resnest_seg.inference.predictor import Predictor, open_backend
-    from resnest_seg.models.own_network import own_network
 
     how = RunOptions(job.device, job.precision, job.compile, job.batch, threads=job.threads)
     backend = open_backend(job.checkpoint, how, into=own_network(job.model))

@@ -89,8 +89,8 @@ class Evaluator:
     """
 
     def __init__(self, evaluation: Evaluation, dataset: SegmentationDataset) -> None:
+        from resnest_seg.inference.own_network import own_network
         from resnest_seg.inference.predictor import open_backend
-        from resnest_seg.models.own_network import own_network
 
         self.evaluation, self.dataset = evaluation, dataset
         self.backend = open_backend(evaluation.checkpoint, evaluation.run, into=own_network(evaluation.model))

@@ -46,7 +46,7 @@ from resnest_seg.files import (
     result_places,
 )
 from resnest_seg.inference.exported import is_exported
-from resnest_seg.models.own_network import own_network
+from resnest_seg.inference.own_network import own_network
 
 if TYPE_CHECKING:
     from accelerate import PartialState

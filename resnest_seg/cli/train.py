@@ -35,7 +35,7 @@ from resnest_seg.config import AnyConfig, C, RunConfig, load_run_config
 from resnest_seg.config_reading import flatten, kinds_of
 from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, CheckpointError, ConfigError, command, unknown_name
 from resnest_seg.files import claimed, find_config, next_free, numbered, shipped_configs
-from resnest_seg.models.own_network import own_network
+from resnest_seg.inference.own_network import own_network
 
 if TYPE_CHECKING:
     from resnest_seg.training.assembly import Parts

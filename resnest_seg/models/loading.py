@@ -52,12 +52,13 @@ def build_segmenter(
     rectify: str = "none",
     checkpointing: bool = False,
     task: str = "multiclass",
+    pixel_decoder: str = "deformable",
 ) -> Segmenter:
     """Build a model in training mode and channels-last memory; without `encoder_weights`, with fresh weights.
 
     Args:
         encoder: A name of `resnest_seg.models.resnest.SPECS`, or "smp:" and an encoder of segmentation-models-pytorch.
-        head: "fcn" or "deeplabv3", in family "mmseg" also "pspnet" and "deeplabv3plus", or "smp:" and SMP's decoder.
+        head: "fcn", "deeplabv3", in family "mmseg" also "pspnet", "deeplabv3plus", "mask2former"; or "smp:" and SMP's.
         num_classes: K, at least 1.
         output_stride: 8, 16 or 32 input pixels per step of the last features.
         dilation: The dilated network that is meant, see `resnest_seg.models.resnest`; SMP's encoders have their own.
@@ -71,28 +72,19 @@ def build_segmenter(
         rectify: "none", "rectify" or "rectify_avg", see `resnest_seg.models.resnest`.
         checkpointing: Keep only the blocks' inputs for the backward pass and compute the rest twice.
         task: "multiclass", "binary" (one logit: num_classes=1) or "multilabel".
+        pixel_decoder: Of head "mask2former" (output stride 32, no auxiliary head): "deformable" or "fpn".
 
     Raises:
         ConfigError: Unknown name (the nearest is named), a wrong type or value, or parts that do not fit together.
         DownloadError, CheckpointError: The weights cannot be fetched, or do not fit the encoder.
     """
     check_encoder_weights(encoder_weights)
+    file = str(encoder_weights) if isinstance(encoder_weights, Path) else encoder_weights
     model = ModelConfig(
-        encoder=encoder,
-        head=head,
-        family=family,
-        output_stride=output_stride,
-        dilation=dilation,
-        aux_head=aux_head,
-        in_channels=in_channels,
-        encoder_weights=str(encoder_weights) if isinstance(encoder_weights, Path) else encoder_weights,
-        drop_block=drop_block,
-        drop_path=drop_path,
-        zero_gamma=zero_gamma,
-        rectify=rectify,
-        checkpointing=checkpointing,
-        task=task,
-    )
+        encoder=encoder, head=head, family=family, output_stride=output_stride, dilation=dilation, aux_head=aux_head,
+        in_channels=in_channels, encoder_weights=file, drop_block=drop_block, drop_path=drop_path,
+        zero_gamma=zero_gamma, rectify=rectify, checkpointing=checkpointing, task=task, pixel_decoder=pixel_decoder,
+    )  # fmt: skip
     _check_types(model, num_classes)
     return segmenter_for(RunConfig(model=model), None, num_classes=num_classes)
 

@@ -31,9 +31,19 @@ from resnest_seg.inference.protocols import protocol
 from resnest_seg.io.visualize import contact_sheet
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import BEST
-from resnest_seg.models.segmenter import PixelModel, Segmenter, check_head, check_names
+from resnest_seg.models.heads import check_head
+from resnest_seg.models.segmenter import PixelModel, Segmenter, check_names
 from resnest_seg.training.distributed import PARALLEL, PRECISIONS, StopSignal
-from resnest_seg.training.losses import CoarseLogits, LabelLoss, Loss, OwnLoss, ScoredLoss, SegmentationLoss
+from resnest_seg.training.losses import (
+    CoarseLogits,
+    LabelLoss,
+    Loss,
+    MaskLoss,
+    MaskPredictions,
+    OwnLoss,
+    ScoredLoss,
+    SegmentationLoss,
+)
 from resnest_seg.training.optim import CURVES, DECAYS, OPTIMIZERS, frozen_names
 from resnest_seg.training.trackers import tracker_names
 
@@ -251,6 +261,7 @@ class SegmentationTask:
             check_fits(model, dataset)
         train, corners, space = self.config.train, model.align_corners, self.train.label_space
         criterion: OwnLoss | SegmentationLoss | LabelLoss
+        self.masks: MaskLoss | None = None
         if self.own_loss is not None:
             criterion = OwnLoss(
                 self.own_loss, aux_weight=train.aux_weight, align_corners=corners, ignore=space.ignore_value
@@ -262,6 +273,9 @@ class SegmentationTask:
                 train, space.task, num_labels=model.num_classes, align_corners=corners, pos_weight=self.pos_weight
             )
         self.criterion = criterion.to(device)
+        if model.predicts_masks and self.own_loss is None:
+            self.masks = MaskLoss(model, ignore=space.ignore_value)
+            return MaskPredictions(model)
         return CoarseLogits(model)
 
     def batches(self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool) -> Generator[Batch, None, None]:
@@ -276,12 +290,15 @@ class SegmentationTask:
         )
 
     def weight_of(self, labels: Tensor) -> Tensor:
-        """Labelled pixels, or the sum of their classes' weights."""
-        return self.criterion.weight_of(labels)
+        """Labelled pixels, or the sum of their classes' weights; of a head that predicts masks, its two divisors."""
+        return (self.criterion if self.masks is None else self.masks).weight_of(labels)
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, *, total: Tensor) -> Tensor:
-        """Compute the loss of the main logits and, weighted, of the auxiliary ones."""
+        """Compute the loss of the main logits and, weighted, of the auxiliary ones; or that of masks."""
         output = model(images)
+        if self.masks is not None:
+            found: Tensor = self.masks(output, labels, total=total)
+            return found
         value: Tensor = self.criterion(output.logits, output.aux_logits, labels, pixels=total)
         return value
 

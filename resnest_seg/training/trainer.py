@@ -69,6 +69,7 @@ from resnest_seg.training.optim import (
     WeightAverage,
     adopt_optimizer,
     build_optimizer,
+    clip_gradients,
     describe_lr,
     freeze,
     hold_frozen,
@@ -270,7 +271,7 @@ class Trainer:
         torch.manual_seed(sample_seed(self.config.seed, self.step, self.engine.process_index))  # dropout's
         device, processes = self.engine.device, self.engine.num_processes
         labels = [part.labels.to(device, non_blocking=True) for part in parts]
-        weight = torch.stack([self.task.weight_of(own) for own in labels]).sum()
+        weight = torch.stack([self.task.weight_of(own) for own in labels]).sum(dim=0)
         weight = self.engine.reduce(weight, reduction="sum")
         total = torch.zeros((), device=device)
         for number, part in enumerate(parts):
@@ -293,6 +294,7 @@ class Trainer:
             files=lambda: gather_object([name for part in parts for name in part.names]),
             allow_inf=scaler is not None and scaler.get_scale() > 1,
         )
+        clip_gradients(self.segmenter.parameters(), norm=norm, limit=self.config.optim.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:

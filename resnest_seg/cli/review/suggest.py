@@ -38,7 +38,7 @@ from resnest_seg.config_types import check_option
 from resnest_seg.errors import ConfigError, DatasetError, printable
 from resnest_seg.files import atomic_write, check_output_file, check_output_folder, claimed, next_free, numbered
 from resnest_seg.inference.exported import is_exported
-from resnest_seg.models.own_network import own_network
+from resnest_seg.inference.own_network import own_network
 
 if TYPE_CHECKING:
     import numpy as np
