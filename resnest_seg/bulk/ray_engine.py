@@ -342,9 +342,7 @@ def _configure() -> None:
     context.max_errored_blocks = 0  # an error that is no photo's ends the job: a block that is dropped would be lost
     context.retried_map_errors = False  # likewise, and `Worker` itself tries again what passes
     context.actor_task_retry_on_errors = False
-    context.max_consecutive_actor_init_deaths = (
-        DEATHS  # by default, an actor that is killed while it starts ends the job
-    )
+    context.max_consecutive_actor_init_deaths = DEATHS  # by default, the first that is killed as it starts ends the job
     context.execution_no_progress_timeout_s = PAUSE
     context.execution_options.preserve_order = False  # else a slow chunk would hold back what is done
 
