@@ -14,6 +14,7 @@ import io
 import logging
 import os
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -341,9 +342,7 @@ def _configure() -> None:
     context.max_errored_blocks = 0  # an error that is no photo's ends the job: a block that is dropped would be lost
     context.retried_map_errors = False  # likewise, and `Worker` itself tries again what passes
     context.actor_task_retry_on_errors = False
-    context.max_consecutive_actor_init_deaths = (
-        DEATHS  # by default, an actor that is killed while it starts ends the job
-    )
+    context.max_consecutive_actor_init_deaths = DEATHS  # by default, the first that is killed as it starts ends the job
     context.execution_no_progress_timeout_s = PAUSE
     context.execution_options.preserve_order = False  # else a slow chunk would hold back what is done
 
@@ -368,6 +367,8 @@ def ray_session() -> Iterator[Any]:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = cluster_address()
+    if address is not None and not _answers(address):
+        raise _no_cluster(address, "nothing listens there.")
     if address is None:
         # Ray takes 127.0.0.1 for the machine's own address, where all of its ports would be open to the network, but
         # for those systems where firewalls ask: read when ray is imported.
@@ -398,10 +399,7 @@ def ray_session() -> Iterator[Any]:
             try:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
             except (ConnectionError, RuntimeError, ValueError) as error:
-                raise ConfigError(
-                    f"no Ray cluster answers at {address} (RAY_ADDRESS): {_first_line(error)} Start it (ray start "
-                    "--head), or unset RAY_ADDRESS to use the cores of this machine."
-                ) from None
+                raise _no_cluster(address, _first_line(error)) from None
         _end_by_sigterm()
         yield ray
 
@@ -414,11 +412,28 @@ def cluster_address() -> str | None:
     record = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")  # Ray's own place
     try:
         found = record.read_text().strip()
-        host, _, port = found.rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=5):
-            return found
-    except (OSError, ValueError):  # none, or one that has ended
+    except (OSError, ValueError):
         return None
+    return found if ":" in found and _answers(found) else None  # or it has ended
+
+
+def _answers(address: str) -> bool:
+    """False if nothing listens at HOST:PORT, for which Ray would wait for minutes; True of other forms."""
+    match = re.fullmatch(r"\[?([^/\]]+)\]?:(\d{1,5})", address)
+    if match is None:
+        return True
+    try:
+        with socket.create_connection((match[1], int(match[2])), timeout=10):
+            return True
+    except (OSError, OverflowError):
+        return False
+
+
+def _no_cluster(address: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"no Ray cluster answers at {printable(address)} (RAY_ADDRESS): {why} Start it (ray start --head), or unset "
+        "RAY_ADDRESS to use the cores of this machine."
+    )
 
 
 def _cores() -> int:

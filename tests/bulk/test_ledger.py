@@ -106,7 +106,7 @@ def test_a_job_is_what_decides_its_results(job, tmp_path):
     begin(job)
     record = (tmp_path / "out" / FILE).read_bytes()
     begin(job)  # continues
-    same = {"device": "cuda", "batch": 3, "memory": 7, "compile": True, "write": ("overlay", "labels")}
+    same = {"device": "cuda", "batch": 3, "memory": 7, "threads": 2, "compile": True, "write": ("overlay", "labels")}
     begin(dataclasses.replace(job, **same))
     moved = tmp_path / "moved.onnx"
     moved.write_bytes(b"weights")

@@ -30,7 +30,7 @@ from resnest_seg.bulk.ray_engine import Actors, Attempts
 from resnest_seg.bulk.ray_evaluation import Share, _Parts
 from resnest_seg.config import DataConfig, ModelConfig, RunConfig
 from resnest_seg.data.synthetic import Synthetic
-from resnest_seg.errors import ResNeStSegError
+from resnest_seg.errors import ConfigError, ResNeStSegError
 from resnest_seg.models.checkpoint import Checkpoint
 from resnest_seg.models.loading import build_segmenter
 
@@ -362,6 +362,11 @@ def test_a_cluster_that_is_named_has_to_answer(monkeypatch, tmp_path):
         (tmp_path / "ray" / "ray_current_cluster").write_text(address)
         assert ray_engine.cluster_address() == address
     assert ray_engine.cluster_address() is None  # it has ended since
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)  # which the other tests have a session of
+    said = rf"no Ray cluster answers at {address} \(RAY_ADDRESS\)"
+    with pytest.raises(ConfigError, match=said), ray_engine.ray_session():
+        pass
 
 
 def test_attempts_are_counted_by_chunk():
