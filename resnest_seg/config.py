@@ -56,6 +56,18 @@ def _check_bands(model: ModelConfig, data: DataConfig) -> None:
             raise ConfigError(f"{key} has {len(values)} values, for the {model.in_channels} channels of {channels}.")
 
 
+def _check_shard_window(data: DataConfig) -> None:
+    """Refuse options that read samples from anywhere, which a window of shards is to avoid."""
+    if data.shard_window is None:
+        return
+    for key, given in (("rare_class", data.rare_class is not None), ("class_mix", data.class_mix > 0)):
+        if given:
+            raise ConfigError(
+                f"data.{key} takes samples from anywhere, and data.shard_window {data.shard_window} reads few shards "
+                "at a time: leave one of them out."
+            )
+
+
 def _check_loss(train: TrainConfig) -> None:
     names, weights = loss_names(train.loss), train.class_weights
     if weights not in CLASS_WEIGHTS:
@@ -115,8 +127,10 @@ class ModelConfig:
     2s2x40d, 4s2x40d, 1s4x24d), resnet50, 101 or 152, the same with s (deep stem), resnet50d, resnext50_32x4d,
     resnext101_32x8d, or smp:NAME, any encoder of segmentation-models-pytorch."""
     head: str = "deeplabv3"
-    """Decoder: fcn or deeplabv3, in family mmseg also pspnet and deeplabv3plus, or smp:NAME with unet, unetplusplus,
-    manet, linknet, fpn, pspnet, deeplabv3, deeplabv3plus, pan, upernet or segformer."""
+    """Decoder: fcn or deeplabv3, in family mmseg also pspnet, deeplabv3plus and mask2former, or smp:NAME with unet,
+    unetplusplus, manet, linknet, fpn, pspnet, deeplabv3, deeplabv3plus, pan, upernet or segformer."""
+    pixel_decoder: str = "deformable"
+    """For head mask2former: deformable (attention over three strides, as published) or fpn (convolutions alone)."""
     family: str = "encoding"
     """Form of the heads and resizing of logits: encoding (the authors', aligned corners) or mmseg (mmsegmentation's,
     wider heads, corners not aligned)."""
@@ -154,7 +168,8 @@ class DataConfig:
     """The data set and the augmentation of training samples."""
 
     dataset: str = "ade20k"
-    """Data set: synthetic, camvid, ade20k, cityscapes, or folder (your own photos and masks)."""
+    """Data set: synthetic, camvid, ade20k, cityscapes, folder (your own photos and masks) or shards (what `pack`
+    wrote)."""
     root: str | None = None
     """Folder, zip file or address (s3://...) of the data set; null for $RESNEST_SEG_DATA/<dataset>, or
     datasets/<dataset> if that is not set."""
@@ -201,6 +216,9 @@ class DataConfig:
     rare_class: float | None = within(None, 0.001, 100)
     """Temperature of rare-class sampling (0.01 strong, 1 weak; needs a pass over all masks); null draws every photo
     once per epoch."""
+    shard_window: int | None = within(None, 1, COUNT)
+    """For packed shards: read so many shards at a time, in a random order, and shuffle samples within these, for
+    storage that is slow at random places; null shuffles over everything, as of any data set."""
     bands: tuple[int | str, ...] | None = None
     """Bands of raster files (TIFF, PNG, .npy) in the order of the model's channels: numbers from 1, or the names that a
     GeoTIFF gives them, such as 4,3,2,8. Values are taken as they are, of 8 or 16 bits or float32; null reads photos as
@@ -247,7 +265,10 @@ class OptimConfig:
     weight_decay: float = within(1e-4, 0, 10)
     """L2 penalty of SGD; decoupled decay of AdamW."""
     decay: str = "all"
-    """Scope of weight_decay: all parameters, or weights only, without norms and biases."""
+    """Scope of weight_decay: all parameters; weights, without norms and biases; or no_norms, all but norms and
+    embeddings (as transformers are trained)."""
+    clip_norm: float = within(0.0, 0, 1e6)
+    """Largest norm of the gradient of all parameters together, to which larger ones are scaled; 0 does not clip."""
     schedule: str = "poly"
     """Learning-rate schedule after the warm-up: poly, (1 - t) ** power, or cosine, (1 + cos(pi t)) / 2."""
     power: float = within(0.9, 0, 100, above=True)
@@ -276,6 +297,9 @@ class LoopConfig:
     """Synchronise batch norm's statistics over processes (several GPU processes only)."""
     parallel: str = "ddp"
     """Distribution over several processes: ddp (each holds the model) or fsdp (each holds a shard: less memory)."""
+    peer_timeout: int = within(600, 5, 86400)
+    """Seconds that a process waits for the others of the run, if one of them no longer answers; then the run ends, and
+    torchrun starts it again. It must be longer than the machines differ in reading the list of a data set."""
     ema: float = within(0.0, 0, 1, below=True)
     """Decay of a moving average of the weights, after a warm-up: min(ema, (1 + t) / (10 + t)) in update t; for runs of
     5 / (1 - ema) steps or more. Average and weights are both validated, at twice the cost, and the better is kept as
@@ -364,6 +388,7 @@ class RunConfig(NestedConfig):
                 object.__setattr__(self, "model", dataclasses.replace(self.model, in_channels=len(bands)))
         super().__post_init__()
         _check_bands(self.model, self.data)
+        _check_shard_window(self.data)
         low, high = self.data.scale_min, self.data.scale_max
         if high < low:
             raise ConfigError(f"data.scale_max ({high}) is below data.scale_min ({low}).")

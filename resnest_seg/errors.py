@@ -45,6 +45,7 @@ SCRIPTS = {
     "demo": "tools/demo_seg.py",
     "import": "tools/import_labels.py",
     "check": "tools/check_dataset.py",
+    "pack": "tools/pack_dataset.py",
     "zoo": "tools/zoo_seg.py",
     "budget": "tools/budget_seg.py",
     "pretrain": "tools/pretrain_cls.py",

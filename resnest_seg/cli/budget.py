@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen["--classes"] is not None:
         classes = int(number(chosen["--classes"], "--classes", 1, 255))
     else:
-        classes = 21 if config.data.dataset == "folder" else len(LabelSpace.of(config.data.dataset))
+        classes = 21 if config.data.dataset in ("folder", "shards") else len(LabelSpace.of(config.data.dataset))
 
     from resnest_seg.io.display import console
     from resnest_seg.training.memory import Devices, devices_here, plan

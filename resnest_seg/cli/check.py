@@ -168,7 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_option("--workers", options.workers, 0, 256)
 
     if options.dataset is None and options.checkpoint is None:
-        raise ConfigError("--dataset is missing: synthetic, camvid, ade20k, cityscapes or folder; or --checkpoint RUN.")
+        names = "synthetic, camvid, ade20k, cityscapes, folder or shards"
+        raise ConfigError(f"--dataset is missing: {names}; or --checkpoint RUN.")
     if options.write_classes is not None:
         write_classes(options)
         return 0

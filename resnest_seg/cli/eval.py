@@ -6,6 +6,7 @@ python tools/eval_seg.py --checkpoint X --dataset ade20k --protocols whole,encod
 python tools/eval_seg.py --checkpoint model.onnx --data.root /data/camvid
 python tools/eval_seg.py --compare runs/old/eval_camvid_val.json runs/new/eval_camvid_val.json
 torchrun --nproc-per-node 4 tools/eval_seg.py --checkpoint X --protocols encoding
+python tools/eval_seg.py --checkpoint X --engine ray
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from resnest_seg.cli.parsing.options import (
     add_workers,
     memory_bytes,
     open_dataset,
-    own_network,
     protocol_names,
 )
 from resnest_seg.config import COUNT, DataConfig
@@ -46,6 +46,7 @@ from resnest_seg.files import (
     result_places,
 )
 from resnest_seg.inference.exported import is_exported
+from resnest_seg.inference.own_network import own_network
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -90,6 +91,8 @@ def open_source(options: argparse.Namespace) -> Source:
     from resnest_seg.models.loading import load_checkpoint
 
     how = RunOptions(options.device, options.precision, options.compile, options.batch, options.fuse)
+    if options.engine == "ray":  # whose actors calculate: this one describes the model
+        how = RunOptions("cpu", fuse=options.fuse)
     if is_exported(options.checkpoint):
         if options.model is not None:
             raise ConfigError(f"{options.checkpoint} is an exported file, which holds its network: leave out --model.")
@@ -134,6 +137,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--eval.memory", dest="mebibytes", type=int, metavar="MIB", help="the same in MiB, as in configs"
     )
     add_execution(parser)
+    parser.add_argument("--engine", choices=("plain", "ray"), default="plain", help="ray: processes on a Ray cluster "
+                        "(RAY_ADDRESS, or of 'ray start'), or on this machine's cores (default: plain)")  # fmt: skip
+    parser.add_argument("--cpus-per-actor", type=int, metavar="N", help="with --engine ray: cores of each process "
+                        "(default: 1)")  # fmt: skip
     parser.add_argument("--fuse", action="store_true", help="fold batch norms into convolutions: faster")
     parser.add_argument("--output", metavar="JSON", help="the report (default: eval_DATASET_SPLIT.json beside the "
                         "checkpoint, in the current folder for a published one; or eval_DATASET_SPLIT-2.json, -3 ... "
@@ -204,7 +211,8 @@ class Results:
             check_not_inputs(list(self.paths.values()), files_of(dataset), option="--save-predictions")
         self.submission: Submission | None = None
         if options.submission:
-            photos = [image for image, _ in dataset.pairs] if isinstance(dataset, PairedFiles) else []
+            count = len(dataset) if isinstance(dataset, PairedFiles) else 0
+            photos = [dataset.sample_name(index) for index in range(count)]
             self.submission = Submission(options.submission, self.space, photos, overwrite=options.overwrite)
 
     def add(self, image: EvaluatedImage) -> None:
@@ -229,11 +237,12 @@ def files_of(dataset: SegmentationDataset) -> list[str | Path]:
     from resnest_seg.data.datasets import PairedFiles
     from resnest_seg.data.tiles import paired_files
     from resnest_seg.storage.sources import ZipSource
+    from resnest_seg.storage.tar_shards import TarShards
 
     dataset = paired_files(dataset)
     if not isinstance(dataset, PairedFiles):
         return []
-    if isinstance(dataset.source, ZipSource):
+    if isinstance(dataset.source, ZipSource | TarShards):
         return list(dataset.source.paths)
     return [dataset.source.locate(name) for pair in dataset.pairs for name in pair if name is not None]
 
@@ -299,6 +308,52 @@ def run(
     return report, None
 
 
+def run_on_ray(
+    source: Source, dataset: SegmentationDataset, measures: Measures, options: argparse.Namespace, output: Path
+) -> tuple[EvalReport, OSError | DatasetError | None, list[Path]]:
+    """Evaluate by actors of Ray, with a progress bar.
+
+    Returns:
+        The report; the error in writing predictions, or None; and the files of scores by image.
+    """
+    from resnest_seg.bulk.ray_evaluation import Evaluation, evaluate_on_ray
+    from resnest_seg.evaluation.evaluate import Counting
+    from resnest_seg.inference.backends import RunOptions
+    from resnest_seg.io.display import progress_bars
+
+    memory = source.memory if options.memory is None else options.memory
+    count = min(len(dataset), options.limit or len(dataset))
+    counting = Counting(source.backend, dataset, protocols=options.protocols, measures=measures, memory=memory)
+    evaluation = Evaluation(
+        checkpoint=options.checkpoint,
+        model=options.model,
+        run=RunOptions(options.device, options.precision, options.compile, options.batch, options.fuse),
+        protocols=tuple(options.protocols),
+        measures=measures,
+        memory=memory,
+        by_image=options.images,
+        workers=options.workers,
+        predictions=Results(dataset, (), options).paths,
+        ids=options.ids,
+        named=str(source.path),
+    )
+    with progress_bars() as progress:
+        bar = progress.add_task("evaluating", total=count)
+        parts, problem = evaluate_on_ray(
+            evaluation,
+            counting,
+            count=count,
+            cpus=options.cpus_per_actor,
+            part=lambda number: image_part(output, number),
+            on_share=lambda images: progress.update(bar, advance=images),
+        )
+    if not options.save_predictions:
+        counting.check_labelled()
+    elif problem is None:
+        say_written(options, count)
+    return counting.report(checkpoint=str(source.path)), problem, parts
+
+
 def say_written(options: argparse.Namespace, count: int) -> None:
     """Say where so many predictions are."""
     if options.submission:
@@ -319,8 +374,11 @@ def all_reduce(counts: Tensor) -> Tensor:
     """Sum over all processes, exact for integers."""
     from torch import distributed
 
+    from resnest_seg.training.distributed import lost_peers_named
+
     total = counts.clone()
-    distributed.all_reduce(total)
+    with lost_peers_named(distributed.get_world_size(), go_on="Give the same command again."):
+        distributed.all_reduce(total)
     return total
 
 
@@ -417,12 +475,18 @@ def check(options: argparse.Namespace) -> None:
     options.protocols = protocol_names(options.protocol, several=True)
     check_option("--batch", options.batch, 1, 65536)
     check_option("--workers", options.workers, 0, 256)
+    check_option("--cpus-per-actor", options.cpus_per_actor, 1, 4096)
+    if options.cpus_per_actor is not None and options.engine != "ray":
+        raise ConfigError("--cpus-per-actor is for --engine ray: give that as well.")
     check_option("--boundary-width", options.boundary_width, 0, 1, above=True)
     check_option("--boundary-tolerance", options.boundary_tolerance, 0, 0.05)
     if options.submission and options.limit is not None:
         raise ConfigError("a submission needs every photo of the split: omit --limit.")
     if options.submission and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a submission is written by one process: run it without torchrun.")
+    if options.engine == "ray" and (options.submission or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+        other = "--submission is written by one process" if options.submission else "torchrun starts processes itself"
+        raise ConfigError(f"{other}, and --engine ray has others: leave --engine out.")
     first = os.environ.get("RANK", "0") == "0"  # when the other processes check, the first may have started writing
     if options.save_predictions and not options.overwrite and first and Path(options.save_predictions).exists():
         raise ConfigError(f"{options.save_predictions} exists. Choose another folder, or pass --overwrite.")
@@ -475,9 +539,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(source.summary, file=sys.stderr)
     state = process_state(options)
     parts = image_parts(output, state.num_processes) if options.images else []
-    report, problem = run(
-        source, dataset, measures, options, images=parts[state.process_index] if options.images else None
-    )
+    if options.engine == "ray":
+        report, problem, parts = run_on_ray(source, dataset, measures, options, output)
+    else:
+        report, problem = run(
+            source, dataset, measures, options, images=parts[state.process_index] if options.images else None
+        )
     state.wait_for_everyone()  # each has written its part
     if state.is_main_process:
         report = dataclasses.replace(report, precision=source.precision)
@@ -497,7 +564,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def image_parts(report: Path, processes: int) -> list[Path]:
     """Name the files in which the processes collect their scores by image, beside the report."""
-    return [report.with_name(f".{report.name}.images.{rank}") for rank in range(processes)]
+    return [image_part(report, rank) for rank in range(processes)]
+
+
+def image_part(report: Path, number: int) -> Path:
+    """Name one of these files."""
+    return report.with_name(f".{report.name}.images.{number}")
 
 
 def finish(report: EvalReport, other: EvalReport | None, output: Path, parts: Sequence[Path]) -> None:

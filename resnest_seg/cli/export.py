@@ -31,12 +31,12 @@ from resnest_seg.cli.parsing.options import (
     add_dataset,
     add_model_option,
     open_dataset,
-    own_network,
 )
 from resnest_seg.config import COUNT
 from resnest_seg.config_types import check_option
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, ExportError, command
 from resnest_seg.files import atomic_write, check_output_file, check_output_folder
+from resnest_seg.inference.own_network import own_network
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib
 import os
 import platform
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING
 
 import resnest_seg
-from resnest_seg.errors import EXIT_USER_ERROR, ConfigError, command, run_tool, unknown_name
+from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, ConfigError, command, run_tool, unknown_name
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -24,6 +25,7 @@ GROUPS = {
         "prepare": "download, check and unpack ADE20K, Cityscapes or CamVid; write synthetic scenes",
         "import": "import labels of annotation tools: COCO, YOLO, labelme, CVAT, GeoJSON ...",
         "check": "check photos and masks before training",
+        "pack": "pack a data set into tar shards, for fast and remote reading",
     },
     "training": {
         "train": "train a segmentation model",
@@ -100,7 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> int:
     """Run the command as a process: the entry point of `resnest-seg`; returns the exit code."""
-    return run_tool(main)
+    code = run_tool(main)
+    if code == EXIT_INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C while libraries are unloaded: no traceback
+    return code
 
 
 def help_text() -> str:

@@ -17,13 +17,26 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
+import dataclasses
+import os
+import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnest_seg.bulk.job import ENDINGS, PARQUET, Job
+from resnest_seg.bulk.outputs import (
+    ALL_ENDINGS,
+    endings_of,
+    on_map,
+    open_predictor,
+    problem_of,
+    segment_video,
+    segmented,
+    write_outputs,
+)
 from resnest_seg.cli.parsing.options import (
     Parser,
     add_checkpoint,
@@ -32,23 +45,18 @@ from resnest_seg.cli.parsing.options import (
     add_model_option,
     add_protocol,
     memory_bytes,
-    own_network,
     protocol_names,
 )
 from resnest_seg.config import COUNT
 from resnest_seg.config_types import check_option
-from resnest_seg.errors import ConfigError, DatasetError, printable
+from resnest_seg.errors import ConfigError, command, load_extra, printable
 from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder, claimed, next_free, numbered
+from resnest_seg.storage.remote import is_address
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from resnest_seg.annotations.writers import AnnotationWriter
-    from resnest_seg.inference.backends import Backend
     from resnest_seg.inference.inputs import Input
-    from resnest_seg.inference.prediction import Prediction
     from resnest_seg.inference.predictor import Predictor
-    from resnest_seg.inference.protocols import Protocol
 
 PREDICTIONS = "predictions"
 """The folder that is written to by default, and the first name of its series."""
@@ -56,41 +64,28 @@ PREDICTIONS = "predictions"
 EXIT_SOME_FAILED = 1
 """Exit code if some inputs could not be segmented."""
 
-ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png", "scores": "_scores.npz", "polygons": ".geojson",
-           "geopackage": ".gpkg"}  # fmt: skip
-"""Output of an image -> suffix of its file."""
-
-MAP_LABELS = "_labels.tif"
-"""Suffix of the labels of an image that lies on the map."""
-
 ANNOTATIONS = {"coco": "coco/annotations.json", "labelme": "labelme/", "cvat": "cvat/annotations.xml",
                "yolo": "yolo/data.yaml"}  # fmt: skip
 """Formats of annotation tools, of all images together -> what is written below the output folder."""
-
-VIDEO_ENDING = "_overlay.mp4"
-"""Suffix of the output of a video."""
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""System errors that would occur for every further input."""
-
-LARGE = 64_000_000
-"""Minimum pixels of an image that is read, and whose labels are written, by windows."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = Parser("predict", description=__doc__)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a photo, a folder with its subfolders, a pattern "
-                        "in quotes, a video, a camera (0), or an http(s) address")  # fmt: skip
+                        "in quotes, a video, a camera (0), an address (http, https, s3 ...), or a manifest: a .csv or "
+                        ".parquet file with a column of paths")  # fmt: skip
     add_checkpoint(parser, exported=True)
     add_model_option(parser)
     parser.add_argument("--output", help=f"folder to write to (default: {PREDICTIONS}, or {PREDICTIONS}-2, -3 ... if "
                         "that exists)")  # fmt: skip
-    parser.add_argument("--write", nargs="+", choices=(*ENDINGS, *ANNOTATIONS), metavar="KIND", default=["labels",
-                        "overlay"], help="outputs of an image: labels as PNG, overlay with legend, scores (class "
-                        "probabilities, npz, half precision), polygons (GeoJSON in pixels, or in longitude and "
-                        "latitude), geopackage (polygons in the CRS of an image that has one); and of all images, for "
-                        "annotation tools: coco, labelme, cvat, yolo (default: labels overlay)")  # fmt: skip
+    parser.add_argument("--write", nargs="+", choices=(*ENDINGS, PARQUET, *ANNOTATIONS), metavar="KIND",
+                        default=["labels", "overlay"], help="outputs of an image: labels as PNG, overlay with legend, "
+                        "scores (class probabilities, npz, half precision), polygons (GeoJSON in pixels, or in "
+                        "longitude and latitude), geopackage (polygons in the CRS of an image that has one), parquet "
+                        "(rows of tables: path, labels as PNG, shares of classes, mean confidence, error); and of all "
+                        "images, for annotation tools: coco, labelme, cvat, yolo (default: labels "
+                        "overlay)")  # fmt: skip
     parser.add_argument("--write-tolerance", type=float, default=1.0, metavar="PIXELS", help="simplification of "
                         "outlines for annotation tools; small and thin regions keep more (default: 1)")  # fmt: skip
     parser.add_argument("--cog", action="store_true", help="labels of an image on the map as Cloud Optimized GeoTIFF")
@@ -111,6 +106,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument("--tile", type=int, help="largest edge of tiles in pixels: images of any size in bounded memory")
     how.add_argument("--overlap", type=int, help="overlap of tiles in pixels (default: an eighth of the tile)")
     how.add_argument("--blend", choices=("none", "hann", "distance"), help="weights of a tile's pixels (default: hann)")
+    bulk = parser.add_argument_group("many inputs", "Each of these, a manifest, --write parquet, and an address as "
+                                     "--output make a job of it: what is done is written down in the output, and the "
+                                     "same command goes on with the rest.")  # fmt: skip
+    bulk.add_argument("--shard", metavar="I/N", help="segment the I-th of N shares, counted from 0: one process each, "
+                      "such as 0/2 and 1/2, on any machines that see the output")  # fmt: skip
+    bulk.add_argument("--engine", choices=("plain", "torchrun", "ray"), help="who hands out the inputs: torchrun takes "
+                      "I and N from what it started (RANK, WORLD_SIZE); ray starts processes on a Ray cluster "
+                      "(RAY_ADDRESS, or that of 'ray start'), or on the cores of this machine")  # fmt: skip
+    bulk.add_argument("--cpus-per-actor", type=int, metavar="N", help="with --engine ray: cores of each process "
+                      "(default: 1)")  # fmt: skip
+    bulk.add_argument("--path-column", metavar="NAME", help="column of a manifest's paths, which are relative to the "
+                      "manifest's folder (default: path)")  # fmt: skip
     run = parser.add_argument_group("execution")
     add_execution(run)
     add_memory(run, what="memory limit of scores", default="1; 4 for exported files")
@@ -130,19 +137,24 @@ def check(options: argparse.Namespace) -> None:
     check_option("--tile", options.tile, 1, 65536)
     check_option("--overlap", options.overlap, 0, 65536)
     check_option("--batch", options.batch, 1, 65536)
+    check_option("--cpus-per-actor", options.cpus_per_actor, 1, 4096)
+    if options.cpus_per_actor is not None and options.engine != "ray":
+        raise ConfigError("--cpus-per-actor is for --engine ray: give that as well.")
     if options.blend is not None and options.tile is None:
         raise ConfigError("--blend needs tiles: give --tile as well.")
     options.write = list(dict.fromkeys(options.write))
     options.annotations = [kind for kind in options.write if kind in ANNOTATIONS]
-    options.files = [kind for kind in options.write if kind in ENDINGS]
     (options.protocol,) = protocol_names(options.protocol)
     options.memory = None if options.memory is None else memory_bytes(options.memory)
     if options.cog or "geopackage" in options.write:
         from resnest_seg.io.large_images import load_rasterio
 
         load_rasterio("--cog and --write geopackage")
+    check_job(options)
     options.fresh = options.output is None and not options.overwrite
     options.output = options.output or str(next_free(PREDICTIONS) if options.fresh else PREDICTIONS)
+    if options.bulk:
+        return
     check_output_folder(options.output)
     for kind in options.annotations:
         place = Path(options.output) / ANNOTATIONS[kind]
@@ -152,21 +164,67 @@ def check(options: argparse.Namespace) -> None:
             raise ConfigError(f"{place} already holds files. Choose another --output, or pass --overwrite.")
 
 
-def protocol_for(options: argparse.Namespace, backend: Backend) -> Protocol:
-    """Build the protocol of the options."""
-    from resnest_seg.inference.protocols import protocol, with_options
+def shard_of(options: argparse.Namespace) -> tuple[int, int] | None:
+    """The number of this process's share, from 0, and how many there are; None if there is one only.
 
-    base = protocol(options.protocol, setting=backend.setting)
-    placement, blend = ("even", "hann") if options.tile else (None, None)
-    return with_options(base, scales=options.scales, flip=options.flip, merge=options.merge, placement=placement,
-                        window=options.tile, overlap=options.overlap, blend=options.blend or blend)  # fmt: skip
+    Raises:
+        ConfigError: --shard is no I/N with I below N, or torchrun did not start this.
+    """
+    if options.engine == "torchrun":
+        if options.shard is not None:
+            raise ConfigError("--shard and --engine torchrun both say which share is meant: give one of them.")
+        words = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
+        if not all(word.isdecimal() for word in words):
+            raise ConfigError(
+                "--engine torchrun takes its share from RANK and WORLD_SIZE, which torchrun sets: start this as "
+                f"{command('predict', launcher='torchrun --nproc-per-node 8')} ..., or give --shard I/N."
+            )
+        return int(words[0]), int(words[1])
+    if options.shard is None:
+        return None
+    if options.engine == "ray":
+        raise ConfigError("--shard is for processes that you start, and --engine ray starts its own: leave one out.")
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", options.shard)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ConfigError(
+            f"--shard must be I/N with I from 0 to N - 1, such as 0/4, 1/4, 2/4 and 3/4, not {options.shard!r}."
+        )
+    return int(match[1]), int(match[2])
 
 
-def on_map(item: Input) -> bool:
-    """True for a TIFF file with a CRS and a place in it."""
-    from resnest_seg.io.georeference import read_georeference
+def check_job(options: argparse.Namespace) -> None:
+    """Decide whether the inputs are a job, and reject what a job of many processes cannot do.
 
-    return item.kind == "image" and read_georeference(item.source) is not None
+    Raises:
+        ConfigError: No output, formats of all images together, or --overwrite in one of several processes.
+    """
+    from resnest_seg.bulk.listing import is_manifest
+
+    options.shard = shard_of(options)
+    lists = any(is_manifest(word) for word in options.inputs)
+    if options.path_column is not None and not lists:
+        raise ConfigError("--path-column is for inputs that are manifests: files .csv or .parquet.")
+    address = options.output is not None and is_address(options.output)
+    options.bulk = (
+        options.shard is not None or options.engine is not None or lists or PARQUET in options.write or address
+    )
+    if not options.bulk:
+        return
+    options.shard, options.path_column = options.shard or (0, 1), options.path_column or "path"
+    if options.output is None:
+        raise ConfigError("a job of many inputs needs an --output, by which the same command continues it.")
+    if PARQUET in options.write:
+        load_extra("pyarrow", "import")
+    if options.annotations:
+        raise ConfigError(
+            f"--write {' '.join(options.annotations)} makes one file of all images, and here each process sees its own "
+            "share. Write polygons, or give neither --shard, --engine, a manifest, parquet nor an address to write to."
+        )
+    if options.overwrite and options.shard[1] > 1:
+        raise ConfigError(
+            f"--overwrite would remove what the other shards have done. Remove {options.output} before you start them, "
+            "or choose another --output."
+        )
 
 
 def check_places(items: Sequence[Input], options: argparse.Namespace) -> None:
@@ -179,7 +237,7 @@ def check_places(items: Sequence[Input], options: argparse.Namespace) -> None:
 
     with warnings.catch_warnings(record=True) as lost:
         warnings.simplefilter("always")
-        lying = {item.source for item in items if on_map(item)}
+        lying = {item.source for item in items if on_map(item.source, item.kind)}
     if lost:
         more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
         print(f"warning: {lost[0].message}{more}", file=sys.stderr)
@@ -200,126 +258,69 @@ def check_places(items: Sequence[Input], options: argparse.Namespace) -> None:
         )
 
 
-def results(item: Input, options: argparse.Namespace) -> dict[str, Path]:
+def job_of(options: argparse.Namespace) -> Job:
+    """What the options, checked, say of every input, as plain values."""
+    return Job(
+        checkpoint=options.checkpoint,
+        output=options.output,
+        write=tuple(options.write),
+        model=options.model,
+        device=options.device,
+        precision=options.precision,
+        compile=options.compile,
+        batch=options.batch,
+        memory=options.memory,
+        protocol=options.protocol,
+        scales=None if options.scales is None else tuple(options.scales),
+        flip=options.flip,
+        merge=options.merge,
+        tile=options.tile,
+        overlap=options.overlap,
+        blend=options.blend,
+        ids=options.ids,
+        alpha=options.alpha,
+        simplify=options.simplify,
+        cog=options.cog,
+        overlay_bands=None if options.overlay_bands is None else tuple(options.overlay_bands.split(",")),
+        frames=options.frames,
+    )
+
+
+def results(item: Input, job: Job, *, overwrite: bool) -> dict[str, Path]:
     """Return the output files of an input, by kind; "video" for the overlay of one.
 
     Raises:
         ConfigError: A file exists.
     """
-    stem = Path(options.output) / item.place
-    if item.kind in ("image", "address"):
-        endings = {kind: ENDINGS[kind] for kind in options.files}
-        if on_map(item):
-            endings = {kind: MAP_LABELS if kind == "labels" else ending for kind, ending in endings.items()}
-        else:
-            endings.pop("geopackage", None)
-    else:
-        endings = {"video": VIDEO_ENDING}
-    paths = {kind: stem.with_name(stem.name + ending) for kind, ending in endings.items()}
+    stem = Path(job.output) / item.place
+    paths = {
+        kind: stem.with_name(stem.name + ending) for kind, ending in endings_of(item.source, item.kind, job).items()
+    }
     for path in paths.values():
-        check_output_file(path, what=item.source, overwrite=options.overwrite)
+        check_output_file(path, what=item.source, overwrite=overwrite)
     return paths
 
 
-def write_image(
-    prediction: Prediction,
-    item: Input,
-    paths: Mapping[str, Path],
-    options: argparse.Namespace,
-    writer: AnnotationWriter | None,
+def segment_image(
+    predictor: Predictor, item: Input, paths: Mapping[str, Path], job: Job, writer: AnnotationWriter | None
 ) -> None:
-    """Write the requested outputs of one image."""
-    from resnest_seg.io.visualize import write_png
-
+    """Segment a photo and write its outputs."""
+    prediction = segmented(predictor, item.source, item.kind, paths, job)
+    if prediction is None:
+        return
     if writer is not None:
         suffix = Path(item.source).suffix if item.kind == "image" else ".png"
         name = item.place if item.place.suffix == suffix else item.place.with_name(item.place.name + suffix)
         photo = item.source if item.kind == "image" else None
         writer.add(name.as_posix(), prediction.labels, photo=photo, place=item.place.as_posix())
-    for kind, path in paths.items():
-        if kind == "labels":
-            prediction.save(path, ids=options.ids, cog=options.cog and path.suffix == ".tif")
-        elif kind == "overlay":
-            write_png(path, prediction.overlay(options.alpha))
-        elif kind == "scores":
-            prediction.save_scores(path)
-        else:
-            prediction.save_polygons(path, simplify=options.simplify)
-
-
-def size_of(photo: str) -> tuple[int, int]:
-    """Read (H, W) of an image file from its header; zeros of a file that has none that is known."""
-    from resnest_seg.io.georeference import is_tiff, raster_size
-    from resnest_seg.io.masks import image_size
-
-    height, width = image_size(photo)
-    if not height and is_tiff(photo):  # of bands that Pillow does not know
-        height, width = raster_size(photo)
-    return height, width
-
-
-def segment_image(
-    predictor: Predictor,
-    item: Input,
-    paths: Mapping[str, Path],
-    options: argparse.Namespace,
-    writer: AnnotationWriter | None,
-) -> None:
-    """Segment a photo; with tiles, a large one is read and written by windows."""
-    if item.kind == "address":
-        write_image(predictor(item.source), item, paths, options, writer)
-        return
-    height, width = size_of(item.source)
-    if height * width < LARGE:
-        write_image(predictor(item.source), item, paths, options, writer)
-        return
-    if options.tile is None or set(options.write) - {"labels", "overlay"} or "labels" not in paths:
-        raise DatasetError(
-            f"{item.source} has {height} x {width} pixels: give --tile 1024, and --write labels or overlay only."
-        )
-    predictor.segment_file(
-        item.source,
-        paths["labels"],
-        ids=options.ids,
-        overlay_path=paths.get("overlay"),
-        alpha=options.alpha,
-        cog=options.cog and paths["labels"].suffix == ".tif",
-    )
-
-
-def segment_video(
-    predictor: Predictor, item: Input, path: Path, options: argparse.Namespace, progress: Progress, bar: TaskID
-) -> None:
-    """Segment a video or a camera's stream, until it ends or Ctrl-C; writes an overlay video.
-
-    Raises:
-        DatasetError: The input cannot be read, or is truncated; the frames before are written.
-    """
-    from resnest_seg.io.video import VideoReader, write_video
-
-    problem: DatasetError | None = None
-    with VideoReader(item.source) as frames, write_video(path, fps=frames.fps) as writer:
-        try:
-            for number, frame in enumerate(frames, start=1):
-                writer.write(predictor(frame).overlay(options.alpha, legend=False))
-                shown = f"{item.source}: frame {number}" + (f" of {frames.count}" if frames.count else "")
-                progress.update(bar, description=shown)
-                if number == options.frames:
-                    break
-        except DatasetError as error:
-            problem = error
-        except KeyboardInterrupt:
-            if item.kind != "camera" or not writer.frames:
-                raise
-    if problem is not None:
-        raise DatasetError(f"{problem} {writer.frames} frames are in {path}.")
+    write_outputs(prediction, paths, job)
 
 
 def segment(
     predictor: Predictor,
     items: Sequence[Input],
     outputs: Sequence[Mapping[str, Path]],
-    options: argparse.Namespace,
+    job: Job,
     problems: list[str],
     writer: AnnotationWriter | None = None,
 ) -> tuple[int, OSError | None]:
@@ -328,8 +329,6 @@ def segment(
     Returns:
         The number of segmented inputs; and the error that ended the work, such as a full disk, or None.
     """
-    import torch
-
     from resnest_seg.io.display import progress_bars
 
     done = 0
@@ -338,18 +337,18 @@ def segment(
         for item, paths in zip(items, outputs, strict=True):
             try:
                 if item.kind in ("image", "address"):
-                    segment_image(predictor, item, paths, options, writer)
+                    segment_image(predictor, item, paths, job, writer)
                 else:
-                    segment_video(predictor, item, paths["video"], options, progress, bar)
+                    segment_video(predictor, item.source, paths["video"], job, endless=item.kind == "camera",
+                                  shown=lambda text: progress.update(bar, description=text))  # fmt: skip
                 done += 1
-            except (DatasetError, ConfigError) as error:  # the other inputs are still segmented
-                problems.append(str(error) if item.source in str(error) else f"{item.source}: {error}")
-            except (MemoryError, torch.OutOfMemoryError):
-                problems.append(f"{item.source}: there is not enough memory. Give --tile 512.")
-            except OSError as error:
-                if error.errno in FULL:
+            except Exception as error:
+                problem = problem_of(error, item.source)
+                if problem is None and isinstance(error, OSError):
                     return done, error
-                problems.append(f"{item.source}: {error.filename or ''}: {error.strerror or error}.")
+                if problem is None:
+                    raise
+                problems.append(problem)  # the other inputs are still segmented
             progress.update(bar, advance=1)
     return done, None
 
@@ -358,13 +357,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Segment every input; returns the exit code."""
     options = parse(argv)
     check(options)
+    if options.bulk:
+        return run_bulk(options)
 
     from resnest_seg.inference.inputs import plan
     from resnest_seg.io.images import IMAGE_SUFFIXES
 
-    endings = (*ENDINGS.values(), MAP_LABELS, VIDEO_ENDING)
     earlier = list(numbered(PREDICTIONS).values())
-    items, problems = plan(options.inputs, options.output, suffixes=IMAGE_SUFFIXES, endings=endings, earlier=earlier)
+    items, problems = plan(
+        options.inputs, options.output, suffixes=IMAGE_SUFFIXES, endings=ALL_ENDINGS, earlier=earlier
+    )
     return run(items, problems, options)
 
 
@@ -376,39 +378,56 @@ def run(items: Sequence[Input], problems: list[str], options: argparse.Namespace
         problems: Sentences on inputs that cannot be, which are shown at the end.
         options: The command line, checked.
     """
-    from resnest_seg.inference.backends import RunOptions
-    from resnest_seg.inference.predictor import Predictor, open_backend
-
+    job = job_of(options)
     check_places(items, options)
-    outputs = [results(item, options) for item in items]
+    outputs = [results(item, job, overwrite=options.overwrite) for item in items]
     check_not_inputs([path for paths in outputs for path in paths.values()], [item.source for item in items])
     done, stopped = 0, None
     if items:
-        how = RunOptions(options.device, options.precision, options.compile, options.batch)
-        backend = open_backend(options.checkpoint, how, into=own_network(options.model))
-        if "scores" in options.write:
-            backend.check_scores()
-        shown = None if options.overlay_bands is None else options.overlay_bands.split(",")
-        predictor = Predictor(
-            backend, protocol=protocol_for(options, backend), memory=options.memory, overlay_bands=shown
-        )
-        predictor.check_photos()
+        predictor = open_predictor(job)
         print(f"protocol {predictor.protocol.description}", file=sys.stderr)
         with contextlib.ExitStack() as held:
             if options.fresh:  # two starts at a time write into two folders
-                options.output = str(held.enter_context(claimed(PREDICTIONS)))
-                outputs = [results(item, options) for item in items]
+                job = dataclasses.replace(job, output=str(held.enter_context(claimed(PREDICTIONS))))
+                outputs = [results(item, job, overwrite=options.overwrite) for item in items]
             writer = None
             if options.annotations:
                 from resnest_seg.annotations.writers import AnnotationWriter
 
-                writer = held.enter_context(AnnotationWriter(options.output, options.annotations, predictor.label_space,
+                writer = held.enter_context(AnnotationWriter(job.output, options.annotations, predictor.label_space,
                                                              tolerance=options.write_tolerance))  # fmt: skip
-            done, stopped = segment(predictor, items, outputs, options, problems, writer)
+            done, stopped = segment(predictor, items, outputs, job, problems, writer)
     if done:
-        print(f"{done} of {len(items)} inputs segmented into {options.output}: {', '.join(options.write)}")
+        print(f"{done} of {len(items)} inputs segmented into {job.output}: {', '.join(job.write)}")
     if problems:
         print("\n  ".join([f"error: {len(problems)} not segmented:", *map(printable, problems)]), file=sys.stderr)
     if stopped is not None:
         raise stopped
     return EXIT_SOME_FAILED if problems else 0
+
+
+def run_bulk(options: argparse.Namespace) -> int:
+    """Segment what is not done of this process's share of the inputs; returns the exit code."""
+    from resnest_seg.bulk.engines import finish, run_plain, shown_progress, wait_for_the_others
+    from resnest_seg.bulk.job import begin
+    from resnest_seg.bulk.listing import list_inputs
+
+    job = job_of(options)
+    begin(job, overwrite=options.overwrite)
+    earlier = list(numbered(PREDICTIONS).values())
+    items, problems = list_inputs(options.inputs, output=job.output, path_column=options.path_column, earlier=earlier)
+    try:
+        with shown_progress() as report:
+            if options.engine == "ray":
+                from resnest_seg.bulk.ray_engine import run_ray
+
+                summary = run_ray(job, items, cpus=options.cpus_per_actor, report=report)
+            else:
+                summary = run_plain(job, items, shard=options.shard, report=report)
+    except KeyboardInterrupt:
+        print("What is done is written down: the same command goes on with the rest.", file=sys.stderr)
+        raise
+    code = finish(summary, job, problems, shard=options.shard)
+    if options.engine == "torchrun":
+        wait_for_the_others(code)
+    return code

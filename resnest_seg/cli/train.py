@@ -30,11 +30,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Self
 
 from resnest_seg.cli.parsing.keys import CHECKPOINT, SHORT, KeyHelp, Own, run_options, take
-from resnest_seg.cli.parsing.options import MODEL_HELP, number, own_network
+from resnest_seg.cli.parsing.options import MODEL_HELP, number
 from resnest_seg.config import AnyConfig, C, RunConfig, load_run_config
 from resnest_seg.config_reading import flatten, kinds_of
 from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, CheckpointError, ConfigError, command, unknown_name
 from resnest_seg.files import claimed, find_config, next_free, numbered, shipped_configs
+from resnest_seg.inference.own_network import own_network
 
 if TYPE_CHECKING:
     from resnest_seg.training.assembly import Parts
@@ -46,6 +47,7 @@ DEFAULT_CONFIGS = {
     "ade20k": "ade20k_deeplabv3_resnest50",
     "cityscapes": "cityscapes_deeplabv3_resnest50",
     "folder": "folder_deeplabv3_resnest50",
+    "shards": "folder_deeplabv3_resnest50",
 }
 """Data set -> the shipped config that --dataset trains with."""
 
@@ -153,7 +155,7 @@ def parse(argv: Sequence[str]) -> Order[RunConfig]:
         run = load_run_config(Path(resume) / "config.yaml", overrides=overrides)
         return Order(run, resume, "yes", allow, network=network)
     path = config_path(dataset, config)
-    run = load_run_config(path, overrides=overrides)
+    run = load_run_config(path, overrides=[*(["--data.dataset=shards"] if dataset == "shards" else []), *overrides])
     order = ordered(
         run, path, run.model.head, begun(resume), allow=allow, dry=dry is not None, budget=budget, network=network
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from resnest_seg.config import CUSTOM, DataConfig
 from resnest_seg.data.datasets import ADE20K, DATA_ROOT_VARIABLE, CamVid, Cityscapes, SegmentationDataset, TaskView
 from resnest_seg.data.folder import FolderDataset
+from resnest_seg.data.shards import ShardDataset, is_packed
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.tiles import WindowDataset, paired_files
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
@@ -26,6 +27,7 @@ DATASETS: dict[str, Callable[[str | Path | Source, str, bool], SegmentationDatas
     "ade20k": lambda root, split, lenient: ADE20K(root, split, allow_missing=lenient),
     "cityscapes": lambda root, split, lenient: Cityscapes(root, split, allow_missing=lenient),
     "folder": lambda root, split, lenient: FolderDataset(root, split, allow_missing=lenient),
+    "shards": lambda root, split, lenient: ShardDataset(root, split),
 }
 
 
@@ -82,7 +84,8 @@ def build_dataset(
 
     Args:
         name: A key of `DATASETS`.
-        root: Its folder, zip file, address or storage; None looks where `data_root` does.
+        root: Its folder, zip file, address or storage; None looks where `data_root` does. Packed shards are recognised
+            under any name.
         split: "train", "val" or "test", if the data set has it.
         images: For "folder": pattern of the photos, see `FolderDataset`, as for `masks`.
         classes: The class list of "folder", if it is outside the folder, or its classes.
@@ -99,16 +102,12 @@ def build_dataset(
             task on a data set of several classes without `positive`.
         DatasetError: The data set is missing or incomplete, or the split is unknown.
     """
-    if name == CUSTOM:
-        raise ConfigError(
-            "the data set is one of its author's own (custom), which no name opens: choose another, such as --dataset "
-            "folder --data.root FOLDER, or pass it in Python: fit(..., train=, validation=), evaluate(model, dataset)."
-        )
-    if name not in DATASETS:
-        raise unknown_name("data set", name, DATASETS)
-    if task not in TASKS:
-        raise unknown_name("task", task, TASKS)
+    _check_names(name, task)
     where = opened_root(name, None if name == "synthetic" else root, cache=cache, cache_size=cache_size)
+    given: dict[str, object] = {"data.images": images, "data.masks": masks, "data.window": window}
+    if stored_as(name, where) == "shards":
+        given |= {"data.classes": classes}
+        return _packed(name, where, split, task, positive, {key: value for key, value in given.items() if value})
     if name == "folder":
         own = task if positive is None else "multiclass"  # the task of the masks
         if own == "multiclass" and isinstance(classes, LabelSpace) and classes.task != own:
@@ -118,10 +117,58 @@ def build_dataset(
         )
         dataset = files if window is None else WindowDataset(files, window, overlap=window_overlap)
         return dataset if own == task else with_task(dataset, task, positive)
-    for key, given in (("data.images", images), ("data.masks", masks), ("data.window", window)):
-        if given is not None:
-            raise ConfigError(f"{key} is for --dataset folder: {name} has its own layout. Leave out '{given}'.")
+    for key, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{key} is for --dataset folder: {name} has its own layout. Leave out '{value}'.")
     return with_task(DATASETS[name](where, split, allow_missing), task, positive)
+
+
+def _check_names(name: str, task: str) -> None:
+    if name == CUSTOM:
+        raise ConfigError(
+            "the data set is one of its author's own (custom), which no name opens: choose another, such as --dataset "
+            "folder --data.root FOLDER, or pass it in Python: fit(..., train=, validation=), evaluate(model, dataset)."
+        )
+    if name not in DATASETS:
+        raise unknown_name("data set", name, DATASETS)
+    if task not in TASKS:
+        raise unknown_name("task", task, TASKS)
+
+
+def stored_as(name: str, root: str | Path | Source) -> str:
+    """Return the name by which the data at a root is read: "shards" of packed shards, else `name`."""
+    return "shards" if name == "shards" or (name != "synthetic" and is_packed(root)) else name
+
+
+def _packed(
+    name: str, root: str | Path | Source, split: str, task: str, positive: str | None, given: dict[str, object]
+) -> SegmentationDataset:
+    """Open packed shards; their classes and files are fixed.
+
+    Args:
+        name: The data set that was asked for: "shards", "folder" for any, or one that the shards must hold.
+        root: See `build_dataset`, like the next three.
+        split: The split.
+        task: The task.
+        positive: The object of a binary task.
+        given: Keys and values that are for files in a folder.
+    """
+    dataset = ShardDataset(root, split)
+    space, shown = dataset.label_space, dataset.source.shown
+    for key, value in given.items():
+        if key != "data.classes" or not isinstance(value, LabelSpace):  # those of a checkpoint
+            raise ConfigError(
+                f"{key} is for files in a folder, and {shown} holds packed shards with files and classes of their own: "
+                f"leave out '{value}', or pack the data set with it."
+            )
+    if name not in ("shards", "folder", space.name):
+        raise ConfigError(f"{shown} holds packed shards of {space.name}, not of {name}: pass --dataset shards.")
+    if space.task == "multiclass":
+        return with_task(dataset, task, positive)
+    if task != space.task or positive is not None:
+        hint = "leave out data.positive" if task == space.task else f"pass --model.task {space.task}"
+        raise ConfigError(f"{shown} holds packed masks of model.task {space.task}, not of {task}: {hint}.")
+    return dataset
 
 
 def with_task(dataset: SegmentationDataset, task: str, positive: str | None = None) -> SegmentationDataset:

@@ -301,9 +301,9 @@ class PairedFiles(SegmentationDataset):
         masks: Collection[str] = (),
         allow_missing: bool = False,
     ) -> None:
-        self.label_space, self.split, self.source, self.pairs = label_space, split, source, list(pairs)
+        self.label_space, self.split, self.source, self.pairs = label_space, split, source, pairs
         self.encoding, self.colors, self.palettes = encoding or label_space, colors, palettes
-        self.orphans = sorted(set(masks) - {mask for _, mask in self.pairs if mask is not None})
+        self.orphans = sorted(set(masks) - {mask for _, mask in self.pairs if mask is not None}) if masks else []
         if not self.pairs:
             raise DatasetError(f"the {split} split of {label_space.name} is empty.")
         if allow_missing:

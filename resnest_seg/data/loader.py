@@ -45,6 +45,26 @@ PATIENCE = 1.0
 """Seconds that a loader process gets to exit when its batches are no longer needed; then it is killed."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ShardOrder:
+    """The order of samples in few large files, of which few are read at a time.
+
+    Attributes:
+        shards: Number of the file in which each sample lies, [N].
+        window: Number of files whose samples are mixed.
+    """
+
+    shards: NDArray[np.int64]
+    window: int
+
+    def __call__(self, random: np.random.Generator) -> NDArray[np.int64]:
+        """Return all samples, [N]: files are shuffled, and the samples of `window` files in a row among each other."""
+        _, numbers = np.unique(self.shards, return_inverse=True)
+        place = random.permutation(int(numbers.max()) + 1)  # of every file
+        shuffled = random.permutation(len(self.shards))
+        return shuffled[np.argsort(place[numbers[shuffled]] // self.window, kind="stable")]
+
+
 class Batch(NamedTuple):
     """Samples of one size, stacked.
 
@@ -69,6 +89,7 @@ def training_batches(
     rank: int = 0,
     processes: int = 1,
     probabilities: NDArray[np.float64] | None = None,
+    shard_order: ShardOrder | None = None,
 ) -> Iterator[list[tuple[int, int]]]:
     """Yield the samples of each micro-batch as a list of (epoch, index).
 
@@ -85,8 +106,10 @@ def training_batches(
         rank: This process, 0..processes - 1.
         processes: Number of processes.
         probabilities: Probabilities [size] of drawing samples with replacement; None takes each once per epoch.
+        shard_order: Permutes samples within windows of shards, in place of a permutation of all; without probabilities.
     """
     assert batch_size % (parts * processes) == 0
+    assert probabilities is None or shard_order is None
     length = batch_size // (parts * processes)
     order, order_epoch = np.empty(0, np.int64), -1
     for step in steps:
@@ -97,11 +120,12 @@ def training_batches(
                 epoch, within = divmod(position, size)
                 if epoch != order_epoch:
                     random, order_epoch = np.random.default_rng([seed, epoch]), epoch
-                    order = (
-                        random.permutation(size)
-                        if probabilities is None
-                        else random.choice(size, size, p=probabilities)
-                    )
+                    if shard_order is not None:
+                        order = shard_order(random)
+                    elif probabilities is not None:
+                        order = random.choice(size, size, p=probabilities)
+                    else:
+                        order = random.permutation(size)
                 # With replacement, a photo may occur twice in an epoch: the position makes their augmentations differ.
                 batch.append((epoch if probabilities is None else position, int(order[within])))
             yield batch

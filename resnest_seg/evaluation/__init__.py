@@ -8,6 +8,7 @@ _HOMES = {
     "Calibration": "calibration",
     "ConfidentLearning": "label_issues",
     "ConfusionMatrix": "metrics",
+    "Counting": "evaluate",
     "Difference": "comparison",
     "EvalReport": "report",
     "EvaluatedImage": "evaluate",

@@ -31,6 +31,9 @@ from resnest_seg.labels import IGNORE_LABEL
 Labels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
+STEPS = 1 << 36
+"""F-scores are summed as whole numbers of 1 / 2**36: the sum of a hundred million images is exact in any order."""
+
 
 @dataclasses.dataclass(frozen=True)
 class BoundaryReport:
@@ -69,11 +72,11 @@ class BoundaryScores:
         width: Width of the boundary region, as a share of the image's diagonal, in (0, 1]; rounded to at least 1 pixel.
         tolerance: Tolerance of the F-score, as a share of the image's diagonal, not rounded; 0..0.05, as the time grows
             with its square.
-        device: Device of the sums, with support for float64. The computation runs on the CPU.
+        device: Device of the sums. The computation runs on the CPU.
 
     Attributes:
         state: The tensors to sum over processes: intersections, unions and images with the class, int64 [3, K], and the
-            sum of F-scores, float64 [K]. Assign the sums.
+            sum of F-scores in `STEPS`, int64 [K]. Assign the sums.
 
     Raises:
         ConfigError: `width` or `tolerance` is out of range.
@@ -93,7 +96,7 @@ class BoundaryScores:
         self.width, self.tolerance = width, tolerance
         self.state = [
             torch.zeros(3, num_classes, dtype=torch.int64, device=device),
-            torch.zeros(num_classes, dtype=torch.float64, device=device),
+            torch.zeros(num_classes, dtype=torch.int64, device=device),
         ]
 
     def update(self, labels: Tensor, predictions: Tensor) -> BoundaryScores:
@@ -118,14 +121,14 @@ class BoundaryScores:
             strangers = int(every_count[2, classes:].sum())
             assert not strangers, f"{strangers} ids of labels or predictions are none of {classes} classes"
             counts += torch.from_numpy(every_count[:, :classes]).to(counts.device)
-            sums += torch.from_numpy(scores[:classes]).to(sums.device)
+            sums += torch.from_numpy(np.rint(scores[:classes] * STEPS).astype(np.int64)).to(sums.device)
         return self
 
     def report(self) -> BoundaryReport:
         """Compute the scores of all images added so far."""
         (intersections, unions, images), sums = self.state[0].tolist(), self.state[1].tolist()
         iou = tuple(part / whole if whole else None for part, whole in zip(intersections, unions, strict=True))
-        f = tuple(total / count if count else None for total, count in zip(sums, images, strict=True))
+        f = tuple(total / STEPS / count if count else None for total, count in zip(sums, images, strict=True))
         return BoundaryReport(_mean(iou), _mean(f), iou, f, self.width, self.tolerance)
 
 

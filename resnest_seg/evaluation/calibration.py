@@ -11,6 +11,9 @@ from torch import Tensor
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.labels import IGNORE_LABEL
 
+STEPS = 1 << 24
+"""Confidences are summed as whole numbers of 1 / 2**24, the precision of float32 below 1: exact in any order."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ReliabilityBin:
@@ -59,8 +62,9 @@ class Calibration:
         device: Device of the sums, with support for float64; inputs are moved there.
 
     Attributes:
-        state: The tensors to sum over processes: pixels and correct pixels by bin, int64 [2, bins + 1], and the sum of
-            confidences by bin, float64 [bins + 1]. Assign the sums.
+        state: The tensor to sum over processes, int64 [4, bins + 2]: by bin the pixels, the correct pixels, and the sum
+            of confidences as whole numbers and as `STEPS` beyond these, which do not overflow. In the last place are
+            the pixels whose confidence is no number. Assign the sum.
 
     Raises:
         ConfigError: `bins` is less than 1.
@@ -70,10 +74,7 @@ class Calibration:
         if bins < 1:
             raise ConfigError(f"calibration needs at least one bin, not {bins}.")
         self.bins = bins
-        self.state = [
-            torch.zeros(2, bins + 1, dtype=torch.int64, device=device),
-            torch.zeros(bins + 1, dtype=torch.float64, device=device),
-        ]
+        self.state = [torch.zeros(4, bins + 2, dtype=torch.int64, device=device)]
 
     def update(self, labels: Tensor, predictions: Tensor, confidences: Tensor) -> Calibration:
         """Count pixels; returns itself.
@@ -86,20 +87,21 @@ class Calibration:
         """
         assert labels.shape == predictions.shape == confidences.shape, (labels.shape, confidences.shape)
         assert confidences.is_floating_point(), confidences.dtype
-        counts, sums = self.state
-        labels, predictions = (ids.to(sums.device, torch.int32).flatten() for ids in (labels, predictions))
-        confidences = confidences.to(sums.device).flatten().clamp(0, 1)
+        (state,) = self.state
+        labels, predictions = (ids.to(state.device, torch.int32).flatten() for ids in (labels, predictions))
+        confidences = confidences.to(state.device).flatten().clamp(0, 1)
         if confidences.dtype != torch.float64:
             confidences = confidences.float()  # half precision cannot represent the edges
-        edges = torch.linspace(0, 1, self.bins + 1, dtype=confidences.dtype, device=sums.device)
-        indices = torch.bucketize(confidences, edges, right=True).sub_(1).clamp_(0, self.bins)  # NaN: see report()
-        ignored = self.bins + 1  # a bin that is dropped
+        edges = torch.linspace(0, 1, self.bins + 1, dtype=confidences.dtype, device=state.device)
+        indices = torch.bucketize(confidences, edges, right=True).sub_(1).clamp_(0, self.bins)
+        unknown, ignored = self.bins + 1, self.bins + 2  # the second is dropped
+        indices = torch.where(confidences.isnan(), unknown, indices)
         indices = torch.where(labels == IGNORE_LABEL, ignored, indices)
         pixels = torch.bincount(indices, minlength=ignored + 1)
         hits = torch.bincount(torch.where(labels == predictions, indices, ignored), minlength=ignored + 1)
-        summed = torch.bincount(indices, weights=confidences.double(), minlength=ignored + 1)
-        counts += torch.stack([pixels, hits])[:, :ignored]
-        sums += summed[:ignored]
+        steps = (confidences.nan_to_num().double() * STEPS).round_()  # whole numbers, whose sum is exact up to 2**53
+        summed = torch.bincount(indices, weights=steps, minlength=ignored + 1).long()
+        state += torch.stack([pixels, hits, summed // STEPS, summed % STEPS])[:, :ignored]
         return self
 
     def report(self) -> CalibrationReport:
@@ -108,12 +110,14 @@ class Calibration:
         Raises:
             CheckpointError: The confidence of a labelled pixel was NaN.
         """
-        (counts, hits), sums = self.state[0].tolist(), self.state[1].tolist()
-        if not torch.isfinite(self.state[1]).all():
+        (state,) = self.state
+        counts, hits, wholes, steps = state[:, :-1].tolist()
+        if state[0, -1]:
             raise CheckpointError(
                 "calibration: the model's probabilities are not numbers (NaN) for some labelled pixels. Its weights "
                 "are corrupt, or activations overflow in this precision: try float32, or another checkpoint."
             )
+        sums = [(whole * STEPS + more) / STEPS for whole, more in zip(wholes, steps, strict=True)]
         edges = torch.linspace(0, 1, self.bins + 1, dtype=torch.float64).tolist()
         reliability = []
         for index, (count, hit, total) in enumerate(zip(counts, hits, sums, strict=True)):

@@ -315,22 +315,118 @@ def evaluate(
         ResNeStSegError: A loader process died.
         OSError: `images` cannot be written.
     """
-    check_fits(model, dataset)
-    check_option("memory", memory, 1, math.inf)
-    model = _backend(model)
-    methods = _distinct([model.protocol(name) for name in protocols])
-    _check_measures(measures, model)
-    meters = [_Meter(method, dataset.label_space, measures, model, by_image=images is not None) for method in methods]
-    indices = range(len(dataset)) if indices is None else indices
+    counting = Counting(
+        model, dataset, protocols=protocols, measures=measures, memory=memory, by_image=images is not None
+    )
     with contextlib.ExitStack() as opened:
         writer = opened.enter_context(ImageScoresWriter(images)) if isinstance(images, str | Path) else images
-        if writer is not None:
-            writer.begin(_header(model, dataset, methods, checkpoint))
-        samples = _samples(dataset, indices, workers, model.device)
-        _count(model, samples, meters, memory, writer=writer, on_image=on_image, on_scores=on_scores)
-        count = _reduced(meters, len(indices), reduce, model.device)
-        _check_labelled(dataset, meters, required=require_labels)
-    return _report(model, dataset, meters, count, checkpoint)
+        counting.count(indices, workers=workers, on_image=on_image, images=writer, on_scores=on_scores,
+                       checkpoint=checkpoint)  # fmt: skip
+        if reduce is not None:  # which can be done on the model's device only
+            counting.state = [reduce(part.to(counting.backend.device)) for part in counting.state]
+        if require_labels:
+            counting.check_labelled()
+    return counting.report(checkpoint=checkpoint)
+
+
+class Counting:
+    """What is counted of a model's predictions of a data set, of which `evaluate` makes its report.
+
+    Several processes may count a share of the samples each. All that is counted are whole numbers, or multiples of a
+    power of two: the sums of their states do not depend on who counted what, nor on the order.
+
+    Args:
+        model: See `evaluate`, as for the others.
+        dataset: See `evaluate`.
+        protocols: See `evaluate`.
+        measures: See `evaluate`.
+        memory: See `evaluate`.
+        by_image: Score every image by itself, too.
+
+    Attributes:
+        backend: The model, ready to run.
+        dataset: The data set.
+        images: Images that were counted.
+
+    Raises:
+        CheckpointError: The model has other classes than the data set.
+        ConfigError: Unknown protocol, the same one twice, what an exported file cannot do, a number out of range.
+    """
+
+    def __init__(
+        self,
+        model: Segmenter | Backend,
+        dataset: SegmentationDataset,
+        *,
+        protocols: Sequence[str | Protocol] = ("whole",),
+        measures: Measures = Measures(),  # a constant
+        memory: int | None = None,
+        by_image: bool = False,
+    ) -> None:
+        check_fits(model, dataset)
+        check_option("memory", memory, 1, math.inf)
+        self.backend, self.dataset, self.images, self._memory = _backend(model), dataset, 0, memory
+        self._methods = _distinct([self.backend.protocol(name) for name in protocols])
+        _check_measures(measures, self.backend)
+        self._meters = [
+            _Meter(method, dataset.label_space, measures, self.backend, by_image=by_image) for method in self._methods
+        ]
+
+    def count(
+        self,
+        indices: Sequence[int] | None = None,
+        *,
+        workers: int = 0,
+        on_image: Callable[[EvaluatedImage], None] | None = None,
+        images: ImageScoresWriter | None = None,
+        on_scores: OnScores | None = None,
+        checkpoint: str = "",
+    ) -> None:
+        """Predict samples and count them.
+
+        Args:
+            indices: See `evaluate`, as for the others.
+            workers: See `evaluate`.
+            on_image: See `evaluate`.
+            images: Writer of the scores of every image, if there is `by_image`.
+            on_scores: See `evaluate`.
+            checkpoint: See `evaluate`.
+
+        Raises:
+            DatasetError: A sample cannot be read.
+            CheckpointError: The model's scores are no numbers.
+            ResNeStSegError: A loader process died.
+            OSError: `images` cannot be written.
+        """
+        if images is not None:
+            images.begin(_header(self.backend, self.dataset, self._methods, checkpoint))
+        indices = range(len(self.dataset)) if indices is None else indices
+        samples = _samples(self.dataset, indices, workers, self.backend.device)
+        _count(self.backend, samples, self._meters, self._memory, writer=images, on_image=on_image, on_scores=on_scores)
+        self.images += len(indices)
+
+    @property
+    def state(self) -> list[Tensor]:
+        """The tensors to sum over processes, on any device; assign the sums."""
+        counted = [part for meter in self._meters for counts in meter.summed() for part in counts.state]
+        return [torch.tensor(self.images), *counted]
+
+    @state.setter
+    def state(self, state: list[Tensor]) -> None:
+        """The sums."""
+        images, *parts = state
+        self.images, remaining = int(images), iter(parts)
+        for meter in self._meters:
+            for counts in meter.summed():
+                counts.state = [next(remaining).to(part.device) for part in counts.state]
+
+    def check_labelled(self) -> None:
+        """Raise a `DatasetError` if no pixel that was counted has a label."""
+        _check_labelled(self.dataset, self._meters)
+
+    def report(self, *, checkpoint: str = "") -> EvalReport:
+        """Make the report of all that was counted."""
+        return _report(self.backend, self.dataset, self._meters, self.images, checkpoint)
 
 
 def _backend(model: Segmenter | Backend) -> Backend:
@@ -359,17 +455,6 @@ def _count(
             if on_image is not None:
                 mean_iou = meters[0].scores().mean_iou_by(meters[0].method.absent)
                 on_image(_shown(batch, found[0], mean_iou))
-
-
-def _reduced(meters: Sequence[_Meter], images: int, reduce: Callable[[Tensor], Tensor] | None, device: str) -> int:
-    """Sum the counts over all processes, which can be done on the model's device only; returns the images of all."""
-    if reduce is None:
-        return images
-    images = int(reduce(torch.tensor(images, device=device)))
-    for meter in meters:
-        for counts in meter.summed():
-            counts.state = [reduce(state.to(device)).to(state.device) for state in counts.state]
-    return images
 
 
 def _samples(
@@ -469,8 +554,8 @@ def check_fits(model: Segmenter | Backend, dataset: SegmentationDataset) -> None
     raise CheckpointError(f"wrong classes: the checkpoint has {problem}. Evaluate on the data set it was trained on.")
 
 
-def _check_labelled(dataset: SegmentationDataset, meters: Iterable[_Meter], *, required: bool) -> None:
-    if required and not any(meter.labelled for meter in meters):
+def _check_labelled(dataset: SegmentationDataset, meters: Iterable[_Meter]) -> None:
+    if not any(meter.labelled for meter in meters):
         raise DatasetError(
             f"nothing to measure: no pixel of the {dataset.split} split of {dataset.label_space.name} has a label. "
             "Test splits of public data sets often come without labels; evaluate on another split."

@@ -28,6 +28,7 @@ from resnest_seg.inference.exported import ExportInfo
 from resnest_seg.inference.torch_backend import setting_of
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.fuse import fold_batch_norms
+from resnest_seg.models.mask2former import semantic_logits
 from resnest_seg.models.resnest import SplitAttention
 from resnest_seg.models.segmenter import Segmenter
 
@@ -171,6 +172,7 @@ class ExportGraph(nn.Module):
         if info.thresholds:
             self.register_buffer("thresholds", torch.tensor(info.thresholds)[:, None, None])
         self.encoder, self.head, self.info = segmenter.encoder, segmenter.head, info
+        self.masks = segmenter.predicts_masks
         self.dtype = torch.float16 if info.precision == "half" else torch.float32
         self.encoder.to(self.dtype)
         self.head.to(self.dtype)
@@ -184,12 +186,13 @@ class ExportGraph(nn.Module):
         padded = self.info.size_divisor > 1 or self.info.min_size > 1
         if padded:
             x = F.pad(x, (0, wide - width, 0, tall - height))
-        logits = self.head(self.encoder(x.to(self.dtype))).float()
+        found = self.head(self.encoder(x.to(self.dtype)))
+        logits = (found[-1].masks if self.masks else found).float()
         logits = F.interpolate(logits, size=(tall, wide), mode="bilinear", align_corners=self.info.align_corners)
         if padded:  # not by slices, of which torch.export wants to know whether they cut something off
             logits = logits.index_select(2, torch.arange(height, device=logits.device))
             logits = logits.index_select(3, torch.arange(width, device=logits.device))
-        return self._result(logits)
+        return self._result(semantic_logits(found[-1].classes, logits) if self.masks else logits)
 
     def _result(self, logits: Tensor) -> Tensor:
         """Logits [N, K, H, W] as what the file gives."""

@@ -150,6 +150,19 @@ class Block(NamedTuple):
 
         return probabilities(self.scores, merge).cpu().numpy()
 
+    def confidence(self, merge: str) -> NDArray[np.float32]:
+        """The probability of what was predicted, [r, c]; of labels the mean over them."""
+        if isinstance(self.scores, np.ndarray):
+            found = array_probabilities(self.scores, merge)
+            sure: NDArray[np.float32] = found.max(axis=0)
+            return np.maximum(found, 1 - found).mean(axis=0) if merge == "sigmoid" else sure
+        from resnest_seg.inference.torch_engine import probabilities
+
+        each = probabilities(self.scores, merge)
+        best = each.maximum(1 - each).mean(dim=0) if merge == "sigmoid" else each.amax(dim=0)
+        on_host: NDArray[np.float32] = best.float().cpu().numpy()
+        return on_host
+
 
 class Backend(ABC):
     """A model that is ready to run.

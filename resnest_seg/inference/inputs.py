@@ -19,12 +19,14 @@ from typing import Literal
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.files import result_places
 from resnest_seg.io.download import Pace, paced_handlers
+from resnest_seg.storage.remote import Store, read_address
+from resnest_seg.storage.retries import without_secrets
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 """Endings of files that are taken for videos."""
 
 LIMIT = 256 << 20
-"""Bytes that `fetch_image` takes at most: more than a photo of 200 megapixels."""
+"""Bytes that an image at an address has at most: more than a photo of 200 megapixels."""
 
 PACE = Pace(rate=4096)
 """Minimum rate of a fetched image: more than a file that is fetched once, as others wait for it."""
@@ -32,6 +34,7 @@ PACE = Pace(rate=4096)
 _CHUNK = 1 << 20
 _CAMERA = re.compile(r"(?:camera:|/dev/video)?(\d{1,3})")
 _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
+_NO_STORES = ("http", "https", "ftp", "file", "local")  # which fsspec would read, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,11 @@ class Input:
     kind: Literal["image", "video", "camera", "address"]
     source: str
     place: Path
+
+    @property
+    def identity(self) -> str:
+        """What `result_places` knows it by: a file by any of its paths, and the place that it is meant for."""
+        return f"{self.place} {os.path.realpath(self.source) if self.kind in ('image', 'video') else self.source}"
 
 
 def plan(
@@ -64,13 +72,13 @@ def plan(
     - a file that exists: a video by its ending (`VIDEO_SUFFIXES`), an image otherwise, whatever its ending;
     - a folder: its images and videos, with those in subfolders, sorted; their places keep the subfolders. Names that
       begin with a dot and `__MACOSX` are left out, and so is the output folder where it lies inside;
-    - an http or https address of an image;
+    - an http or https address of an image; an address of a store, such as s3://bucket/photos: an image or a folder;
     - a camera: `0`, `camera:0` or `/dev/video0`;
     - a pattern with `*`, `?`, `[...]`, or `**` for any subfolders: the images and videos that match. Their places are
       relative to the part of the pattern before its first wildcard. The output folder is left out as above.
 
     The same file for the same place counts once. Places are made by `resnest_seg.files.result_places`: no two inputs
-    are written to the same file. Nothing is opened here.
+    are written to the same file. No image is opened here.
 
     Args:
         words: The inputs as the user gave them.
@@ -82,22 +90,29 @@ def plan(
     Returns:
         Inputs with different places, and the problems.
     """
-    known = (*suffixes, *VIDEO_SUFFIXES)
-    results = [Path(output), *earlier]
     found: dict[str, Input] = {}
     problems: list[str] = []
     for word in words:
-        try:
-            for item in _named(word, results, known, problems):
-                found.setdefault(f"{item.place} {_origin(item)}", item)
-        except OSError as error:
-            problems.append(f"cannot read {error.filename or word}: {error.strerror}.")
+        for item in named(word, [Path(output), *earlier], suffixes, problems):
+            found.setdefault(item.identity, item)
     places = result_places({key: item.place.as_posix() for key, item in found.items()}, endings=endings)
     return [dataclasses.replace(item, place=places[key]) for key, item in found.items()], problems
 
 
-def _origin(item: Input) -> str:
-    return os.path.realpath(item.source) if item.kind in ("image", "video") else item.source
+def named(word: str, results: Sequence[Path], suffixes: Sequence[str], problems: list[str]) -> list[Input]:
+    """The inputs that one word names, see `plan`; their places may be those of other inputs, too.
+
+    Args:
+        word: The input as the user gave it.
+        results: The output folder, and others that hold results.
+        suffixes: Lower-case endings of image files, with dots.
+        problems: Gets a sentence on each problem.
+    """
+    try:
+        return _named(word, results, (*suffixes, *VIDEO_SUFFIXES), problems)
+    except OSError as error:
+        problems.append(f"cannot read {error.filename or word}: {error.strerror}.")
+        return []
 
 
 def _named(word: str, results: Sequence[Path], known: Sequence[str], problems: list[str]) -> list[Input]:
@@ -114,6 +129,8 @@ def _named(word: str, results: Sequence[Path], known: Sequence[str], problems: l
     if mode is not None and (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
         return [_file(Path(word), Path(Path(word).name))]
     if address := _ADDRESS.match(word):
+        if address[1].lower() not in _NO_STORES:
+            return _in_store(word, known, problems)
         return _at_address(word, address[1].lower(), problems)
     if camera := _CAMERA.fullmatch(word):
         return [Input("camera", f"camera:{int(camera[1])}", Path(f"camera_{int(camera[1])}"))]
@@ -199,7 +216,7 @@ def _at_address(word: str, scheme: str, problems: list[str]) -> list[Input]:
         problems.append(f"{word} is no address: {error}.")
         return []
     if scheme not in ("http", "https") or not address.hostname:
-        problems.append(f"{word} is no http or https address of an image.")
+        problems.append(f"{word} is no address of an image: http, https, or of a store such as s3://bucket/photos.")
         return []
     name = Path(urllib.parse.unquote(address.path)).name
     if Path(name).suffix.lower() in VIDEO_SUFFIXES:
@@ -209,6 +226,54 @@ def _at_address(word: str, scheme: str, problems: list[str]) -> list[Input]:
     stem = re.sub(r"[^\w.-]+", "_", Path(name).stem).lstrip(".")[:100]
     plain = stem or re.sub(r"[^\w.-]+", "_", address.hostname)
     return [Input("address", word, Path(plain + (re.sub(r"[^\w.]+", "", Path(name).suffix)[:10] or ".image")))]
+
+
+def _in_store(word: str, known: Sequence[str], problems: list[str]) -> list[Input]:
+    """The images at an address of a store."""
+    images = tuple(suffix for suffix in known if suffix not in VIDEO_SUFFIXES)
+    found: list[Input] = []
+    store, count = Store(word.rstrip("/")), 0
+    try:
+        for entry in store.entries():
+            count += 1
+            _, folder = store.opened()
+            name = Path(entry.path).name if entry.path == folder else entry.path[len(folder) :].lstrip("/")
+            if entry.path != folder and not entry.path.lower().endswith(images):
+                continue
+            if (entry.size or 0) > LIMIT:
+                problems.append(f"{store.locate(entry.path)} has {entry.size} bytes, and an image may have {LIMIT}.")
+                continue
+            found.append(Input("address", store.address_of(entry.path), Path(name)))
+    except DatasetError as error:
+        problems.append(str(error))
+        return []
+    if not count:
+        problems.append(f"no files at {store.shown}: is the address right?")
+    elif not found:
+        problems.append(f"none of the {count} files at {store.shown} is an image ({', '.join(images)}).")
+    return found
+
+
+def address_place(address: str) -> str:
+    """Where the results of an image at an address go, if it is one of a list: by the parts of its path."""
+    parts = urllib.parse.urlsplit(without_secrets(address))
+    path = urllib.parse.unquote(parts.path) if parts.scheme in ("http", "https") else address.partition("://")[2]
+    return (f"{parts.hostname or ''}/{path}" if parts.scheme in ("http", "https") else path).strip("/")
+
+
+def image_at(address: str) -> bytes:
+    """Read an image's file at an address: http or https, or of a store such as s3://bucket/photo.jpg.
+
+    Raises:
+        DatasetError: It cannot be read, or is too large.
+        ConfigError: The address is of another kind.
+    """
+    if address.partition("://")[0].lower() in _NO_STORES:
+        return fetch_image(address)
+    data = read_address(address)
+    if len(data) > LIMIT:
+        raise DatasetError(f"{without_secrets(address)} has {len(data)} bytes, and an image may have {LIMIT}.")
+    return data
 
 
 def fetch_image(url: str, *, limit_bytes: int = LIMIT, timeout: float = 30.0, pace: Pace = PACE) -> bytes:

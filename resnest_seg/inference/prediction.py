@@ -37,6 +37,8 @@ class Prediction:
         compute_scores: Runs the model again for class probabilities, float32 [K, H, W], which are 4 K times as large as
             the labels and so are not kept.
         place: Where the image lies on the map; None for photos. Pixels without data are then ignored ones.
+        confidence: Mean over its pixels of the probability of what was predicted (of binary and multi-label tasks the
+            mean over labels); None if the `Predictor` was not asked for it, or the model gives labels only.
     """
 
     image: NDArray[np.uint8]
@@ -44,6 +46,7 @@ class Prediction:
     label_space: LabelSpace
     compute_scores: Callable[[], NDArray[np.float32]] = dataclasses.field(repr=False, compare=False)
     place: Georeference | None = None
+    confidence: float | None = None
 
     def scores(self) -> NDArray[np.float32]:
         """Class probabilities, float32 [K, H, W]; the model runs once more for them.

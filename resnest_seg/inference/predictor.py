@@ -28,6 +28,7 @@ from resnest_seg.io.images import as_pixels, decode_image, is_file, is_tensor
 from resnest_seg.io.large_images import LargeImage, LargeLabels, preview
 from resnest_seg.io.raster_windows import LargeBands
 from resnest_seg.io.visualize import overlay, picture_of, with_legend, write_png
+from resnest_seg.labels import LabelSpace
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -85,6 +86,7 @@ class Predictor:
         fuse: Fold batch norms into convolutions, in the given model: faster, and the same numbers but for rounding.
         overlay_bands: Of a model of many bands, those that overlays show as red, green and blue (or one, as grey), with
             the names of the config's `data.bands`; None shows the first three.
+        confidence: Let predictions know their mean confidence.
 
     Attributes:
         backend: The model, ready to run.
@@ -113,6 +115,7 @@ class Predictor:
         memory: int | None = None,
         fuse: bool = False,
         overlay_bands: Sequence[int | str] | None = None,
+        confidence: bool = False,
     ) -> None:
         if memory is not None and not memory >= 1:
             raise ConfigError(f"memory must be at least 1, not {memory}.")
@@ -123,7 +126,7 @@ class Predictor:
             model = TorchBackend(model, options)
         elif options != RunOptions(fuse=fuse):
             raise ConfigError("device, precision, compiled and batch are for open_backend, which opened this model.")
-        self.backend, self.memory = model, memory
+        self.backend, self.memory, self.confidence = model, memory, confidence and model.scored
         if model.label_space is None:
             raise CheckpointError("the model has no label space: set segmenter.label_space, or load a checkpoint.")
         self.label_space = model.label_space
@@ -177,8 +180,8 @@ class Predictor:
         are; floats in 0..1 are warned of, once.
 
         Args:
-            image: One image: a file, an http or https address, a PIL image, an array [H, W, 3] or a torch tensor
-                [3, H, W], grey ones [H, W], uint8 or floats in 0..255; see `resnest_seg.io.images.as_pixels`. Or
+            image: One image: a file, an address (http, https, s3 ...), a PIL image, an array [H, W, 3] or a torch
+                tensor [3, H, W], grey ones [H, W], uint8 or floats in 0..255; see `resnest_seg.io.images.as_pixels`. Or
                 several: an array [N, H, W, 3], a tensor [N, 3, H, W], or an iterable of any of these, also mixed. A
                 model for images of C other channels takes arrays and tensors of C; one of named bands also files of
                 them, see `resnest_seg.io.bands.as_raster`. Where no band has data, its labels are `IGNORE_LABEL`.
@@ -188,7 +191,7 @@ class Predictor:
             a list of files, knows its place on the map, and its pixels without data are ignored ones.
 
         Raises:
-            DatasetError: A file or PIL image cannot be decoded, or an address cannot be fetched.
+            DatasetError: A file or PIL image cannot be decoded, or an address cannot be read.
             ConfigError: Something else, which the message describes; or scores would take more than the memory.
         """
         image = list(image) if isinstance(image, Iterator) else image
@@ -198,10 +201,12 @@ class Predictor:
         found = self.backend.batch_blocks([pixels for pixels, *_ in rasters], self.protocol, memory=self.memory)
         predictions: list[Prediction] = []
         for (pixels, valid, _), blocks, file in itertools.zip_longest(rasters, found, files[: len(rasters)]):
-            labels = without_labels(_labels(blocks, pixels), valid)
+            found_labels, sure = _labels(blocks, pixels, self.protocol.merge if self.confidence else None)
+            labels = without_labels(found_labels, valid)
             place = self._place(file, labels)
             scores, picture = functools.partial(self.scores, pixels), self._picture(pixels, valid)
-            predictions.append(Prediction(picture, labels, self.label_space, scores, place))
+            mean = None if sure is None else _mean(sure, labels, self.label_space)
+            predictions.append(Prediction(picture, labels, self.label_space, scores, place, mean))
         return predictions if several else predictions[0]
 
     def _channels(self, bands: Sequence[int | str]) -> list[int]:
@@ -359,7 +364,7 @@ def images_of(
     """Convert what `Predictor` is called with to pixels: one image, or several.
 
     Args:
-        value: An image that `resnest_seg.io.images.as_pixels` accepts, or its http or https address; a batch, array
+        value: An image that `resnest_seg.io.images.as_pixels` accepts, or its address; a batch, array
             [N, H, W, C] or tensor [N, C, H, W]; or an iterable of images, addresses and batches, in any mixture.
         channels: C.
         reader: How bands are read, where the images are no photos; then they are what `as_raster` accepts.
@@ -373,9 +378,9 @@ def images_of(
         ConfigError: Something else; says what is accepted, what was seen and, of several, which it is.
     """
     if isinstance(value, str) and "://" in value and (channels == 3 or reader is not None):
-        from resnest_seg.inference.inputs import fetch_image  # which needs more than exported files do
+        from resnest_seg.inference.inputs import image_at  # which needs more than exported files do
 
-        data = fetch_image(value)
+        data = image_at(value)
         return [Raster(decode_image(data, value)) if reader is None else reader.decode(data, value)], False
     if (isinstance(value, np.ndarray) or is_tensor(value)) and value.ndim == 4:
         return _each(value, (channels, reader, mean), f"of the batch {list(value.shape)}"), True
@@ -405,16 +410,28 @@ def _shown(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     return rgb if rgb.dtype == np.uint8 else rgb.round().astype(np.uint8)
 
 
-def _labels(blocks: Iterable[Block], pixels: NDArray[Any]) -> NDArray[Any]:
-    """Labels of an image [H, W]; a function, so that no scores are held when it returns."""
+def _labels(
+    blocks: Iterable[Block], pixels: NDArray[Any], merge: str | None
+) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+    """Labels of an image [H, W], and with `merge` how sure they are; a function, so that no scores are held then."""
     labels: NDArray[Any] | None = None
+    sure = None if merge is None else np.empty(pixels.shape[:2], np.float32)
     for block in blocks:
         part = block.labels()
         if labels is None:
             labels = np.empty(pixels.shape[:2], part.dtype)
         labels[block.rows, block.columns] = part
+        if sure is not None:
+            assert merge is not None
+            sure[block.rows, block.columns] = block.confidence(merge)
     assert labels is not None
-    return labels
+    return labels, sure
+
+
+def _mean(sure: NDArray[np.float32], labels: NDArray[Any], space: LabelSpace) -> float | None:
+    """Mean confidence [H, W] of the pixels that are not ignored; None if all are."""
+    kept = sure[labels != space.ignore_value]
+    return float(kept.mean(dtype=np.float64)) if kept.size else None
 
 
 def _whole_rows(blocks: Iterable[Block], width: int) -> Iterator[tuple[int, NDArray[Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from resnest_seg.inference.torch_engine import MEMORY, Runner, View, preload, sc
 from resnest_seg.io.bands import BandReader
 from resnest_seg.io.large_images import LargeImage
 from resnest_seg.io.raster_windows import LargeBands
+from resnest_seg.models.mask2former import packed
 from resnest_seg.models.segmenter import Segmenter
 
 
@@ -85,12 +87,14 @@ class TorchBackend(Backend):
             self.bands = BandReader(data.bands, data.nodata, self.mean)
         self.run = Runner(
             _logits_fn(segmenter, options, device),
-            stride=segmenter.output_stride,
+            stride=1 if segmenter.predicts_masks else segmenter.output_stride,  # that of masks is padded by the model
             align_corners=segmenter.align_corners,
             batch=options.batch,
             device=device,
             pixel_range=segmenter.pixel_range,
             padding=None if self.bands is None else torch.tensor(self.mean, device=device),
+            mask_classes=segmenter.num_classes if segmenter.predicts_masks else None,
+            mask_divisor=segmenter.size_divisor,
         )
 
     def blocks(self, image: Image, protocol: Protocol, *, memory: int | None = None) -> Iterator[Block]:
@@ -156,14 +160,16 @@ def _planes(image: NDArray[Any]) -> Tensor:
 
 
 def _logits_fn(segmenter: Segmenter, options: RunOptions, device: torch.device) -> Any:
-    """The model as a function from images [N, 3, H, W] to coarse logits [N, K, h, w]."""
+    """The model as a function from images [N, 3, H, W] to coarse logits [N, K, h, w], or to packed masks."""
     lowered = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
-    model: Any = torch.compile(segmenter) if options.compile else segmenter
+    function: Any = segmenter.masks if segmenter.predicts_masks else functools.partial(segmenter, coarse=True)
+    model: Any = torch.compile(function) if options.compile else function
 
     def logits_fn(images: Tensor) -> Tensor:
         autocast = contextlib.nullcontext() if lowered is None else torch.autocast(device.type, lowered)
         with autocast, segmenter.pixel_range.trusted():
-            logits: Tensor = model(images, coarse=True).logits
+            found = model(images)
+        logits: Tensor = packed(found[-1]) if segmenter.predicts_masks else found.logits
         return logits
 
     return logits_fn

@@ -26,6 +26,7 @@ from torch import Tensor
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.inference.protocols import Protocol, Window, with_options
 from resnest_seg.io.resize import pixel_weights, taps
+from resnest_seg.models.mask2former import semantic_scores, unpacked
 from resnest_seg.models.pixel_range import PixelRange
 
 LogitsFn = Callable[[Tensor], Any]
@@ -61,6 +62,9 @@ class Runner:
         pixel_range: What looks at float images before views are made of them; None does not, for a network whose range
             is not known.
         padding: Values of what lies outside an image, [C]; None is 0, black.
+        mask_classes: K of a network whose logits are masks and their classes, `resnest_seg.models.mask2former.packed`;
+            None of any other.
+        mask_divisor: Such a network pads images to multiples of it, and gives masks of the padded ones.
 
     Raises:
         ConfigError: A batch below 1.
@@ -77,12 +81,15 @@ class Runner:
         device: torch.device | str | None = None,
         pixel_range: PixelRange | None = None,
         padding: Tensor | None = None,
+        mask_classes: int | None = None,
+        mask_divisor: int = 1,
     ) -> None:
         if batch is not None and batch < 1:
             raise ConfigError(f"a batch must have at least 1 image, not {batch}.")
         self.logits_fn, self.stride, self.align_corners = logits_fn, stride, align_corners
         self.batch, self.device, self._limit = batch, device, math.inf
         self.pixel_range, self.padding = pixel_range, padding
+        self.mask_classes, self.mask_divisor = mask_classes, mask_divisor
 
     def __call__(self, crops: Sequence[Callable[[], Tensor]]) -> Tensor:
         """Functions that give images [3, H, W] of one size -> float32 logits [N, K, h, w]."""
@@ -148,7 +155,8 @@ class View:
     def take(self, top: int, logits: Tensor) -> None:
         """Take over the logits of a band, [windows * F, K, h, w]."""
         logits = logits.unflatten(0, (-1, len(self.flips)))
-        if len(self.flips) > 1 and self.protocol.merge == "exp":  # resizing is linear: flips can be summed before it
+        linear = self.run.mask_classes is None
+        if linear and len(self.flips) > 1 and self.protocol.merge == "exp":  # flips can be summed before resizing
             logits = logits[:, :1] + logits[:, 1:].flip(-1)
         self._logits[top] = logits
 
@@ -199,12 +207,28 @@ class View:
     def _part(self, logits: Tensor, window: Window, first: int, last: int) -> Tensor:
         """Rows first..last of the view within one window: [F, K, last - first, columns of the view]."""
         rows = range(first - window.top, last - window.top)
+        if self.run.mask_classes is not None:
+            return self._part_of_masks(logits, window, rows)
         part = resized_rows(logits, (window.height, window.width), rows, align_corners=self.run.align_corners)
         part = part[..., : self.size[1] - window.left]
         if self.protocol.merge != "exp":
             return part
         part = part.to(self.dtype)
         return (part - self.shift).exp_() if self.shift else part.exp()
+
+    def _part_of_masks(self, packed: Tensor, window: Window, rows: range) -> Tensor:
+        """The same of masks: scores are made of resized masks; logits are their logarithms, `exp` gives the scores."""
+        assert self.run.mask_classes is not None
+        classes, masks = unpacked(packed, self.run.mask_classes)
+        divisor = self.run.mask_divisor
+        padded = (window.height + -window.height % divisor, window.width + -window.width % divisor)
+        masks = resized_rows(masks, padded, rows, align_corners=False)[..., : window.width]
+        scores = semantic_scores(classes, masks)
+        if self.protocol.merge != "exp":
+            scores = scores.clamp_(min=torch.finfo(scores.dtype).tiny).log_()
+        elif len(scores) > 1:
+            scores = scores[:1] + scores[1:].flip(-1)
+        return scores[..., : self.size[1] - window.left]
 
     def _turned_back(self, rows: Tensor) -> Tensor:
         return rows if len(rows) == 1 else torch.stack([rows[0], rows[1].flip(-1)])
@@ -365,10 +389,12 @@ def score_rows(
         raise ConfigError(f"an image must be [3, H, W], or a batch [N, 3, H, W], not {list(image.shape)}.")
     height, width = image.shape[1:]
     views = views_of(run, image, protocol) if views is None else views
-    if protocol.merge == "exp":  # which need the largest logit of the whole image first
+    if protocol.merge == "exp" and run.mask_classes is None:  # which need the largest logit of the whole image first
         preload([view for view in views if not view.loaded])
         _agree_on_exponents(views)
     classes = views[0].band(0).shape[2]
+    if run.mask_classes is not None:
+        classes = 2 * classes + run.mask_classes  # masks before and after the sigmoid
     if slab_rows is None:
         row = 4 * classes * max(width, *(view.size[0] * view.size[1] // height for view in views))
         # a slab of scores, one of a view with its flips, and what computing and resizing that takes

@@ -165,12 +165,17 @@ def with_legend(picture: Image, labels: Labels, space: LabelSpace) -> Image:
     return np.vstack([np.hstack([picture, beside]), legend])
 
 
+def pixel_counts(labels: Labels, space: LabelSpace) -> NDArray[np.int64]:
+    """Count the pixels of every class [K] in labels; of a multi-label task those where the label is present."""
+    if space.task == "multilabel":
+        present: NDArray[np.int64] = bits_to_labels(labels, len(space)).present.sum(axis=(1, 2), dtype=np.int64)
+        return present
+    return np.bincount(labels.ravel(), minlength=256)[: len(space)].astype(np.int64, copy=False)
+
+
 def class_shares(labels: Labels, space: LabelSpace) -> dict[int, str]:
     """Map the classes that occur in labels, largest first, to a text such as "road 41.3%"."""
-    if space.task == "multilabel":
-        counts = bits_to_labels(labels, len(space)).present.sum(axis=(1, 2))
-    else:
-        counts = np.bincount(labels.ravel(), minlength=256)[: len(space)]
+    counts = pixel_counts(labels, space)
     present = [int(label) for label in np.argsort(-counts, kind="stable") if counts[label]]
     return {label: f"{space.names[label]} {100 * counts[label] / labels.size:.1f}%" for label in present}
 

@@ -7,14 +7,17 @@ repository, timm and torchvision, and bare state dicts of our `Segmenter`.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from resnest_seg.config import ModelConfig
 from resnest_seg.errors import CheckpointError
 from resnest_seg.labels import LabelSpace
+from resnest_seg.models.mask2former import MASK2FORMER
 from resnest_seg.models.resnest import EXPANSION, SPECS, EncoderSpec
 
 RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
@@ -33,6 +36,7 @@ RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
         ("decode_head.", "head."),
         ("auxiliary_head.", "aux_head."),
     ),
+    "Mask2Former": (("encoder.", "encoder."), ("head.", "head.")),
     "PyTorch-Encoding": (("pretrained.", "encoder."), ("head.", "head."), ("auxlayer.", "aux_head.")),
     "ImageNet classifier": (("fc.", "head.fc."), ("", "encoder.")),
 }
@@ -41,6 +45,8 @@ SIGNS: tuple[tuple[str, str], ...] = (
     # prefix of a key -> the format
     ("model.encoder.", "resnest_seg"),
     ("encoder.", "resnest_seg"),
+    ("sem_seg_head.", "Mask2Former"),
+    ("model.pixel_level_module.", "Mask2Former"),
     ("backbone.", "mmsegmentation"),
     ("pretrained.", "PyTorch-Encoding"),
     ("layer1.0.", "ImageNet classifier"),
@@ -51,7 +57,89 @@ EXPECTED: tuple[tuple[str, str], ...] = (
     ("encoder.fc.", "the ImageNet classifier of the pre-trained encoder"),
     ("optimizer.", "training state"),
     ("average.", "training state"),
+    ("criterion.", "part of the loss"),
 )
+
+_D2, _HF = "sem_seg_head.predictor.transformer_", "model.transformer_module.decoder.layers.#."
+_PIXELS = "model.pixel_level_module."
+
+MASK2FORMER_NAMES: tuple[tuple[str, str, str], ...] = (
+    # start of our key, of detectron2's, of transformers'; # stands for a number
+    ("encoder.conv1.weight", "backbone.stem.conv1.weight", f"{_PIXELS}encoder.embedder.embedder.convolution.weight"),
+    ("encoder.bn1.", "backbone.stem.conv1.norm.", f"{_PIXELS}encoder.embedder.embedder.normalization."),
+    *(
+        (
+            f"encoder.layer{stage}.#.{ours}.",
+            f"backbone.res{stage + 1}.#.{detectron2}.",
+            f"{_PIXELS}encoder.encoder.stages.{stage - 1}.layers.#.{transformers}.",
+        )
+        for stage in (1, 2, 3, 4)
+        for ours, detectron2, transformers in (
+            *((f"bn{n}", f"conv{n}.norm", f"layer.{n - 1}.normalization") for n in (1, 2, 3)),
+            *((f"conv{n}", f"conv{n}", f"layer.{n - 1}.convolution") for n in (1, 2, 3)),
+            ("downsample.1", "shortcut.norm", "shortcut.normalization"),
+            ("downsample.0", "shortcut", "shortcut.convolution"),
+        )
+    ),
+    *(
+        (
+            f"head.pixel_decoder.{ours}",
+            f"sem_seg_head.pixel_decoder.{detectron2}",
+            f"{_PIXELS}decoder.{transformers}",
+        )
+        for ours, detectron2, transformers in (
+            ("input_convs.#.conv.", "input_proj.#.0.", "input_projections.#.0."),
+            ("input_convs.#.gn.", "input_proj.#.1.", "input_projections.#.1."),
+            *(
+                (f"encoder.layers.#.{a}", f"transformer.encoder.layers.#.{b}", f"encoder.layers.#.{c}")
+                for a, b, c in (
+                    ("self_attn.", "self_attn.", "self_attn."),
+                    ("norms.0.", "norm1.", "self_attn_layer_norm."),
+                    ("ffn.layers.0.0.", "linear1.", "fc1."),
+                    ("ffn.layers.1.", "linear2.", "fc2."),
+                    ("norms.1.", "norm2.", "final_layer_norm."),
+                )
+            ),
+            ("level_encoding.weight", "transformer.level_embed", "level_embed"),
+            ("lateral_convs.0.gn.", "adapter_1.norm.", "adapter_1.1."),
+            ("lateral_convs.0.conv.", "adapter_1.", "adapter_1.0."),
+            ("output_convs.0.gn.", "layer_1.norm.", "layer_1.1."),
+            ("output_convs.0.conv.", "layer_1.", "layer_1.0."),
+            ("mask_feature.", "mask_features.", "mask_projection."),
+        )
+    ),
+    *(
+        (f"head.transformer_decoder.layers.#.{ours}", f"{_D2}{detectron2}", f"{_HF}{transformers}")
+        for ours, detectron2, transformers in (
+            ("cross_attn.attn.", "cross_attention_layers.#.multihead_attn.", "cross_attn."),
+            ("norms.0.", "cross_attention_layers.#.norm.", "cross_attn_layer_norm."),
+            ("self_attn.attn.", "self_attention_layers.#.self_attn.", "self_attn."),
+            ("norms.1.", "self_attention_layers.#.norm.", "self_attn_layer_norm."),
+            ("ffn.layers.0.0.", "ffn_layers.#.linear1.", "fc1."),
+            ("ffn.layers.1.", "ffn_layers.#.linear2.", "fc2."),
+            ("norms.2.", "ffn_layers.#.norm.", "final_layer_norm."),
+        )
+    ),
+    *(
+        (f"head.{ours}", f"sem_seg_head.predictor.{detectron2}", transformers)
+        for ours, detectron2, transformers in (
+            ("transformer_decoder.post_norm.", "decoder_norm.", "model.transformer_module.decoder.layernorm."),
+            ("query_feat.", "query_feat.", "model.transformer_module.queries_features."),
+            ("query_embed.", "query_embed.", "model.transformer_module.queries_embedder."),
+            ("level_embed.", "level_embed.", "model.transformer_module.level_embed."),
+            ("cls_embed.", "class_embed.", "class_predictor."),
+            *(
+                (
+                    f"mask_embed.{2 * n}.",
+                    f"mask_embed.layers.{n}.",
+                    f"model.transformer_module.decoder.mask_predictor.mask_embedder.{n}.0.",
+                )
+                for n in (0, 1, 2)
+            ),
+        )
+    ),
+)
+"""Names of Mask2Former on ResNet; mmsegmentation's differ from ours by the prefixes of `RENAMES` alone."""
 
 CLASSIFIER = "classifier"
 """In place of a decoder's name: there is none, but one linear layer."""
@@ -64,6 +152,7 @@ HEADS_BY_KEY: tuple[tuple[str, str, str, str], ...] = (
     ("head.aspp_modules.0.conv.weight", "deeplabv3", "mmseg", "head.conv_seg.weight"),
     ("head.psp_modules.0.1.conv.weight", "pspnet", "mmseg", "head.conv_seg.weight"),
     ("head.conv_cat.conv.weight", "fcn", "mmseg", "head.conv_seg.weight"),
+    ("head.query_feat.weight", MASK2FORMER, "mmseg", "head.cls_embed.weight"),
     ("head.fc.weight", CLASSIFIER, "encoding", "head.fc.weight"),
 )
 
@@ -134,8 +223,8 @@ def recognise(
             )
     head, family, num_classes = _head(weights)
     if output_stride is None:
-        output_stride = 32 if head == CLASSIFIER else 8
-        if head != CLASSIFIER:
+        output_stride = 32 if head in (CLASSIFIER, MASK2FORMER) else 8
+        if output_stride == 8:
             assumed.append(f"output stride {output_stride}: no key determines it")
     if dilation is None:
         dilation = "mmseg" if family == "mmseg" else "encoding"
@@ -171,6 +260,9 @@ def rename(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor], list[
             f"the keys do not match a known network, the first are {', '.join(list(plain)[:4])}. Known: "
             f"{', '.join(RENAMES)}."
         )
+    if form == "Mask2Former":
+        theirs_are = "transformers" if any(key.startswith("model.") for key in plain) else "detectron2"
+        plain = from_mask2former(plain, theirs_are)
     weights: dict[str, Tensor] = {}
     skipped: list[tuple[str, str]] = []
     strangers: list[str] = []
@@ -189,6 +281,59 @@ def rename(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor], list[
             f"{len(strangers)} keys match no part of a known {form} network, the first is {strangers[0]}."
         )
     return form, weights, skipped
+
+
+def from_mask2former(tensors: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:
+    """Mask2Former on ResNet under our names; keys that are not in `MASK2FORMER_NAMES` keep theirs.
+
+    Args:
+        tensors: Name -> tensor.
+        form: "detectron2" or "transformers".
+    """
+    column = _MASK2FORMER_FORMS.index(form) + 1
+    found: dict[str, Tensor] = {}
+    split: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name = _translated(key, column, 0)
+        part = _SPLIT.fullmatch(name)
+        if part is None:
+            found[name] = value
+        else:
+            split.setdefault(f"{part[1]}.in_proj_{part[3]}", {})[part[2]] = value
+    for name, parts in split.items():
+        if len(parts) == 3:
+            found[name] = torch.cat([parts[letter] for letter in "qkv"])
+    return found
+
+
+def to_mask2former(weights: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:
+    """The converse of `from_mask2former`: weights of a `Segmenter` under the names of another project."""
+    column = _MASK2FORMER_FORMS.index(form) + 1
+    found: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        name = _translated(key, 0, column)
+        if form == "transformers" and ".self_attn.attn.in_proj_" in key:
+            start, _, kind = name.rpartition(".in_proj_")
+            for letter, part in zip("qkv", value.chunk(3), strict=True):
+                found[f"{start}.{letter}_proj.{kind}"] = part
+        elif not key.startswith("pixel_"):
+            found[name] = value
+    return found
+
+
+_MASK2FORMER_FORMS = ("detectron2", "transformers")
+
+_SPLIT = re.compile(r"(head\.transformer_decoder\.layers\.\d+\.self_attn\.attn)\.([qkv])_proj\.(weight|bias)")
+
+
+def _translated(key: str, start: int, end: int) -> str:
+    """A key in another column of `MASK2FORMER_NAMES`; itself if it is in none."""
+    for names in MASK2FORMER_NAMES:
+        match = re.match(re.escape(names[start]).replace("\\#", r"(\d+)"), key)
+        if match is not None:
+            number = match[1] if match.groups() else ""
+            return names[end].replace("#", number) + key[match.end() :]
+    return key
 
 
 def encoder_spec(weights: Mapping[str, Tensor]) -> EncoderSpec:
@@ -292,7 +437,7 @@ def _head(weights: Mapping[str, Tensor]) -> tuple[str, str, int]:
     """Recognise the head: its name, family and number of classes."""
     for sign, head, family, last in HEADS_BY_KEY:
         if sign in weights and last in weights:
-            return head, family, weights[last].shape[0]
+            return head, family, weights[last].shape[0] - (head == MASK2FORMER)  # which has a score of no object
     head_keys = [key for key in weights if key.startswith("head.")]
     heads = f"its head has keys such as {head_keys[0]}" if head_keys else "it has no head"
     raise CheckpointError(

@@ -15,11 +15,16 @@ Shapes: N batch, C channels, h x w feature pixels, H x W image pixels, K classes
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from resnest_seg.config import ModelConfig
+from resnest_seg.errors import ConfigError, unknown_name
+from resnest_seg.models.mask2former import MASK2FORMER, PIXEL_DECODERS, Mask2FormerHead
+from resnest_seg.models.resnest import SMP
 
 
 def _conv_bn_relu(in_channels: int, channels: int, *, kernel_size: int, dilation: int = 1) -> nn.Sequential:
@@ -332,3 +337,91 @@ class MMSegDeepLabV3PlusHead(MMSegDeepLabV3Head):
 def _resize(x: Tensor, like: Tensor) -> Tensor:
     """Resize bilinearly to the height and width of `like`, without aligned corners."""
     return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
+
+
+HeadBuilder = Callable[[tuple[int, ...], int, int], nn.Module]
+"""(channels of c1..c4, K, output stride) -> head."""
+
+HEADS: dict[str, dict[str, HeadBuilder]] = {
+    # family -> name -> head
+    "encoding": {
+        "fcn": lambda channels, classes, stride: FCNHead(channels[3], classes),
+        "deeplabv3": lambda channels, classes, stride: DeepLabV3Head(channels[3], classes, output_stride=stride),
+    },
+    "mmseg": {
+        "fcn": lambda channels, classes, stride: MMSegFCNHead(channels[3], classes),
+        "pspnet": lambda channels, classes, stride: MMSegPSPHead(channels[3], classes),
+        "deeplabv3": lambda channels, classes, stride: MMSegDeepLabV3Head(
+            channels[3], classes, rates=aspp_rates(stride)
+        ),
+        "deeplabv3plus": lambda channels, classes, stride: MMSegDeepLabV3PlusHead(
+            channels[3], classes, low_channels=channels[0], rates=aspp_rates(stride)
+        ),
+        MASK2FORMER: lambda channels, classes, stride: Mask2FormerHead(channels, classes),
+    },
+}
+
+AUX_HEADS: dict[str, HeadBuilder] = {
+    "encoding": lambda channels, classes, stride: FCNHead(channels[2], classes, stage=-2),
+    "mmseg": lambda channels, classes, stride: MMSegAuxHead(channels[2], classes),
+}
+
+
+def check_head(model: ModelConfig) -> None:
+    """Refuse a head that does not exist, or not in this family.
+
+    Raises:
+        ConfigError: Says which; the nearest name is named.
+    """
+    if model.head.startswith(SMP):
+        from resnest_seg.models.smp import check_decoder_name
+
+        check_decoder_name(model.head.removeprefix(SMP))
+    elif model.head not in HEADS[model.family]:
+        elsewhere = [family for family in HEADS if model.head in HEADS[family]]
+        if elsewhere:
+            raise ConfigError(f"head {model.head!r} exists in family {elsewhere[0]!r} only: set family to it.")
+        from resnest_seg.models.smp import smp_decoder_like
+
+        known = dict.fromkeys(name for heads in HEADS.values() for name in heads)
+        raise unknown_name("head", model.head, [*known, f"{SMP}NAME"], meant=smp_decoder_like(model.head, known))
+    if model.pixel_decoder not in PIXEL_DECODERS:
+        raise unknown_name("pixel_decoder", model.pixel_decoder, PIXEL_DECODERS)
+    if model.head == MASK2FORMER:
+        wrong = {"output_stride": (model.output_stride, 32), "aux_head": (model.aux_head, False),
+                 "task": (model.task, "multiclass")}  # fmt: skip
+        for key, (value, needed) in wrong.items():
+            if value != needed:
+                raise ConfigError(f"head {MASK2FORMER} needs model.{key} {needed!r}, not {value!r}.")
+    elif model.pixel_decoder != ModelConfig.pixel_decoder:
+        raise ConfigError(f"pixel_decoder is a choice of head {MASK2FORMER}: head {model.head} has none.")
+
+
+def head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Module:
+    """The main head that a config describes, for what an encoder returns.
+
+    Raises:
+        ConfigError: Unknown name, or a head that does not exist in this family or at this output stride.
+    """
+    check_head(model)
+    if model.head.startswith(SMP):
+        from resnest_seg.models.smp import build_smp_head
+
+        assert isinstance(encoder.out_channels, list)
+        name = model.head.removeprefix(SMP)
+        return build_smp_head(name, encoder.out_channels, num_classes, output_stride=model.output_stride)
+    if model.head == MASK2FORMER:
+        return Mask2FormerHead(_channels(encoder), num_classes, pixel_decoder=model.pixel_decoder)
+    return HEADS[model.family][model.head](_channels(encoder), num_classes, model.output_stride)
+
+
+def aux_head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Module | None:
+    """The auxiliary head on c3 that a config describes, or None."""
+    if not model.aux_head:
+        return None
+    return AUX_HEADS[model.family](_channels(encoder), num_classes, model.output_stride)
+
+
+def _channels(encoder: nn.Module) -> tuple[int, ...]:
+    assert isinstance(encoder.channels, tuple)
+    return encoder.channels

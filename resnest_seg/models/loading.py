@@ -52,12 +52,13 @@ def build_segmenter(
     rectify: str = "none",
     checkpointing: bool = False,
     task: str = "multiclass",
+    pixel_decoder: str = "deformable",
 ) -> Segmenter:
     """Build a model in training mode and channels-last memory; without `encoder_weights`, with fresh weights.
 
     Args:
         encoder: A name of `resnest_seg.models.resnest.SPECS`, or "smp:" and an encoder of segmentation-models-pytorch.
-        head: "fcn" or "deeplabv3", in family "mmseg" also "pspnet" and "deeplabv3plus", or "smp:" and SMP's decoder.
+        head: "fcn", "deeplabv3", in family "mmseg" also "pspnet", "deeplabv3plus", "mask2former"; or "smp:" and SMP's.
         num_classes: K, at least 1.
         output_stride: 8, 16 or 32 input pixels per step of the last features.
         dilation: The dilated network that is meant, see `resnest_seg.models.resnest`; SMP's encoders have their own.
@@ -71,28 +72,19 @@ def build_segmenter(
         rectify: "none", "rectify" or "rectify_avg", see `resnest_seg.models.resnest`.
         checkpointing: Keep only the blocks' inputs for the backward pass and compute the rest twice.
         task: "multiclass", "binary" (one logit: num_classes=1) or "multilabel".
+        pixel_decoder: Of head "mask2former" (output stride 32, no auxiliary head): "deformable" or "fpn".
 
     Raises:
         ConfigError: Unknown name (the nearest is named), a wrong type or value, or parts that do not fit together.
         DownloadError, CheckpointError: The weights cannot be fetched, or do not fit the encoder.
     """
     check_encoder_weights(encoder_weights)
+    file = str(encoder_weights) if isinstance(encoder_weights, Path) else encoder_weights
     model = ModelConfig(
-        encoder=encoder,
-        head=head,
-        family=family,
-        output_stride=output_stride,
-        dilation=dilation,
-        aux_head=aux_head,
-        in_channels=in_channels,
-        encoder_weights=str(encoder_weights) if isinstance(encoder_weights, Path) else encoder_weights,
-        drop_block=drop_block,
-        drop_path=drop_path,
-        zero_gamma=zero_gamma,
-        rectify=rectify,
-        checkpointing=checkpointing,
-        task=task,
-    )
+        encoder=encoder, head=head, family=family, output_stride=output_stride, dilation=dilation, aux_head=aux_head,
+        in_channels=in_channels, encoder_weights=file, drop_block=drop_block, drop_path=drop_path,
+        zero_gamma=zero_gamma, rectify=rectify, checkpointing=checkpointing, task=task, pixel_decoder=pixel_decoder,
+    )  # fmt: skip
     _check_types(model, num_classes)
     return segmenter_for(RunConfig(model=model), None, num_classes=num_classes)
 
@@ -224,19 +216,31 @@ def load_classifier(path: str | Path, *, output_stride: int | None = None, dilat
     return classifier.eval()
 
 
-def _open(path: str | Path, output_stride: int | None, dilation: str | None) -> Source:
-    """Locate and read a file, a run folder or a published name."""
-    entry = None if Path(path).exists() else published(str(path))
-    if entry is None and not Path(path).exists():
+def checkpoint_file(path: str | Path) -> Path:
+    """The file that a checkpoint's path, run folder or published name means; a published one is fetched if it must be.
+
+    Raises:
+        CheckpointError: There is no such file, folder or name, or the folder holds no checkpoint.
+        DownloadError: The file cannot be fetched.
+    """
+    if Path(path).exists():
+        return find_checkpoint(path)
+    entry = published(str(path))
+    if entry is None:
         raise CheckpointError(
             f"no checkpoint {path}: there is no such file or run folder, and no published checkpoint of that name. "
             f"`{command('zoo')}` lists the names."
         )
+    return entry.fetch()
+
+
+def _open(path: str | Path, output_stride: int | None, dilation: str | None) -> Source:
+    """Locate and read a file, a run folder or a published name."""
+    entry = None if Path(path).exists() else published(str(path))
     hint = "" if entry is None else entry.encoder
     if dilation is None and entry is not None and entry.source == "timm":
         dilation = "timm"
-    file = find_checkpoint(path) if entry is None else entry.fetch()
-    return read(file, hint=hint, output_stride=output_stride, dilation=dilation)
+    return read(checkpoint_file(path), hint=hint, output_stride=output_stride, dilation=dilation)
 
 
 def _report(source: Source, model: PixelModel, kept: list[str]) -> LoadReport:

@@ -22,7 +22,7 @@ from resnest_seg.models.weight_files import weight_member
 
 RESNEST_RELEASE = "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1"
 ENCODING_BUCKET = "https://s3.us-west-1.wasabisys.com/encoding/models"
-MMSEG_BUCKET = "https://download.openmmlab.com/mmsegmentation/v0.5/resnest"
+MMSEG_BUCKET = "https://download.openmmlab.com/mmsegmentation/v0.5"
 TORCHVISION_BUCKET = "https://download.pytorch.org/models"
 
 
@@ -63,7 +63,8 @@ class PublishedCheckpoint:
             case "encoding":
                 return f"{ENCODING_BUCKET}/{self.name}.zip"
             case "mmseg":
-                return f"{MMSEG_BUCKET}/{self.alias}/{self.name}.pth"
+                folder = "mask2former" if self.head == "mask2former" else "resnest"
+                return f"{MMSEG_BUCKET}/{folder}/{self.alias}/{self.name}.pth"
             case "torchvision":
                 return f"{TORCHVISION_BUCKET}/{self.name}.pth"
             case "timm":
@@ -152,6 +153,12 @@ def _mmseg(stem: str, millions: float, head: str, dataset: str, single: float, m
     return PublishedCheckpoint(stem, "mmseg", millions, "resnest101", head, dataset, single, multi, None, crop)
 
 
+def _mask2former(stem: str, millions: float, encoder: str, dataset: str, single: float) -> PublishedCheckpoint:
+    crop = 512 if dataset == "ade20k" else 1024
+    return PublishedCheckpoint(f"mask2former_{stem}", "mmseg", millions, encoder, "mask2former", dataset, single,
+                               size=crop)  # fmt: skip
+
+
 def _timm(model: str, millions: float, encoder: str, size: int = 224) -> PublishedCheckpoint:
     return PublishedCheckpoint(f"timm/{model}", "timm", millions, encoder, size=size)
 
@@ -228,6 +235,10 @@ PUBLISHED: tuple[PublishedCheckpoint, ...] = (
         79.62,
         80.27,
     ),
+    _mask2former("r50_8xb2-160k_ade20k-512x512_20221204_000055-2d1f55f1", 44.04, "resnet50", "ade20k", 47.87),
+    _mask2former("r101_8xb2-160k_ade20k-512x512_20221203_233905-b7135890", 63.03, "resnet101", "ade20k", 48.60),
+    _mask2former("r50_8xb2-90k_cityscapes-512x1024_20221202_140802-ffd9d750", 44.01, "resnet50", "cityscapes", 80.44),
+    _mask2former("r101_8xb2-90k_cityscapes-512x1024_20221130_031628-43e68666", 63.0, "resnet101", "cityscapes", 80.80),
 )
 
 

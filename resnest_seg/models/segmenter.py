@@ -6,7 +6,7 @@ Pixels in, logits out. Encoders and heads are chosen by name from dict literals.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,17 +22,8 @@ from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, unkn
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import HUB_FILE, Checkpoint, find_checkpoint, fingerprint
 from resnest_seg.models.fuse import fuse_model
-from resnest_seg.models.heads import (
-    DeepLabV3Head,
-    FCNHead,
-    MMSegAuxHead,
-    MMSegDeepLabV3Head,
-    MMSegDeepLabV3PlusHead,
-    MMSegFCNHead,
-    MMSegPSPHead,
-    aspp_rates,
-    resize_logits,
-)
+from resnest_seg.models.heads import HEADS, aux_head_for, head_for, resize_logits
+from resnest_seg.models.mask2former import MaskPrediction, semantic_logits
 from resnest_seg.models.model_card import Report, model_card
 from resnest_seg.models.pixel_range import PixelRange
 from resnest_seg.models.published import check_encoder_weights
@@ -301,11 +292,27 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
         name = f"{encoder} {head}, output stride {model.output_stride}{dilation}{rectify}"
         return name + ", fused" * self.fused
 
+    @property
+    def predicts_masks(self) -> bool:
+        """True if the head predicts masks and their classes, as Mask2Former's does, of which logits are made."""
+        return bool(getattr(self.head, "predicts_masks", False))
+
+    def masks(self, images: Tensor) -> list[MaskPrediction]:
+        """Predict masks, by a head that does: those of the padded images, see `size_divisor`; the best last."""
+        self.pixel_range.check(images)
+        predictions: list[MaskPrediction] = self.head(self.encoder(self.prepare(images)[0]))
+        return predictions
+
     def forward(self, images: Tensor, *, coarse: bool = False) -> SegmenterOutput:
         self.pixel_range.check(images)
         x, padded = self.prepare(images)
         features = self.encoder(x)
         logits = self.head(features)
+        if self.predicts_masks:  # masks are resized before they become scores of classes
+            classes, masks = logits[-1]
+            if padded or not coarse:
+                masks = self._resize(masks, (x.shape[2], x.shape[3]))[..., : images.shape[2], : images.shape[3]]
+            return SegmenterOutput(semantic_logits(classes, masks), None)
         aux_logits = self.aux_head(features) if self.training and self.aux_head is not None else None
         if coarse and not padded:
             return SegmenterOutput(logits, aux_logits)
@@ -517,33 +524,6 @@ def _and_more(names: tuple[str, ...] | list[str]) -> str:
     return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
-HeadBuilder = Callable[[tuple[int, ...], int, int], nn.Module]
-"""(channels of c1..c4, K, output stride) -> head."""
-
-HEADS: dict[str, dict[str, HeadBuilder]] = {
-    # family -> name -> head
-    "encoding": {
-        "fcn": lambda channels, classes, stride: FCNHead(channels[3], classes),
-        "deeplabv3": lambda channels, classes, stride: DeepLabV3Head(channels[3], classes, output_stride=stride),
-    },
-    "mmseg": {
-        "fcn": lambda channels, classes, stride: MMSegFCNHead(channels[3], classes),
-        "pspnet": lambda channels, classes, stride: MMSegPSPHead(channels[3], classes),
-        "deeplabv3": lambda channels, classes, stride: MMSegDeepLabV3Head(
-            channels[3], classes, rates=aspp_rates(stride)
-        ),
-        "deeplabv3plus": lambda channels, classes, stride: MMSegDeepLabV3PlusHead(
-            channels[3], classes, low_channels=channels[0], rates=aspp_rates(stride)
-        ),
-    },
-}
-
-AUX_HEADS: dict[str, HeadBuilder] = {
-    "encoding": lambda channels, classes, stride: FCNHead(channels[2], classes, stage=-2),
-    "mmseg": lambda channels, classes, stride: MMSegAuxHead(channels[2], classes),
-}
-
-
 def encoder_for(model: ModelConfig, *, pretrained: bool = False) -> nn.Module:
     """The encoder that a config describes, as a feature extractor; ours has fresh weights, see `load_encoder`.
 
@@ -609,49 +589,6 @@ def check_names(model: ModelConfig) -> None:
         )
 
 
-def check_head(model: ModelConfig) -> None:
-    """Refuse a head that does not exist, or not in this family.
-
-    Raises:
-        ConfigError: Says which; the nearest name is named.
-    """
-    if model.head.startswith(SMP):
-        from resnest_seg.models.smp import check_decoder_name
-
-        check_decoder_name(model.head.removeprefix(SMP))
-    elif model.head not in HEADS[model.family]:
-        elsewhere = [family for family in HEADS if model.head in HEADS[family]]
-        if elsewhere:
-            raise ConfigError(f"head {model.head!r} exists in family {elsewhere[0]!r} only: set family to it.")
-        from resnest_seg.models.smp import smp_decoder_like
-
-        known = dict.fromkeys(name for heads in HEADS.values() for name in heads)
-        raise unknown_name("head", model.head, [*known, f"{SMP}NAME"], meant=smp_decoder_like(model.head, known))
-
-
-def head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Module:
-    """The main head that a config describes, for what an encoder returns.
-
-    Raises:
-        ConfigError: Unknown name, or a head that does not exist in this family or at this output stride.
-    """
-    check_head(model)
-    if model.head.startswith(SMP):
-        from resnest_seg.models.smp import build_smp_head
-
-        assert isinstance(encoder.out_channels, list)
-        name = model.head.removeprefix(SMP)
-        return build_smp_head(name, encoder.out_channels, num_classes, output_stride=model.output_stride)
-    return HEADS[model.family][model.head](_channels(encoder), num_classes, model.output_stride)
-
-
-def aux_head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn.Module | None:
-    """The auxiliary head on c3 that a config describes, or None."""
-    if not model.aux_head:
-        return None
-    return AUX_HEADS[model.family](_channels(encoder), num_classes, model.output_stride)
-
-
 def freeze_unread(encoder: nn.Module, heads: Sequence[nn.Module], *, in_channels: int) -> None:
     """Take the gradients from parameters that no head's output depends on, found by a small image of zeros.
 
@@ -689,8 +626,3 @@ def misfits(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[st
         for key, value in own.items()
         if key in weights and weights[key].shape != value.shape
     ]
-
-
-def _channels(encoder: nn.Module) -> tuple[int, ...]:
-    assert isinstance(encoder.channels, tuple)
-    return encoder.channels

@@ -11,6 +11,7 @@ _HOMES = {
     "JoinedSource": "sources",
     "RemoteSource": "remote",
     "Source": "sources",
+    "TarShards": "tar_shards",
     "ZipSource": "sources",
     "is_address": "remote",
     "list_addresses": "remote",

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from resnest_seg.errors import DatasetError, printable
 from resnest_seg.storage.cache import Cache, copy_name
-from resnest_seg.storage.retries import LIMITS, Limits, ShortBodyError, persist, without_secrets
+from resnest_seg.storage.retries import LIMITS, Limits, ShortBodyError, answer_of, persist, without_secrets
 from resnest_seg.storage.sources import Source
 
 
@@ -146,6 +146,35 @@ class Store:
 
         persist(whole, where or self.locate(path), limits=self.limits)
 
+    def read_range(
+        self, path: str, start: int, stop: int, *, tag: str | None = None, where: str | None = None
+    ) -> bytes:
+        """Read the bytes start..stop - 1 of a file by one request; fewer where the file ends before.
+
+        Args:
+            path: Its path in the store.
+            start: The first byte.
+            stop: The byte behind the last.
+            tag: Its tag by the listing; S3 is asked for that content only.
+            where: Its name in messages; None is its address.
+
+        Raises:
+            DatasetError: The file is missing, was changed, or the store fails.
+        """
+
+        def part() -> bytes:
+            system, _ = self.opened()
+            buffer = io.BytesIO()
+            try:
+                _copied(system, path, buffer, tag, self.limits.seconds(stop - start), (start, stop))
+            except Exception as error:
+                if answer_of(error)[0] == 416:  # it ends before the start
+                    return b""
+                raise
+            return buffer.getvalue()
+
+        return persist(part, where or self.locate(path), limits=self.limits)
+
     def write(self, path: str, data: bytes) -> None:
         """Write a file at once: a reader sees the old one or the new one.
 
@@ -218,18 +247,29 @@ PART = 1 << 20
 """Bytes that are copied at once."""
 
 
-def _copied(system: Any, path: str, file: BinaryIO, tag: str | None, limit: float | None) -> int:
-    """Copy a file of a store, within `limit` seconds where that can be limited; returns its bytes."""
+def _copied(
+    system: Any, path: str, file: BinaryIO, tag: str | None, limit: float | None, span: tuple[int, int] | None = None
+) -> int:
+    """Copy a file of a store, or a span of its bytes, within `limit` seconds where that can be limited.
+
+    Returns:
+        The bytes that came.
+    """
     if hasattr(system, "call_s3"):
-        return _copied_from_s3(system, path, file, tag, limit)
+        return _copied_from_s3(system, path, file, tag, limit, span)
+    start, stop = span or (None, None)
     if getattr(system, "async_impl", False):
-        return file.write(system.cat_file(path, timeout=limit))
+        return file.write(system.cat_file(path, start=start, end=stop, timeout=limit))
+    if span is not None:
+        return file.write(system.cat_file(path, start=start, end=stop))
     with system.open(path, "rb") as opened:
         shutil.copyfileobj(opened, file, PART)
     return file.tell()
 
 
-def _copied_from_s3(system: Any, path: str, file: BinaryIO, tag: str | None, limit: float | None) -> int:
+def _copied_from_s3(
+    system: Any, path: str, file: BinaryIO, tag: str | None, limit: float | None, span: tuple[int, int] | None
+) -> int:
     """Copy an object of S3 by one request (cat_file makes two), and only if its content is still that of the tag."""
     from fsspec.asyn import sync
 
@@ -237,6 +277,8 @@ def _copied_from_s3(system: Any, path: str, file: BinaryIO, tag: str | None, lim
     condition = {} if tag is None else {"IfMatch": tag}
     if version:
         condition["VersionId"] = version
+    if span is not None:
+        condition["Range"] = f"bytes={span[0]}-{span[1] - 1}"
 
     async def body() -> int:
         answer, came = await system._call_s3("get_object", Bucket=bucket, Key=key, **condition), 0
@@ -295,6 +337,33 @@ class RemoteSource(Source):
         if self.cache is None or tag is None:
             return self._load(name)
         return self.cache.read(copy_name(f"{self.store.address}/{name}", size, tag), size, lambda: self._load(name))
+
+    def read_range(self, name: str, start: int, stop: int, *, where: str | None = None) -> bytes:
+        """Read the bytes start..stop - 1 of a file by one request; fewer where the file ends before.
+
+        Args:
+            name: The file.
+            start: The first byte.
+            stop: The byte behind the last.
+            where: Its name in messages; None is its address.
+
+        Raises:
+            DatasetError: The file is missing, was changed since the listing, or the storage fails.
+        """
+        size, tag = self._listed(name)
+        path = f"{self.folder.rstrip('/')}/{name}" if self.folder else name
+
+        def load() -> bytes:
+            return self.store.read_range(path, start, stop, tag=tag, where=where or self.locate(name))
+
+        if self.cache is None or tag is None:
+            return load()
+        known = copy_name(f"{self.store.address}/{name}#{start}-{stop}", size, tag)
+        return self.cache.read(known, stop - start, load)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file by the listing; None where it does not say."""
+        return self._listed(name)[0]
 
     def inner(self, name: str) -> RemoteSource:
         """Open a zip file of this storage."""

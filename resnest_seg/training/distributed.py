@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
+import platform
+import re
 import signal
 import sys
 import threading
@@ -13,12 +16,12 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from resnest_seg.config import AnyConfig
-from resnest_seg.errors import ConfigError, unknown_name
+from resnest_seg.errors import ConfigError, ResNeStSegError, unknown_name
 from resnest_seg.training.optim import frozen_names
 from resnest_seg.training.trackers import tracker_names
 
@@ -49,7 +52,8 @@ def accelerator_for(config: AnyConfig, output: Path) -> Accelerator:
         raise ConfigError("train.precision fp16 needs a GPU. Use auto, fp32 or bf16.")
     if wanted == "fp16" and config.train.parallel == "fsdp":
         raise ConfigError("train.precision fp16 does not go with train.parallel fsdp. Use bf16 or fp32, or ddp.")
-    _join_again()
+    timeout = datetime.timedelta(seconds=config.train.peer_timeout)
+    _join_again(timeout)
     # DDP rebuilds its buckets after a process's first step, so sums of three or more would round differently after a
     # resume. With find_unused_parameters it does not (it warns that there are none): on CPUs, which resume exactly.
     ddp = [] if gpu else [DistributedDataParallelKwargs(find_unused_parameters=True)]
@@ -59,7 +63,7 @@ def accelerator_for(config: AnyConfig, output: Path) -> Accelerator:
             mixed_precision=PRECISIONS[wanted],
             log_with=log_with or None,
             project_dir=output,
-            kwargs_handlers=ddp,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout), *ddp],
         )
     except ValueError as error:  # accelerate allows one precision per process
         raise ConfigError(f"train.precision {wanted} cannot be set up in this process: {error}") from None
@@ -130,7 +134,36 @@ def check_agreement(config: AnyConfig, output: Path) -> None:
         )
 
 
-def _join_again() -> None:
+@contextlib.contextmanager
+def lost_peers_named(processes: int, *, go_on: str) -> Iterator[None]:
+    """Context that turns the many errors of a process group which lost a member into a message that says so.
+
+    Args:
+        processes: Processes of the run.
+        go_on: How to go on, a sentence.
+
+    Raises:
+        ResNeStSegError: Another process died, is out of reach, or did not answer within the group's timeout.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        if processes == 1 or not (isinstance(error, torch.distributed.DistError) or _OF_A_GROUP.search(said)):
+            raise
+        said = re.sub(r"^\[\S*gloo\S*\] ", "", said)
+        rank = os.environ.get("RANK", "0")
+        raise ResNeStSegError(
+            f"process {rank} of {processes}, on {platform.node()}, lost another one, which died, is out of reach, or "
+            f"did not answer in time ({said[:200]}). What happened to that one is in its own output. {go_on}"
+        ) from None
+
+
+_OF_A_GROUP = re.compile(r"gloo/|NCCL|ProcessGroup|Connection (closed|reset) by peer")
+"""What plain RuntimeErrors of torch's process groups say."""
+
+
+def _join_again(timeout: datetime.timedelta) -> None:
     """Give the processes a new rendezvous prefix after a restart by torchrun's agent.
 
     The agent's store still has the addresses of the dead processes, to which new ones would connect
@@ -161,6 +194,7 @@ def _join_again() -> None:
             store=PrefixStore(f"restart_{restarts}", store),
             rank=int(env["RANK"]),
             world_size=int(env["WORLD_SIZE"]),
+            timeout=timeout,
         )
 
 
@@ -189,10 +223,13 @@ class StopSignal:
     """Context in which the first Ctrl-C or SIGTERM only sets `number`; a second Ctrl-C raises as usual.
 
     Python delivers signals to the main thread alone: in another one, the context changes no handler and hears nothing.
+    The death of torchrun's agent, which started this process, counts as SIGTERM: nobody else would end it, and it would
+    go on beside the process that a new agent starts in its place.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     def __enter__(self) -> StopSignal:
         heard = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
@@ -210,6 +247,9 @@ class StopSignal:
 
     def anywhere(self, engine: Accelerator) -> int | None:
         """Return the signal that any process received, SIGTERM first; collective, so that all stop at the same step."""
+        if self._agent not in (None, os.getppid()):
+            self._agent = None
+            self._request(signal.SIGTERM, None)
         if engine.num_processes == 1:
             return self.number
         got = [self.number == number for number in (signal.SIGTERM, signal.SIGINT)]

@@ -276,4 +276,4 @@ def _space(data: DataConfig) -> LabelSpace:
     """Return the label space of missing data."""
     if data.classes is not None:
         return read_classes(data.classes)
-    return LabelSpace.of("synthetic" if data.dataset == "folder" else data.dataset)
+    return LabelSpace.of("synthetic" if data.dataset in ("folder", "shards") else data.dataset)

@@ -15,6 +15,8 @@ from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.evaluation.label_scores import unpack_labels
 from resnest_seg.labels import IGNORE_LABEL, MULTILABEL_IGNORE
 from resnest_seg.models.heads import resize_logits
+from resnest_seg.models.mask2former import MaskPrediction, SetLoss
+from resnest_seg.models.segmenter import Segmenter
 from resnest_seg.training.chunked_loss import (
     lean_binary_cross_entropy,
     lean_cross_entropy,
@@ -55,6 +57,47 @@ class CoarseLogits(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         return self.segmenter(images, coarse=True)
+
+
+class MaskPredictions(nn.Module):
+    """Wrapper that calls the `masks` of a `Segmenter` whose head predicts some, as `CoarseLogits` calls the other."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+
+    def forward(self, images: Tensor) -> list[MaskPrediction]:
+        return self.segmenter.masks(images)
+
+
+class MaskLoss(nn.Module):
+    """`SetLoss` of labels at the images' size, which are padded, with ignored pixels, as the model pads the images.
+
+    Random points are drawn from the global generator of the labels' device, which the trainer seeds every step.
+
+    Args:
+        segmenter: The model.
+        ignore: Value of ignored pixels.
+    """
+
+    def __init__(self, segmenter: Segmenter, *, ignore: int = IGNORE_LABEL) -> None:
+        super().__init__()
+        self.loss, self.divisor = SetLoss(segmenter.num_classes, ignore=ignore), segmenter.size_divisor
+        self.queries: int = segmenter.head.query_feat.num_embeddings  # type: ignore[union-attr, assignment]
+
+    def weight_of(self, labels: Tensor) -> Tensor:
+        """A batch's part of the two divisors, [2]."""
+        return self.loss.weight_of(labels, queries=self.queries)
+
+    def forward(self, predictions: Sequence[MaskPrediction], labels: Tensor, *, total: Tensor) -> Tensor:
+        """The loss of labels [N, H, W]; `total` is `weight_of` summed over the effective batch."""
+        height, width = labels.shape[1:]
+        padding = (0, -width % self.divisor, 0, -height % self.divisor)
+        labels = F.pad(labels, padding, value=self.loss.ignore)
+        loss: Tensor = self.loss(
+            predictions, labels, total=total, draw=lambda _, shape: torch.rand(*shape, device=labels.device)
+        )
+        return loss
 
 
 class _DividedLoss(nn.Module):

@@ -24,10 +24,14 @@ STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 FREEZABLE = (*STAGES, "encoder", "bn", "head_bn")
 """Names that `optim.freeze` takes."""
 
-DECAYS: dict[str, Callable[[nn.Parameter], bool]] = {
-    # name -> True if weight decay applies to a parameter; norms and biases have one dimension
-    "all": lambda parameter: True,
-    "weights": lambda parameter: parameter.ndim > 1,
+NO_DECAY = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.Embedding)
+"""Modules whose parameters have no weight decay where transformers are trained."""
+
+DECAYS: dict[str, Callable[[nn.Module, nn.Parameter], bool]] = {
+    # name -> True if weight decay applies to a module's parameter; norms and biases have one dimension
+    "all": lambda module, parameter: True,
+    "weights": lambda module, parameter: parameter.ndim > 1,
+    "no_norms": lambda module, parameter: not isinstance(module, NO_DECAY),
 }
 
 BETA2 = 0.999
@@ -97,10 +101,11 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> Groups:
     if config.layer_decay != 1 and not isinstance(getattr(model, "encoder", None), ResNeSt):
         raise ConfigError("optim.layer_decay needs an encoder with known stages, one of ours: set it to 1.")
     decays = DECAYS[config.decay]
+    owners = {id(parameter): module for module in model.modules() for parameter in module.parameters(recurse=False)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decay = config.weight_decay if decays(parameter) else 0.0
+            decay = config.weight_decay if decays(owners[id(parameter)], parameter) else 0.0
             groups.setdefault((lr_factor(name, config), decay), []).append(parameter)
     if not groups:
         raise ConfigError(f"optim.freeze {config.freeze!r} leaves nothing to train.")
@@ -124,6 +129,21 @@ def stage_of(name: str) -> str:
     """Return the stage of an encoder's parameter by its name in a `Segmenter`; for our encoders."""
     part = name.split(".")[1]
     return part if part in STAGES else "stem"
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], *, norm: float, limit: float) -> None:
+    """Scale gradients whose norm together exceeds the limit, as `torch.nn.utils.clip_grad_norm_` does.
+
+    Args:
+        parameters: All parameters that the norm is of.
+        norm: Of their gradients together.
+        limit: The largest norm; 0 does not clip.
+    """
+    scale = limit / (norm + 1e-6)
+    if limit and scale < 1:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

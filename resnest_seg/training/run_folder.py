@@ -9,11 +9,13 @@
     metrics.jsonl                what the run computed: the same bytes, whether it was interrupted or not
     machine.jsonl                what the machine did meanwhile: speed, memory, starts
     .lock                        held by the process that trains; it says which one that is, or was last
+    .mark                        for a moment, at a start on several machines: whether all of them see the folder
 
 A process can be killed between any two instructions here: there is a whole state on the disk at every moment.
 
 One run at a time: the lock is the operating system's (`flock`, on Windows `msvcrt.locking`), which ends with the
-process that holds it, however that ends. On network file systems it is seen by all machines where the file system
+process that holds it, however that ends; that of a machine which died ends with its lease, for which a start on
+another machine waits. On network file systems it is seen by all machines where the file system
 passes locks on: NFS does since Linux 2.6.12, with its lock service running; GPFS, CephFS and BeeGFS can (the last one
 with `tuneUseGlobalFileLocks`); Lustre needs the mount option `flock`, and with `localflock` a lock holds on one machine
 only. Where the file system refuses locks altogether, a run says so and trains without.
@@ -28,6 +30,7 @@ import os
 import platform
 import shlex
 import sys
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,8 +54,14 @@ from resnest_seg.training.distributed import part_like
 METRICS, MACHINE, SHEET, CLASSES = "metrics.jsonl", "machine.jsonl", "contact_sheet.png", "classes.txt"
 """Names in a run folder: one JSON object a line each; a picture of validation images; an image classifier's classes."""
 
-LOCK = ".lock"
-"""Name of the file that a run holds while it trains."""
+LOCK, MARK = ".lock", ".mark"
+"""Names of the file that a run holds while it trains, and of the one that all machines must see at its start."""
+
+LEASE = 120.0
+"""Seconds after which the lock of a dead machine is free: NFS 4 gives a client 90 s to come back."""
+
+SIGHT = 70.0
+"""Seconds after which a new file is seen from another machine: NFS believes what it knows of a folder up to 60 s."""
 
 OURS = {CONFIG, LAST, BEST, METRICS, MACHINE, SHEET, CLASSES, REPORT, VALIDATION_REPORT, VALIDATION_IMAGES} | {
     "tensorboard",
@@ -69,6 +78,7 @@ MAY_CHANGE = (
     "data.check",
     "train.save_every",
     "train.keep",
+    "train.peer_timeout",
     "train.log_every",
     "train.trackers",
     "train.tags",
@@ -118,6 +128,27 @@ class RunFolder:
             probe.release()
 
     @contextlib.contextmanager
+    def marked(self, mark: str) -> Iterator[None]:
+        """Within this, the folder shows a mark, by which the other machines know it."""
+        with atomic_write(self.path / MARK) as temporary:
+            temporary.write_text(mark, encoding="utf-8")
+        try:
+            yield
+        finally:
+            (self.path / MARK).unlink(missing_ok=True)
+
+    def shows(self, mark: str, *, seconds: float = SIGHT) -> bool:
+        """True as soon as the mark is seen here; false if it is not within so many seconds."""
+        end = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                if (self.path / MARK).read_text(encoding="utf-8") == mark:
+                    return True
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.2)
+
+    @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Within this, no other run can write into the folder, which is made if need be.
 
@@ -137,8 +168,16 @@ class RunFolder:
             self._lock.release()
 
     def _acquire(self, lock: BaseFileLock) -> None:
+        """Get a lock; of one that another machine holds, which may be dead, the lease is waited for."""
         try:
-            lock.acquire(blocking=False)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                holder = _holder(self.path / LOCK)
+                if f" on {platform.node()} " in holder or " on " not in holder:
+                    raise
+                print(f"{holder}: waiting up to {LEASE:.0f} s, in case that machine is dead.", file=sys.stderr)
+                lock.acquire(timeout=LEASE, poll_interval=0.5)
         except Timeout:
             raise CheckpointError(
                 f"another run is training into {self.path}: {_holder(self.path / LOCK)}. Two runs would mix their "

@@ -21,18 +21,29 @@ from torch import Tensor, nn
 
 from resnest_seg.config import AnyConfig, RunConfig
 from resnest_seg.data.datasets import SegmentationDataset
-from resnest_seg.data.loader import Batch, load_batches
+from resnest_seg.data.loader import Batch, ShardOrder, load_batches
+from resnest_seg.data.shards import shard_numbers
 from resnest_seg.data.transforms import RECIPES, TrainTransform, Transform, sample_transform
-from resnest_seg.errors import unknown_name
+from resnest_seg.errors import ConfigError, command, unknown_name
 from resnest_seg.evaluation.evaluate import EvaluatedImage, check_fits, evaluate
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.inference.protocols import protocol
 from resnest_seg.io.visualize import contact_sheet
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import BEST
-from resnest_seg.models.segmenter import PixelModel, Segmenter, check_head, check_names
+from resnest_seg.models.heads import check_head
+from resnest_seg.models.segmenter import PixelModel, Segmenter, check_names
 from resnest_seg.training.distributed import PARALLEL, PRECISIONS, StopSignal
-from resnest_seg.training.losses import CoarseLogits, LabelLoss, Loss, OwnLoss, ScoredLoss, SegmentationLoss
+from resnest_seg.training.losses import (
+    CoarseLogits,
+    LabelLoss,
+    Loss,
+    MaskLoss,
+    MaskPredictions,
+    OwnLoss,
+    ScoredLoss,
+    SegmentationLoss,
+)
 from resnest_seg.training.optim import CURVES, DECAYS, OPTIMIZERS, frozen_names
 from resnest_seg.training.trackers import tracker_names
 
@@ -96,6 +107,7 @@ class TaskDescription:
         score: Name of the score that decides which weights are best.
         label_space: The classes, or None where they have no colours and raw ids.
         probabilities: Draw the samples of an epoch with these, [size]; None takes each once.
+        shard_order: The order of samples within windows of shards; None shuffles over all.
         files: Name -> text of files that the run folder has besides.
     """
 
@@ -105,6 +117,7 @@ class TaskDescription:
     score: str
     label_space: LabelSpace | None = None
     probabilities: NDArray[np.float64] | None = None
+    shard_order: ShardOrder | None = None
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -173,6 +186,23 @@ class Task(Protocol):
         """
 
 
+def _shard_order(train: SegmentationDataset, window: int | None) -> ShardOrder | None:
+    """The order of a training split by `data.shard_window`.
+
+    Raises:
+        ConfigError: The data set is not packed.
+    """
+    if window is None:
+        return None
+    shards = shard_numbers(train)
+    if shards is None:
+        raise ConfigError(
+            f"data.shard_window {window} is for packed shards, and the training split is not in shards: leave it out, "
+            f"or pack the data set ({command('pack')} --help)."
+        )
+    return ShardOrder(shards, window)
+
+
 class SegmentationTask:
     """A `resnest_seg.training.tasks.Task`.
 
@@ -187,7 +217,7 @@ class SegmentationTask:
         transform: In place of the config's recipe and further options, but for ClassMix.
 
     Raises:
-        ConfigError: Unknown protocol or recipe.
+        ConfigError: Unknown protocol or recipe; `data.shard_window` with a data set that is not packed.
     """
 
     def __init__(
@@ -217,6 +247,7 @@ class SegmentationTask:
             score="mean_iou",
             label_space=validation.label_space,
             probabilities=probabilities,
+            shard_order=_shard_order(train, config.data.shard_window),
         )
 
     def begin(self, model: PixelModel, device: torch.device) -> nn.Module:
@@ -230,6 +261,7 @@ class SegmentationTask:
             check_fits(model, dataset)
         train, corners, space = self.config.train, model.align_corners, self.train.label_space
         criterion: OwnLoss | SegmentationLoss | LabelLoss
+        self.masks: MaskLoss | None = None
         if self.own_loss is not None:
             criterion = OwnLoss(
                 self.own_loss, aux_weight=train.aux_weight, align_corners=corners, ignore=space.ignore_value
@@ -241,6 +273,9 @@ class SegmentationTask:
                 train, space.task, num_labels=model.num_classes, align_corners=corners, pos_weight=self.pos_weight
             )
         self.criterion = criterion.to(device)
+        if model.predicts_masks and self.own_loss is None:
+            self.masks = MaskLoss(model, ignore=space.ignore_value)
+            return MaskPredictions(model)
         return CoarseLogits(model)
 
     def batches(self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool) -> Generator[Batch, None, None]:
@@ -255,12 +290,15 @@ class SegmentationTask:
         )
 
     def weight_of(self, labels: Tensor) -> Tensor:
-        """Labelled pixels, or the sum of their classes' weights."""
-        return self.criterion.weight_of(labels)
+        """Labelled pixels, or the sum of their classes' weights; of a head that predicts masks, its two divisors."""
+        return (self.criterion if self.masks is None else self.masks).weight_of(labels)
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, *, total: Tensor) -> Tensor:
-        """Compute the loss of the main logits and, weighted, of the auxiliary ones."""
+        """Compute the loss of the main logits and, weighted, of the auxiliary ones; or that of masks."""
         output = model(images)
+        if self.masks is not None:
+            found: Tensor = self.masks(output, labels, total=total)
+            return found
         value: Tensor = self.criterion(output.logits, output.aux_logits, labels, pixels=total)
         return value
 

@@ -13,7 +13,9 @@ import itertools
 import math
 import os
 import platform
+import shlex
 import sys
+import uuid
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -39,6 +41,8 @@ from resnest_seg.training.distributed import (
     accelerator_for,
     check_agreement,
     gradients_stay,
+    launched,
+    lost_peers_named,
     part_like,
     precision_of,
     settle,
@@ -65,6 +69,7 @@ from resnest_seg.training.optim import (
     WeightAverage,
     adopt_optimizer,
     build_optimizer,
+    clip_gradients,
     describe_lr,
     freeze,
     hold_frozen,
@@ -148,14 +153,24 @@ class Trainer:
         saved = self._open_state(allow_changes) if resume else None
         if saved is None:
             self.folder.check_new(adopt=adopt)
-        self.engine = accelerator_for(config, self.output / "tensorboard")
-        check_agreement(config, self.output)  # nor does the main process make the folder before all found it missing
-        self.precision = precision_of(self.engine)
-        if saved is not None:
-            self._check_precision(saved, allow_changes)
-        self.console = console(quiet=not self.engine.is_main_process)
-        self._build(segmenter, task.begin(segmenter, self.engine.device), saved)
+        with self._lost_peers_named():
+            self.engine = accelerator_for(config, self.output / "tensorboard")
+            check_agreement(config, self.output)  # nor does the main process make the folder before all found none
+            self.precision = precision_of(self.engine)
+            if saved is not None:
+                self._check_precision(saved, allow_changes)
+            self.console = console(quiet=not self.engine.is_main_process)
+            self._build(segmenter, task.begin(segmenter, self.engine.device), saved)
         self.gauge = Gauge()
+
+    def _lost_peers_named(self) -> contextlib.AbstractContextManager[None]:
+        """Context in which the loss of another process ends this one with a message that says how to go on."""
+        again = (
+            "torchrun starts all of them again, as often as its --max-restarts allows, and the run goes on from its "
+            f"newest state; after that, give the same command again, with --resume {shlex.quote(str(self.output))}. An "
+            f"answer is waited for as long as train.peer_timeout says, {self.config.train.peer_timeout} s."
+        )
+        return lost_peers_named(launched(), go_on=again)
 
     def _build(self, segmenter: PixelModel, model: nn.Module, saved: Checkpoint | None) -> None:
         """Put model, average and optimiser on their devices, with the values of a saved state; `model` is around it."""
@@ -206,9 +221,10 @@ class Trainer:
             CheckpointError: Another run trains into the folder, or the disk is full.
             DatasetError: A sample cannot be loaded.
             ResNeStSegError: The loss or the gradient is not finite; the weights are those before the bad step. Or a
-                loader process died.
+                loader process died, or another process of the run.
         """
         with (
+            self._lost_peers_named(),
             self._open_run(),
             StopSignal() as stop,
             contextlib.closing(self._batches()) as batches,
@@ -255,7 +271,7 @@ class Trainer:
         torch.manual_seed(sample_seed(self.config.seed, self.step, self.engine.process_index))  # dropout's
         device, processes = self.engine.device, self.engine.num_processes
         labels = [part.labels.to(device, non_blocking=True) for part in parts]
-        weight = torch.stack([self.task.weight_of(own) for own in labels]).sum()
+        weight = torch.stack([self.task.weight_of(own) for own in labels]).sum(dim=0)
         weight = self.engine.reduce(weight, reduction="sum")
         total = torch.zeros((), device=device)
         for number, part in enumerate(parts):
@@ -278,6 +294,7 @@ class Trainer:
             files=lambda: gather_object([name for part in parts for name in part.names]),
             allow_inf=scaler is not None and scaler.get_scale() > 1,
         )
+        clip_gradients(self.segmenter.parameters(), norm=norm, limit=self.config.optim.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
@@ -310,6 +327,7 @@ class Trainer:
             rank=self.engine.process_index,
             processes=self.engine.num_processes,
             probabilities=self.about.probabilities,
+            shard_order=self.about.shard_order,
         )
         return self.task.batches(order, pin_memory=self.engine.device.type == "cuda")
 
@@ -482,6 +500,7 @@ class Trainer:
             reached = {"train": self.step, "validation": self.validated_step}
             self.folder.open(self.config, reached, files=self.about.files, say=_warn)
         self.engine.wait_for_everyone()
+        self._check_shared()
         identity = self.folder.identity()
         begin_trackers(self.config, self.engine, folder=self.output, identity=identity, step=self.step)
         versions = {"version": resnest_seg.__version__, "torch": torch.__version__, "python": platform.python_version()}
@@ -502,6 +521,25 @@ class Trainer:
             f"{describe_lr(self.config)}; run folder {self.output}",
             soft_wrap=True,
         )
+
+    def _check_shared(self) -> None:
+        """Refuse a run folder that some of the machines do not see, at the start and not at the first validation.
+
+        Raises:
+            CheckpointError: Names them.
+        """
+        if self.engine.num_processes == int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+            return
+        mark = gather_object([uuid.uuid4().hex])[0]
+        with self.folder.marked(mark) if self.engine.is_main_process else contextlib.nullcontext():
+            self.engine.wait_for_everyone()
+            blind = gather_object(["" if self.folder.shows(mark) else platform.node()])
+        machines = sorted({name for name in blind if name})
+        if machines:
+            raise CheckpointError(
+                f"what process 0 writes into {self.output.absolute()} is not there on {', '.join(machines)}: the run "
+                "folder must lie where all machines see the same files. Choose another with --output."
+            )
 
     def _save_state(self) -> None:
         """Save everything that the run needs to continue; all processes take part."""

@@ -127,6 +127,7 @@ NUMBERS = [
     "train.patience",
     "train.save_every",
     "train.keep",
+    "train.peer_timeout",
     "train.log_every",
     "eval.limit",
     "eval.sheet",

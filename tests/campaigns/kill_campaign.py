@@ -226,15 +226,16 @@ def workers_of(parent):
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             after_name = (folder / "stat").read_text().rpartition(")")[2].split()
-            if (
-                int(after_name[1]) == parent
-                and after_name[0] != "Z"
-                and b"train_seg" in (folder / "cmdline").read_bytes()
-            ):
+            if int(after_name[1]) == parent and after_name[0] != "Z" and _trains((folder / "cmdline").read_bytes()):
                 found.append(int(folder.name))
         except (OSError, ValueError):
             continue
     return found
+
+
+def _trains(command):
+    """True of a process that trains, by the script or as a module; not of torchrun's agent."""
+    return b"torch.distributed.run" not in command and (b"train_seg" in command or b"resnest_seg\0train" in command)
 
 
 def parse():

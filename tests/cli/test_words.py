@@ -158,6 +158,7 @@ TINY_FCN = ("--model.encoder", "resnest14_tiny", "--model.head", "fcn")
         ((*CAMVID, *TINY_FCN), "runs/camvid_fcn_resnest14_tiny"),
         ((*CAMVID, "--model.encoder=smp:tu-resnet18"), "runs/camvid_deeplabv3_smp-tu-resnet18"),
         ((*CAMVID, "--data.dataset=folder"), "runs/folder_deeplabv3_resnest50"),
+        (("--dataset", "shards"), "runs/shards_deeplabv3_resnest50"),
         (("--config", PROJECT / "configs" / "ade20k_fcn_resnest101_mmseg.yaml"), "runs/ade20k_fcn_resnest101_mmseg"),
         ((*CAMVID, "--model.family=mmseg"), "runs/camvid_deeplabv3_resnest50_mmseg"),
         (("--config", "mine.v2.yaml", *TINY_FCN), "runs/mine.v2"),

@@ -1,8 +1,10 @@
 """The examples run as a person starts them, and what they train is used by every tool."""
 
 import os
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -25,39 +27,57 @@ def good(*words, cwd):
     return done.stdout
 
 
+@pytest.fixture
+def example(tmp_path, monkeypatch, capsys):
+    """Run an example as `__main__` of this process, which has loaded torch already; returns what it printed."""
+
+    def call(name, *words):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")  # as a user has them
+            runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return call
+
+
 @pytest.mark.parametrize("name", ["own_augmentation", "own_callback", "own_dataset", "own_loss", "own_optimizer"])
-def test_an_example_trains(name, tmp_path):
-    shown = good(EXAMPLES / f"{name}.py", tmp_path / "run", cwd=tmp_path)
-    assert "mIoU" in shown
+def test_an_example_trains(name, tmp_path, example):
+    assert "mIoU" in example(name, tmp_path / "run")
     assert list(tmp_path.rglob("best.safetensors"))
 
 
-def test_the_plain_loop_runs(tmp_path):
-    assert "mIoU" in good(EXAMPLES / "own_loop.py", cwd=tmp_path)
+def test_the_plain_loop_runs(tmp_path, example):
+    assert "mIoU" in example("own_loop")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_lightning_loop_runs(tmp_path):
+def test_the_lightning_loop_runs(example):
     pytest.importorskip("lightning")
-    assert "mIoU" in good(EXAMPLES / "lightning_loop.py", cwd=tmp_path)
+    assert "mIoU" in example("lightning_loop")
 
 
 def test_every_tool_takes_the_network_of_an_example(tmp_path, tool, capsys, monkeypatch):
+    """The example is a process; the tools run in this one, which has loaded torch already."""
     good(EXAMPLES / "own_head.py", tmp_path / "run [1]", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def called(name, *words):
+        assert tool(name)(*words) == 0
+        return capsys.readouterr().out
+
     checkpoint, model = ("--checkpoint", tmp_path / "run [1]"), ("--model", f"{EXAMPLES / 'own_head.py'}:build")
     scene = tmp_path / "run [1]" / "scene.png"
-    shown = good(PROJECT / "tools/eval_seg.py", *checkpoint, *model, "--limit", "4", cwd=tmp_path)
+    shown = called("eval_seg", *checkpoint, *model, "--limit", "4")
     assert "custom head" in shown
-    good(PROJECT / "tools/predict_seg.py", *checkpoint, *model, scene, "--output", "out", cwd=tmp_path)
+    called("predict_seg", *checkpoint, *model, scene, "--output", "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"scene_labels.png", "scene_overlay.png"}
-    shown = good(PROJECT / "tools/export_seg.py", *checkpoint, *model, "--output", "own.onnx", cwd=tmp_path)
+    shown = called("export_seg", *checkpoint, *model, "--output", "own.onnx")
     assert "verified" in shown
-    good(PROJECT / "tools/predict_seg.py", "--checkpoint", "own.onnx", scene, "--output", "out_onnx", cwd=tmp_path)
+    called("predict_seg", "--checkpoint", "own.onnx", scene, "--output", "out_onnx")
     words = ("--dataset", "synthetic", "--data.crop_size", "64", "--train.batch_size", "2", *model)
-    assert "dry run of resnest14_tiny custom head" in good(
-        PROJECT / "tools/train_seg.py", *words, "--dry-run", cwd=tmp_path
-    )
-    monkeypatch.chdir(tmp_path)
+    assert "dry run of resnest14_tiny custom head" in called("train_seg", *words, "--dry-run")
     for name, words, said in (
         ("eval", checkpoint, "--model FILE.py:FUNCTION"),
         ("predict", (*checkpoint, scene), "--model FILE.py:FUNCTION"),

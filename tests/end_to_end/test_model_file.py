@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from resnest_seg.cli.parsing.options import network_builder
 from resnest_seg.errors import ConfigError
+from resnest_seg.inference.own_network import network_builder
 
 
 def write(path, text):

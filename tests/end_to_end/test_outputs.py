@@ -448,7 +448,7 @@ def test_videos_and_large_images_of_odd_names_are_told_and_the_rest_is_done(tool
     write_png(tmp_path / os.fsdecode(b"large\xe9.png"), np.tile(image, (2, 2, 1)))
     write_png(tmp_path / "small.png", image)
     predict = tool("predict_seg")
-    monkeypatch.setattr("resnest_seg.cli.predict.LARGE", 5000)
+    monkeypatch.setattr("resnest_seg.bulk.outputs.LARGE", 5000)
     assert predict("--checkpoint", "m.onnx", ".", "--tile", 32) == 1
     text = capsys.readouterr().err
     for name in ("film\\xe9.avi", "large\\xe9.png"):

@@ -187,7 +187,7 @@ def test_a_large_image_is_read_and_written_by_windows(predict, tmp_path, tool, m
     tiles = ["--tile", "128", "--overlap", "32"]
     assert predict("small.png", *tiles) == 0
     module = tool("predict_seg")
-    monkeypatch.setattr("resnest_seg.cli.predict.LARGE", 1000)
+    monkeypatch.setattr("resnest_seg.bulk.outputs.LARGE", 1000)
     given = ("--checkpoint", checkpoint_of(predict), "--device", "cpu", "--output", "predictions")
     run = lambda *words: module(*given, *words)  # noqa: E731
     assert run("large.png") == 1

@@ -446,8 +446,8 @@ def test_damaged_data_stops_training_with_one_message(damage, workers, tool, tmp
 def test_a_run_without_a_name_is_resumed_where_it_was_left(tool, tmp_path, monkeypatch, capsys):
     """The second start takes the next name, and auto means the last one, in which it has nothing left to do."""
     monkeypatch.chdir(tmp_path)
-    words = ["--dataset", "synthetic", *TINY, "--batch-size", "256", "--eval.sheet=0"]
-    words.remove("--train.batch_size=2")
+    words = ["--dataset", "synthetic", *TINY, *SHORT, "--train.iterations=2", "--eval.sheet=0"]
+    words.remove("--train.epochs=1")
     base = Path("runs") / "synthetic_fcn_resnest14_tiny"
     for folder in (base, base.with_name(f"{base.name}-2")):
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -538,7 +538,10 @@ def test_a_folder_that_another_run_trains_into_is_refused(tool, run, capsys):
 def test_two_processes_train_one_model(tmp_path):
     """Under torchrun, without a GPU: one run folder, metrics written once, the batch shared."""
     folder = tmp_path / "run"
-    words = ["--dataset", "synthetic", *TINY, "--train.batch_size=128", "--data.check=0", "--output", folder]
+    words = ["--dataset", "synthetic", *TINY, *SHORT, "--train.iterations=4", "--train.batch_size=4", "--output",
+             folder]  # fmt: skip
+    words.remove("--train.epochs=1")
+    words.remove("--train.batch_size=2")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([*launch, PROJECT / "tools/train_seg.py", *words], capture_output=True, text=True,

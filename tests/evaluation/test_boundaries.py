@@ -95,7 +95,7 @@ def scores(images, **options):
 
 def same(ours, expected):
     assert [value is None for value in ours] == [value is None for value in expected]
-    assert [value or 0 for value in ours] == pytest.approx([value or 0 for value in expected], abs=1e-12)
+    assert [value or 0 for value in ours] == pytest.approx([value or 0 for value in expected], abs=1e-10)
 
 
 @settings(max_examples=60, deadline=None)
@@ -257,11 +257,9 @@ def test_states_add_up_and_do_not_grow():
     parts[0].state = [mine + other for mine, other in zip(parts[0].state, parts[1].state, strict=True)]
     assert [(tensor.dtype, tensor.shape) for tensor in whole.state] == [
         (torch.int64, (3, CLASSES)),
-        (torch.float64, (CLASSES,)),
+        (torch.int64, (CLASSES,)),
     ]
-    assert torch.equal(parts[0].state[0], whole.state[0])
-    same(parts[0].report().class_boundary_iou, whole.report().class_boundary_iou)
-    same(parts[0].report().class_boundary_f, whole.report().class_boundary_f)
+    assert parts[0].report() == whole.report() == scores(images[::-1]).report()
 
 
 def test_batches_and_other_types_are_the_same_images():

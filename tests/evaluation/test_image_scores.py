@@ -16,7 +16,7 @@ from resnest_seg.data.datasets import Sample, SegmentationDataset
 from resnest_seg.errors import DatasetError
 from resnest_seg.evaluation.boundaries import BoundaryScores
 from resnest_seg.evaluation.calibration import certainty
-from resnest_seg.evaluation.evaluate import Measures, evaluate
+from resnest_seg.evaluation.evaluate import Counting, Measures, evaluate
 from resnest_seg.evaluation.image_scores import (
     ImageScores,
     ImageScoresFile,
@@ -179,6 +179,22 @@ def test_labels_are_counted_one_by_one(task, tmp_path):
     ious = total[:, 0] / (total[:, 1] + total[:, 2] - total[:, 0])
     assert [label.iou for label in report.labels["whole"].labels] == pytest.approx(list(ious))
     assert total[:, 0].all()
+
+
+@pytest.mark.parametrize("task", ["multiclass", "binary", "multilabel"])
+def test_shares_in_any_order_are_the_report_of_all(task):
+    space = LabelSpace.numbered(3, names=["bright", "red", "wet"])
+    space = space if task == "multiclass" else space.for_task(task, positive=["red"])
+    backend, dataset = Guessing(space), Drawn(8, space=space)
+    measures = Measures(boundaries=True, calibration=True) if task == "multiclass" else Measures()
+    options = {"protocols": PROTOCOLS, "measures": measures}
+    total = Counting(backend, dataset, **options)
+    for indices in ([6, 3, 1], [7], [0, 2, 5, 4]):
+        share = Counting(backend, dataset, **options)
+        share.count(indices)
+        total.state = [sum_ + more for sum_, more in zip(total.state, share.state, strict=True)]
+    assert total.report(checkpoint="x") == evaluate(backend, dataset, **options, checkpoint="x")
+    assert total.images == 8
 
 
 def test_a_model_of_labels_only_has_no_confidence(tmp_path):

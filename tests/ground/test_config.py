@@ -34,7 +34,7 @@ def test_a_shipped_config_is_whole_and_says_what_it_is(path):
              for group, values in tree.items() for key in (values if isinstance(values, dict) else [None])]  # fmt: skip
     assert given == config_keys()
     config = load_run_config(path)
-    suffix = "_mmseg" if config.model.family == "mmseg" else ""
+    suffix = "_mmseg" if config.model.family == "mmseg" and config.model.head != "mask2former" else ""
     assert path.stem == f"{config.data.dataset}_{config.model.head}_{config.model.encoder}{suffix}"
     header = [line for line in text.splitlines() if line.startswith("#")]
     for word in ("What for:", "Expect:", "Takes:", "Command:"):
@@ -44,7 +44,8 @@ def test_a_shipped_config_is_whole_and_says_what_it_is(path):
     assert commands or path.stem in SHORT, f"{path.name} does not say how to train it"
 
 
-TITLES = {"fcn": "FCN", "deeplabv3": "DeepLabV3", "pspnet": "PSPNet", "deeplabv3plus": "DeepLabV3+"}
+TITLES = {"fcn": "FCN", "deeplabv3": "DeepLabV3", "pspnet": "PSPNet", "deeplabv3plus": "DeepLabV3+",
+          "mask2former": "Mask2Former"}  # fmt: skip
 
 SHORT = ("ade20k_deeplabv3_resnest50", "cityscapes_deeplabv3_resnest50", "camvid_deeplabv3_resnest50",
          "folder_deeplabv3_resnest50", "synthetic_fcn_resnest14_tiny")  # fmt: skip
@@ -107,6 +108,11 @@ CITYSCAPES = {"data.base_size": 1024, "data.crop_width": 1024, "train.iterations
               "optim.reference_batch": 8}  # fmt: skip
 """What is different there on Cityscapes."""
 
+MASK2FORMER = {"optim.optimizer": "adamw", "optim.lr": 1e-5, "optim.head_lr_factor": 10, "optim.weight_decay": 0.05,
+               "optim.decay": "no_norms", "optim.clip_norm": 0.01, "optim.min_lr": 0, "model.output_stride": 32,
+               "model.aux_head": False, "train.batch_size": 16, "optim.reference_batch": 16}  # fmt: skip
+"""What is different in Mask2Former's recipe, on Cityscapes also 90,000 iterations."""
+
 GLUON = {"data.base_size": 2048, "data.crop_size": 768, "train.batch_size": 16, "train.epochs": 240}
 """GluonCV on Cityscapes."""
 
@@ -127,6 +133,9 @@ def test_recipes_are_the_published_ones(path):
         expected = expected | (CITYSCAPES if config.model.family == "mmseg" else GLUON)
     elif config.model.family == "encoding":
         expected = expected | {"train.epochs": 180 if config.model.encoder in ("resnest101", "resnest200") else 120}
+    if config.model.head == "mask2former":
+        length = 90_000 if config.data.dataset == "cityscapes" else 160_000
+        expected = expected | MASK2FORMER | {"train.iterations": length}
     assert {key: flat[key] for key in expected} == expected
     photos = {"ade20k": 20_210, "cityscapes": 2_975}[config.data.dataset]
     steps = config.train.iterations or config.train.epochs * (photos // config.train.batch_size)

@@ -12,6 +12,7 @@ from support import fake_data, rasters
 from resnest_seg.config import DataConfig
 from resnest_seg.data.build import build_dataset, opened_root
 from resnest_seg.data.loader import build_loader
+from resnest_seg.data.shards import ShardDataset, pack_shards
 from resnest_seg.data.transforms import TrainTransform
 from resnest_seg.errors import DatasetError
 from resnest_seg.labels import LabelSpace
@@ -100,6 +101,56 @@ def test_every_data_set(kind, roots, place):
         assert content(other) == content(ours)  # now from the cache, where there is one
         assert other.identity() == ours.identity()  # so a run goes on when its data moves
         assert other.label_space == ours.label_space
+
+
+@pytest.mark.parametrize("kind", ["ade20k", "cityscapes", "folder", "patterns"])
+@pytest.mark.parametrize("where", ["folder", "s3", "s3 with a cache", "memory"])
+def test_packed_shards(kind, where, roots, object_store, tmp_path):
+    folder, name, options = roots[kind]
+    splits = [build_dataset(name, root=folder, split=split, **options) for split in ("train", "val")]
+    pack_shards(splits, tmp_path / f"shards-{kind}", shard_size=100_000)
+    there = {"root": tmp_path / f"shards-{kind}"} if where == "folder" else None
+    there = there or PLACES[where](tmp_path / f"shards-{kind}", object_store, tmp_path)
+    for ours in splits:
+        for called in ("shards", name):
+            other = build_dataset(called, split=ours.split, **there)
+            assert content(other) == content(ours)
+            assert other.identity() == ours.identity()
+            assert other.label_space == ours.label_space
+        for one, two in zip(batches(ours, 0), batches(other, 1), strict=True):
+            assert np.array_equal(one[0], two[0])
+            assert np.array_equal(one[1], two[1])
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_shards_at_s3_cost_a_request_a_sample(roots, object_store, tmp_path):
+    """Index, table and listing once; photo and mask of a sample together, whatever trouble the store has."""
+    ours = build_dataset("folder", root=roots["folder"][0])
+    pack_shards([ours], tmp_path / "shards", shard_size=100_000)
+    address = object_store.put_folder("few-requests", tmp_path / "shards", "a b [1]/")
+    object_store.heal()
+    dataset = ShardDataset(address)
+    assert object_store.count() == 3
+    random = np.random.default_rng(0).permutation(len(dataset))
+    for index in random:
+        dataset[int(index)]
+    assert object_store.count(r"GET .*\.tar") == len(dataset) == object_store.count() - 3
+    object_store.trouble("503", times=1, match=r"GET .*\.tar")
+    object_store.trouble("cut", times=1, match=r"GET .*\.tar")
+    assert content(dataset) == content(ours)
+    whole = (tmp_path / "shards" / "train-000000.tar").read_bytes()
+    for data, message in (
+        (whole[:-5000], r"cannot read s3://.*/train-000000.tar: it has \d+ bytes, and index.json says"),
+        (whole[:3000] + b"x" + whole[3001:], r"train-000000.tar!.* was changed"),  # since it was listed
+    ):
+        object_store.put("few-requests", {"a b [1]/train-000000.tar": data})
+        with pytest.raises(DatasetError, match=message):
+            content(ShardDataset(address) if len(data) < len(whole) else dataset)
+    with pytest.raises(DatasetError, match=r"train-000000.tar is damaged, or was written anew"):
+        content(ShardDataset(address))
+    object_store.client().delete_object(Bucket="few-requests", Key="a b [1]/index.json")
+    with pytest.raises(DatasetError, match=r"no packed data set: there is no s3://few-requests/a b \[1\]/index.json"):
+        ShardDataset(address)
 
 
 def batches(dataset, workers):

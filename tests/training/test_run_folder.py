@@ -243,9 +243,9 @@ def another_process(folder):
         try:
             with RunFolder(folder).held():
                 if os.fork() == 0:
+                    os.write(writing, b"x")  # by now it has let go of what it inherited
                     time.sleep(5)
                     os._exit(0)
-                os.write(writing, b"x")
                 time.sleep(60)
         finally:
             os._exit(1)

@@ -19,7 +19,9 @@ loss     forward and backward of the cross-entropy of small logits: peak memory,
          beside F.interpolate and F.cross_entropy. Equal values and gradients are checked first.
 metrics  counting the pairs of labels and predictions of an image, beside NumPy's histograms. Equal counts are checked
          first.
-scale    how cost grows with pixels, images a batch, images of an evaluation, and processes of a training: the exponent.
+scale    how cost grows with pixels, images a batch, images of an evaluation, processes of a training, photos of a job
+         (plain and by Ray), files of a listing, samples of a shard index, pairs of a loader: the exponent. All takes
+         some ten minutes; --series photos listing index shards files is what docs/scale.md needs.
 train    whole training steps: forward, loss, backward, SGD; beside a plain step as PyTorch-Encoding's, of the same
          network. Equal losses are checked first.
 """

@@ -1,22 +1,22 @@
-"""How cost grows with work: pixels, images a batch, images of an evaluation, processes of a training."""
+"""How cost grows with work: pixels, images a batch, images of an evaluation, processes of a training; see `bulk`."""
 
 from __future__ import annotations
 
 import argparse
 import functools
 import json
-import math
 import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnest_seg.cli.benchmark import bulk
+from resnest_seg.cli.benchmark.bulk import series
 from resnest_seg.cli.benchmark.eval import settle
 from resnest_seg.cli.benchmark.memory import peak_during
 from resnest_seg.cli.benchmark.options import add_network, check_network
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SIDES, BATCHES, IMAGES, PROCESSES = (256, 512, 1024, 2048), (1, 2, 4, 8), (10, 100), (1, 2)
 STEPS = 24
-SERIES = ("pixels", "batch", "images", "processes")
+SERIES = ("pixels", "batch", "images", "processes", *bulk.GROWING)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlap", type=int, default=64, help="pixels that tiles share (default: 64)")
     parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="of square photos (default: 256 to 2048)")
     parser.add_argument("--images", type=int, nargs="+", default=IMAGES, help="of an evaluation (default: 10 100)")
+    bulk.add_arguments(parser)
     parser.add_argument("--series", nargs="+", choices=SERIES, default=SERIES, help="what grows (default: all)")
 
 
@@ -55,20 +56,6 @@ def network(options: argparse.Namespace) -> Segmenter:
     settle(model)
     model.label_space = space
     return model
-
-
-def exponent(work: Sequence[float], cost: Sequence[float]) -> float:
-    """The slope of log cost over log work by least squares: 1 is proportional, 0 is constant."""
-    return statistics.linear_regression([math.log(x) for x in work], [math.log(y) for y in cost]).slope
-
-
-def series(name: str, work: Sequence[int], cost: Sequence[float], what: str) -> list[dict[str, object]]:
-    """Rows of one series."""
-    slope = exponent(work, cost) if len(work) > 1 else float("nan")
-    return [
-        {"name": name, "work": units, what: value, "per_unit": value / units, "exponent": slope}
-        for units, value in zip(work, cost, strict=True)
-    ]
 
 
 def growing_pixels(options: argparse.Namespace) -> list[dict[str, object]]:
@@ -91,7 +78,7 @@ def growing_pixels(options: argparse.Namespace) -> list[dict[str, object]]:
         )
         times = interleave([functools.partial(predictor, photo) for photo in photos], options.rounds)
         medians = [statistics.median(taken) for taken in times]
-        rows += series(name, [side**2 for side in options.sides], medians, "cost")
+        rows += series(name, [side**2 for side in options.sides], medians)
     return rows
 
 
@@ -109,7 +96,7 @@ def growing_batch(options: argparse.Namespace) -> list[dict[str, object]]:
         )
         calls.append(functools.partial(predictor, photos[:batch]))
     medians = [statistics.median(taken) for taken in interleave(calls, options.rounds)]
-    return series("seconds by images a batch, 256 x 256", BATCHES, medians, "cost")
+    return series("seconds by images a batch, 256 x 256", BATCHES, medians)
 
 
 def evaluation_peak(options: argparse.Namespace, images: int) -> float:
@@ -131,7 +118,7 @@ def growing_evaluation(options: argparse.Namespace) -> list[dict[str, object]]:
     for images in options.images:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
             peaks.append(fresh.submit(evaluation_peak, options, images).result())
-    return series("MiB by images evaluated", options.images, peaks, "cost")
+    return series("MiB by images evaluated", options.images, peaks)
 
 
 def training_speed(processes: int, options: argparse.Namespace) -> float:
@@ -162,6 +149,7 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
         raise ConfigError("--sides must be at least 64.")
     for images in options.images:
         check_option("--images", images, 1, 512)
+    bulk.check(options)
     rows: list[dict[str, object]] = []
     if "pixels" in options.series:
         rows += growing_pixels(options)
@@ -171,5 +159,8 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
         rows += growing_evaluation(options)
     if "processes" in options.series:
         speeds = [training_speed(processes, options) for processes in PROCESSES]
-        rows += series("seconds an image of training, by processes", PROCESSES, speeds, "cost")
+        rows += series("seconds an image of training, by processes", PROCESSES, speeds)
+    for name, growing in bulk.GROWING.items():
+        if name in options.series:
+            rows += growing(options)
     return rows

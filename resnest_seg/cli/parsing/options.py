@@ -7,14 +7,13 @@ server of exported files can do without.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from resnest_seg.cli.main import complete
-from resnest_seg.errors import ConfigError, command, program, unknown_name, unknown_option, usage
+from resnest_seg.errors import ConfigError, command, program, unknown_option, usage
 from resnest_seg.files import check_output_folder
 from resnest_seg.inference.protocols import PROTOCOLS, protocol
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from resnest_seg.data.datasets import SegmentationDataset
     from resnest_seg.io.bands import BandReader
     from resnest_seg.labels import LabelSpace
-    from resnest_seg.models.segmenter import Segmenter
     from resnest_seg.storage.sources import Source
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -115,7 +113,8 @@ def add_dataset(parser: argparse._ActionsContainer, *, default: str, splits: boo
         default: What is read without --dataset, in words.
         splits: Add --split, for verbs that read a single split.
     """
-    parser.add_argument("--dataset", help=f"synthetic, camvid, ade20k, cityscapes or folder (default: {default})")
+    parser.add_argument("--dataset", help="synthetic, camvid, ade20k, cityscapes, folder, or shards "
+                        f"(packed) (default: {default})")  # fmt: skip
     parser.add_argument("--data.root", dest="root", help="folder, zip file or address (s3://...) of the data set "
                         "(default: as in training)")  # fmt: skip
     for key, what in (("images", "photos"), ("masks", "masks")):
@@ -293,13 +292,9 @@ def open_dataset(
         label_space: The classes of the checkpoint, where they are known.
         name: The data set.
         split: Its split.
-        allow_missing: See `build_dataset`.
-
-    Raises:
-        ConfigError: --data.classes is given for a data set whose classes are fixed.
-        DatasetError: The data set is missing or incomplete.
+        allow_missing: See `build_dataset`, also for the errors; --data.classes are for a folder only.
     """
-    from resnest_seg.data.build import build_dataset
+    from resnest_seg.data.build import build_dataset, stored_as
     from resnest_seg.data.folder import lists_classes
     from resnest_seg.storage.remote import is_address
 
@@ -307,17 +302,18 @@ def open_dataset(
         raise ConfigError(f"--data.classes is for --dataset folder; the classes of {name} are fixed.")
     same = name == trained.dataset
     place = place_in(options, trained, name=name)
+    alike = trained if same and stored_as(name, place) == name else None  # of packed files, nothing needs to be said
     images, masks = options.data_images, options.data_masks
-    if same and images is None and masks is None:
-        images, masks = trained.images, trained.masks
+    if alike is not None and images is None and masks is None:
+        images, masks = alike.images, alike.masks
     classes: str | LabelSpace | None = options.classes
-    if name == "folder" and classes is None:
-        given = trained.classes if same and trained.classes else ""
+    if stored_as(name, place) == "folder" and classes is None:
+        given = "" if alike is None else alike.classes or ""
         classes = given if is_address(given) or Path(given).is_file() else None
         known = classes is not None or label_space is None
         if not known and not lists_classes(place, images=images, masks=masks):
             classes = label_space
-    window, overlap = windows_in(options, trained if same else None)
+    window, overlap = windows_in(options, alike)
     dataset = build_dataset(
         name,
         root=place,
@@ -356,52 +352,3 @@ MODEL_HELP = "a network of your own: FUNCTION(num_classes) of a Python file, whi
 def add_model_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Add `--model`."""
     parser.add_argument("--model", metavar="FILE.py:FUNCTION", help=MODEL_HELP)
-
-
-def own_network(spec: str | None) -> Callable[[int], Segmenter] | None:
-    """`network_builder` of what `--model` says, or None."""
-    return None if spec is None else network_builder(spec)
-
-
-def network_builder(spec: str) -> Callable[[int], Segmenter]:
-    """Import the file of `FILE.py:FUNCTION` and return the function.
-
-    Raises:
-        ConfigError: The text has another form, there is no such file or function, or running the file fails.
-    """
-    path, colon, name = spec.rpartition(":")
-    if not colon or not path.endswith(".py") or not name.isidentifier():
-        raise ConfigError(f"--model must be FILE.py:FUNCTION, such as own_head.py:build, not {spec!r}.")
-    file = Path(path).resolve()
-    if not file.is_file():
-        raise ConfigError(f"--model: there is no file {path}.")
-    # Under a name of its own: a file called like a module of some library must not take that module's place.
-    module_spec = importlib.util.spec_from_file_location(f"resnest_seg_model_{file.stem}", file)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module  # so that its classes can be pickled
-    sys.path.insert(0, str(file.parent))  # as Python does for a script: it may import its neighbours
-    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # no __pycache__ in the user's folder
-    try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        line = _line_in(error, file)
-        raise ConfigError(f"--model: running {path}{line} failed: {type(error).__name__}: {error}") from error
-    finally:
-        sys.dont_write_bytecode = writes
-        sys.path.remove(str(file.parent))
-    functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    if name not in functions:
-        raise unknown_name(f"function of {path}", name, functions)
-    builder: Callable[[int], Segmenter] = getattr(module, name)
-    return builder
-
-
-def _line_in(error: BaseException, file: Path) -> str:
-    """The last line of a file that an error passed through, in words."""
-    trace, line = error.__traceback__, 0
-    while trace is not None:
-        line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == str(file) else line
-        trace = trace.tb_next
-    return f", line {line}," if line else ""

@@ -36,7 +36,6 @@ from resnest_seg.cli.parsing.options import (
     add_workers,
     memory_bytes,
     open_dataset,
-    own_network,
     protocol_names,
 )
 from resnest_seg.cli.predict import ANNOTATIONS
@@ -51,6 +50,7 @@ from resnest_seg.files import (
     result_places,
 )
 from resnest_seg.inference.exported import is_exported
+from resnest_seg.inference.own_network import own_network
 
 if TYPE_CHECKING:
     from resnest_seg.data.datasets import SegmentationDataset
@@ -180,9 +180,9 @@ def alone(subject: Subject, options: argparse.Namespace) -> Judges:
     (checkpoint,), trained, verb = subject.checkpoints, subject.source.data, "was"
     if options.split != "train" or subject.name != trained.dataset:
         return Judges(subject.checkpoints)
-    if subject.name == "folder":
+    if subject.name in ("folder", "shards"):
         one, other = (
-            os.path.realpath(data_root("folder", root)) for root in (options.root or trained.root, trained.root)
+            os.path.realpath(data_root(subject.name, root)) for root in (options.root or trained.root, trained.root)
         )
         if is_exported(checkpoint):  # which does not say where its data was
             verb = "may have been"

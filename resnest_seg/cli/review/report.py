@@ -14,9 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnest_seg.cli.parsing.options import Parser, add_model_option, own_network
+from resnest_seg.cli.parsing.options import Parser, add_model_option
 from resnest_seg.config_types import check_option
 from resnest_seg.files import check_not_inputs, check_output_file, next_free
+from resnest_seg.inference.own_network import own_network
 
 SUFFIX = ".html"
 """Suffix of a report."""

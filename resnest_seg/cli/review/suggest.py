@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnest_seg.bulk.job import ENDINGS
+from resnest_seg.bulk.outputs import LARGE, size_of
 from resnest_seg.cli import predict
 from resnest_seg.cli.parsing.options import (
     Parser,
@@ -29,7 +31,6 @@ from resnest_seg.cli.parsing.options import (
     add_model_option,
     add_protocol,
     memory_bytes,
-    own_network,
     protocol_names,
 )
 from resnest_seg.config import COUNT
@@ -37,6 +38,7 @@ from resnest_seg.config_types import check_option
 from resnest_seg.errors import ConfigError, DatasetError, printable
 from resnest_seg.files import atomic_write, check_output_file, check_output_folder, claimed, next_free, numbered
 from resnest_seg.inference.exported import is_exported
+from resnest_seg.inference.own_network import own_network
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,7 +128,7 @@ def photos(words: Sequence[str], output: str) -> tuple[list[Input], list[str]]:
 
     earlier = list(numbered(SUGGESTIONS).values())
     items, problems = plan(
-        words, output, suffixes=IMAGE_SUFFIXES, endings=(*predict.ENDINGS.values(), ".json"), earlier=earlier
+        words, output, suffixes=IMAGE_SUFFIXES, endings=(*ENDINGS.values(), ".json"), earlier=earlier
     )
     problems += [f"{item.source} is no photo: suggest takes image files; cut videos into frames first."
                  for item in items if item.kind != "image"]  # fmt: skip
@@ -173,8 +175,8 @@ def score(predictor: Predictor, photo: str, options: argparse.Namespace) -> floa
 
     backend = predictor.backend
     how: dict[str, Any] = {"measure": options.by, "top_share": options.top_share, "memory": options.memory}
-    height, width = predict.size_of(photo)
-    if height * width < predict.LARGE:
+    height, width = size_of(photo)
+    if height * width < LARGE:
         pixels, valid = pixels_of(predictor, photo)
         return image_uncertainty(backend, pixels, predictor.protocol, valid=valid, **how)
     if options.tile is None:
@@ -189,7 +191,7 @@ def features(predictor: Predictor, segmenter: Segmenter, photo: str) -> NDArray[
     from resnest_seg.io.large_images import preview
     from resnest_seg.io.raster_windows import LargeBands
 
-    if math.prod(predict.size_of(photo)) < predict.LARGE:
+    if math.prod(size_of(photo)) < LARGE:
         return pooled_features(segmenter, pixels_of(predictor, photo)[0])
     if predictor.backend.bands is None:
         return pooled_features(segmenter, preview(photo, longest=FEATURE_SIDE))
