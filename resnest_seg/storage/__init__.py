@@ -6,7 +6,9 @@ Data sets and bulk predictions read through it, so that they do not know where t
 from resnest_seg import lazy_exports
 
 _HOMES = {
+    "Cache": "cache",
     "FolderSource": "sources",
+    "JoinedSource": "sources",
     "RemoteSource": "remote",
     "Source": "sources",
     "TarShards": "tar_shards",
