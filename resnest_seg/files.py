@@ -67,15 +67,17 @@ def result_places(names: Mapping[str, str], *, endings: Sequence[str]) -> dict[s
         Identifier -> path without suffix. It depends on the set of the names, not on their order.
     """
     tries = dict.fromkeys(names, 0)
+    ends = [end.casefold() for end in endings]  # plain ASCII, which changes no letter before it
     while True:
         paths = {identity: _place(identity, names[identity], number) for identity, number in tries.items()}
-        files = {
-            identity: [_folded(path.with_name(path.name + end)) for end in endings] for identity, path in paths.items()
-        }
-        counts = collections.Counter(file for group in files.values() for file in group)
-        folders = {_folded(parent) for path in paths.values() for parent in path.parents}
+        stems = {identity: _folded(path) for identity, path in paths.items()}
+        counts = collections.Counter(stem + end for stem in stems.values() for end in ends)
+        within = {path.parent for path in paths.values()}
+        folders = {_folded(folder) for parent in within for folder in (parent, *parent.parents)}
         clashes = [
-            identity for identity, group in files.items() if any(counts[file] > 1 or file in folders for file in group)
+            identity
+            for identity, stem in stems.items()
+            if any(counts[stem + end] > 1 or stem + end in folders for end in ends)
         ]
         if not clashes:
             return {identity: Path(path) for identity, path in paths.items()}

@@ -55,7 +55,7 @@ resnest_seg resnest_seg.errors resnest_seg.files resnest_seg.labels resnest_seg.
 resnest_seg.inference.protocols resnest_seg.inference.numpy_engine resnest_seg.inference.exported
 resnest_seg.inference.prediction resnest_seg.inference.predictor resnest_seg.inference.server
 resnest_seg.annotations.importing resnest_seg.annotations.writers resnest_seg.cli.import_labels
-resnest_seg.reports.run_table resnest_seg.cli.review.runs
+resnest_seg.reports.run_table resnest_seg.cli.review.runs resnest_seg.cli.predict resnest_seg.bulk.engines
 """
 """Modules that import no torch; besides them, all of `resnest_seg.io` and `resnest_seg.storage`."""
 

@@ -22,8 +22,8 @@ from resnest_seg.cli.parsing.options import (
     add_dataset,
     add_workers,
     bands_in,
-    cache_in,
     open_dataset,
+    place_in,
     windows_in,
 )
 from resnest_seg.config import COUNT, DataConfig
@@ -35,7 +35,6 @@ from resnest_seg.labels import TASKS
 if TYPE_CHECKING:
     from resnest_seg.data.datasets import SegmentationDataset
     from resnest_seg.labels import LabelSpace
-    from resnest_seg.storage.sources import Source
 
 SPLITS = ("train", "val", "test")
 
@@ -70,7 +69,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset], list[str]]:
     """Open the requested splits (default: train, val and, if it exists, test); returns splits and problems."""
-    from resnest_seg.data.build import build_dataset, opened_root, say_layout
+    from resnest_seg.data.build import build_dataset, say_layout
 
     trained: DataConfig | None = None
     space: LabelSpace | None = None
@@ -80,10 +79,7 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
         segmenter = load_checkpoint(options.checkpoint)
         trained, space = segmenter.config.data, segmenter.label_space
     name = options.dataset or (trained.dataset if trained is not None else "")
-    root: str | Path | Source | None = options.root
-    if trained is None and name in ("folder", "camvid", "ade20k", "cityscapes"):
-        cache, cache_size = cache_in(options, DataConfig())
-        root = opened_root(name, root, cache=cache, cache_size=cache_size)  # listed once for all splits
+    place = place_in(options, DataConfig(), name=name) if trained is None else None  # listed once for all splits
     options.window_overlap = 0  # context would count as ignored
     splits = options.splits.split(",") if options.splits else list(SPLITS)
     found, problems = [], []
@@ -96,7 +92,7 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
                 found.append(
                     build_dataset(
                         name,
-                        root=root,
+                        root=place,
                         split=split,
                         images=options.data_images,
                         masks=options.data_masks,

@@ -82,21 +82,17 @@ def build_dataset(
 
     Args:
         name: A key of `DATASETS`.
-        root: Its folder, zip file, address or storage; None for $RESNEST_SEG_DATA/<name>, or datasets/<name> if that is
-            not set.
+        root: Its folder, zip file, address or storage; None looks where `data_root` does.
         split: "train", "val" or "test", if the data set has it.
-        images: For "folder": pattern of the photos, see `FolderDataset`.
-        masks: For "folder": pattern of the masks.
+        images: For "folder": pattern of the photos, see `FolderDataset`, as for `masks`.
         classes: The class list of "folder", if it is outside the folder, or its classes.
-        window: For "folder": read windows of this side, see `resnest_seg.data.tiles.WindowDataset`; None reads whole
-            images.
+        window: For "folder": read windows of this side, see `WindowDataset`; None reads whole images.
         window_overlap: Context around a window; None is an eighth.
         allow_missing: Raise for a missing mask when its sample is read, not here; for tools that list all of them.
         task: One of `resnest_seg.labels.TASKS`. A folder has masks of that task, unless `positive` is given; of other
             data sets, every class becomes a label of a multi-label task.
         positive: Names of classes, separated by commas, that are the object of a binary task.
-        cache: Folder for copies of what is read from an address; None keeps none.
-        cache_size: Limit of all copies in GiB.
+        cache: Folder for copies of what is read from an address, of at most `cache_size` GiB; None keeps none.
 
     Raises:
         ConfigError: Unknown name, task or class; patterns or windows for a data set with a layout of its own; a binary

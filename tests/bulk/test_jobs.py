@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -344,3 +345,22 @@ def test_from_a_store_into_a_store(photos, plain, predict, tmp_path, capsys):
     assert Path("here", Path(name).name).read_bytes() == plain[name]
     assert not Path("here", "manifest").exists()
     store.rm("/bucket", recursive=True)
+
+
+def test_under_torchrun_a_failed_process_waits_for_the_others(monkeypatch):
+    """torchrun ends all of them as soon as one has failed; who is done waits for none."""
+    agent = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    variables = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0", "WORLD_SIZE": "3",
+                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(agent.port)}  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    engines.wait_for_the_others(0)
+    failed = threading.Thread(target=engines.wait_for_the_others, args=(1,))
+    failed.start()
+    failed.join(timeout=1.0)
+    assert failed.is_alive()
+    engines.wait_for_the_others(0)
+    failed.join(timeout=60)
+    assert not failed.is_alive()
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    engines.wait_for_the_others(1)  # by another launcher: at once

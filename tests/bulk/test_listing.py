@@ -19,7 +19,7 @@ from resnest_seg.io.images import IMAGE_SUFFIXES
 @pytest.fixture
 def photos(tmp_path):
     folder = tmp_path / "photos"
-    for name in ("a.jpg", "a.png", "in/a.jpg", "in/b [1].png", "in/ü %41#?.jpg", "notes.txt", "clip.mp4"):
+    for name in ("a.jpg", "a.png", "in/a.jpg", "in/A.JPG", "in/b [1].png", "in/ü %41#?.jpg", "notes.txt", "clip.mp4"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"x")
     return folder

@@ -188,3 +188,11 @@ def test_a_source_reads_once_and_never_what_is_stale(tmp_path):
             RemoteSource("memory://mine").local("a")
     finally:
         system.store.clear()
+
+
+def test_what_others_are_writing_counts(small):
+    (small.folder / "ab").mkdir()
+    (small.folder / "ab" / ".tmp-other").write_bytes(bytes(small.limit - 100))
+    for number in range(8):
+        assert fetch(small, number) == content(number)
+    assert copies(small.folder) == small.limit - 100

@@ -1,6 +1,8 @@
 """Files at addresses: an S3 store that fails as told, and the store in memory."""
 
+import io
 import pickle
+import types
 
 import fsspec
 import pytest
@@ -8,7 +10,7 @@ from support.object_store import KEY, SECRET
 
 from resnest_seg.errors import DatasetError
 from resnest_seg.storage.opening import open_source
-from resnest_seg.storage.remote import RemoteSource, list_addresses, read_address, remove_address, write_address
+from resnest_seg.storage.remote import RemoteSource, Store, list_addresses, read_address, remove_address, write_address
 from resnest_seg.storage.retries import Limits
 
 HOSTILE = ["a b.txt", "ü.txt", "x [1].txt", "50%.txt", "a%20b.txt", "a#b.txt", "a?b.txt", "a+b.txt", "deep/é/*.txt"]
@@ -165,3 +167,11 @@ def test_files_that_change_are_named(store):
     with pytest.raises(DatasetError, match=r"3 bytes came, and the listing says 2.*start again"):
         source.read("a")
     fsspec.filesystem("memory").store.clear()
+
+
+def test_a_try_that_broke_off_leaves_nothing_behind():
+    bodies = [b"twelve bytes", b"four"]
+    system = types.SimpleNamespace(open=lambda path, mode: io.BytesIO(bodies.pop(0)))
+    store = Store("memory://x", limits=QUICK)
+    store.opened = lambda: (system, "")
+    assert store.read("/x", size=4) == b"four"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from resnest_seg.data.datasets import SegmentationDataset
     from resnest_seg.io.bands import BandReader
     from resnest_seg.labels import LabelSpace
+    from resnest_seg.storage.sources import Source
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -184,6 +185,15 @@ def cache_in(options: argparse.Namespace, trained: DataConfig) -> tuple[str | No
     return trained.cache if options.cache is None else options.cache, size
 
 
+def place_in(options: argparse.Namespace, trained: DataConfig, *, name: str) -> str | Path | Source:
+    """Where the data set `name` of the options of `add_dataset` is; an address is listed, see `opened_root`."""
+    from resnest_seg.data.build import opened_root
+
+    cache, size = cache_in(options, trained)
+    root = options.root or (trained.root if name == trained.dataset else None)
+    return opened_root(name, None if name == "synthetic" else root, cache=cache, cache_size=size)
+
+
 def add_protocol(parser: argparse._ActionsContainer, *, several: bool = False) -> None:
     """Add --protocol, also spelled --protocols; `several` accepts names separated by commas."""
     more = ", several separated by commas" if several else ", see the README"
@@ -287,19 +297,17 @@ def open_dataset(
         ConfigError: --data.classes is given for a data set whose classes are fixed.
         DatasetError: The data set is missing or incomplete.
     """
-    from resnest_seg.data.build import build_dataset, opened_root
+    from resnest_seg.data.build import build_dataset
     from resnest_seg.data.folder import lists_classes
     from resnest_seg.storage.remote import is_address
 
     if options.classes is not None and name != "folder":
         raise ConfigError(f"--data.classes is for --dataset folder; the classes of {name} are fixed.")
     same = name == trained.dataset
-    root = options.root or (trained.root if same else None)
+    place = place_in(options, trained, name=name)
     images, masks = options.data_images, options.data_masks
     if same and images is None and masks is None:
         images, masks = trained.images, trained.masks
-    cache, cache_size = cache_in(options, trained)
-    place = opened_root(name, root, cache=cache, cache_size=cache_size)
     classes: str | LabelSpace | None = options.classes
     if name == "folder" and classes is None:
         given = trained.classes if same and trained.classes else ""
