@@ -10,8 +10,8 @@ a process is killed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
+import importlib.util
 import os
 import re
 import sys
@@ -49,10 +49,13 @@ class Cache:
         gib: Limit of all copies in GiB.
 
     Raises:
-        ConfigError: The folder cannot be made or written to.
+        ConfigError: The folder cannot be made or written to, or the system has no locks of files that end with their
+            process (Windows).
     """
 
     def __init__(self, folder: str | Path, *, gib: float = 20.0) -> None:
+        if importlib.util.find_spec("fcntl") is None:
+            raise ConfigError("data.cache needs Linux or macOS, whose locks end with their process: leave it null.")
         self.folder, self.limit, self._off = Path(folder).expanduser().absolute(), int(gib * GIB), False
         check_output_folder(self.folder, option="data.cache")
         try:
@@ -159,6 +162,8 @@ class Cache:
         The file of the lock holds the sum of all copies, or more: it is raised before a copy is written, so a process
         that is killed leaves it too high, and it is counted anew when it reaches the limit.
         """
+        import fcntl  # imported here because Windows has none, where data sets are read without a cache
+
         number = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(number, fcntl.LOCK_EX)

@@ -196,3 +196,11 @@ def test_what_others_are_writing_counts(small):
     for number in range(8):
         assert fetch(small, number) == content(number)
     assert copies(small.folder) == small.limit - 100
+
+
+def test_a_system_without_locks_is_told(tmp_path, monkeypatch):
+    """Windows has no fcntl; data sets are read there, too, without a cache."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs Linux or macOS"):
+        Cache(tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
