@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -598,9 +598,13 @@ def freeze_unread(encoder: nn.Module, heads: Sequence[nn.Module], *, in_channels
 
     Args:
         encoder: Normalised images [1, in_channels, S, S] -> features.
-        heads: Features -> logits, each.
+        heads: Features -> logits, each, or predictions of masks.
         in_channels: Channels of the images.
     """
+
+    def summed(output: Tensor | Sequence[Any]) -> Tensor:
+        return output.float().sum() if isinstance(output, Tensor) else torch.stack([*map(summed, output)]).sum()
+
     parts = [encoder, *heads]
     modes = [(module, module.training) for part in parts for module in part.modules()]
     parameters = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
@@ -610,7 +614,7 @@ def freeze_unread(encoder: nn.Module, heads: Sequence[nn.Module], *, in_channels
             part.eval()
         like = next(parameter for part in parts for parameter in part.parameters())
         features = encoder(like.new_zeros(1, in_channels, side, side))
-        total = torch.stack([head(features).float().sum() for head in heads]).sum()
+        total = summed([head(features) for head in heads])
         if total.requires_grad:  # not in inference mode, where nothing is trained
             gradients = torch.autograd.grad(total, parameters, allow_unused=True)
             for parameter, gradient in zip(parameters, gradients, strict=True):

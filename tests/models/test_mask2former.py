@@ -326,3 +326,10 @@ def test_what_does_not_go_with_it_is_refused(changes, message):
     options = {"head": "mask2former", "family": "mmseg", "output_stride": 32, "aux_head": False} | changes
     with pytest.raises(ConfigError, match=message):
         build_segmenter("resnest14_tiny", num_classes=5, **options)
+
+
+def test_an_encoder_of_smp_gets_gradients_wherever_the_head_reads_it():
+    segmenter = build_segmenter("smp:resnet18", head="mask2former", family="mmseg", num_classes=4, output_stride=32,
+                                aux_head=False, pixel_decoder="fpn")  # fmt: skip
+    assert segmenter(torch.zeros(1, 3, 64, 64)).logits.shape == (1, 4, 64, 64)
+    assert all(parameter.requires_grad for parameter in segmenter.parameters())
