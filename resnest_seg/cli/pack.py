@@ -158,12 +158,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     counts = ", ".join(f"{split.samples} {name}" for name, split in index.splits.items())
     total = sum(shard.size for shard in index.shards)
-    print(f"packed {counts}: {len(index.shards)} shards, {total / 1e6:.1f} MB, in {printable(options.output)}")
+    shards = "1 shard" if len(index.shards) == 1 else f"{len(index.shards)} shards"
+    print(f"packed {counts}: {shards}, {total / 1e6:.1f} MB, in {printable(options.output)}")
     words = ["--dataset", "shards", "--data.root", options.output]
     words += [] if index.label_space.task == "multiclass" else ["--model.task", index.label_space.task]
     reader = splits[0].bands
     if reader is not None and reader.bands is not None:
         words += ["--data.bands", ",".join(map(str, reader.bands))]
         words += [] if reader.nodata is None else ["--data.nodata", f"{reader.nodata:g}"]
-    print(f"Next: {command('train')} {shlex.join(words)}")
+    if "train" in index.splits:
+        print(f"Next: {command('train')} {shlex.join(words)}")
     return 0

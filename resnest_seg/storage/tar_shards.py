@@ -476,6 +476,11 @@ class _Local:
         try:
             handle = _Handle(path)
             size = os.fstat(handle.number).st_size
+        except FileNotFoundError:
+            raise DatasetError(
+                f"cannot read {where}: there is no such file as {shard.name}, which index.json names. Copy it again, "
+                "or pack the data set anew."
+            ) from None
         except OSError as error:
             raise DatasetError(f"cannot read {where}: {error.strerror}.") from None
         if size != shard.size:

@@ -108,12 +108,13 @@ def test_labelled_photos_are_neither_suggested_nor_are_photos_like_them(call, tm
 def test_photos_that_cannot_be_read_are_named_and_the_others_suggested(call, tmp_path, capsys):
     (tmp_path / FOLDER / "broken.jpg").write_bytes(b"\xff\xd8no")
     (tmp_path / FOLDER / "drive.mp4").write_bytes(b"x")
-    assert call(FOLDER, "missing.png", "--count", "99") == 1
+    assert call(FOLDER, "missing.png", "https://127.0.0.1/photo.jpg", "--count", "99") == 1
     errors = capsys.readouterr().err
-    assert "error: 3 not scored:" in errors
+    assert "error: 4 not scored:" in errors
     assert f"cannot read {FOLDER}/broken.jpg" in errors
     assert "drive.mp4 is no photo: suggest takes image files; cut videos into frames first." in errors
     assert "no file or folder missing.png" in errors
+    assert "https://127.0.0.1/photo.jpg is not on this machine" in errors
     assert len(rows()) == 9
     assert call("missing.png", "--output", "none") == 1
     assert not Path("none").exists()

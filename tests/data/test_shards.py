@@ -398,7 +398,7 @@ def test_a_truncated_shard_is_named(copied):
     with pytest.raises(DatasetError, match=r"train-000001.tar!\d+.jpg \(images/.*: its bytes are not those"):
         read_all(copied)
     path.unlink()
-    with pytest.raises(DatasetError, match=r"train-000001.tar!.*: No such file"):
+    with pytest.raises(DatasetError, match=r"train-000001.tar!.*: there is no such file as train-000001.tar, which"):
         read_all(copied)
 
 

@@ -130,8 +130,9 @@ def photos(words: Sequence[str], output: str) -> tuple[list[Input], list[str]]:
     items, problems = plan(
         words, output, suffixes=IMAGE_SUFFIXES, endings=(*ENDINGS.values(), ".json"), earlier=earlier
     )
-    problems += [f"{item.source} is no photo: suggest takes image files; cut videos into frames first."
-                 for item in items if item.kind != "image"]  # fmt: skip
+    fixes = {"address": "is not on this machine: suggest reads photos several times. Copy them into a folder first."}
+    fix = "is no photo: suggest takes image files; cut videos into frames first."
+    problems += [f"{item.source} {fixes.get(item.kind, fix)}" for item in items if item.kind != "image"]
     found: dict[str, Input] = {}
     for item in items:
         if item.kind == "image":
