@@ -106,9 +106,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument("--tile", type=int, help="largest edge of tiles in pixels: images of any size in bounded memory")
     how.add_argument("--overlap", type=int, help="overlap of tiles in pixels (default: an eighth of the tile)")
     how.add_argument("--blend", choices=("none", "hann", "distance"), help="weights of a tile's pixels (default: hann)")
-    bulk = parser.add_argument_group("many inputs", "Each of these, a manifest, --write parquet, and an address as "
-                                     "--output make a job of it: what is done is written down in the output, and the "
-                                     "same command goes on with the rest.")  # fmt: skip
+    bulk = parser.add_argument_group("many inputs", "Prediction is a job with --shard, --engine, a manifest, --write\n"
+                                     "parquet, or an address as --output: OUTPUT/manifest/ records what is done, and\n"
+                                     "the same command goes on with the rest.")  # fmt: skip
     bulk.add_argument("--shard", metavar="I/N", help="segment the I-th of N shares, counted from 0: one process each, "
                       "such as 0/2 and 1/2, on any machines that see the output")  # fmt: skip
     bulk.add_argument("--engine", choices=("plain", "torchrun", "ray"), help="who hands out the inputs: torchrun takes "

@@ -38,11 +38,17 @@ Row = dict[str, object]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of these series."""
-    parser.add_argument("--photos", type=int, nargs="+", default=PHOTOS, help="of a job (default: 100 1000 10000)")
-    parser.add_argument("--engines", nargs="+", default=ENGINES, help="of a job (default: plain ray, if installed)")
-    parser.add_argument("--files", type=int, nargs="+", default=FILES, help="listed (default: 1000 10000 100000)")
-    parser.add_argument("--samples", type=int, nargs="+", default=SAMPLES, help="of an index (default: 10^4 to 10^6)")
-    parser.add_argument("--pairs", type=int, nargs="+", default=PAIRS, help="a loader reads (default: 500 2000)")
+    parser.add_argument(
+        "--photos", type=int, nargs="+", default=PHOTOS, help="numbers to predict (default: 100 1000 10000)"
+    )
+    parser.add_argument("--engines", nargs="+", default=ENGINES, help="that predict (default: plain ray, if installed)")
+    parser.add_argument(
+        "--files", type=int, nargs="+", default=FILES, help="numbers to list (default: 1000 10000 100000)"
+    )
+    parser.add_argument(
+        "--samples", type=int, nargs="+", default=SAMPLES, help="numbers in an index (default: 10^4 to 10^6)"
+    )
+    parser.add_argument("--pairs", type=int, nargs="+", default=PAIRS, help="numbers to load (default: 500 2000)")
 
 
 def check(options: argparse.Namespace) -> None:

@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_network(parser, encoder="resnest14", head="fcn", precisions=("fp32", "bf16", "fp16"))
     parser.add_argument("--tile", type=int, default=1024, help="edge of tiles, at most (default: 1024)")
     parser.add_argument("--overlap", type=int, default=64, help="pixels that tiles share (default: 64)")
-    parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="of square photos (default: 256 to 2048)")
-    parser.add_argument("--images", type=int, nargs="+", default=IMAGES, help="of an evaluation (default: 10 100)")
+    parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="sides of photos (default: 256 to 2048)")
+    parser.add_argument("--images", type=int, nargs="+", default=IMAGES, help="numbers to evaluate (default: 10 100)")
     bulk.add_arguments(parser)
     parser.add_argument("--series", nargs="+", choices=SERIES, default=SERIES, help="what grows (default: all)")
 
