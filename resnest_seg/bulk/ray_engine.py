@@ -313,13 +313,31 @@ def results_of(
         num_gpus=actors.gpus,
     )
     try:
-        for row in found.iter_rows():
-            result = pickle.loads(row["result"])  # of a process of our own
-            if isinstance(result, _Ended):
-                raise result.error
-            yield result
+        with _kept_interrupts() as interrupts:
+            for row in found.iter_rows():
+                result = pickle.loads(row["result"])  # of a process of our own
+                if isinstance(result, _Ended):
+                    raise result.error
+                yield result
+                if interrupts:
+                    raise KeyboardInterrupt
     finally:
         ray.kill(attempts)
+
+
+@contextlib.contextmanager
+def _kept_interrupts() -> Iterator[list[int]]:
+    """Keep in mind that Ctrl-C was pressed: raised within a destructor of Ray's, the exception would be lost."""
+    interrupts: list[int] = []
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    with _as_before(signal.SIGINT):
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupted)
+        yield interrupts
 
 
 def _named(chunk: Any) -> str:

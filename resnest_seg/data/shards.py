@@ -35,7 +35,7 @@ from resnest_seg.labels import IGNORE_LABEL, LabelSpace
 from resnest_seg.storage.opening import open_source
 from resnest_seg.storage.remote import RemoteSource
 from resnest_seg.storage.sources import FolderSource, Source
-from resnest_seg.storage.tar_shards import SampleFiles, Shard, Table, TarShards, write_shard
+from resnest_seg.storage.tar_shards import SampleFiles, SampleTable, Shard, TarShards, write_shard
 
 INDEX, PACKING, LOCK, ROWS = "index.json", "packing.json", ".lock", ".rows"
 
@@ -182,7 +182,7 @@ class ShardDataset(PairedFiles):
         packed, where = self.index.splits[split], place.locate(name)
         if not place.has(name):
             raise DatasetError(f"{where} is missing, which says where samples lie: copy it as well.")
-        table = Table.from_bytes(place.read(name), where, samples=packed.samples)
+        table = SampleTable.from_bytes(place.read(name), where, samples=packed.samples)
         source = TarShards(place, packed.shards, table, packed.suffixes)
         space = self.index.label_space
         super().__init__(
@@ -386,7 +386,7 @@ def _pack_split(
     dataset: SegmentationDataset, folder: Path, shard_size: int, workers: int, on_sample: Callable[[int], None]
 ) -> SplitIndex:
     """Write the shards of a split that are not there yet, and its table."""
-    suffixes, shards, tables = list[str](), list[Shard](), list[Table]()
+    suffixes, shards, tables = list[str](), list[Shard](), list[SampleTable]()
 
     def place(number: int, suffix: str) -> Path:
         return folder / f"{dataset.split}-{number:06}{suffix}"
@@ -409,16 +409,16 @@ def _pack_split(
             _write(path.with_suffix(ROWS), about + b"\n" + table.to_bytes())
             tables.append(table)
             first, rest = first + len(table), chosen.rest
-    _write(folder / f"{dataset.split}.npz", Table.joined(tables).to_bytes())
+    _write(folder / f"{dataset.split}.npz", SampleTable.joined(tables).to_bytes())
     return SplitIndex(len(dataset), dataset.identity(), tuple(suffixes), tuple(shards))
 
 
-def _finished(rows: Path) -> tuple[Shard, Table, list[str]] | None:
+def _finished(rows: Path) -> tuple[Shard, SampleTable, list[str]] | None:
     """Read what was written behind a finished shard; None if there is no such shard, or it is not whole."""
     try:
         about, _, data = rows.read_bytes().partition(b"\n")
         values, suffixes = json.loads(about)
-        shard, table = Shard(*values), Table.from_bytes(data, printable(str(rows)))
+        shard, table = Shard(*values), SampleTable.from_bytes(data, printable(str(rows)))
         return (shard, table, suffixes) if rows.with_suffix(".tar").stat().st_size == shard.size else None
     except (OSError, TypeError, ValueError):
         return None

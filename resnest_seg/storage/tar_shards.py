@@ -138,7 +138,7 @@ LONGEST_ROW = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class SampleTable:
     """Where the samples of a split lie.
 
     Attributes:
@@ -155,7 +155,7 @@ class Table:
         return len(self.rows)
 
     @classmethod
-    def joined(cls, tables: Sequence[Table]) -> Table:
+    def joined(cls, tables: Sequence[SampleTable]) -> SampleTable:
         """Put the tables of the shards 0, 1, 2 ... behind each other."""
         rows = np.concatenate([np.empty(0, ROW), *(table.rows for table in tables)])
         rows["shard"] = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
@@ -177,7 +177,7 @@ class Table:
         return buffer.getvalue()
 
     @classmethod
-    def from_bytes(cls, data: bytes, where: str, *, samples: int | None = None) -> Table:
+    def from_bytes(cls, data: bytes, where: str, *, samples: int | None = None) -> SampleTable:
         """Read a table; nothing in it is executed.
 
         Args:
@@ -246,7 +246,9 @@ def member(name: str, data: bytes) -> bytes:
     return b"".join((header.tobuf(tarfile.USTAR_FORMAT), data, bytes(-len(data) % BLOCK)))
 
 
-def write_shard(path: Path, first: int, samples: Iterator[SampleFiles], suffixes: list[str]) -> tuple[Shard, Table]:
+def write_shard(
+    path: Path, first: int, samples: Iterator[SampleFiles], suffixes: list[str]
+) -> tuple[Shard, SampleTable]:
     """Write samples into a tar file.
 
     Args:
@@ -278,7 +280,7 @@ def write_shard(path: Path, first: int, samples: Iterator[SampleFiles], suffixes
         size = file.tell()
     with open(path, "rb") as file:
         shard = Shard(path.name, size, hashlib.file_digest(file, "sha256").hexdigest())
-    return shard, Table(np.array(rows, ROW), Texts.of(names), Texts.of(groups if groups != names else []))
+    return shard, SampleTable(np.array(rows, ROW), Texts.of(names), Texts.of(groups if groups != names else []))
 
 
 def sample_block(key: int, sample: SampleFiles) -> bytes:
@@ -321,7 +323,7 @@ class TarShards(Source):
         self,
         place: FolderSource | RemoteSource,
         shards: Sequence[Shard],
-        table: Table,
+        table: SampleTable,
         suffixes: Sequence[str],
         *,
         most_open: int = 256,

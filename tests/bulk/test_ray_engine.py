@@ -5,6 +5,7 @@ One cluster on loopback serves all tests that need none of their own; they find 
 
 import atexit
 import contextlib
+import gc
 import importlib.util
 import io
 import json
@@ -267,6 +268,23 @@ def test_ctrl_c_and_a_killed_head_continue(cluster, predict, photos, checkpoint,
     assert f"60 inputs segmented into out: parquet ({len(before)} done before, 0 failed" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in written} == written
     check_rows(out, photos)
+
+
+def test_a_ctrl_c_that_a_destructor_swallows_is_not_lost():
+    class Swallowing:
+        def __del__(self):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with ray_engine._kept_interrupts() as interrupts:
+        assert not interrupts
+        Swallowing()
+        gc.collect()
+        assert interrupts
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def check_rows(out, photos):

@@ -16,7 +16,7 @@ from conftest import PROJECT
 from resnest_seg.cli import pack, predict, train
 from resnest_seg.cli.benchmark import bulk
 from resnest_seg.errors import ConfigError
-from resnest_seg.storage.tar_shards import ROW, Table, Texts
+from resnest_seg.storage.tar_shards import ROW, SampleTable, Texts
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_a_bill_is_the_sum_of_its_parts(model):
 
 def test_the_memory_of_an_index_is_that_of_its_arrays(model):
     names = Texts.of([f"images/train/{index:012d}.jpg" for index in range(100)])
-    table = Table(np.zeros(100, ROW), names, Texts.of([]))
+    table = SampleTable(np.zeros(100, ROW), names, Texts.of([]))
     assert (table.rows.nbytes + names.data.nbytes + names.ends.nbytes) / 100 == model.MEASURED.index_memory
 
 

@@ -166,7 +166,7 @@ def test_the_zoo_lists_every_checkpoint_and_whether_it_is_here(tool, capsys, tmp
     assert rows["deeplab_resnest50_ade"] == ["-", "45.12", "81.17", "44.0", "176", "-"]
     assert tool("zoo_seg")("--dataset", "cityscapes", "--json") == 0
     entries = json.loads(capsys.readouterr().out)
-    assert [entry["single_scale"] for entry in entries] == [77.56, 78.57, 79.67, 79.62]
+    assert [entry["single_scale"] for entry in entries] == [77.56, 78.57, 79.67, 79.62, 80.44, 80.8]
     assert entries[0]["digest"] == "SHA256 f8d155b3..."
     assert entries[0]["cached"] is False
     assert entries[0]["path"].startswith(str(tmp_path))

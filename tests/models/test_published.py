@@ -52,7 +52,8 @@ def test_parameters_are_counted():
                 if head == "classifier":
                     model = classifier_for(PretrainConfig(model=ClassifierConfig(encoder)), num_classes=classes)
                 else:
-                    model = build_segmenter(encoder, head=head, family=family, num_classes=classes)
+                    needed = {"output_stride": 32, "aux_head": False} if head == "mask2former" else {}
+                    model = build_segmenter(encoder, head=head, family=family, num_classes=classes, **needed)
             counted[network] = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         assert entry.millions == pytest.approx(counted[network], abs=0.006), entry.name
 
@@ -62,13 +63,18 @@ def test_every_family_is_complete():
         source: sum(entry.source == source for entry in PUBLISHED)
         for source in ("resnest", "timm", "encoding", "mmseg")
     }
-    assert count == {"resnest": 11, "timm": 8, "encoding": 10, "mmseg": 8}
+    assert count == {"resnest": 11, "timm": 8, "encoding": 10, "mmseg": 12}
 
 
 def test_addresses():
     mmseg = "deeplabv3plus_s101-d8_512x1024_80k_cityscapes"
     assert published("resnest50_fast_1s1x64d").url == (
         "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1/resnest50_fast_1s1x64d-d8fbf808.pth"
+    )
+    mask2former = "mask2former_r50_8xb2-160k_ade20k-512x512"
+    assert published(mask2former).url == (
+        f"https://download.openmmlab.com/mmsegmentation/v0.5/mask2former/{mask2former}/"
+        f"{mask2former}_20221204_000055-2d1f55f1.pth"
     )
     assert published(mmseg).url == (
         f"https://download.openmmlab.com/mmsegmentation/v0.5/resnest/{mmseg}/{mmseg}_20200807_144429-1239eb43.pth"

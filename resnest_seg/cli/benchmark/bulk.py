@@ -219,7 +219,7 @@ def growing_index(options: argparse.Namespace) -> Iterator[Row]:
     """Bytes of the index of a packed data set, and seconds to open it."""
     import numpy as np
 
-    from resnest_seg.storage.tar_shards import ROW, Table, Texts
+    from resnest_seg.storage.tar_shards import ROW, SampleTable, Texts
 
     sizes, seconds = [], []
     for count in options.samples:
@@ -228,10 +228,10 @@ def growing_index(options: argparse.Namespace) -> Iterator[Row]:
             rows[field] = random.integers(0, most, count)
         rows["start"] = np.cumsum(rows["photo"], dtype=np.uint64)
         rows["shard"] = rows["start"] // 256_000_000
-        table = Table(rows, Texts.of([f"images/train/{index:012d}.jpg" for index in range(count)]), Texts.of([]))
+        table = SampleTable(rows, Texts.of([f"images/train/{index:012d}.jpg" for index in range(count)]), Texts.of([]))
         content = table.to_bytes()
         start = time.perf_counter()
-        Table.from_bytes(content, "index")
+        SampleTable.from_bytes(content, "index")
         seconds.append(time.perf_counter() - start)
         sizes.append(len(content))
     yield from series("bytes of an index by samples", options.samples, sizes)
