@@ -85,13 +85,18 @@ class Source:
     precision: str
 
 
-def open_source(options: argparse.Namespace) -> Source:
-    """Open the checkpoint or exported file."""
+def open_source(options: argparse.Namespace, *, elsewhere: bool = False) -> Source:
+    """Open the checkpoint or exported file.
+
+    Args:
+        options: The command line, checked.
+        elsewhere: Actors calculate: this model describes theirs, and stays on the CPU.
+    """
     from resnest_seg.inference.backends import FileBackend, RunOptions
     from resnest_seg.models.loading import load_checkpoint
 
     how = RunOptions(options.device, options.precision, options.compile, options.batch, options.fuse)
-    if options.engine == "ray":  # whose actors calculate: this one describes the model
+    if elsewhere:
         how = RunOptions("cpu", fuse=options.fuse)
     if is_exported(options.checkpoint):
         if options.model is not None:
@@ -520,7 +525,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         calibration=options.calibration,
     )
     other = EvalReport.load(options.compare[0]) if options.compare else None
-    source = open_source(options)
+    source = open_source(options, elsewhere=options.engine == "ray")
     split = options.split or source.split
     name = options.dataset or source.data.dataset
     if options.dataset is None and name not in DATASETS:
