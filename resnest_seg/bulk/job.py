@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ PARQUET = "parquet"
 ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png", "scores": "_scores.npz", "polygons": ".geojson",
            "geopackage": ".gpkg"}  # fmt: skip
 """Output of an image -> suffix of its file."""
+
+_OURS = re.compile(
+    rf"{MANIFEST}/[\w.-]+-\d+-[0-9a-f]{{8}}(-\d{{6,}})?\.jsonl|{PARQUET}/(part-[0-9a-f]{{24}}-\d+|failed-[0-9a-f]{{24}})\.parquet"
+)
+"""Names of files of a job: a folder of one of these names may hold other files, even the inputs."""
 
 _ELSEWHERE = ("checkpoint", "model", "output", "device", "compile", "batch", "memory", "threads")
 """Fields that another start, or another machine, may change: places, and what decides speed only."""
@@ -162,7 +168,7 @@ def begin(job: Job, *, overwrite: bool = False) -> None:
     """
     decides, place = job.decides(), job.destination
     if overwrite:
-        for name in (FILE, *place.names(MANIFEST), *place.names(PARQUET)):
+        for name in (FILE, *filter(_OURS.fullmatch, (*place.names(MANIFEST), *place.names(PARQUET)))):
             place.remove(name)
     free = overwrite or place.empty()
     record = place.read(FILE)  # after the look: another process may have begun since

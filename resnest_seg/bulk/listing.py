@@ -81,14 +81,18 @@ def list_inputs(
     found: dict[str, str] = {}  # source -> identity
     places: dict[str, str] = {}  # identity -> place
     folder = Path(output if not is_address(output) else os.devnull)
-    inside = _Within(folder)
+    inside = _Within(output, folder)
     for word in words:
         again = 0
+        above = is_address(word) and output.startswith(f"{word.rstrip('/')}/")
         for source, place, identity in _of_word(word, [folder, *earlier], path_column, problems):
             if source in found or identity in places:
                 again += 1
             elif inside(source):
-                problems.append(f"{source} lies in the output folder: results are no inputs. Choose another --output.")
+                if above:
+                    continue  # as below a folder: results are left out
+                shown = without_secrets(source)
+                problems.append(f"{shown} lies in the output folder: results are no inputs. Choose another --output.")
             else:
                 found[source], places[identity] = identity, place
         if again and is_manifest(word):
@@ -223,13 +227,14 @@ def _column(word: str, names: Sequence[str], wanted: str, spelled: Sequence[str]
 class _Within:
     """Whether a path lies in the output folder, links followed; each folder is looked up once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, output: str, folder: Path) -> None:
         self.folder = os.path.realpath(folder)
+        self.address = f"{output.rstrip('/')}/" if is_address(output) else None
         self.known: dict[str, bool] = {}
 
     def __call__(self, source: str) -> bool:
         if is_address(source):
-            return False
+            return self.address is not None and source.startswith(self.address)
         parent = os.path.dirname(source)  # noqa: PTH120  # a hundred times faster than Path
         if parent not in self.known:
             real = os.path.realpath(parent)

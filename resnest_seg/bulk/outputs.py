@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from resnest_seg.bulk.job import ENDINGS, PARQUET, Job
 from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.storage.retries import without_secrets
 
 if TYPE_CHECKING:
     from resnest_seg.inference.backends import Backend
@@ -175,6 +176,7 @@ def problem_of(error: Exception, source: str) -> str | None:
     """Say why an input could not be segmented; None of what is no fault of the input, such as a full disk, or a bug."""
     import torch
 
+    source = without_secrets(source) if "://" in source else source
     if isinstance(error, DatasetError | ConfigError):
         return str(error) if source in str(error) else f"{source}: {error}"
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

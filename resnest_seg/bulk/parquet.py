@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -83,9 +84,9 @@ def failed_name(path: str) -> str:
 
 
 def rows_of(name: str) -> int:
-    """The number of rows of a file of results, by its name."""
-    count = name.removesuffix(".parquet").rpartition("-")[2]
-    return int(count) if name.startswith(PART) and count.isdecimal() else 0
+    """The number of rows of a file of results, by its name; 0 of another file."""
+    match = re.fullmatch(rf"{PART}[0-9a-f]{{24}}-(\d+)\.parquet", name)
+    return int(match[1]) if match else 0
 
 
 def places_in(destination: Destination, name: str) -> Iterator[tuple[str, int, int]]:

@@ -15,6 +15,7 @@ import logging
 import os
 import pickle
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -391,6 +392,9 @@ def ray_session() -> Iterator[Any]:
         # Ray takes 127.0.0.1 for the machine's own address, where all of its ports would be open to the network, but
         # for those systems where firewalls ask: read when ray is imported.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # By default Ray makes a token of its own for every cluster, and leaves it in the user's home.
+        if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     with contextlib.ExitStack() as opened:
         ray = load_extra("ray", "ray")
         load_extra("ray.data", "ray")

@@ -182,6 +182,10 @@ class Worker:
             if kind == "video" and PARQUET in self.job.write:
                 raise DatasetError("a row of a table holds an image, and this is a video: leave --write parquet out.")
             endings = endings_of(photo.file, kind, self.job)
+            if not endings and PARQUET not in self.job.write:
+                raise DatasetError(
+                    "it has no CRS or no place in it, and --write geopackage is for images on the map. Write polygons."
+                )
             names = {written: f"{item.place}{ending}" for written, ending in endings.items()}
             with self.destination.files(list(names.values())) as files:
                 paths = dict(zip(names, files, strict=True))

@@ -213,14 +213,16 @@ def _at_address(word: str, scheme: str, problems: list[str]) -> list[Input]:
     try:
         address = urllib.parse.urlsplit(word)
     except ValueError as error:  # "http://[": no address of a machine
-        problems.append(f"{word} is no address: {error}.")
+        problems.append(f"{without_secrets(word)} is no address: {error}.")
         return []
     if scheme not in ("http", "https") or not address.hostname:
-        problems.append(f"{word} is no address of an image: http, https, or of a store such as s3://bucket/photos.")
+        problems.append(
+            f"{without_secrets(word)} is no address of an image: http, https, or of a store such as s3://bucket/photos."
+        )
         return []
     name = Path(urllib.parse.unquote(address.path)).name
     if Path(name).suffix.lower() in VIDEO_SUFFIXES:
-        problems.append(f"{word} is a video: fetch the file, then give its path.")
+        problems.append(f"{without_secrets(word)} is a video: fetch the file, then give its path.")
         return []
     # a stranger's name becomes one plain file name, wherever its slashes and dots would lead
     stem = re.sub(r"[^\w.-]+", "_", Path(name).stem).lstrip(".")[:100]
@@ -291,24 +293,30 @@ def fetch_image(url: str, *, limit_bytes: int = LIMIT, timeout: float = 30.0, pa
         DatasetError: No answer, an answer that is an error, one that breaks off, or too much.
         ConfigError: The address is not of http or https.
     """
+    shown = without_secrets(url)
     if urllib.parse.urlsplit(url).scheme.lower() not in ("http", "https"):
-        raise ConfigError(f"only http and https addresses can be fetched, not {url}.")
+        raise ConfigError(f"only http and https addresses can be fetched, not {shown}.")
+    if "@" in urllib.parse.urlsplit(url).netloc:
+        raise DatasetError(
+            f"cannot fetch {shown}: an address with a user's name or password is not read here. Fetch the file, then "
+            "give its path."
+        )
     try:
         data, length = _get(url, limit_bytes, timeout, pace)
     except urllib.error.HTTPError as error:
         error.close()
-        raise DatasetError(f"cannot fetch {url}: HTTP {error.code} {error.reason}.") from None
+        raise DatasetError(f"cannot fetch {shown}: HTTP {error.code} {error.reason}.") from None
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: no port, no host name
         reason = getattr(error, "reason", error)
         silent = isinstance(reason, TimeoutError)
         why = f"no answer for {timeout:g} s" if silent else str(reason) or type(error).__name__
-        raise DatasetError(f"cannot fetch {url}: {why}.") from None
+        raise DatasetError(f"cannot fetch {shown}: {why}.") from None
     if max(len(data), length or 0) > limit_bytes:
         size = f"{length} bytes" if length else f"more than {limit_bytes} bytes"
-        raise DatasetError(f"cannot fetch {url}: it has {size}, and an image may have {limit_bytes}. "
+        raise DatasetError(f"cannot fetch {shown}: it has {size}, and an image may have {limit_bytes}. "
                            "Fetch the file, then give its path.")  # fmt: skip
     if length is not None and len(data) < length:
-        raise DatasetError(f"cannot fetch {url}: the connection broke off after {len(data)} of {length} bytes.")
+        raise DatasetError(f"cannot fetch {shown}: the connection broke off after {len(data)} of {length} bytes.")
     return data
 
 

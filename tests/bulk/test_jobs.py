@@ -347,6 +347,50 @@ def test_from_a_store_into_a_store(photos, plain, predict, tmp_path, capsys):
     store.rm("/bucket", recursive=True)
 
 
+def test_results_in_a_store_are_no_inputs(photos, predict, capsys):
+    """As within a folder: of the same command again, and where the output is the input."""
+    store = fsspec.filesystem("memory")
+    store.pipe("/bucket/a.png", (photos / "in 0" / "p[0]0.png").read_bytes())
+    for before in (0, 1):
+        assert predict("memory://bucket/", "--output", "memory://bucket/out/") == 0
+        assert (
+            f"of 1 inputs segmented into memory://bucket/out: labels, overlay ({before} done" in capsys.readouterr().out
+        )
+    assert predict("memory://bucket/out", "--output", "memory://bucket/out") == 1
+    assert "memory://bucket/out/a_labels.png lies in the output folder" in capsys.readouterr().err
+    store.rm("/bucket", recursive=True)
+
+
+def test_secrets_of_addresses_are_shown_and_kept_nowhere(predict, tmp_path, capsys):
+    address = "http://me:geheim@127.0.0.1:9/a.jpg?token=geheim"
+    for words in ([], ["--shard", "0/1", "--write", "labels", "parquet"]):
+        assert predict(address, "--output", "out", *words) == 1
+        printed = capsys.readouterr()
+        assert "cannot fetch http://127.0.0.1:9/a.jpg?token=***" in printed.err
+        assert "geheim" not in printed.out + printed.err
+    found = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {path.parent.name for path in found} == {"out", "manifest", "parquet"}
+    assert not any(b"geheim" in path.read_bytes() for path in found)
+
+
+def test_an_image_off_the_map_without_an_output_is_not_done(photos, predict, capsys):
+    one = photos / "in 0" / "p[0]0.png"
+    assert predict(one, "--output", "out", "--shard", "0/1", "--write", "geopackage") == 1
+    assert f"{one}: it has no CRS or no place in it" in capsys.readouterr().err
+
+
+def test_overwrite_removes_what_is_the_jobs_alone(photos, predict, tmp_path):
+    """A folder manifest/ may hold the lists of inputs."""
+    theirs = [tmp_path / "out" / name for name in ("manifest/list.csv", "manifest/a-1.jsonl", "parquet/part-1.parquet")]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"path\n{photos}/in 0/p[0]0.png\n")
+    words = [theirs[0], "--output", "out", "--overwrite", "--write", "labels", "parquet"]
+    assert [predict(*words), predict(*words)] == [0, 0]
+    assert all(path.is_file() for path in theirs)
+    assert len(list((tmp_path / "out").rglob("*.*"))) == len(theirs) + 4  # job.json, labels, a line, a row
+
+
 def test_under_torchrun_a_failed_process_waits_for_the_others(monkeypatch):
     """torchrun ends all of them as soon as one has failed; who is done waits for none."""
     agent = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

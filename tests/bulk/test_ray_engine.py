@@ -89,10 +89,11 @@ def many(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(tmp_path_factory):
     """A session of two cores, which ends with the module; its address."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", "local")
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         patch.setattr(ray_engine, "_cores", lambda: 2)
         with ray_engine.ray_session() as ray:
             from colorama.initialise import reset_all  # Ray's copy, which holds the captured output
@@ -208,6 +209,7 @@ def test_the_same_bytes_as_without_and_bad_photos_lose_nothing(cluster, predict,
     assert "10 not segmented" in printed.err
     assert all(f"photo {number}.jpg" in printed.err for number in BROKEN)
     assert "raylet" not in printed.out + printed.err
+    assert not Path.home().joinpath(".ray").exists()  # where Ray would leave a token
     listed = [json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()]
     assert len(listed) == 10
     counts = Counter(line["source"] for line in lines(tmp_path / "out"))

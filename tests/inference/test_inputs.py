@@ -207,6 +207,10 @@ def test_what_cannot_be_fetched():
         url = site.url
     with pytest.raises(DatasetError, match=r"a\.jpg: .*refused"):
         fetch_image(f"{url}/a.jpg")
+    for secret in ("http://me:geheim@127.0.0.1:9/a.jpg", f"{url}/a.jpg?id=7&X-Amz-Signature=geheim"):
+        with pytest.raises(DatasetError, match=r"cannot fetch http://127\.0\.0\.1:\d+/a\.jpg") as refused:
+            fetch_image(secret)
+        assert "geheim" not in str(refused.value)
     with pytest.raises(DatasetError, match=r"cannot fetch http://127\.0\.0\.1:x/a"):
         fetch_image("http://127.0.0.1:x/a")
     for url in ("file:///etc/passwd", "ftp://127.0.0.1/a", "a.jpg"):
