@@ -78,6 +78,10 @@ NETWORKS = [
     {"head": "pspnet", "family": "mmseg", "dilation": "mmseg", "output_stride": 32},
     {"head": "fcn", "in_channels": 5, "dilation": "timm", "output_stride": 16},
     {"head": "smp:unet", "output_stride": 32},
+    *(
+        {"head": "mask2former", "family": "mmseg", "output_stride": 32, "aux_head": False, "pixel_decoder": decoder}
+        for decoder in ("deformable", "fpn")
+    ),
 ]
 
 
