@@ -9,10 +9,12 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from resnest_seg.bulk.destination import Destination, open_destination
 from resnest_seg.errors import CheckpointError, ConfigError, printable
+
+if TYPE_CHECKING:
+    from resnest_seg.bulk.destination import Destination
 
 FORMAT = 1
 """Number of the format of job.json and of the manifest."""
@@ -101,6 +103,8 @@ class Job:
     @property
     def destination(self) -> Destination:
         """Where the outputs go."""
+        from resnest_seg.bulk.destination import open_destination  # imported here because --help needs no HTTP client
+
         return open_destination(self.output)
 
     def decides(self) -> dict[str, Any]:

@@ -51,7 +51,6 @@ from resnest_seg.config import COUNT
 from resnest_seg.config_types import check_option
 from resnest_seg.errors import ConfigError, command, load_extra, printable
 from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder, claimed, next_free, numbered
-from resnest_seg.storage.remote import is_address
 
 if TYPE_CHECKING:
     from resnest_seg.annotations.writers import AnnotationWriter
@@ -199,6 +198,7 @@ def check_job(options: argparse.Namespace) -> None:
         ConfigError: No output, formats of all images together, or --overwrite in one of several processes.
     """
     from resnest_seg.bulk.listing import is_manifest
+    from resnest_seg.storage.remote import is_address
 
     options.shard = shard_of(options)
     lists = any(is_manifest(word) for word in options.inputs)
