@@ -64,7 +64,7 @@ def evaluate(tool, tmp_path, monkeypatch):
 
     (tmp_path / "model.onnx").write_bytes(b"")  # exported files leave the processes alone
 
-    def open_source(options):
+    def open_source(options, *, elsewhere):
         space = LabelSpace.of(options.dataset)
         model = small_segmenter(space, classes=len(space), data=options.dataset)
         backend = TorchBackend(model, RunOptions("cpu", fuse=False))
