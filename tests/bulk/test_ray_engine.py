@@ -25,15 +25,12 @@ import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
+from support.small_models import save_scenes_model
 
 from resnest_seg.bulk import ray_engine, ray_evaluation
 from resnest_seg.bulk.ray_engine import Actors, Attempts
 from resnest_seg.bulk.ray_evaluation import Share, _Parts
-from resnest_seg.config import DataConfig, ModelConfig, RunConfig
-from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import ConfigError, ResNeStSegError
-from resnest_seg.models.checkpoint import Checkpoint
-from resnest_seg.models.loading import build_segmenter
 
 pytestmark = pytest.mark.slow
 if importlib.util.find_spec("ray") is None:
@@ -51,13 +48,7 @@ SLOW = ("--protocol", "encoding")
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A fresh model of the synthetic scenes."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("run") / "best.safetensors"
-    data = DataConfig(dataset="synthetic", base_size=96, crop_size=64)
-    config = RunConfig(model=ModelConfig(encoder="resnest14_tiny", head="fcn"), data=data)
-    weights = build_segmenter("resnest14_tiny", head="fcn", num_classes=10).state_dict()
-    Checkpoint(config, Synthetic("test").label_space, weights).save(path)
-    return path
+    return save_scenes_model(tmp_path_factory.mktemp("run"))
 
 
 def draw(folder, count):

@@ -8,10 +8,10 @@ import sys
 import cv2
 import numpy as np
 import pytest
-import torch
 from conftest import PROJECT
 from PIL import Image
 from support import fake_data, local_server
+from support.small_models import save_scenes_model
 
 from resnest_seg.annotations import import_labels
 from resnest_seg.config import DataConfig, ModelConfig, RunConfig
@@ -31,13 +31,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A fresh model of the synthetic scenes."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("run") / "best.safetensors"
-    data = DataConfig(dataset="synthetic", base_size=96, crop_size=64)
-    config = RunConfig(model=ModelConfig(encoder="resnest14_tiny", head="fcn"), data=data)
-    weights = build_segmenter("resnest14_tiny", head="fcn", num_classes=10).state_dict()
-    Checkpoint(config, Synthetic("test").label_space, weights).save(path)
-    return path
+    return save_scenes_model(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
-"""A segmenter of one convolution, for tests of what is done with a segmenter."""
+"""Small segmenters, for tests of what is done with a segmenter."""
 
 import numpy as np
 import torch
 from torch import nn
 
 from resnest_seg.config import DataConfig, ModelConfig, RunConfig
+from resnest_seg.data.synthetic import Synthetic
+from resnest_seg.models.checkpoint import Checkpoint
 from resnest_seg.models.heads import FCNHead
+from resnest_seg.models.loading import build_segmenter
 from resnest_seg.models.segmenter import Segmenter
 from support.reference import fill
 
@@ -50,3 +53,13 @@ def logits_of(segmenter, images):
     """Of pixels uint8 [N, C, H, W], as NumPy."""
     with torch.inference_mode():
         return segmenter(torch.from_numpy(images)).logits.numpy()
+
+
+def save_scenes_model(folder):
+    """Save a fresh model of the synthetic scenes in a folder, as best.safetensors; returns the file."""
+    torch.manual_seed(0)
+    data = DataConfig(dataset="synthetic", base_size=96, crop_size=64)
+    config = RunConfig(model=ModelConfig(encoder="resnest14_tiny", head="fcn"), data=data)
+    weights = build_segmenter("resnest14_tiny", head="fcn", num_classes=10).state_dict()
+    Checkpoint(config, Synthetic("test").label_space, weights).save(folder / "best.safetensors")
+    return folder / "best.safetensors"
