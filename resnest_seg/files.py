@@ -299,13 +299,19 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _temporary_name(path: Path) -> str:
-    """Return a name that fits even if the file's own name has the maximum length."""
-    stem, suffix = path.stem, path.suffix
+def _temporary_parts(name: str) -> tuple[str, str]:
+    """Return stem and suffix of a file's temporary name, which fits even if its own has the maximum length."""
+    stem, suffix = Path(name).stem, Path(name).suffix
     if len(os.fsencode(suffix)) > 20:
-        stem, suffix = path.name, ""
+        stem, suffix = name, ""
     if len(os.fsencode(stem)) > LONGEST_PART:
-        stem = f"{os.fsencode(stem)[:100].decode(errors='ignore')}-{_digest(path.name)[:16]}"
+        stem = f"{os.fsencode(stem)[:100].decode(errors='ignore')}-{_digest(name)[:16]}"
+    return stem, suffix
+
+
+def _temporary_name(path: Path) -> str:
+    """Return the name of the temporary file of this process for a file."""
+    stem, suffix = _temporary_parts(path.name)
     # The suffix stays last, because image libraries choose the format by it.
     return f".{stem}.{os.getpid()}.tmp{suffix}"
 
@@ -327,7 +333,7 @@ def remove_leftovers(folder: Path, names: Collection[str]) -> None:
         folder: The folder.
         names: Names of the files that were being written; no process may be writing them now.
     """
-    stems = {Path(name).stem for name in names}
+    stems = {_temporary_parts(name)[0] for name in names}
     for path in folder.glob(".*.tmp*"):
         match = TEMPORARY.fullmatch(path.name)
         if match and match["stem"] in stems:

@@ -10,11 +10,12 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnest_seg.bulk.ray_engine import Actors, actors_for, ray_session, results_of
+from resnest_seg.files import remove_leftovers
 from resnest_seg.inference.backends import RunOptions
 
 if TYPE_CHECKING:
@@ -211,8 +212,9 @@ def evaluate_on_ray(
     import torch
 
     parts, problem = _Parts(part), None
-    with contextlib.ExitStack() as failed, ray_session() as ray:
+    with contextlib.ExitStack() as failed, contextlib.ExitStack() as ended, ray_session() as ray:
         failed.callback(parts.remove)
+        ended.callback(_tidy, evaluation.predictions.values())
         actors = actors_for(ray, evaluation.run.device, cpus)
         size = min(max(count // (actors.count * SHARES_EACH), 1), SHARE)
         shares = [range(first, min(first + size, count)) for first in range(0, count, size)]
@@ -226,6 +228,15 @@ def evaluate_on_ray(
             on_share(share.images)
         failed.pop_all()
     return parts.paths, problem
+
+
+def _tidy(predictions: Iterable[Path]) -> None:
+    """Remove what actors that were killed while they wrote a prediction left beside it."""
+    names: dict[Path, set[str]] = {}
+    for path in predictions:
+        names.setdefault(path.parent, set()).add(path.name)
+    for folder, mine in names.items():
+        remove_leftovers(folder, mine)
 
 
 def _for(evaluation: Evaluation, actors: Actors) -> Evaluation:

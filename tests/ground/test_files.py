@@ -21,6 +21,7 @@ from resnest_seg.files import (
     check_output_file,
     check_output_folder,
     check_outside,
+    remove_leftovers,
     result_places,
 )
 
@@ -219,7 +220,13 @@ def test_a_name_as_long_as_the_system_allows(tmp_path):
         with atomic_write(tmp_path / name) as temporary:
             assert TEMPORARY.fullmatch(temporary.name)
             temporary.write_text("new")
+            left = temporary.with_name(temporary.name.replace(f".{os.getpid()}.", ".4711."))
+            left.touch()
         assert (tmp_path / name).read_text() == "new"
+        remove_leftovers(tmp_path, ["other.png"])
+        assert left.exists()
+        remove_leftovers(tmp_path, [name])
+        assert not left.exists()
 
 
 def test_a_folder_of_results_among_inputs_is_refused(tmp_path):
