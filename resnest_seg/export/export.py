@@ -253,6 +253,11 @@ def _export(
     on_image: Callable[[], object] | None,
 ) -> Proof:
     """Write a file beside its target, prove it, and put it into its place with its report."""
+    if options.precision == "int8" and segmenter.predicts_masks:
+        raise ConfigError(
+            "int8 is not for a head that predicts masks: which pixels a query attends to hangs on thresholds, which 8 "
+            "bits move. Choose precision float32 or half."
+        )
     info = info_of(segmenter, options)
     if kind == "torch":
         info = dataclasses.replace(info, smallest=smallest_for_torch(info))
