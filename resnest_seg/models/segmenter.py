@@ -94,7 +94,12 @@ class LoadReport:
             lines.append(f"  not used: {names[0]}{_and_more(names)} ({reason})")
         if self.kept:
             lines.append(f"  not in the file, kept as built: {self.kept[0]}{_and_more(self.kept)}")
-        return "\n".join(lines + [f"  assumed {sentence}" for sentence in self.assumed])
+        lines += [f"  assumed {sentence}" for sentence in self.assumed]
+        if self.format == "Mask2Former":  # mmsegmentation's files, of another format, are Apache-2.0
+            lines.append(
+                "  terms: the weights that Mask2Former's authors publish are CC-BY-NC 4.0, not for commercial use"
+            )
+        return "\n".join(lines)
 
 
 class PixelModel(nn.Module):

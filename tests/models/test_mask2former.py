@@ -237,6 +237,7 @@ def test_files_of_others_are_recognised(form, ours, tmp_path):
     loaded = load_checkpoint(path)
     assert loaded.description == ours.description
     assert loaded.load_report.format == ("Mask2Former" if form == "detectron2" else form)
+    assert ("CC-BY-NC 4.0, not for commercial use" in str(loaded.load_report)) == (form == "detectron2")
     assert all(torch.equal(value, ours.state_dict()[key]) for key, value in loaded.state_dict().items())
 
 
