@@ -240,6 +240,9 @@ class DataConfig:
     runs read there; null keeps none."""
     cache_size: float = within(20.0, 0.001, 1 << 20)
     """Limit of all copies in GiB; what was not read for longest makes room."""
+    samples: str | None = None
+    """Text file with the names of the samples that are the training split, one a line: photos below root, or their
+    names without folder and suffix; null takes all."""
 
 
 @dataclasses.dataclass(frozen=True)

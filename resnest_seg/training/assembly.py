@@ -146,6 +146,7 @@ def fit(
         CheckpointError: The folder exists already, cannot be resumed, or is another live run's; weights do not fit.
         ResNeStSegError: The loss is not finite, or a loader process died.
     """
+    config = as_config(config, train=train)
     parts = Parts(train, validation, segmenter, loss, transform, optimizer, callbacks)
     trainer = trainer_for(config, parts, output=output, resume=resume)
     return run(trainer, until=until)
@@ -192,7 +193,7 @@ def fit_folds(
         ConfigError: As by `fit`; too many or too few folds; a model or an optimiser that would be used twice.
         DatasetError, CheckpointError, ResNeStSegError: As by `fit`; the folder holds other folds.
     """
-    config = as_config(config)
+    config = as_config(config, train=train)
     _check_made_anew(segmenter=segmenter, optimizer=optimizer)
     parts = Parts(train, validation, segmenter, loss, transform, optimizer, callbacks)
     whole, held_out = splits(config, parts)
@@ -366,14 +367,29 @@ def trainer_for(
     return trainer
 
 
-def as_config(config: RunConfig | Mapping[str, Any] | str | Path) -> RunConfig:
-    """A config, nested dictionaries or a YAML file as a `RunConfig`; a `ConfigError` for anything else."""
+def as_config(
+    config: RunConfig | Mapping[str, Any] | str | Path, *, train: SegmentationDataset | None = None
+) -> RunConfig:
+    """A config, nested dictionaries or a YAML file as a `RunConfig`.
+
+    Args:
+        config: Which of them.
+        train: The training split, if it is the user's own.
+
+    Raises:
+        ConfigError: It is anything else, or chooses among the samples of a data set that is not opened.
+    """
     if isinstance(config, str | Path):
         return load_run_config(config)
     built = config_from_dict(config) if isinstance(config, Mapping) else config
     if not isinstance(built, RunConfig):
         kind = type(built).__name__
         raise ConfigError(f"config must be a RunConfig, nested dictionaries or a YAML file, not a {kind}.")
+    if train is not None and built.data.samples is not None:
+        raise ConfigError(
+            f"data.samples chooses among the samples of data.dataset, and the training split is your own: leave out "
+            f"'{built.data.samples}', and give train=resnest_seg.data.Subset(train, indices)."
+        )
     return built
 
 

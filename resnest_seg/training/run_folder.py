@@ -76,6 +76,7 @@ MAY_CHANGE = (
     "data.cache",
     "data.cache_size",
     "data.check",
+    "data.samples",
     "train.save_every",
     "train.keep",
     "train.peer_timeout",
