@@ -26,6 +26,9 @@ LABEL_LOSSES = tuple(name for name in LOSSES if name != "ohem")
 CLASS_WEIGHTS = ("none", "median_frequency", "effective_number", "balanced")
 """Values of `train.class_weights`."""
 
+DISTILL_METHODS = ("kl", "cwd", "both")
+"""Values of `distill.method`."""
+
 CUSTOM = "custom"
 """Value of `data.dataset`, `model.encoder` or `model.head` for a part of the user's own, which no name builds."""
 
@@ -101,6 +104,26 @@ def _check_task(config: RunConfig) -> None:
         for key, given in (("class_mix", data.class_mix), ("rare_class", data.rare_class)):
             if given:
                 raise ConfigError(f"data.{key} needs one class a pixel, and model.task is multilabel: leave it out.")
+
+
+def _check_distill(distill: DistillConfig) -> None:
+    for key, value, known in (
+        ("method", distill.method, DISTILL_METHODS),
+        ("precision", distill.precision, ("auto", "fp32", "bf16", "fp16")),
+    ):
+        if value not in known:
+            raise unknown_name(f"distill.{key}", value, known)
+    if distill.teacher is None:
+        return
+    weights = {"kl": distill.kl_weight, "cwd": distill.cwd_weight}
+    for name, weight in weights.items():
+        if distill.method == name and not weight:
+            raise ConfigError(f"distill.{name}_weight is 0, and distill.method is {name}: nothing would be taught.")
+    if not any(weights.values()):
+        raise ConfigError("distill.kl_weight and distill.cwd_weight are both 0: nothing would be taught.")
+    twins = [name for place, name in enumerate(distill.teacher) if name in distill.teacher[:place]]
+    if twins:
+        raise ConfigError(f"distill.teacher names {twins[0]} twice.")
 
 
 def loss_names(text: str) -> tuple[str, ...]:
@@ -370,6 +393,28 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """What other models teach, beside the labels (distillation)."""
+
+    teacher: tuple[str, ...] | None = None
+    """Models that teach: run folders, checkpoint files, names of published checkpoints or exported files; of several,
+    the mean of what they say is learned. Classes are matched by name. null for labels alone."""
+    method: str = "kl"
+    """What is compared with the teacher: kl (the classes of each pixel), cwd (channel-wise: the pixels of each class),
+    or both."""
+    kl_weight: float = within(1.0, 0, 10000)
+    """Weight of kl; 1 as published."""
+    cwd_weight: float = within(3.0, 0, 10000)
+    """Weight of cwd; 3 as published for logits."""
+    temperature: float | None = within(None, 0.01, 1000)
+    """Temperature of the teacher's and the model's softmax, by whose square the loss is multiplied; null is the
+    published one, 1 for kl and 4 for cwd."""
+    precision: str = "auto"
+    """Precision of teachers that are checkpoints: fp32, bf16, fp16, or auto, that of the training. An exported file
+    runs as it was exported."""
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig(NestedConfig):
     """The configuration of a run; it determines the result. `RunConfig.from_dict` takes nested dictionaries."""
 
@@ -378,6 +423,7 @@ class RunConfig(NestedConfig):
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
     seed: int = within(0, 0, 2**63, below=True)
     """Seed of the weights, the order of samples and their augmentation."""
     output: str | None = None
@@ -397,6 +443,7 @@ class RunConfig(NestedConfig):
             raise ConfigError(f"data.scale_max ({high}) is below data.scale_min ({low}).")
         _check_loss(self.train)
         _check_task(self)
+        _check_distill(self.distill)
 
 
 AUGMENTS = ("none", "auto", "rand")
