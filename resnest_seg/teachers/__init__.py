@@ -4,7 +4,11 @@ from resnest_seg import lazy_exports
 
 _HOMES = {
     "Box": "pseudo_labels",
+    "Distillation": "distillation",
+    "Teacher": "teacher",
+    "divergence": "distillation",
     "draw_box": "pseudo_labels",
+    "open_teachers": "teacher",
     "pseudo_labels": "pseudo_labels",
 }
 

@@ -85,6 +85,7 @@ MAY_CHANGE = (
     "train.tags",
     "eval.sheet",
     "eval.memory",
+    "distill.teacher",
     "model.checkpointing",
 )
 """Config keys that a resumed run may change without being allowed to, because they change no number."""
