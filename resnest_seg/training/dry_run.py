@@ -110,7 +110,7 @@ def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None
     if budget is not None:
         config = within_budget(config, budget, num_classes=len(train.label_space.score_names))
     drawn = isinstance(behind_views(train), StandIn)
-    doubts = [] if drawn else _doubts(config, len(train))
+    doubts = _absent_teachers(config) + ([] if drawn else _doubts(config, len(train)))
     first = first_of(train, 2 * config.train.batch_size), first_of(validation, IMAGES)
     parts = dataclasses.replace(parts, train=first[0], validation=first[1])
     short = _without_downloads(_shortened(config))
@@ -141,7 +141,20 @@ def _without_downloads(config: RunConfig) -> RunConfig:
     encoder_weights = model.encoder_weights if _is_here(model.encoder_weights) else None
     weights = None if model.weights is not None and published(model.weights) is not None else model.weights
     model = dataclasses.replace(model, encoder_weights=encoder_weights, weights=weights)
-    return dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, check=0))
+    teachers = tuple(name for name in config.distill.teacher or () if not _is_published(name))
+    distill = dataclasses.replace(config.distill, teacher=teachers or None)
+    return dataclasses.replace(config, model=model, distill=distill, data=dataclasses.replace(config.data, check=0))
+
+
+def _absent_teachers(config: RunConfig) -> list[str]:
+    """A line about teachers that would be downloaded, if there are some."""
+    names = [name for name in config.distill.teacher or () if _is_published(name)]
+    return [f"  teacher  {', '.join(names)} left out, which a run downloads: its time and memory add up"] * bool(names)
+
+
+def _is_published(name: str) -> bool:
+    """True if a name is that of a published checkpoint, and no file."""
+    return not Path(name).exists() and published(name) is not None
 
 
 def dry_run_classifier(config: PretrainConfig) -> str:

@@ -131,12 +131,17 @@ class Plan:
     def table(self) -> PlainTable:
         """Make a table of all options with their memory and the reason for the choice."""
         train, data = self.config.train, self.config.data
+        teachers = ", ".join(self.config.distill.teacher or ())
+        uncounted = (
+            f" Not counted: what {teachers} (distill.teacher) takes, which --dry-run measures." if teachers else ""
+        )
         length = f"{train.epochs} epochs" if train.iterations is None else f"{train.iterations} iterations"
         table = PlainTable(
             title=f"{self.config.model.encoder} {self.config.model.head}, crop {data.crop_size} x "
             f"{data.crop_width or data.crop_size}, {self.devices}",
             caption=f"The recipe holds: {train.batch_size} images a step (micro-batch x accumulate x devices), "
-            f"{length}, {describe_lr(self.config)}. Batch norm needs two images; below {ENOUGH_STATISTICS} are few.",
+            f"{length}, {describe_lr(self.config)}. Batch norm needs two images; below {ENOUGH_STATISTICS} are few."
+            f"{uncounted}",
         )
         for name in ("micro-batch", "accumulate", "checkpoint", "GiB", "norm sees", ""):
             table.column(name, right=bool(name))
