@@ -131,6 +131,57 @@ def training_batches(
             yield batch
 
 
+@dataclasses.dataclass(frozen=True)
+class Division:
+    """How the batches of a run are divided, and which part of them is this process's.
+
+    Attributes:
+        seed: Seed of the order of samples.
+        batch_size: Samples per optimiser step, a multiple of parts * processes.
+        steps: The optimiser steps.
+        parts: Micro-batches per optimiser step and process.
+        rank: This process, 0..processes - 1.
+        processes: Number of processes.
+    """
+
+    seed: int
+    batch_size: int
+    steps: range
+    parts: int = 1
+    rank: int = 0
+    processes: int = 1
+
+    def batches(
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        ratio: int = 1,
+        probabilities: NDArray[np.float64] | None = None,
+        shard_order: ShardOrder | None = None,
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Yield this process's samples, (epoch, index), of every micro-batch, see `training_batches`.
+
+        Args:
+            size: Samples in the data set.
+            seed: In place of the run's, for a second data set.
+            ratio: Samples for each of the batch's.
+            probabilities: See `training_batches`.
+            shard_order: Likewise.
+        """
+        return training_batches(
+            size,
+            seed=self.seed if seed is None else seed,
+            batch_size=self.batch_size * ratio,
+            steps=self.steps,
+            parts=self.parts,
+            rank=self.rank,
+            processes=self.processes,
+            probabilities=probabilities,
+            shard_order=shard_order,
+        )
+
+
 @dataclasses.dataclass
 class Loader:
     """Batches of a data set; every pass is one epoch. `build_loader` makes it and describes its options.

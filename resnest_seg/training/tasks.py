@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from types import MappingProxyType
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from resnest_seg.config import AnyConfig, RunConfig
 from resnest_seg.data.datasets import SegmentationDataset
-from resnest_seg.data.loader import Batch, ShardOrder, load_batches
+from resnest_seg.data.loader import Batch, Division, ShardOrder, load_batches
 from resnest_seg.data.shards import shard_numbers
 from resnest_seg.data.transforms import RECIPES, TrainTransform, Transform, sample_transform
 from resnest_seg.errors import ConfigError, command, unknown_name
@@ -80,20 +81,41 @@ def check_choices(config: AnyConfig, *, network: bool = True) -> None:
     tracker_names(config.train.trackers)
 
 
-class LabelledBatch(Protocol):
-    """Samples of one size, stacked."""
-
-    @property
-    def images(self) -> Tensor:
-        """[N, C, H, W]."""
-
-    @property
-    def labels(self) -> Tensor:
-        """Labels of pixels, [N, H, W], or of images, [N]."""
+class TrainingBatch(Protocol):
+    """What a task makes a loss of: a micro-batch, on the CPU."""
 
     @property
     def names(self) -> list[str]:
-        """N names."""
+        """The files in it, for messages."""
+
+
+B = TypeVar("B", bound=TrainingBatch)
+
+
+class Moment(NamedTuple):
+    """What a loss may depend on besides the batch and the weights.
+
+    Attributes:
+        step: The optimiser step, from 0 on.
+        reported: The step's figures are logged, so that those that take time are worth it.
+        average: The moving average of the weights, in eval mode, where the task's description asks for it.
+    """
+
+    step: int
+    reported: bool = False
+    average: PixelModel | None = None
+
+
+class StepLoss(NamedTuple):
+    """The loss of a micro-batch.
+
+    Attributes:
+        loss: A scalar, divided by the weights of the effective batch, so that parts add up.
+        sums: Name -> scalar without gradient that adds up likewise; `Task.figures` makes figures of the sums.
+    """
+
+    loss: Tensor
+    sums: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +128,10 @@ class TaskDescription:
         num_classes: K.
         score: Name of the score that decides which weights are best.
         label_space: The classes, or None where they have no colours and raw ids.
-        probabilities: Draw the samples of an epoch with these, [size]; None takes each once.
-        shard_order: The order of samples within windows of shards; None shuffles over all.
         files: Name -> text of files that the run folder has besides.
+        sources: What else decides the run, in the plural, such as "unlabelled photos" -> a text that is the same if and
+            only if they are, such as their number and a hash; a run is not resumed with others.
+        uses_average: The loss needs the moving average of the weights, `Moment.average`.
     """
 
     size: int
@@ -116,9 +139,9 @@ class TaskDescription:
     num_classes: int
     score: str
     label_space: LabelSpace | None = None
-    probabilities: NDArray[np.float64] | None = None
-    shard_order: ShardOrder | None = None
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    uses_average: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +168,7 @@ class Validation:
     buffers: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
-class Task(Protocol):
+class Task(Protocol[B]):
     """Interface of a training task: segmentation is in `tasks`, image classification in `classification`."""
 
     @property
@@ -160,16 +183,24 @@ class Task(Protocol):
             model within stays as it is, so that validation computes what an evaluation of the saved file computes.
         """
 
-    def batches(
-        self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool
-    ) -> Generator[LabelledBatch, None, None]:
-        """The samples (epoch, index) of each micro-batch, loaded and augmented; to be closed."""
+    def batches(self, division: Division, *, pin_memory: bool) -> Generator[B, None, None]:
+        """This process's micro-batches, loaded and augmented; to be closed."""
 
-    def weight_of(self, labels: Tensor) -> Tensor:
-        """Weight of a micro-batch: its share of the divisor of the effective batch's loss."""
+    def weight_of(self, batch: B) -> dict[str, Tensor]:
+        """Name -> weight of a micro-batch on the device: its share of a divisor of the effective batch's loss."""
 
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor, *, total: Tensor) -> Tensor:
-        """The loss of a micro-batch on the device, a sum divided by `total`; `model` is that of `begin`, prepared."""
+    def loss(self, model: nn.Module, batch: B, *, total: Mapping[str, Tensor], moment: Moment) -> StepLoss:
+        """The loss of a micro-batch on the device; `model` is that of `begin`, prepared, and to be called once.
+
+        Args:
+            model: The module.
+            batch: The micro-batch.
+            total: `weight_of`, summed over the effective batch.
+            moment: The step.
+        """
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """What is logged of a step, beside its loss, of `StepLoss.sums` over the effective batch."""
 
     def validate(
         self,
@@ -240,14 +271,13 @@ class SegmentationTask:
             if transform is None
             else sample_transform(transform, class_mix=config.data.class_mix)
         )
+        self.probabilities, self.shard_order = probabilities, _shard_order(train, config.data.shard_window)
         self.description = TaskDescription(
             size=len(train),
             identity=train.identity(),
             num_classes=len(train.label_space.score_names),
             score="mean_iou",
             label_space=validation.label_space,
-            probabilities=probabilities,
-            shard_order=_shard_order(train, config.data.shard_window),
         )
 
     def begin(self, model: PixelModel, device: torch.device) -> nn.Module:
@@ -257,6 +287,7 @@ class SegmentationTask:
             ConfigError: The classes or channels are others; class weights are missing.
         """
         assert isinstance(model, Segmenter)
+        self.device = device
         for dataset in (self.train, self.validation):
             check_fits(model, dataset)
         train, corners, space = self.config.train, model.align_corners, self.train.label_space
@@ -278,29 +309,33 @@ class SegmentationTask:
             return MaskPredictions(model)
         return CoarseLogits(model)
 
-    def batches(self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool) -> Generator[Batch, None, None]:
+    def batches(self, division: Division, *, pin_memory: bool) -> Generator[Batch, None, None]:
         """Augmented by the config's recipe."""
         return load_batches(
             self.train,
-            order,
+            division.batches(len(self.train), probabilities=self.probabilities, shard_order=self.shard_order),
             transform=self.transform,
             seed=self.config.seed,
             workers=self.config.data.workers,
             pin_memory=pin_memory,
         )
 
-    def weight_of(self, labels: Tensor) -> Tensor:
+    def weight_of(self, batch: Batch) -> dict[str, Tensor]:
         """Labelled pixels, or the sum of their classes' weights; of a head that predicts masks, its two divisors."""
-        return (self.criterion if self.masks is None else self.masks).weight_of(labels)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        return {"labelled": (self.criterion if self.masks is None else self.masks).weight_of(labels)}
 
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor, *, total: Tensor) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch, *, total: Mapping[str, Tensor], moment: Moment) -> StepLoss:
         """Compute the loss of the main logits and, weighted, of the auxiliary ones; or that of masks."""
+        images, labels = (each.to(self.device, non_blocking=True) for each in (batch.images, batch.labels))
         output = model(images)
         if self.masks is not None:
-            found: Tensor = self.masks(output, labels, total=total)
-            return found
-        value: Tensor = self.criterion(output.logits, output.aux_logits, labels, pixels=total)
-        return value
+            return StepLoss(self.masks(output, labels, total=total["labelled"]))
+        return StepLoss(self.criterion(output.logits, output.aux_logits, labels, pixels=total["labelled"]))
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """None but the loss."""
+        return {}
 
     def validate(
         self,
