@@ -14,6 +14,7 @@ Shapes: N images, K classes, h x w places, P = h * w.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import sys
@@ -93,13 +94,16 @@ class Distillation:
         config: Losses, weights and temperature.
         teachers: The models that teach.
         space: The classes of the model.
+        align_corners: How the model's logits are enlarged to the images' size.
 
     Raises:
         ConfigError: See `shared_classes`.
     """
 
-    def __init__(self, config: DistillConfig, teachers: Sequence[Teacher], space: LabelSpace) -> None:
-        self.teachers, self.sigmoid = list(teachers), space.task != "multiclass"
+    def __init__(
+        self, config: DistillConfig, teachers: Sequence[Teacher], space: LabelSpace, *, align_corners: bool
+    ) -> None:
+        self.teachers, self.sigmoid, self.align_corners = list(teachers), space.task != "multiclass", align_corners
         self.shared, self.classes = shared_classes(space, teachers), len(space.score_names)
         chosen = {"kl": config.kl_weight, "cwd": config.cwd_weight}
         self.weights = {name: weight for name, weight in chosen.items() if config.method in (name, "both") and weight}
@@ -126,36 +130,49 @@ class Distillation:
                 file=sys.stderr,
             )
 
-    def ask(self, images: Tensor) -> list[Reply]:
+    def ask(self, images: Tensor) -> Lesson:
         """Let the teachers look at images [N, C, H, W], before the model that learns does: memory is free then."""
-        return [teacher.ask(images) for teacher in self.teachers]
+        return Lesson(self, [teacher.ask(images) for teacher in self.teachers], (images.shape[2], images.shape[3]))
 
-    def __call__(
-        self, logits: Tensor, replies: Sequence[Reply], *, size: tuple[int, int], align_corners: bool, images: Tensor
-    ) -> dict[str, Tensor]:
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What the teachers say about some images.
+
+    Attributes:
+        of: Whose losses are computed.
+        replies: Of each teacher.
+        size: (H, W) of the images.
+    """
+
+    of: Distillation
+    replies: Sequence[Reply]
+    size: tuple[int, int]
+
+    def losses(self, logits: Tensor, *, images: int) -> dict[str, Tensor]:
         """Name -> loss, float32 scalars with their weights; their sum is what is learned by.
 
         Args:
-            logits: Of the model, [N, K, h, w], as it gives them before they are enlarged.
-            replies: Of `ask` for the same images.
-            size: (H, W) of the images.
-            align_corners: How the model's logits are enlarged.
+            logits: Of the model for the same images, [N, K, h, w], as it gives them before they are enlarged.
             images: The divisor: images of the effective batch.
         """
-        own = Grid.of(logits, size, align_corners=align_corners)
-        places = coarsest([own, *(reply.grid for reply in replies)])
+        taught = self.of
+        own = Grid.of(logits, self.size, align_corners=taught.align_corners)
+        places = coarsest([own, *(reply.grid for reply in self.replies)])
         if places != own:
             logits = at_places(logits.float(), own, places)
-        if len(self.shared.own) < self.classes:
-            logits = logits[:, self.shared.own]
+        if len(taught.shared.own) < taught.classes:
+            logits = logits[:, taught.shared.own]
         said = []
-        for reply, classes in zip(replies, self.shared.theirs, strict=True):
+        for reply, classes in zip(self.replies, taught.shared.theirs, strict=True):
             scores = reply.at(places)
             said.append(scores if classes == list(range(scores.shape[1])) else scores[:, classes])
         found = {}
-        for name, weight in self.weights.items():
-            form = "pixels" if name == "cwd" else "labels" if self.sigmoid else "classes"
-            found[name] = weight * divergence(logits, said, over=form, temperature=self.temperatures[name]) / images
+        for name, weight in taught.weights.items():
+            form = "pixels" if name == "cwd" else "labels" if taught.sigmoid else "classes"
+            found[f"{name}_loss"] = (
+                weight * divergence(logits, said, over=form, temperature=taught.temperatures[name]) / images
+            )
         return found
 
 
@@ -164,7 +181,7 @@ def divergence(logits: Tensor, teachers: Sequence[Tensor], *, over: str, tempera
 
     With p the distribution of the model and q the mean of the teachers', each of logits / temperature, a distribution
     adds temperature^2 sum q (log q - log p). There is a gradient by `logits` alone, and no second one. It is computed
-    with the loss, `CHUNK` elements at a time, so that nothing of the logits' size is held besides it.
+    with the loss, `CHUNK` elements at a time, so that of the logits' size only the gradient is held.
 
     Args:
         logits: Of the model, [N, K, h, w], any float type.

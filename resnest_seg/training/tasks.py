@@ -34,7 +34,9 @@ from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import BEST
 from resnest_seg.models.heads import check_head
 from resnest_seg.models.segmenter import PixelModel, Segmenter, check_names
-from resnest_seg.training.distributed import PARALLEL, PRECISIONS, StopSignal
+from resnest_seg.teachers.distillation import Distillation
+from resnest_seg.teachers.teacher import open_teachers, teachers_identity
+from resnest_seg.training.distributed import PARALLEL, PRECISIONS, StopSignal, resolved_precision
 from resnest_seg.training.losses import (
     CoarseLogits,
     LabelLoss,
@@ -278,13 +280,15 @@ class SegmentationTask:
             num_classes=len(train.label_space.score_names),
             score="mean_iou",
             label_space=validation.label_space,
+            sources={"teachers": teachers_identity(config.distill)} if config.distill.teacher else {},
         )
 
     def begin(self, model: PixelModel, device: torch.device) -> nn.Module:
-        """Check both splits against the model, and build the loss; the module gives coarse logits.
+        """Check both splits against the model, build the loss, open the teachers; the module gives coarse logits.
 
         Raises:
             ConfigError: The classes or channels are others; class weights are missing.
+            CheckpointError: A teacher cannot be loaded.
         """
         assert isinstance(model, Segmenter)
         self.device = device
@@ -304,10 +308,33 @@ class SegmentationTask:
                 train, space.task, num_labels=model.num_classes, align_corners=corners, pos_weight=self.pos_weight
             )
         self.criterion = criterion.to(device)
+        self.distillation = self._distillation(model, device)
         if model.predicts_masks and self.own_loss is None:
             self.masks = MaskLoss(model, ignore=space.ignore_value)
             return MaskPredictions(model)
         return CoarseLogits(model)
+
+    def _distillation(self, model: Segmenter, device: torch.device) -> Distillation | None:
+        """What the teachers teach, ready to be asked; None without teachers."""
+        config = self.config.distill
+        if config.teacher is None:
+            return None
+        if model.predicts_masks:
+            raise ConfigError(
+                "distill.teacher is for models with logits, and head mask2former predicts masks: leave it out, or "
+                "choose another model.head. As a teacher it is welcome."
+            )
+        teachers = open_teachers(
+            config,
+            self.config.data,
+            channels=model.config.model.in_channels,
+            task=model.task,
+            device=device,
+            precision=resolved_precision(self.config.train.precision),
+        )
+        found = Distillation(config, teachers, self.train.label_space, align_corners=model.align_corners)
+        found.tell()
+        return found
 
     def batches(self, division: Division, *, pin_memory: bool) -> Generator[Batch, None, None]:
         """Augmented by the config's recipe."""
@@ -328,14 +355,19 @@ class SegmentationTask:
     def loss(self, model: nn.Module, batch: Batch, *, total: Mapping[str, Tensor], moment: Moment) -> StepLoss:
         """Compute the loss of the main logits and, weighted, of the auxiliary ones; or that of masks."""
         images, labels = (each.to(self.device, non_blocking=True) for each in (batch.images, batch.labels))
+        lesson = None if self.distillation is None else self.distillation.ask(images)
         output = model(images)
         if self.masks is not None:
             return StepLoss(self.masks(output, labels, total=total["labelled"]))
-        return StepLoss(self.criterion(output.logits, output.aux_logits, labels, pixels=total["labelled"]))
+        loss = self.criterion(output.logits, output.aux_logits, labels, pixels=total["labelled"])
+        if lesson is None:
+            return StepLoss(loss)
+        losses = {"labelled_loss": loss, **lesson.losses(output.logits, images=self.config.train.batch_size)}
+        return StepLoss(torch.stack([*losses.values()]).sum(), {name: value.detach() for name, value in losses.items()})
 
     def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """None but the loss."""
-        return {}
+        """The parts of the loss, where teachers add some."""
+        return dict(sums)
 
     def validate(
         self,

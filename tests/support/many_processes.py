@@ -1,7 +1,7 @@
 """Trains in two forked processes over gloo, so that a test pays for the imports once.
 
 python tests/many_processes.py FOLDER: runs FOLDER/ddp and FOLDER/fsdp, which are left alone, and FOLDER/fsdp_resumed,
-which is stopped after three steps and continued by other processes.
+which is stopped after three steps and continued by other processes; and short ones with a teacher.
 python tests/many_processes.py FOLDER classifier: runs FOLDER/whole and FOLDER/resumed of a classifier, the second of
 which dies before its last validation.
 """
@@ -23,6 +23,7 @@ from resnest_seg.config import (
     ClassifierConfig,
     ClassifyConfig,
     DataConfig,
+    DistillConfig,
     EvalConfig,
     LoopConfig,
     ModelConfig,
@@ -49,6 +50,9 @@ CONFIG = RunConfig(
 """Six steps of four images, batch norm frozen, no dropout: then only the order of sums tells the ways apart."""
 
 
+TEACHER = "teacher.safetensors"
+
+
 class Uneven(SegmentationDataset):
     """Eight pictures, of which most of some and nothing of others is ignored."""
 
@@ -65,11 +69,15 @@ class Uneven(SegmentationDataset):
         return Sample(image, labels, f"picture {index}")
 
 
-def train(output, *, until=None, resume=False, **changes):
+def train(output, *, until=None, resume=False, taught=False, **changes):
     """One run; returns its trainer."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, **changes))
+    if taught:
+        teacher = (str(output.parent / TEACHER),)
+        data = dataclasses.replace(CONFIG.data, crop_size=64)  # maps of more than one place
+        config = dataclasses.replace(config, data=data, distill=DistillConfig(teacher, method="both"))
     segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=3, output_stride=32)
     for module in segmenter.modules():
         if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
@@ -106,6 +114,15 @@ def classify(output, *, dies=False, resume=False):
         trainer.fit()
     except SystemExit:
         assert dies
+
+
+def write_teacher(folder):
+    """A random model of the pictures' classes, and of one more, at another output stride."""
+    torch.manual_seed(1)
+    model = build_segmenter("resnest14_tiny", head="fcn", num_classes=4, output_stride=16, aux_head=False)
+    names = ("class 2", "another", "class 0", "class 1")
+    model.label_space = LabelSpace.numbered(4, names=names)
+    model.to_checkpoint().save(folder / TEACHER)
 
 
 def write_colours(root, *, validation=4, noise=40):
@@ -159,6 +176,9 @@ def main():
     in_two(train, folder / "fsdp", parallel="fsdp")
     in_two(train, folder / "fsdp_resumed", parallel="fsdp", until=3)
     in_two(train, folder / "fsdp_resumed", parallel="fsdp", resume=True)
+    write_teacher(folder)
+    in_two(train, folder / "taught_ddp", taught=True, epochs=1)
+    in_two(train, folder / "taught_fsdp", taught=True, epochs=1, parallel="fsdp")
 
 
 if __name__ == "__main__":

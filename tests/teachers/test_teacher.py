@@ -188,10 +188,12 @@ def test_losses_compare_the_shared_classes_among_themselves():
         expected_kl = F.kl_div(log_p, q, reduction="sum") / 36 / 8
         flat, soft = own.flatten(2) / 4, torch.stack([(each.flatten(2) / 4).softmax(2) for each in theirs]).mean(0)
         expected_cwd = 16 * F.kl_div(flat.log_softmax(2), soft, reduction="sum") / own.shape[1] / 8
-        losses = Distillation(DistillConfig(teacher=("x",), method="both", kl_weight=2.0), taught, ABC)
-        found = losses(logits, losses.ask(images), size=(48, 48), align_corners=True, images=torch.tensor(8))
-        torch.testing.assert_close(found["kl"], 2 * expected_kl)
-        torch.testing.assert_close(found["cwd"], 3 * expected_cwd)
+        losses = Distillation(
+            DistillConfig(teacher=("x",), method="both", kl_weight=2.0), taught, ABC, align_corners=True
+        )
+        found = losses.ask(images).losses(logits, images=8)
+        torch.testing.assert_close(found["kl_loss"], 2 * expected_kl)
+        torch.testing.assert_close(found["cwd_loss"], 3 * expected_cwd)
 
 
 def test_maps_are_compared_at_the_places_of_the_coarser():
@@ -199,16 +201,17 @@ def test_maps_are_compared_at_the_places_of_the_coarser():
     fine, coarse = torch.randn(1, 3, 12, 12, generator=random), torch.randn(1, 3, 6, 6, generator=random)
     for own, theirs in ((fine, coarse), (coarse, fine)):
         grid = Grid(*theirs.shape[2:], False, (48, 48))
-        losses = Distillation(DistillConfig(teacher=("x",)), [saying(theirs, ["a", "b", "c"], grid=grid)], ABC)
+        losses = Distillation(
+            DistillConfig(teacher=("x",)), [saying(theirs, ["a", "b", "c"], grid=grid)], ABC, align_corners=False
+        )
         leaf = own.clone().requires_grad_()
-        replies, images = losses.ask(torch.zeros(1, 3, 48, 48)), torch.tensor(1)
-        found = losses(leaf, replies, size=(48, 48), align_corners=False, images=images)
+        found = losses.ask(torch.zeros(1, 3, 48, 48)).losses(leaf, images=1)
         plain = own.clone().requires_grad_()
         # Between centres of twice as many parts lie the means of neighbours.
         student, teacher = (F.avg_pool2d(each, each.shape[2] // 6) for each in (plain, theirs))
         expected = F.kl_div(student.log_softmax(1), teacher.softmax(1), reduction="sum") / 36
-        torch.testing.assert_close(found["kl"], expected)
-        found["kl"].backward()
+        torch.testing.assert_close(found["kl_loss"], expected)
+        found["kl_loss"].backward()
         expected.backward()
         torch.testing.assert_close(leaf.grad, plain.grad)
 
@@ -217,14 +220,14 @@ def test_binary_models_teach_binary_ones(tmp_path):
     path = save(tmp_path / "binary.safetensors", names=("b", "car"), task="binary")
     (teacher,) = opened(path, task="binary")
     space = LabelSpace.numbered(2, names=["rest", "car"]).for_task("binary", positive=["car"])
-    losses = Distillation(DistillConfig(teacher=(path,), method="both"), [teacher], space)
+    losses = Distillation(DistillConfig(teacher=(path,), method="both"), [teacher], space, align_corners=True)
     images = pixels()
     logits = torch.zeros(2, 1, 8, 8)
-    found = losses(logits, losses.ask(images), size=(64, 64), align_corners=True, images=torch.tensor(2))
+    found = losses.ask(images).losses(logits, images=2)
     z = teacher.ask(images).at(Grid(8, 8, True, (64, 64)))
     q = z.sigmoid()
     expected = (q * (q / 0.5).log() + (1 - q) * ((1 - q) / 0.5).log()).mean()
-    torch.testing.assert_close(found["kl"], expected)
+    torch.testing.assert_close(found["kl_loss"], expected)
 
 
 @pytest.mark.parametrize(
