@@ -4,8 +4,15 @@ from resnest_seg import lazy_exports
 
 _HOMES = {
     "Box": "pseudo_labels",
+    "Consistency": "consistency",
+    "ConsistencyLoss": "consistency",
+    "MixedBatch": "unlabelled",
+    "PhotoViews": "unlabelled",
+    "UnlabelledPhotos": "unlabelled",
     "draw_box": "pseudo_labels",
+    "find_photos": "unlabelled",
     "pseudo_labels": "pseudo_labels",
+    "strong_view": "strong_views",
 }
 
 __all__ = sorted(_HOMES)

@@ -118,7 +118,8 @@ def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None
         parts = dataclasses.replace(parts, segmenter=copy.deepcopy(parts.segmenter))
 
     def start(output: Path, resume: bool) -> Trainer:
-        return trainer_for(short, parts, output=output, resume="yes" if resume else "no")
+        run = _with_photos(short, train, output.with_name("photos")) if drawn else short
+        return trainer_for(run, parts, output=output, resume="yes" if resume else "no")
 
     with _two_steps(short, start) as (trainer, best, step):
         segmenter = load_checkpoint(best, into=parts.segmenter).to(trainer.engine.device)
@@ -133,6 +134,19 @@ def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None
             *doubts,
         )
     )
+
+
+def _with_photos(config: RunConfig, drawn: SegmentationDataset, folder: Path) -> RunConfig:
+    """Return the config with unlabelled photos, if it names some that are missing as its data is: drawn scenes."""
+    where = config.train.unlabelled
+    if where is None or is_address(where) or Path(where).exists():
+        return config
+    folder.mkdir(exist_ok=True)
+    for index in range(IMAGES):
+        np.save(folder / f"{index}.npy", drawn[index].image)
+        if config.data.bands is None:
+            write_png(folder / f"{index}.png", drawn[index].image)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, unlabelled=str(folder)))
 
 
 def _without_downloads(config: RunConfig) -> RunConfig:
