@@ -295,7 +295,9 @@ def load_batches(
         ResNeStSegError: A loader process could not be started, or died.
     """
     sampled = None if transform is None else sample_transform(transform)
-    yield from run_loader(_View(dataset, sampled, seed), batches, _collate, workers=workers, pin_memory=pin_memory)
+    yield from run_loader(
+        AugmentedSamples(dataset, sampled, seed), batches, stack_samples, workers=workers, pin_memory=pin_memory
+    )
 
 
 def run_loader(
@@ -483,8 +485,8 @@ def _kill(processes: Iterable[BaseProcess]) -> None:
         process.join()
 
 
-class _View(Dataset[Sample | ResNeStSegError]):
-    """Samples by (epoch, index).
+class AugmentedSamples(Dataset[Sample | ResNeStSegError]):
+    """Samples by (epoch, index), for `run_loader`.
 
     An error is returned as a value, because raised in a worker it would arrive as a traceback.
     """
@@ -517,7 +519,8 @@ class _View(Dataset[Sample | ResNeStSegError]):
         return Sample(image, labels, sample.name)
 
 
-def _collate(samples: Sequence[Sample | ResNeStSegError]) -> Batch | ResNeStSegError:
+def stack_samples(samples: Sequence[Sample | ResNeStSegError]) -> Batch | ResNeStSegError:
+    """Stack samples of one size and type; returns the first error, or that which says how they differ."""
     good: list[Sample] = []
     for sample in samples:
         if isinstance(sample, ResNeStSegError):
@@ -539,10 +542,15 @@ def _collate(samples: Sequence[Sample | ResNeStSegError]) -> Batch | ResNeStSegE
                 "Give a transform that crops, such as TrainTransform.from_config(DataConfig(crop_size=512)), or "
                 "batch_size=1."
             )
-    images = torch.from_numpy(np.stack([sample.image for sample in good])).permute(0, 3, 1, 2)
+    images = stack_images([sample.image for sample in good])
     stacked = np.stack([sample.labels for sample in good])
     labels = torch.from_numpy(stacked if stacked.dtype == np.uint8 else stacked.astype(np.int32))  # torch has no uint16
     return Batch(images, labels, [sample.name for sample in good])
+
+
+def stack_images(images: Sequence[NDArray[Any]]) -> Tensor:
+    """Stack images [H, W, C] to a tensor [N, C, H, W] in channels-last memory."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
 def loader_processes(workers: int) -> int:

@@ -4,12 +4,19 @@ from resnest_seg import lazy_exports
 
 _HOMES = {
     "Box": "pseudo_labels",
+    "Consistency": "consistency",
+    "ConsistencyLoss": "consistency",
     "Distillation": "distillation",
+    "MixedBatch": "unlabelled",
+    "PhotoViews": "unlabelled",
     "Teacher": "teacher",
+    "UnlabelledPhotos": "unlabelled",
     "divergence": "distillation",
     "draw_box": "pseudo_labels",
+    "find_photos": "unlabelled",
     "open_teachers": "teacher",
     "pseudo_labels": "pseudo_labels",
+    "strong_view": "strong_views",
 }
 
 __all__ = sorted(_HOMES)

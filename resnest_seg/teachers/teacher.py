@@ -119,12 +119,13 @@ class Teacher:
 
 
 def teachers_identity(config: DistillConfig) -> str:
-    """Hash of the files of a run's teachers, in their order; empty without one. Fetches published ones.
+    """The hashes of the files of a run's teachers, in their order, in words. Fetches published ones.
 
     Raises:
         CheckpointError, DownloadError: There is no such file, or it cannot be fetched.
     """
-    return ",".join(content_hash(name) for name in config.teacher or ())
+    files = (content_hash(name).split("+") for name in config.teacher or ())  # OpenVINO's models are two
+    return ", ".join(f"sha256 {'+'.join(each[:16] for each in hashes)}" for hashes in files)
 
 
 def open_teachers(config: DistillConfig, data: DataConfig, *, channels: int, task: str,

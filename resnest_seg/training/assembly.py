@@ -41,6 +41,8 @@ from resnest_seg.models.segmenter import PIXEL_MEAN, PIXEL_STD, Segmenter, freez
 from resnest_seg.reports.run_files import REPORT
 from resnest_seg.reports.run_report import Pictures, write_report
 from resnest_seg.storage.remote import is_address
+from resnest_seg.storage.sources import Source
+from resnest_seg.teachers.unlabelled import UnlabelledPhotos, find_photos
 from resnest_seg.training.losses import Loss
 from resnest_seg.training.memory import GIB, devices_here, divided, plan
 from resnest_seg.training.monitor import Callback
@@ -586,7 +588,34 @@ def task_for(
         pos_weight=balanced.pos_weight,
         loss=parts.loss,
         transform=parts.transform,
+        photos=photos_for(config, train, validation),
     )
+
+
+def photos_for(
+    config: RunConfig, train: SegmentationDataset, validation: SegmentationDataset
+) -> UnlabelledPhotos | None:
+    """The unlabelled photos of a run; the main process says how many there are.
+
+    Raises:
+        DatasetError: There are none, or one cannot be read.
+    """
+    data, where = config.data, config.train.unlabelled
+    if where is None:
+        return None
+    source = opened_root(data.dataset, where, cache=data.cache, cache_size=data.cache_size)
+    photos = find_photos(
+        source if isinstance(source, Source) else where, train=train, validation=validation, bands=bands_of(data)
+    )
+    photos.check(data.check)
+    if os.environ.get("RANK", "0") == "0":
+        left_out = f", without {photos.labelled} that the training split has with labels" if photos.labelled else ""
+        print(f"unlabelled: {len(photos)} photos{left_out}", file=sys.stderr)
+        if photos.held_out:
+            print(f"warning: {photos.held_out} of the unlabelled photos are samples of the {validation.split} split: "
+                  "scores of photos that a model was trained on, even without their labels, say less about others.",
+                  file=sys.stderr)  # fmt: skip
+    return photos
 
 
 def _check_unweighted(train: TrainConfig) -> None:

@@ -77,6 +77,7 @@ MAY_CHANGE = (
     "data.cache_size",
     "data.check",
     "data.samples",
+    "train.unlabelled",
     "train.save_every",
     "train.keep",
     "train.peer_timeout",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from resnest_seg.config import AnyConfig, RunConfig
 from resnest_seg.data.datasets import SegmentationDataset
-from resnest_seg.data.loader import Batch, Division, ShardOrder, load_batches
+from resnest_seg.data.loader import AugmentedSamples, Batch, Division, ShardOrder, run_loader, stack_samples
 from resnest_seg.data.shards import shard_numbers
 from resnest_seg.data.transforms import RECIPES, TrainTransform, Transform, sample_transform
 from resnest_seg.errors import ConfigError, command, unknown_name
@@ -30,12 +30,15 @@ from resnest_seg.evaluation.evaluate import EvaluatedImage, check_fits, evaluate
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.inference.protocols import protocol
 from resnest_seg.io.visualize import contact_sheet
-from resnest_seg.labels import LabelSpace
+from resnest_seg.labels import IGNORE_LABEL, MULTILABEL_IGNORE, LabelSpace
 from resnest_seg.models.checkpoint import BEST
 from resnest_seg.models.heads import check_head
-from resnest_seg.models.segmenter import PixelModel, Segmenter, check_names
-from resnest_seg.teachers.distillation import Distillation
+from resnest_seg.models.segmenter import PixelModel, Segmenter, SegmenterOutput, check_names
+from resnest_seg.teachers.consistency import Consistency, ConsistencyLoss, ConsistencyOutput
+from resnest_seg.teachers.distillation import Distillation, Lesson
 from resnest_seg.teachers.teacher import open_teachers, teachers_identity
+from resnest_seg.teachers.unlabelled import MixedBatch, PhotoViews, UnlabelledPhotos, mixed_batches
+from resnest_seg.training.chunked_loss import lean_binary_cross_entropy, lean_cross_entropy
 from resnest_seg.training.distributed import PARALLEL, PRECISIONS, StopSignal, resolved_precision
 from resnest_seg.training.losses import (
     CoarseLogits,
@@ -131,8 +134,8 @@ class TaskDescription:
         score: Name of the score that decides which weights are best.
         label_space: The classes, or None where they have no colours and raw ids.
         files: Name -> text of files that the run folder has besides.
-        sources: What else decides the run, in the plural, such as "unlabelled photos" -> a text that is the same if and
-            only if they are, such as their number and a hash; a run is not resumed with others.
+        sources: Config key of what else decides the run, such as train.unlabelled -> a text that says what it is, with
+            a hash; a run is not resumed with another one.
         uses_average: The loss needs the moving average of the weights, `Moment.average`.
     """
 
@@ -219,6 +222,58 @@ class Task(Protocol[B]):
         """
 
 
+def consistency_loss(config: RunConfig, model: Segmenter, *, steps_per_epoch: int) -> ConsistencyLoss:
+    """The loss of unlabelled photos that a config describes.
+
+    Raises:
+        ConfigError: The head predicts masks.
+    """
+    if model.predicts_masks:
+        raise ConfigError("train.unlabelled does not go with a head that predicts masks and not pixels.")
+    task, corners = config.model.task, model.align_corners
+
+    def summed(logits: Tensor, labels: Tensor) -> Tensor:
+        if task == "multiclass":
+            return lean_cross_entropy(logits, labels, align_corners=corners)
+        ignore = MULTILABEL_IGNORE if task == "multilabel" else IGNORE_LABEL
+        return lean_binary_cross_entropy(logits, labels, ignore_label=ignore, align_corners=corners)
+
+    unit = 1 if config.train.epochs is None else max(steps_per_epoch, 1)
+    return ConsistencyLoss(config.semi, summed, task, model.num_classes, corners, config.semi.ramp_up * unit)
+
+
+def _sources(config: RunConfig, photos: UnlabelledPhotos | None) -> dict[str, str]:
+    """See `TaskDescription.sources`."""
+    found = {} if photos is None else {"train.unlabelled": photos.identity}
+    return found if config.distill.teacher is None else found | {"distill.teacher": teachers_identity(config.distill)}
+
+
+def _distillation(config: RunConfig, model: Segmenter, space: LabelSpace, device: torch.device) -> Distillation | None:
+    """The teachers of a run, ready to be asked; None without any.
+
+    Raises:
+        ConfigError, CheckpointError: They cannot teach this model, or cannot be opened.
+    """
+    if config.distill.teacher is None:
+        return None
+    if model.predicts_masks:
+        raise ConfigError(
+            "distill.teacher is for models with logits, and head mask2former predicts masks: leave it out, or choose "
+            "another model.head. As a teacher it is welcome."
+        )
+    teachers = open_teachers(
+        config.distill,
+        config.data,
+        channels=config.model.in_channels,
+        task=model.task,
+        device=device,
+        precision=resolved_precision(config.train.precision),
+    )
+    found = Distillation(config.distill, teachers, space, align_corners=model.align_corners)
+    found.tell()
+    return found
+
+
 def _shard_order(train: SegmentationDataset, window: int | None) -> ShardOrder | None:
     """The order of a training split by `data.shard_window`.
 
@@ -248,6 +303,7 @@ class SegmentationTask:
         pos_weight: Of the pixels with a label in the loss, [K], as `train.class_weights` balanced names them.
         loss: In place of the config's losses.
         transform: In place of the config's recipe and further options, but for ClassMix.
+        photos: Unlabelled photos to learn from as well, as the config's `semi` says.
 
     Raises:
         ConfigError: Unknown protocol or recipe; `data.shard_window` with a data set that is not packed.
@@ -264,6 +320,7 @@ class SegmentationTask:
         pos_weight: Tensor | None = None,
         loss: Loss | None = None,
         transform: Transform | None = None,
+        photos: UnlabelledPhotos | None = None,
     ) -> None:
         self.config, self.train, self.validation, self.class_weights = config, train, validation, class_weights
         protocol(config.eval.protocol)
@@ -280,8 +337,11 @@ class SegmentationTask:
             num_classes=len(train.label_space.score_names),
             score="mean_iou",
             label_space=validation.label_space,
-            sources={"teachers": teachers_identity(config.distill)} if config.distill.teacher else {},
+            sources=_sources(config, photos),
+            uses_average=photos is not None and config.semi.teacher == "ema",
         )
+        wide = train.label_space.task == "multilabel"
+        self.views = None if photos is None else PhotoViews(photos, self.transform, config.semi, config.seed, wide=wide)
 
     def begin(self, model: PixelModel, device: torch.device) -> nn.Module:
         """Check both splits against the model, build the loss, open the teachers; the module gives coarse logits.
@@ -308,66 +368,89 @@ class SegmentationTask:
                 train, space.task, num_labels=model.num_classes, align_corners=corners, pos_weight=self.pos_weight
             )
         self.criterion = criterion.to(device)
-        self.distillation = self._distillation(model, device)
-        if model.predicts_masks and self.own_loss is None:
+        self.distillation = _distillation(self.config, model, self.train.label_space, device)
+        if model.predicts_masks and self.own_loss is None and self.views is None:
             self.masks = MaskLoss(model, ignore=space.ignore_value)
             return MaskPredictions(model)
-        return CoarseLogits(model)
+        if self.views is None:
+            return CoarseLogits(model)
+        self.consistency = consistency_loss(self.config, model, steps_per_epoch=len(self.train) // train.batch_size)
+        return Consistency(model, self.config.semi)
 
-    def _distillation(self, model: Segmenter, device: torch.device) -> Distillation | None:
-        """What the teachers teach, ready to be asked; None without teachers."""
-        config = self.config.distill
-        if config.teacher is None:
-            return None
-        if model.predicts_masks:
-            raise ConfigError(
-                "distill.teacher is for models with logits, and head mask2former predicts masks: leave it out, or "
-                "choose another model.head. As a teacher it is welcome."
-            )
-        teachers = open_teachers(
-            config,
-            self.config.data,
-            channels=model.config.model.in_channels,
-            task=model.task,
-            device=device,
-            precision=resolved_precision(self.config.train.precision),
-        )
-        found = Distillation(config, teachers, self.train.label_space, align_corners=model.align_corners)
-        found.tell()
-        return found
+    def batches(self, division: Division, *, pin_memory: bool) -> Generator[Batch | MixedBatch, None, None]:
+        """Augmented by the config's recipe; with unlabelled photos, where there are some."""
+        order = division.batches(len(self.train), probabilities=self.probabilities, shard_order=self.shard_order)
+        samples = AugmentedSamples(self.train, self.transform, self.config.seed)
+        workers = self.config.data.workers
+        if self.views is None:
+            return run_loader(samples, order, stack_samples, workers=workers, pin_memory=pin_memory)
+        photos = self.views.order(division)
+        return mixed_batches(samples, order, self.views, photos, workers=workers, pin_memory=pin_memory)
 
-    def batches(self, division: Division, *, pin_memory: bool) -> Generator[Batch, None, None]:
-        """Augmented by the config's recipe."""
-        return load_batches(
-            self.train,
-            division.batches(len(self.train), probabilities=self.probabilities, shard_order=self.shard_order),
-            transform=self.transform,
-            seed=self.config.seed,
-            workers=self.config.data.workers,
-            pin_memory=pin_memory,
-        )
+    def weight_of(self, batch: Batch | MixedBatch) -> dict[str, Tensor]:
+        """Labelled pixels, or the sum of their classes' weights; of a head that predicts masks, its two divisors.
 
-    def weight_of(self, batch: Batch) -> dict[str, Tensor]:
-        """Labelled pixels, or the sum of their classes' weights; of a head that predicts masks, its two divisors."""
+        And the valid pixels of unlabelled photos.
+        """
         labels = batch.labels.to(self.device, non_blocking=True)
-        return {"labelled": (self.criterion if self.masks is None else self.masks).weight_of(labels)}
+        weights = {"labelled": (self.criterion if self.masks is None else self.masks).weight_of(labels)}
+        if isinstance(batch, MixedBatch):
+            weights["unlabelled"] = self.consistency.weight_of(batch, self.device)
+        return weights
 
-    def loss(self, model: nn.Module, batch: Batch, *, total: Mapping[str, Tensor], moment: Moment) -> StepLoss:
-        """Compute the loss of the main logits and, weighted, of the auxiliary ones; or that of masks."""
+    def loss(
+        self, model: nn.Module, batch: Batch | MixedBatch, *, total: Mapping[str, Tensor], moment: Moment
+    ) -> StepLoss:
+        """Compute the loss of the main logits and, weighted, of the auxiliary ones; or that of masks.
+
+        With unlabelled photos it is mixed with their loss.
+        """
         images, labels = (each.to(self.device, non_blocking=True) for each in (batch.images, batch.labels))
         lesson = None if self.distillation is None else self.distillation.ask(images)
+        if isinstance(batch, MixedBatch):
+            return self._mixed_loss(model, batch, (images, labels), total, moment, lesson)
         output = model(images)
         if self.masks is not None:
             return StepLoss(self.masks(output, labels, total=total["labelled"]))
+        return self._supervised(output, labels, total, lesson)
+
+    def _supervised(
+        self,
+        output: SegmenterOutput | ConsistencyOutput,
+        labels: Tensor,
+        total: Mapping[str, Tensor],
+        lesson: Lesson | None,
+    ) -> StepLoss:
+        """The loss of labels, and what the teachers say about the same images."""
         loss = self.criterion(output.logits, output.aux_logits, labels, pixels=total["labelled"])
         if lesson is None:
             return StepLoss(loss)
         losses = {"labelled_loss": loss, **lesson.losses(output.logits, images=self.config.train.batch_size)}
         return StepLoss(torch.stack([*losses.values()]).sum(), {name: value.detach() for name, value in losses.items()})
 
+    def _mixed_loss(
+        self,
+        model: nn.Module,
+        batch: MixedBatch,
+        labelled: tuple[Tensor, Tensor],
+        total: Mapping[str, Tensor],
+        moment: Moment,
+        lesson: Lesson | None,
+    ) -> StepLoss:
+        (images, labels), own = labelled, self.consistency
+        weak, strong, partner = (
+            each.to(self.device, non_blocking=True) for each in (batch.weak, batch.strong, batch.partner)
+        )
+        output = model(images, weak, strong, partner if self.config.semi.cutmix else None, moment.average)
+        supervised, parts = self._supervised(output, labels, total, lesson)
+        loss, sums = own(output, batch, total=total["unlabelled"], reported=moment.reported)
+        share, rest = own.share(moment.step)
+        return StepLoss(share * supervised + rest * loss, {"labelled_loss": supervised.detach(), **parts, **sums})
+
     def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """The parts of the loss, where teachers add some."""
-        return dict(sums)
+        """The parts of the loss, where teachers or unlabelled photos add some, and what `ConsistencyLoss` counts."""
+        parts = {name: value for name, value in sums.items() if name.endswith("_loss")}
+        return parts if self.views is None else parts | self.consistency.figures(sums)
 
     def validate(
         self,

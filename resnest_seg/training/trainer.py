@@ -620,12 +620,12 @@ class Trainer:
                 "added, removed or renamed. A resumed run would be another one. Put them back, or begin a new run."
             )
         sources = saved.training.values.get("sources", {})
-        for name in sorted(sources.keys() | self.about.sources.keys()):
-            before, now = (each.get(name, "none") for each in (sources, self.about.sources))
+        for key in sorted((sources.keys() | self.about.sources.keys()) - set(allow_changes)):
+            before, now = (each.get(key, "none") for each in (sources, self.about.sources))
             if before != now:
                 raise CheckpointError(
-                    f"{self.output / LAST} was trained with other {name} ({before}) than there are now ({now}): a "
-                    "resumed run would be another one. Put them back, or begin a new run."
+                    f"{key} is not what {self.output / LAST} was trained with: it was {before}, and is {now}. The run "
+                    f"would be another one. If that is what you want: --allow-changes {key}"
                 )
         return saved
 

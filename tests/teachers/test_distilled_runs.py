@@ -14,6 +14,7 @@ from resnest_seg.config import RunConfig
 from resnest_seg.data.loader import Batch
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import CheckpointError, ConfigError
+from resnest_seg.io.visualize import write_png
 from resnest_seg.models.loading import build_segmenter, segmenter_for
 from resnest_seg.training.tasks import Moment, SegmentationTask
 
@@ -30,7 +31,7 @@ CONFIG = {
 def taught(teacher, **changes):
     """The config with a teacher."""
     groups = {group: {**CONFIG.get(group, {}), **changes.get(group, {})} for group in (*CONFIG, *changes)}
-    groups["distill"] = {"teacher": teacher, "method": "both", **changes.get("distill", {})}
+    groups["distill"] = {"teacher": teacher, "method": "both", **changes.get("distill", {})} if teacher else {}
     return RunConfig.from_dict(groups)
 
 
@@ -85,13 +86,17 @@ def test_another_teacher_is_refused_when_a_run_goes_on(teacher, tmp_path):
     with torch.no_grad():
         next(model.head.parameters()).add_(1)
     model.to_checkpoint().save(other)
-    for changed in ({"teacher": str(other)}, {"teacher": [teacher, str(other)]}, {"teacher": None}):
-        with pytest.raises(CheckpointError, match=r"was trained with other teachers \(.*begin a new run"):
+    for changed in ({"teacher": str(other)}, {"teacher": [teacher, str(other)]}):
+        with pytest.raises(
+            CheckpointError, match=r"distill\.teacher is not what .* it was sha256 \w{16}, and is sha256"
+        ):
             fit(taught(teacher, distill=changed), output=output, resume="yes")
+    with pytest.raises(CheckpointError, match=r"distill\.method \(both -> kl\)"):
+        fit(taught(None), output=output, resume="yes")
     plain = tmp_path / "plain"
     fit(taught(None), output=plain, until=1)
-    with pytest.raises(CheckpointError, match=r"other teachers \(none\)"):
-        fit(taught(teacher), output=plain, resume="yes")
+    with pytest.raises(CheckpointError, match=r"distill\.teacher is not what .* it was none, and is sha256"):
+        fit(taught(teacher, distill={"method": "kl"}), output=plain, resume="yes")
     with pytest.raises(CheckpointError, match=r"distill.temperature \(None -> 2.0\)"):
         fit(taught(teacher, distill={"temperature": 2.0}), output=output, resume="yes")
 
@@ -173,6 +178,18 @@ def test_a_head_that_predicts_masks_is_not_taught(teacher):
                               aux_head=False, pixel_decoder="fpn")  # fmt: skip
     with pytest.raises(ConfigError, match="head mask2former predicts masks"):
         task_of(config).begin(student, torch.device("cpu"))
+
+
+def test_a_run_learns_from_a_teacher_and_from_unlabelled_photos(teacher, tmp_path):
+    """The teacher's losses stand beside that of the labels, and are weighted as that is."""
+    for index in range(4):
+        write_png(tmp_path / "photos" / f"{index}.png", Synthetic("val", size=(64, 96))[index].image)
+    config = taught(teacher, train={"unlabelled": str(tmp_path / "photos"), "iterations": 1},
+                    semi={"threshold": 0.0, "method": "fixmatch"})  # fmt: skip
+    (line,) = lines(fit(config, output=tmp_path / "run").output)
+    expected = (line["labelled_loss"] + line["kl_loss"] + line["cwd_loss"] + line["unlabelled_loss"]) / 2
+    assert line["loss"] == pytest.approx(expected, rel=1e-5)
+    assert line["certain"] == 1
 
 
 def test_own_losses_and_networks_are_taught_as_well(teacher, tmp_path):

@@ -315,3 +315,12 @@ def test_the_identity_of_teachers_is_their_content_in_order(letters, tmp_path):
     assert one == moved
     assert len({one, two, turned}) == 3
     assert teachers_identity(DistillConfig()) == ""
+
+
+def test_the_identity_of_an_openvino_model_is_that_of_its_weights_as_well(tmp_path):
+    (tmp_path / "model.xml").write_bytes(b"network")
+    found = set()
+    for weights in (b"one", b"another"):
+        (tmp_path / "model.bin").write_bytes(weights)
+        found.add(teachers_identity(DistillConfig(teacher=(str(tmp_path / "model.xml"),))))
+    assert len(found) == 2
