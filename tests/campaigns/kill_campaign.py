@@ -29,7 +29,9 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
+from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import BEST, LAST, Checkpoint
+from resnest_seg.models.loading import build_segmenter
 
 PROJECT = Path(__file__).resolve().parents[2]
 TRAIN = PROJECT / "tools" / "train_seg.py"
@@ -55,6 +57,7 @@ FEATURES = {
     "class_mix": ["--data.class_mix=0.5"],
     "rare_class": ["--data.rare_class=0.1"],
     "loaders": ["--data.workers=2"],
+    "teacher": ["--distill.method=both"],
 }
 """What makes a run more random, or gives it more processes."""
 
@@ -248,6 +251,7 @@ def parse():
     parser.add_argument("--ema", action="store_true", help="a slower moving average")
     parser.add_argument("--class-mix", action="store_true", help="data.class_mix")
     parser.add_argument("--rare-class", action="store_true", help="data.rare_class")
+    parser.add_argument("--teacher", action="store_true", help="distillation, of a random teacher")
     parser.add_argument("--all", action="store_true", help="all of these, and --signals mix")
     parser.add_argument("--processes", action="store_true", help="a fresh process for each start")
     parser.add_argument("--workers", type=int, default=0, help="train in this many processes under torchrun")
@@ -256,6 +260,15 @@ def parse():
         options.signals = "mix"
     chosen = [name for name in FEATURES if options.all or getattr(options, name)]
     return options, [word for name in chosen for word in FEATURES[name]]
+
+
+def write_teacher(path):
+    """A random model of the drawn scenes, at a finer output stride than the run's; returns its path."""
+    torch.manual_seed(0)
+    model = build_segmenter("resnest14_tiny", head="fcn", num_classes=10, output_stride=16, aux_head=False)
+    model.label_space = LabelSpace.of("synthetic")
+    model.to_checkpoint().save(path)
+    return path
 
 
 def print_table(done, killed, runs):
@@ -285,6 +298,8 @@ def main():
     rng, killed, runs, done = random.Random(options.seed), 0, 0, Counter()
     with tempfile.TemporaryDirectory() as name:
         folder, log = Path(name), Path(name) / "log"
+        if FEATURES["teacher"][0] in words:
+            words.append(f"--distill.teacher={write_teacher(folder / 'teacher.safetensors')}")
         if options.workers:
             under_torchrun(options, words, folder, log, rng)
             return
