@@ -32,7 +32,7 @@ from resnest_seg.data.datasets import (
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.tiles import paired_files
 from resnest_seg.data.transforms import TrainTransform, Transform, is_photo
-from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, command
+from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, command, printable
 from resnest_seg.files import atomic_write, check_outside
 from resnest_seg.io.display import console
 from resnest_seg.models.checkpoint import BEST, CONFIG
@@ -603,6 +603,11 @@ def photos_for(
     data, where = config.data, config.train.unlabelled
     if where is None:
         return None
+    if printable(where) != where:
+        raise DatasetError(
+            f"train.unlabelled '{printable(where)}' has bytes that are not UTF-8, which the run's config.yaml cannot "
+            "hold: give it a link with a plain name (ln -s) and pass that."
+        )
     source = opened_root(data.dataset, where, cache=data.cache, cache_size=data.cache_size)
     photos = find_photos(
         source if isinstance(source, Source) else where, train=train, validation=validation, bands=bands_of(data)

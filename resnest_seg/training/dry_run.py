@@ -163,7 +163,9 @@ def _without_downloads(config: RunConfig) -> RunConfig:
 def _absent_teachers(config: RunConfig) -> list[str]:
     """A line about teachers that would be downloaded, if there are some."""
     names = [name for name in config.distill.teacher or () if _is_published(name)]
-    return [f"  teacher  {', '.join(names)} left out, as a run would download it: its time and memory come on top"] * bool(names)
+    return [
+        f"  teacher  {', '.join(names)} left out, as a run would download it: its time and memory come on top"
+    ] * bool(names)
 
 
 def _is_published(name: str) -> bool:

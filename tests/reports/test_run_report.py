@@ -102,8 +102,8 @@ def test_the_parts_of_a_loss_are_curves_beside_it(runs, tmp_path):
     path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
     page, _ = written([runs / "first"], tmp_path / "r.html", images=Pictures(count=0))
     names = [path.get("data-name") for path in page.all("path") if path.get("class") == "series"]
-    assert names[:5] == ["training", "validation", "of labels", "of teachers (kl)", "of teachers (cwd)"]
-    assert "of unlabelled photos" not in names
+    assert names[:5] == ["training", "validation", "labelled", "teachers, kl", "teachers, cwd"]
+    assert "unlabelled" not in names
 
 
 def test_runs_are_compared_with_an_interval(runs, tmp_path):
