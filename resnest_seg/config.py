@@ -26,6 +26,15 @@ LABEL_LOSSES = tuple(name for name in LOSSES if name != "ohem")
 CLASS_WEIGHTS = ("none", "median_frequency", "effective_number", "balanced")
 """Values of `train.class_weights`."""
 
+SEMI_METHODS = ("fixmatch", "unimatch")
+"""Values of `semi.method`."""
+
+SEMI_TEACHERS = ("self", "ema")
+"""Values of `semi.teacher`."""
+
+DISTILL_METHODS = ("kl", "cwd", "both")
+"""Values of `distill.method`."""
+
 CUSTOM = "custom"
 """Value of `data.dataset`, `model.encoder` or `model.head` for a part of the user's own, which no name builds."""
 
@@ -101,6 +110,55 @@ def _check_task(config: RunConfig) -> None:
         for key, given in (("class_mix", data.class_mix), ("rare_class", data.rare_class)):
             if given:
                 raise ConfigError(f"data.{key} needs one class a pixel, and model.task is multilabel: leave it out.")
+
+
+def _check_semi(config: RunConfig) -> None:
+    """Refuse what does not go together in learning from unlabelled photos, or is set and would do nothing."""
+    semi, train = config.semi, config.train
+    for key, value, known in (("method", semi.method, SEMI_METHODS), ("teacher", semi.teacher, SEMI_TEACHERS)):
+        if value not in known:
+            raise unknown_name(f"semi.{key}", value, known)
+    if train.unlabelled is None:
+        for field in dataclasses.fields(semi):
+            if getattr(semi, field.name) != field.default:
+                raise ConfigError(f"semi.{field.name} is for unlabelled photos, and train.unlabelled names none.")
+        return
+    if config.model.head == "mask2former":
+        raise ConfigError(
+            "train.unlabelled does not go with head mask2former, which predicts masks and not pixels: choose another "
+            "head, such as deeplabv3plus of family mmseg."
+        )
+    if config.data.window is not None:
+        raise ConfigError(
+            "train.unlabelled reads whole photos and data.window windows of rasters: leave one of them out."
+        )
+    if semi.teacher == "ema" and not train.ema:
+        raise ConfigError("semi.teacher ema is the moving average of the weights: set train.ema as well, such as 0.99.")
+    if semi.teacher == "ema" and train.parallel == "fsdp":
+        raise ConfigError("semi.teacher ema does not go with train.parallel fsdp: take ddp, or semi.teacher self.")
+
+
+def _check_distill(distill: DistillConfig) -> None:
+    for key, value, known in (
+        ("method", distill.method, DISTILL_METHODS),
+        ("precision", distill.precision, ("auto", "fp32", "bf16", "fp16")),
+    ):
+        if value not in known:
+            raise unknown_name(f"distill.{key}", value, known)
+    if distill.teacher is None:
+        for field in dataclasses.fields(distill):
+            if getattr(distill, field.name) != field.default:
+                raise ConfigError(f"distill.{field.name} is for a teacher, and distill.teacher names none.")
+        return
+    weights = {"kl": distill.kl_weight, "cwd": distill.cwd_weight}
+    for name, weight in weights.items():
+        if distill.method == name and not weight:
+            raise ConfigError(f"distill.{name}_weight is 0, and distill.method is {name}: nothing would be taught.")
+    if not any(weights.values()):
+        raise ConfigError("distill.kl_weight and distill.cwd_weight are both 0: nothing would be taught.")
+    twins = [name for place, name in enumerate(distill.teacher) if name in distill.teacher[:place]]
+    if twins:
+        raise ConfigError(f"distill.teacher names {twins[0]} twice.")
 
 
 def loss_names(text: str) -> tuple[str, ...]:
@@ -240,6 +298,9 @@ class DataConfig:
     runs read there; null keeps none."""
     cache_size: float = within(20.0, 0.001, 1 << 20)
     """Limit of all copies in GiB; what was not read for longest makes room."""
+    samples: str | None = None
+    """Text file with the names of the samples that are the training split, one a line: photos below root, or their
+    names without folder and suffix; null takes all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,6 +408,33 @@ class TrainConfig(LoopConfig):
     """For ohem: at least so many pixels an image count, the hardest."""
     aux_weight: float = within(0.2, 0, 100)
     """Weight of the auxiliary head's loss."""
+    unlabelled: str | None = None
+    """Unlabelled photos to learn from as well, as group semi says: a folder, a pattern such as photos/**/*.jpg, a zip
+    file or an address; null takes none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SemiConfig:
+    """Learning from unlabelled photos, if train.unlabelled names some: a model labels a weakly augmented crop of each,
+    where it is certain, and strongly augmented views of the crop are trained on these labels."""
+
+    method: str = "unimatch"
+    """Method: fixmatch (one strong view) or unimatch (two strong views, and the weak one with perturbed features)."""
+    ratio: int = within(1, 1, 64)
+    """Unlabelled photos for each labelled one; a batch has train.batch_size labelled ones."""
+    threshold: float = within(0.95, 0, 1)
+    """Least probability of a predicted class for the pixel to be trained on; UniMatch takes 0 for Cityscapes."""
+    weight: float = within(0.5, 0, 1, below=True)
+    """Weight of the unlabelled photos' loss; the labelled ones' has the rest."""
+    ramp_up: float = within(0.0, 0, COUNT)
+    """Length of the rise of that weight from nearly 0, exp(-5 (1 - t)^2), in epochs if train.epochs is set, else in
+    iterations; 0 gives it from the start."""
+    teacher: str = "self"
+    """Labels come from the model itself (self), or from the moving average of its weights (ema, needs train.ema)."""
+    cutmix: float = within(0.5, 0, 1)
+    """Probability of pasting a rectangle of another unlabelled photo, with its labels, into a strong view."""
+    feature_dropout: float = within(0.5, 0, 1, below=True)
+    """For unimatch: share of the channels that are zeroed in the perturbed features."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,6 +455,28 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """What other models teach, beside the labels (distillation)."""
+
+    teacher: tuple[str, ...] | None = None
+    """Models that teach: run folders, checkpoint files, names of published checkpoints or exported files; of several,
+    the mean of what they say is learned. Classes are matched by name. null for labels alone."""
+    method: str = "kl"
+    """What is compared with the teacher: kl (the classes of each pixel), cwd (channel-wise: the pixels of each class),
+    or both."""
+    kl_weight: float = within(1.0, 0, 10000)
+    """Weight of kl; 1 as published."""
+    cwd_weight: float = within(3.0, 0, 10000)
+    """Weight of cwd; 3 as published for logits."""
+    temperature: float | None = within(None, 0.01, 1000)
+    """Temperature of the teacher's and the model's softmax, by whose square the loss is multiplied; null is the
+    published one, 1 for kl and 4 for cwd."""
+    precision: str = "auto"
+    """Precision of teachers that are checkpoints: fp32, bf16, fp16, or auto, that of the training. An exported file
+    runs as it was exported."""
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig(NestedConfig):
     """The configuration of a run; it determines the result. `RunConfig.from_dict` takes nested dictionaries."""
 
@@ -374,7 +484,9 @@ class RunConfig(NestedConfig):
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    semi: SemiConfig = dataclasses.field(default_factory=SemiConfig)
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
     seed: int = within(0, 0, 2**63, below=True)
     """Seed of the weights, the order of samples and their augmentation."""
     output: str | None = None
@@ -394,6 +506,8 @@ class RunConfig(NestedConfig):
             raise ConfigError(f"data.scale_max ({high}) is below data.scale_min ({low}).")
         _check_loss(self.train)
         _check_task(self)
+        _check_semi(self)
+        _check_distill(self.distill)
 
 
 AUGMENTS = ("none", "auto", "rand")

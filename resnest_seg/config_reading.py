@@ -181,6 +181,8 @@ def _built(flat: dict[str, Any], kind: type[T]) -> T:
     """Build a config of the given values and the defaults of all other keys; whole numbers of float keys are floats."""
     kinds, tree = kinds_of(kind), dict[str, Any]()
     for key, value in (flatten(typing.cast(NestedConfig, kind())) | flat).items():
+        if kinds[key].listed and kinds[key].type is str and isinstance(value, str):
+            value = (value,)  # a list of one name
         kinds[key].check(key, value)
         group, _, name = key.rpartition(".")
         exact = _exact(value, kinds[key])

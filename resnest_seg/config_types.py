@@ -118,7 +118,9 @@ class Kind:
             return None
         if self.listed:
             one = dataclasses.replace(self, null=False, listed=False)
-            return tuple(one.read(part.strip()) for part in word.strip().removeprefix("[").removesuffix("]").split(","))
+            word = word.strip()
+            whole = word[1:-1] if word.startswith("[") and word.endswith("]") else word
+            return tuple(one.read(part.strip()) for part in whole.split(","))
         if self.type == int | str:
             return int(word) if word.isascii() and word.isdecimal() else word.strip("'\"")
         if self.type is bool:

@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "inference": {"io", "storage", "models"},
     "evaluation": {"io", "storage", "data", "models", "inference"},
     "reports": {"io", "storage", "data", "models", "inference", "evaluation"},
-    "training": {"io", "storage", "data", "models", "inference", "evaluation", "reports"},
+    "teachers": {"io", "storage", "data", "models", "inference", "evaluation"},
+    "training": {"io", "storage", "data", "models", "inference", "evaluation", "reports", "teachers"},
     "export": {"io", "storage", "data", "models", "inference", "evaluation"},
     "bulk": {"io", "storage", "annotations", "data", "models", "inference", "evaluation"},
     "cli": {
@@ -42,6 +43,7 @@ MAY_IMPORT = {
         "inference",
         "evaluation",
         "reports",
+        "teachers",
         "training",
         "export",
         "bulk",

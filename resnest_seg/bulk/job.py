@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import re
@@ -11,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnest_seg.errors import CheckpointError, ConfigError, printable
+from resnest_seg.errors import ConfigError
 
 if TYPE_CHECKING:
     from resnest_seg.bulk.destination import Destination
@@ -113,50 +112,20 @@ class Job:
         Raises:
             CheckpointError: There is no such checkpoint.
         """
+        from resnest_seg.inference.backends import content_hash, file_hash  # imported here because --help needs neither
+
         values = {key: value for key, value in dataclasses.asdict(self).items() if key not in _ELSEWHERE}
         values["write"] = sorted(self.write)
         values["checkpoint"] = content_hash(self.checkpoint)
         if self.model is not None:
             path, _, function = self.model.rpartition(":")
-            values["model"] = f"{_hash(Path(path))}:{function}"
+            values["model"] = f"{file_hash(Path(path))}:{function}"
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 
     def identity(self) -> str:
         """A hash of `decides`: jobs of one identity may continue each other."""
         return hashlib.sha256(json.dumps(self.decides(), sort_keys=True).encode()).hexdigest()
-
-
-def content_hash(checkpoint: str) -> str:
-    """The SHA-256 of a checkpoint's file, by its path, run folder or published name, or of an exported model's files.
-
-    Raises:
-        CheckpointError: There is no such checkpoint.
-    """
-    from resnest_seg.inference.exported import is_exported
-
-    if not is_exported(checkpoint):
-        from resnest_seg.models.loading import checkpoint_file
-
-        return _hash(checkpoint_file(checkpoint))
-    path = Path(checkpoint)
-    beside = [path.with_suffix(".bin")] if path.suffix.lower() == ".xml" else []
-    return "+".join(_hash(each) for each in (path, *(each for each in beside if each.is_file())))
-
-
-def _hash(path: Path) -> str:
-    try:
-        status = path.stat()
-        return _hash_of(str(path.resolve()), status.st_mtime_ns, status.st_size)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {printable(str(path))}: {error.strerror}.") from None
-
-
-@functools.cache
-def _hash_of(path: str, mtime: int, size: int) -> str:
-    """The hash of a file as it was at some time."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def begin(job: Job, *, overwrite: bool = False) -> None:

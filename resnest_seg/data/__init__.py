@@ -36,6 +36,7 @@ _HOMES = {
     "infer_classes": "class_lists",
     "load_batches": "loader",
     "median_frequency_weights": "class_balance",
+    "named_samples": "build",
     "pack_shards": "shards",
     "parse_classes": "class_lists",
     "pixel_statistics": "class_balance",

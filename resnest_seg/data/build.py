@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import shlex
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from resnest_seg.config import CUSTOM, DataConfig
-from resnest_seg.data.datasets import ADE20K, DATA_ROOT_VARIABLE, CamVid, Cityscapes, SegmentationDataset, TaskView
+from resnest_seg.data.datasets import (
+    ADE20K,
+    DATA_ROOT_VARIABLE,
+    CamVid,
+    Cityscapes,
+    SegmentationDataset,
+    Subset,
+    TaskView,
+)
 from resnest_seg.data.folder import FolderDataset
 from resnest_seg.data.shards import ShardDataset, is_packed
 from resnest_seg.data.synthetic import Synthetic
@@ -193,6 +202,8 @@ def dataset_for(
 ) -> SegmentationDataset:
     """Open a split of the data set that a config names; see `build_dataset` for the errors.
 
+    The training split has the samples that `data.samples` names, if it is set, see `named_samples`.
+
     Args:
         data: The config.
         split: The split.
@@ -209,6 +220,7 @@ def dataset_for(
         ("data.masks", data.masks),
         ("data.classes", data.classes),
         ("data.cache", data.cache),
+        ("data.samples", data.samples),
     ):
         if path is not None and printable(path) != path:
             raise DatasetError(
@@ -230,7 +242,49 @@ def dataset_for(
         cache_size=data.cache_size,
     )
     dataset.read_as(bands_of(data))
-    return dataset
+    return dataset if data.samples is None or split != "train" else named_samples(dataset, data.samples)
+
+
+def named_samples(dataset: SegmentationDataset, path: str | Path) -> Subset:
+    """Return the samples of a data set that a text file names, in the order of the data set.
+
+    A line is a sample's name as `sample_name` gives it, or that without folder and suffix if no other sample's name
+    ends so. Empty lines and those that begin with # say nothing.
+
+    Raises:
+        DatasetError: The file cannot be read or names no sample; a name is unknown, fits several samples, or stands
+            for one that was named before. The message says file and line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise DatasetError(f"data.samples {path} cannot be read: {error.strerror or error}.") from None
+    names = [dataset.sample_name(index) for index in range(len(dataset))]
+    places: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        for known in {name, PurePosixPath(name).stem}:
+            places.setdefault(known, []).append(index)
+    lines_of: dict[int, int] = {}
+    for number, line in enumerate(lines, 1):
+        name = line.strip()
+        if not name or name.startswith("#"):
+            continue
+        where, found = f"data.samples {path}, line {number}", places.get(name, [])
+        if not found:
+            nearest = difflib.get_close_matches(name, places, n=1)
+            hint = f" Did you mean {printable(nearest[0])}?" if nearest else f" One is called {printable(names[0])}."
+            raise DatasetError(f"{where}: the {dataset.split} split has no sample {printable(name)}.{hint}")
+        exact = [index for index in found if names[index] == name]
+        if len(found) > 1 and len(exact) != 1:
+            both = " and ".join(printable(names[index]) for index in found[:2])
+            raise DatasetError(f"{where}: {printable(name)} may be {both}: give the whole name.")
+        (index,) = exact or found
+        if index in lines_of:
+            raise DatasetError(f"{where}: {printable(names[index])} is in line {lines_of[index]} already.")
+        lines_of[index] = number
+    if not lines_of:
+        raise DatasetError(f"data.samples {path} names no sample: one a line, such as {printable(names[0])}")
+    return Subset(dataset, sorted(lines_of))
 
 
 def bands_of(data: DataConfig) -> BandReader | None:

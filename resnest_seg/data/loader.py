@@ -131,6 +131,57 @@ def training_batches(
             yield batch
 
 
+@dataclasses.dataclass(frozen=True)
+class Division:
+    """How the batches of a run are divided, and which part of them is this process's.
+
+    Attributes:
+        seed: Seed of the order of samples.
+        batch_size: Samples per optimiser step, a multiple of parts * processes.
+        steps: The optimiser steps.
+        parts: Micro-batches per optimiser step and process.
+        rank: This process, 0..processes - 1.
+        processes: Number of processes.
+    """
+
+    seed: int
+    batch_size: int
+    steps: range
+    parts: int = 1
+    rank: int = 0
+    processes: int = 1
+
+    def batches(
+        self,
+        size: int,
+        *,
+        seed: int | None = None,
+        ratio: int = 1,
+        probabilities: NDArray[np.float64] | None = None,
+        shard_order: ShardOrder | None = None,
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Yield this process's samples, (epoch, index), of every micro-batch, see `training_batches`.
+
+        Args:
+            size: Samples in the data set.
+            seed: In place of the run's, for a second data set.
+            ratio: Samples for each of the batch's.
+            probabilities: See `training_batches`.
+            shard_order: Likewise.
+        """
+        return training_batches(
+            size,
+            seed=self.seed if seed is None else seed,
+            batch_size=self.batch_size * ratio,
+            steps=self.steps,
+            parts=self.parts,
+            rank=self.rank,
+            processes=self.processes,
+            probabilities=probabilities,
+            shard_order=shard_order,
+        )
+
+
 @dataclasses.dataclass
 class Loader:
     """Batches of a data set; every pass is one epoch. `build_loader` makes it and describes its options.
@@ -244,7 +295,9 @@ def load_batches(
         ResNeStSegError: A loader process could not be started, or died.
     """
     sampled = None if transform is None else sample_transform(transform)
-    yield from run_loader(_View(dataset, sampled, seed), batches, _collate, workers=workers, pin_memory=pin_memory)
+    yield from run_loader(
+        AugmentedSamples(dataset, sampled, seed), batches, stack_samples, workers=workers, pin_memory=pin_memory
+    )
 
 
 def run_loader(
@@ -432,8 +485,8 @@ def _kill(processes: Iterable[BaseProcess]) -> None:
         process.join()
 
 
-class _View(Dataset[Sample | ResNeStSegError]):
-    """Samples by (epoch, index).
+class AugmentedSamples(Dataset[Sample | ResNeStSegError]):
+    """Samples by (epoch, index), for `run_loader`.
 
     An error is returned as a value, because raised in a worker it would arrive as a traceback.
     """
@@ -466,7 +519,8 @@ class _View(Dataset[Sample | ResNeStSegError]):
         return Sample(image, labels, sample.name)
 
 
-def _collate(samples: Sequence[Sample | ResNeStSegError]) -> Batch | ResNeStSegError:
+def stack_samples(samples: Sequence[Sample | ResNeStSegError]) -> Batch | ResNeStSegError:
+    """Stack samples of one size and type; returns the first error, or that which says how they differ."""
     good: list[Sample] = []
     for sample in samples:
         if isinstance(sample, ResNeStSegError):
@@ -488,10 +542,15 @@ def _collate(samples: Sequence[Sample | ResNeStSegError]) -> Batch | ResNeStSegE
                 "Give a transform that crops, such as TrainTransform.from_config(DataConfig(crop_size=512)), or "
                 "batch_size=1."
             )
-    images = torch.from_numpy(np.stack([sample.image for sample in good])).permute(0, 3, 1, 2)
+    images = stack_images([sample.image for sample in good])
     stacked = np.stack([sample.labels for sample in good])
     labels = torch.from_numpy(stacked if stacked.dtype == np.uint8 else stacked.astype(np.int32))  # torch has no uint16
     return Batch(images, labels, [sample.name for sample in good])
+
+
+def stack_images(images: Sequence[NDArray[Any]]) -> Tensor:
+    """Stack images [H, W, C] to a tensor [N, C, H, W] in channels-last memory."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
 def loader_processes(workers: int) -> int:

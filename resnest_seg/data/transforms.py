@@ -191,6 +191,25 @@ RECIPES: dict[str, Callable[[Pixels, Pixels, DataConfig, Generator], Pair]] = {
 }
 
 
+def mmseg_geometry(image: Pixels, labels: Pixels, data: DataConfig, random: Generator) -> Pair:
+    """Apply mmsegmentation's recipe without its colours, and without its look at the classes of a crop."""
+    ratio = random.uniform(data.scale_min, data.scale_max)
+    canvas = (max(int(data.long_edge * ratio), 1), max(int(data.base_size * ratio), 1))
+    crop = (data.crop_size, data.crop_width or data.crop_size)
+    image, labels = resize_like_opencv(image, labels, canvas_size(labels.shape[0], labels.shape[1], canvas))
+    image, labels = random_crop(image, labels, crop, random)
+    if random.random() < data.flip:
+        image, labels = flipped(image, labels)
+    return pad_to(image, labels, crop, color=MEAN_COLOR)
+
+
+GEOMETRIES: dict[str, Callable[[Pixels, Pixels, DataConfig, Generator], Pair]] = {
+    "encoding": encoding_recipe,
+    "mmseg": mmseg_geometry,
+}
+"""The recipes without colours, for images without labels."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
     """The augmentation of training samples: a published recipe and further options.
@@ -244,6 +263,20 @@ class TrainTransform:
     def class_mix(self) -> float:
         """Probability of ClassMix after it."""
         return self.data.class_mix
+
+    def weak(self, image: Pixels, labels: Pixels, *, seed: int) -> Pair:
+        """Scale, crop, pad and flip an image without labels, as the recipe does, and change no colour.
+
+        Args:
+            image: [H, W, C].
+            labels: [H, W], ignored where there is no data.
+            seed: Decides it.
+
+        Returns:
+            Both as [crop, crop]; the labels of the padding are ignored.
+        """
+        image, labels = GEOMETRIES[self.data.recipe](image, labels, self.data, np.random.default_rng(seed))
+        return np.ascontiguousarray(image), np.ascontiguousarray(labels)
 
     def __call__(self, image: Pixels, labels: Pixels, *, seed: int) -> Pair:
         """Augment one sample: image [H, W, 3] and labels [H, W] -> [crop, crop, 3] and [crop, crop]."""
@@ -321,6 +354,10 @@ class OwnTransform:
 
     transform: Transform
     class_mix: float = 0.0
+
+    def weak(self, image: Pixels, labels: Pixels, *, seed: int) -> Pair:
+        """Augment an image without labels: as any other."""
+        return self(image, labels, seed=seed)
 
     def __call__(self, image: Pixels, labels: Pixels, *, seed: int) -> Pair:
         """Augment one sample: image [H, W, C], of its own type, and labels [H, W] -> both at another size.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from resnest_seg.errors import CheckpointError, ConfigError, unknown_name
-from resnest_seg.inference.exported import open_exported
+from resnest_seg.errors import CheckpointError, ConfigError, printable, unknown_name
+from resnest_seg.inference.exported import is_exported, open_exported
 from resnest_seg.inference.numpy_engine import Network, Pixels, crop, score_blocks
 from resnest_seg.inference.numpy_engine import probabilities as array_probabilities
 from resnest_seg.inference.protocols import Protocol, Setting, Window
@@ -386,3 +387,38 @@ class _Bands:
                 del self.held[next(iter(self.held))]
             self.held[key] = self.image[rows, :].transpose(2, 0, 1)
         return self.held[key][:, :, columns]
+
+
+def content_hash(checkpoint: str) -> str:
+    """The SHA-256 of a checkpoint's file, by its path, run folder or published name, or of an exported model's files.
+
+    Raises:
+        CheckpointError: There is no such checkpoint.
+    """
+    if not is_exported(checkpoint):
+        from resnest_seg.models.loading import checkpoint_file
+
+        return file_hash(checkpoint_file(checkpoint))
+    path = Path(checkpoint)
+    beside = [path.with_suffix(".bin")] if path.suffix.lower() == ".xml" else []
+    return "+".join(file_hash(each) for each in (path, *(each for each in beside if each.is_file())))
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file, which is read once as long as it does not change.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        status = path.stat()
+        return _hash_of(str(path.resolve()), status.st_mtime_ns, status.st_size)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {printable(str(path))}: {error.strerror}.") from None
+
+
+@functools.cache
+def _hash_of(path: str, mtime: int, size: int) -> str:
+    """The hash of a file as it was at some time."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -223,12 +223,24 @@ def _machine(run: RunFiles) -> dict[str, str]:
     return facts
 
 
+LOSSES = [
+    ("steps", "labelled_loss", "labelled"),
+    ("steps", "unlabelled_loss", "unlabelled"),
+    ("steps", "kl_loss", "teachers, kl"),
+    ("steps", "cwd_loss", "teachers, cwd"),
+]
+SHARES = [("steps", "certain", "certain pixels"), ("steps", "agreement", "agreement of strong views")]
+"""Curves of runs that learn from unlabelled photos or from other models, too."""
+
+
 def _curves(runs: Sequence[RunFiles], names: Sequence[str], found: Sequence[Evaluated]) -> list[Section]:
     """Loss, rates, norms and scores over the epochs."""
     if not any(run.steps or run.validations for run in runs):
         return []
     charts = [
         _chart(runs, names, "loss", [("steps", "loss", "training"), ("validations", "val_loss", "validation")]),
+        _chart(runs, names, "parts of the loss", LOSSES),
+        _chart(runs, names, "unlabelled photos", SHARES),
         _score_chart(runs, names),
         _chart(runs, names, "learning rate", [("steps", "lr", "learning rate")]),
         _chart(runs, names, "gradient norm", [("steps", "grad_norm", "gradient norm")]),

@@ -32,7 +32,7 @@ from resnest_seg.data.datasets import (
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.tiles import paired_files
 from resnest_seg.data.transforms import TrainTransform, Transform, is_photo
-from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, command
+from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, command, printable
 from resnest_seg.files import atomic_write, check_outside
 from resnest_seg.io.display import console
 from resnest_seg.models.checkpoint import BEST, CONFIG
@@ -41,6 +41,8 @@ from resnest_seg.models.segmenter import PIXEL_MEAN, PIXEL_STD, Segmenter, freez
 from resnest_seg.reports.run_files import REPORT
 from resnest_seg.reports.run_report import Pictures, write_report
 from resnest_seg.storage.remote import is_address
+from resnest_seg.storage.sources import Source
+from resnest_seg.teachers.unlabelled import UnlabelledPhotos, find_photos
 from resnest_seg.training.losses import Loss
 from resnest_seg.training.memory import GIB, devices_here, divided, plan
 from resnest_seg.training.monitor import Callback
@@ -146,6 +148,7 @@ def fit(
         CheckpointError: The folder exists already, cannot be resumed, or is another live run's; weights do not fit.
         ResNeStSegError: The loss is not finite, or a loader process died.
     """
+    config = as_config(config, train=train)
     parts = Parts(train, validation, segmenter, loss, transform, optimizer, callbacks)
     trainer = trainer_for(config, parts, output=output, resume=resume)
     return run(trainer, until=until)
@@ -192,7 +195,7 @@ def fit_folds(
         ConfigError: As by `fit`; too many or too few folds; a model or an optimiser that would be used twice.
         DatasetError, CheckpointError, ResNeStSegError: As by `fit`; the folder holds other folds.
     """
-    config = as_config(config)
+    config = as_config(config, train=train)
     _check_made_anew(segmenter=segmenter, optimizer=optimizer)
     parts = Parts(train, validation, segmenter, loss, transform, optimizer, callbacks)
     whole, held_out = splits(config, parts)
@@ -366,14 +369,29 @@ def trainer_for(
     return trainer
 
 
-def as_config(config: RunConfig | Mapping[str, Any] | str | Path) -> RunConfig:
-    """A config, nested dictionaries or a YAML file as a `RunConfig`; a `ConfigError` for anything else."""
+def as_config(
+    config: RunConfig | Mapping[str, Any] | str | Path, *, train: SegmentationDataset | None = None
+) -> RunConfig:
+    """A config, nested dictionaries or a YAML file as a `RunConfig`.
+
+    Args:
+        config: Which of them.
+        train: The training split, if it is the user's own.
+
+    Raises:
+        ConfigError: It is anything else, or chooses among the samples of a data set that is not opened.
+    """
     if isinstance(config, str | Path):
         return load_run_config(config)
     built = config_from_dict(config) if isinstance(config, Mapping) else config
     if not isinstance(built, RunConfig):
         kind = type(built).__name__
         raise ConfigError(f"config must be a RunConfig, nested dictionaries or a YAML file, not a {kind}.")
+    if train is not None and built.data.samples is not None:
+        raise ConfigError(
+            f"data.samples chooses among the samples of data.dataset, and the training split is your own: leave out "
+            f"'{built.data.samples}', and give train=resnest_seg.data.Subset(train, indices)."
+        )
     return built
 
 
@@ -570,7 +588,39 @@ def task_for(
         pos_weight=balanced.pos_weight,
         loss=parts.loss,
         transform=parts.transform,
+        photos=photos_for(config, train, validation),
     )
+
+
+def photos_for(
+    config: RunConfig, train: SegmentationDataset, validation: SegmentationDataset
+) -> UnlabelledPhotos | None:
+    """The unlabelled photos of a run; the main process says how many there are.
+
+    Raises:
+        DatasetError: There are none, or one cannot be read.
+    """
+    data, where = config.data, config.train.unlabelled
+    if where is None:
+        return None
+    if printable(where) != where:
+        raise DatasetError(
+            f"train.unlabelled '{printable(where)}' has bytes that are not UTF-8, which the run's config.yaml cannot "
+            "hold: give it a link with a plain name (ln -s) and pass that."
+        )
+    source = opened_root(data.dataset, where, cache=data.cache, cache_size=data.cache_size)
+    photos = find_photos(
+        source if isinstance(source, Source) else where, train=train, validation=validation, bands=bands_of(data)
+    )
+    photos.check(data.check)
+    if os.environ.get("RANK", "0") == "0":
+        left_out = f", without {photos.labelled} that the training split has with labels" if photos.labelled else ""
+        print(f"unlabelled: {len(photos)} photos{left_out}", file=sys.stderr)
+        if photos.held_out:
+            print(f"warning: {photos.held_out} of the unlabelled photos are samples of the {validation.split} split: "
+                  "scores of photos that a model was trained on, even without their labels, say less about others.",
+                  file=sys.stderr)  # fmt: skip
+    return photos
 
 
 def _check_unweighted(train: TrainConfig) -> None:

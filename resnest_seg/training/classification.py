@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from resnest_seg.config import PretrainConfig
-from resnest_seg.data.loader import run_loader
+from resnest_seg.data.loader import Division, run_loader
 from resnest_seg.data.transforms import sample_seed
 from resnest_seg.errors import ConfigError, DatasetError, printable
 from resnest_seg.io.images import IMAGE_SUFFIXES, decode_image
@@ -32,7 +32,7 @@ from resnest_seg.storage.opening import open_source
 from resnest_seg.storage.sources import FolderSource, Source
 from resnest_seg.training.distributed import StopSignal
 from resnest_seg.training.run_folder import CLASSES
-from resnest_seg.training.tasks import TaskDescription, Validation
+from resnest_seg.training.tasks import Moment, StepLoss, TaskDescription, Validation
 
 
 class ClassFolder:
@@ -221,34 +221,39 @@ class ClassificationTask:
             ConfigError: The model has another number of classes.
         """
         assert isinstance(model, Classifier)
+        self.device = device
         count = self.description.num_classes
         if model.num_classes != count:
             raise ConfigError(f"the model has {model.num_classes} classes, and the data {count}.")
         return nn.Sequential(model)
 
-    def batches(
-        self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool
-    ) -> Generator[ClassBatch, None, None]:
+    def batches(self, division: Division, *, pin_memory: bool) -> Generator[ClassBatch, None, None]:
         """Augmented crops."""
         return class_batches(
             self.train,
-            order,
+            division.batches(len(self.train)),
             transform=train_transform(self.config),
             seed=self.config.seed,
             workers=self.config.data.workers,
             pin_memory=pin_memory,
         )
 
-    def weight_of(self, labels: Tensor) -> Tensor:
+    def weight_of(self, batch: ClassBatch) -> dict[str, Tensor]:
         """The number of images."""
-        return torch.tensor(len(labels), device=labels.device)
+        return {"images": torch.tensor(len(batch.labels), device=self.device)}
 
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor, *, total: Tensor) -> Tensor:
+    def loss(self, model: nn.Module, batch: ClassBatch, *, total: Mapping[str, Tensor], moment: Moment) -> StepLoss:
         """Cross-entropy with smoothed labels, which become shares of classes [N, K] if the config mixes images."""
+        images, labels = (each.to(self.device, non_blocking=True) for each in (batch.images, batch.labels))
         if self.mix is not None:
             images, labels = self.mix(images.float(), labels)
         scores, smoothing = model(images).float(), self.config.classify.label_smoothing
-        return F.cross_entropy(scores, labels, label_smoothing=smoothing, reduction="sum") / total
+        summed = F.cross_entropy(scores, labels, label_smoothing=smoothing, reduction="sum")
+        return StepLoss(summed / total["images"])
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """None but the loss."""
+        return {}
 
     def validate(
         self,

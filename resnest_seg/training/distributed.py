@@ -46,8 +46,7 @@ def accelerator_for(config: AnyConfig, output: Path) -> Accelerator:
     if wanted not in ("auto", *PRECISIONS):
         raise unknown_name("train.precision", wanted, ("auto", *PRECISIONS))
     gpu, processes = torch.cuda.is_available(), launched()
-    if wanted == "auto":
-        wanted = "fp32" if not gpu else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    wanted = resolved_precision(wanted)
     if wanted == "fp16" and not gpu:
         raise ConfigError("train.precision fp16 needs a GPU. Use auto, fp32 or bf16.")
     if wanted == "fp16" and config.train.parallel == "fsdp":
@@ -104,6 +103,15 @@ def launched() -> int:
             "torchrun, which sets all of them; for a single process unset WORLD_SIZE."
         )
     return count
+
+
+def resolved_precision(wanted: str) -> str:
+    """`train.precision` with auto resolved: bf16 on a GPU that supports it, fp16 on another one, fp32 elsewhere."""
+    if wanted != "auto":
+        return wanted
+    if not torch.cuda.is_available():
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def precision_of(engine: Accelerator) -> str:

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from resnest_seg.config import AnyConfig, DataConfig, PretrainConfig, RunConfig
+from resnest_seg.config import AnyConfig, DataConfig, DistillConfig, PretrainConfig, RunConfig
 from resnest_seg.data.build import DATASETS, data_root, dataset_for, opened_root, say_layout, with_task
 from resnest_seg.data.class_lists import read_classes
 from resnest_seg.data.datasets import Sample, SegmentationDataset, Subset, behind_views
@@ -110,7 +110,7 @@ def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None
     if budget is not None:
         config = within_budget(config, budget, num_classes=len(train.label_space.score_names))
     drawn = isinstance(behind_views(train), StandIn)
-    doubts = [] if drawn else _doubts(config, len(train))
+    doubts = _absent_teachers(config) + ([] if drawn else _doubts(config, len(train)))
     first = first_of(train, 2 * config.train.batch_size), first_of(validation, IMAGES)
     parts = dataclasses.replace(parts, train=first[0], validation=first[1])
     short = _without_downloads(_shortened(config))
@@ -118,7 +118,8 @@ def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None
         parts = dataclasses.replace(parts, segmenter=copy.deepcopy(parts.segmenter))
 
     def start(output: Path, resume: bool) -> Trainer:
-        return trainer_for(short, parts, output=output, resume="yes" if resume else "no")
+        run = _with_photos(short, train, output.with_name("photos")) if drawn else short
+        return trainer_for(run, parts, output=output, resume="yes" if resume else "no")
 
     with _two_steps(short, start) as (trainer, best, step):
         segmenter = load_checkpoint(best, into=parts.segmenter).to(trainer.engine.device)
@@ -135,13 +136,41 @@ def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None
     )
 
 
+def _with_photos(config: RunConfig, drawn: SegmentationDataset, folder: Path) -> RunConfig:
+    """Return the config with unlabelled photos, if it names some that are missing as its data is: drawn scenes."""
+    where = config.train.unlabelled
+    if where is None or is_address(where) or Path(where).exists():
+        return config
+    folder.mkdir(exist_ok=True)
+    for index in range(IMAGES):
+        np.save(folder / f"{index}.npy", drawn[index].image)
+        if config.data.bands is None:
+            write_png(folder / f"{index}.png", drawn[index].image)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, unlabelled=str(folder)))
+
+
 def _without_downloads(config: RunConfig) -> RunConfig:
     """Leave out initial weights that are no local file, and the checks of data, which were made."""
     model = config.model
     encoder_weights = model.encoder_weights if _is_here(model.encoder_weights) else None
     weights = None if model.weights is not None and published(model.weights) is not None else model.weights
     model = dataclasses.replace(model, encoder_weights=encoder_weights, weights=weights)
-    return dataclasses.replace(config, model=model, data=dataclasses.replace(config.data, check=0))
+    teachers = tuple(name for name in config.distill.teacher or () if not _is_published(name))
+    distill = dataclasses.replace(config.distill, teacher=teachers) if teachers else DistillConfig()
+    return dataclasses.replace(config, model=model, distill=distill, data=dataclasses.replace(config.data, check=0))
+
+
+def _absent_teachers(config: RunConfig) -> list[str]:
+    """A line about teachers that would be downloaded, if there are some."""
+    names = [name for name in config.distill.teacher or () if _is_published(name)]
+    return [
+        f"  teacher  {', '.join(names)} left out, as a run would download it: its time and memory come on top"
+    ] * bool(names)
+
+
+def _is_published(name: str) -> bool:
+    """True if a name is that of a published checkpoint, and no file."""
+    return not Path(name).exists() and published(name) is not None
 
 
 def dry_run_classifier(config: PretrainConfig) -> str:

@@ -23,9 +23,13 @@ from resnest_seg.errors import ConfigError
 from resnest_seg.io.display import PlainTable
 from resnest_seg.models.loading import segmenter_for
 from resnest_seg.models.resnest import SMP
+from resnest_seg.models.segmenter import Segmenter
+from resnest_seg.teachers.consistency import Consistency
+from resnest_seg.teachers.unlabelled import VIEWS, MixedBatch
 from resnest_seg.training.chunked_loss import GPU_CHUNKS
 from resnest_seg.training.losses import REGION_LOSSES, SegmentationLoss
 from resnest_seg.training.optim import describe_lr, freeze, hold_frozen
+from resnest_seg.training.tasks import consistency_loss
 
 GIB = 2**30
 """Bytes of a GiB."""
@@ -131,12 +135,17 @@ class Plan:
     def table(self) -> PlainTable:
         """Make a table of all options with their memory and the reason for the choice."""
         train, data = self.config.train, self.config.data
+        teachers = ", ".join(self.config.distill.teacher or ())
+        uncounted = (
+            f" Not counted: what {teachers} (distill.teacher) takes, which --dry-run measures." if teachers else ""
+        )
         length = f"{train.epochs} epochs" if train.iterations is None else f"{train.iterations} iterations"
         table = PlainTable(
             title=f"{self.config.model.encoder} {self.config.model.head}, crop {data.crop_size} x "
             f"{data.crop_width or data.crop_size}, {self.devices}",
             caption=f"The recipe holds: {train.batch_size} images a step (micro-batch x accumulate x devices), "
-            f"{length}, {describe_lr(self.config)}. Batch norm needs two images; below {ENOUGH_STATISTICS} are few.",
+            f"{length}, {describe_lr(self.config)}. Batch norm needs two images; below {ENOUGH_STATISTICS} are few."
+            f"{uncounted}",
         )
         for name in ("micro-batch", "accumulate", "checkpoint", "GiB", "norm sees", ""):
             table.column(name, right=bool(name))
@@ -345,19 +354,41 @@ def _step(config: RunConfig, num_classes: int, images: int, half: bool) -> _Step
         freeze(segmenter, config.optim)
         segmenter.train()
         hold_frozen(segmenter, config.optim)
-        loss = SegmentationLoss(config.train.aux_weight, align_corners=segmenter.align_corners)
+        step = _forward(config, segmenter, images, (height, width))
         with LiveBytes() as bytes_:
-            pixels = torch.empty(images, config.model.in_channels, height, width, dtype=torch.uint8)
-            labels = torch.empty(images, height, width, dtype=torch.int64)
             # The CPU's list of half-precision operations is close enough to the GPU's.
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-                output = segmenter(pixels, coarse=True)
-                total = loss(output.logits, output.aux_logits, labels, pixels=torch.empty((), dtype=torch.int64))
-            del output
+                total = step()
             total.backward()
         weights = sum(value.nbytes for value in segmenter.state_dict().values())
         trained = sum(value.nbytes for value in segmenter.parameters() if value.requires_grad)
     return _Step(weights, trained, bytes_.peak)
+
+
+def _forward(config: RunConfig, segmenter: Segmenter, images: int, size: tuple[int, int]) -> Callable[[], Tensor]:
+    """A function that makes the batch of a step and computes its loss."""
+    loss = SegmentationLoss(config.train.aux_weight, align_corners=segmenter.align_corners)
+    semi = None if config.train.unlabelled is None else Consistency(segmenter, config.semi)
+
+    def pixels(count: int) -> Tensor:
+        return torch.empty(count, config.model.in_channels, *size, dtype=torch.uint8)
+
+    def step() -> Tensor:
+        labels = torch.empty(images, *size, dtype=torch.int64)
+        if semi is None:
+            output = segmenter(pixels(images), coarse=True)
+            value: Tensor = loss(output.logits, output.aux_logits, labels, pixels=torch.empty((), dtype=torch.int64))
+            return value
+        count, own = images * config.semi.ratio, consistency_loss(config, segmenter, steps_per_epoch=1)
+        views = count * VIEWS[config.semi.method]
+        valid, boxes = torch.ones(count, *size, dtype=torch.bool), torch.zeros(views, 4, dtype=torch.int64)
+        batch = MixedBatch(pixels(images), labels, [], pixels(count), valid, pixels(views), boxes, pixels(count), valid)
+        found = semi(batch.images, batch.weak, batch.strong, batch.partner, None)
+        supervised: Tensor = loss(found.logits, found.aux_logits, labels, pixels=torch.empty((), dtype=torch.int64))
+        unlabelled, _ = own(found, batch, total=own.weight_of(batch, valid.device), reported=True)
+        return supervised + unlabelled
+
+    return step
 
 
 def _pixels(config: RunConfig) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from resnest_seg.config import AnyConfig, LoopConfig, OptimConfig
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.models.resnest import ResNeSt
+
+M = TypeVar("M", bound=nn.Module)
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 """The stages of our encoders, from the input on."""
@@ -362,6 +364,11 @@ class WeightAverage:
         for key in now.keys() - set(floats):
             _local(self.values[key]).copy_(now[key])
         self.updates += 1
+
+    def show_in(self, model: M) -> M:
+        """Make a copy of the model show the average from now on: its weights are these tensors; it is in eval mode."""
+        model.load_state_dict(self.values, assign=True)
+        return model.eval().requires_grad_(False)
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor], *, updates: int) -> None:

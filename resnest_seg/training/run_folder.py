@@ -76,6 +76,8 @@ MAY_CHANGE = (
     "data.cache",
     "data.cache_size",
     "data.check",
+    "data.samples",
+    "train.unlabelled",
     "train.save_every",
     "train.keep",
     "train.peer_timeout",
@@ -84,6 +86,7 @@ MAY_CHANGE = (
     "train.tags",
     "eval.sheet",
     "eval.memory",
+    "distill.teacher",
     "model.checkpointing",
 )
 """Config keys that a resumed run may change without being allowed to, because they change no number."""

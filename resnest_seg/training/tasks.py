@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from types import MappingProxyType
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from resnest_seg.config import AnyConfig, RunConfig
 from resnest_seg.data.datasets import SegmentationDataset
-from resnest_seg.data.loader import Batch, ShardOrder, load_batches
+from resnest_seg.data.loader import AugmentedSamples, Batch, Division, ShardOrder, run_loader, stack_samples
 from resnest_seg.data.shards import shard_numbers
 from resnest_seg.data.transforms import RECIPES, TrainTransform, Transform, sample_transform
 from resnest_seg.errors import ConfigError, command, unknown_name
@@ -29,11 +30,16 @@ from resnest_seg.evaluation.evaluate import EvaluatedImage, check_fits, evaluate
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.inference.protocols import protocol
 from resnest_seg.io.visualize import contact_sheet
-from resnest_seg.labels import LabelSpace
+from resnest_seg.labels import IGNORE_LABEL, MULTILABEL_IGNORE, LabelSpace
 from resnest_seg.models.checkpoint import BEST
 from resnest_seg.models.heads import check_head
-from resnest_seg.models.segmenter import PixelModel, Segmenter, check_names
-from resnest_seg.training.distributed import PARALLEL, PRECISIONS, StopSignal
+from resnest_seg.models.segmenter import PixelModel, Segmenter, SegmenterOutput, check_names
+from resnest_seg.teachers.consistency import Consistency, ConsistencyLoss, ConsistencyOutput
+from resnest_seg.teachers.distillation import Distillation, Lesson
+from resnest_seg.teachers.teacher import open_teachers, teachers_identity
+from resnest_seg.teachers.unlabelled import MixedBatch, PhotoViews, UnlabelledPhotos, mixed_batches
+from resnest_seg.training.chunked_loss import lean_binary_cross_entropy, lean_cross_entropy
+from resnest_seg.training.distributed import PARALLEL, PRECISIONS, StopSignal, resolved_precision
 from resnest_seg.training.losses import (
     CoarseLogits,
     LabelLoss,
@@ -80,20 +86,41 @@ def check_choices(config: AnyConfig, *, network: bool = True) -> None:
     tracker_names(config.train.trackers)
 
 
-class LabelledBatch(Protocol):
-    """Samples of one size, stacked."""
-
-    @property
-    def images(self) -> Tensor:
-        """[N, C, H, W]."""
-
-    @property
-    def labels(self) -> Tensor:
-        """Labels of pixels, [N, H, W], or of images, [N]."""
+class TrainingBatch(Protocol):
+    """What a task makes a loss of: a micro-batch, on the CPU."""
 
     @property
     def names(self) -> list[str]:
-        """N names."""
+        """The files in it, for messages."""
+
+
+B = TypeVar("B", bound=TrainingBatch)
+
+
+class Moment(NamedTuple):
+    """What a loss may depend on besides the batch and the weights.
+
+    Attributes:
+        step: The optimiser step, from 0 on.
+        reported: The step's figures are logged, so that those that take time are worth it.
+        average: The moving average of the weights, in eval mode, where the task's description asks for it.
+    """
+
+    step: int
+    reported: bool = False
+    average: PixelModel | None = None
+
+
+class StepLoss(NamedTuple):
+    """The loss of a micro-batch.
+
+    Attributes:
+        loss: A scalar, divided by the weights of the effective batch, so that parts add up.
+        sums: Name -> scalar without gradient that adds up likewise; `Task.figures` makes figures of the sums.
+    """
+
+    loss: Tensor
+    sums: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +133,10 @@ class TaskDescription:
         num_classes: K.
         score: Name of the score that decides which weights are best.
         label_space: The classes, or None where they have no colours and raw ids.
-        probabilities: Draw the samples of an epoch with these, [size]; None takes each once.
-        shard_order: The order of samples within windows of shards; None shuffles over all.
         files: Name -> text of files that the run folder has besides.
+        sources: Config key of what else decides the run, such as train.unlabelled -> a text that says what it is, with
+            a hash; a run is not resumed with another one.
+        uses_average: The loss needs the moving average of the weights, `Moment.average`.
     """
 
     size: int
@@ -116,9 +144,9 @@ class TaskDescription:
     num_classes: int
     score: str
     label_space: LabelSpace | None = None
-    probabilities: NDArray[np.float64] | None = None
-    shard_order: ShardOrder | None = None
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    uses_average: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +173,7 @@ class Validation:
     buffers: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
-class Task(Protocol):
+class Task(Protocol[B]):
     """Interface of a training task: segmentation is in `tasks`, image classification in `classification`."""
 
     @property
@@ -160,16 +188,24 @@ class Task(Protocol):
             model within stays as it is, so that validation computes what an evaluation of the saved file computes.
         """
 
-    def batches(
-        self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool
-    ) -> Generator[LabelledBatch, None, None]:
-        """The samples (epoch, index) of each micro-batch, loaded and augmented; to be closed."""
+    def batches(self, division: Division, *, pin_memory: bool) -> Generator[B, None, None]:
+        """This process's micro-batches, loaded and augmented; to be closed."""
 
-    def weight_of(self, labels: Tensor) -> Tensor:
-        """Weight of a micro-batch: its share of the divisor of the effective batch's loss."""
+    def weight_of(self, batch: B) -> dict[str, Tensor]:
+        """Name -> weight of a micro-batch on the device: its share of a divisor of the effective batch's loss."""
 
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor, *, total: Tensor) -> Tensor:
-        """The loss of a micro-batch on the device, a sum divided by `total`; `model` is that of `begin`, prepared."""
+    def loss(self, model: nn.Module, batch: B, *, total: Mapping[str, Tensor], moment: Moment) -> StepLoss:
+        """The loss of a micro-batch on the device; `model` is that of `begin`, prepared, and to be called once.
+
+        Args:
+            model: The module.
+            batch: The micro-batch.
+            total: `weight_of`, summed over the effective batch.
+            moment: The step.
+        """
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """What is logged of a step, beside its loss, of `StepLoss.sums` over the effective batch."""
 
     def validate(
         self,
@@ -184,6 +220,58 @@ class Task(Protocol):
 
         A task whose validation has a report writes this process's scores by image into `images`.
         """
+
+
+def consistency_loss(config: RunConfig, model: Segmenter, *, steps_per_epoch: int) -> ConsistencyLoss:
+    """The loss of unlabelled photos that a config describes.
+
+    Raises:
+        ConfigError: The head predicts masks.
+    """
+    if model.predicts_masks:
+        raise ConfigError("train.unlabelled does not go with a head that predicts masks and not pixels.")
+    task, corners = config.model.task, model.align_corners
+
+    def summed(logits: Tensor, labels: Tensor) -> Tensor:
+        if task == "multiclass":
+            return lean_cross_entropy(logits, labels, align_corners=corners)
+        ignore = MULTILABEL_IGNORE if task == "multilabel" else IGNORE_LABEL
+        return lean_binary_cross_entropy(logits, labels, ignore_label=ignore, align_corners=corners)
+
+    unit = 1 if config.train.epochs is None else max(steps_per_epoch, 1)
+    return ConsistencyLoss(config.semi, summed, task, model.num_classes, corners, config.semi.ramp_up * unit)
+
+
+def _sources(config: RunConfig, photos: UnlabelledPhotos | None) -> dict[str, str]:
+    """See `TaskDescription.sources`."""
+    found = {} if photos is None else {"train.unlabelled": photos.identity}
+    return found if config.distill.teacher is None else found | {"distill.teacher": teachers_identity(config.distill)}
+
+
+def _distillation(config: RunConfig, model: Segmenter, space: LabelSpace, device: torch.device) -> Distillation | None:
+    """The teachers of a run, ready to be asked; None without any.
+
+    Raises:
+        ConfigError, CheckpointError: They cannot teach this model, or cannot be opened.
+    """
+    if config.distill.teacher is None:
+        return None
+    if model.predicts_masks:
+        raise ConfigError(
+            "distill.teacher is for models with logits, and head mask2former predicts masks: leave it out, or choose "
+            "another model.head. As a teacher it is welcome."
+        )
+    teachers = open_teachers(
+        config.distill,
+        config.data,
+        channels=config.model.in_channels,
+        task=model.task,
+        device=device,
+        precision=resolved_precision(config.train.precision),
+    )
+    found = Distillation(config.distill, teachers, space, align_corners=model.align_corners)
+    found.tell()
+    return found
 
 
 def _shard_order(train: SegmentationDataset, window: int | None) -> ShardOrder | None:
@@ -215,6 +303,7 @@ class SegmentationTask:
         pos_weight: Of the pixels with a label in the loss, [K], as `train.class_weights` balanced names them.
         loss: In place of the config's losses.
         transform: In place of the config's recipe and further options, but for ClassMix.
+        photos: Unlabelled photos to learn from as well, as the config's `semi` says.
 
     Raises:
         ConfigError: Unknown protocol or recipe; `data.shard_window` with a data set that is not packed.
@@ -231,6 +320,7 @@ class SegmentationTask:
         pos_weight: Tensor | None = None,
         loss: Loss | None = None,
         transform: Transform | None = None,
+        photos: UnlabelledPhotos | None = None,
     ) -> None:
         self.config, self.train, self.validation, self.class_weights = config, train, validation, class_weights
         protocol(config.eval.protocol)
@@ -240,23 +330,28 @@ class SegmentationTask:
             if transform is None
             else sample_transform(transform, class_mix=config.data.class_mix)
         )
+        self.probabilities, self.shard_order = probabilities, _shard_order(train, config.data.shard_window)
         self.description = TaskDescription(
             size=len(train),
             identity=train.identity(),
             num_classes=len(train.label_space.score_names),
             score="mean_iou",
             label_space=validation.label_space,
-            probabilities=probabilities,
-            shard_order=_shard_order(train, config.data.shard_window),
+            sources=_sources(config, photos),
+            uses_average=photos is not None and config.semi.teacher == "ema",
         )
+        wide = train.label_space.task == "multilabel"
+        self.views = None if photos is None else PhotoViews(photos, self.transform, config.semi, config.seed, wide=wide)
 
     def begin(self, model: PixelModel, device: torch.device) -> nn.Module:
-        """Check both splits against the model, and build the loss; the module gives coarse logits.
+        """Check both splits against the model, build the loss, open the teachers; the module gives coarse logits.
 
         Raises:
             ConfigError: The classes or channels are others; class weights are missing.
+            CheckpointError: A teacher cannot be loaded.
         """
         assert isinstance(model, Segmenter)
+        self.device = device
         for dataset in (self.train, self.validation):
             check_fits(model, dataset)
         train, corners, space = self.config.train, model.align_corners, self.train.label_space
@@ -273,34 +368,89 @@ class SegmentationTask:
                 train, space.task, num_labels=model.num_classes, align_corners=corners, pos_weight=self.pos_weight
             )
         self.criterion = criterion.to(device)
-        if model.predicts_masks and self.own_loss is None:
+        self.distillation = _distillation(self.config, model, self.train.label_space, device)
+        if model.predicts_masks and self.own_loss is None and self.views is None:
             self.masks = MaskLoss(model, ignore=space.ignore_value)
             return MaskPredictions(model)
-        return CoarseLogits(model)
+        if self.views is None:
+            return CoarseLogits(model)
+        self.consistency = consistency_loss(self.config, model, steps_per_epoch=len(self.train) // train.batch_size)
+        return Consistency(model, self.config.semi)
 
-    def batches(self, order: Iterable[Sequence[tuple[int, int]]], *, pin_memory: bool) -> Generator[Batch, None, None]:
-        """Augmented by the config's recipe."""
-        return load_batches(
-            self.train,
-            order,
-            transform=self.transform,
-            seed=self.config.seed,
-            workers=self.config.data.workers,
-            pin_memory=pin_memory,
-        )
+    def batches(self, division: Division, *, pin_memory: bool) -> Generator[Batch | MixedBatch, None, None]:
+        """Augmented by the config's recipe; with unlabelled photos, where there are some."""
+        order = division.batches(len(self.train), probabilities=self.probabilities, shard_order=self.shard_order)
+        samples = AugmentedSamples(self.train, self.transform, self.config.seed)
+        workers = self.config.data.workers
+        if self.views is None:
+            return run_loader(samples, order, stack_samples, workers=workers, pin_memory=pin_memory)
+        photos = self.views.order(division)
+        return mixed_batches(samples, order, self.views, photos, workers=workers, pin_memory=pin_memory)
 
-    def weight_of(self, labels: Tensor) -> Tensor:
-        """Labelled pixels, or the sum of their classes' weights; of a head that predicts masks, its two divisors."""
-        return (self.criterion if self.masks is None else self.masks).weight_of(labels)
+    def weight_of(self, batch: Batch | MixedBatch) -> dict[str, Tensor]:
+        """Labelled pixels, or the sum of their classes' weights; of a head that predicts masks, its two divisors.
 
-    def loss(self, model: nn.Module, images: Tensor, labels: Tensor, *, total: Tensor) -> Tensor:
-        """Compute the loss of the main logits and, weighted, of the auxiliary ones; or that of masks."""
+        And the valid pixels of unlabelled photos.
+        """
+        labels = batch.labels.to(self.device, non_blocking=True)
+        weights = {"labelled": (self.criterion if self.masks is None else self.masks).weight_of(labels)}
+        if isinstance(batch, MixedBatch):
+            weights["unlabelled"] = self.consistency.weight_of(batch, self.device)
+        return weights
+
+    def loss(
+        self, model: nn.Module, batch: Batch | MixedBatch, *, total: Mapping[str, Tensor], moment: Moment
+    ) -> StepLoss:
+        """Compute the loss of the main logits and, weighted, of the auxiliary ones; or that of masks.
+
+        With unlabelled photos it is mixed with their loss.
+        """
+        images, labels = (each.to(self.device, non_blocking=True) for each in (batch.images, batch.labels))
+        lesson = None if self.distillation is None else self.distillation.ask(images)
+        if isinstance(batch, MixedBatch):
+            return self._mixed_loss(model, batch, (images, labels), total, moment, lesson)
         output = model(images)
         if self.masks is not None:
-            found: Tensor = self.masks(output, labels, total=total)
-            return found
-        value: Tensor = self.criterion(output.logits, output.aux_logits, labels, pixels=total)
-        return value
+            return StepLoss(self.masks(output, labels, total=total["labelled"]))
+        return self._supervised(output, labels, total, lesson)
+
+    def _supervised(
+        self,
+        output: SegmenterOutput | ConsistencyOutput,
+        labels: Tensor,
+        total: Mapping[str, Tensor],
+        lesson: Lesson | None,
+    ) -> StepLoss:
+        """The loss of labels, and what the teachers say about the same images."""
+        loss = self.criterion(output.logits, output.aux_logits, labels, pixels=total["labelled"])
+        if lesson is None:
+            return StepLoss(loss)
+        losses = {"labelled_loss": loss, **lesson.losses(output.logits, images=self.config.train.batch_size)}
+        return StepLoss(torch.stack([*losses.values()]).sum(), {name: value.detach() for name, value in losses.items()})
+
+    def _mixed_loss(
+        self,
+        model: nn.Module,
+        batch: MixedBatch,
+        labelled: tuple[Tensor, Tensor],
+        total: Mapping[str, Tensor],
+        moment: Moment,
+        lesson: Lesson | None,
+    ) -> StepLoss:
+        (images, labels), own = labelled, self.consistency
+        weak, strong, partner = (
+            each.to(self.device, non_blocking=True) for each in (batch.weak, batch.strong, batch.partner)
+        )
+        output = model(images, weak, strong, partner if self.config.semi.cutmix else None, moment.average)
+        supervised, parts = self._supervised(output, labels, total, lesson)
+        loss, sums = own(output, batch, total=total["unlabelled"], reported=moment.reported)
+        share, rest = own.share(moment.step)
+        return StepLoss(share * supervised + rest * loss, {"labelled_loss": supervised.detach(), **parts, **sums})
+
+    def figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """The parts of the loss, where teachers or unlabelled photos add some, and what `ConsistencyLoss` counts."""
+        parts = {name: value for name, value in sums.items() if name.endswith("_loss")}
+        return parts if self.views is None else parts | self.consistency.figures(sums)
 
     def validate(
         self,

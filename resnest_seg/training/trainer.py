@@ -28,7 +28,7 @@ from torch import nn
 
 import resnest_seg
 from resnest_seg.config import AnyConfig
-from resnest_seg.data.loader import training_batches
+from resnest_seg.data.loader import Division
 from resnest_seg.data.transforms import sample_seed
 from resnest_seg.errors import CheckpointError
 from resnest_seg.io.display import console
@@ -89,7 +89,7 @@ from resnest_seg.training.run_folder import (
     restore_kept,
     restore_optimizer,
 )
-from resnest_seg.training.tasks import LabelledBatch, Task, Validation, share_buffers
+from resnest_seg.training.tasks import Moment, Task, TrainingBatch, Validation, share_buffers
 from resnest_seg.training.trackers import begin_trackers, class_points, log_picture, tracker_names
 
 
@@ -126,7 +126,7 @@ class Trainer:
         config: AnyConfig,
         *,
         segmenter: PixelModel,
-        task: Task,
+        task: Task[Any],
         output: str | Path,
         resume: bool = False,
         adopt: bool = False,
@@ -196,6 +196,9 @@ class Trainer:
             self.model, self.optimizer = self.engine.prepare(model, optimizer)
         decay = self.config.train.ema
         self.average = WeightAverage(self.segmenter, decay=decay) if decay else None
+        self.averaged: PixelModel | None = None
+        if self.average is not None and self.about.uses_average:
+            self.averaged = self.average.show_in(copy.deepcopy(self.segmenter))
         if saved is not None:
             self._restore(saved)
 
@@ -242,12 +245,13 @@ class Trainer:
                 with self.gauge.waiting():
                     parts = list(itertools.islice(batches, self.config.train.accumulation))
                 with enough_memory(self.config.train, self.engine.num_processes, where=f"step {self.step}"):
-                    loss, norm = self._optimise(parts)
+                    loss, norm, figures = self._optimise(parts)
                 self.step += 1
                 speed = self.gauge.count(self.config.train.batch_size)
                 progress.update(bar, advance=1, shown=f"loss {loss:.3f}  lr {lr:.2g}  {speed:.1f} images/s")
-                if self.step % self.config.train.log_every == 0 or self.step == 1:
-                    self._log(METRICS, "train", {"loss": loss, "grad_norm": norm, "lr": lr, **self._rates()})
+                if self._is_reported(self.step):
+                    values = {"loss": loss, **figures, "grad_norm": norm, "lr": lr, **self._rates()}
+                    self._log(METRICS, "train", values)
                     machine = self.gauge.read()
                     self._log(MACHINE, "speed", machine)
                     line = lines.line(self.step, loss=loss, lr=lr, machine=machine)
@@ -264,28 +268,27 @@ class Trainer:
         settle(self.engine.num_processes)
         return self.finished
 
-    def _optimise(self, parts: Sequence[LabelledBatch]) -> tuple[float, float]:
-        """One optimiser step over the micro-batches of the effective batch; returns its loss and gradient norm."""
+    def _optimise(self, parts: Sequence[TrainingBatch]) -> tuple[float, float, dict[str, float]]:
+        """One optimiser step over the micro-batches of the effective batch; returns loss, gradient norm, figures."""
         self.model.train()
         hold_frozen(self.segmenter, self.config.optim)
         torch.manual_seed(sample_seed(self.config.seed, self.step, self.engine.process_index))  # dropout's
         device, processes = self.engine.device, self.engine.num_processes
-        labels = [part.labels.to(device, non_blocking=True) for part in parts]
-        weight = torch.stack([self.task.weight_of(own) for own in labels]).sum(dim=0)
-        weight = self.engine.reduce(weight, reduction="sum")
-        total = torch.zeros((), device=device)
+        weight, moment = self._weight_of(parts), self._moment()
+        total, sums = torch.zeros((), device=device), dict[str, torch.Tensor]()
         for number, part in enumerate(parts):
-            images = part.images.to(device, non_blocking=True)
             with self._micro_batch(is_last=number == len(parts) - 1):
-                loss = self.task.loss(self.model, images, labels[number], total=weight)
+                loss, own = self.task.loss(self.model, part, total=weight, moment=moment)
                 # Gradients are averaged over processes, and the loss is already divided by all processes' weight.
                 self.engine.backward(loss * processes)
             total += loss.detach()
+            sums = {name: value + sums.get(name, 0) for name, value in own.items()}
         scaler = self.engine.scaler
         if scaler is not None:
             self.engine.unscale_gradients(self.optimizer)
-        total = self.engine.reduce(total, reduction="sum")
-        loss_value, norm = torch.stack([total, gradient_norm(self.segmenter.parameters()).to(device)]).tolist()
+        totals = self.engine.reduce(torch.stack([total, *sums.values()]), reduction="sum")
+        norm_here = gradient_norm(self.segmenter.parameters()).to(device)
+        loss_value, *values, norm = torch.cat([totals, norm_here[None]]).tolist()
         check_finite(
             loss_value,
             norm,
@@ -299,7 +302,22 @@ class Trainer:
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update()
-        return loss_value, norm
+        return loss_value, norm, self.task.figures(dict(zip(sums, values, strict=True)))
+
+    def _weight_of(self, parts: Sequence[TrainingBatch]) -> dict[str, torch.Tensor]:
+        """The weights of the effective batch, over all micro-batches and processes."""
+        weights = [self.task.weight_of(part) for part in parts]
+        summed = {name: torch.stack([each[name] for each in weights]).sum(dim=0) for name in weights[0]}
+        return {name: self.engine.reduce(weight, reduction="sum") for name, weight in summed.items()}
+
+    def _moment(self) -> Moment:
+        """The step that begins; the average has the same statistics on every process, as a resumed run begins with."""
+        if self.averaged is not None:
+            share_buffers(self.averaged, self.engine)
+        return Moment(self.step, self._is_reported(self.step + 1), self.averaged)
+
+    def _is_reported(self, step: int) -> bool:
+        return step % self.config.train.log_every == 0 or step == 1
 
     @contextlib.contextmanager
     def _micro_batch(self, *, is_last: bool) -> Iterator[None]:
@@ -316,20 +334,17 @@ class Trainer:
         """Epochs completed so far."""
         return self.step // self.steps_per_epoch
 
-    def _batches(self) -> Generator[LabelledBatch, None, None]:
+    def _batches(self) -> Generator[TrainingBatch, None, None]:
         """This process's micro-batches, from the current step to the last."""
-        order = training_batches(
-            self.about.size,
+        division = Division(
             seed=self.config.seed,
             batch_size=self.config.train.batch_size,
             steps=range(self.step, self.steps),
             parts=self.config.train.accumulation,
             rank=self.engine.process_index,
             processes=self.engine.num_processes,
-            probabilities=self.about.probabilities,
-            shard_order=self.about.shard_order,
         )
-        return self.task.batches(order, pin_memory=self.engine.device.type == "cuda")
+        return self.task.batches(division, pin_memory=self.engine.device.type == "cuda")
 
     def _save_due(self) -> bool:
         return self.step % (self.config.train.save_every or self.steps_per_epoch) == 0 or self.step == self.steps
@@ -572,6 +587,8 @@ class Trainer:
             "precision": self.precision,
             "data": self.about.identity,
         }
+        if self.about.sources:
+            values["sources"] = dict(self.about.sources)
         if self.average is not None:
             values |= {"average_updates": self.average.updates, "best_of": self.best_of}
         if self.engine.scaler is not None:
@@ -602,6 +619,14 @@ class Trainer:
                 f"the training split is not that of {self.output / LAST} any more: photos, masks or classes were "
                 "added, removed or renamed. A resumed run would be another one. Put them back, or begin a new run."
             )
+        sources = saved.training.values.get("sources", {})
+        for key in sorted((sources.keys() | self.about.sources.keys()) - set(allow_changes)):
+            before, now = (each.get(key, "none") for each in (sources, self.about.sources))
+            if before != now:
+                raise CheckpointError(
+                    f"{key} is not what {self.output / LAST} was trained with: it was {before}, and is {now}. The run "
+                    f"would be another one. If that is what you want: --allow-changes {key}"
+                )
         return saved
 
     def _check_precision(self, saved: Checkpoint, allow_changes: Collection[str]) -> None:

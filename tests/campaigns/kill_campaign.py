@@ -4,6 +4,7 @@ python tests/campaigns/kill_campaign.py --kills 100             # forked childre
 python tests/campaigns/kill_campaign.py --kills 40 --all        # signals mixed, loader processes and all that is random
 python tests/campaigns/kill_campaign.py --kills 20 --processes  # a fresh `python tools/train_seg.py` each time
 python tests/campaigns/kill_campaign.py --kills 10 --workers 2  # torchrun: a process killed each time
+python tests/campaigns/kill_campaign.py --kills 20 --semi       # learning from unlabelled photos as well
 
 A run is started with --resume auto, ended by SIGKILL, SIGTERM, or SIGTERM and then SIGKILL, at a random instant, in a
 random file operation of a save, or within a validation, started again, and so on to its end. The weights, the
@@ -29,7 +30,11 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
+from resnest_seg.data.synthetic import Synthetic
+from resnest_seg.io.visualize import write_png
+from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import BEST, LAST, Checkpoint
+from resnest_seg.models.loading import build_segmenter
 
 PROJECT = Path(__file__).resolve().parents[2]
 TRAIN = PROJECT / "tools" / "train_seg.py"
@@ -55,6 +60,8 @@ FEATURES = {
     "class_mix": ["--data.class_mix=0.5"],
     "rare_class": ["--data.rare_class=0.1"],
     "loaders": ["--data.workers=2"],
+    "semi": ["--train.unlabelled=PHOTOS", "--semi.teacher=ema", "--semi.threshold=0.15", "--semi.ramp_up=20"],
+    "teacher": ["--distill.teacher=TEACHER", "--distill.method=both"],
 }
 """What makes a run more random, or gives it more processes."""
 
@@ -248,6 +255,8 @@ def parse():
     parser.add_argument("--ema", action="store_true", help="a slower moving average")
     parser.add_argument("--class-mix", action="store_true", help="data.class_mix")
     parser.add_argument("--rare-class", action="store_true", help="data.rare_class")
+    parser.add_argument("--semi", action="store_true", help="learn from unlabelled photos, labelled by the average")
+    parser.add_argument("--teacher", action="store_true", help="distillation, of a random teacher")
     parser.add_argument("--all", action="store_true", help="all of these, and --signals mix")
     parser.add_argument("--processes", action="store_true", help="a fresh process for each start")
     parser.add_argument("--workers", type=int, default=0, help="train in this many processes under torchrun")
@@ -256,6 +265,24 @@ def parse():
         options.signals = "mix"
     chosen = [name for name in FEATURES if options.all or getattr(options, name)]
     return options, [word for name in chosen for word in FEATURES[name]]
+
+
+def write_photos(folder):
+    """Drawn scenes without their labels."""
+    scenes = Synthetic("train", size=(72, 96))
+    folder.mkdir()
+    for index in range(100, 116):
+        write_png(folder / f"{index}.png", scenes[index].image)
+    return folder
+
+
+def write_teacher(path):
+    """A random model of the drawn scenes, at a finer output stride than the run's; returns its path."""
+    torch.manual_seed(0)
+    model = build_segmenter("resnest14_tiny", head="fcn", num_classes=10, output_stride=16, aux_head=False)
+    model.label_space = LabelSpace.of("synthetic")
+    model.to_checkpoint().save(path)
+    return path
 
 
 def print_table(done, killed, runs):
@@ -285,6 +312,9 @@ def main():
     rng, killed, runs, done = random.Random(options.seed), 0, 0, Counter()
     with tempfile.TemporaryDirectory() as name:
         folder, log = Path(name), Path(name) / "log"
+        photos = write_photos(folder / "photos")
+        teacher = write_teacher(folder / "teacher.safetensors")
+        words = [word.replace("PHOTOS", str(photos)).replace("TEACHER", str(teacher)) for word in words]
         if options.workers:
             under_torchrun(options, words, folder, log, rng)
             return

@@ -429,3 +429,40 @@ def test_a_source_that_gives_one_length_of_a_run_replaces_the_other(given, other
         assert (getattr(config.train, given), getattr(config.train, other)) == (3, None)
     with pytest.raises(ConfigError, match="exactly one of"):
         load_run_config(path, overrides=["--train.epochs", "3", "--train.iterations", "5"])
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("runs/large", ("runs/large",)),
+        ("a.onnx,b ä", ("a.onnx", "b ä")),
+        ("[a.onnx, b]", ("a.onnx", "b")),
+        ("[old] run/best.pt", ("[old] run/best.pt",)),
+        ("null", None),
+    ],
+)
+def test_teachers_are_a_list_of_which_one_needs_no_brackets(given, names, tmp_path):
+    config = load_run_config("synthetic_fcn_resnest14_tiny", overrides=["--distill.teacher", given])
+    assert config.distill.teacher == names
+    written = tmp_path / "config.yaml"
+    written.write_text(to_yaml(config), encoding="utf-8")
+    assert load_run_config(written) == config
+    assert RunConfig.from_dict({"distill.teacher": "runs/large"}).distill.teacher == ("runs/large",)
+
+
+@pytest.mark.parametrize(
+    ("distill", "words"),
+    [
+        ({"method": "cwd"}, r"distill\.method is for a teacher, and distill\.teacher names none"),
+        ({"teacher": "a", "method": "cdw"}, r"unknown distill\.method 'cdw'. Did you mean 'cwd'"),
+        ({"teacher": "a", "precision": "int8"}, r"unknown distill\.precision 'int8'"),
+        ({"teacher": ["a", "a"]}, r"distill\.teacher names a twice"),
+        ({"teacher": "a", "kl_weight": 0}, r"distill\.kl_weight is 0, and distill\.method is kl"),
+        ({"teacher": "a", "method": "both", "kl_weight": 0, "cwd_weight": 0}, "nothing would be taught"),
+        ({"teacher": []}, "not an empty list"),
+        ({"teacher": "a", "temperature": 0}, r"distill\.temperature must be .*not 0"),
+    ],
+)
+def test_distillation_that_makes_no_sense_is_refused(distill, words):
+    with pytest.raises(ConfigError, match=words):
+        RunConfig.from_dict({"distill": distill})

@@ -92,6 +92,20 @@ def test_a_report_has_the_numbers_of_the_run(runs, tmp_path, model):
                      "road", "car"]  # fmt: skip
 
 
+def test_the_parts_of_a_loss_are_curves_beside_it(runs, tmp_path):
+    """Of teachers and unlabelled photos, where a run has some."""
+    path = runs / "first" / "metrics.jsonl"
+    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for entry in entries:
+        if entry["kind"] == "train":
+            entry |= {"labelled_loss": entry["loss"] / 2, "kl_loss": entry["loss"] / 4, "cwd_loss": entry["loss"] / 4}
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    page, _ = written([runs / "first"], tmp_path / "r.html", images=Pictures(count=0))
+    names = [path.get("data-name") for path in page.all("path") if path.get("class") == "series"]
+    assert names[:5] == ["training", "validation", "labelled", "teachers, kl", "teachers, cwd"]
+    assert "unlabelled" not in names
+
+
 def test_runs_are_compared_with_an_interval(runs, tmp_path):
     folders = [runs / "first", runs / "second"]
     page, _ = written(folders, tmp_path / "r.html", images=Pictures(count=0))

@@ -1,9 +1,11 @@
 """Trains in two forked processes over gloo, so that a test pays for the imports once.
 
 python tests/many_processes.py FOLDER: runs FOLDER/ddp and FOLDER/fsdp, which are left alone, and FOLDER/fsdp_resumed,
-which is stopped after three steps and continued by other processes.
+which is stopped after three steps and continued by other processes; and short ones with a teacher.
 python tests/many_processes.py FOLDER classifier: runs FOLDER/whole and FOLDER/resumed of a classifier, the second of
 which dies before its last validation.
+python tests/many_processes.py FOLDER semi PHOTOS: runs FOLDER/one of one process, and FOLDER/ddp, FOLDER/fsdp and
+FOLDER/ema of two, that learn from unlabelled photos; and FOLDER/ema_resumed, stopped and continued.
 """
 
 import dataclasses
@@ -23,17 +25,20 @@ from resnest_seg.config import (
     ClassifierConfig,
     ClassifyConfig,
     DataConfig,
+    DistillConfig,
     EvalConfig,
     LoopConfig,
     ModelConfig,
     OptimConfig,
     PretrainConfig,
     RunConfig,
+    SemiConfig,
     TrainConfig,
 )
 from resnest_seg.data.datasets import Sample, SegmentationDataset
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.loading import build_segmenter, classifier_for
+from resnest_seg.teachers.unlabelled import find_photos
 from resnest_seg.training.classification import ClassFolder, ClassificationTask
 from resnest_seg.training.tasks import SegmentationTask
 from resnest_seg.training.trainer import Trainer
@@ -47,6 +52,9 @@ CONFIG = RunConfig(
     eval=EvalConfig(sheet=0),
 )
 """Six steps of four images, batch norm frozen, no dropout: then only the order of sums tells the ways apart."""
+
+
+TEACHER = "teacher.safetensors"
 
 
 class Uneven(SegmentationDataset):
@@ -65,17 +73,27 @@ class Uneven(SegmentationDataset):
         return Sample(image, labels, f"picture {index}")
 
 
-def train(output, *, until=None, resume=False, **changes):
-    """One run; returns its trainer."""
+def train(output, *, until=None, resume=False, semi=None, taught=False, freeze=CONFIG.optim.freeze, **changes):
+    """One run, which learns from photos where `semi` says how, and from `TEACHER`; returns its trainer."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, **changes))
+    config = dataclasses.replace(
+        CONFIG,
+        train=dataclasses.replace(CONFIG.train, **changes),
+        optim=dataclasses.replace(CONFIG.optim, freeze=freeze),
+        semi=semi or CONFIG.semi,
+    )
+    if taught:
+        teacher = (str(output.parent / TEACHER),)
+        data = dataclasses.replace(CONFIG.data, crop_size=64)  # maps of more than one place
+        config = dataclasses.replace(config, data=data, distill=DistillConfig(teacher, method="both"))
     segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=3, output_stride=32)
     for module in segmenter.modules():
         if isinstance(module, torch.nn.Dropout | torch.nn.Dropout2d):
             module.p = 0.0  # its masks depend on how the batch is divided
     data = Uneven()
-    task = SegmentationTask(config, data, data)
+    photos = None if semi is None else find_photos(config.train.unlabelled, train=data, validation=data)
+    task = SegmentationTask(config, data, data, photos=photos)
     trainer = Trainer(config, segmenter=segmenter, task=task, output=output, resume=resume)
     trainer.fit(until=until)
     return trainer
@@ -106,6 +124,15 @@ def classify(output, *, dies=False, resume=False):
         trainer.fit()
     except SystemExit:
         assert dies
+
+
+def write_teacher(folder):
+    """A random model of the pictures' classes, and of one more, at another output stride."""
+    torch.manual_seed(1)
+    model = build_segmenter("resnest14_tiny", head="fcn", num_classes=4, output_stride=16, aux_head=False)
+    names = ("class 2", "another", "class 0", "class 1")
+    model.label_space = LabelSpace.numbered(4, names=names)
+    model.to_checkpoint().save(folder / TEACHER)
 
 
 def write_colours(root, *, validation=4, noise=40):
@@ -146,6 +173,18 @@ def in_two(work, output, **options):
         raise SystemExit(f"{output}: exit codes {statuses}")
 
 
+def learn_from_photos(folder, photos):
+    """Runs without dropout; those of the average keep batch norm's statistics for each process."""
+    semi, some = SemiConfig(threshold=0.4, feature_dropout=0.0), {"unlabelled": photos, "epochs": 2, "ema": 0.0}
+    in_two(train, folder / "ddp", semi=semi, **some)
+    in_two(train, folder / "fsdp", semi=semi, parallel="fsdp", **some)
+    ema = some | {"semi": dataclasses.replace(semi, teacher="ema"), "ema": 0.5, "freeze": None, "sync_bn": False}
+    in_two(train, folder / "ema", **ema)
+    in_two(train, folder / "ema_resumed", until=2, **ema)
+    in_two(train, folder / "ema_resumed", resume=True, **ema)
+    train(folder / "one", semi=semi, **some)
+
+
 def main():
     folder = Path(sys.argv[1])
     if "classifier" in sys.argv:
@@ -154,11 +193,17 @@ def main():
         in_two(classify, folder / "resumed", dies=True)
         in_two(classify, folder / "resumed", resume=True)
         return
+    if "semi" in sys.argv:
+        learn_from_photos(folder, sys.argv[-1])
+        return
     resnest_seg.training.distributed.UNIT = 5_000  # so that this small net is split into several units
     in_two(train, folder / "ddp")
     in_two(train, folder / "fsdp", parallel="fsdp")
     in_two(train, folder / "fsdp_resumed", parallel="fsdp", until=3)
     in_two(train, folder / "fsdp_resumed", parallel="fsdp", resume=True)
+    write_teacher(folder)
+    in_two(train, folder / "taught_ddp", taught=True, epochs=1)
+    in_two(train, folder / "taught_fsdp", taught=True, epochs=1, parallel="fsdp")
 
 
 if __name__ == "__main__":

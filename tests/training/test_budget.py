@@ -173,7 +173,7 @@ def test_every_option_is_the_same_effective_batch():
 def test_a_plan_keeps_the_recipe_and_says_so():
     from rich.console import Console
 
-    config = changed(TINY, train={"accumulation": 5, "precision": "fp32"})
+    config = changed(TINY, train={"accumulation": 5, "precision": "fp32"}, distill={"teacher": ("runs/large",)})
     whole = measure(config, num_classes=10, half=False)
     devices = Devices(1, int((whole(8) + 1000) / 0.9 + GIB), "cpu")
     found = plan(config, num_classes=10, devices=devices)
@@ -187,6 +187,7 @@ def test_a_plan_keeps_the_recipe_and_says_so():
     assert "chosen: the most without checkpointing" in text
     assert re.search(r"[GM]iB too much", text)
     assert "batch norm needs two images" in text
+    assert "Not counted: what runs/large (distill.teacher) takes, which --dry-run measures." in text
 
 
 def test_what_cannot_be_planned():

@@ -165,7 +165,7 @@ def test_the_loss_of_a_step_is_that_of_the_mixed_batch(root, tmp_path):
     one.task.mix = lambda images, labels: seen.append(mix(images, labels)) or seen[-1]
     copy = classifier_for(config, num_classes=3)
     copy.load_state_dict(one.segmenter.state_dict())
-    loss, _ = one._optimise([next(one._batches())])
+    loss, *_ = one._optimise([next(one._batches())])
     ((images, shares),) = seen
     assert shares.sum(dim=1) == pytest.approx(torch.ones(8))
     assert ((shares > 0.01) & (shares < 0.99)).any()

@@ -9,6 +9,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from conftest import PROJECT, TINY
 from support import fake_data
+from support.small_models import save_scenes_model
 
 from resnest_seg.config import load_run_config
 from resnest_seg.errors import ConfigError
@@ -76,6 +77,14 @@ def test_without_its_data_street_scenes_stand_in(name, tmp_path, monkeypatch):
 def test_with_its_data_that_is_read(tmp_path):
     root = fake_data.make("camvid", tmp_path / "data", count=1)
     assert "read from camvid" in dry_run(config("camvid", f"--data.root={root}"))
+
+
+def test_teachers_are_asked_but_for_those_that_would_be_downloaded(tmp_path, capsys):
+    teacher = save_scenes_model(tmp_path)
+    said = dry_run(config("synthetic", f"--distill.teacher={teacher},deeplab_resnest50_ade", "--distill.method=cwd"))
+    assert "teacher  deeplab_resnest50_ade left out, as a run would download it" in said
+    assert f"taught by {teacher} (resnest14_tiny fcn" in capsys.readouterr().out
+    assert "left out" in dry_run(config("synthetic", "--distill.teacher=deeplab_resnest50_ade", "--distill.method=cwd"))
 
 
 def test_what_would_stop_the_run_stops_it(tmp_path, monkeypatch):

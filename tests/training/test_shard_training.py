@@ -146,4 +146,4 @@ def test_options_that_contradict_a_window(root, shards, tmp_path):
     with pytest.raises(ConfigError, match=r"data.shard_window 2 is for packed shards, .* pack the data set \("):
         SegmentationTask(WINDOWED, FolderDataset(root), FolderDataset(root))
     some = Subset(ShardDataset(shards), [1, 4, 5])
-    assert SegmentationTask(WINDOWED, some, some).description.shard_order.shards.tolist() == [0, 2, 2]
+    assert SegmentationTask(WINDOWED, some, some).shard_order.shards.tolist() == [0, 2, 2]

@@ -1,5 +1,6 @@
 """Many processes and accumulation: the same run, however its batch is divided."""
 
+import json
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from support import many_processes
 
 from resnest_seg.models.checkpoint import BEST, LAST, Checkpoint
 from resnest_seg.training.distributed import part_like, whole
+from resnest_seg.training.run_folder import METRICS
 
 pytestmark = pytest.mark.slow
 
@@ -26,9 +28,25 @@ def runs(tmp_path_factory):
     for parts in (1, 2):
         AcceleratorState._reset_state(reset_partial_state=True)
         many_processes.train(folder / f"accumulated{parts}", accumulation=parts)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        many_processes.train(folder / f"taught_accumulated{parts}", accumulation=parts, taught=True, epochs=1)
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.set_num_threads(threads)
     return folder
+
+
+@pytest.mark.parametrize("name", ["taught_accumulated2", "taught_ddp", "taught_fsdp"])
+def test_neither_does_a_run_with_a_teacher(runs, name):
+    def lines(folder):
+        entries = [json.loads(line) for line in (runs / folder / METRICS).read_text(encoding="utf-8").splitlines()]
+        return [entry for entry in entries if entry["kind"] == "train"]
+
+    expected, got = (Checkpoint.load(runs / folder / LAST).weights for folder in ("taught_accumulated1", name))
+    assert all(torch.allclose(got[key], value, rtol=1e-4, atol=1e-6) for key, value in expected.items())
+    for ours, theirs in zip(lines(name), lines("taught_accumulated1"), strict=True):
+        for key in ("loss", "labelled_loss", "kl_loss", "cwd_loss", "grad_norm"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-3)
+            assert theirs[key] > 0
 
 
 @pytest.mark.parametrize("name", ["accumulated2", "ddp", "fsdp"])

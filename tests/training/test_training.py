@@ -241,7 +241,7 @@ def test_the_loss_of_a_step_is_torchs_mean_over_the_whole_batch(tiny_space, tmp_
     expected = torch.autograd.grad(main + 0.4 * aux, list(one.segmenter.parameters()))
     found = []
     one.optimizer.step = lambda: found.extend(p.grad.clone() for p in one.segmenter.parameters())
-    loss, _ = one._optimise(parts)
+    loss, *_ = one._optimise(parts)
     assert loss == pytest.approx(float((main + 0.4 * aux).detach()), rel=1e-5)
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours - theirs).norm() <= 1e-4 * theirs.norm() + 1e-6
