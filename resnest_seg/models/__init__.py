@@ -4,7 +4,7 @@ from resnest_seg import lazy_exports
 
 _HOMES = {
     "Checkpoint": "checkpoint",
-    "Classifier": "classifier",
+    "Classifier": "segmenter",
     "DeepLabV3Head": "heads",
     "FCNHead": "heads",
     "Features": "segmenter",

@@ -17,16 +17,18 @@ from resnest_seg.config_types import Kind, Range
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, command, unknown_name
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import Checkpoint, find_checkpoint, is_ours
-from resnest_seg.models.classifier import NO_CLASSIFIER, Classifier, fresh_classifier
 from resnest_seg.models.conversion import CLASSIFIER, encoder_of_name, label_space, recognise, rename
 from resnest_seg.models.published import check_encoder_weights, imagenet_checkpoint, published, published_names
 from resnest_seg.models.resnest import ResNeSt, adapt_first_convolution
 from resnest_seg.models.segmenter import (
     CANNOT_SEGMENT,
+    NO_CLASSIFIER,
+    Classifier,
     LoadReport,
     PixelModel,
     Segmenter,
     encoder_for,
+    fresh_classifier,
     fresh_segmenter,
     load_own_weights,
     load_weights,

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnest_seg.cli.benchmark.infer import ours, photos
+from resnest_seg.cli.benchmark.measuring import interleave, spread
 from resnest_seg.cli.benchmark.options import add_network, check_network, require
-from resnest_seg.cli.benchmark.timing import interleave, spread
 
 if TYPE_CHECKING:
     import numpy as np

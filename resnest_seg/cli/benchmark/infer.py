@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 from resnest_seg.cli.benchmark.eval import settle
 from resnest_seg.cli.benchmark.limits import peak_gflops
-from resnest_seg.cli.benchmark.memory import peak_during
+from resnest_seg.cli.benchmark.measuring import interleave, peak_during, spread
 from resnest_seg.cli.benchmark.options import add_network, check_network, require
-from resnest_seg.cli.benchmark.timing import interleave, spread
 from resnest_seg.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
