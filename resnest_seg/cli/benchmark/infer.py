@@ -178,14 +178,14 @@ def gpu_peak(label: Labeller) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def count(model: nn.Module, options: argparse.Namespace) -> tuple[float, float]:
+def count(model: nn.Module, options: argparse.Namespace, *, channels: int = 3) -> tuple[float, float]:
     """Parameters in millions without an auxiliary head, and GFLOPs of one call; a multiply-add counts as two."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(model.parameters()).device
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(options.batch, 3, *options.size, device=device))
+        model(torch.zeros(options.batch, channels, *options.size, device=device))
     used = (p.numel() for key, p in model.named_parameters() if "aux_head." not in key)
     return sum(used) / 1e6, counter.get_total_flops() / 1e9
 
