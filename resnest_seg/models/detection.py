@@ -99,7 +99,8 @@ def detection_backbone(
         trainable_stages: How many stages are trained, from the last: 3 are layer2, layer3 and layer4, 5 are all with
             the stem. None is 3 with weights and 5 without. Norms of the others are frozen whatever `frozen_norms` says.
         frozen_norms: Replace batch norms by frozen ones, for batches of a few images; their statistics and weights stay
-            as they are, also after `train()`. None is True with weights and False without.
+            as they are, also after `train()`. None is True with weights and False without; a ResNeSt with norms that
+            are trained needs two images at a time.
         returned_stages: Stages that levels of the pyramid are made of, ascending in 1..4; torchvision's RetinaNet takes
             (2, 3, 4). Later stages are left out.
         channels: Channels of the pyramid.
@@ -204,13 +205,13 @@ def _report(source: Source, encoder: str, skipped: tuple[tuple[str, str], ...]) 
     """What was loaded of a file."""
     unused = {key for key, _ in skipped}
     parts = ("encoder.", "pyramid.")
-    rest = [(key, "a detector has no such part") for key in source.weights if not key.startswith(parts)]
+    others = [key for key in source.weights if not key.startswith((*parts, "pixel_"))]
     return LoadReport(
         path=source.path,
         format=source.format,
         network=f"{encoder}, output stride {OUTPUT_STRIDE}",
         loaded=sum(key.startswith(parts) and key not in unused for key in source.weights),
-        skipped=(*source.skipped, *skipped, *rest),
+        skipped=(*source.skipped, *skipped, *((key, "a detector has no such part") for key in others)),
     )
 
 

@@ -15,7 +15,7 @@ eval     the authors' multi-scale protocol on one image, beside their loop writt
 data     training samples of the ADE20K recipe (decode, random long edge, pad, crop 480, flip, to tensor), on one core,
          beside the same recipe written with PIL as PyTorch-Encoding does. Equal samples are checked first.
 export   one network in torch (eager, fused, compiled), onnxruntime (32 and 8 bits) and OpenVINO: pixels to labels; the
-         files are proven, and equal labels checked, first. The 8-bit file is only timed: accuracy takes training.
+         equal labels are checked first. The 8-bit file is only timed: accuracy takes training.
 loss     forward and backward of the cross-entropy of small logits: peak memory, each form in a fresh process, and time,
          beside F.interpolate and F.cross_entropy. Equal values and gradients are checked first.
 models   accuracy of checkpoints against milliseconds, in every runtime that is installed, and which of them are worth

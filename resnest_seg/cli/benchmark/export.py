@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import statistics
 import tempfile
@@ -58,23 +59,26 @@ def in_torch(options: argparse.Namespace) -> dict[str, Run]:
 def exported(
     model: Segmenter, runtimes: Sequence[str], folder: Path, *, calibration: Sequence[NDArray[np.uint8]]
 ) -> dict[str, Path]:
-    """Write files that give labels, for runtimes out of `PEERS`; writing them proves them, but for 8 bits."""
-    from resnest_seg.export.export import export_onnx, export_openvino
-    from resnest_seg.export.graph import ExportOptions, info_of
-    from resnest_seg.export.onnx import write_onnx
+    """Write files that give labels, for runtimes out of `PEERS`; whoever measures them compares what they give.
 
-    paths = {}
+    They are all made of one file, which is written into the folder by the first call.
+    """
+    from resnest_seg.export.export import write_openvino
+    from resnest_seg.export.graph import ExportOptions, info_of
+    from resnest_seg.export.onnx import write_int8, write_onnx
+
+    paths, plain = {}, folder / "model.onnx"
+    info = info_of(model, ExportOptions(output="labels"))
+    if not plain.exists():
+        write_onnx(model, info, plain, ())
     if "onnxruntime" in runtimes:
-        paths["onnxruntime"] = folder / "model.onnx"
-        export_onnx(model, paths["onnxruntime"], output="labels")
+        paths["onnxruntime"] = plain
     if "int8" in runtimes:
         paths["onnxruntime, int8"] = folder / "int8.onnx"
-        info = info_of(model, ExportOptions(output="labels", precision="int8"))
-        # not proven: a network that was never trained has no accuracy to lose
-        write_onnx(model, info, paths["onnxruntime, int8"], calibration)
+        write_int8(plain, dataclasses.replace(info, precision="int8"), paths["onnxruntime, int8"], calibration)
     if "openvino" in runtimes and importlib.util.find_spec("openvino") is not None:
         paths["OpenVINO"] = folder / "model.xml"
-        export_openvino(model, paths["OpenVINO"], output="labels")
+        write_openvino(plain, info, paths["OpenVINO"])
     return paths
 
 
