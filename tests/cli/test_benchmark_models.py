@@ -1,10 +1,14 @@
 """Checkpoints side by side: which of them are worth having, and whose accuracy a row shows."""
 
 import json
+import re
+import runpy
+import shutil
 from argparse import Namespace
 
 import pytest
 import torch
+from conftest import PROJECT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -121,3 +125,41 @@ def test_what_cannot_be_measured_is_refused(words, says, tool, capsys):
     error = capsys.readouterr().err
     assert says in error
     assert "Traceback" not in error
+
+
+def page_rows(page):
+    """Name -> figures of docs/small_models.md."""
+    return {name: figures.split(" | ") for name, figures in re.findall(r"^\| `(\S+)` \| (.*) \|$", page, re.M)}
+
+
+def test_the_page_of_small_models_and_the_headers_of_their_configs_say_the_same():
+    page = (PROJECT / "docs" / "small_models.md").read_text(encoding="utf-8")
+    (where,) = re.findall(r"^Measured on: (.*)\.$", page, re.M)
+    rows = page_rows(page)
+    assert list(rows) == runpy.run_path(str(PROJECT / "docs" / "small_models.py"))["small_models"]()
+    for name, (parameters, gmacs, *speeds) in rows.items():
+        header = (PROJECT / "configs" / f"{name}.yaml").read_text(encoding="utf-8").partition("model:")[0]
+        header = " ".join(header.replace("#", " ").split())
+        assert f"Size: {parameters} M parameters, {gmacs} GMAC" in header
+        times, memory = speeds[:4], speeds[4:]
+        assert "{} ms in torch, {} in onnxruntime, {} there in 8 bits, {} in OpenVINO".format(*times) in header
+        assert "memory above the opened model {}, {}, {} and {} MiB ({})".format(*memory, where) in header
+
+
+def test_one_command_writes_measurements_into_page_and_headers(tmp_path):
+    for folder in ("docs", "configs"):
+        shutil.copytree(PROJECT / folder, tmp_path / folder)
+    script = runpy.run_path(str(tmp_path / "docs" / "small_models.py"))
+    names = script["small_models"]()
+    rows = [{"name": name, "runtime": runtime, "milliseconds": 10 * place + 0.4, "peak_mebibytes": 7.0,
+             "parameters_m": 1.234, "gmacs": 5.678} for name in names
+            for place, runtime in enumerate(("torch", "onnxruntime", "int8"))]  # fmt: skip
+    (tmp_path / "x.json").write_text(json.dumps({"measurements": rows}))
+    for _ in range(2):  # the second time replaces the first
+        script["main"](str(tmp_path / "x.json"), "an abacus")
+    found = page_rows((tmp_path / "docs" / "small_models.md").read_text(encoding="utf-8"))
+    assert found == {name: ["1.23", "5.68", "0", "10", "20", "-", "7", "7", "7", "-"] for name in names}
+    header = (tmp_path / "configs" / f"{names[0]}.yaml").read_text(encoding="utf-8")
+    assert header.count("# Speed:      0 ms in torch, 10 in onnxruntime, 20 there in 8 bits, - in OpenVINO;") == 1
+    assert "(an abacus)" in header
+    assert all(len(line) <= 120 for line in header.splitlines())
