@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from resnest_seg.inference.torch_engine import whole as whole
     from resnest_seg.labels import IGNORE_LABEL as IGNORE_LABEL
     from resnest_seg.labels import LabelSpace as LabelSpace
+    from resnest_seg.models.detection import detection_backbone as detection_backbone
     from resnest_seg.models.loading import build_encoder as build_encoder
     from resnest_seg.models.loading import build_segmenter as build_segmenter
     from resnest_seg.models.loading import load_checkpoint as load_checkpoint
@@ -110,6 +111,7 @@ _HOMES = {
     "build_encoder": "models.loading",
     "build_loader": "data.loader",
     "build_segmenter": "models.loading",
+    "detection_backbone": "models.detection",
     "diagnose": "data.checks",
     "evaluate": "evaluation.evaluate",
     "fit": "training.assembly",

@@ -66,8 +66,8 @@ ADE20K AuditReport Callback CamVid CheckpointError Cityscapes ConfigError Confus
 DownloadError EvalReport ExportError FitResult FolderDataset IGNORE_LABEL ImportReport LabelSpace LoadReport ModelConfig
 OnnxPredictor PairDataset Prediction Predictor Protocol ResNeStSegError RunConfig Sample Scores SegmentationDataset
 Segmenter SegmenterOutput StepReport Synthetic Trainer ValidationReport audit build_dataset build_encoder build_loader
-build_segmenter diagnose evaluate fit fit_folds import_labels load_checkpoint load_run_config multiscale protocol
-sliding_window whole
+build_segmenter detection_backbone diagnose evaluate fit fit_folds import_labels load_checkpoint load_run_config
+multiscale protocol sliding_window whole
 """
 
 

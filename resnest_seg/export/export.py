@@ -152,7 +152,7 @@ def export_openvino(
     """
     options = ExportOptions(pixels, layout, output, precision, calibration)
     try:
-        openvino = silent_openvino()
+        silent_openvino()
     except ImportError:
         raise ConfigError("this export needs OpenVINO: pip install 'resnest-seg[export,openvino]'.") from None
 
@@ -160,14 +160,23 @@ def export_openvino(
         plain = info if precision == "int8" else dataclasses.replace(info, precision="float32")
         between = draft.with_name("between.onnx")
         write_onnx(segmenter, plain, between, calibration)
-        try:
-            model = openvino_core().read_model(between)
-            model.set_rt_info(info.to_json(), KEY)
-            openvino.save_model(model, draft, compress_to_fp16=precision == "half")
-        except RuntimeError as error:
-            raise ExportError(f"OpenVINO cannot convert this network ({first_line(error)}).") from error
+        write_openvino(between, info, draft)
 
     return _export("openvino", segmenter, path, options, write, evidence, on_image)
+
+
+def write_openvino(onnx: Path, info: ExportInfo, path: Path) -> None:
+    """Convert an ONNX file of ours by OpenVINO's own converter; nothing is compared.
+
+    Raises:
+        ExportError: It cannot be converted.
+    """
+    try:
+        model = openvino_core().read_model(onnx)
+        model.set_rt_info(info.to_json(), KEY)
+        silent_openvino().save_model(model, path, compress_to_fp16=info.precision == "half")
+    except RuntimeError as error:
+        raise ExportError(f"OpenVINO cannot convert this network ({first_line(error)}).") from error
 
 
 EXPORTERS: dict[str, Callable[..., Proof]] = {

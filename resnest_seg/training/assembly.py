@@ -36,8 +36,9 @@ from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, comma
 from resnest_seg.files import atomic_write, check_outside
 from resnest_seg.io.display import console
 from resnest_seg.models.checkpoint import BEST, CONFIG
+from resnest_seg.models.heads import freeze_unread
 from resnest_seg.models.loading import Network, built_network, load_checkpoint, load_fitting, segmenter_for
-from resnest_seg.models.segmenter import PIXEL_MEAN, PIXEL_STD, Segmenter, freeze_unread
+from resnest_seg.models.segmenter import PIXEL_MEAN, PIXEL_STD, Segmenter
 from resnest_seg.reports.run_files import REPORT
 from resnest_seg.reports.run_report import Pictures, write_report
 from resnest_seg.storage.remote import is_address
