@@ -53,7 +53,10 @@ GROUPS = {
 """Group -> verb -> its line of help."""
 
 MODULES = {
-    "import": "import_labels",
+    "prepare": "datasets.prepare",
+    "import": "datasets.import_labels",
+    "check": "datasets.check",
+    "pack": "datasets.pack",
     "runs": "review.runs",
     "report": "review.report",
     "audit": "review.audit",

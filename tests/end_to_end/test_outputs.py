@@ -403,7 +403,7 @@ def test_check_asks_before_it_replaces_a_report(tool, tmp_path, capsys):
 
 
 def test_a_full_disk_leaves_no_half_of_a_synthetic_data_set(tmp_path, monkeypatch, capsys):
-    from resnest_seg.cli.prepare import synthetic
+    from resnest_seg.cli.datasets.prepare import synthetic
     from resnest_seg.errors import run_tool
 
     words = ["--split", "test", "--count", "3", "--output", str(tmp_path / "out")]

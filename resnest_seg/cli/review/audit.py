@@ -123,7 +123,7 @@ def check(options: argparse.Namespace) -> None:
     output = Path(options.output)
     check_output_folder(output)
     if output.is_dir() and any(output.iterdir()) and not options.overwrite:
-        from resnest_seg.training.assembly import FOLDS
+        from resnest_seg.combining.folds import FOLDS
 
         if (output / AUDIT).exists() or not (options.folds and (output / FOLDS).is_file()):
             raise ConfigError(f"{output} already holds files. Choose another --output, or pass --overwrite.")
@@ -155,8 +155,8 @@ def expanded(checkpoints: Sequence[str]) -> list[str]:
     Raises:
         CheckpointError: One of them has not been trained.
     """
+    from resnest_seg.combining.folds import FOLDS, read_fold_record
     from resnest_seg.models.checkpoint import BEST
-    from resnest_seg.training.assembly import FOLDS, read_fold_record
 
     folder = Path(checkpoints[0])
     if len(checkpoints) > 1 or not (folder / FOLDS).is_file() or (folder / BEST).is_file():
@@ -201,7 +201,7 @@ def of_folds(dataset: SegmentationDataset, checkpoints: Sequence[str], options: 
     Raises:
         ConfigError: They are of other folds, or in another order.
     """
-    from resnest_seg.training.assembly import FOLDS, fold_record, read_fold_record
+    from resnest_seg.combining.folds import FOLDS, fold_record, read_fold_record
 
     runs = [path if path.is_dir() else path.parent for path in map(Path, checkpoints)]
     record = runs[0].parent / FOLDS
@@ -331,7 +331,7 @@ def train_folds(checkpoint: Checkpoint, dataset: SegmentationDataset, options: a
     Returns:
         0, or the exit code if the training was stopped.
     """
-    from resnest_seg.training.assembly import fit_folds
+    from resnest_seg.combining.folds import fit_folds
 
     config = checkpoint.config
     assert isinstance(config, RunConfig)
