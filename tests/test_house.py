@@ -55,7 +55,8 @@ MAY_IMPORT = {
 LIGHT = """
 resnest_seg resnest_seg.errors resnest_seg.files resnest_seg.labels resnest_seg.config
 resnest_seg.inference.protocols resnest_seg.inference.numpy_engine resnest_seg.inference.exported
-resnest_seg.inference.prediction resnest_seg.inference.predictor resnest_seg.inference.server
+resnest_seg.inference.ensemble resnest_seg.inference.prediction resnest_seg.inference.predictor
+resnest_seg.inference.server
 resnest_seg.annotations.importing resnest_seg.annotations.writers resnest_seg.cli.datasets.import_labels
 resnest_seg.reports.run_table resnest_seg.cli.review.runs resnest_seg.cli.predict resnest_seg.bulk.engines
 """

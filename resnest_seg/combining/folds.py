@@ -15,8 +15,9 @@ import torch
 from resnest_seg.config import RunConfig
 from resnest_seg.data.datasets import SegmentationDataset, Subset, assign_folds
 from resnest_seg.data.transforms import Transform
-from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
+from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.files import atomic_write
+from resnest_seg.inference.ensemble import FOLDS, read_fold_record
 from resnest_seg.models.segmenter import Segmenter
 from resnest_seg.training.assembly import FitResult, Parts, as_config, dataset_name, run, splits, trainer_for
 from resnest_seg.training.losses import Loss
@@ -86,30 +87,9 @@ def fit_folds(
     return tuple(results)
 
 
-FOLDS = "folds.json"
-"""Name of the file that says how a split was divided, in the folder of the folds' runs."""
-
-
 def fold_record(dataset: SegmentationDataset, folds: int, *, group_by: str | None) -> dict[str, Any]:
     """Return what identifies the folds of a data set, for a file."""
     return {"format": "resnest_seg folds", "samples": dataset.identity(), "folds": folds, "group_by": group_by}
-
-
-def read_fold_record(path: Path) -> dict[str, Any]:
-    """Read a file of `fold_record`.
-
-    Raises:
-        DatasetError: It is no such file.
-    """
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{path} cannot be read: {error}.") from None
-    kinds = {"format": str, "samples": str, "folds": int, "group_by": str | None}
-    fits = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in kinds.items())
-    if not fits or record["format"] != "resnest_seg folds":
-        raise DatasetError(f"{path} does not say how a data set was divided: it is no file of fit_folds.")
-    return record
 
 
 def _check_made_anew(*, segmenter: object, optimizer: object) -> None:
