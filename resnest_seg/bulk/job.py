@@ -46,7 +46,8 @@ class Job:
     """What is done with every input. Plain values: it can be pickled, and written as JSON.
 
     Attributes:
-        checkpoint: A checkpoint file, a run folder, the name of a published checkpoint, or an exported file.
+        checkpoint: A checkpoint file, a run folder, the name of a published checkpoint, or an exported file; several
+            are the members of an ensemble.
         output: The folder that is written to, or an address such as s3://bucket/out.
         write: Kinds of outputs: keys of `ENDINGS`, "parquet", or formats of annotation tools.
         model: FILE.py:FUNCTION of a network of the user's own.
@@ -71,7 +72,7 @@ class Job:
         frames: Maximum frames of a video.
     """
 
-    checkpoint: str
+    checkpoint: str | tuple[str, ...]
     output: str
     write: tuple[str, ...] = ("labels", "overlay")
     model: str | None = None
@@ -115,7 +116,10 @@ class Job:
         """
         values = {key: value for key, value in dataclasses.asdict(self).items() if key not in _ELSEWHERE}
         values["write"] = sorted(self.write)
-        values["checkpoint"] = content_hash(self.checkpoint)
+        if isinstance(self.checkpoint, str):
+            values["checkpoint"] = content_hash(self.checkpoint)
+        else:
+            values["checkpoint"] = [content_hash(each) for each in self.checkpoint]
         if self.model is not None:
             path, _, function = self.model.rpartition(":")
             values["model"] = f"{_hash(Path(path))}:{function}"
@@ -142,6 +146,13 @@ def content_hash(checkpoint: str) -> str:
     path = Path(checkpoint)
     beside = [path.with_suffix(".bin")] if path.suffix.lower() == ".xml" else []
     return "+".join(_hash(each) for each in (path, *(each for each in beside if each.is_file())))
+
+
+def from_the_root(checkpoint: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """A job's checkpoint, or checkpoints, for a process in another folder: paths that exist begin at the root."""
+    if not isinstance(checkpoint, str):
+        return tuple(str(from_the_root(each)) for each in checkpoint)
+    return str(Path(checkpoint).absolute()) if Path(checkpoint).exists() else checkpoint
 
 
 def _hash(path: Path) -> str:

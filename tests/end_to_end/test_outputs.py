@@ -69,7 +69,7 @@ def evaluate(tool, tmp_path, monkeypatch):
         model = small_segmenter(space, classes=len(space), data=options.dataset)
         backend = TorchBackend(model, RunOptions("cpu", fuse=False))
         data = DataConfig(dataset=options.dataset)
-        return module.Source(backend, tmp_path / "model.onnx", "a convolution", data, "val", 1 << 30, "fp32")
+        return module.Source(backend, (tmp_path / "model.onnx",), "a convolution", data, "val", 1 << 30, "fp32")
 
     monkeypatch.setattr(module, "open_source", open_source)
     return lambda *words: run("--checkpoint", tmp_path / "model.onnx", "--workers", 0, "--device", "cpu", *words)

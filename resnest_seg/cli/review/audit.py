@@ -145,7 +145,7 @@ class Judges:
 
 def with_checkpoint(options: argparse.Namespace, checkpoint: str) -> argparse.Namespace:
     """The options of an audit by one checkpoint."""
-    return argparse.Namespace(**{**vars(options), "checkpoint": checkpoint})
+    return argparse.Namespace(**{**vars(options), "checkpoint": [checkpoint]})
 
 
 def alone(subject: Subject, options: argparse.Namespace) -> Judges:
