@@ -35,7 +35,7 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 
 
 def export_onnx(
-    segmenter: Segmenter,
+    segmenter: Segmenter | Sequence[Segmenter],
     path: str | Path,
     *,
     pixels: str = "uint8",
@@ -49,7 +49,8 @@ def export_onnx(
     """Write an ONNX file, which runs in onnxruntime, TensorRT and elsewhere; needs the extra `export`.
 
     Args:
-        segmenter: The model, which stays as it is.
+        segmenter: The model, which stays as it is; or several, whose mean probabilities become one file (see
+            `resnest_seg.export.graph.MeanGraph`; not in 8 bits).
         path: The file, .onnx.
         pixels: Type of the images, "uint8" or "float32".
         layout: "nchw" for images [N, C, H, W], "nhwc" for [N, H, W, C].
@@ -74,7 +75,7 @@ def export_onnx(
 
 
 def export_torch(
-    segmenter: Segmenter,
+    segmenter: Segmenter | Sequence[Segmenter],
     path: str | Path,
     *,
     pixels: str = "uint8",
@@ -121,7 +122,7 @@ def export_torch(
 
 
 def export_openvino(
-    segmenter: Segmenter,
+    segmenter: Segmenter | Sequence[Segmenter],
     path: str | Path,
     *,
     pixels: str = "uint8",
@@ -245,7 +246,7 @@ def _compile(program: ExportedProgram, info: ExportInfo, path: Path) -> None:
 
 def _export(
     kind: str,
-    segmenter: Segmenter,
+    segmenter: Segmenter | Sequence[Segmenter],
     path: str | Path,
     options: ExportOptions,
     write: Callable[[ExportInfo, Path], None],
