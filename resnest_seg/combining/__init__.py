@@ -1,8 +1,11 @@
-"""Several models out of one data set: folds and averages."""
+"""Several models out of one data set: folds, their cross-validation, and averages of weights."""
 
 from resnest_seg import lazy_exports
 
 _HOMES = {
+    "CrossValidation": "cross_validation",
+    "Spread": "cross_validation",
+    "cross_validate": "cross_validation",
     "fit_folds": "folds",
 }
 
