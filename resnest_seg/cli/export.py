@@ -312,7 +312,7 @@ def for_serving(checkpoint: str, network: str | None = None) -> int:
         )
 
     import resnest_seg
-    from resnest_seg.export.graph import sha256
+    from resnest_seg.files import sha256
     from resnest_seg.inference.exported import open_exported
     from resnest_seg.models.checkpoint import find_checkpoint
     from resnest_seg.models.published import published

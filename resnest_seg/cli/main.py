@@ -30,6 +30,7 @@ GROUPS = {
     "training": {
         "train": "train a segmentation model",
         "pretrain": "train an image classifier, to pre-train an encoder",
+        "average": "average the weights of a run's newest states, or of several runs",
         "budget": "plan how a recipe fits into the memory of given devices",
     },
     "trained models": {

@@ -5,8 +5,10 @@ from resnest_seg import lazy_exports
 _HOMES = {
     "CrossValidation": "cross_validation",
     "Spread": "cross_validation",
+    "average_checkpoints": "averages",
     "cross_validate": "cross_validation",
     "fit_folds": "folds",
+    "recompute_batch_norms": "averages",
 }
 
 __all__ = sorted(_HOMES)

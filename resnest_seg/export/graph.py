@@ -12,7 +12,6 @@ import hashlib
 import math
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from torch.export import Dim, ExportedProgram
 import resnest_seg
 from resnest_seg.config import DataConfig
 from resnest_seg.errors import ConfigError, ExportError
+from resnest_seg.files import sha256
 from resnest_seg.inference.ensemble import described, mean_thresholds, same_classes
 from resnest_seg.inference.exported import ExportInfo
 from resnest_seg.inference.torch_backend import setting_of
@@ -193,12 +193,6 @@ def _source(segmenter: Segmenter) -> tuple[str, str]:
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return "", digest.hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """The hash of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ExportGraph(nn.Module):

@@ -19,7 +19,8 @@ from resnest_seg.errors import ExportError
 from resnest_seg.evaluation.evaluate import check_fits
 from resnest_seg.evaluation.label_scores import unpack_labels
 from resnest_seg.evaluation.metrics import ConfusionMatrix
-from resnest_seg.export.graph import in_units_of, members_of, orders_of, sha256
+from resnest_seg.export.graph import in_units_of, members_of, orders_of
+from resnest_seg.files import sha256
 from resnest_seg.inference.backends import Decision
 from resnest_seg.inference.exported import ExportedModel, ExportInfo
 from resnest_seg.io.display import PlainTable

@@ -12,8 +12,9 @@ from support.small_models import noise, small_segmenter
 from resnest_seg import LabelSpace, Predictor
 from resnest_seg.errors import CheckpointError, ConfigError, ExportError
 from resnest_seg.export.export import export_onnx, export_openvino
-from resnest_seg.export.graph import ExportOptions, MeanGraph, exportable, info_of, sha256
+from resnest_seg.export.graph import ExportOptions, MeanGraph, exportable, info_of
 from resnest_seg.export.verify import prove
+from resnest_seg.files import sha256
 from resnest_seg.inference.exported import ExportInfo, open_exported
 from resnest_seg.inference.predictor import OnnxPredictor
 from resnest_seg.models.loading import load_checkpoint
