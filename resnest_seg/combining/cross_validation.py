@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from resnest_seg.config import CUSTOM, load_run_config
 from resnest_seg.data.build import dataset_for
@@ -185,15 +184,10 @@ def cross_validate(
     folder = Path(folder)
     dataset = folded_dataset(folder) if train is None else train
     parts, runs = held_out(folder, dataset), [Path(run) for run in checkpoints_of(folder)]
-    space = dataset.label_space
-    counts, right, labelled = np.zeros((3, len(space.score_names)), np.int64), 0, 0
-    reports: list[EvalReport] = []
+    pooled, reports = _Pooled(dataset.label_space), list[EvalReport]()
 
     def count(image: EvaluatedImage) -> None:
-        nonlocal right, labelled
-        counts[:] += _counts(image, space)
-        known = image.labels != space.ignore_value
-        right, labelled = right + int((image.labels == image.predictions)[known].sum()), labelled + int(known.sum())
+        pooled.add(image)
         if on_image is not None:
             on_image(image)
 
@@ -214,42 +208,49 @@ def cross_validate(
             )
         )
         reports[-1].save(run / HELD_OUT)
-    record = read_fold_record(folder / FOLDS)
-    found = _summed_up(reports, counts, accuracy=right / max(labelled, 1), group_by=record["group_by"])
+    found = _summed_up(reports, pooled, group_by=read_fold_record(folder / FOLDS)["group_by"])
     found.save(folder / CROSS_VALIDATION)
     return found
 
 
-def _counts(image: EvaluatedImage, space: LabelSpace) -> NDArray[np.int64]:
-    """Pixels of an image by class: in truth and prediction, in the truth, in the prediction; [3, K]."""
-    if space.task == "multiclass":
-        known, classes = image.labels != space.ignore_value, len(space)
+class _Pooled:
+    """Pixels of all folds counted together: by class, and those with the right label."""
+
+    def __init__(self, space: LabelSpace) -> None:
+        self.space, self.right, self.labelled = space, 0, 0
+        self.counts = np.zeros((3, len(space.score_names)), np.int64)  # in both, in the truth, in the prediction
+
+    def add(self, image: EvaluatedImage) -> None:
+        """Count an image."""
+        known = image.labels != self.space.ignore_value
         truth, found = image.labels[known], image.predictions[known]
-        each = (truth[truth == found], truth, found)
-        return np.stack([np.bincount(ids, minlength=classes) for ids in each])
-    masks, other = (
-        unpack_labels(torch.from_numpy(ids.astype(np.int32)), len(space.score_names), ignore_label=space.ignore_value)
-        for ids in (image.labels, image.predictions)
-    )
-    present = other.present & masks.valid
-    planes = torch.stack([masks.present & present, masks.present, present])
-    found_counts: NDArray[np.int64] = planes.sum(dim=(2, 3)).numpy()
-    return found_counts
+        self.right, self.labelled = self.right + int((truth == found).sum()), self.labelled + len(truth)
+        if self.space.task == "multiclass":
+            each = (truth[truth == found], truth, found)
+            self.counts += np.stack([np.bincount(ids, minlength=len(self.space)) for ids in each])
+            return
+        labels, labels_found = (
+            unpack_labels(
+                torch.from_numpy(ids.astype(np.int32)), len(self.counts[0]), ignore_label=self.space.ignore_value
+            )
+            for ids in (image.labels, image.predictions)
+        )
+        present = labels_found.present & labels.valid
+        self.counts += torch.stack([labels.present & present, labels.present, present]).sum(dim=(2, 3)).numpy()
 
 
-def _summed_up(
-    reports: Sequence[EvalReport], counts: NDArray[np.int64], *, accuracy: float, group_by: str | None
-) -> CrossValidation:
+def _summed_up(reports: Sequence[EvalReport], pooled: _Pooled, *, group_by: str | None) -> CrossValidation:
     """Means and deviations over folds, and the scores of all pixels together."""
     (protocol,) = reports[0].scores
     scores = [report.scores[protocol] for report in reports]
     absent = reports[0].methods[protocol].absent
-    both, truth, found = counts.tolist()
+    both, truth, found = pooled.counts.tolist()
     union = [t + f - b for b, t, f in zip(both, truth, found, strict=True)]
-    pooled = [b / u if u else None for b, u in zip(both, union, strict=True)]
-    counted = [iou or 0.0 for iou in pooled] if absent == "zero" else [iou for iou in pooled if iou is not None]
+    ious = [b / u if u else None for b, u in zip(both, union, strict=True)]
+    counted = [iou or 0.0 for iou in ious] if absent == "zero" else [iou for iou in ious if iou is not None]
+    accuracy = pooled.right / max(pooled.labelled, 1)
     classes = {
-        name: Spread.of([score.class_iou[place] for score in scores], pooled[place])
+        name: Spread.of([score.class_iou[place] for score in scores], ious[place])
         for place, name in enumerate(reports[0].classes)
     }
     return CrossValidation(
