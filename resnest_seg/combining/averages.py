@@ -35,9 +35,13 @@ def newest_states(run: str | Path, count: int) -> list[Path]:
     """The newest states of a run folder, newest first.
 
     Raises:
-        CheckpointError: The folder keeps fewer.
+        CheckpointError: The folder keeps fewer, or none.
     """
     states = RunFolder(run).states()
+    if not states:
+        raise CheckpointError(
+            f"{run} holds no state of a run (last.safetensors): it is no run folder, or that of folds."
+        )
     if len(states) < count:
         raise CheckpointError(
             f"{run} holds {len(states)} states, and {count} are asked for: a run keeps the newest train.keep, 2 unless "

@@ -195,6 +195,8 @@ def test_a_run_that_keeps_fewer_states_says_how_to_keep_more(tmp_path):
     assert [path.stem for path in newest_states(tmp_path, 2)] == ["last", "step_00000003"]
     with pytest.raises(CheckpointError, match=r"holds 3 states, and 4 are asked for.*--train.keep 4"):
         newest_states(tmp_path, 4)
+    with pytest.raises(CheckpointError, match="holds no state of a run"):
+        newest_states(tmp_path / "none", 1)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import json
 import statistics
 from pathlib import Path
 
+import albumentations as A
 import numpy as np
 import pytest
 import torch
@@ -209,3 +210,34 @@ def test_labels_of_a_multilabel_task_are_pooled_by_their_own_thresholds(tmp_path
     assert found.class_iou["never"].mean in (None, 0)
     thresholds = [Checkpoint.load(tmp_path / "folds" / f"fold_{fold}").weights["thresholds"] for fold in range(2)]
     assert not torch.equal(*thresholds)
+
+
+def test_statistics_of_bands_are_each_folds_own(tmp_path):
+    """The config of all folds keeps none, so that a fold which begins after a kill finds its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    random = np.random.default_rng(0)
+    pairs = [
+        (
+            random.normal(100 * index, 20, (32, 32, 4)).astype(np.float32),
+            random.integers(0, 2, (32, 32)).astype(np.uint8),
+        )
+        for index in range(4)
+    ]
+    space = resnest_seg.LabelSpace.numbered(2)
+    data = resnest_seg.PairDataset(pairs, space, split="train")
+    config = {
+        "model": {"encoder": "resnest14_tiny", "head": "fcn", "encoder_weights": None},
+        "data": {"base_size": 32, "crop_size": 32, "workers": 0, "check": 0},
+        "train": {"epochs": None, "iterations": 1, "batch_size": 2, "trackers": "none"},
+        "optim": {"lr": 0.05, "reference_batch": None},
+        "eval": {"sheet": 0},
+    }
+    transform = A.RandomCrop(32, 32)
+    resnest_seg.fit_folds(config, 2, train=data, validation=data, transform=transform, output=tmp_path / "folds")
+    whole, *each = (
+        load_run_config(tmp_path / place / "config.yaml").data for place in ("folds", "folds/fold_0", "folds/fold_1")
+    )
+    assert (whole.bands, whole.pixel_mean) == (None, None)
+    assert each[0].bands == each[1].bands == (1, 2, 3, 4)
+    assert each[0].pixel_mean != each[1].pixel_mean
+    assert [report.images for report in cross_validate(tmp_path / "folds", train=data, device="cpu").reports] == [2, 2]
