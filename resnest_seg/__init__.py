@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resnest_seg.annotations.importing import ImportReport as ImportReport
     from resnest_seg.annotations.importing import import_labels as import_labels
+    from resnest_seg.combining.folds import fit_folds as fit_folds
     from resnest_seg.config import ModelConfig as ModelConfig
     from resnest_seg.config import RunConfig as RunConfig
     from resnest_seg.config import load_run_config as load_run_config
@@ -63,7 +64,6 @@ if TYPE_CHECKING:
     from resnest_seg.models.segmenter import SegmenterOutput as SegmenterOutput
     from resnest_seg.training.assembly import FitResult as FitResult
     from resnest_seg.training.assembly import fit as fit
-    from resnest_seg.training.assembly import fit_folds as fit_folds
     from resnest_seg.training.monitor import Callback as Callback
     from resnest_seg.training.monitor import StepReport as StepReport
     from resnest_seg.training.monitor import ValidationReport as ValidationReport
@@ -115,7 +115,7 @@ _HOMES = {
     "diagnose": "data.checks",
     "evaluate": "evaluation.evaluate",
     "fit": "training.assembly",
-    "fit_folds": "training.assembly",
+    "fit_folds": "combining.folds",
     "import_labels": "annotations.importing",
     "load_checkpoint": "models.loading",
     "load_run_config": "config",

@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from resnest_seg.errors import ConfigError, ExportError
-from resnest_seg.export.graph import ExportOptions, exportable, first_line, info_of, smallest_for_torch, trace
+from resnest_seg.export.graph import (
+    ExportOptions,
+    exportable,
+    first_line,
+    info_of,
+    members_of,
+    smallest_for_torch,
+    trace,
+)
 from resnest_seg.export.onnx import quiet, write_onnx
 from resnest_seg.export.verify import Evidence, Proof, prove
 from resnest_seg.files import atomic_write
@@ -35,7 +43,7 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 
 
 def export_onnx(
-    segmenter: Segmenter,
+    segmenter: Segmenter | Sequence[Segmenter],
     path: str | Path,
     *,
     pixels: str = "uint8",
@@ -49,7 +57,8 @@ def export_onnx(
     """Write an ONNX file, which runs in onnxruntime, TensorRT and elsewhere; needs the extra `export`.
 
     Args:
-        segmenter: The model, which stays as it is.
+        segmenter: The model, which stays as it is; or several, whose mean probabilities become one file (see
+            `resnest_seg.export.graph.MeanGraph`; not in 8 bits).
         path: The file, .onnx.
         pixels: Type of the images, "uint8" or "float32".
         layout: "nchw" for images [N, C, H, W], "nhwc" for [N, H, W, C].
@@ -74,7 +83,7 @@ def export_onnx(
 
 
 def export_torch(
-    segmenter: Segmenter,
+    segmenter: Segmenter | Sequence[Segmenter],
     path: str | Path,
     *,
     pixels: str = "uint8",
@@ -121,7 +130,7 @@ def export_torch(
 
 
 def export_openvino(
-    segmenter: Segmenter,
+    segmenter: Segmenter | Sequence[Segmenter],
     path: str | Path,
     *,
     pixels: str = "uint8",
@@ -254,7 +263,7 @@ def _compile(program: ExportedProgram, info: ExportInfo, path: Path) -> None:
 
 def _export(
     kind: str,
-    segmenter: Segmenter,
+    segmenter: Segmenter | Sequence[Segmenter],
     path: str | Path,
     options: ExportOptions,
     write: Callable[[ExportInfo, Path], None],
@@ -262,7 +271,7 @@ def _export(
     on_image: Callable[[], object] | None,
 ) -> Proof:
     """Write a file beside its target, prove it, and put it into its place with its report."""
-    if options.precision == "int8" and segmenter.predicts_masks:
+    if options.precision == "int8" and any(member.predicts_masks for member in members_of(segmenter)):
         raise ConfigError(
             "int8 is not for a head that predicts masks: which pixels a query attends to hangs on thresholds, which 8 "
             "bits move. Choose precision float32 or half."

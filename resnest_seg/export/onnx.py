@@ -34,11 +34,13 @@ LARGEST = 2_000_000_000
 """Bytes that one ONNX file can have."""
 
 
-def write_onnx(segmenter: Segmenter, info: ExportInfo, path: Path, calibration: Sequence[NDArray[np.uint8]]) -> None:
+def write_onnx(
+    segmenter: Segmenter | Sequence[Segmenter], info: ExportInfo, path: Path, calibration: Sequence[NDArray[np.uint8]]
+) -> None:
     """Write a model, valid by ONNX's own checker, with its description as metadata.
 
     Args:
-        segmenter: The model, which stays as it is.
+        segmenter: The model, which stays as it is; or several, for their mean.
         info: The options, and what the file will say about itself.
         path: The file; in precision int8 another one is written beside it on the way.
         calibration: For int8: photos, uint8 [H, W, C].

@@ -19,7 +19,8 @@ from resnest_seg.errors import ExportError
 from resnest_seg.evaluation.evaluate import check_fits
 from resnest_seg.evaluation.label_scores import unpack_labels
 from resnest_seg.evaluation.metrics import ConfusionMatrix
-from resnest_seg.export.graph import in_units_of, sha256
+from resnest_seg.export.graph import in_units_of, members_of, orders_of
+from resnest_seg.files import sha256
 from resnest_seg.inference.backends import Decision
 from resnest_seg.inference.exported import ExportedModel, ExportInfo
 from resnest_seg.io.display import PlainTable
@@ -211,7 +212,7 @@ class Proof:
 @torch.inference_mode()
 def prove(
     model: ExportedModel,
-    segmenter: Segmenter,
+    segmenter: Segmenter | Sequence[Segmenter],
     *,
     evidence: Evidence = Evidence(),  # a constant
     on_image: Callable[[], object] | None = None,
@@ -223,7 +224,7 @@ def prove(
 
     Args:
         model: The file, opened in its runtime.
-        segmenter: Its source, not fused, on any device.
+        segmenter: Its source, not fused, on any device; of the mean of several models all of them.
         evidence: The images.
         on_image: Called after every image of the data set, for progress bars.
 
@@ -233,15 +234,16 @@ def prove(
         DatasetError: A sample cannot be read.
     """
     info, precision = model.info, model.info.precision
+    source = Source(members_of(segmenter), info)
     if evidence.dataset is not None:
-        check_fits(segmenter, evidence.dataset)
+        check_fits(source.members[0], evidence.dataset)
     photos, images, full_size = _photos(evidence)
-    matrices = _matrices(segmenter), _matrices(segmenter)
+    matrices = _matrices(source.members[0]), _matrices(source.members[0])
     rows: list[Comparison] = []
-    with _in_eval_mode(segmenter):
+    with _in_eval_mode(source.members):
         for photo_batch in _batches(photos, full_size, smallest=info.smallest):
             batch = photo_batch if _has_bands(evidence, info) else in_units_of(photo_batch, info)
-            expected, actual = _outputs(segmenter, model, batch)
+            expected, actual = _outputs(source, model, batch)
             row = _compare(expected, actual, batch, info)
             rows.append(row)
             if evidence.dataset is None and precision == "int8":
@@ -249,7 +251,7 @@ def prove(
                 for counts, output in zip(matrices, (expected, actual), strict=True):
                     _count(counts, truth, _labels(output, info), info)
         if evidence.dataset is not None:
-            _score(segmenter, model, evidence, matrices, on_image)
+            _score(source, model, evidence, matrices, on_image)
     scored = _scored(evidence, precision)
     source_iou, export_iou = (_mean_iou(counts, info, known=evidence.dataset is not None) for counts in matrices)
     proof = Proof(
@@ -263,7 +265,7 @@ def prove(
         scored=scored,
         source_mean_iou=source_iou if scored else None,
         mean_iou=export_iou if scored else None,
-        bounds=MASK_BOUNDS if segmenter.predicts_masks and precision == "float32" else BOUNDS[precision],
+        bounds=MASK_BOUNDS if precision == "float32" and source.predicts_masks else BOUNDS[precision],
     )
     if proof.breaches:
         raise ExportError(_complaint(proof))
@@ -299,15 +301,16 @@ def _complaint(proof: Proof) -> str:
 
 
 @contextlib.contextmanager
-def _in_eval_mode(segmenter: Segmenter) -> Iterator[None]:
-    """Context in which the model is in eval mode."""
-    training = segmenter.training
-    segmenter.eval()
+def _in_eval_mode(members: Sequence[Segmenter]) -> Iterator[None]:
+    """Context in which the models are in eval mode."""
+    training = [member for member in members if member.training]
+    for member in members:
+        member.eval()
     try:
         yield
     finally:
-        if training:
-            segmenter.train()
+        for member in training:
+            member.train()
 
 
 def _photos(evidence: Evidence) -> tuple[list[NDArray[Any]], str, int]:
@@ -340,10 +343,42 @@ def _batches(photos: Sequence[NDArray[Any]], full_size: int, *, smallest: int) -
             yield photo[None]
 
 
-def _outputs(segmenter: Segmenter, model: ExportedModel, images: NDArray[Any]) -> tuple[Tensor, Tensor]:
+class Source:
+    """What an export is compared with: a model, or the mean of the probabilities of several.
+
+    Args:
+        members: The models.
+        info: What the file says about itself.
+    """
+
+    def __init__(self, members: Sequence[Segmenter], info: ExportInfo) -> None:
+        self.members, self.task = members, info.label_space.task
+        self.orders = orders_of(members, info)
+        self.predicts_masks = any(member.predicts_masks for member in members)
+
+    def logits(self, nchw: NDArray[Any]) -> Tensor:
+        """Logits [N, K, H, W] of images, float32 on the CPU; those of a mean are made of probabilities in float64."""
+        found: list[Tensor] = [
+            member(torch.from_numpy(nchw).to(member.pixel_mean.device)).logits.cpu() for member in self.members
+        ]
+        if len(found) == 1:
+            return found[0].float()
+        ordered = [logits.double()[:, order] for logits, order in zip(found, self.orders, strict=True)]
+        least = torch.finfo(torch.float64).tiny
+        if self.task == "multiclass":
+            mean = torch.stack([logits.softmax(dim=1) for logits in ordered]).mean(dim=0)
+            return mean.clamp(min=least).log().float()
+        present, absent = (
+            torch.stack([(sign * logits).sigmoid() for logits in ordered]).mean(dim=0).clamp(min=least)
+            for sign in (1, -1)
+        )
+        return (present.log() - absent.log()).float()
+
+
+def _outputs(source: Source, model: ExportedModel, images: NDArray[Any]) -> tuple[Tensor, Tensor]:
     """Return the source's logits (or probabilities, if the export returns them) and the export's output, on the CPU."""
     nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    expected = segmenter(torch.from_numpy(nchw).to(segmenter.pixel_mean.device)).logits.float().cpu()
+    expected = source.logits(nchw)
     if model.info.output in ("softmax", "sigmoid"):
         expected = expected.softmax(dim=1) if model.info.output == "softmax" else expected.sigmoid()
     return expected, torch.from_numpy(model(images if model.info.layout == "nhwc" else nchw))
@@ -406,7 +441,7 @@ def _mean_iou(matrices: Sequence[ConfusionMatrix], info: ExportInfo, *, known: b
 
 
 def _score(
-    segmenter: Segmenter,
+    source: Source,
     model: ExportedModel,
     evidence: Evidence,
     matrices: tuple[Sequence[ConfusionMatrix], Sequence[ConfusionMatrix]],
@@ -418,7 +453,7 @@ def _score(
     for index in range(min(evidence.limit or len(dataset), len(dataset))):
         sample = dataset[index]
         truth = torch.from_numpy(sample.labels.astype(np.int32))
-        for counts, output in zip(matrices, _outputs(segmenter, model, sample.image[None]), strict=True):
+        for counts, output in zip(matrices, _outputs(source, model, sample.image[None]), strict=True):
             _count(counts, truth, _labels(output, model.info)[0], model.info)
         if on_image is not None:
             on_image()
