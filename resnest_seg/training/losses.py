@@ -73,7 +73,7 @@ class MaskPredictions(nn.Module):
 class MaskLoss(nn.Module):
     """`SetLoss` of labels at the images' size, which are padded, with ignored pixels, as the model pads the images.
 
-    Random points are drawn from the global generator of the labels' device, which the trainer seeds every step.
+    The random points of an image are drawn by a seed of its own, so that they do not depend on how a batch is divided.
 
     Args:
         segmenter: The model.
@@ -89,14 +89,26 @@ class MaskLoss(nn.Module):
         """A batch's part of the two divisors, [2]."""
         return self.loss.weight_of(labels, queries=self.queries)
 
-    def forward(self, predictions: Sequence[MaskPrediction], labels: Tensor, *, total: Tensor) -> Tensor:
-        """The loss of labels [N, H, W]; `total` is `weight_of` summed over the effective batch."""
+    def forward(
+        self, predictions: Sequence[MaskPrediction], labels: Tensor, *, total: Tensor, seeds: Sequence[int]
+    ) -> Tensor:
+        """The loss of labels [N, H, W].
+
+        Args:
+            predictions: Of one head.
+            labels: 0..K-1 or the value of ignored pixels.
+            total: `weight_of` summed over the effective batch, [2].
+            seeds: N, of each image's random points.
+        """
+        generators = [torch.Generator(labels.device).manual_seed(seed) for seed in seeds]
         height, width = labels.shape[1:]
         padding = (0, -width % self.divisor, 0, -height % self.divisor)
         labels = F.pad(labels, padding, value=self.loss.ignore)
-        loss: Tensor = self.loss(
-            predictions, labels, total=total, draw=lambda _, shape: torch.rand(*shape, device=labels.device)
-        )
+
+        def draw(image: int, shape: Sequence[int]) -> Tensor:
+            return torch.rand(*shape, device=labels.device, generator=generators[image])
+
+        loss: Tensor = self.loss(predictions, labels, total=total, draw=draw)
         return loss
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -274,6 +275,12 @@ def _distillation(config: RunConfig, model: Segmenter, space: LabelSpace, device
     return found
 
 
+def _seed_of(seed: int, step: int, name: str) -> int:
+    """A seed of 64 bits for a sample in a step, wherever in the effective batch it is."""
+    text = f"{seed} {step} {name}".encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.sha256(text).digest()[:8])
+
+
 def _shard_order(train: SegmentationDataset, window: int | None) -> ShardOrder | None:
     """The order of a training split by `data.shard_window`.
 
@@ -411,7 +418,8 @@ class SegmentationTask:
             return self._mixed_loss(model, batch, (images, labels), total, moment, lesson)
         output = model(images)
         if self.masks is not None:
-            return StepLoss(self.masks(output, labels, total=total["labelled"]))
+            seeds = [_seed_of(self.config.seed, moment.step, name) for name in batch.names]
+            return StepLoss(self.masks(output, labels, total=total["labelled"], seeds=seeds))
         return self._supervised(output, labels, total, lesson)
 
     def _supervised(
