@@ -1,9 +1,9 @@
 """Download CamVid in SegNet's form from its public repository; safe to run again.
 
-The command is `resnest_seg.cli.prepare`.
+The command is `resnest_seg.cli.datasets.prepare`.
 """
 
-from resnest_seg.cli.prepare import camvid as main
+from resnest_seg.cli.datasets.prepare import camvid as main
 from resnest_seg.errors import run_tool
 
 if __name__ == "__main__":

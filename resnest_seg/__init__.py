@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resnest_seg.annotations.importing import ImportReport as ImportReport
     from resnest_seg.annotations.importing import import_labels as import_labels
+    from resnest_seg.combining.folds import fit_folds as fit_folds
     from resnest_seg.config import ModelConfig as ModelConfig
     from resnest_seg.config import RunConfig as RunConfig
     from resnest_seg.config import load_run_config as load_run_config
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from resnest_seg.inference.torch_engine import whole as whole
     from resnest_seg.labels import IGNORE_LABEL as IGNORE_LABEL
     from resnest_seg.labels import LabelSpace as LabelSpace
+    from resnest_seg.models.detection import detection_backbone as detection_backbone
     from resnest_seg.models.loading import build_encoder as build_encoder
     from resnest_seg.models.loading import build_segmenter as build_segmenter
     from resnest_seg.models.loading import load_checkpoint as load_checkpoint
@@ -62,7 +64,6 @@ if TYPE_CHECKING:
     from resnest_seg.models.segmenter import SegmenterOutput as SegmenterOutput
     from resnest_seg.training.assembly import FitResult as FitResult
     from resnest_seg.training.assembly import fit as fit
-    from resnest_seg.training.assembly import fit_folds as fit_folds
     from resnest_seg.training.monitor import Callback as Callback
     from resnest_seg.training.monitor import StepReport as StepReport
     from resnest_seg.training.monitor import ValidationReport as ValidationReport
@@ -110,10 +111,11 @@ _HOMES = {
     "build_encoder": "models.loading",
     "build_loader": "data.loader",
     "build_segmenter": "models.loading",
+    "detection_backbone": "models.detection",
     "diagnose": "data.checks",
     "evaluate": "evaluation.evaluate",
     "fit": "training.assembly",
-    "fit_folds": "training.assembly",
+    "fit_folds": "combining.folds",
     "import_labels": "annotations.importing",
     "load_checkpoint": "models.loading",
     "load_run_config": "config",

@@ -47,6 +47,7 @@ SCRIPTS = {
     "check": "tools/check_dataset.py",
     "pack": "tools/pack_dataset.py",
     "zoo": "tools/zoo_seg.py",
+    "average": "tools/average_weights.py",
     "budget": "tools/budget_seg.py",
     "pretrain": "tools/pretrain_cls.py",
     "runs": "tools/list_runs.py",

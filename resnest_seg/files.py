@@ -316,6 +316,12 @@ def _temporary_name(path: Path) -> str:
     return f".{stem}.{os.getpid()}.tmp{suffix}"
 
 
+def sha256(path: str | Path) -> str:
+    """The hash of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sync_folder(folder: Path) -> None:
     """Synchronise a folder's entries to the disk, where the system supports it (Windows does not need it)."""
     with contextlib.suppress(OSError):

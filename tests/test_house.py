@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "training": {"io", "storage", "data", "models", "inference", "evaluation", "reports", "teachers"},
     "export": {"io", "storage", "data", "models", "inference", "evaluation"},
     "bulk": {"io", "storage", "annotations", "data", "models", "inference", "evaluation"},
+    "combining": {"io", "storage", "data", "models", "inference", "evaluation", "reports", "training"},
     "cli": {
         "io",
         "storage",
@@ -47,6 +48,7 @@ MAY_IMPORT = {
         "training",
         "export",
         "bulk",
+        "combining",
     },
     "__main__": {"cli"},
 }
@@ -55,8 +57,9 @@ MAY_IMPORT = {
 LIGHT = """
 resnest_seg resnest_seg.errors resnest_seg.files resnest_seg.labels resnest_seg.config
 resnest_seg.inference.protocols resnest_seg.inference.numpy_engine resnest_seg.inference.exported
-resnest_seg.inference.prediction resnest_seg.inference.predictor resnest_seg.inference.server
-resnest_seg.annotations.importing resnest_seg.annotations.writers resnest_seg.cli.import_labels
+resnest_seg.inference.ensemble resnest_seg.inference.prediction resnest_seg.inference.predictor
+resnest_seg.inference.server
+resnest_seg.annotations.importing resnest_seg.annotations.writers resnest_seg.cli.datasets.import_labels
 resnest_seg.reports.run_table resnest_seg.cli.review.runs resnest_seg.cli.predict resnest_seg.bulk.engines
 """
 """Modules that import no torch; besides them, all of `resnest_seg.io` and `resnest_seg.storage`."""
@@ -66,8 +69,8 @@ ADE20K AuditReport Callback CamVid CheckpointError Cityscapes ConfigError Confus
 DownloadError EvalReport ExportError FitResult FolderDataset IGNORE_LABEL ImportReport LabelSpace LoadReport ModelConfig
 OnnxPredictor PairDataset Prediction Predictor Protocol ResNeStSegError RunConfig Sample Scores SegmentationDataset
 Segmenter SegmenterOutput StepReport Synthetic Trainer ValidationReport audit build_dataset build_encoder build_loader
-build_segmenter diagnose evaluate fit fit_folds import_labels load_checkpoint load_run_config multiscale protocol
-sliding_window whole
+build_segmenter detection_backbone diagnose evaluate fit fit_folds import_labels load_checkpoint load_run_config
+multiscale protocol sliding_window whole
 """
 
 
@@ -115,7 +118,8 @@ def test_every_file_stands_on_the_ground_or_in_a_wing():
     places = {name_of(path).split(".")[0] for path in MODULES}
     assert places == GROUND | set(MAY_IMPORT)
     inner = [path for path in FILES if len(path.relative_to(PACKAGE).parts) > 2]
-    assert {path.parent for path in inner} == {PACKAGE / "cli" / name for name in ("benchmark", "parsing", "review")}
+    rooms = ("benchmark", "datasets", "parsing", "review")
+    assert {path.parent for path in inner} == {PACKAGE / "cli" / name for name in rooms}
 
 
 @pytest.mark.parametrize("path", FILES, ids=ids)
@@ -154,7 +158,7 @@ def test_no_cycle():
 WINGS = [wing for wing in MAY_IMPORT if wing != "__main__"]
 
 
-@pytest.mark.parametrize("wing", [*WINGS, "cli/benchmark", "cli/parsing", "cli/review"])
+@pytest.mark.parametrize("wing", [*WINGS, "cli/benchmark", "cli/datasets", "cli/parsing", "cli/review"])
 def test_a_wing_has_at_most_fourteen_files_and_says_what_it_is_for(wing):
     files = [path for path in (PACKAGE / wing).glob("*.py") if path.name != "__init__.py"]
     assert 0 < len(files) <= 14

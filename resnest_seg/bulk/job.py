@@ -45,7 +45,8 @@ class Job:
     """What is done with every input. Plain values: it can be pickled, and written as JSON.
 
     Attributes:
-        checkpoint: A checkpoint file, a run folder, the name of a published checkpoint, or an exported file.
+        checkpoint: A checkpoint file, a run folder, the name of a published checkpoint, or an exported file; several
+            are the members of an ensemble.
         output: The folder that is written to, or an address such as s3://bucket/out.
         write: Kinds of outputs: keys of `ENDINGS`, "parquet", or formats of annotation tools.
         model: FILE.py:FUNCTION of a network of the user's own.
@@ -70,7 +71,7 @@ class Job:
         frames: Maximum frames of a video.
     """
 
-    checkpoint: str
+    checkpoint: str | tuple[str, ...]
     output: str
     write: tuple[str, ...] = ("labels", "overlay")
     model: str | None = None
@@ -116,7 +117,10 @@ class Job:
 
         values = {key: value for key, value in dataclasses.asdict(self).items() if key not in _ELSEWHERE}
         values["write"] = sorted(self.write)
-        values["checkpoint"] = content_hash(self.checkpoint)
+        if isinstance(self.checkpoint, str):
+            values["checkpoint"] = content_hash(self.checkpoint)
+        else:
+            values["checkpoint"] = [content_hash(each) for each in self.checkpoint]
         if self.model is not None:
             path, _, function = self.model.rpartition(":")
             values["model"] = f"{file_hash(Path(path))}:{function}"
@@ -126,6 +130,13 @@ class Job:
     def identity(self) -> str:
         """A hash of `decides`: jobs of one identity may continue each other."""
         return hashlib.sha256(json.dumps(self.decides(), sort_keys=True).encode()).hexdigest()
+
+
+def from_the_root(checkpoint: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """A job's checkpoint, or checkpoints, for a process in another folder: paths that exist begin at the root."""
+    if not isinstance(checkpoint, str):
+        return tuple(str(from_the_root(each)) for each in checkpoint)
+    return str(Path(checkpoint).absolute()) if Path(checkpoint).exists() else checkpoint
 
 
 def begin(job: Job, *, overwrite: bool = False) -> None:

@@ -32,7 +32,7 @@ from typing import Any, Protocol, TextIO
 import psutil
 
 from resnest_seg.bulk.engines import ROWS, Summary, remaining
-from resnest_seg.bulk.job import PARQUET, Job
+from resnest_seg.bulk.job import PARQUET, Job, from_the_root
 from resnest_seg.bulk.ledger import Outcome
 from resnest_seg.bulk.listing import BulkItem
 from resnest_seg.errors import EXIT_TERMINATED, ConfigError, ResNeStSegError, load_extra, printable
@@ -219,7 +219,7 @@ def run_ray(
 def _anywhere(job: Job, actors: Actors) -> Job:
     """The job with paths from the root: an actor runs in another folder, perhaps on another machine."""
     place = job.output if is_address(job.output) else os.path.abspath(job.output)  # noqa: PTH100  # keeps links
-    checkpoint = str(Path(job.checkpoint).absolute()) if Path(job.checkpoint).exists() else job.checkpoint
+    checkpoint = from_the_root(job.checkpoint)
     model = None if job.model is None else str(Path(job.model).absolute())
     device = job.device if actors.gpus else "cpu"
     return dataclasses.replace(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resnest_seg.bulk.job import from_the_root
 from resnest_seg.bulk.ray_engine import Actors, actors_for, ray_session, results_of
 from resnest_seg.files import remove_leftovers
 from resnest_seg.inference.backends import RunOptions
@@ -36,7 +37,7 @@ class Evaluation:
     """What an actor needs to know, as plain values.
 
     Attributes:
-        checkpoint: What is evaluated.
+        checkpoint: What is evaluated; several are the members of an ensemble.
         model: FILE.py:FUNCTION of a network of the user's own.
         run: How it is run.
         protocols: Names of the protocols.
@@ -49,7 +50,7 @@ class Evaluation:
         named: What the scores by image say was evaluated.
     """
 
-    checkpoint: str
+    checkpoint: str | tuple[str, ...]
     model: str | None
     run: RunOptions
     protocols: tuple[str, ...]
@@ -242,10 +243,9 @@ def _tidy(predictions: Iterable[Path]) -> None:
 def _for(evaluation: Evaluation, actors: Actors) -> Evaluation:
     """The evaluation as these actors do it, with paths from the root."""
     device = evaluation.run.device if actors.gpus else "cpu"
-    checkpoint = evaluation.checkpoint
     return dataclasses.replace(
         evaluation,
-        checkpoint=str(Path(checkpoint).absolute()) if Path(checkpoint).exists() else checkpoint,
+        checkpoint=from_the_root(evaluation.checkpoint),
         model=None if evaluation.model is None else str(Path(evaluation.model).absolute()),
         run=dataclasses.replace(evaluation.run, device=device, threads=actors.cpus),
         workers=evaluation.workers if actors.gpus else 0,

@@ -27,15 +27,15 @@ PORT = 8000
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve on this machine and open the page, until Ctrl-C or SIGTERM; returns the exit code."""
     parser = Parser("demo", description=__doc__)
-    add_checkpoint(parser, exported=True, required=False)
+    add_checkpoint(parser, exported=True, required=False, several=True)
     parser.add_argument("--model", metavar="FILE.py:FUNCTION", help="the network of a checkpoint with parts of your "
                         "own, for its export; without --checkpoint, another name of that")  # fmt: skip
     parser.add_argument("--port", type=int, help=f"0 chooses a free port (default: {PORT}, or a free one)")
     parser.add_argument("--no-browser", action="store_true", help="print the address, open no browser")
     options = parser.read(argv)
     port = PORT if options.port is None else options.port
-    given = {"--checkpoint": options.checkpoint, "--model": options.model}
-    model = [f"{name}={value}" for name, value in given.items() if value is not None]
+    model = [f"--checkpoint={checkpoint}" for checkpoint in options.checkpoint or ()]
+    model += [] if options.model is None else [f"--model={options.model}"]
     served = serve.parse([f"--port={port}", *model])
 
     def ready(description: str, address: str) -> None:

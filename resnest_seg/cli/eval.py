@@ -4,6 +4,7 @@ python tools/eval_seg.py --checkpoint runs/my_run
 python tools/eval_seg.py --checkpoint runs/my_run --dataset camvid --data.root /data/camvid --split test
 python tools/eval_seg.py --checkpoint X --dataset ade20k --protocols whole,encoding,mmseg --boundaries --calibration
 python tools/eval_seg.py --checkpoint model.onnx --data.root /data/camvid
+python tools/eval_seg.py --checkpoint runs/first --checkpoint runs/second      # the mean of both
 python tools/eval_seg.py --compare runs/old/eval_camvid_val.json runs/new/eval_camvid_val.json
 torchrun --nproc-per-node 4 tools/eval_seg.py --checkpoint X --protocols encoding
 python tools/eval_seg.py --checkpoint X --engine ray
@@ -45,6 +46,8 @@ from resnest_seg.files import (
     next_free,
     result_places,
 )
+from resnest_seg.inference.backends import content_hash
+from resnest_seg.inference.ensemble import checkpoints_of
 from resnest_seg.inference.exported import is_exported
 from resnest_seg.inference.own_network import own_network
 
@@ -68,7 +71,7 @@ class Source:
 
     Attributes:
         backend: The model, ready to run.
-        path: Its file.
+        paths: Its file, or those of an ensemble's members.
         summary: A description of the loaded model.
         data: The data of its training, as far as the file tells.
         split: The split of its validation.
@@ -77,49 +80,74 @@ class Source:
     """
 
     backend: Backend
-    path: Path
+    paths: tuple[Path, ...]
     summary: str
     data: DataConfig
     split: str
     memory: int
     precision: str
 
+    @property
+    def named(self) -> str:
+        """What reports say was evaluated; the members of an ensemble with their hashes."""
+        if len(self.paths) == 1:
+            return str(self.paths[0])
+        return " + ".join(f"{path} (sha256 {content_hash(str(path))})" for path in self.paths)
+
 
 def open_source(options: argparse.Namespace, *, elsewhere: bool = False) -> Source:
-    """Open the checkpoint or exported file.
+    """Open the checkpoint or exported file, or several as an ensemble, with the first one's metadata on data.
 
     Args:
         options: The command line, of the verb eval or of one that takes a model by the same options.
         elsewhere: Other processes calculate: this one only describes the model, and leaves the GPU to them.
     """
+    from resnest_seg.inference.ensemble import EnsembleBackend
+
+    sources = [_open_one(options, checkpoint, elsewhere=elsewhere) for checkpoint in options.checkpoint]
+    first = sources[0]
+    if len(sources) == 1:
+        return first
+    backend = EnsembleBackend([source.backend for source in sources], options.checkpoint)
+    return dataclasses.replace(
+        first,
+        backend=backend,
+        paths=tuple(path for source in sources for path in source.paths),
+        summary="\n".join([*(source.summary for source in sources), backend.description]),
+        memory=max(source.memory for source in sources),
+    )
+
+
+def _open_one(options: argparse.Namespace, checkpoint: str, *, elsewhere: bool) -> Source:
+    """Open one checkpoint or exported file."""
     from resnest_seg.inference.backends import FileBackend, RunOptions
     from resnest_seg.models.loading import load_checkpoint
 
     how = RunOptions(options.device, options.precision, options.compile, options.batch, options.fuse)
     if elsewhere:
         how = RunOptions("cpu", fuse=options.fuse)
-    if is_exported(options.checkpoint):
+    if is_exported(checkpoint):
         if options.model is not None:
-            raise ConfigError(f"{options.checkpoint} is an exported file, which holds its network: leave out --model.")
-        file = FileBackend(options.checkpoint, how)
+            raise ConfigError(f"{checkpoint} is an exported file, which holds its network: leave out --model.")
+        file = FileBackend(checkpoint, how)
         info, path = file.file.info, file.file.path
         data = DataConfig(info.setting.dataset, bands=info.bands or None, nodata=info.nodata, pixel_mean=info.mean)
-        return Source(file, path, f"{path}: {file.description}", data, "val", file.memory, info.precision)
+        return Source(file, (path,), f"{path}: {file.description}", data, "val", file.memory, info.precision)
     from resnest_seg.inference.torch_backend import TorchBackend
 
-    segmenter = load_checkpoint(options.checkpoint, into=own_network(options.model))
+    segmenter = load_checkpoint(checkpoint, into=own_network(options.model))
     assert segmenter.load_report is not None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.device == "auto":
         how = dataclasses.replace(how, device=str(process_state(options).device))
     data, evaluation = segmenter.config.data, segmenter.config.eval
-    return Source(TorchBackend(segmenter, how), segmenter.load_report.path, str(segmenter.load_report), data,
+    return Source(TorchBackend(segmenter, how), (segmenter.load_report.path,), str(segmenter.load_report), data,
                   evaluation.split, evaluation.memory * MIB, options.precision)  # fmt: skip
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; the data set and its folder default to those of the checkpoint's run."""
     parser = Parser("eval", description=__doc__.splitlines()[0])
-    add_checkpoint(parser, exported=True, required=False)
+    add_checkpoint(parser, exported=True, required=False, several=True)
     add_model_option(parser)
     add_dataset(parser, default="the one trained on")
     add_protocol(parser, several=True)
@@ -158,8 +186,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.read(argv)
 
 
-def report_path(options: argparse.Namespace, source: Path, name: str, split: str) -> Path:
+def report_path(options: argparse.Namespace, source: Source, name: str, split: str) -> Path:
     """Choose and check the path of the report, before any computation.
+
+    Without --output it lies beside the checkpoint, or in the folder of the folds; in the current folder of a published
+    one, which is in a shared folder, and of several.
 
     Raises:
         ConfigError: The file that --output names exists, or a file cannot be written.
@@ -167,7 +198,11 @@ def report_path(options: argparse.Namespace, source: Path, name: str, split: str
     if options.output:
         output = Path(options.output)
     else:
-        folder = source.parent if Path(options.checkpoint).exists() else Path()  # a published one is in a shared folder
+        folder = Path(options.given[0])
+        if len(options.given) > 1 or not folder.exists():
+            folder = Path()
+        elif len(source.paths) == 1:
+            folder = source.paths[0].parent
         first = f"_first{options.limit}" if options.limit else ""
         output = folder / f"eval_{name}_{split}{first}{JSON}"
         output = output if options.overwrite else next_free(output, suffix=JSON)
@@ -300,7 +335,7 @@ def run(
                 measures=measures,
                 memory=source.memory if options.memory is None else options.memory,
                 images=writer,
-                checkpoint=str(source.path),
+                checkpoint=source.named,
             )
             if results.problem is not None:
                 raise results.problem
@@ -330,7 +365,7 @@ def run_on_ray(
     count = min(len(dataset), options.limit or len(dataset))
     counting = Counting(source.backend, dataset, protocols=options.protocols, measures=measures, memory=memory)
     evaluation = Evaluation(
-        checkpoint=options.checkpoint,
+        checkpoint=tuple(options.checkpoint) if len(options.checkpoint) > 1 else options.checkpoint[0],
         model=options.model,
         run=RunOptions(options.device, options.precision, options.compile, options.batch, options.fuse),
         protocols=tuple(options.protocols),
@@ -340,7 +375,7 @@ def run_on_ray(
         workers=options.workers,
         predictions=Results(dataset, (), options).paths,
         ids=options.ids,
-        named=str(source.path),
+        named=source.named,
     )
     with progress_bars() as progress:
         bar = progress.add_task("evaluating", total=count)
@@ -356,7 +391,7 @@ def run_on_ray(
         counting.check_labelled()
     elif problem is None:
         say_written(options, count)
-    return counting.report(checkpoint=str(source.path)), problem, parts
+    return counting.report(checkpoint=source.named), problem, parts
 
 
 def say_written(options: argparse.Namespace, count: int) -> None:
@@ -372,7 +407,7 @@ def process_state(options: argparse.Namespace) -> PartialState:
     from accelerate import PartialState
 
     # exported files return their scores in host memory, which NCCL cannot sum
-    return PartialState(cpu=options.device == "cpu" or is_exported(options.checkpoint))
+    return PartialState(cpu=options.device == "cpu" or any(map(is_exported, options.checkpoint)))
 
 
 def all_reduce(counts: Tensor) -> Tensor:
@@ -471,6 +506,8 @@ def check(options: argparse.Namespace) -> None:
             f"--checkpoint is missing: what to evaluate, such as a run folder ({command('zoo')} lists published ones). "
             "--help lists all options."
         )
+    options.given = options.checkpoint
+    options.checkpoint = None if options.given is None else checkpoints_of(options.given)
     check_option("--limit", options.limit, 1, COUNT)
     check_option("--eval.memory", options.mebibytes, 1, 1 << 24)
     if options.mebibytes is not None and options.memory is not None:
@@ -535,9 +572,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     dataset = open_dataset(options, source.data, source.backend.label_space, name=name, split=split)
     say_layout(dataset)
-    output = report_path(options, source.path, name, split)
+    output = report_path(options, source, name, split)
     written = [output, images_beside(output), *([Path(options.submission)] if options.submission else [])]
-    check_not_inputs(written, [source.path, *files_of(dataset)])
+    check_not_inputs(written, [*source.paths, *files_of(dataset)])
     protocols = [source.backend.protocol(word).name for word in options.protocols]
     if other is not None:
         other.check_comparable(dataset.label_space.name, dataset.label_space.score_names, protocols)

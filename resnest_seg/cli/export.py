@@ -5,6 +5,7 @@ With --format hub: a folder for the Hugging Face hub, weights and a model card, 
 python tools/export_seg.py --checkpoint runs/my_run --output model.onnx
 python tools/export_seg.py --checkpoint runs/my_run --format onnx torch openvino --result labels --dataset camvid
 python tools/export_seg.py --checkpoint runs/my_run --int8 --calibration-images 64 --output model_int8.onnx
+python tools/export_seg.py --checkpoint runs/first --checkpoint runs/second --output mean.onnx    # one file of both
 python tools/export_seg.py --checkpoint runs/my_run --format hub --report runs/my_run/eval_camvid_test.json
 
 A file that disagrees with its source is not kept, and the exit code is 1. The measured agreement is printed and saved
@@ -36,6 +37,8 @@ from resnest_seg.config import COUNT
 from resnest_seg.config_types import check_option
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, ExportError, command
 from resnest_seg.files import atomic_write, check_output_file, check_output_folder
+from resnest_seg.inference.ensemble import checkpoints_of
+from resnest_seg.inference.exported import is_exported
 from resnest_seg.inference.own_network import own_network
 
 if TYPE_CHECKING:
@@ -58,7 +61,7 @@ FORMATS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = Parser("export", description=__doc__)
-    add_checkpoint(parser, exported=False)
+    add_checkpoint(parser, exported=False, several=True)
     add_model_option(parser)
     parser.add_argument("--format", nargs="+", choices=(*FORMATS, HUB), help="one or several (default: by the suffix "
                         "of --output, or onnx); or hub: a folder with weights and a model card")  # fmt: skip
@@ -92,6 +95,15 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: Options contradict each other.
     """
+    options.given = options.checkpoint
+    options.checkpoint = checkpoints_of(options.given)
+    files = [checkpoint for checkpoint in options.checkpoint if is_exported(checkpoint)]
+    if len(options.checkpoint) > 1 and (files or HUB in (options.format or ())):
+        what = f"{files[0]} is an exported file" if files else "--format hub writes the weights of one model"
+        raise ConfigError(
+            f"{what}, and the file of several models' mean is made of their checkpoints: leave it out. Exported files "
+            "are taken together by predict, eval and serve (--checkpoint A --checkpoint B)."
+        )
     check_option("--calibration-images", options.calibration_images, 1, 65536)
     check_option("--limit", options.limit, 1, COUNT)
     if options.half and options.int8:
@@ -123,8 +135,9 @@ def targets(options: argparse.Namespace) -> dict[str, Path]:
     Raises:
         ConfigError: A file exists, or cannot be written.
     """
-    source = Path(options.checkpoint)  # a published one is in a shared folder
+    source = Path(options.given[0])  # a published one is in a shared folder, and several in none
     folder = source if source.is_dir() else source.parent if source.exists() else Path()
+    folder = folder if len(options.given) == 1 else Path()
     name = Path(options.output) if options.output else folder / "model"
     if options.output and name.is_dir():
         raise ConfigError(f"--output {name} is a folder: name a file in it, such as {name / 'model.onnx'}.")
@@ -149,7 +162,8 @@ def to_hub(options: argparse.Namespace) -> int:
     from resnest_seg.models.model_card import model_card
     from resnest_seg.training.run_folder import SHEET
 
-    source = Path(options.checkpoint)
+    (checkpoint,) = options.checkpoint
+    source = Path(checkpoint)
     folder = Path(options.output or (source if source.is_dir() else source.parent if source.exists() else Path()) / HUB)
     check_output_folder(folder)
     if folder.is_dir() and any(folder.iterdir()) and not options.overwrite:
@@ -160,7 +174,7 @@ def to_hub(options: argparse.Namespace) -> int:
         run / VALIDATION_REPORT if run is not None and (run / VALIDATION_REPORT).is_file() else None
     )
     report = None if path is None else EvalReport.load(path)
-    segmenter = load_checkpoint(options.checkpoint, into=own_network(options.model))
+    segmenter = load_checkpoint(checkpoint, into=own_network(options.model))
     # Photos of other data sets are not ours to publish.
     sheet = run / SHEET if run is not None and segmenter.config.data.dataset == "synthetic" else None
     picture = SHEET if sheet is not None and sheet.is_file() else None
@@ -244,10 +258,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from resnest_seg.models.loading import load_checkpoint
 
     files = targets(options)
-    segmenter = load_checkpoint(options.checkpoint, into=own_network(options.model))
-    report = segmenter.load_report
-    assert report is not None
-    print(report, file=sys.stderr)
+    members = [load_checkpoint(checkpoint, into=own_network(options.model)) for checkpoint in options.checkpoint]
+    segmenter = members[0]
+    for member in members:
+        print(member.load_report, file=sys.stderr)
     scored, training = datasets(options, segmenter)
     count = max(PHOTOS, options.calibration_images if options.int8 else 0)
     given = photos(options.images, count) if options.images else []
@@ -268,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             extra = {"aoti": options.aoti} if kind == "torch" else {}
             try:
                 proof = EXPORTERS[kind](
-                    segmenter, path, on_image=lambda bar=bar: progress.update(bar, advance=1), **common, **extra
+                    members, path, on_image=lambda bar=bar: progress.update(bar, advance=1), **common, **extra
                 )
             except ExportError as error:  # the other formats are still exported
                 problems.append(str(error))
@@ -298,7 +312,7 @@ def for_serving(checkpoint: str, network: str | None = None) -> int:
         )
 
     import resnest_seg
-    from resnest_seg.export.graph import sha256
+    from resnest_seg.files import sha256
     from resnest_seg.inference.exported import open_exported
     from resnest_seg.models.checkpoint import find_checkpoint
     from resnest_seg.models.published import published

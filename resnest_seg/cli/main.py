@@ -30,6 +30,7 @@ GROUPS = {
     "training": {
         "train": "train a segmentation model",
         "pretrain": "train an image classifier, to pre-train an encoder",
+        "average": "average the weights of a run's newest states, or of several runs",
         "budget": "plan how a recipe fits into the memory of given devices",
     },
     "trained models": {
@@ -53,7 +54,10 @@ GROUPS = {
 """Group -> verb -> its line of help."""
 
 MODULES = {
-    "import": "import_labels",
+    "prepare": "datasets.prepare",
+    "import": "datasets.import_labels",
+    "check": "datasets.check",
+    "pack": "datasets.pack",
     "runs": "review.runs",
     "report": "review.report",
     "audit": "review.audit",

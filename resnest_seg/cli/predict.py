@@ -6,6 +6,7 @@ python tools/predict_seg.py --checkpoint runs/my_run --write coco labelme cvat y
 python tools/predict_seg.py --checkpoint runs/my_run drive.mp4
 python tools/predict_seg.py --checkpoint runs/my_run --tile 1024 --overlap 128 satellite.tif
 python tools/predict_seg.py --checkpoint model.onnx photo.jpg
+python tools/predict_seg.py --checkpoint runs/first --checkpoint runs/second photo.jpg    # the mean of both
 
 Labels of a TIFF that lies on the map (CRS and transform) are a GeoTIFF there; its polygons are in longitude and
 latitude, or with --write geopackage in its CRS.
@@ -51,6 +52,7 @@ from resnest_seg.config import COUNT
 from resnest_seg.config_types import check_option
 from resnest_seg.errors import ConfigError, command, load_extra, printable
 from resnest_seg.files import check_not_inputs, check_output_file, check_output_folder, claimed, next_free, numbered
+from resnest_seg.inference.ensemble import checkpoints_of
 
 if TYPE_CHECKING:
     from resnest_seg.annotations.writers import AnnotationWriter
@@ -74,7 +76,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a photo, a folder with its subfolders, a pattern "
                         "in quotes, a video, a camera (0), an address (http, https, s3 ...), or a manifest: a .csv or "
                         ".parquet file with a column of paths")  # fmt: skip
-    add_checkpoint(parser, exported=True)
+    add_checkpoint(parser, exported=True, several=True)
     add_model_option(parser)
     parser.add_argument("--output", help=f"folder to write to (default: {PREDICTIONS}, or {PREDICTIONS}-2, -3 ... if "
                         "that exists)")  # fmt: skip
@@ -129,6 +131,7 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: An option is out of range, or options contradict each other.
     """
+    options.checkpoint = checkpoints_of(options.checkpoint)
     check_option("--alpha", options.alpha, 0, 1)
     check_option("--simplify", options.simplify, 0, 10_000)
     check_option("--write-tolerance", options.write_tolerance, 0, 100)
@@ -261,7 +264,7 @@ def check_places(items: Sequence[Input], options: argparse.Namespace) -> None:
 def job_of(options: argparse.Namespace) -> Job:
     """What the options, checked, say of every input, as plain values."""
     return Job(
-        checkpoint=options.checkpoint,
+        checkpoint=tuple(options.checkpoint) if len(options.checkpoint) > 1 else options.checkpoint[0],
         output=options.output,
         write=tuple(options.write),
         model=options.model,

@@ -40,6 +40,7 @@ from resnest_seg.cli.parsing.options import (
     protocol_names,
 )
 from resnest_seg.errors import EXIT_TERMINATED, ConfigError, load_extra
+from resnest_seg.inference.ensemble import checkpoints_of
 from resnest_seg.inference.exported import is_exported
 
 BOUNDS = {
@@ -54,7 +55,7 @@ BOUNDS = {
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = Parser("serve", description=__doc__)
-    add_checkpoint(parser, exported=True, required=False)
+    add_checkpoint(parser, exported=True, required=False, several=True)
     parser.add_argument("--model", metavar="FILE.py:FUNCTION", help="the network of a checkpoint with parts of your "
                         "own, for its export: see export")  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 listens to all networks (default: 127.0.0.1)")
@@ -78,7 +79,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     limits.add_argument("--queue", type=int, default=64, help="photos that may wait, 0..10000 (default: 64)")
     options = parser.read(argv)
     if options.checkpoint is None:  # --model is its former name
-        options.checkpoint, options.model = options.model, None
+        options.checkpoint, options.model = options.model and [options.model], None
     if options.checkpoint is None:
         raise ConfigError(
             "--checkpoint is missing: a run folder, a checkpoint, or an exported file such as model.onnx."
@@ -152,14 +153,16 @@ def _serve(options: argparse.Namespace, ports: Sequence[int], ready: Callable[[s
         value = getattr(options, name)
         if value is not None and not low <= value <= high:
             raise ConfigError(f"--{name.replace('_', '-')} must lie in {low:.0f}..{high:.0f}, not {value}.")
-    if not is_exported(options.checkpoint):
+    checkpoints = checkpoints_of(options.checkpoint)
+    files = [checkpoint for checkpoint in checkpoints if is_exported(checkpoint)]
+    if len(files) < len(checkpoints):
         for module in ("starlette.applications", "uvicorn"):  # which is known before an export, that takes a while
             load_extra(module, "export,serve")
     limits = serving.Limits(options.max_bytes, options.max_pixels, options.parallel, options.queue)
-    if options.model is not None and is_exported(options.checkpoint):
-        raise ConfigError(f"{options.checkpoint} is an exported file, which holds its network: leave out --model.")
+    if options.model is not None and files:
+        raise ConfigError(f"{files[0]} is an exported file, which holds its network: leave out --model.")
     predictor = OnnxPredictor(
-        options.checkpoint if is_exported(options.checkpoint) else exported(options.checkpoint, options.model),
+        [each if is_exported(each) else exported(each, options.model) for each in checkpoints],
         device=options.device,
         protocol=options.protocol,
         tile=options.tile,

@@ -7,6 +7,7 @@ python tools/train_seg.py --dataset ade20k --budget auto
 python tools/train_seg.py --config my_run.yaml --optim.lr 0.02 --output runs/my_run
 python tools/train_seg.py --resume runs/my_run
 python tools/train_seg.py --dataset camvid --seed 0,1,2      # one run per seed, one after the other, and their mean
+python tools/train_seg.py --dataset camvid --folds 5         # cross-validation: each fifth by a model of the others
 python tools/train_seg.py --dataset ade20k --output runs/my_run --resume auto     # for schedulers: start or resume
 torchrun --nproc-per-node 8 --max-restarts 3 tools/train_seg.py --dataset ade20k --output runs/my_run
 
@@ -16,6 +17,7 @@ after Ctrl-C and 143 after SIGTERM, with a checkpoint saved.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import gc
@@ -31,13 +33,15 @@ from typing import TYPE_CHECKING, Generic, Self
 
 from resnest_seg.cli.parsing.keys import CHECKPOINT, SHORT, KeyHelp, Own, run_options, take
 from resnest_seg.cli.parsing.options import MODEL_HELP, number
-from resnest_seg.config import AnyConfig, C, RunConfig, load_run_config
+from resnest_seg.config import COUNT, AnyConfig, C, RunConfig, load_run_config
 from resnest_seg.config_reading import flatten, kinds_of
+from resnest_seg.config_types import check_option
 from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, CheckpointError, ConfigError, command, unknown_name
-from resnest_seg.files import claimed, find_config, next_free, numbered, shipped_configs
+from resnest_seg.files import check_output_folder, claimed, find_config, next_free, numbered, shipped_configs
 from resnest_seg.inference.own_network import own_network
 
 if TYPE_CHECKING:
+    from resnest_seg.evaluation.evaluate import EvaluatedImage
     from resnest_seg.training.assembly import Parts
     from resnest_seg.training.trainer import Trainer
 
@@ -53,6 +57,21 @@ DEFAULT_CONFIGS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Folds:
+    """A cross-validation instead of one run.
+
+    Attributes:
+        count: How many parts the training split is divided into.
+        group_by: A regular expression; what matches alike stays in one part.
+        predictions: Folder of the predictions of all samples, each by the model that has not seen it; None writes none.
+    """
+
+    count: int
+    group_by: str | None = None
+    predictions: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Order(Generic[C]):
     """The parsed command line.
 
@@ -65,6 +84,7 @@ class Order(Generic[C]):
         budget: Memory for which the batch is divided: "auto", GiB per device, or None for the config's division.
         network: FILE.py:FUNCTION that builds the user's own network, or None.
         series: For a new run without an output: the first of the folders that it may take, runs/NAME.
+        folds: Train a run for each fold, and score each on its held-out part.
     """
 
     config: C
@@ -75,6 +95,7 @@ class Order(Generic[C]):
     budget: str | None = None
     network: str | None = None
     series: Path | None = None
+    folds: Folds | None = None
 
     @contextlib.contextmanager
     def placed(self) -> Iterator[Self]:
@@ -106,6 +127,23 @@ OWN = (
         "devices, a number is GiB for each",
     ),
     Own("--model", "FILE.py:FUNCTION", MODEL_HELP),
+    Own(
+        "--folds",
+        "K",
+        "cross-validation: divide the training split into K parts, train a run without each, into OUTPUT/fold_0 ..., "
+        "and score it on its part; OUTPUT is runs/NAME_folds without --output",
+    ),
+    Own(
+        "--group-by",
+        "PATTERN",
+        "with --folds: samples whose names have the same match of this regular expression stay in one part, such as "
+        "the frames of a video: '^[^_]+'",
+    ),
+    Own(
+        "--save-predictions",
+        "DIR",
+        "with --folds: write the labels of every training sample, as PNG, by the model that has not seen it",
+    ),
 )
 """The options besides the config's keys."""
 
@@ -139,7 +177,7 @@ def parse(argv: Sequence[str]) -> Order[RunConfig]:
     """Read the command line, and the environment that torchrun's elastic agent sets."""
     HELP.show_if_asked(argv)
     chosen, overrides = take(argv, OWN, short=SHORT | CHECKPOINT)
-    dataset, config, resume, changes, dry, budget, network = (chosen[option.name] for option in OWN)
+    dataset, config, resume, changes, dry, budget, network, *_ = (chosen[option.name] for option in OWN)
     allow = tuple(key.strip() for key in (changes or "").split(",") if key.strip())
     if resume is not None and resume != "auto":
         if dataset or config:
@@ -153,15 +191,53 @@ def parse(argv: Sequence[str]) -> Order[RunConfig]:
             hint = f" For {seeds[0]} and its fellows, give their --seed 0,1,2 as well." if seeds else ""
             raise CheckpointError(f"{resume} is not a run folder that can be resumed: it has no config.yaml.{hint}")
         run = load_run_config(Path(resume) / "config.yaml", overrides=overrides)
-        return Order(run, resume, "yes", allow, network=network)
+        return Order(run, resume, "yes", allow, network=network, folds=folds_in(chosen, Path(resume)))
     path = config_path(dataset, config)
     run = load_run_config(path, overrides=[*(["--data.dataset=shards"] if dataset == "shards" else []), *overrides])
+    folds = folds_in(chosen)
     order = ordered(
-        run, path, run.model.head, begun(resume), allow=allow, dry=dry is not None, budget=budget, network=network
-    )
+        run, path, run.model.head, begun(resume), allow=allow, dry=dry is not None, budget=budget, network=network,
+        suffix="" if folds is None else "_folds",
+    )  # fmt: skip
+    order = dataclasses.replace(order, folds=folds)
     if budget not in (None, "auto"):
         number(budget, "--budget", 0.01, 65536)
     return order
+
+
+def folds_in(chosen: Mapping[str, str | None], folder: Path | None = None) -> Folds | None:
+    """The cross-validation that a command line asks for, or that a folder which is gone on with is.
+
+    Raises:
+        ConfigError: No number of folds, options of folds without --folds, or other folds than the folder's; torchrun.
+    """
+    from resnest_seg.inference.ensemble import FOLDS, read_fold_record
+
+    word, group_by, predictions = (chosen[name] for name in ("--folds", "--group-by", "--save-predictions"))
+    if word is not None and not word.isdecimal():
+        raise ConfigError(f"--folds must be a number of parts, such as 5, not {word!r}.")
+    count = None if word is None else int(word)
+    check_option("--folds", count, 2, COUNT)
+    if folder is not None and (folder / FOLDS).is_file():
+        record = read_fold_record(folder / FOLDS)
+        for option, given, known in (("--folds", count, record["folds"]), ("--group-by", group_by, record["group_by"])):
+            if given not in (None, known):
+                raise ConfigError(f"{option} is {given}, and the folds in {folder} were begun with {known}: leave it "
+                                  "out, or choose another --output.")  # fmt: skip
+        count, group_by = record["folds"], record["group_by"]
+    elif folder is not None and word is not None:
+        raise ConfigError(f"--folds: {folder} is one run, not the folder of folds.")
+    if count is None:
+        for option, given in (("--group-by", group_by), ("--save-predictions", predictions)):
+            if given is not None:
+                raise ConfigError(f"{option} is for a cross-validation: give --folds as well.")
+        return None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("folds are trained one after the other by one process: run this without torchrun.")
+    if chosen["--budget"] is not None and chosen["--dry-run"] is None:
+        raise ConfigError("--budget does not go with --folds, all of which need one division of the batch: see which "
+                          "by --budget and --dry-run, and give that as --train.accumulation.")  # fmt: skip
+    return Folds(count, group_by, predictions)
 
 
 def ordered(
@@ -174,6 +250,7 @@ def ordered(
     dry: bool,
     budget: str | None = None,
     network: str | None = None,
+    suffix: str = "",
 ) -> Order[C]:
     """Return the order of a run that is not resumed by the name of its folder: choose the run folder.
 
@@ -189,11 +266,12 @@ def ordered(
         dry: Do a dry run only.
         budget: See `Order`.
         network: See `Order`.
+        suffix: Behind NAME.
     """
     resume = "auto" if may_have_begun else "no"
     if run.output is not None:
         return Order(run, run.output, resume, allow, dry, budget, network)
-    series = Path("runs") / (run_name(run, path, head) if network is None else own_name(run, network))
+    series = Path("runs") / f"{run_name(run, path, head) if network is None else own_name(run, network)}{suffix}"
     if may_have_begun:
         return Order(run, str(list(numbered(series).values() or [series])[-1]), resume, allow, dry, budget, network)
     return Order(run, str(next_free(series)), resume, allow, dry, budget, network, series)
@@ -331,18 +409,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     seeds = seeds_in(words)
     orders = parse_seeds(words, seeds) if seeds else [parse(words)]
-    parts = own_parts(orders[0].network)
+    parts, folds = own_parts(orders[0].network), orders[0].folds
+    if seeds and folds is not None:
+        raise ConfigError("--folds with several seeds would be many runs: start one cross-validation per --seed.")
     if orders[0].dry:
         from resnest_seg.training.dry_run import dry_run
 
         print(dry_run(orders[0].config, parts, budget=orders[0].budget))
         if seeds:
             print(f"{len(seeds)} such runs would follow each other, of the seeds {', '.join(map(str, seeds))}.")
+        if folds is not None:
+            print(f"{folds.count} such runs would follow each other, each without one part of the training split.")
         return 0
     if seeds:
         return train_seeds(orders)
     order = orders[0]
     with order.placed() as placed:
+        if placed.folds is not None:
+            return train_folds(placed, placed.folds, parts)
         return train(placed, parts, again=f"{command('train')} --resume {shlex.quote(str(placed.output))}")
 
 
@@ -402,6 +486,67 @@ def train_seeds(orders: Sequence[Order[RunConfig]]) -> int:
         gc.collect()  # the model of this seed, before the next one's takes memory
     show_runs([read_run(order.output) for order in orders])
     return 0
+
+
+def train_folds(order: Order[RunConfig], folds: Folds, parts: Parts) -> int:
+    """Train the runs of all folds, or the rest of them, and score each on its held-out part; returns the exit code."""
+    from resnest_seg.combining import folds as folded
+
+    if folds.predictions is not None:
+        check_output_folder(folds.predictions, option="--save-predictions")
+        if order.resume == "no" and Path(folds.predictions).exists():
+            raise ConfigError(f"--save-predictions {folds.predictions} exists. Choose another folder.")
+    words = ["--resume", order.output]
+    words += [] if order.network is None else ["--model", order.network]
+    words += [] if folds.predictions is None else ["--save-predictions", folds.predictions]
+    again = f"{command('train')} {shlex.join(words)}"
+    try:
+        results = folded.train_folds(
+            order.config,
+            folds.count,
+            parts,
+            group_by=folds.group_by,
+            output=order.output,
+            resume=order.resume,
+            allow_changes=order.allow,
+        )
+        if results[-1].finished:
+            score_folds(order, folds, parts)
+            return 0
+    except KeyboardInterrupt:
+        print(f"stopped at once; what is saved is valid. Continue with: {again}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    print(f"stopped and saved. Continue with: {again}", file=sys.stderr)
+    return EXIT_TERMINATED if results[-1].stopped_by == signal.SIGTERM else EXIT_INTERRUPTED
+
+
+def score_folds(order: Order[RunConfig], folds: Folds, parts: Parts) -> None:
+    """Score every fold on its held-out part, print and write the result, and the predictions that are asked for."""
+    from resnest_seg.cli.eval import Results
+    from resnest_seg.combining.cross_validation import CROSS_VALIDATION, cross_validate, folded_dataset, held_out
+    from resnest_seg.io.display import console, progress_bars
+
+    dataset = folded_dataset(order.output)
+    indices = [index for part in held_out(order.output, dataset) for index in part]
+    wanted = argparse.Namespace(save_predictions=folds.predictions, submission=None, ids="raw")
+    results = Results(dataset, indices, wanted)
+    with progress_bars() as progress:
+        bar = progress.add_task("scoring held-out parts", total=len(indices))
+
+        def on_image(image: EvaluatedImage) -> None:
+            progress.update(bar, advance=1)
+            results.add(image)
+
+        found = cross_validate(order.output, train=dataset, into=parts.segmenter, on_image=on_image)
+    console().print(found.table())
+    print(f"done. cross-validation: {Path(order.output) / CROSS_VALIDATION}")
+    if results.problem is not None:
+        raise results.problem
+    if folds.predictions is not None:
+        print(f"predictions: {len(indices)} PNGs of raw ids in {folds.predictions}, each by the model that has not "
+              "seen it")  # fmt: skip
+    folder = shlex.quote(order.output)
+    print(f"All folds as one model: {command('predict')} --checkpoint {folder} PHOTO ...")
 
 
 def is_done(order: Order[RunConfig]) -> bool:

@@ -341,7 +341,7 @@ def audit(
     """Rank images, and areas of them, by how doubtful their labels are.
 
     The models must not have been trained on the images that they judge: a model repeats the errors of the labels that
-    it learnt. `resnest_seg.training.assembly.fit_folds` trains models each of which has not seen a part.
+    it learnt. `resnest_seg.combining.folds.fit_folds` trains models each of which has not seen a part.
 
     Args:
         models: A model for all samples; or one for each fold, in their order, of which one is in use at a time.

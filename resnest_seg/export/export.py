@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from resnest_seg.errors import ConfigError, ExportError
-from resnest_seg.export.graph import ExportOptions, exportable, first_line, info_of, smallest_for_torch, trace
+from resnest_seg.export.graph import (
+    ExportOptions,
+    exportable,
+    first_line,
+    info_of,
+    members_of,
+    smallest_for_torch,
+    trace,
+)
 from resnest_seg.export.onnx import quiet, write_onnx
 from resnest_seg.export.verify import Evidence, Proof, prove
 from resnest_seg.files import atomic_write
@@ -35,7 +43,7 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 
 
 def export_onnx(
-    segmenter: Segmenter,
+    segmenter: Segmenter | Sequence[Segmenter],
     path: str | Path,
     *,
     pixels: str = "uint8",
@@ -49,7 +57,8 @@ def export_onnx(
     """Write an ONNX file, which runs in onnxruntime, TensorRT and elsewhere; needs the extra `export`.
 
     Args:
-        segmenter: The model, which stays as it is.
+        segmenter: The model, which stays as it is; or several, whose mean probabilities become one file (see
+            `resnest_seg.export.graph.MeanGraph`; not in 8 bits).
         path: The file, .onnx.
         pixels: Type of the images, "uint8" or "float32".
         layout: "nchw" for images [N, C, H, W], "nhwc" for [N, H, W, C].
@@ -74,7 +83,7 @@ def export_onnx(
 
 
 def export_torch(
-    segmenter: Segmenter,
+    segmenter: Segmenter | Sequence[Segmenter],
     path: str | Path,
     *,
     pixels: str = "uint8",
@@ -121,7 +130,7 @@ def export_torch(
 
 
 def export_openvino(
-    segmenter: Segmenter,
+    segmenter: Segmenter | Sequence[Segmenter],
     path: str | Path,
     *,
     pixels: str = "uint8",
@@ -152,7 +161,7 @@ def export_openvino(
     """
     options = ExportOptions(pixels, layout, output, precision, calibration)
     try:
-        openvino = silent_openvino()
+        silent_openvino()
     except ImportError:
         raise ConfigError("this export needs OpenVINO: pip install 'resnest-seg[export,openvino]'.") from None
 
@@ -160,14 +169,23 @@ def export_openvino(
         plain = info if precision == "int8" else dataclasses.replace(info, precision="float32")
         between = draft.with_name("between.onnx")
         write_onnx(segmenter, plain, between, calibration)
-        try:
-            model = openvino_core().read_model(between)
-            model.set_rt_info(info.to_json(), KEY)
-            openvino.save_model(model, draft, compress_to_fp16=precision == "half")
-        except RuntimeError as error:
-            raise ExportError(f"OpenVINO cannot convert this network ({first_line(error)}).") from error
+        write_openvino(between, info, draft)
 
     return _export("openvino", segmenter, path, options, write, evidence, on_image)
+
+
+def write_openvino(onnx: Path, info: ExportInfo, path: Path) -> None:
+    """Convert an ONNX file of ours by OpenVINO's own converter; nothing is compared.
+
+    Raises:
+        ExportError: It cannot be converted.
+    """
+    try:
+        model = openvino_core().read_model(onnx)
+        model.set_rt_info(info.to_json(), KEY)
+        silent_openvino().save_model(model, path, compress_to_fp16=info.precision == "half")
+    except RuntimeError as error:
+        raise ExportError(f"OpenVINO cannot convert this network ({first_line(error)}).") from error
 
 
 EXPORTERS: dict[str, Callable[..., Proof]] = {
@@ -245,7 +263,7 @@ def _compile(program: ExportedProgram, info: ExportInfo, path: Path) -> None:
 
 def _export(
     kind: str,
-    segmenter: Segmenter,
+    segmenter: Segmenter | Sequence[Segmenter],
     path: str | Path,
     options: ExportOptions,
     write: Callable[[ExportInfo, Path], None],
@@ -253,6 +271,11 @@ def _export(
     on_image: Callable[[], object] | None,
 ) -> Proof:
     """Write a file beside its target, prove it, and put it into its place with its report."""
+    if options.precision == "int8" and any(member.predicts_masks for member in members_of(segmenter)):
+        raise ConfigError(
+            "int8 is not for a head that predicts masks: which pixels a query attends to hangs on thresholds, which 8 "
+            "bits move. Choose precision float32 or half."
+        )
     info = info_of(segmenter, options)
     if kind == "torch":
         info = dataclasses.replace(info, smallest=smallest_for_torch(info))

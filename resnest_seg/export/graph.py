@@ -1,7 +1,7 @@
 """A `Segmenter` as an exportable graph: pixels in, logits, probabilities or labels out, at any size.
 
 The copy that is exported has no auxiliary head, no batch norms where they can be folded, and pools that torch.export
-can follow at sizes that it does not know.
+can follow at sizes that it does not know. Several models become one graph, of the mean of their probabilities.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import math
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from torch.export import Dim, ExportedProgram
 import resnest_seg
 from resnest_seg.config import DataConfig
 from resnest_seg.errors import ConfigError, ExportError
+from resnest_seg.files import sha256
+from resnest_seg.inference.ensemble import described, mean_thresholds, same_classes
 from resnest_seg.inference.exported import ExportInfo
 from resnest_seg.inference.torch_backend import setting_of
 from resnest_seg.labels import LabelSpace
@@ -52,13 +54,62 @@ class ExportOptions:
     calibration: Sequence[NDArray[np.uint8]] = ()
 
 
-def info_of(segmenter: Segmenter, options: ExportOptions) -> ExportInfo:
-    """Metadata of an export of a model; a model without a label space gets numbered classes.
+def members_of(model: Segmenter | Sequence[Segmenter]) -> tuple[Segmenter, ...]:
+    """The models of an export: one, or those of an ensemble."""
+    members = tuple(model) if isinstance(model, Sequence) else (model,)
+    if not members:
+        raise ConfigError("there is no model to export.")
+    return members
+
+
+def info_of(model: Segmenter | Sequence[Segmenter], options: ExportOptions) -> ExportInfo:
+    """Metadata of an export of a model, or of the mean of several; a model without a label space gets numbered classes.
 
     Raises:
         ConfigError: An option that does not exist, or an output of another task; or more classes than a label space can
-            have.
+            have; models of other bands, or 8 bits for several models.
+        CheckpointError: Models of other classes.
     """
+    members = members_of(model)
+    infos = [_info_of(member, options) for member in members]
+    if len(infos) == 1:
+        return infos[0]
+    if options.precision == "int8":
+        raise ConfigError(
+            "several models are not exported as one file in 8 bits, which their mean would suffer from: export each by "
+            "itself, and give predict, eval or serve the files (--checkpoint A.onnx --checkpoint B.onnx)."
+        )
+    first, names = infos[0], [_name_of(member, number) for number, member in enumerate(members)]
+    for info, name in zip(infos, names, strict=True):
+        if (info.bands, info.nodata, info.channels) != (first.bands, first.nodata, first.channels):
+            raise ConfigError(
+                f"models of one file need the same bands (data.bands, data.nodata): {names[0]} has "
+                f"{first.bands or 'none'} with nodata {first.nodata}, and {name} {info.bands or 'none'} with nodata "
+                f"{info.nodata}."
+            )
+    orders = same_classes([info.label_space for info in infos], names)
+    digests = [info.source_sha256 for info in infos]
+    return dataclasses.replace(
+        first,
+        description=described([info.description for info in infos]),
+        output_stride=math.lcm(*(info.output_stride for info in infos)),
+        size_divisor=math.lcm(*(info.size_divisor for info in infos)),
+        min_size=max(info.min_size for info in infos),
+        source=" + ".join(info.source or "a model in memory" for info in infos),
+        source_sha256=hashlib.sha256(" ".join(digests).encode()).hexdigest(),
+        thresholds=mean_thresholds([info.thresholds for info in infos], orders),
+        members=tuple(f"{name} sha256:{digest}" for name, digest in zip(names, digests, strict=True)),
+    )
+
+
+def _name_of(segmenter: Segmenter, number: int) -> str:
+    """What a member of an ensemble is called: its file with its folder, or its number."""
+    path = segmenter.load_report.path if segmenter.load_report is not None else None
+    return f"model {number}" if path is None else "/".join(path.parts[-2:])
+
+
+def _info_of(segmenter: Segmenter, options: ExportOptions) -> ExportInfo:
+    """Metadata of an export of one model."""
     model, data = segmenter.config.model, segmenter.config.data
     _refuse_other_units(data, options.pixels)
     wrong = "softmax" if segmenter.task != "multiclass" else "sigmoid"
@@ -144,12 +195,6 @@ def _source(segmenter: Segmenter) -> tuple[str, str]:
     return "", digest.hexdigest()
 
 
-def sha256(path: Path) -> str:
-    """The hash of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class ExportGraph(nn.Module):
     """The computation of an exported file: images of `info.layout` and `info.pixels` to `info.output`.
 
@@ -192,24 +237,8 @@ class ExportGraph(nn.Module):
         if padded:  # not by slices, of which torch.export wants to know whether they cut something off
             logits = logits.index_select(2, torch.arange(height, device=logits.device))
             logits = logits.index_select(3, torch.arange(width, device=logits.device))
-        return self._result(semantic_logits(found[-1].classes, logits) if self.masks else logits)
-
-    def _result(self, logits: Tensor) -> Tensor:
-        """Logits [N, K, H, W] as what the file gives."""
-        output, task = self.info.output, self.info.label_space.task
-        if output == "softmax":
-            return logits.softmax(dim=1)
-        if output == "sigmoid":
-            return logits.sigmoid()
-        if output == "logits":
-            return logits
-        if task == "multiclass":
-            return logits.argmax(dim=1).to(torch.uint8)
-        present = logits.sigmoid() >= self.thresholds
-        if task == "binary":
-            return present[:, 0].to(torch.uint8)
-        bits = 1 << torch.arange(len(self.info.thresholds), dtype=torch.int32, device=logits.device)
-        return (present.to(torch.int32) * bits[:, None, None]).sum(dim=1).to(torch.int32)
+        logits = semantic_logits(found[-1].classes, logits) if self.masks else logits
+        return _result(logits, self.info, self.thresholds if self.info.thresholds else None)
 
     def _padded(self, size: int) -> int:
         """Pad as the `Segmenter` does, written so that the exporter can prove the divisibility of an unknown size."""
@@ -220,12 +249,90 @@ class ExportGraph(nn.Module):
         return divisor * steps
 
 
-def exportable(segmenter: Segmenter, info: ExportInfo) -> ExportGraph:
-    """The graph of a model, on the CPU in eval mode; the model stays as it is.
+class MeanGraph(nn.Module):
+    """The computation of the exported file of several models: the mean of their probabilities.
+
+    Where the file gives logits, these are the logarithms of the mean probabilities, and of binary and multi-label
+    models the numbers whose sigmoids are the mean of the members' sigmoids: what comes after them, a softmax, the best
+    class, sigmoids against thresholds, is that of the mean.
+
+    Args:
+        graphs: The members' graphs, which give logits.
+        orders: For each the places of its logits in the order of the first one's.
+        info: The options, and what the file says about itself.
+    """
+
+    orders: Tensor
+    thresholds: Tensor
+
+    def __init__(self, graphs: Sequence[ExportGraph], orders: Sequence[Sequence[int]], info: ExportInfo) -> None:
+        super().__init__()
+        self.graphs, self.info = nn.ModuleList(graphs), info
+        self.register_buffer("orders", torch.tensor(orders))
+        if info.thresholds:
+            self.register_buffer("thresholds", torch.tensor(info.thresholds)[:, None, None])
+        self.permuted = [list(order) != list(range(len(order))) for order in orders]
+
+    def forward(self, images: Tensor) -> Tensor:
+        every: list[Tensor] = []
+        for place, graph in enumerate(self.graphs):
+            logits = graph(images)
+            every.append(logits.index_select(1, self.orders[place]) if self.permuted[place] else logits)
+        if self.info.label_space.task == "multiclass":
+            logits = _log_mean([each.log_softmax(dim=1) for each in every])
+        else:  # log of the mean probability of the label, less that of its absence
+            present, absent = ([-F.softplus(sign * each) for each in every] for sign in (-1, 1))
+            logits = _log_mean(present) - _log_mean(absent)
+        return _result(logits, self.info, self.thresholds if self.info.thresholds else None)
+
+
+def _log_mean(values: Sequence[Tensor]) -> Tensor:
+    """The logarithm of the mean of the exponentials of tensors of one shape, which neither overflows nor vanishes."""
+    stacked = torch.stack(list(values))
+    top = stacked.amax(dim=0)
+    return top + (stacked - top).exp().mean(dim=0).log()
+
+
+def _result(logits: Tensor, info: ExportInfo, thresholds: Tensor | None) -> Tensor:
+    """Logits [N, K, H, W] as what a file gives."""
+    task = info.label_space.task
+    if info.output == "softmax":
+        return logits.softmax(dim=1)
+    if info.output == "sigmoid":
+        return logits.sigmoid()
+    if info.output == "logits":
+        return logits
+    if task == "multiclass":
+        return logits.argmax(dim=1).to(torch.uint8)
+    assert thresholds is not None
+    present = logits.sigmoid() >= thresholds
+    if task == "binary":
+        return present[:, 0].to(torch.uint8)
+    bits = 1 << torch.arange(len(info.thresholds), dtype=torch.int32, device=logits.device)
+    return (present.to(torch.int32) * bits[:, None, None]).sum(dim=1).to(torch.int32)
+
+
+def orders_of(members: Sequence[Segmenter], info: ExportInfo) -> list[list[int]]:
+    """For each member of an export the places of its scores in the order of the file's classes."""
+    spaces = [info.label_space, *(member.label_space or _numbered(member) for member in members)]
+    return same_classes(spaces, ["the file", *(_name_of(member, number) for number, member in enumerate(members))])[1:]
+
+
+def exportable(model: Segmenter | Sequence[Segmenter], info: ExportInfo) -> ExportGraph | MeanGraph:
+    """The graph of a model, or of the mean of several, on the CPU in eval mode; the models stay as they are.
 
     Raises:
-        ExportError: Folding its batch norms would change its output.
+        ExportError: Folding batch norms would change the output.
     """
+    members = members_of(model)
+    if len(members) == 1:
+        return _exportable(members[0], info)
+    options = ExportOptions(info.pixels, info.layout, "logits", info.precision)
+    graphs = [_exportable(member, _info_of(member, options)) for member in members]
+    return MeanGraph(graphs, orders_of(members, info), info).eval()
+
+
+def _exportable(segmenter: Segmenter, info: ExportInfo) -> ExportGraph:
     twin = copy.deepcopy(segmenter).cpu().eval().requires_grad_(False).float()
     twin.aux_head = None
     images = 255 * torch.rand(1, info.channels, 72, 88, generator=torch.Generator().manual_seed(0))
@@ -241,7 +348,7 @@ def exportable(segmenter: Segmenter, info: ExportInfo) -> ExportGraph:
     return ExportGraph(twin, info).eval()
 
 
-def trace(graph: ExportGraph, *, smallest: int) -> ExportedProgram:
+def trace(graph: ExportGraph | MeanGraph, *, smallest: int) -> ExportedProgram:
     """The graph as a program for any batch and size from `smallest` pixels on.
 
     Raises:

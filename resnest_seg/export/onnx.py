@@ -34,11 +34,13 @@ LARGEST = 2_000_000_000
 """Bytes that one ONNX file can have."""
 
 
-def write_onnx(segmenter: Segmenter, info: ExportInfo, path: Path, calibration: Sequence[NDArray[np.uint8]]) -> None:
+def write_onnx(
+    segmenter: Segmenter | Sequence[Segmenter], info: ExportInfo, path: Path, calibration: Sequence[NDArray[np.uint8]]
+) -> None:
     """Write a model, valid by ONNX's own checker, with its description as metadata.
 
     Args:
-        segmenter: The model, which stays as it is.
+        segmenter: The model, which stays as it is; or several, for their mean.
         info: The options, and what the file will say about itself.
         path: The file; in precision int8 another one is written beside it on the way.
         calibration: For int8: photos, uint8 [H, W, C].
@@ -46,7 +48,6 @@ def write_onnx(segmenter: Segmenter, info: ExportInfo, path: Path, calibration: 
     Raises:
         ExportError: The network cannot be converted or quantised, or has more than 2 GB.
     """
-    import onnx
 
     # Beyond tracing, nothing asks how many pixels a feature map has, so the file takes images of every size.
     program = trace(exportable(segmenter, info), smallest=smallest_for_torch(info))
@@ -72,6 +73,23 @@ def write_onnx(segmenter: Segmenter, info: ExportInfo, path: Path, calibration: 
         return
     plain = path.with_name("plain.onnx")
     _save_onnx(model, plain)
+    write_int8(plain, info, path, calibration)
+
+
+def write_int8(plain: Path, info: ExportInfo, path: Path, calibration: Sequence[NDArray[np.uint8]]) -> None:
+    """Write the 8-bit form of an ONNX file of ours in float32, valid by ONNX's own checker.
+
+    Args:
+        plain: That file.
+        info: What the 8-bit file will say about itself.
+        path: The 8-bit file.
+        calibration: Photos, uint8 [H, W, C].
+
+    Raises:
+        ExportError: The network cannot be quantised.
+    """
+    import onnx
+
     quantize(plain, path, [_calibration_image(photo, info) for photo in calibration])
     quantized = onnx.load(path)
     _describe(quantized, info)

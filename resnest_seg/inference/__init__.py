@@ -4,6 +4,7 @@ from resnest_seg import lazy_exports
 
 _HOMES = {
     "Backend": "backends",
+    "EnsembleBackend": "ensemble",
     "ExportInfo": "exported",
     "ExportedModel": "exported",
     "Input": "inputs",

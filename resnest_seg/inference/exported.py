@@ -74,6 +74,7 @@ class ExportInfo:
         thresholds: Of a binary or multi-label model, one for each score: labels whose sigmoid reaches it are present.
         bands: The bands of files in the order of the channels, as `data.bands` of a config; empty for photos.
         nodata: The value of pixels without data, as `data.nodata`.
+        members: Of the mean of several models: "NAME sha256:HASH" of each one's file; empty for one model.
     """
 
     label_space: LabelSpace
@@ -100,6 +101,7 @@ class ExportInfo:
     thresholds: tuple[float, ...] = ()
     bands: tuple[int | str, ...] = ()
     nodata: float | None = None
+    members: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for key, known in _CHOICES.items():
@@ -133,7 +135,8 @@ class ExportInfo:
             raise CheckpointError(
                 f"its description has format {number!r} (written by {by}), this version reads {FORMAT}"
             )
-        values = {"bands": (), "nodata": None, "thresholds": ()} | values  # which files of older versions lack
+        # which files of older versions lack
+        values = {"bands": (), "nodata": None, "thresholds": (), "members": ()} | values
         missing = [field.name for field in dataclasses.fields(cls) if field.name not in values]
         if missing:
             raise CheckpointError(f"its description lacks {', '.join(missing)}")
@@ -154,6 +157,7 @@ def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "bands": tuple(band if isinstance(band, int) else str(band) for band in values["bands"]),
         "nodata": None if values["nodata"] is None else float(values["nodata"]),
+        "members": tuple(map(str, values["members"])),
     }
     for field in dataclasses.fields(ExportInfo):
         value, kind = values[field.name], str(field.type)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.inference.backends import Backend, Block, FileBackend, RunOptions
+from resnest_seg.inference.ensemble import EnsembleBackend, checkpoints_of
 from resnest_seg.inference.exported import is_exported
 from resnest_seg.inference.prediction import Prediction
 from resnest_seg.inference.protocols import Protocol, with_tiles
@@ -42,7 +43,7 @@ Photo = Union[str, Path, "Image.Image"]
 
 
 def open_backend(
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     options: RunOptions = RunOptions(),  # noqa: B008  # a constant
     *,
     into: Network | None = None,
@@ -50,14 +51,18 @@ def open_backend(
     """A checkpoint, a run folder, the name of a published checkpoint, or an exported file, ready to run.
 
     Args:
-        path: What is opened.
+        path: What is opened; several, or the folder of `fit_folds`, become an `EnsembleBackend`.
         options: How it is run.
         into: The network of a checkpoint with parts of the user's own, see `load_checkpoint`.
 
     Raises:
-        CheckpointError: It cannot be loaded.
+        CheckpointError: It cannot be loaded, or several have other classes.
         ConfigError: No such device, or an option that it cannot follow.
     """
+    paths = checkpoints_of(path)
+    if len(paths) > 1:
+        return EnsembleBackend([open_backend(each, options, into=into) for each in paths], paths)
+    (path,) = paths
     if is_exported(path):
         if into is not None:
             raise ConfigError(f"{path} is an exported file, which holds its network: leave out into (--model).")
@@ -73,7 +78,8 @@ class Predictor:
 
     Args:
         model: A model with a label space, as `load_checkpoint` returns it, which is moved to the device; or a `Backend`
-            of `open_backend`, which runs as it was opened.
+            of `open_backend`, which runs as it was opened; or a list of these, whose mean probabilities are taken, see
+            `resnest_seg.inference.ensemble`.
         device: "auto" (a GPU if there is one), or a torch device such as "cpu" or "cuda:1".
         protocol: An inference protocol or its name, see `resnest_seg.inference.protocols`.
         tile: Largest edge in pixels of windows of one size that go through the model one after the other, blended
@@ -103,7 +109,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: Segmenter | Backend,
+        model: Segmenter | Backend | Sequence[Segmenter | Backend],
         *,
         device: str = "auto",
         protocol: str | Protocol = "whole",
@@ -120,12 +126,10 @@ class Predictor:
         if memory is not None and not memory >= 1:
             raise ConfigError(f"memory must be at least 1, not {memory}.")
         options = RunOptions(device, precision, compiled, batch, fuse)
-        if not isinstance(model, Backend):
-            from resnest_seg.inference.torch_backend import TorchBackend
-
-            model = TorchBackend(model, options)
-        elif options != RunOptions(fuse=fuse):
-            raise ConfigError("device, precision, compiled and batch are for open_backend, which opened this model.")
+        if isinstance(model, Sequence):
+            model = EnsembleBackend([_backend_of(each, options) for each in model])
+        else:
+            model = _backend_of(model, options)
         self.backend, self.memory, self.confidence = model, memory, confidence and model.scored
         if model.label_space is None:
             raise CheckpointError("the model has no label space: set segmenter.label_space, or load a checkpoint.")
@@ -136,7 +140,7 @@ class Predictor:
 
     @staticmethod
     def from_checkpoint(
-        path: str | Path,
+        path: str | Path | Sequence[str | Path],
         *,
         into: Network | None = None,
         device: str = "auto",
@@ -149,7 +153,7 @@ class Predictor:
         memory: int | None = None,
         fuse: bool = True,
     ) -> Predictor:
-        """Open a checkpoint file, a run folder, a published checkpoint or an exported file; see the class.
+        """Open a checkpoint file, a run folder, a published checkpoint or an exported file, or several; see the class.
 
         Args:
             path: See `open_backend`.
@@ -328,7 +332,8 @@ class OnnxPredictor(Predictor):
     """A `Predictor` of an exported file. Calls from several threads at once are fine.
 
     Args:
-        path: A file of `resnest-seg export`: .onnx, or .xml, which needs OpenVINO (or .pt2, which needs torch).
+        path: A file of `resnest-seg export`: .onnx, or .xml, which needs OpenVINO (or .pt2, which needs torch); or
+            several, whose mean probabilities are taken.
         device: "auto", "cpu", or what `resnest_seg.inference.exported.open_exported` knows beside.
         protocol: See `Predictor`, as for the others.
         tile: See `Predictor`.
@@ -344,7 +349,7 @@ class OnnxPredictor(Predictor):
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Sequence[str | Path],
         *,
         device: str = "auto",
         protocol: str | Protocol = "whole",
@@ -354,8 +359,22 @@ class OnnxPredictor(Predictor):
         memory: int | None = None,
         threads: int | None = None,
     ) -> None:
-        backend = FileBackend(path, RunOptions(device, batch=batch, threads=threads))
+        options = RunOptions(device, batch=batch, threads=threads)
+        paths = checkpoints_of(path)
+        files: list[Backend] = [FileBackend(each, options) for each in paths]
+        backend = EnsembleBackend(files, paths) if len(files) > 1 else files[0]
         super().__init__(backend, protocol=protocol, tile=tile, overlap=overlap, memory=memory)
+
+
+def _backend_of(model: Segmenter | Backend, options: RunOptions) -> Backend:
+    """A model as a backend that runs by these options, or that was opened."""
+    if not isinstance(model, Backend):
+        from resnest_seg.inference.torch_backend import TorchBackend
+
+        return TorchBackend(model, options)
+    if options != RunOptions(fuse=options.fuse):
+        raise ConfigError("device, precision, compiled and batch are for open_backend, which opened this model.")
+    return model
 
 
 def images_of(

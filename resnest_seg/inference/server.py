@@ -5,7 +5,7 @@
     GET /classes                                    what the values in label PNGs are
     GET /model                                      the model, its classes, and the files that are taken
     GET /health                                     that it is there, and how many photos are in work
-    GET /                                           a page for browsers, see `resnest_seg.inference.web_page`
+    GET /                                           a page on which a person labels a photo; other clients get 404
 
 The header Server-Timing of labels, overlays and polygons says how many milliseconds their steps took.
 
@@ -24,6 +24,7 @@ import asyncio
 import contextlib
 import dataclasses
 import functools
+import importlib.resources
 import itertools
 import json
 import queue
@@ -36,7 +37,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ConfigError, DatasetError
-from resnest_seg.inference import web_page
 from resnest_seg.inference.decoding import PhotoDecoder
 from resnest_seg.inference.prediction import Prediction
 from resnest_seg.io.bands import BandReader
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.routing import Route
 
 TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 """Content types of bodies; the bytes themselves say which of the three kinds of photo it is."""
@@ -60,6 +61,21 @@ IDS = ("raw", "train")
 
 STEPS = ("queue", "decode", "model", "encode")
 """Steps of the answer to a photo, as its header Server-Timing names them."""
+
+PAGE_FILES = {"/": "page.html", "/page.js": "page.js", "/page.css": "page.css"}
+"""Address -> file in the folder page/."""
+
+PAGE_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Permissions-Policy": "camera=(self)",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+    "Vary": "Accept",
+}
 
 
 class Labeller(Protocol):
@@ -459,13 +475,36 @@ def app(predictor: Labeller, *, limits: Limits = Limits()) -> Starlette:  # noqa
             Route("/classes", service.classes),
             Route("/model", service.model),
             Route("/health", service.health),
-            *web_page.routes(),
+            *page_routes(),
         ],
         exception_handlers={HTTPException: refused, Exception: failed},
         lifespan=service.lifespan,
     )
     application.state.busy = lambda: bool(service.held)
     return application
+
+
+def page_routes() -> list[Route]:
+    """Return the routes of the page and its files, for a Starlette application.
+
+    It asks for nothing but what this service has, and its headers hold browsers to that.
+    """
+    from starlette.routing import Route
+
+    folder = importlib.resources.files("resnest_seg.inference") / "page"
+    contents = {address: (folder / name).read_bytes() for address, name in PAGE_FILES.items()}
+
+    async def answer(request: Request) -> Response:
+        from starlette.exceptions import HTTPException
+        from starlette.responses import Response
+
+        name = PAGE_FILES[request.url.path]
+        if name.endswith(".html") and "text/html" not in request.headers.get("accept", ""):
+            raise HTTPException(404, "Not Found; there is a page for browsers (Accept: text/html)")
+        kind = PAGE_TYPES[name[name.rindex(".") :]]
+        return Response(contents[request.url.path], media_type=kind, headers=PAGE_HEADERS)
+
+    return [Route(address, answer) for address in PAGE_FILES]
 
 
 def server(

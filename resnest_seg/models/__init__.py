@@ -1,11 +1,12 @@
-"""Networks and their weights: ResNeSt, heads, `Segmenter`, checkpoints, published files."""
+"""Networks and their weights: ResNeSt, heads, `Segmenter`, checkpoints, published files, backbones of detectors."""
 
 from resnest_seg import lazy_exports
 
 _HOMES = {
     "Checkpoint": "checkpoint",
-    "Classifier": "classifier",
+    "Classifier": "segmenter",
     "DeepLabV3Head": "heads",
+    "DetectionBackbone": "detection",
     "FCNHead": "heads",
     "Features": "segmenter",
     "LoadReport": "segmenter",
@@ -22,6 +23,7 @@ _HOMES = {
     "WeightFile": "weight_files",
     "build_encoder": "loading",
     "build_segmenter": "loading",
+    "detection_backbone": "detection",
     "fuse_model": "fuse",
     "load_checkpoint": "loading",
     "load_classifier": "loading",

@@ -1,7 +1,8 @@
 """Conversion of other projects' state dicts: the network is recognised by keys and shapes, and keys are renamed.
 
 Supported are segmentation checkpoints of PyTorch-Encoding and mmsegmentation, ImageNet classifiers of the ResNeSt
-repository, timm and torchvision, and bare state dicts of our `Segmenter`.
+repository, timm and torchvision, ResNeSts of detectron2-ResNeSt's backbones and detectors, and bare state dicts of our
+`Segmenter`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ RENAMES: dict[str, tuple[tuple[str, str], ...]] = {
         ("auxiliary_head.", "aux_head."),
     ),
     "Mask2Former": (("encoder.", "encoder."), ("head.", "head.")),
+    "detectron2": (("encoder.", "encoder."), ("pyramid.", "pyramid."), ("pixel_", "pixel_")),
     "PyTorch-Encoding": (("pretrained.", "encoder."), ("head.", "head."), ("auxlayer.", "aux_head.")),
     "ImageNet classifier": (("fc.", "head.fc."), ("", "encoder.")),
 }
@@ -45,6 +47,9 @@ SIGNS: tuple[tuple[str, str], ...] = (
     # prefix of a key -> the format
     ("model.encoder.", "resnest_seg"),
     ("encoder.", "resnest_seg"),
+    ("backbone.bottom_up.", "detectron2"),
+    ("bottom_up.", "detectron2"),
+    ("stem.conv1", "detectron2"),
     ("sem_seg_head.", "Mask2Former"),
     ("model.pixel_level_module.", "Mask2Former"),
     ("backbone.", "mmsegmentation"),
@@ -58,7 +63,32 @@ EXPECTED: tuple[tuple[str, str], ...] = (
     ("optimizer.", "training state"),
     ("average.", "training state"),
     ("criterion.", "part of the loss"),
+    ("proposal_generator.", "part of the detector"),
+    ("roi_heads.", "part of the detector"),
+    ("sem_seg_head.", "part of the detector"),
+    ("pyramid.top_block.", "part of the detector"),
+    ("linear.", "the ImageNet classifier of the pre-trained encoder"),
 )
+
+DETECTRON2_NAMES: tuple[tuple[str, str], ...] = (
+    # pattern of detectron2-ResNeSt's key, without the path to the backbone -> our key
+    (r"(?:backbone\.)?fpn_(lateral|output)([2-5])\.", r"pyramid.\1\2."),
+    (r"(?:backbone\.)?top_block\.", "pyramid.top_block."),
+    (r"stem\.conv1_3\.norm\.", "encoder.bn1."),
+    *((rf"stem\.conv1_{n + 1}\.norm\.", f"encoder.conv1.{3 * n + 1}.") for n in (0, 1)),
+    *((rf"stem\.conv1_{n + 1}\.", f"encoder.conv1.{3 * n}.") for n in (0, 1, 2)),
+    *(
+        (rf"res{stage + 1}\.(\d+)\.{theirs}", rf"encoder.layer{stage}.\1.{ours}")
+        for stage in (1, 2, 3, 4)
+        for theirs, ours in (
+            (r"conv([13])\.norm\.", r"bn\2."),
+            (r"conv([123])\.", r"conv\2."),  # the second is split attention, whose names are ours
+            (r"shortcut\.norm\.", "downsample.2."),
+            (r"shortcut\.", "downsample.1."),
+        )
+    ),
+)
+"""Names of zhanghang1989/detectron2-ResNeSt. A level of the pyramid has the number of its stage there, from 2 to 5."""
 
 _D2, _HF = "sem_seg_head.predictor.transformer_", "model.transformer_module.decoder.layers.#."
 _PIXELS = "model.pixel_level_module."
@@ -263,6 +293,8 @@ def rename(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor], list[
     if form == "Mask2Former":
         theirs_are = "transformers" if any(key.startswith("model.") for key in plain) else "detectron2"
         plain = from_mask2former(plain, theirs_are)
+    if form == "detectron2":
+        plain = from_detectron2(plain)
     weights: dict[str, Tensor] = {}
     skipped: list[tuple[str, str]] = []
     strangers: list[str] = []
@@ -281,6 +313,30 @@ def rename(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor], list[
             f"{len(strangers)} keys match no part of a known {form} network, the first is {strangers[0]}."
         )
     return form, weights, skipped
+
+
+def from_detectron2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A ResNeSt of detectron2-ResNeSt under our names, with its pyramid; keys that are of neither keep theirs.
+
+    Raises:
+        CheckpointError: It has deformable convolutions, or is a plain ResNet, of which detectron2 has two forms with
+            the same keys and shapes.
+    """
+    deformable = next((key for key in tensors if ".conv2_offset." in key), None)
+    if deformable is not None:
+        raise CheckpointError(f"its network has deformable convolutions ({deformable}), which ours do not have.")
+    if not any(".conv2.fc1." in key for key in tensors):
+        raise CheckpointError(
+            "this is a plain ResNet of detectron2, which strides either in the first or in the second convolution of a "
+            "block, and reads either BGR or RGB: its keys do not say. Take the ImageNet weights of torchvision "
+            "(`imagenet`) instead; ResNeSts of detectron2-ResNeSt load."
+        )
+    found = {}
+    for key, value in tensors.items():
+        name = key.removeprefix("backbone.bottom_up.").removeprefix("bottom_up.")
+        theirs, ours = next((pair for pair in DETECTRON2_NAMES if re.match(pair[0], name)), ("", ""))
+        found[re.sub(f"^{theirs}", ours, name, count=1)] = value
+    return found
 
 
 def from_mask2former(tensors: Mapping[str, Tensor], form: str) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -420,6 +421,40 @@ def aux_head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn
     if not model.aux_head:
         return None
     return AUX_HEADS[model.family](_channels(encoder), num_classes, model.output_stride)
+
+
+def freeze_unread(encoder: nn.Module, heads: Sequence[nn.Module], *, in_channels: int) -> None:
+    """Take the gradients from parameters that no head's output depends on, found by a small image of zeros.
+
+    Encoders of SMP have such: parts of a classifier's last layers, and in HRNet the branches to levels that a head does
+    not read. They would get no gradient, so no state of the optimiser that a run could be resumed with, and
+    DistributedDataParallel would stop at the second step.
+
+    Args:
+        encoder: Normalised images [1, in_channels, S, S] -> features.
+        heads: Features -> logits, each, or predictions of masks.
+        in_channels: Channels of the images.
+    """
+
+    def summed(output: Tensor | Sequence[Any]) -> Tensor:
+        return output.float().sum() if isinstance(output, Tensor) else torch.stack([*map(summed, output)]).sum()
+
+    parts = [encoder, *heads]
+    modes = [(module, module.training) for part in parts for module in part.modules()]
+    parameters = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
+    side = max(64, *(getattr(head, "min_size", 1) for head in heads))
+    with torch.enable_grad():
+        for part in parts:
+            part.eval()
+        like = next(parameter for part in parts for parameter in part.parameters())
+        features = encoder(like.new_zeros(1, in_channels, side, side))
+        total = summed([head(features) for head in heads])
+        if total.requires_grad:  # not in inference mode, where nothing is trained
+            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.requires_grad_(gradient is not None)
+    for module, training in modes:
+        module.training = training
 
 
 def _channels(encoder: nn.Module) -> tuple[int, ...]:

@@ -17,16 +17,18 @@ from resnest_seg.config_types import Kind, Range
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, command, unknown_name
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import Checkpoint, find_checkpoint, is_ours
-from resnest_seg.models.classifier import NO_CLASSIFIER, Classifier, fresh_classifier
 from resnest_seg.models.conversion import CLASSIFIER, encoder_of_name, label_space, recognise, rename
 from resnest_seg.models.published import check_encoder_weights, imagenet_checkpoint, published, published_names
 from resnest_seg.models.resnest import ResNeSt, adapt_first_convolution
 from resnest_seg.models.segmenter import (
     CANNOT_SEGMENT,
+    NO_CLASSIFIER,
+    Classifier,
     LoadReport,
     PixelModel,
     Segmenter,
     encoder_for,
+    fresh_classifier,
     fresh_segmenter,
     load_own_weights,
     load_weights,
@@ -292,7 +294,8 @@ class Source:
         """Keys of `ModelConfig` that keys and shapes do not tell, but the file's config does, or its name."""
         if self.ours and self.model is not None:
             return {"encoder": self.model.encoder, "rectify": self.model.rectify}
-        return {"encoder": encoder_of_name(self.path.name)}
+        # detectron2-ResNeSt pools after split attention: of two encoders with equal keys, it is this one
+        return {"encoder": "resnest50" if self.format == "detectron2" else encoder_of_name(self.path.name)}
 
 
 def read(path: Path, *, hint: str = "", output_stride: int | None = None, dilation: str | None = None) -> Source:
@@ -570,8 +573,11 @@ def pretrained_file(encoder: str, weights: str) -> Path:
     return entry.fetch()
 
 
-def load_encoder(encoder: ResNeSt, model: ModelConfig) -> None:
+def load_encoder(encoder: nn.Module, model: ModelConfig) -> Source:
     """Load what `model.encoder_weights` means into an encoder; the first convolution is adapted to the images.
+
+    Returns:
+        The file that was read.
 
     Raises:
         ConfigError: See `pretrained_file`.
@@ -603,6 +609,7 @@ def load_encoder(encoder: ResNeSt, model: ModelConfig) -> None:
     with naming_file(path):
         check_finite(weights, own)
     encoder.load_state_dict(weights, strict=False)
+    return source
 
 
 def _refuse_another_network(source: Source, model: ModelConfig, *keys: str) -> None:

@@ -1,6 +1,7 @@
 """`Segmenter`, the whole model (pixel statistics, encoder, head, auxiliary head), and its builders.
 
-Pixels in, logits out. Encoders and heads are chosen by name from dict literals.
+Pixels in, logits out; `Classifier`, what encoders are pre-trained as, gives one answer for the whole image. Encoders
+and heads are chosen by name from dict literals.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, unkn
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import HUB_FILE, Checkpoint, find_checkpoint, fingerprint
 from resnest_seg.models.fuse import fuse_model
-from resnest_seg.models.heads import HEADS, aux_head_for, head_for, resize_logits
+from resnest_seg.models.heads import HEADS, ClassifierHead, aux_head_for, freeze_unread, head_for, resize_logits
 from resnest_seg.models.mask2former import MaskPrediction, semantic_logits
 from resnest_seg.models.model_card import Report, model_card
 from resnest_seg.models.pixel_range import PixelRange
@@ -94,7 +95,12 @@ class LoadReport:
             lines.append(f"  not used: {names[0]}{_and_more(names)} ({reason})")
         if self.kept:
             lines.append(f"  not in the file, kept as built: {self.kept[0]}{_and_more(self.kept)}")
-        return "\n".join(lines + [f"  assumed {sentence}" for sentence in self.assumed])
+        lines += [f"  assumed {sentence}" for sentence in self.assumed]
+        if self.format == "Mask2Former":  # mmsegmentation's files, of another format, are Apache-2.0
+            lines.append(
+                "  terms: the weights that Mask2Former's authors publish are CC-BY-NC 4.0, not for commercial use"
+            )
+        return "\n".join(lines)
 
 
 class PixelModel(nn.Module):
@@ -472,6 +478,77 @@ CANNOT_SEGMENT = (
 """Message for a classifier where a segmentation model is needed."""
 
 
+class Classifier(PixelModel):
+    """Images [N, 3, H, W], RGB 0..255 (uint8 or float) -> class scores before softmax [N, K].
+
+    Like a `Segmenter` it normalises by itself, with its own buffers.
+
+    Args:
+        encoder: Normalised images -> features, the last one being c4.
+        head: Features -> class scores.
+        config: The run that the model was trained by, or at least its network.
+        num_classes: K.
+    """
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, *, config: PretrainConfig, num_classes: int) -> None:
+        super().__init__(encoder, head, channels=3)
+        self.config, self.num_classes = config, num_classes
+
+    @property
+    def description(self) -> str:
+        """The network in one line."""
+        return f"{self.config.model.encoder} classifier, output stride {self.config.model.output_stride}"
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.pixel_range.check(images)
+        scores: Tensor = self.head(self.encoder(self.prepare(images)[0]))
+        return scores
+
+    def to_checkpoint(self) -> Checkpoint:
+        """The content of a checkpoint file of this model, without training state."""
+        return Checkpoint(self.config, None, self.state_dict(), num_classes=self.num_classes)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Classifier:
+        """Rebuild the model of a checkpoint, in eval mode and in the precision that it was saved in.
+
+        Raises:
+            CheckpointError: It is a segmentation model's; the weights do not fit, or are not finite.
+            ConfigError: The config names what this version does not have.
+        """
+        if not isinstance(checkpoint.config, PretrainConfig):
+            raise CheckpointError(NO_CLASSIFIER)
+        classifier = fresh_classifier(checkpoint.config, num_classes=checkpoint.num_classes)
+        load_own_weights(classifier, checkpoint.weights)
+        return classifier.eval()
+
+
+NO_CLASSIFIER = "this is a segmentation model, no image classifier."
+
+
+def fresh_classifier(config: PretrainConfig, *, num_classes: int, smp_weights: bool = False) -> Classifier:
+    """The classifier that a config describes, in training mode and channels-last memory, with fresh weights.
+
+    Args:
+        config: The run; its `model` counts, and the dropout.
+        num_classes: K.
+        smp_weights: Let an encoder of SMP load `config.model.encoder_weights`.
+
+    Raises:
+        ConfigError: Unknown name (the nearest is named), or an encoder that cannot be dilated.
+    """
+    network = config.model.network
+    check_names(network)
+    encoder = encoder_for(network, pretrained=smp_weights)
+    assert isinstance(encoder.channels, tuple)
+    head = ClassifierHead(encoder.channels[3], num_classes, dropout=config.classify.dropout)
+    if network.encoder.startswith(SMP):
+        freeze_unread(encoder, [head], in_channels=3)
+    classifier = Classifier(encoder, head, config=config, num_classes=num_classes)
+    convert_conv2d_weight_memory_format(classifier, torch.channels_last)
+    return classifier
+
+
 def load_own_weights(model: PixelModel, weights: Mapping[str, Tensor]) -> None:
     """Copy the weights of a checkpoint of ours into a model, which takes the precision that they were saved in.
 
@@ -587,40 +664,6 @@ def check_names(model: ModelConfig) -> None:
         raise ConfigError(
             "zero_gamma is a way to start from fresh weights, and encoder_weights brings its own: set one of the two."
         )
-
-
-def freeze_unread(encoder: nn.Module, heads: Sequence[nn.Module], *, in_channels: int) -> None:
-    """Take the gradients from parameters that no head's output depends on, found by a small image of zeros.
-
-    Encoders of SMP have such: parts of a classifier's last layers, and in HRNet the branches to levels that a head does
-    not read. They would get no gradient, so no state of the optimiser that a run could be resumed with, and
-    DistributedDataParallel would stop at the second step.
-
-    Args:
-        encoder: Normalised images [1, in_channels, S, S] -> features.
-        heads: Features -> logits, each, or predictions of masks.
-        in_channels: Channels of the images.
-    """
-
-    def summed(output: Tensor | Sequence[Any]) -> Tensor:
-        return output.float().sum() if isinstance(output, Tensor) else torch.stack([*map(summed, output)]).sum()
-
-    parts = [encoder, *heads]
-    modes = [(module, module.training) for part in parts for module in part.modules()]
-    parameters = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
-    side = max(64, *(getattr(head, "min_size", 1) for head in heads))
-    with torch.enable_grad():
-        for part in parts:
-            part.eval()
-        like = next(parameter for part in parts for parameter in part.parameters())
-        features = encoder(like.new_zeros(1, in_channels, side, side))
-        total = summed([head(features) for head in heads])
-        if total.requires_grad:  # not in inference mode, where nothing is trained
-            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.requires_grad_(gradient is not None)
-    for module, training in modes:
-        module.training = training
 
 
 def misfits(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:

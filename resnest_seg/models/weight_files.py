@@ -34,7 +34,22 @@ PLAIN_NUMPY: list[Any] = [
 ]
 """Numbers of numpy, which training scripts save as their best score; building them runs nothing."""
 
-WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".safetensors", ".params", ".ckpt")
+ARRAY_GLOBALS: dict[tuple[str, str], Any] = {
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): np.zeros(1).__reduce__()[0] for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _SCALAR for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): np.zeros(1).__reduce_ex__(5)[0] for core in ("core", "_core")},
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("collections", "OrderedDict"): dict,
+    ("_codecs", "encode"): lambda text, coding: text.encode("latin-1"),
+}
+"""What a pickle of arrays needs, as detectron2 publishes models; building them runs nothing. Bytes come as text, which
+is encoded by the coding that pickles use."""
+
+TORCH_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"
+"""The first bytes of what torch wrote before it took to zip files: its magic number as a pickle."""
+
+WEIGHT_SUFFIXES = (".pth", ".pt", ".pkl", ".bin", ".safetensors", ".params", ".ckpt")
 """Endings of weight files inside a zip."""
 
 
@@ -56,10 +71,10 @@ class WeightFile:
 
 
 def read_weights(path: Path) -> WeightFile:
-    """Read a safetensors file, a torch file, or a zip with one of them inside.
+    """Read a safetensors file, a torch file, a pickle of arrays, or a zip with one of them inside.
 
     Torch files are pickles: they are read with `weights_only=True`, which builds tensors and plain values and refuses
-    everything else.
+    everything else. So is what detectron2 publishes (.pkl), with arrays of numpy: nothing but those is built.
 
     Raises:
         CheckpointError: There is no such file, it is damaged, it holds no tensors, or it wants to run code.
@@ -147,6 +162,8 @@ def _read(path: Path, file: BinaryIO) -> WeightFile:
     file.seek(0)
     if start[8:] == b"{":  # a safetensors file: eight bytes of length, then JSON
         return _read_safetensors(path, file)
+    if start.startswith(b"\x80") and not start.startswith(TORCH_PICKLE):
+        return _unwrap(path, _read_arrays(path, file))
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(PLAIN_NUMPY):
             warnings.simplefilter("ignore")  # about unusual pickle protocols
@@ -159,10 +176,7 @@ def _read(path: Path, file: BinaryIO) -> WeightFile:
             raise CheckpointError(
                 f"{path} is no checkpoint, or a damaged one: no torch file can be read from it."
             ) from None
-        raise CheckpointError(
-            f"{path} was not loaded: besides tensors it holds objects that would run code when they are read "
-            f"({wanted}). If you made it yourself, save its state dict alone: torch.save(model.state_dict(), path)."
-        ) from None
+        raise _unsafe(path, wanted) from None
     except (KeyError, IndexError, AttributeError, TypeError, struct.error):  # the reader's own, such as a byte: "101"
         raise CheckpointError(
             f"{path} is no checkpoint, or a damaged one: no torch file can be read from it."
@@ -170,6 +184,52 @@ def _read(path: Path, file: BinaryIO) -> WeightFile:
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} is no checkpoint, or a damaged one ({_first_line(error)}).") from None
     return _unwrap(path, content)
+
+
+def _unsafe(path: Path, wanted: str) -> CheckpointError:
+    """Return the error of a pickle with more than values, and the name of what it wants to build."""
+    return CheckpointError(
+        f"{path} was not loaded: besides tensors it holds objects that would run code when they are read ({wanted}). "
+        "If you made it yourself, save its state dict alone: torch.save(model.state_dict(), path)."
+    )
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds plain values and numeric arrays, and refuses everything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return ARRAY_GLOBALS[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}") from None
+
+
+def _read_arrays(path: Path, file: BinaryIO) -> Any:
+    """Read a pickle of arrays, as tensors.
+
+    Raises:
+        CheckpointError: It is damaged, or wants to run code.
+    """
+    file.seek(0)
+    try:
+        content = _ArrayUnpickler(file, encoding="latin-1").load()  # what Python 2 wrote holds bytes
+    except pickle.UnpicklingError as error:
+        wanted = _forbidden(str(error))
+        if wanted is None:
+            raise CheckpointError(f"{path} is no checkpoint, or a damaged one ({_first_line(error)}).") from None
+        raise _unsafe(path, wanted) from None
+    except (AttributeError, EOFError, ImportError, IndexError, KeyError, MemoryError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is no checkpoint, or a damaged one ({_first_line(error)}).") from None
+    return _tensors(content)
+
+
+def _tensors(content: Any) -> Any:
+    """Nested dictionaries with tensors in place of their arrays; arrays of other things than numbers stay."""
+    if isinstance(content, dict):
+        return {key: _tensors(value) for key, value in content.items()}
+    if isinstance(content, np.ndarray) and content.dtype.kind in "fiub":
+        return torch.from_numpy(content.astype(content.dtype.newbyteorder("=")))
+    return content
 
 
 class _LazyTensors(Mapping[str, Tensor]):

@@ -72,9 +72,14 @@ class RunFiles:
 
     def evaluations(self) -> dict[str, Path]:
         """Reports in the folder by their names, the newest last: of the best validation, and of `resnest-seg eval`."""
-        files = self.folder / VALIDATION_REPORT, *self.folder.glob("eval_*.json")
-        found = [path for path in files if path.is_file()]
-        return {path.name: path for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))}
+        return evaluations(self.folder)
+
+
+def evaluations(folder: Path) -> dict[str, Path]:
+    """Reports in a folder of checkpoints; see `RunFiles.evaluations`."""
+    files = folder / VALIDATION_REPORT, *folder.glob("eval_*.json")
+    found = [path for path in files if path.is_file()]
+    return {path.name: path for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))}
 
 
 def read_files(folder: str | Path) -> RunFiles:

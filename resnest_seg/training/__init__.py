@@ -25,7 +25,6 @@ _HOMES = {
     "dry_run_classifier": "dry_run",
     "faster_weight_gradients": "cpu_gradients",
     "fit": "assembly",
-    "fit_folds": "assembly",
     "lean_binary_cross_entropy": "chunked_loss",
     "lean_cross_entropy": "chunked_loss",
     "plan": "memory",

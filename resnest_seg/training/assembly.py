@@ -6,11 +6,10 @@ config -> data sets -> checks -> model with its initial weights -> loss, transfo
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +24,18 @@ from resnest_seg.data.datasets import (
     PairDataset,
     PairedFiles,
     SegmentationDataset,
-    Subset,
-    assign_folds,
     behind_views,
 )
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.tiles import paired_files
 from resnest_seg.data.transforms import TrainTransform, Transform, is_photo
-from resnest_seg.errors import CheckpointError, ConfigError, DatasetError, command, printable
-from resnest_seg.files import atomic_write, check_outside
+from resnest_seg.errors import ConfigError, DatasetError, command, printable
+from resnest_seg.files import check_outside
 from resnest_seg.io.display import console
 from resnest_seg.models.checkpoint import BEST, CONFIG
+from resnest_seg.models.heads import freeze_unread
 from resnest_seg.models.loading import Network, built_network, load_checkpoint, load_fitting, segmenter_for
-from resnest_seg.models.segmenter import PIXEL_MEAN, PIXEL_STD, Segmenter, freeze_unread
+from resnest_seg.models.segmenter import PIXEL_MEAN, PIXEL_STD, Segmenter
 from resnest_seg.reports.run_files import REPORT
 from resnest_seg.reports.run_report import Pictures, write_report
 from resnest_seg.storage.remote import is_address
@@ -152,122 +150,6 @@ def fit(
     parts = Parts(train, validation, segmenter, loss, transform, optimizer, callbacks)
     trainer = trainer_for(config, parts, output=output, resume=resume)
     return run(trainer, until=until)
-
-
-def fit_folds(
-    config: RunConfig | Mapping[str, Any] | str | Path,
-    folds: int,
-    *,
-    group_by: str | None = None,
-    train: SegmentationDataset | None = None,
-    validation: SegmentationDataset | None = None,
-    segmenter: Callable[[int], Segmenter] | None = None,
-    loss: Loss | None = None,
-    transform: Transform | None = None,
-    optimizer: OwnOptimizer | None = None,
-    callbacks: Sequence[Callback] = (),
-    output: str | Path | None = None,
-    resume: str = "no",
-) -> tuple[FitResult, ...]:
-    """Train one model for each part of the training split, on the other parts: predictions for the part are held out.
-
-    The run of part i is in output/fold_i, and output/folds.json says how the split was divided, see `assign_folds`.
-    Every run is validated on the validation split, which is no part.
-
-    Args:
-        config: See `fit`, as for `train`, `validation`, `loss`, `transform` and `callbacks`.
-        folds: Number of parts, 2 or more.
-        group_by: See `assign_folds`.
-        train: The split that is divided.
-        validation: The same for every run.
-        segmenter: A function that builds the model for K classes.
-        loss: As above.
-        transform: As above.
-        optimizer: None, or a function from parameter groups to an optimiser.
-        callbacks: Of all runs, one after the other.
-        output: The folder; None is that of `fit` with _folds behind its name.
-        resume: "no" begins in a new folder, "yes" goes on, "auto" goes on if there is one and begins otherwise.
-
-    Returns:
-        What came of each run; where a signal ended one, those after it are missing.
-
-    Raises:
-        ConfigError: As by `fit`; too many or too few folds; a model or an optimiser that would be used twice.
-        DatasetError, CheckpointError, ResNeStSegError: As by `fit`; the folder holds other folds.
-    """
-    config = as_config(config, train=train)
-    _check_made_anew(segmenter=segmenter, optimizer=optimizer)
-    parts = Parts(train, validation, segmenter, loss, transform, optimizer, callbacks)
-    whole, held_out = splits(config, parts)
-    fold_of = assign_folds(whole, folds, group_by=group_by)
-    name = dataset_name(whole, config.data.dataset)
-    folder = Path(output or f"{config.output or f'runs/{name}_{config.model.head}_{config.model.encoder}'}_folds")
-    _record_folds(folder, whole, folds, group_by, resume=resume)
-    results: list[FitResult] = []
-    for fold in range(folds):
-        if os.environ.get("RANK", "0") == "0":
-            print(f"fold {fold} of {folds}: {int((fold_of != fold).sum())} of {len(whole)} samples are trained on")
-        others = Subset(whole, np.flatnonzero(fold_of != fold).tolist())
-        part = dataclasses.replace(parts, train=others, validation=held_out)
-        begun = "no" if resume == "no" else "auto"
-        results.append(run(trainer_for(config, part, output=folder / f"fold_{fold}", resume=begun)))
-        if not results[-1].finished:
-            break
-    return tuple(results)
-
-
-FOLDS = "folds.json"
-"""Name of the file that says how a split was divided, in the folder of the folds' runs."""
-
-
-def fold_record(dataset: SegmentationDataset, folds: int, *, group_by: str | None) -> dict[str, Any]:
-    """Return what identifies the folds of a data set, for a file."""
-    return {"format": "resnest_seg folds", "samples": dataset.identity(), "folds": folds, "group_by": group_by}
-
-
-def read_fold_record(path: Path) -> dict[str, Any]:
-    """Read a file of `fold_record`.
-
-    Raises:
-        DatasetError: It is no such file.
-    """
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"{path} cannot be read: {error}.") from None
-    kinds = {"format": str, "samples": str, "folds": int, "group_by": str | None}
-    fits = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in kinds.items())
-    if not fits or record["format"] != "resnest_seg folds":
-        raise DatasetError(f"{path} does not say how a data set was divided: it is no file of fit_folds.")
-    return record
-
-
-def _check_made_anew(*, segmenter: object, optimizer: object) -> None:
-    """Refuse a model or an optimiser that several runs would train, one after the other."""
-    for key, part in (("segmenter", segmenter), ("optimizer", optimizer)):
-        if isinstance(part, torch.nn.Module | torch.optim.Optimizer):
-            raise ConfigError(f"{key} must be a function that makes a new one: every fold trains its own.")
-
-
-def _record_folds(folder: Path, train: SegmentationDataset, folds: int, group_by: str | None, *, resume: str) -> None:
-    """Write how a split is divided, or compare it with what a folder says that is gone on with."""
-    record, path = fold_record(train, folds, group_by=group_by), folder / FOLDS
-    if path.is_file() and resume != "no":
-        before = read_fold_record(path)
-        changed = [key for key in record if before.get(key) != record[key]]
-        if changed:
-            raise CheckpointError(
-                f"{path} is of other folds: {changed[0]} was {before.get(changed[0])}, and is {record[changed[0]]}. "
-                "Choose another output, or go on with what it was."
-            )
-        return
-    if resume == "yes" or path.is_file():
-        why = "it exists" if path.is_file() else f"there is no {path}"
-        raise CheckpointError(f"folds cannot {'go on' if resume == 'yes' else 'begin'} in {folder}: {why}. "
-                              "Choose another output, or resume='auto'.")  # fmt: skip
-    if os.environ.get("RANK", "0") == "0":
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def run(trainer: Trainer, *, until: int | None = None) -> FitResult:

@@ -26,8 +26,7 @@ from resnest_seg.data.loader import Division, run_loader
 from resnest_seg.data.transforms import sample_seed
 from resnest_seg.errors import ConfigError, DatasetError, printable
 from resnest_seg.io.images import IMAGE_SUFFIXES, decode_image
-from resnest_seg.models.classifier import Classifier
-from resnest_seg.models.segmenter import PixelModel
+from resnest_seg.models.segmenter import Classifier, PixelModel
 from resnest_seg.storage.opening import open_source
 from resnest_seg.storage.sources import FolderSource, Source
 from resnest_seg.training.distributed import StopSignal

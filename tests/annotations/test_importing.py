@@ -18,7 +18,7 @@ import resnest_seg
 from resnest_seg import DatasetError, FolderDataset, LabelSpace, import_labels
 from resnest_seg.annotations import importing
 from resnest_seg.annotations.importing import READERS, recognise
-from resnest_seg.cli import import_labels as verb
+from resnest_seg.cli.datasets import import_labels as verb
 from resnest_seg.data.folder import read_classes
 from resnest_seg.errors import ConfigError
 

@@ -29,9 +29,10 @@ def process(*words, folder=None, **environment):
 def test_every_verb_has_a_module_and_every_module_is_a_verb():
     folder = PROJECT / "resnest_seg" / "cli"
     files = {path.stem for path in folder.iterdir() if not path.name.startswith("_")}
-    files |= {f"review.{path.stem}" for path in (folder / "review").glob("*.py") if not path.name.startswith("_")}
+    for inner in ("datasets", "review"):
+        files |= {f"{inner}.{path.stem}" for path in (folder / inner).glob("*.py") if not path.name.startswith("_")}
     files = {{module: verb for verb, module in cli.MODULES.items()}.get(name, name) for name in files}
-    files -= {"main", "parsing", "review"}
+    files -= {"main", "parsing", "datasets", "review"}
     assert set(cli.VERBS) == files
     assert {verb.split()[0] for verb in SCRIPTS} == files
     assert all((PROJECT / script).is_file() for script in SCRIPTS.values())

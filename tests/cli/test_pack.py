@@ -8,7 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from resnest_seg.cli.pack import shard_bytes
+from resnest_seg.cli.datasets.pack import shard_bytes
 from resnest_seg.errors import ConfigError
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from conftest import PROJECT
 
-from resnest_seg.cli import pack, predict, train
+from resnest_seg.cli import predict, train
 from resnest_seg.cli.benchmark import bulk
+from resnest_seg.cli.datasets import pack
 from resnest_seg.errors import ConfigError
 from resnest_seg.storage.tar_shards import ROW, SampleTable, Texts
 

@@ -12,7 +12,7 @@ from conftest import PROJECT
 from support import fake_data
 from support.local_server import serve
 
-from resnest_seg.cli import prepare
+from resnest_seg.cli.datasets import prepare
 from resnest_seg.data.build import build_dataset
 from resnest_seg.data.datasets import ADE20K, CamVid, Cityscapes
 from resnest_seg.data.preparation import missing, unpack

@@ -13,7 +13,7 @@ import rasterio
 from rasterio.enums import ColorInterp
 
 from resnest_seg import build_segmenter
-from resnest_seg.cli.check import open_splits, parse
+from resnest_seg.cli.datasets.check import open_splits, parse
 from resnest_seg.config import DataConfig
 from resnest_seg.data.build import build_dataset, dataset_for, with_task
 from resnest_seg.data.class_balance import pixel_statistics

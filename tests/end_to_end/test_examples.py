@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import resnest_seg
+
 pytestmark = pytest.mark.slow
 
 PROJECT = Path(__file__).parents[2]
@@ -51,6 +53,29 @@ def test_an_example_trains(name, tmp_path, example):
 def test_the_plain_loop_runs(tmp_path, example):
     assert "mIoU" in example("own_loop")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_detector_of_torchvision_trains_on_our_encoder():
+    pytest.importorskip("torchmetrics")
+    main = runpy.run_path(str(EXAMPLES / "detection.py"))["main"]
+    assert -1 <= main("resnest14_tiny", 2, scenes=2) <= 1
+
+
+def test_the_boxes_of_the_detection_example_are_those_of_its_masks():
+    """Every box is the smallest around pixels of its class: its four sides touch one, and it is cut off nowhere."""
+    example = runpy.run_path(str(EXAMPLES / "detection.py"))["example"]
+    scenes, names = resnest_seg.Synthetic("train", size=(128, 160)), {1: "sign", 2: "car", 3: "person"}
+    found = 0
+    for index in range(8):
+        image, target = example("train", index)
+        labels = scenes[index].labels
+        assert image.shape == (3, *labels.shape)
+        for (left, top, right, bottom), number in zip(target["boxes"].int().tolist(), target["labels"], strict=True):
+            of = labels == scenes.label_space.names.index(names[int(number)])
+            box = of[top:bottom, left:right]
+            assert box[0].any() and box[-1].any() and box[:, 0].any() and box[:, -1].any()  # noqa: PT018
+            found += 1
+    assert found > 20
 
 
 def test_the_lightning_loop_runs(example):

@@ -69,7 +69,7 @@ def evaluate(tool, tmp_path, monkeypatch):
         model = small_segmenter(space, classes=len(space), data=options.dataset)
         backend = TorchBackend(model, RunOptions("cpu", fuse=False))
         data = DataConfig(dataset=options.dataset)
-        return module.Source(backend, tmp_path / "model.onnx", "a convolution", data, "val", 1 << 30, "fp32")
+        return module.Source(backend, (tmp_path / "model.onnx",), "a convolution", data, "val", 1 << 30, "fp32")
 
     monkeypatch.setattr(module, "open_source", open_source)
     return lambda *words: run("--checkpoint", tmp_path / "model.onnx", "--workers", 0, "--device", "cpu", *words)
@@ -403,7 +403,7 @@ def test_check_asks_before_it_replaces_a_report(tool, tmp_path, capsys):
 
 
 def test_a_full_disk_leaves_no_half_of_a_synthetic_data_set(tmp_path, monkeypatch, capsys):
-    from resnest_seg.cli.prepare import synthetic
+    from resnest_seg.cli.datasets.prepare import synthetic
     from resnest_seg.errors import run_tool
 
     words = ["--split", "test", "--count", "3", "--output", str(tmp_path / "out")]

@@ -35,7 +35,7 @@ def test_a_shipped_config_is_whole_and_says_what_it_is(path):
     assert given == config_keys()
     config = load_run_config(path)
     suffix = "_mmseg" if config.model.family == "mmseg" and config.model.head != "mask2former" else ""
-    assert path.stem == f"{config.data.dataset}_{config.model.head}_{config.model.encoder}{suffix}"
+    assert path.stem == f"{config.data.dataset}_{config.model.head}_{config.model.encoder}{suffix}".replace("smp:", "")
     header = [line for line in text.splitlines() if line.startswith("#")]
     for word in ("What for:", "Expect:", "Takes:", "Command:"):
         assert any(word in line for line in header), f"{path.name} has no line {word}"
@@ -45,7 +45,8 @@ def test_a_shipped_config_is_whole_and_says_what_it_is(path):
 
 
 TITLES = {"fcn": "FCN", "deeplabv3": "DeepLabV3", "pspnet": "PSPNet", "deeplabv3plus": "DeepLabV3+",
-          "mask2former": "Mask2Former"}  # fmt: skip
+          "mask2former": "Mask2Former", "smp:deeplabv3plus": "DeepLabV3+", "smp:pan": "PAN",
+          "smp:linknet": "LinkNet"}  # fmt: skip
 
 SHORT = ("ade20k_deeplabv3_resnest50", "cityscapes_deeplabv3_resnest50", "camvid_deeplabv3_resnest50",
          "folder_deeplabv3_resnest50", "synthetic_fcn_resnest14_tiny")  # fmt: skip
@@ -69,6 +70,34 @@ def test_the_network_of_a_shipped_config_can_be_built(path):
         if (entry.source, entry.encoder, entry.head, entry.dataset) == network:
             millions = sum(parameter.numel() for parameter in segmenter.parameters()) / 1e6
             assert millions == pytest.approx(entry.millions, abs=0.01)
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if "a small model" in path.read_text(encoding="utf-8")],
+                         ids=lambda path: path.stem)  # fmt: skip
+def test_the_size_of_a_small_model_is_what_its_config_says(path):
+    """Multiply-adds of every convolution, counted by its definition while a photo without memory passes."""
+    import torch
+
+    from resnest_seg.models.loading import segmenter_for
+
+    with torch.device("meta"):
+        segmenter = segmenter_for(load_run_config(path), None, num_classes=11, pretrained=False).eval()
+        counts = []
+
+        def count(conv, images, output):
+            places = (
+                images[0] if isinstance(conv, torch.nn.ConvTranspose2d) else output
+            )  # where the whole kernel is used
+            counts.append(places[0, 0].numel() * conv.weight.numel())
+
+        for module in segmenter.modules():
+            if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                module.register_forward_hook(count)
+        segmenter(torch.zeros(1, 3, 360, 480))
+    millions = sum(parameter.numel() for parameter in segmenter.parameters()) / 1e6
+    assert millions < 10 or not segmenter.config.model.encoder.startswith("smp:")
+    said = f"# Size:       {millions:.2f} M parameters, {sum(counts) / 1e9:.2f} GMAC for a photo of 360 x 480."
+    assert said in path.read_text(encoding="utf-8"), said
 
 
 NUM_CLASSES = {"ade20k": 150, "cityscapes": 19, "camvid": 11, "synthetic": 10, "folder": 2}

@@ -7,8 +7,8 @@ from support.reference import fill
 from resnest_seg.config import ClassifierConfig, ClassifyConfig, PretrainConfig
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.models.checkpoint import Checkpoint
-from resnest_seg.models.classifier import Classifier
 from resnest_seg.models.loading import build_segmenter, classifier_for, load_checkpoint, load_classifier
+from resnest_seg.models.segmenter import Classifier
 
 TINY = PretrainConfig(model=ClassifierConfig(encoder="resnest14_tiny"), classify=ClassifyConfig(dropout=0.3))
 

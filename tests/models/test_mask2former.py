@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import pickle
 import warnings
 from types import SimpleNamespace
 
@@ -225,10 +226,18 @@ def test_files_of_others_are_recognised(form, ours, tmp_path):
     else:
         starts = {"encoder.": "backbone.", "head.": "decode_head."}
         weights = {starts[key.partition(".")[0] + "."] + key.partition(".")[2]: value for key, value in weights.items()}
-    torch.save({"state_dict": weights}, tmp_path / "file.pth")
-    loaded = load_checkpoint(tmp_path / "file.pth")
+    if form == "detectron2":  # which publishes arrays
+        path = tmp_path / "file.pkl"
+        path.write_bytes(
+            pickle.dumps({"model": {key: value.numpy() for key, value in weights.items()}, "__author__": ""})
+        )
+    else:
+        path = tmp_path / "file.pth"
+        torch.save({"state_dict": weights}, path)
+    loaded = load_checkpoint(path)
     assert loaded.description == ours.description
     assert loaded.load_report.format == ("Mask2Former" if form == "detectron2" else form)
+    assert ("CC-BY-NC 4.0, not for commercial use" in str(loaded.load_report)) == (form == "detectron2")
     assert all(torch.equal(value, ours.state_dict()[key]) for key, value in loaded.state_dict().items())
 
 

@@ -93,6 +93,44 @@ def test_a_malicious_pickle_does_not_run(container, tmp_path):
         assert mark.exists()
 
 
+def arrays(**more):
+    """A file as detectron2 publishes models: a pickle of numpy's arrays."""
+    return {"model": {key: value.numpy() for key, value in STATE.items()}, "__author__": "third_party", **more}
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_of_arrays_is_read(protocol, tmp_path):
+    content = arrays(matching_heuristics=True, score=np.float64(0.5))
+    content["model"]["big_endian"] = np.arange(3, dtype=">f4")
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
+    file = read_weights(tmp_path / "model.pkl")
+    expected = STATE | {"big_endian": torch.arange(3.0)}
+    assert file.tensors.keys() == expected.keys()
+    for key, value in expected.items():
+        assert file.tensors[key].dtype == value.dtype
+        assert torch.equal(file.tensors[key], value)
+    assert file.skipped == ("__author__", "matching_heuristics", "score")
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_malicious_pickle_of_arrays_does_not_run(protocol, tmp_path):
+    """Neither beside the arrays nor within one of objects."""
+    for number, content in enumerate((arrays(extra=Bomb(tmp_path / "executed")),
+                                      {"model": {"a": np.array([Bomb(tmp_path / "executed")], object)}})):  # fmt: skip
+        path = tmp_path / f"{number}.pkl"
+        path.write_bytes(pickle.dumps(content, protocol=protocol))
+        with pytest.raises(CheckpointError, match=r"objects that would run code when they are read \(\w*io\.open\)"):
+            read_weights(path)
+        assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("cut", [20, 120, 250, -3])
+def test_a_pickle_of_arrays_that_breaks_off_is_one_clear_error(cut, tmp_path):
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(arrays())[:cut])
+    with pytest.raises(CheckpointError, match=r"model\.pkl is no checkpoint, or a damaged one"):
+        read_weights(tmp_path / "model.pkl")
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [

@@ -29,7 +29,7 @@ def _fresh_engine(tmp_path, monkeypatch):
 
 
 def config(name, *words):
-    path = next((PROJECT / "configs").glob(f"{name}_*.yaml"))
+    path = min((PROJECT / "configs").glob(f"{name}_*.yaml"))
     return load_run_config(path, overrides=[*TINY, "--model.encoder=resnest14_tiny", *words])
 
 

@@ -2,12 +2,15 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
 from resnest_seg import evaluate, fit, load_checkpoint
 from resnest_seg.config import OptimConfig, RunConfig
 from resnest_seg.data.build import build_dataset
+from resnest_seg.errors import ConfigError
+from resnest_seg.export.export import export_onnx
 from resnest_seg.inference.predictor import Predictor
 from resnest_seg.models.loading import build_segmenter
 from resnest_seg.training.losses import MaskLoss
@@ -112,3 +115,9 @@ def test_a_clipped_step_is_smaller(tmp_path):
         trained = fit(run, output=tmp_path / f"{limit}", segmenter=segmenter).segmenter
         moved.append((trained.head.query_feat.weight.detach() - start).abs().max().item())
     assert 0 < moved[1] <= 1e-4 * 0.01 < moved[0]  # the limit times the learning rate
+
+
+def test_eight_bits_are_refused(trained, tmp_path):
+    with pytest.raises(ConfigError, match="int8 is not for a head that predicts masks"):
+        export_onnx(trained.segmenter, tmp_path / "m.onnx", precision="int8", calibration=[np.zeros((64, 64, 3), "u1")])
+    assert not list(tmp_path.iterdir())

@@ -18,8 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.benchmark.memory import peak_during
-from resnest_seg.cli.benchmark.timing import interleave
+from resnest_seg.cli.benchmark.measuring import interleave, peak_during
 from resnest_seg.config_types import check_option
 from resnest_seg.errors import ConfigError, unknown_name
 

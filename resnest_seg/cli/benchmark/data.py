@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.benchmark.timing import interleave
+from resnest_seg.cli.benchmark.measuring import interleave
 
 if TYPE_CHECKING:
     from torch import Tensor

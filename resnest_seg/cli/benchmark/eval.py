@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from resnest_seg.cli.benchmark.measuring import interleave, spread
 from resnest_seg.cli.benchmark.options import add_network, check_network
-from resnest_seg.cli.benchmark.timing import interleave, spread
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnest_seg.cli.benchmark.infer import ours, photos
+from resnest_seg.cli.benchmark.measuring import interleave, spread
 from resnest_seg.cli.benchmark.options import add_network, check_network, require
-from resnest_seg.cli.benchmark.timing import interleave, spread
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from resnest_seg.models.segmenter import Segmenter
 
     Run = Callable[[], NDArray[np.uint8]]
 
@@ -53,31 +56,41 @@ def in_torch(options: argparse.Namespace) -> dict[str, Run]:
     return found
 
 
-def exported(options: argparse.Namespace, folder: Path) -> dict[str, Run]:
-    """Files that give labels, in the runtimes that are installed; writing them proves them, but for 8 bits."""
+def exported(
+    model: Segmenter, runtimes: Sequence[str], folder: Path, *, calibration: Sequence[NDArray[np.uint8]]
+) -> dict[str, Path]:
+    """Write files that give labels, for runtimes out of `PEERS`; whoever measures them compares what they give.
+
+    They are all made of one file, which is written into the folder by the first call.
+    """
+    from resnest_seg.export.export import write_openvino
+    from resnest_seg.export.graph import ExportOptions, info_of
+    from resnest_seg.export.onnx import write_int8, write_onnx
+
+    paths, plain = {}, folder / "model.onnx"
+    info = info_of(model, ExportOptions(output="labels"))
+    if not plain.exists():
+        write_onnx(model, info, plain, ())
+    if "onnxruntime" in runtimes:
+        paths["onnxruntime"] = plain
+    if "int8" in runtimes:
+        paths["onnxruntime, int8"] = folder / "int8.onnx"
+        write_int8(plain, dataclasses.replace(info, precision="int8"), paths["onnxruntime, int8"], calibration)
+    if "openvino" in runtimes and importlib.util.find_spec("openvino") is not None:
+        paths["OpenVINO"] = folder / "model.xml"
+        write_openvino(plain, info, paths["OpenVINO"])
+    return paths
+
+
+def opened(path: Path, images: Sequence[NDArray[np.uint8]], *, device: str, threads: int | None = None) -> Run:
+    """A file of labels in its runtime, called on images of one size."""
     import numpy as np
 
-    from resnest_seg.export.export import export_onnx, export_openvino
-    from resnest_seg.export.graph import ExportOptions, info_of
-    from resnest_seg.export.onnx import write_onnx
     from resnest_seg.inference.exported import open_exported
 
-    images = np.ascontiguousarray(np.stack(photos(options)).transpose(0, 3, 1, 2))
-    paths = {}
-    if "onnxruntime" in options.peers:
-        paths["onnxruntime"] = folder / "model.onnx"
-        export_onnx(ours(options), paths["onnxruntime"], output="labels")
-    if "int8" in options.peers:
-        paths["onnxruntime, int8"] = folder / "int8.onnx"
-        info = info_of(ours(options), ExportOptions(output="labels", precision="int8"))
-        scenes = photos(argparse.Namespace(size=options.size, batch=CALIBRATION))
-        # not proven: a network that was never trained has no accuracy to lose
-        write_onnx(ours(options), info, paths["onnxruntime, int8"], scenes)
-    if "openvino" in options.peers and importlib.util.find_spec("openvino") is not None and options.device == "cpu":
-        paths["OpenVINO"] = folder / "model.xml"
-        export_openvino(ours(options), paths["OpenVINO"], output="labels")
-    models = {name: open_exported(path, device=options.device) for name, path in paths.items()}
-    return {name: lambda run=model: run(images) for name, model in models.items()}  # type: ignore[misc]
+    batch = np.ascontiguousarray(np.stack(list(images)).transpose(0, 3, 1, 2))
+    model = open_exported(path, device=device, threads=threads)
+    return lambda: model(batch)
 
 
 def run(options: argparse.Namespace) -> list[dict[str, object]]:
@@ -85,7 +98,12 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     check_network(options)
     require(("onnx", "onnxruntime", "onnxscript"), instead="pip install 'resnest-seg[export]'")
     with tempfile.TemporaryDirectory() as folder:
-        calls = in_torch(options) | exported(options, Path(folder))
+        runtimes = [name for name in options.peers if name != "openvino" or options.device == "cpu"]
+        scenes = photos(argparse.Namespace(size=options.size, batch=CALIBRATION))
+        files = exported(ours(options), runtimes, Path(folder), calibration=scenes)
+        calls = in_torch(options) | {
+            name: opened(path, photos(options), device=options.device) for name, path in files.items()
+        }
         expected = calls["torch, eager"]()
         agreements = [float((call() == expected).mean()) for call in calls.values()]
         for name, agreement in zip(calls, agreements, strict=True):

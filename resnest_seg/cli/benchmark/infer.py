@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 from resnest_seg.cli.benchmark.eval import settle
 from resnest_seg.cli.benchmark.limits import peak_gflops
-from resnest_seg.cli.benchmark.memory import peak_during
+from resnest_seg.cli.benchmark.measuring import interleave, peak_during, spread
 from resnest_seg.cli.benchmark.options import add_network, check_network, require
-from resnest_seg.cli.benchmark.timing import interleave, spread
 from resnest_seg.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
@@ -179,14 +178,14 @@ def gpu_peak(label: Labeller) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def count(model: nn.Module, options: argparse.Namespace) -> tuple[float, float]:
+def count(model: nn.Module, options: argparse.Namespace, *, channels: int = 3) -> tuple[float, float]:
     """Parameters in millions without an auxiliary head, and GFLOPs of one call; a multiply-add counts as two."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(model.parameters()).device
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(options.batch, 3, *options.size, device=device))
+        model(torch.zeros(options.batch, channels, *options.size, device=device))
     used = (p.numel() for key, p in model.named_parameters() if "aux_head." not in key)
     return sum(used) / 1e6, counter.get_total_flops() / 1e9
 

@@ -10,8 +10,7 @@ import statistics
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.benchmark.memory import peak_during
-from resnest_seg.cli.benchmark.timing import interleave, spread
+from resnest_seg.cli.benchmark.measuring import interleave, peak_during, spread
 from resnest_seg.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:

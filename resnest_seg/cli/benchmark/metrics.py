@@ -6,7 +6,7 @@ import argparse
 import statistics
 from typing import TYPE_CHECKING
 
-from resnest_seg.cli.benchmark.timing import interleave, spread
+from resnest_seg.cli.benchmark.measuring import interleave, spread
 from resnest_seg.errors import ConfigError
 
 if TYPE_CHECKING:

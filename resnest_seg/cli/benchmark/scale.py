@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING
 from resnest_seg.cli.benchmark import bulk
 from resnest_seg.cli.benchmark.bulk import series
 from resnest_seg.cli.benchmark.eval import settle
-from resnest_seg.cli.benchmark.memory import peak_during
+from resnest_seg.cli.benchmark.measuring import interleave, peak_during
 from resnest_seg.cli.benchmark.options import add_network, check_network
-from resnest_seg.cli.benchmark.timing import interleave
 from resnest_seg.config_types import check_option
 from resnest_seg.errors import ConfigError
 

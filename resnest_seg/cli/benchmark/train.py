@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from resnest_seg.cli.benchmark.infer import TIMM_NAMES, require_peers
+from resnest_seg.cli.benchmark.measuring import interleave, spread
 from resnest_seg.cli.benchmark.options import add_network, check_network
-from resnest_seg.cli.benchmark.timing import interleave, spread
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -87,7 +87,12 @@ def stray_word(word: str) -> ConfigError:
 
 
 def add_checkpoint(
-    parser: argparse._ActionsContainer, *, exported: bool, extra: str = "", required: bool = True
+    parser: argparse._ActionsContainer,
+    *,
+    exported: bool,
+    extra: str = "",
+    required: bool = True,
+    several: bool = False,
 ) -> None:
     """Add --checkpoint, which has the same values in every verb.
 
@@ -98,11 +103,16 @@ def add_checkpoint(
         exported: Exported files are accepted as well.
         extra: What the verb does with it, appended to the help.
         required: The verb cannot do without.
+        several: Take a list of them, one each time that the option is given, whose mean probabilities are used.
     """
     files = ", or an exported file: .onnx, .pt2, .xml" if exported else ""
     before = "the name of" if exported else "or the name of"
     text = f"a run folder (its best checkpoint), a checkpoint file, {before} a published checkpoint ({command('zoo')} "
-    parser.add_argument("--checkpoint", required=required, help=f"{text}lists them){files}{extra}")
+    if several:
+        extra += "; several of them (--checkpoint A --checkpoint B), or the folder of train --folds: the mean of "
+        extra += "their probabilities"
+    parser.add_argument("--checkpoint", required=required, action="append" if several else "store",
+                        help=f"{text}lists them){files}{extra}")  # fmt: skip
 
 
 def add_dataset(parser: argparse._ActionsContainer, *, default: str, splits: bool = True) -> None:

@@ -41,7 +41,7 @@ from resnest_seg.cli.parsing.options import (
 from resnest_seg.cli.predict import ANNOTATIONS
 from resnest_seg.config import COUNT, DataConfig, RunConfig
 from resnest_seg.config_types import check_option
-from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, CheckpointError, ConfigError, command, printable
+from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ConfigError, command, printable
 from resnest_seg.files import (
     atomic_write,
     check_output_folder,
@@ -49,6 +49,7 @@ from resnest_seg.files import (
     claimed,
     result_places,
 )
+from resnest_seg.inference.ensemble import FOLDS, checkpoints_of, read_fold_record
 from resnest_seg.inference.exported import is_exported
 from resnest_seg.inference.own_network import own_network
 
@@ -122,11 +123,9 @@ def check(options: argparse.Namespace) -> None:
         return
     output = Path(options.output)
     check_output_folder(output)
-    if output.is_dir() and any(output.iterdir()) and not options.overwrite:
-        from resnest_seg.training.assembly import FOLDS
-
-        if (output / AUDIT).exists() or not (options.folds and (output / FOLDS).is_file()):
-            raise ConfigError(f"{output} already holds files. Choose another --output, or pass --overwrite.")
+    begun = options.folds and (output / FOLDS).is_file() and not (output / AUDIT).exists()
+    if output.is_dir() and any(output.iterdir()) and not options.overwrite and not begun:
+        raise ConfigError(f"{output} already holds files. Choose another --output, or pass --overwrite.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,30 +145,7 @@ class Judges:
 
 def with_checkpoint(options: argparse.Namespace, checkpoint: str) -> argparse.Namespace:
     """The options of an audit by one checkpoint."""
-    return argparse.Namespace(**{**vars(options), "checkpoint": checkpoint})
-
-
-def expanded(checkpoints: Sequence[str]) -> list[str]:
-    """The checkpoints that a command line names: a folder of folds stands for those of all its folds.
-
-    Raises:
-        CheckpointError: One of them has not been trained.
-    """
-    from resnest_seg.models.checkpoint import BEST
-    from resnest_seg.training.assembly import FOLDS, read_fold_record
-
-    folder = Path(checkpoints[0])
-    if len(checkpoints) > 1 or not (folder / FOLDS).is_file() or (folder / BEST).is_file():
-        return list(checkpoints)
-    runs: list[str] = []
-    for fold in range(read_fold_record(folder / FOLDS)["folds"]):
-        runs.append(str(folder / f"fold_{fold}"))
-        if not (folder / f"fold_{fold}" / BEST).is_file():
-            raise CheckpointError(
-                f"{runs[-1]} has no {BEST}: its fold was not trained to the end. Give the command again that began the "
-                "folds."
-            )
-    return runs
+    return argparse.Namespace(**{**vars(options), "checkpoint": [checkpoint]})
 
 
 def alone(subject: Subject, options: argparse.Namespace) -> Judges:
@@ -201,7 +177,7 @@ def of_folds(dataset: SegmentationDataset, checkpoints: Sequence[str], options: 
     Raises:
         ConfigError: They are of other folds, or in another order.
     """
-    from resnest_seg.training.assembly import FOLDS, fold_record, read_fold_record
+    from resnest_seg.combining.folds import fold_record
 
     runs = [path if path.is_dir() else path.parent for path in map(Path, checkpoints)]
     record = runs[0].parent / FOLDS
@@ -270,7 +246,7 @@ def subject_of(options: argparse.Namespace) -> Subject:
         data, source = found.config.data, None
         dataset = opened(options, data, found.label_space, options.split)
         return Subject(options.dataset or data.dataset, dataset, options.checkpoint, None, found)
-    checkpoints = expanded(options.checkpoint)
+    checkpoints = checkpoints_of(options.checkpoint)
     source = open_source(with_checkpoint(options, checkpoints[0]))
     dataset = opened(options, source.data, source.backend.label_space, options.split)
     return Subject(options.dataset or source.data.dataset, dataset, checkpoints, source, None)
@@ -331,7 +307,7 @@ def train_folds(checkpoint: Checkpoint, dataset: SegmentationDataset, options: a
     Returns:
         0, or the exit code if the training was stopped.
     """
-    from resnest_seg.training.assembly import fit_folds
+    from resnest_seg.combining.folds import fit_folds
 
     config = checkpoint.config
     assert isinstance(config, RunConfig)

@@ -1,13 +1,33 @@
-"""The peak memory of a call on a CPU, by the system's own count; for a fresh process, because pages come back late."""
+"""Fair measuring: contestants take turns; the peak memory of a call is the system's own count."""
 
 from __future__ import annotations
 
 import resource
+import statistics
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def interleave(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Time every call once a round, A B A B, so that a busy machine is unfair to none; after one warm-up each."""
+    times: list[list[float]] = [[] for _ in calls]
+    for current in range(rounds + 1):
+        for place, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            if current:
+                times[place].append(time.perf_counter() - start)
+    return times
+
+
+def spread(times: Sequence[float]) -> float:
+    """Half the distance between the quartiles, as a share of the median."""
+    low, median, high = statistics.quantiles(times, n=4)
+    return (high - low) / 2 / median
 
 
 def peak_during(call: Callable[[], object]) -> float:

@@ -1,0 +1,1 @@
+"""The verbs on data sets: prepare, import, check, pack."""

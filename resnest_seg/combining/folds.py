@@ -1,0 +1,158 @@
+"""Folds: a training split divided into parts, and one run for each that is trained on the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from resnest_seg.config import RunConfig, load_run_config
+from resnest_seg.config_reading import to_yaml
+from resnest_seg.data.datasets import SegmentationDataset, Subset, assign_folds
+from resnest_seg.data.transforms import Transform
+from resnest_seg.errors import CheckpointError, ConfigError
+from resnest_seg.files import atomic_write
+from resnest_seg.inference.ensemble import FOLDS, read_fold_record
+from resnest_seg.models.checkpoint import CONFIG
+from resnest_seg.models.segmenter import Segmenter
+from resnest_seg.training.assembly import FitResult, Parts, as_config, dataset_name, run, splits, trainer_for
+from resnest_seg.training.losses import Loss
+from resnest_seg.training.monitor import Callback
+from resnest_seg.training.optim import OwnOptimizer
+from resnest_seg.training.run_folder import RunFolder, config_changes
+
+
+def fit_folds(
+    config: RunConfig | Mapping[str, Any] | str | Path,
+    folds: int,
+    *,
+    group_by: str | None = None,
+    train: SegmentationDataset | None = None,
+    validation: SegmentationDataset | None = None,
+    segmenter: Callable[[int], Segmenter] | None = None,
+    loss: Loss | None = None,
+    transform: Transform | None = None,
+    optimizer: OwnOptimizer | None = None,
+    callbacks: Sequence[Callback] = (),
+    output: str | Path | None = None,
+    resume: str = "no",
+) -> tuple[FitResult, ...]:
+    """Train one model for each part of the training split, on the other parts: predictions for the part are held out.
+
+    The run of part i is in output/fold_i, and output/folds.json says how the split was divided, see `assign_folds`;
+    output/config.yaml is the config of them all. Every run is validated on the validation split, which is no part;
+    `resnest_seg.combining.cross_validation.cross_validate` scores each on its own part.
+
+    Args:
+        config: See `fit`, as for `train`, `validation`, `loss`, `transform` and `callbacks`.
+        folds: Number of parts, 2 or more.
+        group_by: See `assign_folds`.
+        train: The split that is divided.
+        validation: The same for every run.
+        segmenter: A function that builds the model for K classes.
+        loss: As above.
+        transform: As above.
+        optimizer: None, or a function from parameter groups to an optimiser.
+        callbacks: Of all runs, one after the other.
+        output: The folder; None is that of `fit` with _folds behind its name.
+        resume: "no" begins in a new folder, "yes" goes on, "auto" goes on if there is one and begins otherwise.
+
+    Returns:
+        What came of each run; where a signal ended one, those after it are missing.
+
+    Raises:
+        ConfigError: As by `fit`; too many or too few folds; a model or an optimiser that would be used twice.
+        DatasetError, CheckpointError, ResNeStSegError: As by `fit`; the folder holds other folds.
+    """
+    _check_made_anew(segmenter=segmenter, optimizer=optimizer)
+    parts = Parts(train, validation, segmenter, loss, transform, optimizer, callbacks)
+    return train_folds(as_config(config, train=train), folds, parts, group_by=group_by, output=output, resume=resume)
+
+
+def train_folds(
+    config: RunConfig,
+    folds: int,
+    parts: Parts,
+    *,
+    group_by: str | None = None,
+    output: str | Path | None = None,
+    resume: str = "no",
+    allow_changes: Collection[str] = (),
+) -> tuple[FitResult, ...]:
+    """Train the runs of all folds; see `fit_folds`, also for the errors, and `trainer_for` for `allow_changes`."""
+    whole, held_out = splits(config, parts)
+    fold_of = assign_folds(whole, folds, group_by=group_by)
+    name = dataset_name(whole, config.data.dataset)
+    folder = Path(output or f"{config.output or f'runs/{name}_{config.model.head}_{config.model.encoder}'}_folds")
+    _record_folds(folder, fold_record(whole, folds, group_by=group_by), resume=resume)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset=name))
+    _record_recipe(folder / CONFIG, config, allow_changes=allow_changes)
+    results: list[FitResult] = []
+    for fold in range(folds):
+        if os.environ.get("RANK", "0") == "0":
+            print(f"fold {fold} of {folds}: {int((fold_of != fold).sum())} of {len(whole)} samples are trained on")
+        others = Subset(whole, np.flatnonzero(fold_of != fold).tolist())
+        part = dataclasses.replace(parts, train=others, validation=held_out)
+        place, begun = folder / f"fold_{fold}", "no" if resume == "no" else "auto"
+        trainer = trainer_for(
+            config,
+            part,
+            output=place,
+            resume=begun,
+            allow_changes=allow_changes if RunFolder(place).states() else (),
+        )
+        results.append(run(trainer))
+        if not results[-1].finished:
+            break
+    return tuple(results)
+
+
+def fold_record(dataset: SegmentationDataset, folds: int, *, group_by: str | None) -> dict[str, Any]:
+    """Return what identifies the folds of a data set, for a file."""
+    return {"format": "resnest_seg folds", "samples": dataset.identity(), "folds": folds, "group_by": group_by}
+
+
+def _check_made_anew(*, segmenter: object, optimizer: object) -> None:
+    """Refuse a model or an optimiser that several runs would train, one after the other."""
+    for key, part in (("segmenter", segmenter), ("optimizer", optimizer)):
+        if isinstance(part, torch.nn.Module | torch.optim.Optimizer):
+            raise ConfigError(f"{key} must be a function that makes a new one: every fold trains its own.")
+
+
+def _record_folds(folder: Path, record: Mapping[str, Any], *, resume: str) -> None:
+    """Write how a split is divided, or compare it with what a folder says that is gone on with."""
+    path = folder / FOLDS
+    if path.is_file() and resume != "no":
+        before = read_fold_record(path)
+        changed = [key for key in record if before.get(key) != record[key]]
+        if changed:
+            raise CheckpointError(
+                f"{path} is of other folds: {changed[0]} was {before.get(changed[0])}, and is {record[changed[0]]}. "
+                "Choose another output, or go on with what it was."
+            )
+        return
+    if resume == "yes" or path.is_file():
+        why = "it exists" if path.is_file() else f"there is no {path}"
+        raise CheckpointError(f"folds cannot {'go on' if resume == 'yes' else 'begin'} in {folder}: {why}. "
+                              "Choose another output, or resume='auto'.")  # fmt: skip
+    _write(path, json.dumps(record, indent=1) + "\n")
+
+
+def _record_recipe(path: Path, config: RunConfig, *, allow_changes: Collection[str]) -> None:
+    """Write the config that all folds are trained by: what a run finds out, such as statistics, is its fold's alone."""
+    if path.is_file():
+        config_changes(load_run_config(path), config, allowed=allow_changes, file=path)
+    _write(path, to_yaml(config))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text atomically, by the main process."""
+    if os.environ.get("RANK", "0") == "0":
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")

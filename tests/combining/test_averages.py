@@ -1,0 +1,234 @@
+"""Averages of weights, against means by hand, and batch norms counted anew, against the definition."""
+
+import copy
+import dataclasses
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from support.small_models import OneConvolution, noise, save_scenes_model, small_segmenter
+
+from resnest_seg import LabelSpace, PairDataset
+from resnest_seg.cli import average
+from resnest_seg.combining.averages import average_checkpoints, newest_states, recompute_batch_norms
+from resnest_seg.config import OptimConfig, TrainConfig
+from resnest_seg.data.loader import load_batches, training_batches
+from resnest_seg.data.transforms import TrainTransform
+from resnest_seg.errors import CheckpointError, ConfigError
+from resnest_seg.models.checkpoint import Checkpoint
+from resnest_seg.models.loading import load_checkpoint
+
+SPACE = LabelSpace.numbered(3, names=["sky", "road", "car"])
+
+
+def member(seed):
+    segmenter = small_segmenter(SPACE)
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in segmenter.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=random)
+    segmenter.encoder.norm.num_batches_tracked.fill_(seed)
+    return segmenter
+
+
+def saved(path, segmenter):
+    segmenter.to_checkpoint().save(path)
+    return path
+
+
+def test_the_average_of_one_is_itself_and_of_equal_states_is_the_state(tmp_path):
+    paths = [saved(tmp_path / f"{number}.safetensors", member(1)) for number in range(3)]
+    want = Checkpoint.load(paths[0]).weights
+    for some in (paths[:1], paths[:2], paths):
+        found = average_checkpoints(some).weights
+        assert found.keys() == want.keys()
+        assert all(torch.equal(found[key], want[key]) and found[key].dtype == want[key].dtype for key in want)
+
+
+def test_an_average_is_the_mean_of_each_weight_and_names_its_members(tmp_path):
+    paths = [saved(tmp_path / f"{seed}.safetensors", member(seed)) for seed in (1, 2, 3)]
+    found, weights = average_checkpoints(paths), [Checkpoint.load(path).weights for path in paths]
+    for key, value in found.weights.items():
+        if value.is_floating_point():
+            mean = np.mean([each[key].numpy().astype(np.float64) for each in weights], axis=0)
+            assert np.array_equal(value.numpy(), mean.astype(np.float32)), key
+    assert found.weights["encoder.norm.num_batches_tracked"] == 1
+    assert found.origin == {
+        "average_of": [{"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in paths]
+    }
+    found.save(tmp_path / "mean.safetensors")
+    assert Checkpoint.load(tmp_path / "mean.safetensors").origin == found.origin
+    assert found.training is None
+
+
+def test_what_cannot_be_averaged_is_refused_by_what_differs(tmp_path):
+    first = saved(tmp_path / "a.safetensors", member(1))
+    plain = Checkpoint.load(first)
+    model = plain.config.model
+
+    def refused(**changes):
+        dataclasses.replace(plain, **changes).save(tmp_path / "b.safetensors")
+        with pytest.raises(CheckpointError) as caught:
+            average_checkpoints([first, tmp_path / "b.safetensors"])
+        return str(caught.value)
+
+    def other(**changes):
+        return dataclasses.replace(plain.config, model=dataclasses.replace(model, **changes))
+
+    assert refused(config=other(head="pspnet")) == (
+        f"{tmp_path / 'b.safetensors'} cannot be averaged with {first}: its network is another one, model.head is "
+        "'pspnet' and not 'fcn'."
+    )
+    assert "model.output_stride is 16 and not 8" in refused(config=other(output_stride=16))
+    space = LabelSpace.numbered(3, names=["sky", "car", "road"])
+    assert "class 1 is 'car' and not 'road'" in refused(label_space=space)
+    assert "it has 4 classes and not 3" in refused(label_space=LabelSpace.numbered(4, names=[*SPACE.names, "d"]))
+    weights = dict(plain.weights)
+    mean = weights["pixel_mean"] + 1
+    assert "normalises pixels otherwise (pixel_mean)" in refused(weights=weights | {"pixel_mean": mean})
+    assert "only one of them has extra" in refused(weights=weights | {"extra": torch.zeros(1)})
+    bias = [key for key in weights if "bias" in key][-1]
+    assert f"{bias} has the shape [9]" in refused(weights=weights | {bias: torch.zeros(9)})
+    assert average_checkpoints([first, saved(tmp_path / "c.safetensors", member(2))])
+    with pytest.raises(ConfigError, match="no checkpoint to average"):
+        average_checkpoints([])
+
+
+def trainable(*, freeze=None, batch=3):
+    segmenter = member(1)
+    train, optim = TrainConfig(batch_size=2 * batch, accumulation=2), OptimConfig(freeze=freeze)
+    segmenter.config = dataclasses.replace(segmenter.config, seed=5, train=train, optim=optim)
+    return segmenter
+
+
+def photos(count=8):
+    pairs = [(noise(60, 70, 3, seed=seed), noise(60, 70, seed=seed) % 3) for seed in range(count)]
+    return PairDataset(pairs, SPACE, split="train")
+
+
+def by_hand(segmenter, dataset, batches):
+    """Means over batches of each norm's input: its mean, and its variance with n - 1."""
+    config, seen = segmenter.config, {}
+    twin = copy.deepcopy(segmenter).train()
+    for name, module in twin.named_modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.register_forward_pre_hook(
+                lambda module, inputs, name=name: seen.setdefault(name, []).append(inputs[0].detach().double())
+            )
+    order = training_batches(len(dataset), seed=5, batch_size=3, steps=range(batches))
+    with torch.no_grad():
+        for batch in load_batches(dataset, order, transform=TrainTransform.from_config(config.data), seed=5):
+            twin(batch.images)
+    return {
+        name: (
+            torch.stack([x.mean(dim=(0, 2, 3)) for x in inputs]).mean(dim=0),
+            torch.stack([x.transpose(0, 1).flatten(1).var(dim=1, correction=1) for x in inputs]).mean(dim=0),
+        )
+        for name, inputs in seen.items()
+    }
+
+
+@pytest.mark.parametrize(("images", "batches"), [(None, 2), (5, 1)])
+def test_batch_norms_are_counted_anew_by_the_definition(images, batches):
+    segmenter, dataset = trainable(), photos()
+    want = by_hand(segmenter, dataset, batches)
+    others = {key: value.clone() for key, value in segmenter.state_dict().items() if "running" not in key}
+    assert recompute_batch_norms(segmenter, dataset, images=images) == 3 * batches
+    assert len(want) > 2
+    for name, (mean, var) in want.items():
+        norm = segmenter.get_submodule(name)
+        assert torch.allclose(norm.running_mean.double(), mean, atol=1e-5)
+        assert torch.allclose(norm.running_var.double(), var, rtol=1e-4)
+        assert norm.momentum == 0.1
+        assert norm.num_batches_tracked == batches
+    now = segmenter.state_dict()
+    assert all(torch.equal(now[key], value) for key, value in others.items() if "num_batches" not in key)
+    assert not segmenter.training
+    again = trainable()
+    before = torch.get_rng_state()
+    recompute_batch_norms(again, dataset, images=images)
+    assert all(torch.equal(value, now[key]) for key, value in again.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_the_run_froze_keeps_its_statistics():
+    segmenter, dataset = trainable(freeze="bn"), photos()
+    before = {key: value.clone() for key, value in segmenter.state_dict().items() if "running" in key}
+    recompute_batch_norms(segmenter, dataset)
+    now = segmenter.state_dict()
+    kept = {key for key in before if torch.equal(before[key], now[key])}
+    assert kept == {key for key in before if key.startswith("encoder.")}
+    want = trainable(freeze="bn").train()
+    want.encoder.eval()  # the heads see features that are normalised as before
+    assert isinstance(want.encoder, OneConvolution)
+    inputs = []
+    norm = next(name for name, module in want.head.named_modules() if isinstance(module, torch.nn.BatchNorm2d))
+    want.head.get_submodule(norm).register_forward_pre_hook(lambda module, given: inputs.append(given[0].detach()))
+    order = training_batches(8, seed=5, batch_size=3, steps=range(2))
+    with torch.no_grad():
+        for batch in load_batches(dataset, order, transform=TrainTransform.from_config(want.config.data), seed=5):
+            want(batch.images)
+    mean = torch.stack([x.mean(dim=(0, 2, 3)) for x in inputs]).mean(dim=0)
+    assert torch.allclose(segmenter.head.get_submodule(norm).running_mean, mean, atol=1e-5)
+
+
+def test_dropout_is_drawn_by_the_seed_of_the_run():
+    found = []
+    for seed in (1, 2):
+        segmenter = trainable()
+        segmenter.encoder.pool = torch.nn.Sequential(torch.nn.Dropout(0.5), segmenter.encoder.pool)
+        torch.manual_seed(seed)
+        recompute_batch_norms(segmenter, photos())
+        found.append(segmenter.state_dict())
+    assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+
+
+def test_too_few_samples_have_no_statistics():
+    with pytest.raises(ConfigError, match="need batches of two images or more, not 1 of 1"):
+        recompute_batch_norms(trainable(), photos(1))
+
+
+def test_a_run_that_keeps_fewer_states_says_how_to_keep_more(tmp_path):
+    for name in ("last", "step_00000001", "step_00000003"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"")
+    assert [path.stem for path in newest_states(tmp_path, 2)] == ["last", "step_00000003"]
+    with pytest.raises(CheckpointError, match=r"holds 3 states, and 4 are asked for.*--train.keep 4"):
+        newest_states(tmp_path, 4)
+    with pytest.raises(CheckpointError, match="holds no state of a run"):
+        newest_states(tmp_path / "none", 1)
+
+
+@pytest.mark.slow
+def test_the_verb_writes_a_checkpoint_like_any_other(tmp_path, capsys):
+    for name in ("a", "b ü [1]"):
+        (tmp_path / name).mkdir()
+    file = save_scenes_model(tmp_path / "a")
+    checkpoint = Checkpoint.load(file)
+    random = torch.Generator().manual_seed(0)
+    moved = {key: value + 0.01 * torch.randn(value.shape, generator=random) if value.is_floating_point()
+             and not key.startswith("pixel") and "running" not in key else value
+             for key, value in checkpoint.weights.items()}  # fmt: skip
+    dataclasses.replace(checkpoint, weights=moved).save(tmp_path / "b ü [1]" / "best.safetensors")
+    words = [str(tmp_path / "a"), str(tmp_path / "b ü [1]"), "--output", str(tmp_path / "mean.safetensors")]
+    assert average.main([*words, "--images", "4", "--workers", "0", "--device", "cpu"]) == 0
+    assert "batch norms recomputed on 4 images" in capsys.readouterr().err
+    mean, plain = load_checkpoint(tmp_path / "mean.safetensors"), average_checkpoints([file, words[1]])
+    for key, value in mean.state_dict().items():
+        assert torch.equal(value, plain.weights[key]) == ("running" not in key and "num_batches" not in key), key
+    origin = Checkpoint.load(tmp_path / "mean.safetensors").origin
+    assert origin["batch_norms_of_images"] == 4
+    assert len(origin["average_of"]) == 2
+    assert average.main([words[0], "--no-recompute"]) == 0
+    written = Checkpoint.load(tmp_path / "a" / "average.safetensors").weights
+    assert all(torch.equal(value, checkpoint.weights[key]) for key, value in written.items())
+    for more, problem in (
+        ([words[0], "--no-recompute"], "already exists"),
+        ([*words[:2]], "--output is missing"),
+        ([*words, "--last", "2", "--overwrite"], "--last takes the states of one run folder"),
+        ([*words, "--images", "4", "--no-recompute"], "leave one of them out"),
+        ([words[0], words[0], *words[2:], "--overwrite"], "is named twice"),
+        ([words[0], "--output", str(file), "--overwrite"], "best.safetensors"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            average.main(more)
