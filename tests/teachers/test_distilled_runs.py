@@ -18,6 +18,8 @@ from resnest_seg.io.visualize import write_png
 from resnest_seg.models.loading import build_segmenter, segmenter_for
 from resnest_seg.training.tasks import Moment, SegmentationTask
 
+pytestmark = pytest.mark.slow
+
 CONFIG = {
     "model": {"encoder": "resnest14_tiny", "head": "fcn", "output_stride": 16},
     "data": {"dataset": "synthetic", "crop_size": 64, "base_size": 96, "check": 0, "workers": 0},
@@ -204,7 +206,7 @@ def test_own_losses_and_networks_are_taught_as_well(teacher, tmp_path):
 def test_a_model_comes_nearer_to_its_teacher(teacher, tmp_path):
     """The labels say something else, which is nearly ignored."""
     weights = {"kl_weight": 30.0, "cwd_weight": 30.0}
-    train = {"iterations": 12, "batch_size": 2, "save_every": 100}
+    train = {"iterations": 8, "batch_size": 2, "save_every": 100}
     found = lines(fit(taught(teacher, distill=weights, train=train), output=tmp_path / "run").output)
     for name in ("kl_loss", "cwd_loss"):
-        assert sum(line[name] for line in found[-3:]) < 0.7 * sum(line[name] for line in found[:3])
+        assert sum(line[name] for line in found[-3:]) < 0.8 * sum(line[name] for line in found[:3])
