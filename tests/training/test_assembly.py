@@ -14,7 +14,7 @@ from torch import nn
 import resnest_seg
 from resnest_seg.config import load_run_config
 from resnest_seg.config_reading import flatten
-from resnest_seg.data.datasets import Sample, SegmentationDataset, assign_folds
+from resnest_seg.data.datasets import Sample, SegmentationDataset
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.models.checkpoint import BEST, CONFIG, LAST, Checkpoint
 from resnest_seg.training.run_folder import METRICS
@@ -398,88 +398,3 @@ def test_a_result_is_plain_values(tmp_path):
     result = fit(tmp_path / "run", until=1)
     assert dataclasses.asdict(dataclasses.replace(result, segmenter=None))["best_score"] == -1
     assert (result.finished, result.step, dict(result.scores)) == (False, 1, {})
-
-
-# Folds
-
-
-class Numbered(Own):
-    """Six pictures that tell which ones were read."""
-
-    def __init__(self, split="train"):
-        super().__init__(split)
-        self.read = set()
-
-    def __len__(self):
-        return 6
-
-    def __getitem__(self, index):
-        self.read.add(index)
-        return super().__getitem__(index)
-
-
-def fit_folds(output, folds=3, values=None, **parts):
-    AcceleratorState._reset_state(reset_partial_state=True)
-    values = config(data={"check": 0}, train={"iterations": 2}) if values is None else values
-    given = {"train": Numbered(), "validation": Own("val"), **parts}
-    return resnest_seg.fit_folds(values, folds, output=output, **given)
-
-
-def test_every_fold_trains_on_the_other_parts_alone(tmp_path):
-    train = Numbered()
-    fold_of = assign_folds(train, 3)
-    seen = []
-
-    class Watch(resnest_seg.Callback):
-        def on_validation(self, report):
-            seen.append(frozenset(train.read))
-            train.read.clear()
-
-    results = fit_folds(tmp_path / "folds", train=train, callbacks=[Watch()])  # one epoch of four pictures
-    assert [result.output.name for result in results] == ["fold_0", "fold_1", "fold_2"]
-    assert seen == [frozenset(np.flatnonzero(fold_of != fold).tolist()) for fold in range(3)]
-    assert all(result.finished and result.best.is_file() for result in results)
-    assert load_run_config(results[0].output / CONFIG).data.dataset == "custom"
-
-
-def test_folds_go_on_where_they_were_killed_and_refuse_others(tmp_path):
-    class KilledError(Exception):
-        pass
-
-    class Kill(resnest_seg.Callback):
-        def on_step(self, report):
-            if report.step == 1 and (tmp_path / "folds" / "fold_1").exists():
-                raise KilledError
-
-    whole = fit_folds(tmp_path / "whole")
-    with pytest.raises(KilledError):
-        fit_folds(tmp_path / "folds", callbacks=[Kill()])
-    before = (tmp_path / "folds" / "fold_0" / LAST).stat().st_mtime_ns
-    with pytest.raises(CheckpointError, match=r"folds cannot begin in .*folds: it exists"):
-        fit_folds(tmp_path / "folds")
-    with pytest.raises(CheckpointError, match="folds was 3, and is 2"):
-        fit_folds(tmp_path / "folds", 2, resume="auto")
-    with pytest.raises(CheckpointError, match="there is no"):
-        fit_folds(tmp_path / "none", resume="yes")
-    results = fit_folds(tmp_path / "folds", resume="auto")
-    assert all(same(weights(one.output), weights(other.output)) for one, other in zip(whole, results, strict=True))
-    assert (tmp_path / "folds" / "fold_0" / LAST).stat().st_mtime_ns == before
-    record = {"format": "resnest_seg folds", "samples": "x", "group_by": None}
-    for text, problem in (
-        ("[" * 10_000, "cannot be read"),
-        ("[1]", "no file of"),
-        (record | {"folds": "9"}, "no file"),
-    ):
-        (tmp_path / "folds" / "folds.json").write_text(text if isinstance(text, str) else json.dumps(text))
-        with pytest.raises(DatasetError, match=problem):
-            fit_folds(tmp_path / "folds", resume="auto")
-
-
-def test_parts_that_folds_would_share_are_refused(tmp_path):
-    for name, part in (
-        ("segmenter", nn.Conv2d(3, 3, 1)),
-        ("optimizer", torch.optim.SGD([nn.Parameter(torch.ones(1))])),
-    ):
-        with pytest.raises(ConfigError, match=f"{name} must be a function"):
-            fit_folds(tmp_path / "folds", **{name: part})
-    assert not (tmp_path / "folds").exists()
