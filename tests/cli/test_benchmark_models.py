@@ -95,16 +95,16 @@ def test_networks_of_configs_and_checkpoints_are_counted(folder, tool, tmp_path,
 def test_eight_bits_are_evaluated_themselves(folder, tool, tmp_path):
     pytest.importorskip("onnxruntime")
     output = tmp_path / "models.json"
-    words = ["models", "--checkpoint", folder, "--size", 64, 64, "--rounds", 2, "--json", output, "--runtimes", "torch",
-             "int8", "--no-memory", "--dataset", "synthetic", "--limit", 2]  # fmt: skip
+    words = ["models", "--checkpoint", folder, "--size", 72, 80, "--rounds", 2, "--json", output, "--runtimes", "torch",
+             "onnxruntime", "int8", "--no-memory", "--dataset", "synthetic", "--limit", 2]  # fmt: skip
     assert tool("benchmark_seg")(*words) == 0
     rows = json.loads(output.read_text())["measurements"]
-    assert [each["runtime"] for each in rows] == ["torch", "int8"]
-    assert [each["evaluation"] for each in rows] == ["synthetic val, whole, 2"] * 2
+    assert [each["runtime"] for each in rows] == ["torch", "onnxruntime", "int8"]  # equal labels, also of odd sizes
+    assert [each["evaluation"] for each in rows] == ["synthetic val, whole, 2"] * 3
     indices = range(2)
     expected = resnest_seg.evaluate(load_checkpoint(folder), Synthetic("val"), indices=indices).mean_iou("whole")
     assert rows[0]["mean_iou"] == pytest.approx(100 * expected)
-    assert rows[1]["mean_iou"] != rows[0]["mean_iou"]
+    assert rows[0]["mean_iou"] == rows[1]["mean_iou"] != rows[2]["mean_iou"]
 
 
 @pytest.mark.parametrize(

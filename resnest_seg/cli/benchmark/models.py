@@ -119,6 +119,13 @@ def photos(size: Sequence[int], number: int, *, channels: int = 3) -> Photos:
     return [drawn[index].image[..., np.arange(channels) % 3] for index in range(number)]
 
 
+def padded(images: Photos, stride: int) -> Photos:
+    """Photos with black right and below to multiples of the output stride, as the protocol whole gives them."""
+    import numpy as np
+
+    return [np.pad(image, ((0, -image.shape[0] % stride), (0, -image.shape[1] % stride), (0, 0))) for image in images]
+
+
 def in_torch(model: Segmenter, images: Photos, options: argparse.Namespace, *, compiled: bool = False) -> Run:
     """A model as a `Predictor` runs it, with its norms folded."""
     import numpy as np
@@ -147,22 +154,29 @@ def entries(
         except ExportError as error:
             print(f"{subject.name} is not measured in {runtime}: {error}", file=sys.stderr)
     for name, path in files.items():
-        found[name] = opened(path, images, device=options.device, threads=options.threads)
+        inputs = padded(images, stride_of(model))
+        found[name] = opened(path, inputs, device=options.device, threads=options.threads)
     expected = found[TORCH]()
     for name, label in found.items():
-        equal = float((label() == expected).mean())
+        equal = float((label()[:, : options.size[0], : options.size[1]] == expected).mean())
         if equal <= 0.999 and name != INT8:
             print(f"{subject.name} is not measured in {name}: only {equal:.2%} of the labels agree", file=sys.stderr)
         elif name in files or TORCH in options.runtimes:
             yield Entry(subject, name, label, files.get(name))
 
 
-def peak(entry: tuple[Subject, str, Path | None], channels: int, options: argparse.Namespace) -> float:
+def stride_of(model: Segmenter) -> int:
+    """What sides of images are padded to multiples of before a model gets them: one that predicts masks pads itself."""
+    return 1 if model.predicts_masks else model.output_stride
+
+
+def peak(entry: tuple[Subject, str, Path | None], channels: int, stride: int, options: argparse.Namespace) -> float:
     """Mebibytes above the opened model at the worst moment of its first call; for a fresh process."""
     subject, runtime, file = entry
     images = photos(options.size, options.batch, channels=channels)
     if file is not None:
-        return peak_during(opened(file, images, device=options.device, threads=options.threads))
+        inputs = padded(images, stride)
+        return peak_during(opened(file, inputs, device=options.device, threads=options.threads))
     import torch
 
     if options.threads is not None:
@@ -214,7 +228,7 @@ def data_of(
 def accuracies(found: Sequence[Entry], options: argparse.Namespace) -> list[tuple[float | None, str]]:
     """mIoU in percent of every entry and of which evaluation; None where it is not known.
 
-    Runtimes in 32 bits have that of the checkpoint, which they are proven against; 8 bits have one of their own.
+    Runtimes in 32 bits have that of the checkpoint, whose labels they give; 8 bits have one of their own.
     """
     known: dict[tuple[Subject, Path | None], tuple[float | None, str]] = {}
     for entry in found:
@@ -311,16 +325,16 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
             found += entries(subject, options, place, calibration_of(subject, options))
         if not found:
             raise ConfigError("none of the networks can be measured in these runtimes: see the lines above.")
-        channels, counts = {}, {}
+        inputs, counts = {}, {}
         for subject in subjects:
             model = subject.build()
-            channels[subject] = model.config.model.in_channels
-            counts[subject] = count(model, options, channels=channels[subject])
+            inputs[subject] = model.config.model.in_channels, stride_of(model)
+            counts[subject] = count(model, options, channels=inputs[subject][0])
         peaks: list[float | None] = [None] * len(found)
         for index, entry in enumerate(found if options.memory and options.device == "cpu" else ()):
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
                 what = entry.subject, entry.runtime, entry.file
-                peaks[index] = fresh.submit(peak, what, channels[entry.subject], options).result()
+                peaks[index] = fresh.submit(peak, what, *inputs[entry.subject], options).result()
         scores = accuracies(found, options)
         times = interleave([entry.label for entry in found], options.rounds)
     rows = [
