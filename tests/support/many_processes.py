@@ -4,8 +4,8 @@ python tests/many_processes.py FOLDER: runs FOLDER/ddp and FOLDER/fsdp, which ar
 which is stopped after three steps and continued by other processes.
 python tests/many_processes.py FOLDER classifier: runs FOLDER/whole and FOLDER/resumed of a classifier, the second of
 which dies before its last validation.
-python tests/many_processes.py FOLDER semi PHOTOS: runs FOLDER/one of one process, and FOLDER/ddp, FOLDER/fsdp and
-FOLDER/ema of two, that learn from unlabelled photos; and FOLDER/ema_resumed, stopped and continued.
+python tests/many_processes.py FOLDER semi PHOTOS: runs FOLDER/one of one process, FOLDER/fsdp and FOLDER/ema of two,
+that learn from unlabelled photos; and FOLDER/ema_resumed, stopped and continued.
 """
 
 import dataclasses
@@ -78,6 +78,7 @@ def train(output, *, until=None, resume=False, semi=None, freeze=CONFIG.optim.fr
         train=dataclasses.replace(CONFIG.train, **changes),
         optim=dataclasses.replace(CONFIG.optim, freeze=freeze),
         semi=semi or CONFIG.semi,
+        eval=CONFIG.eval if semi is None else dataclasses.replace(CONFIG.eval, limit=2),
     )
     segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=3, output_stride=32)
     for module in segmenter.modules():
@@ -158,8 +159,8 @@ def in_two(work, output, **options):
 
 def learn_from_photos(folder, photos):
     """Runs without dropout; those of the average keep batch norm's statistics for each process."""
-    semi, some = SemiConfig(threshold=0.4, feature_dropout=0.0), {"unlabelled": photos, "epochs": 2, "ema": 0.0}
-    in_two(train, folder / "ddp", semi=semi, **some)
+    semi = SemiConfig(threshold=0.0, feature_dropout=0.0)
+    some = {"unlabelled": photos, "ema": 0.0, "epochs": None, "iterations": 3}
     in_two(train, folder / "fsdp", semi=semi, parallel="fsdp", **some)
     ema = some | {"semi": dataclasses.replace(semi, teacher="ema"), "ema": 0.5, "freeze": None, "sync_bn": False}
     in_two(train, folder / "ema", **ema)
