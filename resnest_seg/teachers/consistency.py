@@ -169,7 +169,7 @@ class ConsistencyLoss:
     ramp_steps: float
 
     def weight_of(self, batch: MixedBatch, device: torch.device) -> Tensor:
-        """Count the valid pixels of the strong views, view by view, and of the weak ones: float64 [V + 1]."""
+        """Count the valid pixels of the strong views, view by view, and of the weak ones: int64 [V + 1]."""
         valid, partner, boxes = (
             each.to(device, non_blocking=True) for each in (batch.valid, batch.partner_valid, batch.boxes)
         )
@@ -177,7 +177,7 @@ class ConsistencyLoss:
             torch.where(inside(part, (valid.shape[1], valid.shape[2])), partner, valid).sum()
             for part in boxes.split(len(valid))
         ]
-        return torch.stack([*counts, valid.sum()]).double()
+        return torch.stack([*counts, valid.sum()])
 
     def share(self, step: int) -> tuple[float, float]:
         """Weights of the labelled and of the unlabelled loss in a step."""

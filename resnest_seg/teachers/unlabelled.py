@@ -164,7 +164,8 @@ def _listed(where: str | Source) -> tuple[Source, list[str]]:
         matches = glob.glob(where, recursive=True)  # noqa: PTH207, Path.glob takes no absolute patterns
         names = sorted(Path(match).relative_to(root).as_posix() for match in matches if Path(match).is_file())
         if not names:
-            raise DatasetError(f"train.unlabelled {printable(where)}: no file fits this pattern.")
+            hint = " A bracket that is part of a name is written [[]." if "[" in where else ""
+            raise DatasetError(f"train.unlabelled {printable(where)}: no file fits this pattern.{hint}")
     return source, [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
 
 

@@ -107,7 +107,8 @@ def test_what_holds_no_photos_is_refused(folder, tmp_path):
     (tmp_path / "words" / "a.txt").write_text("a")
     for where, said in (
         ("nowhere", "there is no such folder or file"),
-        (f"{tmp_path}/no*thing/*.png", "no file fits this pattern"),
+        (f"{tmp_path}/no*thing/*.png", "no file fits this pattern.$"),
+        (folder / "images" / "*" / "*.png", "A bracket that is part of a name is written"),
         (tmp_path / "empty", r"has no photo \(.*.jpg.*\) among 0 files"),
         (tmp_path / "words", "among 1 files"),
         (folder / "masks", "masks among the photos, such as .*masks/train"),
