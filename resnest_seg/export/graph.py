@@ -234,10 +234,10 @@ class ExportGraph(nn.Module):
         found = self.head(self.encoder(x.to(self.dtype)))
         logits = (found[-1].masks if self.masks else found).float()
         logits = F.interpolate(logits, size=(tall, wide), mode="bilinear", align_corners=self.info.align_corners)
+        logits = semantic_logits(found[-1].classes, logits) if self.masks else logits
         if padded:  # not by slices, of which torch.export wants to know whether they cut something off
             logits = logits.index_select(2, torch.arange(height, device=logits.device))
             logits = logits.index_select(3, torch.arange(width, device=logits.device))
-        logits = semantic_logits(found[-1].classes, logits) if self.masks else logits
         return _result(logits, self.info, self.thresholds if self.info.thresholds else None)
 
     def _padded(self, size: int) -> int:

@@ -47,13 +47,11 @@ class Bounds:
     Attributes:
         agreement: Minimum share of pixels, over all images, with the same label, 0..1.
         relative_error: Maximum error of the output, as a share of its largest value.
-        median_error: Maximum of the median, over the comparisons, of that error.
         drop: Maximum decrease of mean IoU, 0..1.
     """
 
     agreement: float | None = None
     relative_error: float | None = None
-    median_error: float | None = None
     drop: float | None = None
 
 
@@ -63,11 +61,6 @@ BOUNDS = {
     "int8": Bounds(drop=0.01),
 }
 """Precision -> acceptance bounds."""
-
-MASK_BOUNDS = Bounds(agreement=0.995, median_error=1e-3)
-"""Acceptance bounds of a float32 export whose head has masked attention. That is not continuous: where a mask is next
-to its threshold, the rounding of a runtime opens or closes a pixel to a query, and the scores of the image change by
-more than rounding. So one comparison may differ, and most may not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,12 +145,6 @@ class Proof:
         return None if not errors else float(np.max(errors))
 
     @property
-    def median_error(self) -> float | None:
-        """The median of the relative errors of all comparisons."""
-        errors = [row.relative_error for row in self.comparisons if row.relative_error is not None]
-        return None if not errors else float(np.median(errors))
-
-    @property
     def breaches(self) -> list[str]:
         """The violated bounds, one sentence each."""
         breaches, bounds, error = [], self.bounds, self.relative_error
@@ -166,12 +153,6 @@ class Proof:
         if bounds.relative_error is not None and error is not None and not error <= bounds.relative_error:
             breaches.append(
                 f"the output is off by {error:.2g} of its largest value (at most {bounds.relative_error:g})"
-            )
-        middle = self.median_error
-        if bounds.median_error is not None and middle is not None and not middle <= bounds.median_error:
-            breaches.append(
-                f"the output is off by {middle:.2g} of its largest value in the median of the comparisons (at most "
-                f"{bounds.median_error:g})"
             )
         if bounds.drop is not None:
             assert self.mean_iou is not None
@@ -265,7 +246,7 @@ def prove(
         scored=scored,
         source_mean_iou=source_iou if scored else None,
         mean_iou=export_iou if scored else None,
-        bounds=MASK_BOUNDS if precision == "float32" and source.predicts_masks else BOUNDS[precision],
+        bounds=BOUNDS[precision],
     )
     if proof.breaches:
         raise ExportError(_complaint(proof))

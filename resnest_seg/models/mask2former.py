@@ -51,13 +51,19 @@ def semantic_scores(classes: Tensor, masks: Tensor) -> Tensor:
     Returns:
         [N, K, h, w], 0 or more; their sum over classes is not 1.
     """
-    return torch.einsum("nqk,nqhw->nkhw", classes.softmax(dim=-1)[..., :-1], masks.sigmoid())
+    return _of_classes(classes, masks.sigmoid())
 
 
 def semantic_logits(classes: Tensor, masks: Tensor) -> Tensor:
     """Logarithms of `semantic_scores`: logits with the same best classes, whose exponentials are the scores."""
-    scores = semantic_scores(classes.float(), masks.float())
+    inside = 1 / (1 + (-masks.float()).exp())  # onnxruntime's sigmoid is 0 below -18, where logarithms still tell
+    scores = _of_classes(classes.float(), inside)
     return scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
+
+
+def _of_classes(classes: Tensor, inside: Tensor) -> Tensor:
+    """Class scores [N, Q, K + 1] and mask probabilities [N, Q, h, w] -> [N, K, h, w]."""
+    return torch.einsum("nqk,nqhw->nkhw", classes.softmax(dim=-1)[..., :-1], inside)
 
 
 def packed(prediction: MaskPrediction) -> Tensor:
