@@ -187,7 +187,8 @@ def _listed(where: str | Source) -> tuple[Source, list[str]]:
         root = Path(*parts[: next(index for index, part in enumerate(parts) if glob.has_magic(part))])
         source = FolderSource(root)
         matches = glob.glob(where, recursive=True)  # noqa: PTH207, Path.glob takes no absolute patterns
-        names = sorted(Path(match).relative_to(root).as_posix() for match in matches if Path(match).is_file())
+        # A file has several matches of a pattern with several `**`.
+        names = sorted({Path(match).relative_to(root).as_posix() for match in matches if Path(match).is_file()})
         if not names:
             hint = " A bracket that is part of a name is written [[]." if "[" in where else ""
             raise DatasetError(f"train.unlabelled {printable(where)}: no file fits this pattern.{hint}")

@@ -104,6 +104,8 @@ def test_a_pattern_and_a_zip_file(folder, tmp_path):
     train, validation = splits(folder)
     photos = find_photos(str(tmp_path / "deep" / "**" / "*.png"), train=train, validation=validation)
     assert photos.names == ("2.png", "er/4.png")
+    twice = find_photos(str(tmp_path / "deep" / "**" / "**" / "*.png"), train=train, validation=validation)
+    assert twice.names == photos.names
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         archive.write(tmp_path / "1.png", "in/1.png")
     photos = find_photos(str(tmp_path / "photos.zip"), train=train, validation=validation)
