@@ -97,8 +97,8 @@ def train_folds(
     for fold in range(folds):
         if os.environ.get("RANK", "0") == "0":
             print(f"fold {fold} of {folds}: {int((fold_of != fold).sum())} of {len(whole)} samples are trained on")
-        others = Subset(whole, np.flatnonzero(fold_of != fold).tolist())
-        part = dataclasses.replace(parts, train=others, validation=held_out)
+        others, own = (Subset(whole, np.flatnonzero(chosen).tolist()) for chosen in (fold_of != fold, fold_of == fold))
+        part = dataclasses.replace(parts, train=others, validation=held_out, scored=own)
         place, begun = folder / f"fold_{fold}", "no" if resume == "no" else "auto"
         trainer = trainer_for(
             config,

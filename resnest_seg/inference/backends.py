@@ -305,8 +305,8 @@ class FileBackend(Backend):
         """See `Backend`. Scores that take more than the memory are refused by a `ConfigError`."""
         if isinstance(image, np.ndarray) and image.dtype.kind == "f":
             self._check_range(image)
-        if self.bands is not None and isinstance(image, np.ndarray) and image.dtype != self.file.info.pixels:
-            image = self._in_units(image)
+        if isinstance(image, np.ndarray):
+            image = self.in_units(image)
         pixels: Any = image.transpose(2, 0, 1) if isinstance(image, np.ndarray) else _Bands(image)
         if not self.scored:
             height, width = image.shape[:2]
@@ -316,10 +316,14 @@ class FileBackend(Backend):
         for rows, columns, scores in score_blocks(self.network, pixels, protocol, memory=allowed):
             yield Block(rows, columns, scores, decision=self.decision)
 
-    def _in_units(self, image: NDArray[Any]) -> NDArray[Any]:
-        """Bands of another type than the file takes: floats, which may hold means, are rounded to whole numbers."""
+    def in_units(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Bands of any shape as the file takes them: floats, which may hold means, are rounded to whole numbers.
+
+        Raises:
+            ConfigError: The file's type does not hold the values.
+        """
         kind = np.dtype(self.file.info.pixels)
-        if kind.kind == "f" or image.dtype.kind != "f":
+        if self.bands is None or kind.kind == "f" or image.dtype.kind != "f":
             return image
         limits = np.iinfo(kind)
         if image.min() < limits.min - 0.5 or image.max() > limits.max + 0.5:

@@ -94,13 +94,8 @@ class Consistency(nn.Module):
     @torch.no_grad()
     def _labelling(self, model: nn.Module, images: Tensor) -> Tensor:
         """Logits of a model in eval mode, whose mode and statistics stay what they are."""
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
+        with _in_eval_mode(model):
             logits: Tensor = model(images, coarse=True).logits
-        finally:
-            for module, training in modes:
-                module.training = training
         return logits
 
     def _without_aux(self, images: Tensor) -> Tensor:
@@ -132,19 +127,28 @@ class Consistency(nn.Module):
             handle.remove()
 
 
+@contextlib.contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Within this, a model is in eval mode; then each of its modules has the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def levels_read(segmenter: Segmenter) -> frozenset[int]:
     """Return which of its encoder's features a head reads, as indices, found by a small image of zeros."""
-    modes = [(module, module.training) for module in segmenter.modules()]
-    segmenter.eval()
     side = max(64, segmenter.min_size)
     side += -side % segmenter.size_divisor
-    with torch.enable_grad():
+    with torch.enable_grad(), _in_eval_mode(segmenter):
         like = segmenter.pixel_mean
         features = segmenter.encoder(like.new_zeros(1, like.shape[1], side, side))
         features = [level.detach().requires_grad_() for level in features]
-        read = torch.autograd.grad(segmenter.head(features).float().sum(), features, allow_unused=True)
-    for module, training in modes:
-        module.training = training
+        given = [level.clone() for level in features]  # which a head may change in place
+        read = torch.autograd.grad(segmenter.head(given).float().sum(), features, allow_unused=True)
     return frozenset(number for number, gradient in enumerate(read) if gradient is not None)
 
 

@@ -245,8 +245,8 @@ def _of_file(name: str, device: torch.device) -> Teacher:
         def at(wanted: Grid) -> Tensor:
             parts = []
             for part in images.split(at_once):
-                logits = torch.from_numpy(backend.network.logits_fn(part.cpu().numpy())).to(images.device)
-                parts.append(at_places(logits, grid, wanted))
+                logits = backend.network.logits_fn(backend.in_units(part.cpu().numpy()))
+                parts.append(at_places(torch.from_numpy(logits).to(images.device), grid, wanted))
             return torch.cat(parts)
 
         return Reply(grid, at)

@@ -12,7 +12,7 @@ import dataclasses
 import glob
 import hashlib
 import itertools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +58,7 @@ class UnlabelledPhotos:
         bands: How bands are read, where the images are no photos (8-bit RGB).
         labelled: Number of files that were left out because they are samples of the training split.
         held_out: Number of photos that are samples of the validation split.
+        scored: Number of files that were left out because they are what a fold is scored on.
     """
 
     source: Source
@@ -65,6 +66,7 @@ class UnlabelledPhotos:
     bands: BandReader | None = None
     labelled: int = 0
     held_out: int = 0
+    scored: int = 0
 
     def __len__(self) -> int:
         return len(self.names)
@@ -105,19 +107,21 @@ def find_photos(
     *,
     train: SegmentationDataset,
     validation: SegmentationDataset,
+    scored: SegmentationDataset | None = None,
     bands: BandReader | None = None,
 ) -> UnlabelledPhotos:
-    """List unlabelled photos, but for those that are samples of the training split.
+    """List unlabelled photos, but for those that are samples of the training split, or of the part of a fold.
 
     Args:
         where: A folder (with its subfolders; hidden files are left out), a pattern with `*`, `?`, `[...]` or `**` for
             any subfolders, a zip file, or an address; or a storage that is open.
         train: The training split.
         validation: The split that is validated on; what is in it is counted, and stays.
+        scored: The part that a fold is scored on; what is in it is left out. None is of a run without folds.
         bands: How bands are read.
 
     Raises:
-        DatasetError: Nothing is there, there is no photo but those of the training split, or there are masks.
+        DatasetError: Nothing is there, there is no photo but those that are left out, or there are masks.
     """
     source, names = _listed(where)
     suffixes = IMAGE_SUFFIXES if bands is None else PHOTO_SUFFIXES
@@ -132,21 +136,42 @@ def find_photos(
     place = _Places()
     places = {name: place(source, name) for name in photos}
     masks = _masks(train, place) | _masks(validation, place)
-    found = next((name for name in photos if places[name] in masks), None) or _mask_among(photos)
-    if found is not None:
+    mask = next((name for name in photos if places[name] in masks), None) or _mask_among(photos)
+    if mask is not None:
         raise DatasetError(
-            f"train.unlabelled {shown} has masks among the photos, such as {source.locate(found)}: name the folder of "
+            f"train.unlabelled {shown} has masks among the photos, such as {source.locate(mask)}: name the folder of "
             "the photos alone, or a pattern."
         )
-    labelled, held_out = _samples(train, place), _samples(validation, place)
-    left = tuple(name for name in photos if places[name] not in labelled)
+    return _without_samples(UnlabelledPhotos(source, tuple(photos), bands), places, shown,
+                            samples=(_samples(train, place), _samples(validation, place)),
+                            scored=None if scored is None else _samples(scored, place))  # fmt: skip
+
+
+def _without_samples(
+    photos: UnlabelledPhotos,
+    places: Mapping[str, str],
+    shown: str,
+    *,
+    samples: tuple[set[str], set[str]],
+    scored: set[str] | None,
+) -> UnlabelledPhotos:
+    """The photos that may be learned from, by the places of the training, validation and scored samples."""
+    (labelled, held_out), names = samples, photos.names
+    apart = (scored or set()) - labelled
+    left_out = labelled | apart
+    left = tuple(name for name in names if places[name] not in left_out)
     if not left:
+        or_scored = "" if scored is None else ", or of the part that this fold is scored on"
         raise DatasetError(
-            f"all {len(photos)} photos of train.unlabelled {shown} are samples of the training split, which has their "
-            "labels: choose fewer labelled samples (data.samples), or other photos."
+            f"all {len(names)} photos of train.unlabelled {shown} are samples of the training split, which has their "
+            f"labels{or_scored}: choose fewer labelled samples (data.samples), or other photos."
         )
-    return UnlabelledPhotos(
-        source, left, bands, len(photos) - len(left), sum(places[name] in held_out for name in left)
+    return dataclasses.replace(
+        photos,
+        names=left,
+        labelled=sum(places[name] in labelled for name in names),
+        held_out=sum(places[name] in held_out for name in left),
+        scored=sum(places[name] in apart for name in names),
     )
 
 
@@ -162,7 +187,8 @@ def _listed(where: str | Source) -> tuple[Source, list[str]]:
         root = Path(*parts[: next(index for index, part in enumerate(parts) if glob.has_magic(part))])
         source = FolderSource(root)
         matches = glob.glob(where, recursive=True)  # noqa: PTH207, Path.glob takes no absolute patterns
-        names = sorted(Path(match).relative_to(root).as_posix() for match in matches if Path(match).is_file())
+        # A file has several matches of a pattern with several `**`.
+        names = sorted({Path(match).relative_to(root).as_posix() for match in matches if Path(match).is_file()})
         if not names:
             hint = " A bracket that is part of a name is written [[]." if "[" in where else ""
             raise DatasetError(f"train.unlabelled {printable(where)}: no file fits this pattern.{hint}")

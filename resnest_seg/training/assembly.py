@@ -93,6 +93,7 @@ class Parts:
             `resnest_seg.data.transforms.Transform`.
         optimizer: An optimiser, or a function from parameter groups to one.
         callbacks: Objects that hear of steps and validations.
+        scored: The part of the training split that a fold is scored on, of which the run must not see the photos.
     """
 
     train: SegmentationDataset | None = None
@@ -102,6 +103,7 @@ class Parts:
     transform: Transform | None = None
     optimizer: OwnOptimizer | None = None
     callbacks: Sequence[Callback] = ()
+    scored: SegmentationDataset | None = None
 
 
 def fit(
@@ -470,12 +472,16 @@ def task_for(
         pos_weight=balanced.pos_weight,
         loss=parts.loss,
         transform=parts.transform,
-        photos=photos_for(config, train, validation),
+        photos=photos_for(config, train, validation, scored=parts.scored),
     )
 
 
 def photos_for(
-    config: RunConfig, train: SegmentationDataset, validation: SegmentationDataset
+    config: RunConfig,
+    train: SegmentationDataset,
+    validation: SegmentationDataset,
+    *,
+    scored: SegmentationDataset | None = None,
 ) -> UnlabelledPhotos | None:
     """The unlabelled photos of a run; the main process says how many there are.
 
@@ -492,11 +498,17 @@ def photos_for(
         )
     source = opened_root(data.dataset, where, cache=data.cache, cache_size=data.cache_size)
     photos = find_photos(
-        source if isinstance(source, Source) else where, train=train, validation=validation, bands=bands_of(data)
+        source if isinstance(source, Source) else where,
+        train=train,
+        validation=validation,
+        scored=scored,
+        bands=bands_of(data),
     )
     photos.check(data.check)
     if os.environ.get("RANK", "0") == "0":
-        left_out = f", without {photos.labelled} that the training split has with labels" if photos.labelled else ""
+        without = [f"{photos.labelled} that the training split has with labels"] * bool(photos.labelled)
+        without += [f"{photos.scored} that this fold is scored on"] * bool(photos.scored)
+        left_out = f", without {' and '.join(without)}" if without else ""
         print(f"unlabelled: {len(photos)} photos{left_out}", file=sys.stderr)
         if photos.held_out:
             print(f"warning: {photos.held_out} of the unlabelled photos are samples of the {validation.split} split: "

@@ -18,9 +18,10 @@ import torch
 from resnest_seg.config import AnyConfig, DataConfig, DistillConfig, PretrainConfig, RunConfig
 from resnest_seg.data.build import DATASETS, data_root, dataset_for, opened_root, say_layout, with_task
 from resnest_seg.data.class_lists import read_classes
-from resnest_seg.data.datasets import Sample, SegmentationDataset, Subset, behind_views
+from resnest_seg.data.datasets import PairedFiles, Sample, SegmentationDataset, Subset, behind_views
 from resnest_seg.data.folder import named
 from resnest_seg.data.synthetic import Synthetic
+from resnest_seg.data.tiles import paired_files
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.evaluation.evaluate import evaluate
 from resnest_seg.io.visualize import write_png
@@ -30,7 +31,7 @@ from resnest_seg.models.loading import classifier_for, load_checkpoint, load_cla
 from resnest_seg.models.published import published
 from resnest_seg.models.segmenter import Segmenter
 from resnest_seg.storage.remote import is_address
-from resnest_seg.training.assembly import Parts, look, trainer_for, within_budget
+from resnest_seg.training.assembly import Parts, look, photos_for, trainer_for, within_budget
 from resnest_seg.training.classification import ClassFolder, ClassificationTask
 from resnest_seg.training.optim import Schedule, too_short
 from resnest_seg.training.run_folder import MACHINE
@@ -107,6 +108,8 @@ def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None
     validation = parts.validation if parts.validation is not None else data_or_stand_in(config, config.eval.split)
     say_layout(train)
     look(config, train, validation)
+    if isinstance(paired_files(train), PairedFiles):  # of all samples, which leave out more photos than the first ones
+        photos_for(config, train, validation, scored=parts.scored)
     if budget is not None:
         config = within_budget(config, budget, num_classes=len(train.label_space.score_names))
     drawn = isinstance(behind_views(train), StandIn)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from support import fake_data
 from torch import nn
 
 import resnest_seg
@@ -71,6 +72,23 @@ def test_every_fold_trains_on_the_other_parts_alone(tmp_path):
     assert seen == [frozenset(np.flatnonzero(fold_of != fold).tolist()) for fold in range(3)]
     assert all(result.finished and result.best.is_file() for result in results)
     assert load_run_config(results[0].output / CONFIG).data.dataset == "custom"
+
+
+def test_unlabelled_photos_are_none_that_the_fold_is_scored_on(tmp_path, capsys):
+    """Each fold of six samples learns from the four others, and from the two photos that are no training samples."""
+    samples = Numbered(count=8)
+    for index in range(8):
+        split = "train" if index < 6 else "val"
+        fake_data.write(tmp_path / "data" / "images" / split / f"{index}.png", samples[index].image)
+        fake_data.write(tmp_path / "data" / "masks" / split / f"{index}.png", samples[index].labels)
+    train, validation = (resnest_seg.FolderDataset(tmp_path / "data", split) for split in ("train", "val"))
+    where = {"unlabelled": str(tmp_path / "data" / "images"), "iterations": 1}
+    values = {**CONFIG_OF_TEST, "train": {**CONFIG_OF_TEST["train"], **where}, "semi": {"method": "fixmatch"}}
+    for result in fit_folds(tmp_path / "folds", values=values, train=train, validation=validation):
+        sources = Checkpoint.load(result.output / LAST).training.values["sources"]
+        assert sources["train.unlabelled"].startswith("2 photos, ")
+    said = "unlabelled: 2 photos, without 4 that the training split has with labels and 2 that this fold is scored on"
+    assert capsys.readouterr().err.count(said) == 3
 
 
 def test_folds_go_on_where_they_were_killed_and_refuse_others(tmp_path):

@@ -1,5 +1,6 @@
 """A step of FixMatch and UniMatch against one that is written by hand in plain torch and numpy."""
 
+import contextlib
 import copy
 import dataclasses
 
@@ -9,13 +10,16 @@ import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from support import fake_data
+from support.small_models import OneConvolution
 from torch import nn
 
 from resnest_seg.config import DataConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, SemiConfig, TrainConfig
 from resnest_seg.data.datasets import Sample, SegmentationDataset
 from resnest_seg.data.transforms import sample_seed
 from resnest_seg.labels import LabelSpace
+from resnest_seg.models.heads import FCNHead
 from resnest_seg.models.loading import build_segmenter
+from resnest_seg.models.segmenter import Segmenter
 from resnest_seg.teachers.consistency import Consistency, ConsistencyLoss, ConsistencyOutput, levels_read
 from resnest_seg.teachers.unlabelled import UnlabelledPhotos, find_photos
 from resnest_seg.training.tasks import SegmentationTask
@@ -317,6 +321,26 @@ def test_the_ramp_up_counts_epochs_as_the_run_does(photos, tmp_path):
         train = dataclasses.replace(config.train, epochs=epochs, iterations=None if epochs else 4)
         one = trainer_of(dataclasses.replace(config, train=train), photos, tmp_path / f"run{epochs}")
         assert one.task.consistency.ramp_steps == expected  # 2 steps of 2 are an epoch of 4
+
+
+class InPlace(FCNHead):
+    """A head that changes its features."""
+
+    def forward(self, features):
+        return super().forward([*features[:-1], features[-1].relu_()])
+
+
+class Breaks(FCNHead):
+    def forward(self, features):
+        raise RuntimeError("broken head")
+
+
+def test_levels_are_found_of_heads_that_change_features_and_modes_come_back_from_those_that_break():
+    for head, said in ((InPlace(16, 3), None), (Breaks(16, 3), "broken head")):
+        segmenter = Segmenter(OneConvolution(), head, num_classes=3).train()
+        with contextlib.nullcontext() if said is None else pytest.raises(RuntimeError, match=said):
+            assert levels_read(segmenter) == {3}
+        assert all(module.training for module in segmenter.modules())
 
 
 def test_the_passes_leave_the_model_as_it_was(photos):

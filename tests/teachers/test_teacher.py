@@ -94,6 +94,26 @@ def test_an_exported_teacher_says_what_its_checkpoint_says(letters, tmp_path):
     assert teachers_identity(DistillConfig(teacher=(letters, str(path)))).count(",") == 1
 
 
+@pytest.mark.slow
+def test_a_file_of_whole_numbers_teaches_a_model_of_floats(tmp_path):
+    """Crops are floats where pixels without data hold means: they are rounded, as in a prediction."""
+    from resnest_seg.export.graph import ExportOptions, info_of
+    from resnest_seg.export.onnx import write_onnx
+
+    torch.manual_seed(0)
+    model = build_segmenter("resnest14_tiny", "fcn", 3, in_channels=4, aux_head=False).eval()
+    data = DataConfig(bands=(1, 2, 3, 4), pixel_mean=(120.0,) * 4, pixel_std=(60.0,) * 4)
+    model.take_statistics(data)
+    model.config, model.label_space = dataclasses.replace(model.config, data=data), ABC
+    write_onnx(model, info_of(model, ExportOptions("uint16", "nchw", "logits", "float32")), tmp_path / "b.onnx", ())
+    (teacher,) = opened(str(tmp_path / "b.onnx"), channels=4, data=data)
+    whole, grid = pixels(channels=4), Grid(8, 8, True, (64, 64))
+    expected = teacher.ask(whole.to(torch.uint16)).at(grid)
+    assert torch.equal(teacher.ask(whole.float() + 0.3).at(grid), expected)
+    with pytest.raises(ConfigError, match=r"b.onnx takes uint16 bands, and the image has values from -"):
+        teacher.ask(whole.float() - 300).at(grid)
+
+
 def test_the_logarithms_of_probabilities_stand_for_logits(tmp_path):
     small_onnx.write(tmp_path / "model.onnx")
     small_onnx.write(tmp_path / "softmax.onnx", output="softmax")

@@ -87,6 +87,16 @@ def test_samples_of_the_training_split_are_left_out_by_whatever_path_they_are_na
         find_photos(str(folder / "images" / "train"), train=train, validation=validation)
 
 
+def test_samples_that_a_fold_is_scored_on_are_left_out(folder):
+    train, validation = splits(folder)
+    one, rest = Subset(train, [0]), Subset(train, [1, 2])
+    photos = find_photos(str(folder / "images"), train=rest, validation=validation, scored=one)
+    assert photos.names == ("val/v ü.png",)
+    assert (photos.labelled, photos.scored, photos.held_out) == (2, 1, 1)
+    with pytest.raises(DatasetError, match=r"all 3 photos .* or of the part that this fold is scored on"):
+        find_photos(str(folder / "images" / "train"), train=rest, validation=validation, scored=one)
+
+
 def test_a_pattern_and_a_zip_file(folder, tmp_path):
     (tmp_path / "deep" / "er").mkdir(parents=True)
     for path in ("1.png", "deep/2.png", "deep/er/3.jpg", "deep/er/4.png"):
@@ -94,6 +104,8 @@ def test_a_pattern_and_a_zip_file(folder, tmp_path):
     train, validation = splits(folder)
     photos = find_photos(str(tmp_path / "deep" / "**" / "*.png"), train=train, validation=validation)
     assert photos.names == ("2.png", "er/4.png")
+    twice = find_photos(str(tmp_path / "deep" / "**" / "**" / "*.png"), train=train, validation=validation)
+    assert twice.names == photos.names
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         archive.write(tmp_path / "1.png", "in/1.png")
     photos = find_photos(str(tmp_path / "photos.zip"), train=train, validation=validation)

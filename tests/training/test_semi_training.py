@@ -266,3 +266,14 @@ def test_a_dry_run_draws_photos_where_the_data_is_missing_too(tmp_path, monkeypa
     assert "passed" in dry_run(config_of(tmp_path / "none", data={"dataset": "camvid"}))
     with pytest.raises(DatasetError, match="there is no such folder"):
         dry_run(config_of(tmp_path / "none", data={"dataset": "synthetic"}))
+
+
+def test_a_dry_run_refuses_photos_all_of_which_are_samples(tmp_path):
+    """It trains on the first samples alone, and the run on all."""
+    for split, count in (("train", 6), ("val", 1)):
+        for index in range(count):
+            fake_data.write(tmp_path / "images" / split / f"{index}.png", Colours()[index].image)
+            fake_data.write(tmp_path / "masks" / split / f"{index}.png", Colours()[index].labels)
+    data = {"dataset": "folder", "root": str(tmp_path)}
+    with pytest.raises(DatasetError, match=r"all 6 photos of train.unlabelled .* are samples of the training split"):
+        dry_run(config_of(tmp_path / "images" / "train", data=data))
