@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
+from resnest_seg.config import RunConfig
 from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.loader import load_batches, training_batches
 from resnest_seg.data.transforms import TrainTransform
@@ -96,6 +97,10 @@ def _check_same(first: Checkpoint, other: Checkpoint, files: tuple[Path, Path]) 
     if differing:
         key = differing[0]
         refuse(f"its network is another one, model.{key} is {theirs[key]!r} and not {ours[key]!r}")
+    if isinstance(first.config, RunConfig) and isinstance(other.config, RunConfig):
+        images = [(each.config.data.bands, each.config.data.nodata) for each in (first, other)]
+        if images[0] != images[1]:
+            refuse(f"its images are others, data.bands and data.nodata are {images[1]} and not {images[0]}")
     names = [() if each.label_space is None else each.label_space.names for each in (first, other)]
     if names[0] != names[1]:
         place = next((place for place, pair in enumerate(zip(*names, strict=False)) if pair[0] != pair[1]), None)

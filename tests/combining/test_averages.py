@@ -81,6 +81,9 @@ def test_what_cannot_be_averaged_is_refused_by_what_differs(tmp_path):
         "'pspnet' and not 'fcn'."
     )
     assert "model.output_stride is 16 and not 8" in refused(config=other(output_stride=16))
+    data = dataclasses.replace(plain.config.data, bands=(3, 2, 1))
+    bands = refused(config=dataclasses.replace(plain.config, data=data))
+    assert "data.bands and data.nodata are ((3, 2, 1), None) and not (None, None)" in bands
     space = LabelSpace.numbered(3, names=["sky", "car", "road"])
     assert "class 1 is 'car' and not 'road'" in refused(label_space=space)
     assert "it has 4 classes and not 3" in refused(label_space=LabelSpace.numbered(4, names=[*SPACE.names, "d"]))
