@@ -98,7 +98,7 @@ def _check_same(first: Checkpoint, other: Checkpoint, files: tuple[Path, Path]) 
         key = differing[0]
         refuse(f"its network is another one, model.{key} is {theirs[key]!r} and not {ours[key]!r}")
     if isinstance(first.config, RunConfig) and isinstance(other.config, RunConfig):
-        images = [(each.config.data.bands, each.config.data.nodata) for each in (first, other)]
+        images = [(data.bands, data.nodata) for data in (first.config.data, other.config.data)]
         if images[0] != images[1]:
             refuse(f"its images are others, data.bands and data.nodata are {images[1]} and not {images[0]}")
     names = [() if each.label_space is None else each.label_space.names for each in (first, other)]
@@ -127,7 +127,7 @@ def recompute_batch_norms(
 
     By the rule of `torch.optim.swa_utils.update_bn`: cumulative means over batches of the size of the run's
     micro-batches. Deterministic: samples, order and augmentation are those of a first epoch of the run's seed. What the
-    run froze (`optim.freeze`) stays as it is.
+    run froze (`optim.freeze`) stays as it is. After an error, such as a sample that cannot be read, all is as before.
 
     Args:
         segmenter: The model, on the device to compute on; `config` says how its samples are augmented.
@@ -165,10 +165,25 @@ def recompute_batch_norms(
         for each in batches:
             yield each.images
 
-    with contextlib.closing(batches), torch.random.fork_rng(devices):
+    with contextlib.closing(batches), torch.random.fork_rng(devices), _as_before_on_errors(segmenter):
         torch.manual_seed(config.seed)  # of dropout
         update_bn(images_of_batches(), segmenter, device=segmenter.pixel_mean.device)
     return count // batch * batch
+
+
+@contextlib.contextmanager
+def _as_before_on_errors(segmenter: Segmenter) -> Iterator[None]:
+    """Within this, an error or Ctrl-C leaves batch norms and mode as they were, and not half counted."""
+    training, norms = segmenter.training, [each for each in segmenter.modules() if isinstance(each, _BatchNorm)]
+    before = [(each, each.momentum, {key: value.clone() for key, value in each.named_buffers()}) for each in norms]
+    try:
+        yield
+    except BaseException:
+        for norm, momentum, buffers in before:
+            norm.momentum = momentum
+            norm.load_state_dict(buffers, strict=False)
+        segmenter.train(training)
+        raise
 
 
 def _frozen_statistics(segmenter: Segmenter) -> dict[str, Tensor]:

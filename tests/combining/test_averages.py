@@ -15,7 +15,7 @@ from resnest_seg.combining.averages import average_checkpoints, newest_states, r
 from resnest_seg.config import OptimConfig, TrainConfig
 from resnest_seg.data.loader import load_batches, training_batches
 from resnest_seg.data.transforms import TrainTransform
-from resnest_seg.errors import CheckpointError, ConfigError
+from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.models.checkpoint import Checkpoint
 from resnest_seg.models.loading import load_checkpoint
 
@@ -185,6 +185,23 @@ def test_dropout_is_drawn_by_the_seed_of_the_run():
         recompute_batch_norms(segmenter, photos())
         found.append(segmenter.state_dict())
     assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+
+
+def test_after_an_error_the_model_is_as_before():
+    class Damaged(PairDataset):
+        def __getitem__(self, index):
+            if index == 5:
+                raise DatasetError("a damaged photo")
+            return super().__getitem__(index)
+
+    pairs = [(noise(60, 70, 3, seed=seed), noise(60, 70, seed=seed) % 3) for seed in range(8)]
+    segmenter = trainable().eval()
+    before = copy.deepcopy(segmenter)
+    with pytest.raises(DatasetError, match="a damaged photo"):
+        recompute_batch_norms(segmenter, Damaged(pairs, SPACE, split="train"), images=8)
+    assert all(torch.equal(value, before.state_dict()[key]) for key, value in segmenter.state_dict().items())
+    assert not any(module.training for module in segmenter.modules())
+    assert {module.momentum for module in segmenter.modules() if isinstance(module, torch.nn.BatchNorm2d)} == {0.1}
 
 
 def test_too_few_samples_have_no_statistics():
