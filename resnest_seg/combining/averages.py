@@ -31,6 +31,9 @@ from resnest_seg.training.run_folder import RunFolder
 NO_MATTER = ("weights", "encoder_weights", "checkpointing")
 """Keys of `model` in which checkpoints may differ: they say where weights began and how they were trained."""
 
+THRESHOLDS = "thresholds"
+"""Key of the thresholds of binary and multi-label models."""
+
 
 def newest_states(run: str | Path, count: int) -> list[Path]:
     """The newest states of a run folder, newest first.
@@ -55,7 +58,8 @@ def average_checkpoints(paths: Sequence[str | Path]) -> Checkpoint:
     """Average the weights of checkpoints, summed in float64; one is in memory at a time.
 
     Whole numbers, such as counters, are those of the first. Statistics of batch norms are averaged, too; see
-    `recompute_batch_norms`. Thresholds of binary and multi-label models are averaged.
+    `recompute_batch_norms`. Thresholds of binary and multi-label models are averaged, to thousandths, in which
+    evaluations count.
 
     Args:
         paths: Checkpoint files of this package, or run folders (their best); the first one's config is the result's.
@@ -80,6 +84,8 @@ def average_checkpoints(paths: Sequence[str | Path]) -> Checkpoint:
     weights = {
         key: (sums[key] / len(files)).to(value.dtype) if key in sums else value for key, value in first.weights.items()
     }
+    if THRESHOLDS in sums:
+        weights[THRESHOLDS] = (sums[THRESHOLDS] / len(files)).round(decimals=3).to(first.weights[THRESHOLDS].dtype)
     members = [{"file": str(file), "sha256": sha256(file)} for file in files]
     return dataclasses.replace(first, weights=weights, training=None, origin={"average_of": members})
 

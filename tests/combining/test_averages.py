@@ -62,6 +62,18 @@ def test_an_average_is_the_mean_of_each_weight_and_names_its_members(tmp_path):
     assert found.training is None
 
 
+def test_mean_thresholds_are_such_as_evaluations_count(tmp_path):
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for path, threshold in zip(paths, (0.463, 0.466), strict=True):
+        segmenter = small_segmenter(SPACE.for_task("multilabel"), classes=3)
+        segmenter.take_task("multilabel")
+        segmenter.thresholds.fill_(threshold)
+        saved(path, segmenter)
+    for some, steps in ((paths, (464, 465)), (paths[:1], (463,))):
+        found = average_checkpoints(some).weights["thresholds"]
+        assert any(torch.equal(found, torch.full((3,), step / 1000)) for step in steps)
+
+
 def test_what_cannot_be_averaged_is_refused_by_what_differs(tmp_path):
     first = saved(tmp_path / "a.safetensors", member(1))
     plain = Checkpoint.load(first)
