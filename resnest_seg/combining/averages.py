@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
+from resnest_seg.config import RunConfig
 from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.loader import load_batches, training_batches
 from resnest_seg.data.transforms import TrainTransform
@@ -29,6 +30,9 @@ from resnest_seg.training.run_folder import RunFolder
 
 NO_MATTER = ("weights", "encoder_weights", "checkpointing")
 """Keys of `model` in which checkpoints may differ: they say where weights began and how they were trained."""
+
+THRESHOLDS = "thresholds"
+"""Key of the thresholds of binary and multi-label models."""
 
 
 def newest_states(run: str | Path, count: int) -> list[Path]:
@@ -54,7 +58,8 @@ def average_checkpoints(paths: Sequence[str | Path]) -> Checkpoint:
     """Average the weights of checkpoints, summed in float64; one is in memory at a time.
 
     Whole numbers, such as counters, are those of the first. Statistics of batch norms are averaged, too; see
-    `recompute_batch_norms`. Thresholds of binary and multi-label models are averaged.
+    `recompute_batch_norms`. Thresholds of binary and multi-label models are averaged, to thousandths, in which
+    evaluations count.
 
     Args:
         paths: Checkpoint files of this package, or run folders (their best); the first one's config is the result's.
@@ -79,6 +84,8 @@ def average_checkpoints(paths: Sequence[str | Path]) -> Checkpoint:
     weights = {
         key: (sums[key] / len(files)).to(value.dtype) if key in sums else value for key, value in first.weights.items()
     }
+    if THRESHOLDS in sums:
+        weights[THRESHOLDS] = (sums[THRESHOLDS] / len(files)).round(decimals=3).to(first.weights[THRESHOLDS].dtype)
     members = [{"file": str(file), "sha256": sha256(file)} for file in files]
     return dataclasses.replace(first, weights=weights, training=None, origin={"average_of": members})
 
@@ -96,6 +103,10 @@ def _check_same(first: Checkpoint, other: Checkpoint, files: tuple[Path, Path]) 
     if differing:
         key = differing[0]
         refuse(f"its network is another one, model.{key} is {theirs[key]!r} and not {ours[key]!r}")
+    if isinstance(first.config, RunConfig) and isinstance(other.config, RunConfig):
+        images = [(data.bands, data.nodata) for data in (first.config.data, other.config.data)]
+        if images[0] != images[1]:
+            refuse(f"its images are others, data.bands and data.nodata are {images[1]} and not {images[0]}")
     names = [() if each.label_space is None else each.label_space.names for each in (first, other)]
     if names[0] != names[1]:
         place = next((place for place, pair in enumerate(zip(*names, strict=False)) if pair[0] != pair[1]), None)
@@ -122,7 +133,7 @@ def recompute_batch_norms(
 
     By the rule of `torch.optim.swa_utils.update_bn`: cumulative means over batches of the size of the run's
     micro-batches. Deterministic: samples, order and augmentation are those of a first epoch of the run's seed. What the
-    run froze (`optim.freeze`) stays as it is.
+    run froze (`optim.freeze`) stays as it is. After an error, such as a sample that cannot be read, all is as before.
 
     Args:
         segmenter: The model, on the device to compute on; `config` says how its samples are augmented.
@@ -160,10 +171,25 @@ def recompute_batch_norms(
         for each in batches:
             yield each.images
 
-    with contextlib.closing(batches), torch.random.fork_rng(devices):
+    with contextlib.closing(batches), torch.random.fork_rng(devices), _as_before_on_errors(segmenter):
         torch.manual_seed(config.seed)  # of dropout
         update_bn(images_of_batches(), segmenter, device=segmenter.pixel_mean.device)
     return count // batch * batch
+
+
+@contextlib.contextmanager
+def _as_before_on_errors(segmenter: Segmenter) -> Iterator[None]:
+    """Within this, an error or Ctrl-C leaves batch norms and mode as they were, and not half counted."""
+    training, norms = segmenter.training, [each for each in segmenter.modules() if isinstance(each, _BatchNorm)]
+    before = [(each, each.momentum, {key: value.clone() for key, value in each.named_buffers()}) for each in norms]
+    try:
+        yield
+    except BaseException:
+        for norm, momentum, buffers in before:
+            norm.momentum = momentum
+            norm.load_state_dict(buffers, strict=False)
+        segmenter.train(training)
+        raise
 
 
 def _frozen_statistics(segmenter: Segmenter) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -64,7 +65,8 @@ def fit_folds(
         resume: "no" begins in a new folder, "yes" goes on, "auto" goes on if there is one and begins otherwise.
 
     Returns:
-        What came of each run; where a signal ended one, those after it are missing.
+        What came of each run, with its model on the CPU; where a signal or a callback ended one, those after it are
+        missing.
 
     Raises:
         ConfigError: As by `fit`; too many or too few folds; a model or an optimiser that would be used twice.
@@ -90,9 +92,11 @@ def train_folds(
     fold_of = assign_folds(whole, folds, group_by=group_by)
     name = dataset_name(whole, config.data.dataset)
     folder = Path(output or f"{config.output or f'runs/{name}_{config.model.head}_{config.model.encoder}'}_folds")
-    _record_folds(folder, fold_record(whole, folds, group_by=group_by), resume=resume)
+    record = fold_record(whole, folds, group_by=group_by)
+    _check_folder(folder, record, resume=resume)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset=name))
-    _record_recipe(folder / CONFIG, config, allow_changes=allow_changes)
+    if (folder / CONFIG).is_file():
+        config_changes(load_run_config(folder / CONFIG), config, allowed=allow_changes, file=folder / CONFIG)
     results: list[FitResult] = []
     for fold in range(folds):
         if os.environ.get("RANK", "0") == "0":
@@ -107,7 +111,13 @@ def train_folds(
             resume=begun,
             allow_changes=allow_changes if RunFolder(place).states() else (),
         )
+        if not fold:  # no earlier, so that a start which is refused leaves nothing behind
+            _write(folder / FOLDS, json.dumps(record, indent=1) + "\n")
+            _write(folder / CONFIG, to_yaml(config))  # without what a run finds out, such as statistics of its part
         results.append(run(trainer))
+        results[-1].segmenter.cpu()
+        del trainer  # with its optimiser and averages, before the next one's take memory
+        gc.collect()
         if not results[-1].finished:
             break
     return tuple(results)
@@ -125,8 +135,8 @@ def _check_made_anew(*, segmenter: object, optimizer: object) -> None:
             raise ConfigError(f"{key} must be a function that makes a new one: every fold trains its own.")
 
 
-def _record_folds(folder: Path, record: Mapping[str, Any], *, resume: str) -> None:
-    """Write how a split is divided, or compare it with what a folder says that is gone on with."""
+def _check_folder(folder: Path, record: Mapping[str, Any], *, resume: str) -> None:
+    """Refuse a folder that holds other folds, or something else, or nothing that could go on."""
     path = folder / FOLDS
     if path.is_file() and resume != "no":
         before = read_fold_record(path)
@@ -137,18 +147,14 @@ def _record_folds(folder: Path, record: Mapping[str, Any], *, resume: str) -> No
                 "Choose another output, or go on with what it was."
             )
         return
-    if resume == "yes" or path.is_file():
-        why = "it exists" if path.is_file() else f"there is no {path}"
-        raise CheckpointError(f"folds cannot {'go on' if resume == 'yes' else 'begin'} in {folder}: {why}. "
-                              "Choose another output, or resume='auto'.")  # fmt: skip
-    _write(path, json.dumps(record, indent=1) + "\n")
-
-
-def _record_recipe(path: Path, config: RunConfig, *, allow_changes: Collection[str]) -> None:
-    """Write the config that all folds are trained by: what a run finds out, such as statistics, is its fold's alone."""
+    if resume == "yes":
+        raise CheckpointError(f"folds cannot go on in {folder}: there is no {path}. Choose another output, or "
+                              "resume='auto'.")  # fmt: skip
     if path.is_file():
-        config_changes(load_run_config(path), config, allowed=allow_changes, file=path)
-    _write(path, to_yaml(config))
+        raise CheckpointError(f"folds cannot begin in {folder}: it exists. Choose another output, or go on with them "
+                              "by resume='auto' (--resume auto).")  # fmt: skip
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"folds cannot begin in {folder}: it exists, and holds no folds. Choose another output.")
 
 
 def _write(path: Path, text: str) -> None:

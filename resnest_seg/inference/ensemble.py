@@ -128,9 +128,12 @@ def described(descriptions: Sequence[str]) -> str:
 
 
 def mean_thresholds(thresholds: Sequence[Sequence[float]], orders: Sequence[Sequence[int]]) -> tuple[float, ...]:
-    """The thresholds of an ensemble of binary or multi-label models: for each label the mean of the members' own."""
+    """The thresholds of an ensemble of binary or multi-label models: for each label the mean of the members' own.
+
+    Rounded to thousandths, in which evaluations count.
+    """
     ordered = [[own[place] for place in order] for own, order in zip(thresholds, orders, strict=True) if own]
-    return tuple(statistics.fmean(label) for label in zip(*ordered, strict=True))
+    return tuple(round(statistics.fmean(label), 3) for label in zip(*ordered, strict=True))
 
 
 class EnsembleBackend(Backend):
@@ -242,7 +245,8 @@ class EnsembleBackend(Backend):
             sums[:, block.rows.start - first : last, block.columns] += part
             rows[behind].add(block)
             if rows[behind].complete == height:
-                assert next(streams[behind], None) is None  # which frees what the member holds
+                more = next(streams[behind], None)  # which frees what the member holds, also where asserts are off
+                assert more is None
             complete = min(each.complete for each in rows) - first
             if not complete:
                 continue

@@ -15,7 +15,7 @@ from resnest_seg.combining.averages import average_checkpoints, newest_states, r
 from resnest_seg.config import OptimConfig, TrainConfig
 from resnest_seg.data.loader import load_batches, training_batches
 from resnest_seg.data.transforms import TrainTransform
-from resnest_seg.errors import CheckpointError, ConfigError
+from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.models.checkpoint import Checkpoint
 from resnest_seg.models.loading import load_checkpoint
 
@@ -62,6 +62,18 @@ def test_an_average_is_the_mean_of_each_weight_and_names_its_members(tmp_path):
     assert found.training is None
 
 
+def test_mean_thresholds_are_such_as_evaluations_count(tmp_path):
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for path, threshold in zip(paths, (0.463, 0.466), strict=True):
+        segmenter = small_segmenter(SPACE.for_task("multilabel"), classes=3)
+        segmenter.take_task("multilabel")
+        segmenter.thresholds.fill_(threshold)
+        saved(path, segmenter)
+    for some, steps in ((paths, (464, 465)), (paths[:1], (463,))):
+        found = average_checkpoints(some).weights["thresholds"]
+        assert any(torch.equal(found, torch.full((3,), step / 1000)) for step in steps)
+
+
 def test_what_cannot_be_averaged_is_refused_by_what_differs(tmp_path):
     first = saved(tmp_path / "a.safetensors", member(1))
     plain = Checkpoint.load(first)
@@ -81,6 +93,9 @@ def test_what_cannot_be_averaged_is_refused_by_what_differs(tmp_path):
         "'pspnet' and not 'fcn'."
     )
     assert "model.output_stride is 16 and not 8" in refused(config=other(output_stride=16))
+    data = dataclasses.replace(plain.config.data, bands=(3, 2, 1))
+    bands = refused(config=dataclasses.replace(plain.config, data=data))
+    assert "data.bands and data.nodata are ((3, 2, 1), None) and not (None, None)" in bands
     space = LabelSpace.numbered(3, names=["sky", "car", "road"])
     assert "class 1 is 'car' and not 'road'" in refused(label_space=space)
     assert "it has 4 classes and not 3" in refused(label_space=LabelSpace.numbered(4, names=[*SPACE.names, "d"]))
@@ -182,6 +197,23 @@ def test_dropout_is_drawn_by_the_seed_of_the_run():
         recompute_batch_norms(segmenter, photos())
         found.append(segmenter.state_dict())
     assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+
+
+def test_after_an_error_the_model_is_as_before():
+    class Damaged(PairDataset):
+        def __getitem__(self, index):
+            if index == 5:
+                raise DatasetError("a damaged photo")
+            return super().__getitem__(index)
+
+    pairs = [(noise(60, 70, 3, seed=seed), noise(60, 70, seed=seed) % 3) for seed in range(8)]
+    segmenter = trainable().eval()
+    before = copy.deepcopy(segmenter)
+    with pytest.raises(DatasetError, match="a damaged photo"):
+        recompute_batch_norms(segmenter, Damaged(pairs, SPACE, split="train"), images=8)
+    assert all(torch.equal(value, before.state_dict()[key]) for key, value in segmenter.state_dict().items())
+    assert not any(module.training for module in segmenter.modules())
+    assert {module.momentum for module in segmenter.modules() if isinstance(module, torch.nn.BatchNorm2d)} == {0.1}
 
 
 def test_too_few_samples_have_no_statistics():

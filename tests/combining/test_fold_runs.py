@@ -1,5 +1,6 @@
 """`fit_folds`: one run for each part of a split, on the other parts."""
 
+import gc
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from resnest_seg.config import load_run_config
 from resnest_seg.data.datasets import Sample, SegmentationDataset, assign_folds
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.models.checkpoint import CONFIG, LAST, Checkpoint
+from resnest_seg.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -132,3 +134,30 @@ def test_parts_that_folds_would_share_are_refused(tmp_path):
         with pytest.raises(ConfigError, match=f"{name} must be a function"):
             fit_folds(tmp_path / "folds", **{name: part})
     assert not (tmp_path / "folds").exists()
+
+
+def test_a_start_that_is_refused_leaves_nothing_behind(tmp_path):
+    wrong = CONFIG_OF_TEST | {"train": CONFIG_OF_TEST["train"] | {"trackers": "no such"}}
+    with pytest.raises(ConfigError, match="no such"):
+        fit_folds(tmp_path / "folds", values=wrong)
+    assert not (tmp_path / "folds").exists()
+    for name in ("a run", "photos"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "best.safetensors").write_bytes(b"")
+        with pytest.raises(CheckpointError, match=f"folds cannot begin in .*{name}: it exists, and holds no folds"):
+            fit_folds(tmp_path / name, resume="auto" if name == "photos" else "no")
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["best.safetensors"]
+
+
+def test_the_trainer_of_a_fold_is_gone_when_the_next_is_built(tmp_path):
+    """Its optimiser and its averages would take memory twice."""
+    alive = []
+
+    def segmenter(classes):
+        alive.append(sum(type(one) is Trainer for one in gc.get_objects()))
+        return resnest_seg.build_segmenter("resnest14_tiny", head="fcn", num_classes=classes)
+
+    gc.collect()
+    results = fit_folds(tmp_path / "folds", segmenter=segmenter)
+    assert len(results) == len(alive) == 3
+    assert max(alive) == alive[0]

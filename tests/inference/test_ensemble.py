@@ -41,7 +41,8 @@ def member(seed=0, space=SPACE):
             parameter += 0.3 * parameter.std(correction=0) * torch.randn(parameter.shape, generator=random)
         segmenter.pixel_mean += 5 * seed
         if space.task != "multiclass":
-            segmenter.thresholds.copy_(0.4 + 0.1 * torch.rand(len(space.score_names), generator=random))
+            drawn = 0.4 + 0.1 * torch.rand(len(space.score_names), generator=random)
+            segmenter.thresholds.copy_(drawn.round(decimals=2))  # thousandths, as those of validations
     return segmenter
 
 
@@ -156,6 +157,18 @@ def test_two_members_are_the_mean_of_their_probabilities(task, protocol):
         thresholds = np.mean([each.decision_thresholds for each in members], axis=0)
         present = want >= thresholds[:, None, None]
         assert (labels == (present << np.arange(3)[:, None, None]).sum(axis=0)).mean() > 0.999
+
+
+@pytest.mark.parametrize("task", ["binary", "multilabel"])
+def test_mean_thresholds_are_such_as_evaluations_count(task):
+    members, image = [member(seed, SPACES[task]) for seed in (1, 2)], noise(40, 50, 3)
+    for each, threshold in zip(members, (0.463, 0.466), strict=True):  # the mean is no multiple of 1/1000
+        each.thresholds.fill_(threshold)
+    backend = opened(*members)
+    assert backend.decision.thresholds[0] in (0.464, 0.465)
+    labels = whole_scores(backend, image)[1]
+    report = evaluate(backend, PairDataset([(image, labels)], SPACES[task]))
+    assert report.scores["whole"].mean_iou == 1
 
 
 def test_the_order_of_members_does_not_matter():

@@ -384,6 +384,7 @@ def test_detectron2s_resnest50_is_not_the_fast_one(tmp_path):
         ({"extra_block": "pol"}, "unknown extra_block 'pol'. Did you mean 'pool'"),
         ({"weights": True}, "Give 'imagenet'"),
         ({"weights": "imagnet"}, "no such file or name"),
+        ({"weights": "a" * 5000}, "weights 'a+' cannot be read: File name too long"),
     ],
 )
 def test_what_a_person_may_get_wrong(options, says):
