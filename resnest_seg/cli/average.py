@@ -1,6 +1,7 @@
-"""Average the weights of checkpoints of one network: the newest states of a run, or several runs.
+"""Average the weights of checkpoints of one network: the newest or best states of a run, or several runs.
 
 python tools/average_weights.py runs/my_run --last 5
+python tools/average_weights.py runs/my_run --best 3
 python tools/average_weights.py runs/first runs/second runs/third --output mean.safetensors
 
 The result is a checkpoint as any other, and as fast. A run keeps its newest states with --train.keep 5. Batch norms are
@@ -35,8 +36,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = Parser("average", description=__doc__)
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="run folders (their best checkpoints) or "
-                        "checkpoint files of one network; with --last one run folder")  # fmt: skip
+                        "checkpoint files of one network; with --last or --best one run folder")  # fmt: skip
     parser.add_argument("--last", type=int, metavar="K", help="average the newest K states of the run folder")
+    parser.add_argument("--best", type=int, metavar="K", help="average the K kept states of the run folder that scored "
+                        "best in its validations")  # fmt: skip
     parser.add_argument("--output", metavar="FILE", help=f"the checkpoint (default: {DEFAULT} in the run folder; "
                         "of several runs there is none)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
@@ -55,22 +58,27 @@ def members(options: argparse.Namespace) -> list[str]:
     """The files and run folders that are averaged.
 
     Raises:
-        ConfigError: --last with several, or none.
+        ConfigError: --last or --best with several folders, or with each other.
         CheckpointError: The run folder keeps fewer states.
     """
-    from resnest_seg.combining.averages import newest_states
+    from resnest_seg.combining.averages import best_states, newest_states
 
     check_option("--last", options.last, 1, 1000)
+    check_option("--best", options.best, 1, 1000)
     check_option("--images", options.images, 2, COUNT)
     check_option("--workers", options.workers, 0, 256)
     if options.images is not None and not options.recompute:
         raise ConfigError("--images says on how many batch norms are recomputed, and --no-recompute does not: leave "
                           "one of them out.")  # fmt: skip
-    if options.last is None:
+    if options.last is None and options.best is None:
         return checkpoints_of(options.checkpoints)
+    if options.last is not None and options.best is not None:
+        raise ConfigError("--last and --best choose states by age and by score: give one of them.")
     if len(options.checkpoints) > 1 or not Path(options.checkpoints[0]).is_dir():
-        raise ConfigError("--last takes the states of one run folder: name that alone.")
-    return [str(path) for path in newest_states(options.checkpoints[0], options.last)]
+        option = "--last" if options.best is None else "--best"
+        raise ConfigError(f"{option} takes the states of one run folder: name that alone.")
+    choose, count = (newest_states, options.last) if options.best is None else (best_states, options.best)
+    return [str(path) for path in choose(options.checkpoints[0], count)]
 
 
 def output_of(options: argparse.Namespace, paths: Sequence[str]) -> Path:

@@ -25,6 +25,7 @@ from resnest_seg.evaluation.evaluate import check_fits
 from resnest_seg.files import sha256
 from resnest_seg.models.checkpoint import Checkpoint, find_checkpoint
 from resnest_seg.models.segmenter import Segmenter
+from resnest_seg.reports.run_table import METRICS, SCORES, finite, json_lines, saved_values
 from resnest_seg.training.optim import hold_frozen
 from resnest_seg.training.run_folder import RunFolder
 
@@ -52,6 +53,34 @@ def newest_states(run: str | Path, count: int) -> list[Path]:
             f"told otherwise. Train with --train.keep {count}, or average {len(states)} (--last {len(states)})."
         )
     return states[:count]
+
+
+def best_states(run: str | Path, count: int) -> list[Path]:
+    """The states of a run folder whose weights scored best in validations, the best first, of equal ones the newest.
+
+    Only states that the run keeps count, and of these only those that were saved when the run was validated. Where a
+    run validates its weights and their average, the score is that of the weights, which a state holds.
+
+    Raises:
+        CheckpointError: The folder keeps fewer such states.
+    """
+    newest_states(run, 1)  # says what is no run folder
+    states = RunFolder(run).states()
+    scores: dict[int, float] = {}
+    for line in json_lines(Path(run) / METRICS):
+        found = [finite(line.get(prefix + name)) for name in SCORES for prefix in ("weights/", "")]
+        known = [score for score in found if score is not None]
+        if line.get("kind") == "validation" and known:
+            scores[int(line["step"])] = known[0]
+    score_of = {path: scores.get(saved_values(path).get("step", -1)) for path in states}
+    scored = {path: score for path, score in score_of.items() if score is not None}
+    if len(scored) < count:
+        raise CheckpointError(
+            f"{run} holds {len(scored)} states whose validation is known, of {len(states)} states, and {count} are "
+            f"asked for. Train with --train.keep {count} or more, and with train.save_every 0, which saves with every "
+            "validation; or average the newest (--last)."
+        )
+    return sorted(scored, key=lambda path: scored[path], reverse=True)[:count]
 
 
 def average_checkpoints(paths: Sequence[str | Path]) -> Checkpoint:

@@ -165,7 +165,7 @@ def read_run(folder: str | Path, *, name: str | None = None) -> Run:
     folder = Path(folder)
     config = _read_config(folder / CONFIG)
     metrics, machine = list(json_lines(folder / METRICS)), list(json_lines(folder / MACHINE))
-    saved = _saved(folder / STATES[0])
+    saved = saved_values(folder / STATES[0])
     score_name = next((key for key in SCORES if f"best_{key}" in saved), None)
     score_name = score_name or next((key for key in SCORES for line in metrics if key in line), "mean_iou")
     score, score_step = _best(metrics, score_name)
@@ -235,7 +235,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
         return
 
 
-def _saved(path: Path) -> dict[str, Any]:
+def saved_values(path: Path) -> dict[str, Any]:
     """The plain values of a training state, from the header of its file; nothing of a damaged or foreign one."""
     with contextlib.suppress(OSError, SafetensorError, ValueError, RecursionError):
         with safe_open(path, framework="numpy") as file:

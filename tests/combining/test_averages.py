@@ -3,15 +3,17 @@
 import copy
 import dataclasses
 import hashlib
+import json
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.small_models import OneConvolution, noise, save_scenes_model, small_segmenter
 
 from resnest_seg import LabelSpace, PairDataset
 from resnest_seg.cli import average
-from resnest_seg.combining.averages import average_checkpoints, newest_states, recompute_batch_norms
+from resnest_seg.combining.averages import average_checkpoints, best_states, newest_states, recompute_batch_norms
 from resnest_seg.config import OptimConfig, TrainConfig
 from resnest_seg.data.loader import load_batches, training_batches
 from resnest_seg.data.transforms import TrainTransform
@@ -231,6 +233,20 @@ def test_a_run_that_keeps_fewer_states_says_how_to_keep_more(tmp_path):
         newest_states(tmp_path / "none", 1)
 
 
+def test_the_best_states_are_those_whose_weights_scored_best(tmp_path):
+    """Of steps 2, 4, 6, 8 and 9, the last of which was not validated, and 8 only as an average better than 2."""
+    for step, name in ((2, None), (4, None), (6, None), (8, None), (9, "last")):
+        metadata = {"training": json.dumps({"step": step})}
+        save_file({"x": torch.zeros(1)}, tmp_path / f"{name or f'step_{step:08d}'}.safetensors", metadata)
+    lines = [{"kind": "validation", "step": step, "mean_iou": score} for step, score in ((1, 0.9), (2, 0.5), (4, 0.6))]
+    lines += [{"kind": "train", "step": 6, "loss": 1.0}, {"kind": "validation", "step": 6, "mean_iou": 0.6}]
+    lines += [{"kind": "validation", "step": 8, "mean_iou": 0.8, "average/mean_iou": 0.8, "weights/mean_iou": 0.4}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [path.stem[-1] for path in best_states(tmp_path, 4)] == ["6", "4", "2", "8"]
+    with pytest.raises(CheckpointError, match=r"holds 4 states whose validation is known, of 5 states, and 5 are"):
+        best_states(tmp_path, 5)
+
+
 @pytest.mark.slow
 def test_the_verb_writes_a_checkpoint_like_any_other(tmp_path, capsys):
     for name in ("a", "b ü [1]"):
@@ -257,6 +273,8 @@ def test_the_verb_writes_a_checkpoint_like_any_other(tmp_path, capsys):
     for more, problem in (
         ([words[0], "--no-recompute"], "already exists"),
         ([*words[:2]], "--output is missing"),
+        ([*words, "--best", "2", "--overwrite"], "--best takes the states of one run folder"),
+        ([*words, "--best", "2", "--last", "2"], "--last and --best choose states by age and by score"),
         ([*words, "--last", "2", "--overwrite"], "--last takes the states of one run folder"),
         ([*words, "--images", "4", "--no-recompute"], "leave one of them out"),
         ([words[0], words[0], *words[2:], "--overwrite"], "is named twice"),
