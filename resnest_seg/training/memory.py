@@ -22,6 +22,7 @@ from resnest_seg.config import RunConfig, loss_names
 from resnest_seg.errors import ConfigError
 from resnest_seg.io.display import PlainTable
 from resnest_seg.models.loading import segmenter_for
+from resnest_seg.models.mask2former import SetLoss
 from resnest_seg.models.resnest import SMP
 from resnest_seg.models.segmenter import Segmenter
 from resnest_seg.teachers.consistency import Consistency
@@ -47,6 +48,9 @@ OPTIMIZER_STATES = {"sgd": 1, "adamw": 2}
 
 CHUNK_TENSORS = 4
 """Number of float32 tensors of a chunk's size in the loss."""
+
+PRESENT = 20
+"""Classes of a crop that are counted for a head that predicts masks: few crops have more."""
 
 
 def gib(size: int) -> str:
@@ -367,6 +371,8 @@ def _step(config: RunConfig, num_classes: int, images: int, half: bool) -> _Step
 
 def _forward(config: RunConfig, segmenter: Segmenter, images: int, size: tuple[int, int]) -> Callable[[], Tensor]:
     """A function that makes the batch of a step and computes its loss."""
+    if segmenter.predicts_masks:
+        return lambda: _mask_step(config, segmenter, images, size)
     loss = SegmentationLoss(config.train.aux_weight, align_corners=segmenter.align_corners)
     semi = None if config.train.unlabelled is None else Consistency(segmenter, config.semi)
 
@@ -389,6 +395,32 @@ def _forward(config: RunConfig, segmenter: Segmenter, images: int, size: tuple[i
         return supervised + unlabelled
 
     return step
+
+
+class _AnyAssignment(SetLoss):
+    """The loss of masks with a given number of classes in every image, and queries assigned without SciPy."""
+
+    def __init__(self, num_classes: int, *, present: int) -> None:
+        super().__init__(num_classes)
+        self.present = torch.arange(present)
+
+    def _present(self, labels: Tensor) -> Tensor:
+        return self.present
+
+    def _assigned(
+        self, classes: Tensor, masks: Tensor, present: Tensor, truth: Tensor, draw: Callable[[Sequence[int]], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        return self.present, self.present
+
+
+def _mask_step(config: RunConfig, segmenter: Segmenter, images: int, size: tuple[int, int]) -> Tensor:
+    """The loss of a head that predicts masks, which is not that of its logits."""
+    predictions = segmenter.masks(torch.empty(images, config.model.in_channels, *size, dtype=torch.uint8))
+    present = min(segmenter.num_classes, PRESENT, predictions[0].masks.shape[1])
+    loss = _AnyAssignment(segmenter.num_classes, present=present)
+    labels = torch.empty(images, *size, dtype=torch.int64)
+    value: Tensor = loss(predictions, labels, total=torch.ones(2), draw=lambda _, shape: torch.empty(*shape))
+    return value
 
 
 def _pixels(config: RunConfig) -> int:

@@ -1,5 +1,7 @@
 """Exports of a head that predicts masks, after some training: their masks are sure somewhere, as those in use are."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -72,7 +74,9 @@ def test_scores_of_classes_that_are_nowhere_are_told_apart_by_onnxruntime(tmp_pa
         def forward(self, classes, masks):
             return semantic_logits(classes, masks)
 
-    torch.onnx.export(Scores().eval(), (classes, masks), tmp_path / "scores.onnx", dynamo=True, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about its internals
+        torch.onnx.export(Scores().eval(), (classes, masks), tmp_path / "scores.onnx", dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(tmp_path / "scores.onnx")
     names = [each.name for each in session.get_inputs()]
     (found,) = session.run(None, dict(zip(names, (classes.numpy(), masks.numpy()), strict=True)))

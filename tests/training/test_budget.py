@@ -12,7 +12,7 @@ from resnest_seg.config import DataConfig, ModelConfig, OptimConfig, RunConfig, 
 from resnest_seg.errors import ConfigError
 from resnest_seg.models.loading import segmenter_for
 from resnest_seg.training import cpu_gradients as convolution
-from resnest_seg.training.losses import SegmentationLoss
+from resnest_seg.training.losses import MaskLoss, SegmentationLoss
 from resnest_seg.training.memory import (
     ENOUGH_STATISTICS,
     GIB,
@@ -59,6 +59,23 @@ def test_fake_tensors_count_what_a_real_step_takes(checkpointing, monkeypatch):
     trained = sum(p.nbytes for p in segmenter.parameters())
     everything = sum(value.nbytes for value in segmenter.state_dict().values())
     assert model(3) == pytest.approx(real.peak + everything + 2 * trained, rel=0.02)
+
+
+@pytest.mark.parametrize("decoder", ["deformable", "fpn"])
+def test_a_step_of_masks_is_counted_with_its_own_loss(decoder):
+    """Of crops with as many classes as are counted, here all ten."""
+    head = {"head": "mask2former", "family": "mmseg", "output_stride": 32, "aux_head": False, "pixel_decoder": decoder}
+    config = changed(TINY, model=head)
+    model = measure(config, num_classes=10, half=False)
+    segmenter = segmenter_for(config, None, num_classes=10).train()
+    loss, bands = MaskLoss(segmenter), torch.arange(64) // 7
+    labels = bands.expand(3, 64, 64)
+    with LiveBytes() as real:
+        predictions = segmenter.masks(torch.zeros(3, 3, 64, 64, dtype=torch.uint8))
+        loss(predictions, labels.contiguous(), total=loss.weight_of(labels), seeds=[0, 1, 2]).backward()
+    trained = sum(p.nbytes for p in segmenter.parameters())
+    everything = sum(value.nbytes for value in segmenter.state_dict().values())
+    assert model(3) == pytest.approx(real.peak + everything + 2 * trained, rel=0.05)
 
 
 def test_it_is_at_least_what_autograd_says_it_keeps():
