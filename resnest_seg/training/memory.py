@@ -201,11 +201,13 @@ def plan(config: RunConfig, *, num_classes: int, devices: Devices) -> Plan:
                 f"train.batch_size ({config.train.batch_size}) is too small: batch norm needs two images."
             )
         least = min(possible, key=lambda option: option.memory)
+        stride = config.model.output_stride
+        coarser = f", raise model.output_stride ({stride})," if stride < 32 else ""
         raise ConfigError(
             f"{config.model.encoder} {config.model.head} does not fit into {devices}: the smallest step takes "
             f"{gib(least.memory)} on each, and {gib(RESERVE)} and {MARGIN:.0%} of the rest are reserved. Lower "
-            f"data.crop_size ({config.data.crop_size}), raise model.output_stride ({config.model.output_stride}), or "
-            "choose a smaller encoder; each of these changes the recipe."
+            f"data.crop_size ({config.data.crop_size}){coarser} or choose a smaller encoder; each of these changes the "
+            "recipe."
         )
     resolved = divided(config, chosen.accumulation, checkpointing=chosen.checkpointing)
     return Plan(resolved, chosen, tuple(options), devices)

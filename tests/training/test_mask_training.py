@@ -2,18 +2,24 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from resnest_seg import evaluate, fit, load_checkpoint
 from resnest_seg.config import OptimConfig, RunConfig
 from resnest_seg.data.build import build_dataset
 from resnest_seg.errors import ConfigError
+from resnest_seg.evaluation.evaluate import Measures
 from resnest_seg.export.export import export_onnx
 from resnest_seg.inference.predictor import Predictor
 from resnest_seg.models.loading import build_segmenter
+from resnest_seg.models.mask2former import DeformableAttention, DeformablePixelDecoder
+from resnest_seg.training.assembly import Parts
+from resnest_seg.training.dry_run import dry_run
 from resnest_seg.training.losses import MaskLoss
 from resnest_seg.training.optim import build_optimizer, clip_gradients
 
@@ -133,3 +139,58 @@ def test_eight_bits_are_refused(trained, tmp_path):
     with pytest.raises(ConfigError, match="int8 is not for a head that predicts masks"):
         export_onnx(trained.segmenter, tmp_path / "m.onnx", precision="int8", calibration=[np.zeros((64, 64, 3), "u1")])
     assert not list(tmp_path.iterdir())
+
+
+def test_it_is_tried_out_judged_at_boundaries_and_teaches(trained, tmp_path, monkeypatch):
+    """What other heads can: a dry run, an evaluation of everything, distillation into a model with logits."""
+    monkeypatch.chdir(tmp_path)
+    assert re.search(r"passed: trained, saved, resumed, validated", str(dry_run(RunConfig.from_dict(CONFIG), Parts())))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    report = evaluate(load_checkpoint(trained.best), build_dataset("synthetic", split="val"), indices=range(1),
+                      measures=Measures(boundaries=True))  # fmt: skip
+    assert 0 <= report.boundaries["whole"].mean_boundary_iou <= 1
+    student = {"model": {"encoder": "resnest14_tiny", "head": "fcn"}, "optim": {}, "distill": {
+        "teacher": [str(trained.output)], "method": "both"}}  # fmt: skip
+    fit(CONFIG | student, output=tmp_path / "student", until=1)
+    line = json.loads((tmp_path / "student" / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["kl_loss"] > 0
+    assert line["cwd_loss"] > 0
+
+
+def test_it_is_no_student(trained, tmp_path):
+    config = RunConfig.from_dict(CONFIG | {"distill": {"teacher": [str(trained.output)]}})
+    with pytest.raises(ConfigError, match="head mask2former predicts masks"):
+        fit(config, output=tmp_path / "run")
+
+
+def test_deformable_attention_is_in_float32_within_autocast():
+    """Levels of half-precision features are those that the decoder makes of them in float32, to the bit."""
+    torch.manual_seed(0)
+    decoder = DeformablePixelDecoder([8, 16, 24, 32])
+    sides = zip([8, 16, 24, 32], [16, 8, 4, 2], strict=True)
+    features = [torch.randn(1, channels, side, side).bfloat16().requires_grad_() for channels, side in sides]
+    with torch.autocast("cpu", torch.bfloat16):
+        masks, levels = decoder(features)
+    _, expected = decoder([feature.float() for feature in features])
+    assert all(torch.equal(level, other) for level, other in zip(levels, expected, strict=True))
+    assert {level.dtype for level in levels} == {torch.float32}
+    assert masks.dtype == torch.bfloat16
+    (masks.float().square().mean() + sum(level.square().mean() for level in levels)).backward()
+    assert all(feature.grad.isfinite().all() and feature.grad.any() for feature in features)
+
+
+def test_what_is_looked_up_again_has_the_same_gradients():
+    torch.manual_seed(0)
+    attention, gradients = DeformableAttention(), []
+    for layer in (attention.sampling_offsets, attention.attention_weights):
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    sizes = [(2, 3), (4, 6), (8, 12)]
+    x, places = torch.randn(2, 126, 256), torch.rand(126, 2)
+    for training in (True, False):  # in eval mode, everything is kept
+        attention.train(training).zero_grad()
+        attention(
+            x, torch.randn(1, 126, 256, generator=torch.Generator().manual_seed(1)), places, sizes
+        ).sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in attention.parameters()])
+    assert all(torch.equal(ours, other) for ours, other in zip(*gradients, strict=True))
+    assert all(gradient.any() for gradient in gradients[0])
