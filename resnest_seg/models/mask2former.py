@@ -167,30 +167,18 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(asking).view(batch, length, HEADS, LEVELS, POINTS, 2)
         shares = self.attention_weights(asking).view(batch, length, HEADS, LEVELS * POINTS).softmax(dim=-1)
         shares = shares.permute(0, 2, 1, 3).reshape(batch * HEADS, 1, length, LEVELS, POINTS)
-        if torch.is_grad_enabled() and self.training:  # what is seen is the largest tensor, and is soon made again
-            total = checkpoint(_looked_up, value, offsets, shares, places, sizes, use_reentrant=False)
-        else:
-            total = _looked_up(value, offsets, shares, places, sizes)
+        total = x.new_zeros(())
+        parts = value.split([height * width for height, width in sizes], dim=2)
+        for level, (part, (height, width)) in enumerate(zip(parts, sizes, strict=True)):
+            across = places[:, 0].view(1, length, 1, 1) + offsets[:, :, :, level, :, 0] / width
+            down = places[:, 1].view(1, length, 1, 1) + offsets[:, :, :, level, :, 1] / height
+            grid = 2 * torch.stack([across, down], dim=-1) - 1
+            grid = grid.transpose(1, 2).flatten(0, 1)  # [N heads, L, points, 2]
+            maps = part.reshape(batch * HEADS, CHANNELS // HEADS, height, width)
+            seen = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+            total = total + (seen * shares[:, :, :, level]).sum(dim=-1)
         found: Tensor = self.output_proj(total.reshape(batch, CHANNELS, length).transpose(1, 2))
         return found
-
-
-def _looked_up(
-    value: Tensor, offsets: Tensor, shares: Tensor, places: Tensor, sizes: Sequence[tuple[int, int]]
-) -> Tensor:
-    """Weighted sums of values [N, C, L] at the points of each position and head, [N heads, C / heads, L]."""
-    batch, _, length = value.shape
-    total = value.new_zeros(())
-    parts = value.split([height * width for height, width in sizes], dim=2)
-    for level, (part, (height, width)) in enumerate(zip(parts, sizes, strict=True)):
-        across = places[:, 0].view(1, length, 1, 1) + offsets[:, :, :, level, :, 0] / width
-        down = places[:, 1].view(1, length, 1, 1) + offsets[:, :, :, level, :, 1] / height
-        grid = 2 * torch.stack([across, down], dim=-1) - 1
-        maps = part.reshape(batch * HEADS, CHANNELS // HEADS, height, width)
-        grid = grid.transpose(1, 2).flatten(0, 1)  # [N heads, L, points, 2]
-        seen = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        total = total + (seen * shares[:, :, :, level]).sum(dim=-1)
-    return total
 
 
 class DeformableLayer(nn.Module):
@@ -259,8 +247,10 @@ class DeformablePixelDecoder(nn.Module):
         position = torch.cat(positions, dim=1)
         places = torch.cat([_centres(height, width, inputs[0]) for height, width in sizes])
         x = torch.cat([x.flatten(2).transpose(1, 2) for x in inputs], dim=1)
+        again = torch.is_grad_enabled() and self.training  # or else these layers would take most of the memory
         for layer in self.encoder.layers:
-            x = layer(x, position, places, sizes)
+            arguments = x, position, places, sizes
+            x = checkpoint(layer, *arguments, use_reentrant=False) if again else layer(*arguments)
         parts = x.split([height * width for height, width in sizes], dim=1)
         return [part.transpose(1, 2).unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]
 
