@@ -5,6 +5,7 @@ python tests/campaigns/kill_campaign.py --kills 40 --all        # signals mixed,
 python tests/campaigns/kill_campaign.py --kills 20 --processes  # a fresh `python tools/train_seg.py` each time
 python tests/campaigns/kill_campaign.py --kills 10 --workers 2  # torchrun: a process killed each time
 python tests/campaigns/kill_campaign.py --kills 20 --semi       # learning from unlabelled photos as well
+python tests/campaigns/kill_campaign.py --kills 10 --masks      # Mask2Former
 
 A run is started with --resume auto, ended by SIGKILL, SIGTERM, or SIGTERM and then SIGKILL, at a random instant, in a
 random file operation of a save, or within a validation, started again, and so on to its end. The weights, the
@@ -62,6 +63,14 @@ FEATURES = {
     "loaders": ["--data.workers=2"],
     "semi": ["--train.unlabelled=PHOTOS", "--semi.teacher=ema", "--semi.threshold=0.15", "--semi.ramp_up=20"],
     "teacher": ["--distill.teacher=TEACHER", "--distill.method=both"],
+    "masks": [
+        "--model.head=mask2former",
+        "--model.family=mmseg",
+        "--model.aux_head=false",
+        "--optim.optimizer=adamw",
+        "--optim.lr=0.0001",
+        "--optim.clip_norm=0.01",
+    ],
 }
 """What makes a run more random, or gives it more processes."""
 
@@ -257,6 +266,7 @@ def parse():
     parser.add_argument("--rare-class", action="store_true", help="data.rare_class")
     parser.add_argument("--semi", action="store_true", help="learn from unlabelled photos, labelled by the average")
     parser.add_argument("--teacher", action="store_true", help="distillation, of a random teacher")
+    parser.add_argument("--masks", action="store_true", help="a head that predicts masks (not with --semi, --teacher)")
     parser.add_argument("--all", action="store_true", help="all of these, and --signals mix")
     parser.add_argument("--processes", action="store_true", help="a fresh process for each start")
     parser.add_argument("--workers", type=int, default=0, help="train in this many processes under torchrun")

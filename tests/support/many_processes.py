@@ -6,6 +6,7 @@ python tests/many_processes.py FOLDER classifier: runs FOLDER/whole and FOLDER/r
 which dies before its last validation.
 python tests/many_processes.py FOLDER semi PHOTOS: runs FOLDER/one of one process, FOLDER/fsdp and FOLDER/ema of two,
 that learn from unlabelled photos; and FOLDER/ema_resumed, stopped and continued.
+python tests/many_processes.py FOLDER masks: runs FOLDER/one of one process and FOLDER/ddp of two, with Mask2Former.
 """
 
 import dataclasses
@@ -149,6 +150,21 @@ def write_colours(root, *, validation=4, noise=40):
                 fake_data.write(root / split / name / f"{index}.png", photo)
 
 
+def predict_masks(output):
+    """Two steps of a head that predicts masks, of images with different numbers of classes."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = {"head": "mask2former", "family": "mmseg", "output_stride": 32, "aux_head": False, "pixel_decoder": "fpn"}
+    config = dataclasses.replace(
+        CONFIG,
+        model=ModelConfig(encoder="resnest14_tiny", **network),
+        optim=OptimConfig(optimizer="adamw", lr=1e-4, reference_batch=None, clip_norm=0.01, freeze="bn"),
+        train=dataclasses.replace(CONFIG.train, epochs=None, iterations=2, ema=0.0),
+    )
+    segmenter, data = build_segmenter("resnest14_tiny", num_classes=3, **network), Uneven()
+    Trainer(config, segmenter=segmenter, task=SegmentationTask(config, data, data), output=output).fit()
+
+
 def in_two(work, output, **options):
     """Run `train` or `classify` in two processes that share the batch."""
     with socket.socket() as free:
@@ -196,6 +212,10 @@ def main():
         in_two(classify, folder / "whole")
         in_two(classify, folder / "resumed", dies=True)
         in_two(classify, folder / "resumed", resume=True)
+        return
+    if "masks" in sys.argv:
+        in_two(predict_masks, folder / "ddp")
+        predict_masks(folder / "one")
         return
     if "semi" in sys.argv:
         learn_from_photos(folder, sys.argv[-1])

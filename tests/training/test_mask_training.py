@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from conftest import PROJECT
 
 from resnest_seg import evaluate, fit, load_checkpoint
 from resnest_seg.config import OptimConfig, RunConfig
@@ -57,6 +60,23 @@ def test_the_division_of_a_batch_does_not_matter(tmp_path):
         logged.append(json.loads((tmp_path / str(parts) / "metrics.jsonl").read_text().splitlines()[0]))
     for key in ("loss", "grad_norm"):
         assert logged[1][key] == pytest.approx(logged[0][key], rel=5e-6), key
+
+
+def test_two_processes_are_one(tmp_path):
+    """Images with one to three classes: each process divides by the masks of both."""
+    done = subprocess.run(
+        [sys.executable, "-m", "support.many_processes", tmp_path, "masks"],
+        capture_output=True, text=True, cwd=PROJECT / "tests",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        [line for line in map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+         if line["kind"] == "train"] for name in ("one", "ddp")
+    )  # fmt: skip
+    assert len(one) == 2
+    for ours, theirs in zip(two, one, strict=True):
+        for key in ("loss", "grad_norm"):
+            assert ours[key] == pytest.approx(theirs[key], rel=2e-5), key
 
 
 def test_what_was_trained_is_evaluated_and_predicts(trained):
