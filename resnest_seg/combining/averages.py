@@ -70,15 +70,16 @@ def best_states(run: str | Path, count: int) -> list[Path]:
     for line in json_lines(Path(run) / METRICS):
         found = [finite(line.get(prefix + name)) for name in SCORES for prefix in ("weights/", "")]
         known = [score for score in found if score is not None]
-        if line.get("kind") == "validation" and known:
-            scores[int(line["step"])] = known[0]
+        step = line.get("step")
+        if line.get("kind") == "validation" and known and isinstance(step, int):
+            scores[step] = known[0]
     score_of = {path: scores.get(saved_values(path).get("step", -1)) for path in states}
     scored = {path: score for path, score in score_of.items() if score is not None}
     if len(scored) < count:
         raise CheckpointError(
-            f"{run} holds {len(scored)} states whose validation is known, of {len(states)} states, and {count} are "
-            f"asked for. Train with --train.keep {count} or more, and with train.save_every 0, which saves with every "
-            "validation; or average the newest (--last)."
+            f"{run} holds {len(scored)} validated states among its {len(states)}, and {count} are asked for. Train with "
+            f"--train.keep {count} or more, and validate as often as states are saved (train.save_every, "
+            "train.validate_every_steps); or average the newest (--last)."
         )
     return sorted(scored, key=lambda path: scored[path], reverse=True)[:count]
 

@@ -239,11 +239,15 @@ def test_the_best_states_are_those_whose_weights_scored_best(tmp_path):
         metadata = {"training": json.dumps({"step": step})}
         save_file({"x": torch.zeros(1)}, tmp_path / f"{name or f'step_{step:08d}'}.safetensors", metadata)
     lines = [{"kind": "validation", "step": step, "mean_iou": score} for step, score in ((1, 0.9), (2, 0.5), (4, 0.6))]
-    lines += [{"kind": "train", "step": 6, "loss": 1.0}, {"kind": "validation", "step": 6, "mean_iou": 0.6}]
+    lines += [
+        {"kind": "train", "step": 6, "loss": 1.0},
+        {"kind": "validation", "mean_iou": 0.9},
+        {"kind": "validation", "step": 6, "mean_iou": 0.6},
+    ]
     lines += [{"kind": "validation", "step": 8, "mean_iou": 0.8, "average/mean_iou": 0.8, "weights/mean_iou": 0.4}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert [path.stem[-1] for path in best_states(tmp_path, 4)] == ["6", "4", "2", "8"]
-    with pytest.raises(CheckpointError, match=r"holds 4 states whose validation is known, of 5 states, and 5 are"):
+    with pytest.raises(CheckpointError, match=r"holds 4 validated states among its 5, and 5 are asked for"):
         best_states(tmp_path, 5)
 
 
