@@ -77,8 +77,8 @@ def best_states(run: str | Path, count: int) -> list[Path]:
     scored = {path: score for path, score in score_of.items() if score is not None}
     if len(scored) < count:
         raise CheckpointError(
-            f"{run} holds {len(scored)} validated states among its {len(states)}, and {count} are asked for. Train with "
-            f"--train.keep {count} or more, and validate as often as states are saved (train.save_every, "
+            f"{run} holds {len(scored)} validated states among its {len(states)}, and {count} are asked for. Train "
+            f"with --train.keep {count} or more, and validate as often as states are saved (train.save_every, "
             "train.validate_every_steps); or average the newest (--last)."
         )
     return sorted(scored, key=lambda path: scored[path], reverse=True)[:count]
