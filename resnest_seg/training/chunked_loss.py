@@ -17,6 +17,7 @@ Shapes: N batch, K classes, h x w feature pixels, H x W label pixels, R rows at 
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,8 +36,9 @@ T = TypeVar("T")
 CPU_CHUNK = 2**18
 """Elements of a chunk [R, W, K] on each core of a CPU: 1 MiB, which fits into its cache."""
 
-GPU_CHUNK, GPU_CHUNKS = 2**20, 32
-"""Minimum elements of a chunk on other devices, and minimum fraction of all, to launch few kernels."""
+GPU_CHUNK, GPU_CHUNKS = 2**23, 16
+"""Minimum elements of a chunk on other devices, and maximum number of chunks: a kernel is launched for each of some
+thirty operations of a chunk, which takes a processor longer than a GPU needs for a small one."""
 
 
 def lean_cross_entropy(
@@ -130,11 +132,15 @@ def true_class_probabilities(logits: Tensor, labels: Tensor, *, align_corners: b
     _check(logits, labels, None)
     plan = _Plan.of(logits, labels, align_corners, 0)
 
-    def losses(n: int, top: int) -> Tensor:
-        return _pixel_losses(_rows_of(logits, plan, n, top), plan.labels_of(labels, n, top))
+    def losses(chunk: _Chunk) -> Tensor:
+        return _pixel_losses(_rows_of(logits, plan, chunk), labels[chunk].reshape(-1))
 
+    found = torch.empty(labels.shape, dtype=plan.dtype, device=logits.device)
     with torch.autocast(logits.device.type, enabled=False):
-        return torch.exp(-torch.cat(list(_each(losses, plan.chunks, logits.device)))).view(labels.shape)
+        for chunk, values in zip(plan.chunks, _each(losses, plan.chunks, logits.device), strict=True):
+            part = found[chunk]
+            torch.exp(-values.view(part.shape), out=part)
+    return found
 
 
 class _Axis(NamedTuple):
@@ -160,8 +166,8 @@ class _Axis(NamedTuple):
     def to(self, device: torch.device) -> _Axis:
         return _Axis(*(values.to(device) for values in self))
 
-    def part(self, start: int, count: int) -> _Axis:
-        return _Axis(*(values[start : start + count] for values in self))
+    def part(self, pixels: slice) -> _Axis:
+        return _Axis(*(values[pixels] for values in self))
 
     def resize(self, values: Tensor, dim: int) -> Tensor:
         mix = self.mix.view(-1, *[1] * (values.dim() - 1 - dim)).to(values.dtype)
@@ -173,45 +179,83 @@ class _Axis(NamedTuple):
         total.index_add_(dim, self.high, far)
         total.index_add_(dim, self.low, gradient.sub_(far))
 
+    def transposed(self, gradient: Tensor, coarse: int) -> Tensor:
+        """Apply the transpose of `resize` to [B, fine, ..], as products with its matrix: [B, coarse, ..].
+
+        A GPU adds by index with atomic operations, which takes longer, and in an order of its own.
+        """
+        matrix = self.mix.new_zeros(len(self.mix), coarse, dtype=gradient.dtype)
+        matrix.scatter_add_(1, self.low[:, None], 1 - self.mix[:, None].to(gradient.dtype))
+        matrix.scatter_add_(1, self.high[:, None], self.mix[:, None].to(gradient.dtype))
+        with _full_precision():
+            narrow = torch.bmm(matrix.T.expand(len(gradient), -1, -1), gradient.flatten(2))
+        return narrow.unflatten(2, gradient.shape[2:])
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Multiply matrices of float32 in float32 on GPUs, also where the program has allowed TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+_Chunk = tuple[slice, slice]
+"""Images and rows: `labels[chunk]` are the labels of the chunk, [n, R, W]."""
+
 
 class _Plan(NamedTuple):
-    """The state that all chunks of a call share; `spans` maps the top row of a chunk to the coarse rows it needs."""
+    """The state that all chunks of a call share; `spans` maps the top row of a chunk to the coarse rows it needs.
+
+    With `products`, a chunk holds rows of all images, and gradients are reduced by products of matrices.
+    """
 
     dtype: torch.dtype
-    rows: int
+    width: int
+    align_corners: bool
+    products: bool
     vertical: _Axis | None
     horizontal: _Axis | None
-    spans: dict[int, tuple[int, int]]
-    chunks: list[tuple[int, int]]
+    spans: dict[int, slice]
+    chunks: list[_Chunk]
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, align_corners: bool, rows: int) -> _Plan:
         """Plan chunks of `rows` rows; 0 chooses for the device."""
         (images, classes, h, w), (height, width) = logits.shape, labels.shape[1:]
         device, dtype = logits.device, torch.promote_types(logits.dtype, torch.float32)
-        size = CPU_CHUNK if device.type == "cpu" else max(GPU_CHUNK, labels.numel() * classes // GPU_CHUNKS)
-        rows = max(min(rows or size // max(width * classes, 1), height), 1)
+        products = _multiplies(device)
+        size = max(GPU_CHUNK, labels.numel() * classes // GPU_CHUNKS) if products else CPU_CHUNK
+        together = images if products else 1
+        rows = max(min(rows or size // max(together * width * classes, 1), height), 1)
         vertical, horizontal = (_Axis.of(a, b, align_corners, dtype) for a, b in ((h, height), (w, width)))
+        tops = range(0, height, rows)
         spans = {}
-        for top in range(0, height, rows):
+        for top in tops:
             bottom = min(top + rows, height)
             inside = (vertical.low[top], vertical.high[bottom - 1] + 1) if vertical is not None else (top, bottom)
-            spans[top] = (int(inside[0]), int(inside[1]))
+            spans[top] = slice(int(inside[0]), int(inside[1]))
         return cls(
             dtype,
-            rows,
+            width,
+            align_corners,
+            products,
             None if vertical is None else vertical.to(device),
             None if horizontal is None else horizontal.to(device),
             spans,
-            [(n, top) for n in range(images) for top in spans],
+            [(slice(n, n + together), slice(y, y + rows)) for n in range(0, images, max(together, 1)) for y in tops],
         )
 
-    def labels_of(self, labels: Tensor, n: int, top: int) -> Tensor:
-        """Return the labels [P] of a chunk."""
-        return labels[n, top : top + self.rows].reshape(-1)
+
+def _multiplies(device: torch.device) -> bool:
+    """Whether products of matrices reduce gradients faster than additions by index."""
+    return device.type != "cpu"
 
 
-def _each(work: Callable[[int, int], T], chunks: list[tuple[int, int]], device: torch.device) -> Iterator[T]:
+def _each(work: Callable[[_Chunk], T], chunks: list[_Chunk], device: torch.device) -> Iterator[T]:
     """Yield the results of `work` for all chunks, in order.
 
     On a CPU each core takes whole chunks: splitting every small operation over the cores, as torch does, synchronises
@@ -219,12 +263,12 @@ def _each(work: Callable[[int, int], T], chunks: list[tuple[int, int]], device: 
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or min(threads, len(chunks)) < 2:
-        yield from (work(n, top) for n, top in chunks)
+        yield from (work(chunk) for chunk in chunks)
         return
 
     @torch.no_grad()  # grad mode is thread-local
-    def quietly(chunk: tuple[int, int]) -> T:
-        return work(*chunk)
+    def quietly(chunk: _Chunk) -> T:
+        return work(chunk)
 
     torch.set_num_threads(1)
     try:
@@ -240,21 +284,25 @@ def _each(work: Callable[[int, int], T], chunks: list[tuple[int, int]], device: 
         torch.set_num_threads(threads)
 
 
-def _rows_of(logits: Tensor, plan: _Plan, n: int, top: int) -> Tensor:
-    """Resize the logits of image `n` for the chunk at row `top`: a new tensor [P, K] in the dtype of the arithmetic."""
-    image = logits[n].permute(1, 2, 0)  # [h, w, K]
+def _rows_of(logits: Tensor, plan: _Plan, chunk: _Chunk) -> Tensor:
+    """Resize the logits for a chunk: a new tensor [P, K] in the dtype of the arithmetic."""
+    images = logits[chunk[0]].permute(0, 2, 3, 1)  # [n, h, w, K]
     if plan.vertical is None:
-        rows = image[top : top + plan.rows].to(plan.dtype)
+        rows = images[:, chunk[1]].to(plan.dtype)
     else:
-        axis = plan.vertical.part(top, plan.rows)
+        axis = plan.vertical.part(chunk[1])
         rows = torch.lerp(
-            image.index_select(0, axis.low).to(plan.dtype),
-            image.index_select(0, axis.high).to(plan.dtype),
+            images.index_select(1, axis.low).to(plan.dtype),
+            images.index_select(1, axis.high).to(plan.dtype),
             axis.mix[:, None, None],
         )
     if plan.horizontal is None:
-        return rows.reshape(-1, rows.shape[2]).clone() if plan.vertical is None else rows.flatten(0, 1)
-    return plan.horizontal.resize(rows, 1).flatten(0, 1)
+        return rows.flatten(0, 2).clone() if plan.vertical is None else rows.flatten(0, 2)
+    if plan.products:  # one kernel; it has the order of channels-last memory
+        planes, size = rows.permute(0, 3, 1, 2), (rows.shape[1], plan.width)
+        resized = F.interpolate(planes, size, mode="bilinear", align_corners=plan.align_corners)
+        return resized.permute(0, 2, 3, 1).reshape(-1, rows.shape[3])
+    return plan.horizontal.resize(rows, 2).flatten(0, 2)
 
 
 def _pixel_losses(
@@ -345,20 +393,19 @@ def _sum_of_chunks(
     gradient = logits.new_zeros((images, h, w, classes) if needs_gradient else 0, dtype=plan.dtype)
     nothing = logits.new_zeros((), dtype=plan.dtype)
 
-    def chunk(n: int, top: int) -> tuple[Tensor, Tensor | None]:
-        part = plan.labels_of(labels, n, top)
+    def work(chunk: _Chunk) -> tuple[Tensor, Tensor | None]:
+        part = labels[chunk]
         if part.device.type == "cpu" and bool((part == ignore_label).all()):
             return nothing, None  # padding; on other devices the check would cost more than the computation
-        pixels = _rows_of(logits, plan, n, top)
-        loss = losses(pixels, part).sum()
-        return loss, _coarse_rows(pixels.view(-1, labels.shape[2], classes), plan, top, w) if needs_gradient else None
+        pixels = _rows_of(logits, plan, chunk)
+        loss = losses(pixels, part.reshape(-1)).sum()
+        return loss, _coarse_rows(pixels.view(*part.shape, classes), plan, chunk, w) if needs_gradient else None
 
     sums = [nothing]
-    for (n, top), (loss, rows_gradient) in zip(plan.chunks, _each(chunk, plan.chunks, logits.device), strict=True):
+    for chunk, (loss, rows_gradient) in zip(plan.chunks, _each(work, plan.chunks, logits.device), strict=True):
         sums.append(loss)
         if rows_gradient is not None:
-            first, last = plan.spans[top]
-            gradient[n, first:last] += rows_gradient
+            gradient[chunk[0], plan.spans[chunk[1].start]] += rows_gradient
     return torch.stack(sums).sum(), gradient.permute(0, 3, 1, 2) if needs_gradient else gradient
 
 
@@ -397,19 +444,24 @@ def _label_losses(
     return losses
 
 
-def _coarse_rows(gradient: Tensor, plan: _Plan, top: int, w: int) -> Tensor:
-    """Reduce the gradient of a chunk [R, W, K] to the coarse rows of its span, [., w, K]."""
-    rows, classes = gradient.shape[0], gradient.shape[2]
-    if plan.horizontal is not None:
-        narrow = gradient.new_zeros(rows, w, classes)
-        plan.horizontal.add_back(narrow, gradient, 1)
+def _coarse_rows(gradient: Tensor, plan: _Plan, chunk: _Chunk, w: int) -> Tensor:
+    """Reduce the gradient of a chunk [n, R, W, K] to the coarse rows of its span, [n, ., w, K]."""
+    images, rows, _, classes = gradient.shape
+    if plan.horizontal is not None and plan.products:
+        gradient = plan.horizontal.transposed(gradient.flatten(0, 1), w).unflatten(0, (images, rows))
+    elif plan.horizontal is not None:
+        narrow = gradient.new_zeros(images, rows, w, classes)
+        plan.horizontal.add_back(narrow, gradient, 2)
         gradient = narrow
     if plan.vertical is None:
         return gradient
-    first, last = plan.spans[top]
-    low, high, mix = plan.vertical.part(top, rows)
-    coarse = gradient.new_zeros(last - first, w, classes)
-    _Axis(low - first, high - first, mix).add_back(coarse, gradient, 0)
+    span = plan.spans[chunk[1].start]
+    low, high, mix = plan.vertical.part(chunk[1])
+    axis = _Axis(low - span.start, high - span.start, mix)
+    if plan.products:
+        return axis.transposed(gradient, span.stop - span.start)
+    coarse = gradient.new_zeros(images, span.stop - span.start, w, classes)
+    axis.add_back(coarse, gradient, 1)
     return coarse
 
 

@@ -1,5 +1,7 @@
 """The lean cross-entropy against the plain form, and laws of its memory."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -37,6 +39,11 @@ def distance(a, b):
     a, b = a.detach().double(), b.detach().double()
     return float((a - b).norm() / b.norm().clamp(min=1e-30))
 
+@pytest.fixture(params=[False, True], ids=["as on a CPU", "as on a GPU"])
+def products(request, monkeypatch):
+    """Both ways through the arithmetic; products of matrices, a GPU's way, run on this CPU."""
+    monkeypatch.setattr(lean_loss, "_multiplies", lambda device: request.param)
+
 
 sides = st.tuples(st.integers(1, 9), st.integers(1, 9))
 full_sides = st.tuples(st.integers(1, 40), st.integers(1, 40))
@@ -56,16 +63,18 @@ full_sides = st.tuples(st.integers(1, 40), st.integers(1, 40))
     rows=st.sampled_from([None, 1, 3]),
     channels_last=st.booleans(),
     small=st.booleans(),
+    products=st.booleans(),
 )
 def test_value_and_gradient_are_those_of_the_plain_form(
-    seed, images, classes, coarse, fine, ignored, align_corners, smoothing, weighted, rows, channels_last, small
+    seed, images, classes, coarse, fine, ignored, align_corners, smoothing, weighted, rows, channels_last, small, products
 ):
     logits, labels = batch(seed, images, classes, coarse, fine, ignored)
     if channels_last:
         logits = logits.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
     weights = torch.rand(classes, generator=torch.Generator().manual_seed(seed)) + 0.1 if weighted else None
     options = {"align_corners": align_corners, "label_smoothing": smoothing, "class_weights": weights}
-    loss = lean_cross_entropy(logits, labels.byte() if small else labels, rows=rows, **options)
+    with mock.patch.object(lean_loss, "_multiplies", lambda device: products):
+        loss = lean_cross_entropy(logits, labels.byte() if small else labels, rows=rows, **options)
     (gradient,) = torch.autograd.grad(3 * loss, logits)
     exact = logits.detach().double().requires_grad_()
     options["class_weights"] = None if weights is None else weights.double()
@@ -103,7 +112,7 @@ def test_half_precision_logits_are_computed_in_float32(dtype):
 
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_gradcheck(align_corners, smoothing):
+def test_gradcheck(align_corners, smoothing, products):
     logits, labels = batch(1, 1, 4, (3, 4), (7, 5), 0.3, torch.float64)
     weights = torch.tensor([0.5, 1.0, 2.0, 0.1], dtype=torch.float64)
 
@@ -115,7 +124,7 @@ def test_gradcheck(align_corners, smoothing):
     assert torch.autograd.gradcheck(loss, (logits,))
 
 
-def test_logits_far_apart_stay_finite():
+def test_logits_far_apart_stay_finite(products):
     """exp of these overflows or vanishes, unless the largest is taken off at each full-size pixel."""
     logits = torch.tensor([[[[300.0, -300.0]], [[-300.0, 300.0]]]], requires_grad=True)
     labels = torch.tensor([[[0, 0, 0, 0, 1]]])
@@ -133,7 +142,7 @@ def test_a_single_class_is_always_right():
     assert logits.grad.abs().max() < 1e-6 * labels.numel()  # (1 - 0.1) + 0.1 - 1 in float32
 
 
-def test_all_ignored_is_zero():
+def test_all_ignored_is_zero(products):
     logits, labels = batch(2, 2, 5, (4, 4), (16, 16), 1.0)
     loss = lean_cross_entropy(logits, labels, align_corners=False)
     loss.backward()
@@ -141,7 +150,7 @@ def test_all_ignored_is_zero():
     assert (logits.grad == 0).all()
 
 
-def test_chunks_add_up():
+def test_chunks_add_up(products):
     logits, labels = batch(3, 2, 5, (7, 6), (50, 44), 0.3)
     results = []
     for rows in (1, 7, 49, 50, None):
@@ -163,11 +172,23 @@ def test_threads_change_no_bit(one_thread):
     assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
 
 
-def test_probabilities_are_those_of_softmax():
+def test_probabilities_are_those_of_softmax(products, monkeypatch):
+    monkeypatch.setattr(lean_loss, "GPU_CHUNK", 2**8)
+    monkeypatch.setattr(lean_loss, "CPU_CHUNK", 2**8)
     logits, labels = batch(4, 2, 5, (4, 6), (19, 33), 0.3)
     full = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=True).softmax(1)
     expected = full.gather(1, labels.masked_fill(labels == 255, 0)[:, None])[:, 0].masked_fill(labels == 255, 1)
     assert torch.allclose(true_class_probabilities(logits, labels, align_corners=True), expected, atol=1e-6)
+
+
+def test_a_gpu_has_few_chunks_whatever_the_batch():
+    """Each launches some thirty kernels."""
+    with mock.patch.object(lean_loss, "_multiplies", lambda device: True):
+        for images, classes in ((1, 150), (4, 19), (16, 2)):
+            logits, labels = torch.zeros(images, classes, 60, 60), torch.zeros(images, 480, 480, dtype=torch.uint8)
+            chunks = lean_loss._Plan.of(logits, labels, True, 0).chunks
+            assert len(chunks) <= lean_loss.GPU_CHUNKS + 1
+            assert sum(labels[chunk].numel() for chunk in chunks) == labels.numel()
 
 
 class LargestOutput(TorchDispatchMode):
@@ -189,9 +210,11 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def test_nothing_of_full_size_is_made(monkeypatch, one_thread):
+def test_nothing_of_full_size_is_made(monkeypatch, one_thread, products):
     """In one thread, because other threads' operations go unseen."""
     monkeypatch.setattr(lean_loss, "CPU_CHUNK", 2**12)
+    monkeypatch.setattr(lean_loss, "GPU_CHUNK", 2**12)
+    monkeypatch.setattr(lean_loss, "GPU_CHUNKS", 2**6)
     logits, labels = batch(5, 2, 20, (8, 8), (64, 64), 0.1)
     with LargestOutput() as lean:
         lean_loss._summed_loss_and_gradient(logits.detach(), labels, None, 0.1, True, 0, True)
