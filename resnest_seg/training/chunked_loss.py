@@ -164,7 +164,7 @@ class _Axis(NamedTuple):
         return cls(low, (low + 1).clamp(max=coarse - 1), position - low)
 
     def to(self, device: torch.device) -> _Axis:
-        return _Axis(*(values.to(device) for values in self))
+        return _Axis(*(values.to(device, non_blocking=True) for values in self))  # a GPU need not wait for them
 
     def part(self, pixels: slice) -> _Axis:
         return _Axis(*(values[pixels] for values in self))
@@ -179,17 +179,17 @@ class _Axis(NamedTuple):
         total.index_add_(dim, self.high, far)
         total.index_add_(dim, self.low, gradient.sub_(far))
 
-    def transposed(self, gradient: Tensor, coarse: int) -> Tensor:
-        """Apply the transpose of `resize` to [B, fine, ..], as products with its matrix: [B, coarse, ..].
+    def matrix(self, coarse: int) -> Tensor:
+        """The interpolation as a matrix [fine, coarse] with two weights a row."""
+        weights = self.mix.new_zeros(len(self.mix), coarse)
+        weights.scatter_add_(1, self.low[:, None], 1 - self.mix[:, None])
+        return weights.scatter_add_(1, self.high[:, None], self.mix[:, None])
 
-        A GPU adds by index with atomic operations, which takes longer, and in an order of its own.
-        """
-        matrix = self.mix.new_zeros(len(self.mix), coarse, dtype=gradient.dtype)
-        matrix.scatter_add_(1, self.low[:, None], 1 - self.mix[:, None].to(gradient.dtype))
-        matrix.scatter_add_(1, self.high[:, None], self.mix[:, None].to(gradient.dtype))
-        with _full_precision():
-            narrow = torch.bmm(matrix.T.expand(len(gradient), -1, -1), gradient.flatten(2))
-        return narrow.unflatten(2, gradient.shape[2:])
+
+def _product(matrix: Tensor, values: Tensor) -> Tensor:
+    """Apply a matrix [a, b] to [B, b, ..]: [B, a, ..]."""
+    with _full_precision():
+        return torch.bmm(matrix.expand(len(values), -1, -1), values.flatten(2)).unflatten(2, values.shape[2:])
 
 
 @contextlib.contextmanager
@@ -210,15 +210,15 @@ _Chunk = tuple[slice, slice]
 class _Plan(NamedTuple):
     """The state that all chunks of a call share; `spans` maps the top row of a chunk to the coarse rows it needs.
 
-    With `products`, a chunk holds rows of all images, and gradients are reduced by products of matrices.
+    With `products`, a chunk holds rows of all images, and products with `matrix`, [W, w], resize columns and reduce
+    their gradients: a GPU adds by index with atomic operations, which take longer, and in an order of its own.
     """
 
     dtype: torch.dtype
-    width: int
-    align_corners: bool
     products: bool
     vertical: _Axis | None
     horizontal: _Axis | None
+    matrix: Tensor | None
     spans: dict[int, slice]
     chunks: list[_Chunk]
 
@@ -240,11 +240,10 @@ class _Plan(NamedTuple):
             spans[top] = slice(int(inside[0]), int(inside[1]))
         return cls(
             dtype,
-            width,
-            align_corners,
             products,
             None if vertical is None else vertical.to(device),
             None if horizontal is None else horizontal.to(device),
+            horizontal.matrix(w).to(device, non_blocking=True) if horizontal is not None and products else None,
             spans,
             [(slice(n, n + together), slice(y, y + rows)) for n in range(0, images, max(together, 1)) for y in tops],
         )
@@ -298,10 +297,8 @@ def _rows_of(logits: Tensor, plan: _Plan, chunk: _Chunk) -> Tensor:
         )
     if plan.horizontal is None:
         return rows.flatten(0, 2).clone() if plan.vertical is None else rows.flatten(0, 2)
-    if plan.products:  # one kernel; it has the order of channels-last memory
-        planes, size = rows.permute(0, 3, 1, 2), (rows.shape[1], plan.width)
-        resized = F.interpolate(planes, size, mode="bilinear", align_corners=plan.align_corners)
-        return resized.permute(0, 2, 3, 1).reshape(-1, rows.shape[3])
+    if plan.matrix is not None:
+        return _product(plan.matrix, rows.flatten(0, 1)).flatten(0, 1)
     return plan.horizontal.resize(rows, 2).flatten(0, 2)
 
 
@@ -447,8 +444,8 @@ def _label_losses(
 def _coarse_rows(gradient: Tensor, plan: _Plan, chunk: _Chunk, w: int) -> Tensor:
     """Reduce the gradient of a chunk [n, R, W, K] to the coarse rows of its span, [n, ., w, K]."""
     images, rows, _, classes = gradient.shape
-    if plan.horizontal is not None and plan.products:
-        gradient = plan.horizontal.transposed(gradient.flatten(0, 1), w).unflatten(0, (images, rows))
+    if plan.matrix is not None:
+        gradient = _product(plan.matrix.T, gradient.flatten(0, 1)).unflatten(0, (images, rows))
     elif plan.horizontal is not None:
         narrow = gradient.new_zeros(images, rows, w, classes)
         plan.horizontal.add_back(narrow, gradient, 2)
@@ -459,7 +456,7 @@ def _coarse_rows(gradient: Tensor, plan: _Plan, chunk: _Chunk, w: int) -> Tensor
     low, high, mix = plan.vertical.part(chunk[1])
     axis = _Axis(low - span.start, high - span.start, mix)
     if plan.products:
-        return axis.transposed(gradient, span.stop - span.start)
+        return _product(axis.matrix(span.stop - span.start).T, gradient)
     coarse = gradient.new_zeros(images, span.stop - span.start, w, classes)
     axis.add_back(coarse, gradient, 1)
     return coarse
