@@ -35,7 +35,6 @@ needs_sphinx = "8.2"
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # a test runs the notebooks; the site shows the outputs that they hold
-suppress_warnings = ["toc.empty_glob"]  # a chapter without pages
 
 # Docstrings
 default_role = "literal"  # docstrings mark code by single backticks
@@ -64,9 +63,11 @@ nitpick_ignore_regex = [
 html_theme = "furo"
 html_title = f"resnest_seg {version}"
 html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sphinx = False
 html_show_copyright = False
 html_copy_source = False
+html_show_search_summary = False  # browsers refuse to read other pages of file://
 html_theme_options = {
     "source_repository": REPOSITORY,
     "source_branch": "main",
@@ -101,9 +102,24 @@ def link_to_repository(text: str, folder: Path, report: logging.SphinxLoggerAdap
     return OUTSIDE.sub(replaced, text)
 
 
+def without_missing_pages(text: str) -> str:
+    """Leave out the entries of the start page's contents that no page fits; links are not entries."""
+    lines, inside = [], False
+    for line in text.splitlines(keepends=True):
+        inside = not inside if line.startswith("```") else inside
+        entry = line.strip()
+        names = (f"{entry}.md", f"{entry}.ipynb", f"{entry}.rst")
+        if inside and re.fullmatch(r"[\w/*]+", entry) and not any(any(DOCS.glob(name)) for name in names):
+            continue
+        lines.append(line)
+    return "".join(lines)
+
+
 def read_page(app: Sphinx, name: str, content: list[str]) -> None:
     """Prepare the text of a page, before it is parsed."""
     folder = Path(app.env.doc2path(name)).parent
+    if name == "index":
+        content[0] = without_missing_pages(content[0])
     if not name.startswith("reference/"):
         content[0] = link_to_repository(content[0], folder, logging.getLogger(__name__))
 

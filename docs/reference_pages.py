@@ -182,7 +182,12 @@ def config_page() -> str:
     ]
     for group, title in groups(RunConfig).items():
         keys = [key for key in texts if _group(key) == group]
-        parts += [f"## {_heading(title)}\n", *(_key(key, texts[key], known) for key in keys)]
+        name, _, text = title.partition(".*: ")
+        parts += [
+            f"## {name if text else 'Without a group'}\n",
+            f"{text}.\n" if text else "",
+            *(_key(key, texts[key], known) for key in keys),
+        ]
     parts += [
         "## Only in pretrain\n",
         "`resnest-seg pretrain` trains an image classifier. It has the keys below, and these of above: "
@@ -196,11 +201,6 @@ def config_page() -> str:
 
 def _group(key: str) -> str:
     return key.partition(".")[0] if "." in key else ""
-
-
-def _heading(title: str) -> str:
-    name, _, text = title.partition(".*: ")
-    return f"{name}: {text[0].lower()}{text[1:]}" if text else "Without a group"
 
 
 def _key(key: str, said: object, known: list[str]) -> str:
