@@ -102,24 +102,27 @@ def link_to_repository(text: str, folder: Path, report: logging.SphinxLoggerAdap
     return OUTSIDE.sub(replaced, text)
 
 
-def without_missing_pages(text: str) -> str:
-    """Leave out the entries of the start page's contents that no page fits; links are not entries."""
-    lines, inside = [], False
-    for line in text.splitlines(keepends=True):
-        inside = not inside if line.startswith("```") else inside
-        entry = line.strip()
-        names = (f"{entry}.md", f"{entry}.ipynb", f"{entry}.rst")
-        if inside and re.fullmatch(r"[\w/*]+", entry) and not any(any(DOCS.glob(name)) for name in names):
-            continue
-        lines.append(line)
-    return "".join(lines)
+CONTENTS = re.findall(r"^[a-z][\w/*]*$", (DOCS / "index.md").read_text(encoding="utf-8"), re.M)
+NOT_YET = [name for name in CONTENTS if name != "reference/index" and not any(DOCS.glob(f"{name}.*"))]
+"""Pages that the contents name and that nobody has written yet: they are left out, and so are links to them."""
+
+
+def without_missing_pages(text: str, folder: Path) -> str:
+    """Leave out entries of the contents, and links, that lead to pages which are `NOT_YET` there."""
+
+    def kept(match: re.Match[str]) -> str:
+        target = (folder / match[2]).resolve()
+        wanted = target.relative_to(DOCS).with_suffix("").as_posix() if target.is_relative_to(DOCS) else ""
+        return match[1] if wanted in NOT_YET else match[0]
+
+    text = "".join(line for line in text.splitlines(keepends=True) if line.strip() not in NOT_YET)
+    return re.sub(r"\[([^\]]*)\]\(([\w./]+\.md)(?:#[^)]*)?\)", kept, text)
 
 
 def read_page(app: Sphinx, name: str, content: list[str]) -> None:
     """Prepare the text of a page, before it is parsed."""
     folder = Path(app.env.doc2path(name)).parent
-    if name == "index":
-        content[0] = without_missing_pages(content[0])
+    content[0] = without_missing_pages(content[0], folder)
     if not name.startswith("reference/"):
         content[0] = link_to_repository(content[0], folder, logging.getLogger(__name__))
 
