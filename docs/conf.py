@@ -6,10 +6,12 @@ Pages are Markdown in this folder. `reference_pages.py` writes docs/reference/ f
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon import Config, GoogleDocstring
-from sphinx.util import logging
+from sphinx.util import inspect, logging
+from sphinx.util.inspect import stringify_signature
 
 DOCS = Path(__file__).resolve().parent
 PROJECT = DOCS.parent
@@ -148,6 +150,17 @@ def read_docstring(app: Sphinx, what: str, name: str, thing: object, options: ob
     lines[:] = GoogleDocstring(lines, DOCSTRINGS, app, what, name, thing, options).lines()
 
 
+def read_signature(
+    app: Sphinx, what: str, name: str, thing: Any, options: object, signature: str | None, returns: str | None
+) -> tuple[str, str | None] | None:
+    """Give the signature of `__init__` where a base class hides it: the hub's `__new__`, and that of protocols."""
+    if what != "class" or signature != "(*args, **kwargs)":
+        return None
+    if getattr(thing, "_is_protocol", False):
+        return "", returns
+    return stringify_signature(inspect.signature(thing.__init__, bound_method=True), show_annotation=False), returns
+
+
 def write_reference(app: Sphinx) -> None:
     """Write the pages of the reference."""
     import reference_pages
@@ -161,3 +174,4 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", read_page)
     app.connect("include-read", read_included)
     app.connect("autodoc-process-docstring", read_docstring)
+    app.connect("autodoc-process-signature", read_signature)
