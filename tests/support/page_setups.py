@@ -2,9 +2,11 @@
 
 import shutil
 
+import numpy as np
 from PIL import Image
 
 from resnest_seg.cli.main import main
+from support import annotation_samples, rasters
 
 TRAIN = ("train", "--config", "synthetic_fcn_resnest14_tiny", "--data.dataset", "folder", "--data.root", "mine")
 
@@ -32,5 +34,45 @@ def model(folder):
     assert not main(["export", "--checkpoint", "runs/my_run", "--output", "model.onnx"])
 
 
-SETUPS = {"photos": photos, "run": run, "model": model}
+def outlines(folder):
+    """labelme_folder/ and coco/ with the labels of drawn photos as outlines."""
+    for index in range(16):
+        photo = annotation_samples.photo(folder / "labelme_folder" / f"{index}.png", size=(64, 96), seed=index)
+        annotation_samples.save(photo.with_suffix(".json"), labelme_page(photo.name, shift=3 * index))
+    annotation_samples.coco(folder / "coco")
+
+
+def labelme_page(name, *, shift):
+    """Road, and on it a car."""
+    shapes = [
+        {
+            "label": label,
+            "points": annotation_samples.indices(box),
+            "shape_type": "polygon",
+            "group_id": None,
+            "flags": {},
+        }
+        for label, box in (("road", (0, 32, 96, 64)), ("car", (10 + shift, 24, 40 + shift, 48)))
+    ]
+    return {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": name, "imageData": None, "imageHeight": 64,
+            "imageWidth": 96}  # fmt: skip
+
+
+def bands(folder):
+    """mine/ with GeoTIFF scenes of four bands of 16 bits."""
+    rasters.make_scenes(folder / "mine", train=6, val=3)
+
+
+def binary(folder):
+    """cars/ with masks of 0 and 255, the outlines, photo.jpg."""
+    photos(folder)
+    outlines(folder)
+    (folder / "mine").rename(folder / "cars")
+    for path in (folder / "cars" / "masks").iterdir():
+        with Image.open(path) as image:
+            labels = np.asarray(image)
+        Image.fromarray(np.where(labels == 8, 255, 0).astype(np.uint8)).save(path)
+
+
+SETUPS = {"photos": photos, "run": run, "model": model, "outlines": outlines, "bands": bands, "binary": binary}
 """Name -> what prepares the current folder, which is its argument."""

@@ -256,7 +256,7 @@ class Runner:
             warnings.simplefilter("default")
             code = run_tool(main)
         said = self.capsys.readouterr()
-        assert code == 0, f"resnest-seg {shlex.join(argv)}: exit code {code}\n{said.err}"
+        assert code == 0, f"resnest-seg {shlex.join(argv)}: exit code {code}\n{said.out}{said.err}"
 
     def shell(self, text):
         """Run commands in a shell, which must succeed."""
