@@ -122,6 +122,9 @@ def check_command(command, capsys):
     """The verb exists and has every option; an option of a config key has a value that the key takes."""
     verb, words = words_of(command)
     text = help_of(verb, words, capsys)
+    if verb == "train":
+        begins = [word for word in words if word in ("--dataset", "--config")]
+        assert len(begins) == 1 or "--resume" in words, f"{command}: give one of --dataset and --config"
     for place, word in enumerate(words):
         if not word.startswith("--"):
             continue
