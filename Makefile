@@ -9,7 +9,7 @@ READY := .venv/.ready
 DEVELOPMENT := .venv/.ready-for-development
 APT = apt-get -qq -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20 -o DPkg::Lock::Timeout=60
 
-.PHONY: demo test test-fast lint check golden setup browser clean
+.PHONY: demo test test-fast lint check results-check golden setup browser clean
 
 demo: $(READY)  ## train on drawn street scenes, evaluate, draw; minutes on 2 CPU cores
 	rm -rf runs/demo
@@ -25,6 +25,9 @@ test: $(DEVELOPMENT)  ## all tests
 
 test-fast: $(DEVELOPMENT)  ## the tests for daily work: no processes, no compilers
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
+
+results-check: $(READY)  ## measure the cheapest rows of docs/results.md again, and compare
+	$(BIN)/python docs/results.py --check
 
 golden: $(DEVELOPMENT)  ## rewrite the golden list of config keys, after a deliberate change
 	$(BIN)/python tests/support/config_keys_file.py

@@ -301,7 +301,7 @@ class SplitAttention(nn.Module):
 
     def weighted_sum(self, features: Tensor, weights: Tensor) -> Tensor:
         """Multiply features [N, R * C, H, W] by weights [N, R * C, 1, 1] and sum over the splits: [N, C, H, W]."""
-        weights = weights.to(features.dtype)  # a GPU's autocast computes softmax in float32, which would spread from here
+        weights = weights.to(features.dtype)  # on a GPU, autocast computes the softmax in float32, which would spread
         # Split by split: a sum over a dimension [N, R, C, H, W] costs twenty times as much in channels-last memory.
         first, *others = zip(features.chunk(self.radix, dim=1), weights.chunk(self.radix, dim=1), strict=True)
         out = first[0] * first[1]

@@ -189,7 +189,8 @@ class _Axis(NamedTuple):
 def _product(matrix: Tensor, values: Tensor) -> Tensor:
     """Apply a matrix [a, b] to [B, b, ..]: [B, a, ..]."""
     with _full_precision():
-        return torch.bmm(matrix.expand(len(values), -1, -1), values.flatten(2)).unflatten(2, values.shape[2:])
+        product = torch.bmm(matrix.expand(len(values), -1, -1), values.flatten(2))
+    return product.view(len(values), -1, *values.shape[2:])
 
 
 @contextlib.contextmanager

@@ -318,3 +318,13 @@ def test_drop_block_takes_features_of_any_size(size):
     assert (out == 0).any()
     assert (out > 0).any()
     assert torch.equal(DropBlock(0.3).eval()(x), x)
+
+
+def test_weights_of_splits_in_float32_leave_the_sum_in_half_precision():
+    """A GPU's autocast computes their softmax in float32; the pixels must not follow."""
+    block = SplitAttention(4, 4, dilation=1, cardinality=1, radix=2)
+    features, weights = torch.randn(2, 8, 5, 6).bfloat16(), torch.rand(2, 8, 1, 1)
+    summed = block.weighted_sum(features, weights)
+    assert summed.dtype == torch.bfloat16
+    expected = (features.float() * weights).unflatten(1, (2, 4)).sum(dim=1)
+    assert (summed.float() - expected).abs().max() < 0.03 * expected.abs().max()

@@ -39,6 +39,7 @@ def distance(a, b):
     a, b = a.detach().double(), b.detach().double()
     return float((a - b).norm() / b.norm().clamp(min=1e-30))
 
+
 @pytest.fixture(params=[False, True], ids=["as on a CPU", "as on a GPU"])
 def products(request, monkeypatch):
     """Both ways through the arithmetic; products of matrices, a GPU's way, run on this CPU."""
@@ -66,14 +67,26 @@ full_sides = st.tuples(st.integers(1, 40), st.integers(1, 40))
     products=st.booleans(),
 )
 def test_value_and_gradient_are_those_of_the_plain_form(
-    seed, images, classes, coarse, fine, ignored, align_corners, smoothing, weighted, rows, channels_last, small, products
+    seed,
+    images,
+    classes,
+    coarse,
+    fine,
+    ignored,
+    align_corners,
+    smoothing,
+    weighted,
+    rows,
+    channels_last,
+    small,
+    products,
 ):
     logits, labels = batch(seed, images, classes, coarse, fine, ignored)
     if channels_last:
         logits = logits.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
     weights = torch.rand(classes, generator=torch.Generator().manual_seed(seed)) + 0.1 if weighted else None
     options = {"align_corners": align_corners, "label_smoothing": smoothing, "class_weights": weights}
-    with mock.patch.object(lean_loss, "_multiplies", lambda device: products):
+    with mock.patch.object(lean_loss, "_multiplies", return_value=products):
         loss = lean_cross_entropy(logits, labels.byte() if small else labels, rows=rows, **options)
     (gradient,) = torch.autograd.grad(3 * loss, logits)
     exact = logits.detach().double().requires_grad_()
@@ -183,7 +196,7 @@ def test_probabilities_are_those_of_softmax(products, monkeypatch):
 
 def test_a_gpu_has_few_chunks_whatever_the_batch():
     """Each launches some thirty kernels."""
-    with mock.patch.object(lean_loss, "_multiplies", lambda device: True):
+    with mock.patch.object(lean_loss, "_multiplies", return_value=True):
         for images, classes in ((1, 150), (4, 19), (16, 2)):
             logits, labels = torch.zeros(images, classes, 60, 60), torch.zeros(images, 480, 480, dtype=torch.uint8)
             chunks = lean_loss._Plan.of(logits, labels, True, 0).chunks
