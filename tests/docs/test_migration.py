@@ -3,13 +3,19 @@
 import contextlib
 import importlib
 import re
+import runpy
 import shlex
 from typing import NamedTuple
 
 import pytest
+import segmentation_models_pytorch as smp
+import torch
+import torchvision
 import yaml
 from conftest import PROJECT
+from support.reference import fill
 
+import resnest_seg
 from resnest_seg.cli.main import MODULES, VERBS
 from resnest_seg.config import RunConfig, load_run_config
 from resnest_seg.config_reading import flatten, kinds_of
@@ -184,14 +190,15 @@ def test_every_command_of_the_tables_is_one(page, capsys):
 
 def yaml_blocks(page):
     text = PAGES[page].read_text()
-    return {match[1]: match[2] for match in re.finditer(r"^```yaml\n# (\S+).*?\n(.*?)^```", text, re.M | re.S)}
+    return {match[1]: match[2] for match in re.finditer(r"^```yaml\n# (\S+)\.yaml\n(.*?)^```", text, re.M | re.S)}
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_config_is_one(page, tmp_path):
     """As a file, as `train --config` reads it; and its encoder, head and data set can be chosen together."""
+    assert len(yaml_blocks(page)) == PAGES[page].read_text().count("```yaml")
     for name, text in yaml_blocks(page).items():
-        path = tmp_path / f"{name.strip(':')}.yaml"
+        path = tmp_path / f"{name}.yaml"
         path.write_text(text)
         check_choices(load_run_config(path))
 
@@ -298,7 +305,7 @@ def translated(page, recipe):
     [
         ("mmsegmentation", MMSEG_ADE20K, "ade20k_deeplabv3plus_resnest101_mmseg"),
         ("mmsegmentation", MMSEG_CITYSCAPES, "cityscapes_fcn_resnest101_mmseg"),
-        ("mmsegmentation", PSPNET, "pspnet_r50-d8_4xb2-40k_cityscapes-512x1024"),
+        ("mmsegmentation", PSPNET, "pspnet_r50-d8"),
         ("pytorch_encoding", ENCODING, "ade20k_deeplabv3_resnest101"),
         ("torchvision", TORCHVISION, "deeplabv3_resnet50"),
     ],
@@ -311,6 +318,52 @@ def test_a_recipe_by_the_tables_is_the_recipe_that_is_shipped_or_shown(page, rec
     said = translated(page, recipe)
     assert len(said) >= 12
     assert {key: whole[key] for key in said} == said
+
+
+def python_blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", PAGES[page].read_text(), re.M | re.S)
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_torchvisions_network_in_the_file_of_the_page_has_torchvisions_logits(tmp_path, monkeypatch):
+    """Its weights, as torchvision would publish them, through `python tv.py` and `load_checkpoint(into=)`."""
+    theirs = fill(
+        torchvision.models.segmentation.deeplabv3_resnet50(weights_backbone=None, num_classes=21, aux_loss=True)
+    )
+    monkeypatch.chdir(tmp_path)
+    torch.save(theirs.state_dict(), "deeplabv3_resnet50_coco-cd0a2569.pth")
+    (block,) = python_blocks("torchvision")
+    (tmp_path / "tv.py").write_text(block)
+    build = runpy.run_path("tv.py", run_name="__main__")["build"]
+    ours = resnest_seg.load_checkpoint("deeplabv3_coco", into=build)
+    assert ours.label_space.names[15] == "person"
+    assert_same_logits(ours, theirs, lambda images: theirs(images)["out"])
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_smps_network_under_the_names_of_the_page_has_smps_logits(tmp_path, monkeypatch):
+    """The page's script with filled weights; what it saves is loaded by nothing but its name."""
+    monkeypatch.chdir(tmp_path)
+    (block,) = python_blocks("smp")
+    made = []
+    monkeypatch.setattr(
+        smp, "Unet", lambda *words, plain=smp.Unet, **named: made.append(fill(plain(*words, **named))) or made[0]
+    )
+    exec(block, {})
+    ours = resnest_seg.load_checkpoint("from_smp")
+    assert ours.label_space.names == ("road", "tree", "car", "sky")
+    assert_same_logits(ours, made[0], made[0])
+
+
+def assert_same_logits(ours, theirs, call):
+    images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    want = call((images / 255 - mean) / std)
+    assert not theirs.training
+    assert want.std() > 0
+    assert (ours(images).logits - want).abs().max() < 1e-4 * want.abs().max()
 
 
 def test_what_is_no_key_is_found():
