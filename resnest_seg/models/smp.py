@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import segmentation_models_pytorch as smp
+import timm
 import torch
 from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
@@ -33,8 +34,9 @@ from segmentation_models_pytorch.encoders._base import EncoderMixin
 from torch import Tensor, nn
 
 from resnest_seg.config import ModelConfig
-from resnest_seg.errors import ConfigError, DownloadError, unknown_name
-from resnest_seg.models.resnest import SMP, SPECS, ResNeSt
+from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, unknown_name
+from resnest_seg.models.resnest import SMP, SPECS, ResNeSt, adapt_first_convolution
+from resnest_seg.models.weight_files import check_finite, naming_file, read_weights
 
 DEPTH = 5
 """Number of features besides the images."""
@@ -93,16 +95,19 @@ class SMPEncoder(nn.Module):
         name: SMP's name, such as "resnet18", "se_resnext50_32x4d", "timm-skresnet18" or "tu-convnext_tiny".
         output_stride: 8, 16 or 32.
         in_channels: Channels of the images.
-        weights: SMP's name of pre-trained weights, such as "imagenet"; None for random weights, without a download.
+        weights: SMP's name of pre-trained weights, such as "imagenet", or a weight file of that encoder, such as one of
+            timm or a model of ours; None for random weights. Neither a file nor None needs a network.
 
     Attributes:
         config: The encoder's keys of a config.
-        pixel_mean: Mean of the pixels, 0..255, in pre-training; None without weights.
+        pixel_mean: Mean of the pixels, 0..255, in pre-training, for a file that of timm's weights of the encoder; None
+            without weights.
         pixel_std: Standard deviation of the pixels, 0..255, in pre-training; None without weights.
 
     Raises:
         ConfigError: SMP has no such encoder or weights, or the encoder cannot be dilated.
         DownloadError: The weights cannot be fetched.
+        CheckpointError: The file cannot be read, is not finite, or has not the weights of this encoder.
     """
 
     dilation = "smp"
@@ -114,6 +119,9 @@ class SMPEncoder(nn.Module):
         super().__init__()
         self.output_stride = output_stride
         self.config = ModelConfig(f"{SMP}{name}", output_stride=output_stride, in_channels=in_channels)
+        file = Path(weights) if weights is not None and weights != "imagenet" and Path(weights).is_file() else None
+        if file is not None:
+            weights = None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about deprecated names
@@ -129,8 +137,8 @@ class SMPEncoder(nn.Module):
         except KeyError as error:
             if name not in smp.encoders.get_encoder_names():
                 raise unknown_name("encoder", f"{SMP}{name}", _encoder_names()) from None
-            hint = " Weight files are supported for our encoders only." if Path(str(weights)).is_file() else ""
-            raise ConfigError(f"encoder {SMP}{name}: {' '.join(str(error.args[0]).split())}.{hint}") from None
+            reason = " ".join(str(error.args[0]).split())
+            raise ConfigError(f"encoder {SMP}{name}: {reason}. And there is no file of that name.") from None
         except (ValueError, RuntimeError, TypeError, AssertionError, AttributeError) as error:
             # SMP's and timm's encoders raise various exceptions
             advice = (
@@ -151,11 +159,47 @@ class SMPEncoder(nn.Module):
                 f"encoder {SMP}{name} cannot be dilated: asked for output stride {output_stride}, its last features "
                 f"are at {reached}. Use output_stride {reached}, or an encoder that can, such as smp:resnet50."
             )
-        self.pixel_mean, self.pixel_std = _pixel_statistics(name, weights)
+        if file is None:
+            self.pixel_mean, self.pixel_std = _pixel_statistics(name, weights)
+        else:
+            self._load(file)
+            self.pixel_mean, self.pixel_std = _timm_statistics(name)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         features: list[Tensor] = self.encoder(images)
         return features
+
+    def _load(self, path: Path) -> None:
+        """Load a file of this encoder, whose names may have a prefix, and whose classifier is left out."""
+        held, own = read_weights(path).tensors, self.encoder.state_dict()
+        counters = "num_batches_tracked"  # old files lack them, and they decide nothing
+        weights = _without_prefix(held, own)
+        stem = next((key for key in own if own[key].dim() == 4), "")
+        if stem in weights and weights[stem].shape[1] == 3:
+            weights[stem] = adapt_first_convolution(weights[stem], own[stem].shape[1])
+        parts = {key.removeprefix("model.").split(".")[0] for key in own}
+        problems = [
+            *(f"missing {key}" for key in own if key not in weights and not key.endswith(counters)),
+            *(
+                f"unexpected {key}"
+                for key in weights
+                if key not in own and key.removeprefix("model.").split(".")[0] in parts
+            ),
+            *(
+                f"{key} has the shape {list(weights[key].shape)} instead of {list(value.shape)}"
+                for key, value in own.items()
+                if key in weights and weights[key].shape != value.shape
+            ),
+        ]
+        if problems:
+            raise CheckpointError(
+                f"{path} does not hold the weights of encoder {self.config.encoder}: {problems[0]} ({len(problems)} "
+                f"problem{'s' * (len(problems) > 1)})."
+            )
+        weights = {key: value for key, value in weights.items() if key in own}
+        with naming_file(path):
+            check_finite(weights, own)
+        self.encoder.load_state_dict(own | weights)
 
     @torch.no_grad()
     def _probe(self, in_channels: int) -> int:
@@ -330,6 +374,22 @@ def build_smp_head(name: str, channels: list[int], num_classes: int, *, output_s
     return decoder(channels, num_classes, output_stride)
 
 
+def _without_prefix(held: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """Rename tensors so that as many as possible have names in `own`: "module.", "encoder." or "model." may be before.
+
+    Encoders that SMP takes from timm have "model." before timm's names, which is put before where a file lacks it.
+    """
+    best: dict[str, Tensor] = {}
+    first = next(iter(own), "")
+    for added in ("", "model."):
+        name = first.removeprefix(added)
+        for prefix in {key.removesuffix(name) for key in held if key.endswith(name)}:
+            renamed = {added + key.removeprefix(prefix): value for key, value in held.items() if key.startswith(prefix)}
+            if len(renamed.keys() & set(own)) > len(best.keys() & set(own)):
+                best = renamed
+    return best
+
+
 def _pixel_statistics(name: str, weights: str | None) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Return mean and standard deviation of the pixels, 0..255, for pre-trained weights."""
     if weights is None:
@@ -337,6 +397,17 @@ def _pixel_statistics(name: str, weights: str | None) -> tuple[tuple[float, ...]
     settings = smp.encoders.get_preprocessing_params(name, weights)
     scale = 255 / max(settings["input_range"])
     return tuple(scale * value for value in settings["mean"]), tuple(scale * value for value in settings["std"])
+
+
+def _timm_statistics(name: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Return mean and standard deviation of the pixels, 0..255, of timm's weights of an encoder; without a network.
+
+    None for encoders that are not timm's: they were trained on ImageNet's usual statistics.
+    """
+    known = timm.get_pretrained_cfg(name.removeprefix("timm-").removeprefix("tu-"), allow_unregistered=True)
+    if known is None:
+        return None, None
+    return tuple(255 * value for value in known.mean), tuple(255 * value for value in known.std)
 
 
 def smp_decoder_like(name: str, ours: Collection[str]) -> str | None:

@@ -213,12 +213,14 @@ def _machine(run: RunFiles) -> dict[str, str]:
     for key, name, unit, scale in (
         ("images_per_second", "speed", "images/s (median)", 1),
         ("data_wait", "waiting for data", "% of the time (median)", 100),
+        ("save_wait", "saving checkpoints", "% of the time (mean)", 100),
         ("memory_mib", "memory", "MiB (peak)", 1),
         ("cuda_peak_mib", "GPU memory", "MiB (peak)", 1),
     ):
         values = [value for line in run.speeds if (value := number(line, key)) is not None]
         if values:
-            value = max(values) if "peak" in unit else statistics.median(values)
+            middle = statistics.mean if "mean" in unit else statistics.median
+            value = max(values) if "peak" in unit else middle(values)
             facts[name] = f"{scale * value:.4g} {unit}"
     return facts
 

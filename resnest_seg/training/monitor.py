@@ -118,33 +118,66 @@ def _is_finite(gradient: Tensor) -> bool:
 
 
 class Gauge:
-    """Meter of throughput, share of time spent waiting for data, and memory since the last `read`."""
+    """Meter of throughput, shares of time spent waiting for data and saving, and memory since the last `read`.
 
-    def __init__(self) -> None:
+    Args:
+        clock: Returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._all = {"seconds": 0.0, "saving": 0.0, "saves": 0, "steps": 0}  # of the parts that were read
+        self._advised = False
         self.restart()
 
     def restart(self) -> None:
         """Reset the counts, after a break such as a validation."""
-        self._since, self._waited, self._images = time.perf_counter(), 0.0, 0
+        self._since, self._waited, self._saving = self._clock(), 0.0, 0.0
+        self._images = self._steps = self._saves = 0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Context whose time counts as waiting for data."""
-        begin = time.perf_counter()
+        begin = self._clock()
         yield
-        self._waited += time.perf_counter() - begin
+        self._waited += self._clock() - begin
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Context whose time counts as saving a checkpoint."""
+        begin = self._clock()
+        yield
+        self._saving += self._clock() - begin
+        self._saves += 1
+
+    def advice(self) -> str | None:
+        """Return, once, how to save less often, if it took a fifth of the time or more, of a minute or more."""
+        seconds, saving, saves, steps = self._all.values()
+        if self._advised or saves < 3 or seconds < 60 or saving < seconds / 5:
+            return None
+        self._advised = True
+        a_step = (seconds - saving) / steps
+        enough = math.ceil(20 * saving / saves / a_step)
+        return (
+            f"saving checkpoints takes {100 * saving / seconds:.0f} % of the time. --train.save_every {enough} would "
+            f"make it 5 %, and a kill would lose up to {enough * a_step:.0f} s."
+        )
 
     def count(self, images: int) -> float:
         """Add processed images; returns images per second so far."""
         self._images += images
-        return self._images / max(time.perf_counter() - self._since, 1e-9)
+        self._steps += 1
+        return self._images / max(self._clock() - self._since, 1e-9)
 
     def read(self) -> dict[str, float]:
-        """Return images per second, share of time waiting for data (0..1) and memory of this process in MiB; resets."""
-        taken = max(time.perf_counter() - self._since, 1e-9)
+        """Return images per second, shares of time waiting for data and saving (0..1), memory in MiB; resets."""
+        taken = max(self._clock() - self._since, 1e-9)
+        for name, value in zip(self._all, (taken, self._saving, self._saves, self._steps), strict=True):
+            self._all[name] += value
         values = {
             "images_per_second": round(self._images / taken, 3),
             "data_wait": round(self._waited / taken, 4),
+            "save_wait": round(self._saving / taken, 4),
             "memory_mib": round(psutil.Process().memory_info().rss / 2**20),
         }
         if torch.cuda.is_available():

@@ -255,18 +255,22 @@ class Trainer:
                     machine = self.gauge.read()
                     self._log(MACHINE, "speed", machine)
                     line = lines.line(self.step, loss=loss, lr=lr, machine=machine)
-                    if line is not None and not has_bars(self.console):
-                        self.console.print(line, soft_wrap=True)
+                    self._say(None if has_bars(self.console) else line, self.gauge.advice())
                 self._tell_step(loss, norm, lr)
                 self.stopped_by = stop.anywhere(self.engine)
                 if self.stopped_by or self.ended or self.step == until or self._save_due() or self._validation_due():
-                    self._save_state()
+                    with self.gauge.saving():
+                        self._save_state()
                 if self._validation_due() and self.stopped_by is None and self.step != until:
                     self._validate(stop, progress)
                     self.gauge.restart()
         self.engine.end_training()
         settle(self.engine.num_processes)
         return self.finished
+
+    def _say(self, *lines: str | None) -> None:
+        for line in filter(None, lines):
+            self.console.print(line, soft_wrap=True)
 
     def _optimise(self, parts: Sequence[TrainingBatch]) -> tuple[float, float, dict[str, float]]:
         """One optimiser step over the micro-batches of the effective batch; returns loss, gradient norm, figures."""

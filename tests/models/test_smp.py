@@ -4,11 +4,12 @@ import warnings
 
 import pytest
 import segmentation_models_pytorch as smp
+import timm
 import torch
 from segmentation_models_pytorch.encoders._base import EncoderMixin
 
 from resnest_seg.config import ModelConfig
-from resnest_seg.errors import ConfigError, DownloadError
+from resnest_seg.errors import CheckpointError, ConfigError, DownloadError
 from resnest_seg.models.loading import build_segmenter
 from resnest_seg.models.resnest import ResNeSt
 from resnest_seg.models.smp import DECODERS, ResNeStSMPEncoder, SMPEncoder
@@ -240,3 +241,57 @@ def test_weights_that_cannot_be_fetched_are_one_error(monkeypatch):
     monkeypatch.setattr(smp.encoders, "get_encoder", offline)
     with pytest.raises(DownloadError, match="cannot download the 'imagenet' weights of encoder smp:resnet18"):
         build_segmenter("smp:resnet18", head="fcn", encoder_weights="imagenet")
+
+
+def random_tensors(module):
+    """The state dict with other values, as if trained."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        key: torch.rand(value.shape, generator=generator).to(value.dtype) for key, value in module.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize(("encoder", "timm_name"), [("tu-resnet10t", "resnet10t"), ("resnet18", "resnet18")])
+@pytest.mark.parametrize("prefix", ["", "module.", "encoder.encoder."])
+def test_a_file_of_timm_is_the_encoders(tmp_path, encoder, timm_name, prefix):
+    """With its classifier, which is left out; the features are timm's own."""
+    theirs = timm.create_model(timm_name, num_classes=3)
+    theirs.load_state_dict(random_tensors(theirs))
+    file = tmp_path / "weights [1].pth"
+    torch.save({prefix + key: value for key, value in theirs.state_dict().items()}, file)
+    ours = build_segmenter(f"smp:{encoder}", head="fcn", output_stride=32, encoder_weights=file).eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = theirs.eval().forward_features(images)
+        assert torch.allclose(ours.encoder(images)[-1], expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_file_of_timm_brings_timms_pixel_statistics_and_its_stem_is_adapted(tmp_path):
+    theirs = timm.create_model("tf_efficientnet_lite0")
+    torch.save(theirs.state_dict(), tmp_path / "lite0.pth")
+    options = {"head": "smp:deeplabv3plus", "output_stride": 16, "num_classes": 2, "aux_head": False}
+    options |= {"encoder_weights": str(tmp_path / "lite0.pth")}
+    segmenter = build_segmenter("smp:timm-tf_efficientnet_lite0", **options)
+    assert segmenter.pixel_mean.flatten().tolist() == [127.5] * 3  # timm's default_cfg: 0.5
+    assert segmenter.pixel_std.flatten().tolist() == [127.5] * 3
+    grey = build_segmenter("smp:timm-tf_efficientnet_lite0", in_channels=1, **options)
+    assert torch.equal(grey.encoder.encoder.conv_stem.weight, theirs.conv_stem.weight.sum(dim=1, keepdim=True))
+
+
+def test_a_file_of_another_encoder_is_refused(tmp_path):
+    """Every tensor of a ResNet-18 is in a ResNet-34's file, by the same name and shape."""
+    deeper = timm.create_model("resnet34").state_dict()
+    torch.save(deeper, tmp_path / "resnet34.pth")
+    with pytest.raises(CheckpointError, match=r"resnet34.pth does not hold .* smp:resnet18: unexpected layer1.2.conv1"):
+        build_segmenter("smp:resnet18", head="fcn", encoder_weights=tmp_path / "resnet34.pth")
+    shallow = timm.create_model("resnet18").state_dict()
+    del shallow["layer4.1.bn2.bias"]
+    torch.save(shallow, tmp_path / "part.pth")
+    with pytest.raises(CheckpointError, match=r"missing layer4.1.bn2.bias \(1 problem\)"):
+        build_segmenter("smp:resnet18", head="fcn", encoder_weights=tmp_path / "part.pth")
+    shallow["layer4.1.bn2.bias"] = torch.full((512,), torch.nan)
+    torch.save(shallow, tmp_path / "nan.pth")
+    with pytest.raises(CheckpointError, match=r"nan.pth.*not finite"):
+        build_segmenter("smp:resnet18", head="fcn", encoder_weights=tmp_path / "nan.pth")
+    with pytest.raises(ConfigError, match=r"Wrong pretrained weights `nofile.pth`.*no file of that name"):
+        build_segmenter("smp:resnet18", head="fcn", encoder_weights="nofile.pth")
