@@ -104,27 +104,9 @@ def link_to_repository(text: str, folder: Path, report: logging.SphinxLoggerAdap
     return OUTSIDE.sub(replaced, text)
 
 
-CONTENTS = re.findall(r"^[a-z][\w/*]*$", (DOCS / "index.md").read_text(encoding="utf-8"), re.M)
-NOT_YET = [name for name in CONTENTS if name != "reference/index" and not any(DOCS.glob(f"{name}.*"))]
-"""Pages that the contents name and that nobody has written yet: they are left out, and so are links to them."""
-
-
-def without_missing_pages(text: str, folder: Path) -> str:
-    """Leave out entries of the contents, and links, that lead to pages which are `NOT_YET` there."""
-
-    def kept(match: re.Match[str]) -> str:
-        target = (folder / match[2]).resolve()
-        wanted = target.relative_to(DOCS).with_suffix("").as_posix() if target.is_relative_to(DOCS) else ""
-        return match[1] if wanted in NOT_YET else match[0]
-
-    text = "".join(line for line in text.splitlines(keepends=True) if line.strip() not in NOT_YET)
-    return re.sub(r"\[([^\]]*)\]\(([\w./]+\.md)(?:#[^)]*)?\)", kept, text)
-
-
 def read_page(app: Sphinx, name: str, content: list[str]) -> None:
     """Prepare the text of a page, before it is parsed."""
     folder = Path(app.env.doc2path(name)).parent
-    content[0] = without_missing_pages(content[0], folder)
     if not name.startswith("reference/"):
         content[0] = link_to_repository(content[0], folder, logging.getLogger(__name__))
 
