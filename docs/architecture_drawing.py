@@ -22,10 +22,10 @@ PLACES = {
     "reports": (2, 3, "pages, tables of runs"),
     "teachers": (3, 3, "unlabelled, distillation"),
     "evaluation": (1.5, 4, "metrics, audits"),
-    "inference": (2.1, 5, "protocols, predictor"),
+    "inference": (2.2, 5, "protocols, predictor"),
     "annotations": (0, 6, "labels of other tools"),
     "data": (0.95, 6, "data sets, transforms"),
-    "models": (2.1, 6, "networks, checkpoints"),
+    "models": (2.3, 6, "networks, checkpoints"),
     "storage": (1, 7, "folders, zips, addresses"),
     "io": (2, 7, "photos, masks, rasters"),
 }
