@@ -27,8 +27,9 @@ from typing import NamedTuple
 from markdown_it import MarkdownIt
 
 PROJECT = Path(__file__).resolve().parents[2]
-PAGES = [PROJECT / "README.md", PROJECT / "datasets" / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
-"""Every page with commands; those of folders that a build makes are none."""
+WRITTEN = [path for path in sorted((PROJECT / "docs").rglob("*.md")) if "reference" not in path.parts]
+PAGES = [PROJECT / "README.md", PROJECT / "datasets" / "README.md", *WRITTEN]
+"""Every page that a person has written; a build writes those of the reference."""
 
 SHELL = re.compile(r"[|&;<>$`*?(){}]")
 """What only a shell understands, outside of quotes."""
