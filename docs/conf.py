@@ -17,6 +17,8 @@ DOCS = Path(__file__).resolve().parent
 PROJECT = DOCS.parent
 sys.path[:0] = [str(PROJECT), str(DOCS)]
 
+import reference_pages  # noqa: E402
+
 import resnest_seg  # noqa: E402
 
 project = "resnest_seg"
@@ -104,11 +106,23 @@ def link_to_repository(text: str, folder: Path, report: logging.SphinxLoggerAdap
     return OUTSIDE.sub(replaced, text)
 
 
+def with_links(text: str, links: dict[str, str]) -> str:
+    """Link config keys and public names that stand in a page's text as code, but for fences and the text of links."""
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.M | re.S)
+    code = re.compile(r"(?<![`\[}\w])`([\w.]+)`(?![`\]])")
+    return "".join(
+        part if part.startswith("```") else code.sub(lambda match: links.get(match[1], match[0]), part)
+        for part in parts
+    )
+
+
 def read_page(app: Sphinx, name: str, content: list[str]) -> None:
     """Prepare the text of a page, before it is parsed."""
     folder = Path(app.env.doc2path(name)).parent
     if not name.startswith("reference/"):
         content[0] = link_to_repository(content[0], folder, logging.getLogger(__name__))
+        if app.env.doc2path(name).suffix == ".md":
+            content[0] = with_links(content[0], reference_pages.links())
 
 
 def read_included(app: Sphinx, path: Path, parent: str, content: list[str]) -> None:
@@ -145,8 +159,6 @@ def read_signature(
 
 def write_reference(app: Sphinx) -> None:
     """Write the pages of the reference."""
-    import reference_pages
-
     reference_pages.write(DOCS / "reference")
 
 

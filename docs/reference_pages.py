@@ -67,6 +67,15 @@ def write(folder: Path) -> None:
             path.unlink()
 
 
+def links() -> dict[str, str]:
+    """Name of a config key, or of something public, -> Markdown that links it to where it is described."""
+    keys = dict.fromkeys([*key_texts(RunConfig), *key_texts(PretrainConfig)])
+    public = {f"resnest_seg.{name}": _found("resnest_seg", name)[1] for name in resnest_seg.__all__}
+    return {key: f"{{confval}}`{key}`" for key in keys if "." in key} | {
+        name: f"{{py:obj}}`{name} <{path}>`" for name, path in public.items()
+    }
+
+
 def index() -> str:
     """The page with the contents of the reference."""
     return (

@@ -134,3 +134,14 @@ def test_every_verb_and_every_public_name_has_its_place(site):
     names = (site / "reference" / "api.html").read_text(encoding="utf-8")
     for name in resnest_seg.__all__:
         assert re.search(rf'<a class="reference internal" href="api_\w+\.html#[^"]*\.{name}"', names), name
+
+
+def test_keys_and_names_in_a_page_are_links_but_not_in_its_code(site):
+    page = (site / "howto" / "own_data.html").read_text(encoding="utf-8")
+    assert '<a class="reference internal" href="../reference/config.html#confval-data.crop_size"' in page
+    parts = (site / "howto" / "own_parts.html").read_text(encoding="utf-8")
+    assert 'href="../reference/api_training.html#resnest_seg.training.assembly.fit"' in parts
+    for text in (page, parts):
+        for block in re.findall(r"<pre>.*?</pre>", text, re.S):
+            assert "confval" not in block
+            assert "<a " not in block
