@@ -114,6 +114,7 @@ def test_a_mark_that_marks_nothing_is_an_error():
     [("torchrun --nproc-per-node 8 tools/train_seg.py --dataset ade20k", ["train", "--dataset", "ade20k"]),
      ("torchrun --nproc-per-node 8 -m resnest_seg train --dataset ade20k", ["train", "--dataset", "ade20k"]),
      ("sbatch --nodes 2 tools/slurm_train.sh --dataset ade20k", ["train", "--dataset", "ade20k"]),
+     ("sbatch --array 0-9 examples/cluster/predict_array.sh photos", ["predict", "photos"]),
      ("RAY_ADDRESS=local resnest-seg predict photos", ["predict", "photos"]),
      ("python datasets/prepare_ade20k.py --root x", ["prepare", "ade20k", "--root", "x"]), ("ls runs", None)],
 )  # fmt: skip

@@ -35,6 +35,8 @@ SHELL = re.compile(r"[|&;<>$`*?(){}]")
 """What only a shell understands, outside of quotes."""
 
 OURS = ("tools/", "datasets/", "examples/")
+BATCH_SCRIPTS = {"tools/slurm_train.sh": "train", "examples/cluster/predict_array.sh": "predict"}
+"""Script for a scheduler -> the verb that it hands its words to."""
 PREFIXES = re.compile(r"^(srun|nice|time|exec)$|^[A-Z_]+=")
 
 
@@ -92,8 +94,8 @@ def ours(line):
     if words[:1] == ["resnest-seg"]:
         return words[1:]
     for number, word in enumerate(words):
-        if word == "tools/slurm_train.sh":
-            return ["train", *words[number + 1 :]]
+        if word in BATCH_SCRIPTS:
+            return [BATCH_SCRIPTS[word], *words[number + 1 :]]
         if word.startswith(OURS[:2]) and word.endswith(".py") and (PROJECT / word).is_file():
             return [*_verb(word), *words[number + 1 :]]
         if words[number : number + 2] == ["-m", "resnest_seg"]:
