@@ -129,12 +129,12 @@ def recheck(run: Run = resnest_seg) -> list[str]:
             for arguments in table["check"]:
                 run([word.replace("{folder}", folder) for word in arguments])
             for row in checked:
-                check, name = row["check"], row["cells"][table["columns"][0]]
+                check, words = row["check"], ", ".join(cell for cell in row["cells"].values() if isinstance(cell, str))
                 figure: Any = json.loads((Path(folder) / check["file"]).read_text(encoding="utf-8"))
                 for key in check["figure"].split("."):
                     figure = figure[key]
                 now, before = 100 * figure, row["cells"][check["column"]]
-                line = f"{table['title']}: {name}, {check['column']}: {now:.2f}, was {before:.2f}"
+                line = f"{table['title']}: {words}, {check['column']}: {now:.2f}, was {before:.2f}"
                 print(f"{line} (tolerance {check['tolerance']:g})", flush=True)
                 if abs(now - before) > check["tolerance"]:
                     wrong.append(line)
