@@ -51,6 +51,7 @@ CAMVID = ("--dataset", "camvid")
         (EVAL, ("--checkpont", "x"), "unknown option '--checkpont'. Did you mean '--checkpoint'? --help lists all."),
         (EVAL, ("--checkpoint", "x", "--root", "x"), "'--root'. Did you mean '--data.root'? --help lists all."),
         (EVAL, ("runs/my_run",), "unexpected word 'runs/my_run': options begin with --."),
+        (EVAL, ("--checkpoint", "runs/a", "runs/b"), "unexpected word 'runs/b': give --checkpoint once for each"),
         (EVAL, (), "--checkpoint is missing"),
         (EVAL, ("--checkpoint", "x", "--limit", "few"), "argument --limit: invalid int value: 'few'"),
         (EVAL, ("--checkpoint", "x", "--protocols", "whole,slid"), "unknown protocol 'slid'. Did you mean 'slide'?"),

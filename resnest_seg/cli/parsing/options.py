@@ -70,7 +70,12 @@ class Parser(argparse.ArgumentParser):
             for action in required:
                 action.required = True
         if strays:
-            raise unknown_option(strays[0], options) if strays[0].startswith("-") else stray_word(strays[0])
+            if strays[0].startswith("-"):
+                raise unknown_option(strays[0], options)
+            before = [word for word in words[: words.index(strays[0])] if word.startswith("--")]
+            last = before[-1] if before else ""
+            repeated = last if isinstance(actions.get(last), argparse._AppendAction) else None
+            raise stray_word(strays[0], repeated=repeated)
         for action in required:
             if getattr(found, action.dest) is None:
                 raise ConfigError(f"{action.option_strings[0]} is missing: {action.help}. --help lists all options.")
@@ -81,8 +86,15 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}. --help lists all options.")
 
 
-def stray_word(word: str) -> ConfigError:
-    """Return the error for a word that is neither an option nor the value of one."""
+def stray_word(word: str, *, repeated: str | None = None) -> ConfigError:
+    """Return the error for a word that is neither an option nor the value of one.
+
+    Args:
+        word: The word.
+        repeated: The option whose second value it seems to be, of those that are given once for each value.
+    """
+    if repeated is not None:
+        return ConfigError(f"unexpected word {word!r}: give {repeated} once for each, as in {repeated} A {repeated} B.")
     return ConfigError(f"unexpected word {word!r}: options begin with --. --help lists all.")
 
 
