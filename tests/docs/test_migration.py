@@ -1,10 +1,7 @@
 """The pages for users of other toolkits: every key, default, value and command in their tables, and whole recipes."""
 
-import contextlib
-import importlib
 import re
 import runpy
-import shlex
 from typing import NamedTuple
 
 import pytest
@@ -13,10 +10,10 @@ import torch
 import torchvision
 import yaml
 from conftest import PROJECT
+from support import pages
 from support.reference import fill
 
 import resnest_seg
-from resnest_seg.cli.main import MODULES, VERBS
 from resnest_seg.config import RunConfig, load_run_config
 from resnest_seg.config_reading import flatten, kinds_of
 from resnest_seg.errors import ConfigError
@@ -97,47 +94,13 @@ def fits(key, value):
         assert value in (*BUILT_IN, "folder"), value
 
 
-def words_of(command):
-    """The verb of a command and its words: `resnest-seg VERB ...`, also under torchrun, sbatch, or as a script."""
-    words = shlex.split(command)
-    if words[0] == "torchrun":
-        words = words[words.index("-m") + 1 :]
-        assert words[0] == "resnest_seg", command
-    if words[0] == "sbatch":
-        script = next(place for place, word in enumerate(words) if word.endswith(".sh"))
-        assert (PROJECT / words[script]).is_file(), command
-        return "train", words[script + 1 :]
-    if words[0] == "python":
-        assert (PROJECT / words[1]).is_file(), command
-        source = (PROJECT / words[1]).read_text()
-        return re.search(r"from resnest_seg\.cli\.(?:\w+\.)?(\w+) import main", source)[1], words[2:]
-    return words[1], words[2:]
-
-
-def help_of(verb, words, capsys):
-    assert verb in VERBS, verb
-    module = importlib.import_module(f"resnest_seg.cli.{MODULES.get(verb, verb)}")
-    sub = words[:1] if verb in ("benchmark", "prepare") and words and not words[0].startswith("-") else []
-    flag = "--help-all" if verb in ("train", "pretrain", "budget") else "--help"
-    with contextlib.suppress(SystemExit):  # argparse's, after its help
-        module.main([*(sub if verb == "benchmark" else []), flag])
-    return capsys.readouterr().out
-
-
-def check_command(command, capsys):
-    """The verb exists and has every option; an option of a config key has a value that the key takes."""
-    verb, words = words_of(command)
-    text = help_of(verb, words, capsys)
-    if verb == "train":
+def check_command(command, monkeypatch):
+    """The verb exists and parses the words; a training begins with one thing."""
+    pages.check_line(command, monkeypatch)
+    words = pages.ours(command)
+    if words[0] == "train" and "--resume" not in words:
         begins = [word for word in words if word in ("--dataset", "--config")]
-        assert len(begins) == 1 or "--resume" in words, f"{command}: give one of --dataset and --config"
-    for place, word in enumerate(words):
-        if not word.startswith("--"):
-            continue
-        assert re.search(rf"{re.escape(word)}(?![\w.-])", text), f"{command}: {verb} has no {word}"
-        if word.removeprefix("--") in KINDS:
-            key = word.removeprefix("--")
-            fits(key, KINDS[key].read(words[place + 1]))
+        assert len(begins) == 1, f"{command}: give one of --dataset and --config"
 
 
 def test_there_are_pages():
@@ -175,7 +138,7 @@ def test_every_key_in_the_text_exists(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_of_the_tables_is_one(page, capsys):
+def test_every_command_of_the_tables_is_one(page, monkeypatch):
     commands = [
         span
         for header, lines in tables(page)
@@ -185,7 +148,7 @@ def test_every_command_of_the_tables_is_one(page, capsys):
     ]
     assert len(commands) >= 8
     for command in dict.fromkeys(commands):
-        check_command(command, capsys)
+        check_command(command, monkeypatch)
 
 
 def yaml_blocks(page):
