@@ -9,7 +9,7 @@ READY := .venv/.ready
 DEVELOPMENT := .venv/.ready-for-development
 APT = apt-get -qq -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20 -o DPkg::Lock::Timeout=60
 
-.PHONY: demo test test-fast lint check results-check golden setup browser clean
+.PHONY: demo test test-fast lint check results-check golden docs setup browser clean
 
 demo: $(READY)  ## train on drawn street scenes, evaluate, draw; minutes on 2 CPU cores
 	rm -rf runs/demo
@@ -36,6 +36,10 @@ lint: $(DEVELOPMENT)  ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(DEVELOPMENT)  ## the site, into build/site; any warning or broken link is an error
+	$(BIN)/python -m sphinx -W -n --keep-going -q -b html -d build/doctrees docs build/site
+	@echo "Open build/site/index.html in a browser."
 
 check: lint test  ## all of these
 

@@ -182,8 +182,8 @@ class ModelConfig:
 
     encoder: str = "resnest50"
     """Encoder: resnest14, 26, 50, 101, 200 or 269, resnest14_tiny, resnest50_fast_1s1x64d (2s1x64d, 4s1x64d, 1s2x40d,
-    2s2x40d, 4s2x40d, 1s4x24d), resnet50, 101 or 152, the same with s (deep stem), resnet50d, resnext50_32x4d,
-    resnext101_32x8d, or smp:NAME, any encoder of segmentation-models-pytorch."""
+    2s2x40d, 4s2x40d, 1s4x24d), resnet50, 101 or 152, the same with s (deep stem), resnet50c or 101c (mmsegmentation's
+    deep stem), resnet50d, resnext50_32x4d, resnext101_32x8d, or smp:NAME, any of segmentation-models-pytorch."""
     head: str = "deeplabv3"
     """Decoder: fcn or deeplabv3, in family mmseg also pspnet, deeplabv3plus and mask2former, or smp:NAME with unet,
     unetplusplus, manet, linknet, fpn, pspnet, deeplabv3, deeplabv3plus, pan, upernet or segformer."""

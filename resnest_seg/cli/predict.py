@@ -1,8 +1,8 @@
 """Segment photos, videos, camera streams and maps: labels, overlays with a legend, scores, polygons, annotations.
 
 python tools/predict_seg.py --checkpoint runs/my_run photo.jpg folder/ "more/**/*.png" --output predictions
-python tools/predict_seg.py --checkpoint runs/my_run --protocol encoding --write labels polygons photo.jpg
-python tools/predict_seg.py --checkpoint runs/my_run --write coco labelme cvat yolo folder/
+python tools/predict_seg.py --checkpoint runs/my_run photo.jpg --protocol encoding --write labels polygons
+python tools/predict_seg.py --checkpoint runs/my_run folder/ --write coco labelme cvat yolo
 python tools/predict_seg.py --checkpoint runs/my_run drive.mp4
 python tools/predict_seg.py --checkpoint runs/my_run --tile 1024 --overlap 128 satellite.tif
 python tools/predict_seg.py --checkpoint model.onnx photo.jpg

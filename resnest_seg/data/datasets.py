@@ -445,10 +445,10 @@ class ADE20K(PairedFiles):
 class Cityscapes(PairedFiles):
     """Cityscapes, fine annotations: 2,975 train, 500 val, 1,525 test photos of 2048 x 1024, 19 classes.
 
-    Files: leftImg8bit/<split>/<city>/*_leftImg8bit.png and gtFine/<split>/<city>/*_gtFine_labelIds.png below `root`, or
-    inside leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, which `root` holds; 11 GB. Masks hold label ids
-    0..33, of which 19 are trained; if there are only *_gtFine_labelTrainIds.png (0..18, 255), these are read. Masks
-    of the test split are not published: its samples have no labels.
+    Files: `leftImg8bit/<split>/<city>/*_leftImg8bit.png` and `gtFine/<split>/<city>/*_gtFine_labelIds.png` below
+    `root`, or inside leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, which `root` holds; 11 GB. Masks hold
+    label ids 0..33, of which 19 are trained; if there are only `*_gtFine_labelTrainIds.png` (0..18, 255), these are
+    read. Masks of the test split are not published: its samples have no labels.
     Terms: research, non-commercial, no redistribution. Cite: Cordts et al., "The Cityscapes Dataset for Semantic
     Urban Scene Understanding", CVPR 2016.
 
@@ -484,9 +484,9 @@ class Cityscapes(PairedFiles):
 class CamVid(PairedFiles):
     """CamVid in SegNet's form: 367 train, 101 val, 233 test photos of 480 x 360, 11 classes.
 
-    Files: {train,val,test}/* and {train,val,test}annot/*.png with the same stem below `root`, or in a zip file of
-    them; 200 MB. Raw ids 0..10, 11
-    is ignored. The val split is one short stretch of a sequence whose other frames are in train: report on test.
+    Files: `{train,val,test}/*` and `{train,val,test}annot/*.png` with the same stem below `root`, or in a zip file of
+    them; 200 MB. Raw ids 0..10, 11 is ignored. The val split is one short stretch of a sequence whose other frames
+    are in train: report on test.
     Terms: CC BY-NC 4.0. Cite: Brostow et al., "Semantic Object Classes in Video", Pattern Recognition Letters 2009;
     Badrinarayanan et al., "SegNet", PAMI 2017.
 

@@ -53,7 +53,7 @@ VAL_SHARE = 0.1
 class FolderDataset(PairedFiles):
     """The user's photos and masks, paired by what the wildcards of two patterns match, or by a layout that is known.
 
-    Files below `root` (a folder, one zip file of it, or an address such as s3://bucket/mine), without patterns:
+    Files below `root` (a folder, one zip file of it, or an address such as s3://bucket/mine), without patterns::
 
         images/...   photos: JPEG, PNG, WebP, TIFF, BMP, or only .npy arrays; subfolders are part of the name
         masks/...    masks with the same names: ids (8-bit greyscale or palette indices), or the classes' colours (RGB)
@@ -68,7 +68,7 @@ class FolderDataset(PairedFiles):
     Args:
         root: The folder, a zip file, an address, or a storage that is open.
         split: "train", "val" or "test".
-        images: Pattern of the photos below `root`, such as "photos/{split}/*.jpg", or their folder.
+        images: Pattern of the photos below `root`, such as `photos/{split}/*.jpg`, or their folder.
         masks: Pattern of the masks, with as many wildcards; both or none.
         classes: The class list, if it is outside `root`, or the classes themselves.
         allow_missing: Raise for a missing mask when its sample is read, not here; for tools that list all of them.

@@ -14,6 +14,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it queries the network for a newer release
+
 import albumentations as A
 import cv2
 import numpy as np
@@ -26,8 +28,6 @@ from resnest_seg.config import DataConfig
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.io.resize import canvas_size, long_edge_size
 from resnest_seg.labels import IGNORE_LABEL, ignore_value
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it queries the network for a newer release
 
 Pixels = NDArray[Any]
 """Image [H, W, C] of uint8, uint16, int16 or float32, or labels [H, W]."""

@@ -39,9 +39,9 @@ class CalibrationReport:
     """Calibration errors over labelled pixels, 0..1; 0 without labelled pixels, never NaN.
 
     Attributes:
-        expected_calibration_error: Mean over pixels of |accuracy - confidence| of their bin (Guo et al.,
+        expected_calibration_error: Mean over pixels of `|accuracy - confidence|` of their bin (Guo et al.,
             https://arxiv.org/abs/1706.04599).
-        maximum_calibration_error: The largest |accuracy - confidence| of a bin with pixels.
+        maximum_calibration_error: The largest `|accuracy - confidence|` of a bin with pixels.
         bins: The bins by ascending confidence. The last one is for confidences of exactly 1, low = high = 1, as in
             torchmetrics.
     """

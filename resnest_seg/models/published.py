@@ -187,6 +187,8 @@ PUBLISHED: tuple[PublishedCheckpoint, ...] = (
     _timm("resnest269e.in1k", 110.93, "resnest269", 416),
     _timm("resnest50d_4s2x40d.in1k", 30.42, "resnest50_fast_4s2x40d"),
     _timm("resnest50d_1s4x24d.in1k", 25.68, "resnest50_fast_1s4x24d"),
+    _timm("resnet50c.gluon_in1k", 25.58, "resnet50c"),
+    _timm("resnet101c.gluon_in1k", 44.57, "resnet101c"),
     _torchvision("resnet50-0676ba61", 25.56, "resnet50", 76.13),
     _torchvision("resnet101-63fe2227", 44.55, "resnet101", 77.37),
     _torchvision("resnet152-394f9c45", 60.19, "resnet152", 78.31),

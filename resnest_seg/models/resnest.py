@@ -99,6 +99,9 @@ SPECS: dict[str, EncoderSpec] = {
     "resnet50s": _resnet((3, 4, 6, 3), deep_stem=True),
     "resnet101s": _resnet((3, 4, 23, 3), deep_stem=True),
     "resnet152s": _resnet((3, 8, 36, 3), deep_stem=True),
+    # With the narrower deep stem of mmsegmentation's ResNetV1c: its R-50-D8 and R-101-D8.
+    "resnet50c": EncoderSpec((3, 4, 6, 3), radix=0, avg_down=False),
+    "resnet101c": EncoderSpec((3, 4, 23, 3), radix=0, avg_down=False),
     "resnet50d": EncoderSpec((3, 4, 6, 3), radix=0),
     "resnext50_32x4d": _resnet((3, 4, 6, 3), cardinality=32, width=4),
     "resnext101_32x8d": _resnet((3, 4, 23, 3), cardinality=32, width=8),

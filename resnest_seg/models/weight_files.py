@@ -138,7 +138,9 @@ def _tail(file: BinaryIO) -> bytes:
 
 def _forbidden(message: str) -> str | None:
     """Name of a class that a pickle needs beyond tensors and plain values, from torch's message; None if corrupt."""
-    wanted = re.search(r"GLOBAL ([\w.]+\.\w+)", message) or re.search(r"(\w+(?:\.\w+)+) was not an allowed", message)
+    # the last is of Python's built-in functions, which torch names without their module
+    wordings = r"GLOBAL ([\w.]+\.\w+)", r"(\w+(?:\.\w+)+) was not an allowed", r"GLOBAL (\w+) was not an allowed"
+    wanted = next(filter(None, (re.search(wording, message) for wording in wordings)), None)
     if wanted is not None:
         return wanted[1]
     return "a pickle that torch does not write" if "Unsupported operand" in message else None

@@ -111,7 +111,7 @@ def test_make_installs_development_tools_for_developers_only(tmp_path):
 
     for target in ("demo", "setup"):
         assert plan(target) == ["."]
-    for target in ("test", "test-fast", "check", "lint", "golden"):
+    for target in ("test", "test-fast", "check", "lint", "golden", "docs"):
         assert plan(target) == [".", "'.[dev]'"]
 
 

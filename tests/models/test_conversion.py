@@ -8,14 +8,14 @@ import timm
 import torch
 import torchvision
 from support import plain_protocols
-from support.reference import GOLDEN, filled_state, golden_images, original_keys, reference_segmenter
+from support.reference import GOLDEN, fill, filled_state, golden_images, original_keys, reference_segmenter
 
 from resnest_seg.config import ModelConfig, RunConfig
 from resnest_seg.errors import CheckpointError
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.conversion import encoder_spec, label_space, recognise, rename
 from resnest_seg.models.heads import resize_logits
-from resnest_seg.models.loading import segmenter_for
+from resnest_seg.models.loading import load_checkpoint, segmenter_for
 from resnest_seg.models.resnest import SPECS, ResNeSt
 from resnest_seg.models.segmenter import load_weights
 
@@ -134,6 +134,24 @@ def test_keys_and_shapes_convert_one_to_one(entry):
     own = {key: value.shape for key, value in segmenter.state_dict().items() if not key.startswith("pixel_")}
     assert own == {key: value.shape for key, value in known.weights.items()}
     assert segmenter.align_corners == (family == "encoding")
+
+
+@torch.inference_mode()
+def test_mmsegmentations_resnet_is_timms_resnet50c(tmp_path):
+    """The file of an R-50-D8: its ResNetV1c has timm's numbers, its head the keys of the ResNeSt's."""
+    original = fill(timm.create_model("resnet50c", output_stride=8, num_classes=0))
+    state = {key.replace("conv1.", "stem.", 1) if key.startswith("conv1.") else key.replace("bn1.", "stem.7.", 1)
+             if key.startswith("bn1.") else key: value for key, value in original.state_dict().items()}  # fmt: skip
+    heads = {key: shape for key, shape in original_keys()["mmseg_pspnet_ade"].items() if not key.startswith("backbone")}
+    theirs = {f"backbone.{key}": value for key, value in state.items()} | filled_state(heads)
+    torch.save({"meta": {}, "state_dict": theirs}, tmp_path / "pspnet_r50-d8.pth")
+    segmenter = load_checkpoint(tmp_path / "pspnet_r50-d8.pth")
+    assert segmenter.description == "resnet50c mmseg pspnet, output stride 8, dilation mmseg"
+    assert segmenter.load_report.loaded == len(theirs)
+    images = torch.randn(1, 3, 75, 91, generator=torch.Generator().manual_seed(0))
+    expected = original.forward_intermediates(images)[1][-4:]
+    for ours, want in zip(segmenter.encoder(images), expected, strict=True):
+        assert (ours - want).abs().max() < 1e-5 * want.abs().max()
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -36,6 +36,7 @@ def assert_close(ours, theirs):
         ("resnest26", "resnest26d"),
         ("resnest50_fast_4s2x40d", "resnest50d_4s2x40d"),
         ("resnest50_fast_1s4x24d", "resnest50d_1s4x24d"),
+        ("resnet50c", "resnet50c"),
         ("resnet50d", "resnet50d"),
     ],
 )

@@ -177,7 +177,7 @@ class KeyHelp:
             foot = "\nEvery key of the config is an option: --help-all shows them. Config files override the defaults."
             return "\n".join([head, _section("keys that people use", usual), _section("options", own)]) + foot
         sections = [_section("options", own)]
-        for group, title in _groups(self.kind).items():
+        for group, title in groups(self.kind).items():
             keys = [key for key in entries if (key.partition(".")[0] if "." in key else "") == group]
             sections.append(_section(title, [entries[key] for key in keys]))
         return "\n".join([head, *sections]).rstrip()
@@ -192,33 +192,55 @@ def _section(title: str, entries: Sequence[tuple[str, str]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _groups(kind: type[AnyConfig]) -> dict[str, str]:
+class KeyText(NamedTuple):
+    """What is said of a config key.
+
+    Attributes:
+        text: What it does.
+        values: Its type and range, in words.
+        default: Its default, as YAML writes it.
+    """
+
+    text: str
+    values: str
+    default: str
+
+
+def groups(kind: type[AnyConfig]) -> dict[str, str]:
     """Return the groups of a config's keys and their titles; "" has the keys without a group."""
     hints = typing.get_type_hints(kind)
-    groups = {
+    found = {
         field.name: f"{field.name}.*: {inspect.cleandoc(hints[field.name].__doc__ or '').rstrip('.')}"
         for field in dataclasses.fields(kind)
         if dataclasses.is_dataclass(hints[field.name])
     }
-    return groups | {"": "the run"}
+    return found | {"": "the run"}
 
 
-def _entries(kind: type[AnyConfig], short: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Return the help of every key: key -> (option with its short form, text with type and default)."""
+def key_texts(kind: type[AnyConfig]) -> dict[str, KeyText]:
+    """Return what is said of every key of a config, in the order of the dataclasses."""
     hints = typing.get_type_hints(kind)
     docs, defaults = _docs(kind), dataclasses.asdict(kind())
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(hints[field.name]):
             docs |= {f"{field.name}.{key}": text for key, text in _docs(hints[field.name]).items()}
             defaults |= {f"{field.name}.{key}": value for key, value in defaults.pop(field.name).items()}
-    forms = {key: form for form, key in short.items() if form != f"--{key}"}
     kinds = kinds_of(kind)
-    entries = {}
+    texts = {}
     for key in config_keys(kind):
         value = defaults[key]
-        default = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+        default = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        texts[key] = KeyText(" ".join(docs[key].split()), str(kinds[key]), default)
+    return texts
+
+
+def _entries(kind: type[AnyConfig], short: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return the help of every key: key -> (option with its short form, text with type and default)."""
+    forms = {key: form for form, key in short.items() if form != f"--{key}"}
+    entries = {}
+    for key, said in key_texts(kind).items():
         option = f"{forms[key]}, --{key}" if key in forms else f"--{key}"
-        entries[key] = f"{option} VALUE", f"{docs[key]} ({kinds[key]}; default: {default})"
+        entries[key] = f"{option} VALUE", f"{said.text} ({said.values}; default: {said.default})"
     return entries
 
 
