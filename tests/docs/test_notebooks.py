@@ -43,6 +43,7 @@ def test_a_notebook_runs(name, left, tmp_path, monkeypatch):
     """In a kernel of its own, which raises the first error of a cell; its files are there afterwards."""
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))  # no kernel of the user's in place of this Python
     folder = tmp_path / "work"
     folder.mkdir()
     notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
