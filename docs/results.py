@@ -43,33 +43,32 @@ def shown(cell: object) -> str:
     return f"{cell:.2f}" if isinstance(cell, float) else "-" if cell is None else str(cell)
 
 
-def origin(row: Mapping[str, Any], table: Mapping[str, Any]) -> str:
-    """How a row was measured."""
-    known = {key: row.get(key, table.get(key)) for key in ORIGINS}
-    seeds = known["seeds"]
-    parts = [
-        f"`{known['command']}`" if known["command"] else None,
-        f"commit {known['commit']}" if known["commit"] else None,
-        known["machine"],
-        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" if seeds else None,
-        known["time"],
-    ]
-    return "; ".join(part for part in parts if part)
+def origins(table: Mapping[str, Any]) -> list[str]:
+    """How the rows were measured: what they share in one line, and a numbered line for the rest of each."""
+    rows = [{key: row.get(key, table.get(key)) for key in ORIGINS} for row in table["rows"]]
+    shared = {key for key in ORIGINS if all(row[key] == rows[0][key] for row in rows)}
+
+    def words(row: Mapping[str, Any], keys: set[str]) -> str:
+        texts = {
+            "command": f"`{row['command']}`",
+            "commit": f"commit {row['commit']}",
+            "seeds": f"seed{'s' * (len(row['seeds'] or ()) > 1)} {', '.join(map(str, row['seeds'] or ()))}",
+        }
+        return "; ".join(texts.get(key, row[key]) for key in ORIGINS if key in keys and row[key])
+
+    lines = [f"All rows: {words(rows[0], shared)}.", ""] if words(rows[0], shared) else []
+    rest = [words(row, set(ORIGINS) - shared) for row in rows]
+    return [*lines, *(f"{number}. {text}" for number, text in enumerate(rest, start=1) if text)]
 
 
 def rendered(table: Mapping[str, Any]) -> str:
-    """A table of the page, with a numbered line of origin for every row."""
+    """A table of the page, and how its rows were measured."""
     columns, rows = table["columns"], table["rows"]
     lines = [f"## {table['title']}", "", *(f"{text}\n" for text in table.get("text", ()))]
     lines += [f"| | {' | '.join(columns)} |", "|---:|---|" + "---:|" * (len(columns) - 1)]
     for number, row in enumerate(rows, start=1):
         lines.append(f"| {number} | {' | '.join(shown(row['cells'].get(name)) for name in columns)} |")
-    origins = [origin(row, table) for row in rows]
-    if len(set(origins)) == 1:
-        origins = [f"All rows: {origins[0]}."]
-    else:
-        origins = [f"{number}. {text}" for number, text in enumerate(origins, start=1)]
-    lines += ["", *origins, ""]
+    lines += ["", *origins(table), ""]
     return "\n".join([*lines, *(f"{text}\n" for text in table.get("after", ()))])
 
 
@@ -87,7 +86,7 @@ def published_table() -> str:
         "|---|---|---:|---:|",
     ]
     for known in PUBLISHED:
-        if known.head is not None:
+        if known.head != "classifier":
             figures = [
                 f"{value:.2f}" if value is not None else "-" for value in (known.single_scale, known.multi_scale)
             ]
