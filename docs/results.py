@@ -74,7 +74,7 @@ def rendered(table: Mapping[str, Any]) -> str:
 
 def published_table() -> str:
     """The authors' figures of the checkpoints that load here."""
-    from resnest_seg.models.published import PUBLISHED
+    from resnest_seg.models.published_weights import PUBLISHED
 
     lines = [
         "## Published by their authors, not measured again",

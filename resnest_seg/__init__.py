@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from resnest_seg.errors import DownloadError as DownloadError
     from resnest_seg.errors import ExportError as ExportError
     from resnest_seg.errors import ResNeStSegError as ResNeStSegError
-    from resnest_seg.evaluation.evaluate import evaluate as evaluate
+    from resnest_seg.evaluation.evaluator import evaluate as evaluate
     from resnest_seg.evaluation.label_audit import AuditReport as AuditReport
     from resnest_seg.evaluation.label_audit import audit as audit
     from resnest_seg.evaluation.metrics import ConfusionMatrix as ConfusionMatrix
@@ -113,7 +113,7 @@ _HOMES = {
     "build_segmenter": "models.loading",
     "detection_backbone": "models.detection",
     "diagnose": "data.checks",
-    "evaluate": "evaluation.evaluate",
+    "evaluate": "evaluation.evaluator",
     "fit": "training.assembly",
     "fit_folds": "combining.folds",
     "import_labels": "annotations.importing",

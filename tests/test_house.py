@@ -58,7 +58,7 @@ LIGHT = """
 resnest_seg resnest_seg.errors resnest_seg.files resnest_seg.labels resnest_seg.config
 resnest_seg.inference.protocols resnest_seg.inference.numpy_engine resnest_seg.inference.exported
 resnest_seg.inference.ensemble resnest_seg.inference.prediction resnest_seg.inference.predictor
-resnest_seg.inference.server
+resnest_seg.inference.http_server
 resnest_seg.annotations.importing resnest_seg.annotations.writers resnest_seg.cli.datasets.import_labels
 resnest_seg.reports.run_table resnest_seg.cli.review.runs resnest_seg.cli.predict resnest_seg.bulk.engines
 """
@@ -163,6 +163,13 @@ def test_a_wing_has_at_most_fourteen_files_and_says_what_it_is_for(wing):
     files = [path for path in (PACKAGE / wing).glob("*.py") if path.name != "__init__.py"]
     assert 0 < len(files) <= 14
     assert ast.get_docstring(tree(PACKAGE / wing / "__init__.py"))
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_no_name_of_a_wing_is_that_of_its_module(wing):
+    """Once the module is imported, Python puts it in the place of the name, whatever the wing offers."""
+    modules = {path.stem for path in (PACKAGE / wing).glob("*.py")}
+    assert not modules & set(importlib.import_module(f"resnest_seg.{wing}").__all__)
 
 
 @pytest.mark.parametrize("wing", WINGS)

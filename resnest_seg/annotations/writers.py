@@ -28,7 +28,7 @@ from resnest_seg.annotations.objects import BACKGROUND_NAMES, Patch, Ring, Rings
 from resnest_seg.annotations.raster import draw, format_runs, mask_to_runs
 from resnest_seg.errors import ConfigError, printable, unknown_name
 from resnest_seg.files import atomic_write
-from resnest_seg.io.polygons import check_polygon_options, regions_of
+from resnest_seg.io.outlines import check_polygon_options, regions_of
 from resnest_seg.labels import LabelSpace
 
 TOLERANCE = 1.0

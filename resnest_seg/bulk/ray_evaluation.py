@@ -1,6 +1,6 @@
 """Evaluation by actors of Ray: each counts shares of the images, and the counts add up to those of one process.
 
-What is counted are whole numbers (`resnest_seg.evaluation.evaluate.Counting`). A share comes back as a whole or not at
+What is counted are whole numbers (`resnest_seg.evaluation.evaluator.Counting`). A share comes back as a whole or not at
 all, so that one whose actor was killed is counted again, and once.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from resnest_seg.data.datasets import SegmentationDataset
-    from resnest_seg.evaluation.evaluate import Counting, EvaluatedImage, Measures
+    from resnest_seg.evaluation.evaluator import Counting, EvaluatedImage, Measures
 
 SHARE = 32
 """Maximum images of a share, which are counted again if its actor is killed."""
@@ -99,7 +99,7 @@ class Evaluator:
 
     def __call__(self, indices: Sequence[int]) -> Share:
         """Count some images, in ascending order of their indices."""
-        from resnest_seg.evaluation.evaluate import Counting
+        from resnest_seg.evaluation.evaluator import Counting
         from resnest_seg.evaluation.image_scores import ImageScoresWriter
 
         how = self.evaluation

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from resnest_seg.data.datasets import SegmentationDataset
-    from resnest_seg.evaluation.evaluate import EvaluatedImage, Measures
+    from resnest_seg.evaluation.evaluator import EvaluatedImage, Measures
     from resnest_seg.evaluation.report import EvalReport
     from resnest_seg.inference.backends import Backend
 
@@ -300,7 +300,7 @@ def run(
     Returns:
         The report, which is complete in any case; and the error in writing predictions or submission, or None.
     """
-    from resnest_seg.evaluation.evaluate import evaluate
+    from resnest_seg.evaluation.evaluator import evaluate
     from resnest_seg.evaluation.image_scores import ImageScoresWriter
     from resnest_seg.io.display import progress_bars
 
@@ -357,7 +357,7 @@ def run_on_ray(
         The report; the error in writing predictions, or None; and the files of scores by image.
     """
     from resnest_seg.bulk.ray_evaluation import Evaluation, evaluate_on_ray
-    from resnest_seg.evaluation.evaluate import Counting
+    from resnest_seg.evaluation.evaluator import Counting
     from resnest_seg.inference.backends import RunOptions
     from resnest_seg.io.display import progress_bars
 
@@ -550,7 +550,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return compare(*options.compare)
 
     from resnest_seg.data.build import DATASETS, say_layout
-    from resnest_seg.evaluation.evaluate import Measures
+    from resnest_seg.evaluation.evaluator import Measures
     from resnest_seg.evaluation.image_scores import images_beside
     from resnest_seg.evaluation.report import EvalReport
     from resnest_seg.training.distributed import settle

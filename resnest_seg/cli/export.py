@@ -315,7 +315,7 @@ def for_serving(checkpoint: str, network: str | None = None) -> int:
     from resnest_seg.files import sha256
     from resnest_seg.inference.exported import open_exported
     from resnest_seg.models.checkpoint import find_checkpoint
-    from resnest_seg.models.published import published
+    from resnest_seg.models.published_weights import published
 
     entry = None if Path(checkpoint).exists() else published(checkpoint)
     source = find_checkpoint(checkpoint) if entry is None else entry.fetch()

@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train the classifier; returns the exit code."""
     order = parse(sys.argv[1:] if argv is None else argv)
     if order.dry:
-        from resnest_seg.training.dry_run import dry_run_classifier
+        from resnest_seg.training.rehearsal import dry_run_classifier
         from resnest_seg.training.tasks import check_choices
 
         check_choices(order.config)

@@ -49,7 +49,7 @@ BOUNDS = {
     "overlap": (0, 1 << 20),
     "threads": (1, 1024),
 }
-"""Ranges of options; those of the limits are `resnest_seg.inference.server.BOUNDS`."""
+"""Ranges of options; those of the limits are `resnest_seg.inference.http_server.BOUNDS`."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -145,7 +145,7 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 def _serve(options: argparse.Namespace, ports: Sequence[int], ready: Callable[[str, str], None]) -> int:
-    from resnest_seg.inference import server as serving
+    from resnest_seg.inference import http_server as serving
     from resnest_seg.inference.predictor import OnnxPredictor
 
     for name in ("port", "tile", "overlap", "threads", "max_bytes", "max_pixels", "parallel", "queue"):

@@ -41,7 +41,7 @@ from resnest_seg.files import check_output_folder, claimed, find_config, next_fr
 from resnest_seg.inference.own_network import own_network
 
 if TYPE_CHECKING:
-    from resnest_seg.evaluation.evaluate import EvaluatedImage
+    from resnest_seg.evaluation.evaluator import EvaluatedImage
     from resnest_seg.training.assembly import Parts
     from resnest_seg.training.trainer import Trainer
 
@@ -413,7 +413,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if seeds and folds is not None:
         raise ConfigError("--folds with several seeds would be many runs: start one cross-validation per --seed.")
     if orders[0].dry:
-        from resnest_seg.training.dry_run import dry_run
+        from resnest_seg.training.rehearsal import dry_run
 
         print(dry_run(orders[0].config, parts, budget=orders[0].budget))
         if seeds:

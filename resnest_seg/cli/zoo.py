@@ -17,7 +17,7 @@ from resnest_seg.cli.parsing.options import Parser
 from resnest_seg.errors import unknown_name
 
 if TYPE_CHECKING:
-    from resnest_seg.models.published import PublishedCheckpoint
+    from resnest_seg.models.published_weights import PublishedCheckpoint
 
 FIGURES = ("mIoU % with one scale (SS), several and flip (MS); acc. of pixels", "accuracy %")
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.dataset is not None and options.dataset not in DATASETS:
         raise unknown_name("data set", options.dataset, DATASETS)
 
-    from resnest_seg.models.published import PUBLISHED, published, published_names, weights_folder
+    from resnest_seg.models.published_weights import PUBLISHED, published, published_names, weights_folder
 
     if options.fetch is not None:
         entry = published(options.fetch)

@@ -21,7 +21,7 @@ from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.loader import load_batches, training_batches
 from resnest_seg.data.transforms import TrainTransform
 from resnest_seg.errors import CheckpointError, ConfigError
-from resnest_seg.evaluation.evaluate import check_fits
+from resnest_seg.evaluation.evaluator import check_fits
 from resnest_seg.files import sha256
 from resnest_seg.models.checkpoint import Checkpoint, find_checkpoint
 from resnest_seg.models.segmenter import Segmenter

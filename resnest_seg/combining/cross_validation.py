@@ -16,7 +16,7 @@ from resnest_seg.config import CUSTOM, load_run_config
 from resnest_seg.data.build import dataset_for
 from resnest_seg.data.datasets import SegmentationDataset, assign_folds
 from resnest_seg.errors import ConfigError, DatasetError
-from resnest_seg.evaluation.evaluate import EvaluatedImage, evaluate
+from resnest_seg.evaluation.evaluator import EvaluatedImage, evaluate
 from resnest_seg.evaluation.label_scores import unpack_labels
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.files import atomic_write

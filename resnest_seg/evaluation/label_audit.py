@@ -30,7 +30,7 @@ from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.loader import load_batches
 from resnest_seg.data.tiles import scored_part
 from resnest_seg.errors import ConfigError, DatasetError
-from resnest_seg.evaluation.evaluate import check_fits
+from resnest_seg.evaluation.evaluator import check_fits
 from resnest_seg.evaluation.label_issues import (
     LEVELS,
     ConfidentLearning,

@@ -16,7 +16,7 @@ from torch import Tensor
 from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import ExportError
-from resnest_seg.evaluation.evaluate import check_fits
+from resnest_seg.evaluation.evaluator import check_fits
 from resnest_seg.evaluation.label_scores import unpack_labels
 from resnest_seg.evaluation.metrics import ConfusionMatrix
 from resnest_seg.export.graph import in_units_of, members_of, orders_of

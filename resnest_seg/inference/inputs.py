@@ -18,7 +18,7 @@ from typing import Literal
 
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.files import result_places
-from resnest_seg.io.download import Pace, paced_handlers
+from resnest_seg.io.downloads import Pace, paced_handlers
 from resnest_seg.storage.remote import Store, read_address
 from resnest_seg.storage.retries import without_secrets
 

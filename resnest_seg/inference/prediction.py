@@ -16,7 +16,7 @@ from resnest_seg.files import atomic_write
 from resnest_seg.io.georeference import Georeference
 from resnest_seg.io.large_images import LargeLabels
 from resnest_seg.io.map_polygons import polygons_on_map, write_map_polygons
-from resnest_seg.io.polygons import polygons, write_polygons
+from resnest_seg.io.outlines import polygons, write_polygons
 from resnest_seg.io.visualize import class_shares, overlay, png_bytes, with_legend, write_labels
 from resnest_seg.labels import LabelSpace
 
@@ -97,7 +97,7 @@ class Prediction:
     def polygons(self, *, simplify: float = 0.0, min_area: int = 0) -> dict[str, Any]:
         """The regions as a GeoJSON FeatureCollection.
 
-        That of a photo is in pixels, see `resnest_seg.io.polygons.polygons`; that of an image on the map in longitude
+        That of a photo is in pixels, see `resnest_seg.io.outlines.polygons`; that of an image on the map in longitude
         and latitude, see `resnest_seg.io.map_polygons.polygons_on_map`.
         """
         if self.place is not None:

@@ -5,7 +5,7 @@ from resnest_seg import lazy_exports
 _HOMES = {
     "BandReader": "bands",
     "BandStatistics": "bands",
-    "Digest": "download",
+    "Digest": "downloads",
     "Georeference": "georeference",
     "LargeImage": "large_images",
     "LargeLabels": "large_images",
@@ -18,13 +18,13 @@ _HOMES = {
     "contact_sheet": "visualize",
     "decode_image": "images",
     "decode_mask": "masks",
-    "download": "download",
+    "download": "downloads",
     "error_map": "visualize",
     "image_size": "masks",
     "mask_palette": "masks",
     "overlay": "visualize",
     "picture_of": "visualize",
-    "polygons": "polygons",
+    "polygons": "outlines",
     "polygons_on_map": "map_polygons",
     "read_georeference": "georeference",
     "read_image": "images",
@@ -32,7 +32,7 @@ _HOMES = {
     "write_labels": "visualize",
     "write_map_polygons": "map_polygons",
     "write_png": "visualize",
-    "write_polygons": "polygons",
+    "write_polygons": "outlines",
     "write_video": "video",
 }
 

@@ -1,6 +1,6 @@
 """Labels of a georeferenced raster as polygons on the map: GeoJSON in OGC:CRS84, GeoPackage in the raster's CRS.
 
-Every region of `resnest_seg.io.polygons` is one feature with its class and its area in square metres (see
+Every region of `resnest_seg.io.outlines.polygons` is one feature with its class and its area in square metres (see
 `resnest_seg.io.georeference.Areas`), which is that of its pixels, also where its outline is simplified. GeoPackage is
 OGC 12-128r18 (version 1.3), an SQLite file: the standard library writes it.
 """
@@ -25,7 +25,7 @@ from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.files import atomic_write
 from resnest_seg.io.georeference import Areas, Georeference, divided, signed_area, warp
 from resnest_seg.io.large_images import gdal_errors, load_rasterio
-from resnest_seg.io.polygons import check_polygon_options, regions_of, simplified
+from resnest_seg.io.outlines import check_polygon_options, regions_of, simplified
 from resnest_seg.labels import LabelSpace
 
 DIGITS = 7
@@ -55,7 +55,7 @@ class Region:
 def regions_on_map(
     labels: NDArray[np.uint8], space: LabelSpace, place: Georeference, *, simplify: float = 0.0, min_area: int = 0
 ) -> Iterator[Region]:
-    """Yield the regions of train ids [H, W], by class; see `resnest_seg.io.polygons.polygons` for options and errors.
+    """Yield the regions of train ids [H, W], by class; see `resnest_seg.io.outlines.polygons` for options and errors.
 
     Raises:
         DatasetError: The raster has no longitudes and latitudes.
@@ -88,8 +88,8 @@ def polygons_on_map(
         labels: Train ids [H, W]; ignored pixels are in no polygon.
         space: Their label space.
         place: Where they lie.
-        simplify: See `resnest_seg.io.polygons.polygons`.
-        min_area: In pixels, see `resnest_seg.io.polygons.polygons`.
+        simplify: See `resnest_seg.io.outlines.polygons`.
+        min_area: In pixels, see `resnest_seg.io.outlines.polygons`.
 
     Raises:
         DatasetError: A label out of range, or a raster that has no longitudes and latitudes.

@@ -22,7 +22,7 @@ from resnest_seg.config_types import Kind, Range
 from resnest_seg.errors import ConfigError, printable, unknown_name
 from resnest_seg.models.checkpoint import find_checkpoint
 from resnest_seg.models.loading import Source, load_encoder
-from resnest_seg.models.published import check_encoder_weights
+from resnest_seg.models.published_weights import check_encoder_weights
 from resnest_seg.models.resnest import SMP, ResNeSt
 from resnest_seg.models.segmenter import PIXEL_MEAN, PIXEL_STD, LoadReport, check_names, encoder_for, misfits
 

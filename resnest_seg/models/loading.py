@@ -18,7 +18,7 @@ from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, comm
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import Checkpoint, find_checkpoint, is_ours
 from resnest_seg.models.conversion import CLASSIFIER, encoder_of_name, label_space, recognise, rename
-from resnest_seg.models.published import check_encoder_weights, imagenet_checkpoint, published, published_names
+from resnest_seg.models.published_weights import check_encoder_weights, imagenet_checkpoint, published, published_names
 from resnest_seg.models.resnest import ResNeSt, adapt_first_convolution
 from resnest_seg.models.segmenter import (
     CANNOT_SEGMENT,

@@ -27,7 +27,7 @@ from resnest_seg.models.heads import HEADS, ClassifierHead, aux_head_for, freeze
 from resnest_seg.models.mask2former import MaskPrediction, semantic_logits
 from resnest_seg.models.model_card import Report, model_card
 from resnest_seg.models.pixel_range import PixelRange
-from resnest_seg.models.published import check_encoder_weights
+from resnest_seg.models.published_weights import check_encoder_weights
 from resnest_seg.models.resnest import DILATIONS, RECTIFICATIONS, SMP, SPECS, ResNeSt
 from resnest_seg.models.weight_files import check_finite, naming_file
 

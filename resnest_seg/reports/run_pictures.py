@@ -13,7 +13,7 @@ import numpy as np
 
 from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.errors import DatasetError
-from resnest_seg.evaluation.evaluate import EvaluatedImage, evaluate
+from resnest_seg.evaluation.evaluator import EvaluatedImage, evaluate
 from resnest_seg.evaluation.image_scores import ImageScores, ImageScoresFile
 from resnest_seg.inference.backends import Backend
 from resnest_seg.io.visualize import Image, Labels

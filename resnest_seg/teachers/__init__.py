@@ -3,7 +3,7 @@
 from resnest_seg import lazy_exports
 
 _HOMES = {
-    "Box": "pseudo_labels",
+    "Box": "pseudo_labelling",
     "Consistency": "consistency",
     "ConsistencyLoss": "consistency",
     "Distillation": "distillation",
@@ -12,10 +12,10 @@ _HOMES = {
     "Teacher": "teacher",
     "UnlabelledPhotos": "unlabelled",
     "divergence": "distillation",
-    "draw_box": "pseudo_labels",
+    "draw_box": "pseudo_labelling",
     "find_photos": "unlabelled",
     "open_teachers": "teacher",
-    "pseudo_labels": "pseudo_labels",
+    "pseudo_labels": "pseudo_labelling",
     "strong_view": "strong_views",
 }
 

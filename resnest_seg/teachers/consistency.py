@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from resnest_seg.config import SemiConfig
 from resnest_seg.labels import IGNORE_LABEL, MULTILABEL_IGNORE
 from resnest_seg.models.segmenter import PixelModel, Segmenter
-from resnest_seg.teachers.pseudo_labels import inside, predict, predict_bits, pseudo_labels
+from resnest_seg.teachers.pseudo_labelling import inside, predict, predict_bits, pseudo_labels
 from resnest_seg.teachers.unlabelled import MixedBatch
 
 SummedLoss = Callable[[Tensor, Tensor], Tensor]

@@ -36,7 +36,7 @@ from resnest_seg.labels import ignored_pixels
 from resnest_seg.storage.opening import open_source
 from resnest_seg.storage.remote import is_address
 from resnest_seg.storage.sources import FolderSource, Source
-from resnest_seg.teachers.pseudo_labels import Box, draw_box
+from resnest_seg.teachers.pseudo_labelling import Box, draw_box
 from resnest_seg.teachers.strong_views import strong_view
 
 VIEWS = {"fixmatch": 1, "unimatch": 2}

@@ -27,7 +27,7 @@ from resnest_seg.data.loader import AugmentedSamples, Batch, Division, ShardOrde
 from resnest_seg.data.shards import shard_numbers
 from resnest_seg.data.transforms import RECIPES, TrainTransform, Transform, sample_transform
 from resnest_seg.errors import ConfigError, command, unknown_name
-from resnest_seg.evaluation.evaluate import EvaluatedImage, check_fits, evaluate
+from resnest_seg.evaluation.evaluator import EvaluatedImage, check_fits, evaluate
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.inference.protocols import protocol
 from resnest_seg.io.visualize import contact_sheet

@@ -173,7 +173,7 @@ def slow(root):
     import os
 
     from resnest_seg.inference.inputs import fetch_image
-    from resnest_seg.io.download import Pace
+    from resnest_seg.io.downloads import Pace
 
     return fetch_image(os.environ["BAD_INPUTS_SITE"] + "/slow.jpg", pace=Pace(rate=4096, window=1.0))
 

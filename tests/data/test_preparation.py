@@ -17,7 +17,7 @@ from resnest_seg.data.build import build_dataset
 from resnest_seg.data.datasets import ADE20K, CamVid, Cityscapes
 from resnest_seg.data.preparation import missing, unpack
 from resnest_seg.errors import DatasetError, run_tool
-from resnest_seg.io.download import Digest
+from resnest_seg.io.downloads import Digest
 from resnest_seg.labels import LabelSpace
 
 
@@ -133,7 +133,7 @@ def test_what_is_missing_is_counted(tmp_path):
 
 @pytest.fixture
 def no_pause(monkeypatch):
-    monkeypatch.setattr("resnest_seg.io.download.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("resnest_seg.io.downloads.time.sleep", lambda seconds: None)
 
 
 def files_of(root):

@@ -58,7 +58,7 @@ def test_a_checkpoint_becomes_a_file_that_carries_everything(tool, tmp_path, cap
 
 def test_a_run_is_served_after_one_export(tool, tmp_path, monkeypatch, capfd):
     """The exported file is used again as long as the checkpoint is the same; it takes every protocol."""
-    server = importlib.import_module("resnest_seg.inference.server")  # the wing exports a function of that name
+    server = importlib.import_module("resnest_seg.inference.http_server")
     monkeypatch.setattr(server, "run", lambda server, listening: listening.close() or 0)
     config = RunConfig(model=ModelConfig(encoder="resnest14_tiny", head="fcn"), data=DataConfig(dataset="synthetic"))
     segmenter = used(segmenter_for(config, Synthetic("val").label_space))

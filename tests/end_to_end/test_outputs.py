@@ -226,7 +226,7 @@ def test_a_comparison_that_cannot_be_made_is_refused_before_the_work(evaluate, t
     dataclasses.replace(other, classes=("x", *other.classes[1:])).save(tmp_path / "classes.json")
     dataclasses.replace(other, scores={"slide": other.scores["whole"]}).save(tmp_path / "protocols.json")
     capsys.readouterr()
-    monkeypatch.setattr("resnest_seg.evaluation.evaluate.evaluate", lambda *a, **o: pytest.fail("the work has begun"))
+    monkeypatch.setattr("resnest_seg.evaluation.evaluator.evaluate", lambda *a, **o: pytest.fail("the work has begun"))
     file = tmp_path / "file"
     file.write_text("")
     for extra, says in (

@@ -23,7 +23,7 @@ from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.io.images import read_image
 from resnest_seg.io.visualize import write_png
 from resnest_seg.models.checkpoint import BEST, LAST, Checkpoint
-from resnest_seg.models.published import published_names
+from resnest_seg.models.published_weights import published_names
 from resnest_seg.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow

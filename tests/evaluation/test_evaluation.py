@@ -12,7 +12,7 @@ from test_metrics import loop
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.evaluation.boundaries import BoundaryScores
 from resnest_seg.evaluation.calibration import Calibration
-from resnest_seg.evaluation.evaluate import Measures, evaluate
+from resnest_seg.evaluation.evaluator import Measures, evaluate
 from resnest_seg.inference.predictor import Predictor
 from resnest_seg.models.loading import build_segmenter
 

@@ -16,7 +16,7 @@ from resnest_seg.data.datasets import Sample, SegmentationDataset
 from resnest_seg.errors import DatasetError
 from resnest_seg.evaluation.boundaries import BoundaryScores
 from resnest_seg.evaluation.calibration import certainty
-from resnest_seg.evaluation.evaluate import Counting, Measures, evaluate
+from resnest_seg.evaluation.evaluator import Counting, Measures, evaluate
 from resnest_seg.evaluation.image_scores import (
     ImageScores,
     ImageScoresFile,

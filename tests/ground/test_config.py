@@ -59,7 +59,7 @@ def test_the_network_of_a_shipped_config_can_be_built(path):
     import torch
 
     from resnest_seg.models.loading import segmenter_for
-    from resnest_seg.models.published import PUBLISHED
+    from resnest_seg.models.published_weights import PUBLISHED
 
     config = load_run_config(path)
     with torch.device("meta"):

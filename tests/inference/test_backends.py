@@ -12,7 +12,7 @@ from support.small_networks import photo
 
 from resnest_seg.config import DataConfig
 from resnest_seg.errors import CheckpointError, ConfigError
-from resnest_seg.evaluation.evaluate import Measures, evaluate
+from resnest_seg.evaluation.evaluator import Measures, evaluate
 from resnest_seg.inference.backends import Block, FileBackend, RunOptions, _Bands
 from resnest_seg.inference.predictor import Predictor, open_backend
 from resnest_seg.inference.protocols import Protocol, Setting, protocol, with_tiles

@@ -15,7 +15,7 @@ from support.local_server import serve
 
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.inference.inputs import fetch_image, plan
-from resnest_seg.io.download import Pace
+from resnest_seg.io.downloads import Pace
 
 SUFFIXES = (".jpg", ".png")
 

@@ -17,8 +17,8 @@ from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.export.export import export_onnx, export_torch
 from resnest_seg.inference.decoding import PhotoDecoder
 from resnest_seg.inference.exported import ExportInfo, open_exported
+from resnest_seg.inference.http_server import Limits, app, server
 from resnest_seg.inference.predictor import OnnxPredictor, Predictor
-from resnest_seg.inference.server import Limits, app, server
 from resnest_seg.io.bands import BandReader
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.segmenter import Segmenter

@@ -23,10 +23,10 @@ from support import hostile_photos, small_onnx
 from support.photo_service import PHOTO, ask, encoded, error, picture, running
 
 from resnest_seg.errors import ConfigError
-from resnest_seg.inference import server as serving
+from resnest_seg.inference import http_server as serving
+from resnest_seg.inference.http_server import Limits, app, server
 from resnest_seg.inference.prediction import Prediction
 from resnest_seg.inference.predictor import OnnxPredictor
-from resnest_seg.inference.server import Limits, app, server
 from resnest_seg.io.images import decode_image
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from resnest_seg.inference.backends import Decision
 from resnest_seg.inference.predictor import OnnxPredictor
 from resnest_seg.inference.protocols import protocol, with_options
 from resnest_seg.inference.torch_engine import Runner, score_rows
-from resnest_seg.io.polygons import polygons
+from resnest_seg.io.outlines import polygons
 from resnest_seg.io.visualize import class_shares, colourise, contact_sheet, overlay
 from resnest_seg.labels import bits_to_labels
 

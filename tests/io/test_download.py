@@ -9,7 +9,7 @@ import pytest
 from support.local_server import serve
 
 from resnest_seg.errors import DownloadError
-from resnest_seg.io.download import TRIES, Digest, Pace, download
+from resnest_seg.io.downloads import TRIES, Digest, Pace, download
 
 pytestmark = pytest.mark.slow
 
@@ -117,7 +117,7 @@ def test_a_full_disk_is_said_and_nothing_gets_the_name(site, tmp_path, monkeypat
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("resnest_seg.io.download._fetch", full)
+    monkeypatch.setattr("resnest_seg.io.downloads._fetch", full)
     with pytest.raises(DownloadError, match="the disk is full"):
         fetch(site, tmp_path / "file.bin")
     assert names(tmp_path) == []
@@ -150,7 +150,7 @@ def test_a_server_that_gives_a_byte_a_connection_is_given_up(site, tmp_path):
 
 def test_several_processes_fetch_it_once(site, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from resnest_seg.io.download import download\n"
+        "import sys; from pathlib import Path; from resnest_seg.io.downloads import download\n"
         "print(len(download(sys.argv[1], Path(sys.argv[2])).read_bytes()))"
     )
     command = [sys.executable, "-c", code, f"{site.url}/file.bin", str(tmp_path / "file.bin")]
@@ -175,7 +175,7 @@ def test_a_download_that_was_stopped_before_it_got_its_name_is_not_fetched_again
 
 def test_a_file_in_a_folder_of_others_needs_no_lock(site, tmp_path, monkeypatch):
     (tmp_path / "file.bin").write_bytes(DATA)
-    monkeypatch.setattr("resnest_seg.io.download.FileLock", lambda path: pytest.fail("wrote a lock"))
+    monkeypatch.setattr("resnest_seg.io.downloads.FileLock", lambda path: pytest.fail("wrote a lock"))
     assert fetch(site, tmp_path / "file.bin").read_bytes() == DATA
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from resnest_seg.errors import ConfigError, DatasetError
-from resnest_seg.io.polygons import polygons, write_polygons
+from resnest_seg.io.outlines import polygons, write_polygons
 from resnest_seg.labels import LabelSpace
 
 SPACE = LabelSpace.numbered(3)

@@ -13,7 +13,7 @@ from resnest_seg.config import ModelConfig
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.models.checkpoint import TrainingState
 from resnest_seg.models.loading import build_segmenter
-from resnest_seg.models.published import PublishedCheckpoint
+from resnest_seg.models.published_weights import PublishedCheckpoint
 from resnest_seg.models.resnest import ResNeSt, adapt_first_convolution
 
 
@@ -68,10 +68,10 @@ def test_imagenet_means_the_published_file(imagenet, monkeypatch, tmp_path):
     path, state = imagenet
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     entry = PublishedCheckpoint(f"resnest14-{digest}", "resnest", 10.6, "resnest14")
-    monkeypatch.setattr("resnest_seg.models.published.PUBLISHED", (entry,))
+    monkeypatch.setattr("resnest_seg.models.published_weights.PUBLISHED", (entry,))
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     with serve({f"/{entry.name}.pth": path.read_bytes()}) as site:
-        monkeypatch.setattr("resnest_seg.models.published.RESNEST_RELEASE", site.url)
+        monkeypatch.setattr("resnest_seg.models.published_weights.RESNEST_RELEASE", site.url)
         for name in ("imagenet", entry.name, entry.alias):
             assert_encoder_is(build_segmenter("resnest14", head="fcn", encoder_weights=name), state)
         assert len(site.asked) == 1

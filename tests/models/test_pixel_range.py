@@ -10,7 +10,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resnest_seg.data.datasets import Sample, SegmentationDataset
-from resnest_seg.evaluation.evaluate import evaluate
+from resnest_seg.evaluation.evaluator import evaluate
 from resnest_seg.inference.backends import RunOptions
 from resnest_seg.inference.predictor import Predictor
 from resnest_seg.inference.torch_backend import TorchBackend

@@ -15,7 +15,7 @@ from resnest_seg.config import ClassifierConfig, PretrainConfig
 from resnest_seg.errors import ConfigError, DownloadError
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.loading import build_segmenter, classifier_for
-from resnest_seg.models.published import PUBLISHED, imagenet_checkpoint, published
+from resnest_seg.models.published_weights import PUBLISHED, imagenet_checkpoint, published
 from resnest_seg.models.resnest import SPECS
 
 
@@ -122,10 +122,10 @@ def test_an_encoder_without_imagenet_weights_names_those_with():
 @pytest.mark.parametrize("name", ["resnest50-528c19ca", "deeplab_resnest50_ade", "pspnet_s101-d8_512x512_160k_ade20k"])
 def test_offline_the_error_names_file_hash_and_folder(name, monkeypatch):
     with serve({}) as gone:
-        monkeypatch.setattr("resnest_seg.models.published.RESNEST_RELEASE", gone.url)
-        monkeypatch.setattr("resnest_seg.models.published.ENCODING_BUCKET", gone.url)
-        monkeypatch.setattr("resnest_seg.models.published.MMSEG_BUCKET", gone.url)
-    monkeypatch.setattr("resnest_seg.io.download.TRIES", 1)
+        monkeypatch.setattr("resnest_seg.models.published_weights.RESNEST_RELEASE", gone.url)
+        monkeypatch.setattr("resnest_seg.models.published_weights.ENCODING_BUCKET", gone.url)
+        monkeypatch.setattr("resnest_seg.models.published_weights.MMSEG_BUCKET", gone.url)
+    monkeypatch.setattr("resnest_seg.io.downloads.TRIES", 1)
     entry = published(name)
     assert entry.local_path is None
     with pytest.raises(DownloadError) as error:
@@ -138,7 +138,7 @@ def test_the_hub_offline(monkeypatch):
     def offline(repository, file):
         raise LocalEntryNotFoundError("no network")
 
-    monkeypatch.setattr("resnest_seg.models.published.hf_hub_download", offline)
+    monkeypatch.setattr("resnest_seg.models.published_weights.hf_hub_download", offline)
     entry = published("timm/resnest50d.in1k")
     with pytest.raises(DownloadError, match=r"cannot download https://huggingface.co/timm/resnest50d.in1k") as error:
         entry.fetch()

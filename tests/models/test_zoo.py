@@ -17,7 +17,7 @@ from resnest_seg.inference.predictor import Predictor
 from resnest_seg.io.visualize import png_bytes
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.loading import build_segmenter, load_checkpoint, load_classifier
-from resnest_seg.models.published import PublishedCheckpoint
+from resnest_seg.models.published_weights import PublishedCheckpoint
 
 pytestmark = pytest.mark.slow
 
@@ -68,15 +68,15 @@ def test_a_published_name_is_fetched_recognised_and_loaded(authors, tmp_path, mo
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(f"{entry.name}.pth", content)
-    monkeypatch.setattr("resnest_seg.models.published.PUBLISHED", (entry,))
+    monkeypatch.setattr("resnest_seg.models.published_weights.PUBLISHED", (entry,))
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     with serve({f"/{entry.name}.zip": buffer.getvalue()}) as site:
-        monkeypatch.setattr("resnest_seg.models.published.ENCODING_BUCKET", site.url)
+        monkeypatch.setattr("resnest_seg.models.published_weights.ENCODING_BUCKET", site.url)
         site.cut_after = [1_000_000]
         assert_golden(load_checkpoint("fcn_resnest50_ade"))
         assert len(site.asked) == 2
     assert_golden(load_checkpoint(entry.name))  # without the server
-    monkeypatch.setattr("resnest_seg.io.download.TRIES", 1)
+    monkeypatch.setattr("resnest_seg.io.downloads.TRIES", 1)
     (tmp_path / "checkpoints" / f"{entry.name}.zip").unlink()
     with pytest.raises(DownloadError, match="Without a network, fetch the file"):
         load_checkpoint(entry.name)
@@ -182,9 +182,9 @@ def test_a_published_timm_file_is_of_timms_variant(monkeypatch, tmp_path):
 
     save_file(fill(timm.create_model("resnest14d")).state_dict(), tmp_path / "m.safetensors")
     monkeypatch.setattr(
-        "resnest_seg.models.published.hf_hub_download", lambda repository, file: tmp_path / "m.safetensors"
+        "resnest_seg.models.published_weights.hf_hub_download", lambda repository, file: tmp_path / "m.safetensors"
     )
-    monkeypatch.setattr("resnest_seg.models.published.try_to_load_from_cache", lambda repository, file: None)
+    monkeypatch.setattr("resnest_seg.models.published_weights.try_to_load_from_cache", lambda repository, file: None)
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     classifier = load_classifier("timm/resnest14d.gluon_in1k", output_stride=8)
     assert classifier.encoder.dilation == "timm"

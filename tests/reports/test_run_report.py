@@ -18,7 +18,7 @@ from resnest_seg.config_reading import to_yaml
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import CheckpointError, ConfigError, run_tool
 from resnest_seg.evaluation.comparison import compare_images
-from resnest_seg.evaluation.evaluate import evaluate
+from resnest_seg.evaluation.evaluator import evaluate
 from resnest_seg.evaluation.image_scores import ImageScoresFile
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.models.checkpoint import Checkpoint

@@ -7,7 +7,7 @@ import numpy as np
 from resnest_seg.config import RunConfig
 from resnest_seg.config_reading import to_yaml
 from resnest_seg.data.datasets import Sample, SegmentationDataset
-from resnest_seg.evaluation.evaluate import Measures, evaluate
+from resnest_seg.evaluation.evaluator import Measures, evaluate
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import Checkpoint
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from resnest_seg.inference.server import Limits, app, server
+from resnest_seg.inference.http_server import Limits, app, server
 
 
 def encoded(pixels, kind="PNG", **options):

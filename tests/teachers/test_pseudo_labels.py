@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from resnest_seg.labels import MULTILABEL_IGNORE
-from resnest_seg.teachers.pseudo_labels import Box, draw_box, inside, predict, predict_bits, pseudo_labels
+from resnest_seg.teachers.pseudo_labelling import Box, draw_box, inside, predict, predict_bits, pseudo_labels
 
 
 @pytest.mark.parametrize("size", [(321, 321), (60, 200), (5, 3)])

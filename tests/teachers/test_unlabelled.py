@@ -16,7 +16,7 @@ from resnest_seg.data.loader import AugmentedSamples, Division
 from resnest_seg.data.transforms import TrainTransform, sample_seed, sample_transform
 from resnest_seg.errors import DatasetError
 from resnest_seg.io.bands import BandReader
-from resnest_seg.teachers.pseudo_labels import Box
+from resnest_seg.teachers.pseudo_labelling import Box
 from resnest_seg.teachers.strong_views import strong_view
 from resnest_seg.teachers.unlabelled import (
     NO_BOX,

@@ -11,13 +11,13 @@ from resnest_seg.config import RunConfig, load_run_config
 from resnest_seg.data.build import dataset_for
 from resnest_seg.data.datasets import PairDataset
 from resnest_seg.errors import ConfigError, DatasetError
-from resnest_seg.evaluation.evaluate import evaluate
+from resnest_seg.evaluation.evaluator import evaluate
 from resnest_seg.inference.predictor import Predictor
 from resnest_seg.models.checkpoint import Checkpoint
 from resnest_seg.models.loading import build_segmenter, load_checkpoint
 from resnest_seg.models.segmenter import PIXEL_MEAN
 from resnest_seg.training.assembly import fit
-from resnest_seg.training.dry_run import dry_run
+from resnest_seg.training.rehearsal import dry_run
 
 TINY = {
     "model.encoder": "resnest14_tiny", "model.head": "fcn", "data.dataset": "folder", "data.crop_size": 32,

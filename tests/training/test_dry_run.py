@@ -14,7 +14,7 @@ from support.small_models import save_scenes_model
 from resnest_seg.config import load_run_config
 from resnest_seg.errors import ConfigError
 from resnest_seg.labels import LabelSpace
-from resnest_seg.training.dry_run import StandIn, dry_run
+from resnest_seg.training.rehearsal import StandIn, dry_run
 
 pytestmark = pytest.mark.slow
 

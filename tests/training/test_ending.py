@@ -22,7 +22,7 @@ from resnest_seg.config import ClassFolderConfig, ClassifierConfig, PretrainConf
 from resnest_seg.data.inspection import scan
 from resnest_seg.data.loader import load_batches
 from resnest_seg.errors import DatasetError, ResNeStSegError
-from resnest_seg.evaluation.evaluate import evaluate
+from resnest_seg.evaluation.evaluator import evaluate
 from resnest_seg.models.checkpoint import LAST, Checkpoint
 from resnest_seg.models.loading import build_segmenter, classifier_for
 from resnest_seg.training.classification import ClassFolder, ClassificationTask

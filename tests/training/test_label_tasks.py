@@ -10,7 +10,7 @@ from torchmetrics.classification import BinaryAveragePrecision, BinaryF1Score, B
 
 from resnest_seg import LabelSpace, PairDataset, RunConfig, SegmentationDataset, fit, load_checkpoint
 from resnest_seg.data.build import build_dataset
-from resnest_seg.evaluation.evaluate import evaluate
+from resnest_seg.evaluation.evaluator import evaluate
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.inference.predictor import Predictor
 

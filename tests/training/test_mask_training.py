@@ -16,15 +16,15 @@ from resnest_seg import evaluate, fit, load_checkpoint
 from resnest_seg.config import OptimConfig, RunConfig
 from resnest_seg.data.build import build_dataset
 from resnest_seg.errors import ConfigError
-from resnest_seg.evaluation.evaluate import Measures
+from resnest_seg.evaluation.evaluator import Measures
 from resnest_seg.export.export import export_onnx
 from resnest_seg.inference.predictor import Predictor
 from resnest_seg.models.loading import build_segmenter
 from resnest_seg.models.mask2former import DeformablePixelDecoder
 from resnest_seg.training.assembly import Parts
-from resnest_seg.training.dry_run import dry_run
 from resnest_seg.training.losses import MaskLoss
 from resnest_seg.training.optim import build_optimizer, clip_gradients
+from resnest_seg.training.rehearsal import dry_run
 
 pytestmark = pytest.mark.slow
 

@@ -32,8 +32,8 @@ from resnest_seg.models.checkpoint import LAST, Checkpoint
 from resnest_seg.models.heads import FCNHead
 from resnest_seg.reports.run_report import write_report
 from resnest_seg.training.assembly import Parts, trainer_for
-from resnest_seg.training.dry_run import dry_run
 from resnest_seg.training.memory import measure
+from resnest_seg.training.rehearsal import dry_run
 
 pytestmark = pytest.mark.slow
 

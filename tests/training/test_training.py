@@ -22,7 +22,7 @@ from resnest_seg.config import (
 )
 from resnest_seg.data.datasets import Sample, SegmentationDataset
 from resnest_seg.errors import CheckpointError, ConfigError, ResNeStSegError
-from resnest_seg.evaluation.evaluate import evaluate
+from resnest_seg.evaluation.evaluator import evaluate
 from resnest_seg.models.checkpoint import BEST, CONFIG, LAST, Checkpoint
 from resnest_seg.models.loading import build_segmenter, load_checkpoint
 from resnest_seg.training import distributed as engine

@@ -207,7 +207,7 @@ def stored(subject: Subject) -> tuple[float | None, str]:
 
 def measured(model: Segmenter, file: Path | None, dataset: SegmentationDataset, limit: int | None) -> float:
     """mIoU in percent of a model, or of its 8-bit file, by the protocol whole."""
-    from resnest_seg.evaluation.evaluate import evaluate
+    from resnest_seg.evaluation.evaluator import evaluate
     from resnest_seg.inference.backends import FileBackend
 
     indices = range(min(len(dataset), limit or len(dataset)))

@@ -103,7 +103,7 @@ def evaluation_peak(options: argparse.Namespace, images: int) -> float:
     import psutil
 
     from resnest_seg.data.synthetic import Synthetic
-    from resnest_seg.evaluation.evaluate import evaluate
+    from resnest_seg.evaluation.evaluator import evaluate
 
     model, dataset = network(options), Synthetic("train", size=(120, 160))
     evaluate(model, dataset, indices=range(2))  # whatever the first images load

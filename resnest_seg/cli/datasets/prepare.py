@@ -32,7 +32,7 @@ from resnest_seg.cli.main import complete
 from resnest_seg.data.preparation import missing, require_complete, unpack
 from resnest_seg.errors import ConfigError, DatasetError, command, program, unknown_name
 from resnest_seg.files import check_output_folder
-from resnest_seg.io.download import Digest, download
+from resnest_seg.io.downloads import Digest, download
 
 
 @dataclasses.dataclass(frozen=True)

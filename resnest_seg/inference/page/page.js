@@ -1,4 +1,4 @@
-// Labels photos by the server that this page comes from: GET model, POST segment (see resnest_seg/inference/server.py).
+// Labels photos by the server that this page comes from: GET model, POST segment (see resnest_seg/inference/http_server.py).
 // Every text of the server, of a file's name or of a class goes to the page as text, never as HTML.
 
 const LONGEST = 1600; // pixels of the canvas; larger photos are drawn scaled, so that the page stays responsive

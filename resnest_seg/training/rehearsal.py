@@ -23,12 +23,12 @@ from resnest_seg.data.folder import named
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.tiles import paired_files
 from resnest_seg.errors import ConfigError, unknown_name
-from resnest_seg.evaluation.evaluate import evaluate
+from resnest_seg.evaluation.evaluator import evaluate
 from resnest_seg.io.visualize import write_png
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import BEST
 from resnest_seg.models.loading import classifier_for, load_checkpoint, load_classifier
-from resnest_seg.models.published import published
+from resnest_seg.models.published_weights import published
 from resnest_seg.models.segmenter import Segmenter
 from resnest_seg.storage.remote import is_address
 from resnest_seg.training.assembly import Parts, look, photos_for, trainer_for, within_budget

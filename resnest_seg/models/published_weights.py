@@ -17,7 +17,7 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from resnest_seg.errors import ConfigError, DownloadError
-from resnest_seg.io.download import Digest, download
+from resnest_seg.io.downloads import Digest, download
 from resnest_seg.models.weight_files import weight_member
 
 RESNEST_RELEASE = "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1"
