@@ -38,12 +38,12 @@ MENTIONED = {
     "objects.ReadOptions",
     "data": "inspection.BandFacts loader.ShardOrder datasets.PairedFiles",
     "evaluation": "acquisition.Choice boundaries.BoundaryReport calibration.CalibrationReport "
-    "calibration.ReliabilityBin evaluate.Measures image_scores.ImageScoresWriter label_audit.AuditedImage "
+    "calibration.ReliabilityBin evaluator.Measures image_scores.ImageScoresWriter label_audit.AuditedImage "
     "label_audit.AuditedRegion label_audit.JudgedPixels label_issues.DoubtfulRegion label_scores.ThresholdCurve "
     "metrics.Confusion report.Method",
     "export": "verify.Comparison verify.Evidence",
     "inference": "backends.Decision",
-    "io": "download.Pace raster_windows.LargeBands",
+    "io": "downloads.Pace raster_windows.LargeBands",
     "storage": "tar_shards.Shard tar_shards.SampleTable",
     "teachers": "consistency.ConsistencyOutput teacher.Reply",
     "training": "memory.Option tasks.Moment tasks.TaskDescription",
