@@ -426,8 +426,8 @@ def _loaded(iterator: Iterator[Any], processes: Sequence[BaseProcess]) -> Iterat
             return
         except (RuntimeError, OSError, EOFError):
             # torch's error about a death, or that of reading from a dead process's socket just before the system
-            # reports the death.
-            wait([process.sentinel for process in processes], timeout=PATIENCE)
+            # reports the death, which takes a busy machine more than a second.
+            wait([process.sentinel for process in processes], timeout=3 * PATIENCE)
             if all(process.is_alive() for process in processes):
                 raise
             raise _death(processes) from None
