@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 from resnest_seg.config import load_run_config
 from resnest_seg.data.build import dataset_for
+from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.loader import AugmentedSamples, Division, run_loader, stack_samples
 from resnest_seg.data.transforms import TrainTransform
 from resnest_seg.evaluation.metrics import ConfusionMatrix
@@ -86,7 +87,14 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def evaluate(model, data, classes, normalisation, stride, half) -> dict[str, object]:  # type: ignore[no-untyped-def]
+def evaluate(
+    model: torch.nn.Module,
+    data: SegmentationDataset,
+    classes: int,
+    normalisation: tuple[torch.Tensor, ...],
+    stride: int,
+    half: contextlib.AbstractContextManager[object],
+) -> dict[str, object]:
     """One pass over each image at its own size, padded to what the network takes."""
     model.eval()
     mean, std = normalisation
