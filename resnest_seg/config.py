@@ -408,6 +408,9 @@ class TrainConfig(LoopConfig):
     """For ohem: at least so many pixels an image count, the hardest."""
     aux_weight: float = within(0.2, 0, 100)
     """Weight of the auxiliary head's loss."""
+    mask_points: int = within(12544, 4, 1_000_000)
+    """For model.head mask2former: points at which a mask is compared, three quarters where it is least sure. 12544 is
+    published, for crops of 512 x 512 and more; smaller crops need fewer."""
     unlabelled: str | None = None
     """Unlabelled photos to learn from as well, as group semi says: a folder, a pattern such as photos/**/*.jpg, a zip
     file or an address; null takes none."""

@@ -561,8 +561,8 @@ class SetLoss(nn.Module):
 
         places = draw((self.num_points, 2))[None]
         scores, expected = _at(masks[None], places)[0], _at(truth[None], places)[0]  # [Q, P], [M, P]
-        softplus = F.softplus(torch.stack([-scores, scores])) / self.num_points  # of a point inside, and of one outside
-        entropy = softplus[0] @ expected.T + softplus[1] @ (1 - expected).T
+        # The cross-entropy of a point is softplus(score) outside of the mask, and less by the score inside.
+        entropy = (F.softplus(scores).sum(dim=1)[:, None] - scores @ expected.T) / self.num_points
         cost = self.MASK * entropy + self.DICE * _dice(scores.sigmoid(), expected)
         cost = cost - self.CLASS * classes.softmax(dim=-1)[:, present]
         worst = torch.finfo(cost.dtype).max

@@ -77,12 +77,14 @@ class MaskLoss(nn.Module):
 
     Args:
         segmenter: The model.
+        points: At which a mask is compared.
         ignore: Value of ignored pixels.
     """
 
-    def __init__(self, segmenter: Segmenter, *, ignore: int = IGNORE_LABEL) -> None:
+    def __init__(self, segmenter: Segmenter, *, points: int = 12544, ignore: int = IGNORE_LABEL) -> None:
         super().__init__()
-        self.loss, self.divisor = SetLoss(segmenter.num_classes, ignore=ignore), segmenter.size_divisor
+        self.loss = SetLoss(segmenter.num_classes, num_points=points, ignore=ignore)
+        self.divisor = segmenter.size_divisor
         self.queries: int = segmenter.head.query_feat.num_embeddings  # type: ignore[union-attr, assignment]
 
     def weight_of(self, labels: Tensor) -> Tensor:

@@ -402,8 +402,8 @@ def _forward(config: RunConfig, segmenter: Segmenter, images: int, size: tuple[i
 class _AnyAssignment(SetLoss):
     """The loss of masks with a given number of classes in every image, and queries assigned without SciPy."""
 
-    def __init__(self, num_classes: int, *, present: int) -> None:
-        super().__init__(num_classes)
+    def __init__(self, num_classes: int, *, present: int, points: int) -> None:
+        super().__init__(num_classes, num_points=points)
         self.present = torch.arange(present)
 
     def _present(self, labels: Tensor) -> Tensor:
@@ -419,7 +419,7 @@ def _mask_step(config: RunConfig, segmenter: Segmenter, images: int, size: tuple
     """The loss of a head that predicts masks, which is not that of its logits."""
     predictions = segmenter.masks(torch.empty(images, config.model.in_channels, *size, dtype=torch.uint8))
     present = min(segmenter.num_classes, PRESENT, predictions[0].masks.shape[1])
-    loss = _AnyAssignment(segmenter.num_classes, present=present)
+    loss = _AnyAssignment(segmenter.num_classes, present=present, points=config.train.mask_points)
     labels = torch.empty(images, *size, dtype=torch.int64)
     value: Tensor = loss(predictions, labels, total=torch.ones(2), draw=lambda _, shape: torch.empty(*shape))
     return value

@@ -377,7 +377,7 @@ class SegmentationTask:
         self.criterion = criterion.to(device)
         self.distillation = _distillation(self.config, model, self.train.label_space, device)
         if model.predicts_masks and self.own_loss is None and self.views is None:
-            self.masks = MaskLoss(model, ignore=space.ignore_value)
+            self.masks = MaskLoss(model, points=train.mask_points, ignore=space.ignore_value)
             return MaskPredictions(model)
         if self.views is None:
             return CoarseLogits(model)

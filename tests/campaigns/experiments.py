@@ -51,7 +51,7 @@ MASKS = """--model.head mask2former --model.family mmseg --model.dilation mmseg 
 LABELS = {"drawn_16": 16, "drawn_64": 64, "camvid_1_16": 23, "camvid_1_8": 46}
 """Few labels: the first drawn scenes, or the lists of datasets/lists."""
 
-STEPS = {"drawn": 500, "camvid": 600}
+STEPS = {"drawn": 400, "camvid": 500}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +128,23 @@ def prepare(output: Path) -> None:
         (lists / f"{name}.txt").write_text(shipped.read_text(encoding="utf-8") if shipped.exists() else drawn)
 
 
+def timm_file(source: Path, output: Path) -> Path:
+    """The weights of EfficientNet-Lite0 under timm's names: both packages have the same layers in the same order."""
+    import timm
+    import torch
+
+    target = output / "lite0.pth"
+    if not target.exists():
+        theirs = torch.load(source, map_location="cpu", weights_only=True)
+        names = timm.create_model("tf_efficientnet_lite0").state_dict()
+        found = dict(zip(names, theirs.values(), strict=True))
+        differing = [name for name, value in names.items() if value.shape != found[name].shape]
+        if differing:
+            sys.exit(f"{source} is no EfficientNet-Lite0: {differing[0]} has the shape {found[differing[0]].shape}.")
+        torch.save(found, target)
+    return target
+
+
 def run(experiment: Experiment, places: dict[str, str]) -> None:
     """Train and evaluate, unless both are done; OUTPUT/NAME.log has what the commands print."""
     output = Path(places["output"])
@@ -168,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--camvid", default="datasets/camvid", help="CamVid, as datasets/prepare_camvid.py makes it")
-    parser.add_argument("--lite0", default="efficientnet-lite0-57934424.pth", help="the encoder's weights")
+    parser.add_argument("--lite0", type=Path, default="efficientnet-lite0-57934424.pth", help="the encoder's weights")
     parser.add_argument("--only", default="*", help="names, such as 'few_drawn_*'")
     parser.add_argument("--slots", type=int, default=2, help="trainings at a time, each on one core")
     parser.add_argument("--list", action="store_true", help="print names and steps")
@@ -180,7 +197,7 @@ def main() -> None:
     known.output.mkdir(parents=True, exist_ok=True)
     prepare(known.output)
     places = {"output": str(known.output), "lists": str(known.output / "lists")}
-    places |= {"camvid": known.camvid, "lite0": known.lite0}
+    places |= {"camvid": known.camvid, "lite0": str(timm_file(known.lite0, known.output))}
     with ThreadPoolExecutor(known.slots) as slots:
         list(slots.map(lambda one: run(one, places), wanted))
 

@@ -61,14 +61,14 @@ def test_fake_tensors_count_what_a_real_step_takes(checkpointing, monkeypatch):
     assert model(3) == pytest.approx(real.peak + everything + 2 * trained, rel=0.02)
 
 
-@pytest.mark.parametrize("decoder", ["deformable", "fpn"])
-def test_a_step_of_masks_is_counted_with_its_own_loss(decoder):
+@pytest.mark.parametrize(("decoder", "points"), [("deformable", 12544), ("fpn", 12544), ("fpn", 300)])
+def test_a_step_of_masks_is_counted_with_its_own_loss(decoder, points):
     """Of crops with as many classes as are counted, here all ten."""
     head = {"head": "mask2former", "family": "mmseg", "output_stride": 32, "aux_head": False, "pixel_decoder": decoder}
-    config = changed(TINY, model=head)
+    config = changed(TINY, model=head, train={"mask_points": points})
     model = measure(config, num_classes=10, half=False)
     segmenter = segmenter_for(config, None, num_classes=10).train()
-    loss, bands = MaskLoss(segmenter), torch.arange(64) // 7
+    loss, bands = MaskLoss(segmenter, points=points), torch.arange(64) // 7
     labels = bands.expand(3, 64, 64)
     with LiveBytes() as real:
         predictions = segmenter.masks(torch.zeros(3, 3, 64, 64, dtype=torch.uint8))

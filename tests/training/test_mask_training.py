@@ -62,6 +62,17 @@ def test_the_division_of_a_batch_does_not_matter(tmp_path):
         assert logged[1][key] == pytest.approx(logged[0][key], rel=5e-6), key
 
 
+def test_masks_are_compared_at_as_many_points_as_the_config_says(trained, tmp_path):
+    """Few points are an estimate of the loss of many, with chance in it."""
+    fit(CONFIG | {"train": CONFIG["train"] | {"mask_points": 100}}, output=tmp_path / "few", until=1)
+    losses = [
+        json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+        for folder in (tmp_path / "few", trained.best.parent)
+    ]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+
+
 def test_two_processes_are_one(tmp_path):
     """Images with one to three classes: each process divides by the masks of both."""
     done = subprocess.run(
