@@ -202,7 +202,7 @@ class ModelConfig:
     """Channels of the images; 3 follows data.bands, where that is given."""
     encoder_weights: str | None = None
     """Initial weights of the encoder: imagenet (published weights, downloaded once), a weight file of any published
-    format, the name of a published checkpoint (`resnest-seg zoo` lists them), or null for random weights."""
+    format, a run folder, the name of a published checkpoint (`resnest-seg zoo` lists them), or null for random ones."""
     weights: str | None = None
     """Initial weights of the whole model, in place of encoder_weights: a run folder, a weight file of any known format
     or the name of a published checkpoint. Tensors that do not fit (a classifier of other classes) stay random."""
@@ -529,7 +529,7 @@ class ClassifierConfig:
     """At an output stride below 32, which network the dilated weights belong to: encoding, mmseg or timm."""
     encoder_weights: str | None = None
     """Initial weights of the encoder: imagenet (published weights, downloaded once), a weight file of any published
-    format, the name of a published checkpoint (`resnest-seg zoo` lists them), or null for fresh weights."""
+    format, a run folder, the name of a published checkpoint (`resnest-seg zoo` lists them), or null for fresh ones."""
     drop_block: float = within(0.0, 0, 1, below=True)
     """Share of pixels that DropBlock clears in the last two stages while training."""
     drop_path: float = within(0.0, 0, 1, below=True)

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from resnest_seg.config import CUSTOM, AnyConfig, ModelConfig, RunConfig, config_from_dict
-from resnest_seg.errors import CheckpointError
+from resnest_seg.errors import CheckpointError, ConfigError, printable
 from resnest_seg.files import atomic_write
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.weight_files import WeightFile, read_weights
@@ -193,6 +193,23 @@ def content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
 
 def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+
+
+def local_weights(weights: str | Path) -> Path | None:
+    """The file on this machine that initial weights mean: itself, or a run folder's best (else last) checkpoint.
+
+    Returns:
+        None for what is neither, such as the name of a published checkpoint.
+
+    Raises:
+        ConfigError: Nothing can have that name, such as one of 5,000 characters.
+    """
+    path = Path(weights)
+    files = (path, path / BEST, path / LAST, path / HUB_FILE)
+    try:
+        return next((file for file in files if file.is_file()), None)
+    except OSError as error:
+        raise ConfigError(f"weights {printable(str(weights))[:80]!r} cannot be read: {error.strerror}.") from None
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -19,8 +19,8 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from resnest_seg.config import ModelConfig
 from resnest_seg.config_types import Kind, Range
-from resnest_seg.errors import ConfigError, printable, unknown_name
-from resnest_seg.models.checkpoint import find_checkpoint
+from resnest_seg.errors import ConfigError, unknown_name
+from resnest_seg.models.checkpoint import local_weights
 from resnest_seg.models.loading import Source, load_encoder
 from resnest_seg.models.published_weights import check_encoder_weights
 from resnest_seg.models.resnest import SMP, ResNeSt
@@ -151,12 +151,7 @@ def _extra_block(extra: str | ExtraFPNBlock | None, channels: int) -> ExtraFPNBl
 
 def _encoder(name: str, weights: str | Path | None) -> tuple[nn.Module, Source | None]:
     """The encoder with its weights, and the file that they are from; None where there is none, or SMP fetched it."""
-    try:
-        if weights is not None and Path(weights).is_dir():
-            weights = find_checkpoint(weights)
-        from_file = weights is not None and Path(weights).is_file()
-    except OSError as error:  # such as a name of 5,000 characters
-        raise ConfigError(f"weights {printable(str(weights))[:80]!r} cannot be read: {error.strerror}.") from None
+    from_file = weights is not None and local_weights(weights) is not None
     model = ModelConfig(
         encoder=name, output_stride=OUTPUT_STRIDE, encoder_weights=None if weights is None else str(weights)
     )

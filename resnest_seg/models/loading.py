@@ -16,7 +16,7 @@ from resnest_seg.config_reading import kinds_of
 from resnest_seg.config_types import Kind, Range
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, command, unknown_name
 from resnest_seg.labels import LabelSpace
-from resnest_seg.models.checkpoint import Checkpoint, find_checkpoint, is_ours
+from resnest_seg.models.checkpoint import Checkpoint, find_checkpoint, is_ours, local_weights
 from resnest_seg.models.conversion import CLASSIFIER, encoder_of_name, label_space, recognise, rename
 from resnest_seg.models.published_weights import check_encoder_weights, imagenet_checkpoint, published, published_names
 from resnest_seg.models.resnest import ResNeSt, adapt_first_convolution
@@ -67,7 +67,7 @@ def build_segmenter(
         aux_head: Add an FCN head on the third stage for training.
         family: "encoding" or "mmseg": whose form the heads have, and whether logits are resized with aligned corners.
         in_channels: Channels of the images.
-        encoder_weights: "imagenet", a weight file, or the name of a published checkpoint; None asks no network.
+        encoder_weights: "imagenet", a file, a run folder, or the name of a published checkpoint; None asks no network.
         drop_block: Share of pixels that DropBlock clears in the last two stages while training.
         drop_path: Share of images that skip the last residual block while training (stochastic depth).
         zero_gamma: Start with a zero weight in the last norm of every residual branch.
@@ -552,20 +552,21 @@ def _differences(ours: ModelConfig, theirs: ModelConfig | None) -> tuple[str, ..
 
 
 def pretrained_file(encoder: str, weights: str) -> Path:
-    """The file that `encoder_weights` means: "imagenet", the name of a published checkpoint, or a path.
+    """The file that `encoder_weights` means: "imagenet", the name of a published checkpoint, a file or a run folder.
 
     Raises:
-        ConfigError: No ImageNet weights were published for the encoder, it is neither a name nor a file, or the name of
-            another encoder's.
+        ConfigError: No ImageNet weights were published for the encoder, it is neither a name nor a file nor the folder
+            of a run that has saved, or the name of another encoder's.
         DownloadError: It cannot be fetched.
     """
     if weights == "imagenet":
         return imagenet_checkpoint(encoder).fetch()
-    if Path(weights).is_file():
-        return Path(weights)
+    if (file := local_weights(weights)) is not None:
+        return file
     entry = published(weights)
     if entry is None:
-        raise unknown_name("encoder_weights: no such file or name", weights, ["imagenet", *published_names()])
+        known = ["imagenet", *published_names()]
+        raise unknown_name("encoder_weights: no such file, run folder or name", weights, known)
     if entry.encoder != encoder:
         raise ConfigError(
             f"encoder_weights {weights!r} is for encoder {entry.encoder!r}, and the encoder is {encoder!r}."

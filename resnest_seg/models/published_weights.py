@@ -283,8 +283,8 @@ def check_encoder_weights(weights: object) -> None:
     else:
         return
     raise ConfigError(
-        "encoder_weights must be 'imagenet', a weight file, the name of a published checkpoint, or None (random "
-        f"weights), not {weights!r}. Give {meant!r}."
+        "encoder_weights must be 'imagenet', a weight file, a run folder, the name of a published checkpoint, or None "
+        f"(random weights), not {weights!r}. Give {meant!r}."
     )
 
 

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from resnest_seg.config import ModelConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, unknown_name
+from resnest_seg.models.checkpoint import local_weights
 from resnest_seg.models.resnest import SMP, SPECS, ResNeSt, adapt_first_convolution
 from resnest_seg.models.weight_files import check_finite, naming_file, read_weights
 
@@ -95,8 +96,8 @@ class SMPEncoder(nn.Module):
         name: SMP's name, such as "resnet18", "se_resnext50_32x4d", "timm-skresnet18" or "tu-convnext_tiny".
         output_stride: 8, 16 or 32.
         in_channels: Channels of the images.
-        weights: SMP's name of pre-trained weights, such as "imagenet", or a weight file of that encoder, such as one of
-            timm or a model of ours; None for random weights. Neither a file nor None needs a network.
+        weights: SMP's name of pre-trained weights, such as "imagenet", or a weight file or run folder of that encoder,
+            such as one of timm or of ours; None for random weights. Neither a file nor None needs a network.
 
     Attributes:
         config: The encoder's keys of a config.
@@ -119,7 +120,13 @@ class SMPEncoder(nn.Module):
         super().__init__()
         self.output_stride = output_stride
         self.config = ModelConfig(f"{SMP}{name}", output_stride=output_stride, in_channels=in_channels)
-        file = Path(weights) if weights is not None and weights != "imagenet" and Path(weights).is_file() else None
+        file = None if weights is None or weights == "imagenet" else local_weights(weights)
+        if name.startswith("tu-") and file is None and weights not in (None, "imagenet"):
+            # SMP takes any name for timm's own weights, and would fetch those
+            raise ConfigError(
+                f"encoder_weights: encoder {SMP}{name} has those called imagenet, and there is no file of the name "
+                f"{weights!r}."
+            )
         if file is not None:
             weights = None
         try:

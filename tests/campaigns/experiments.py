@@ -38,20 +38,24 @@ DRAWN = f"""--dataset folder --data.root {{output}}/drawn --model.encoder_weight
 CAMVID = f"--dataset camvid --data.root {{camvid}} --data.crop_size 160 --data.base_size 400 {COMMON}"
 """367, 101 and 233 photos of 360 x 480."""
 
-PRETRAINED = "--model.encoder_weights {output}/pretrained_0 --optim.lr 0.002 --optim.head_lr_factor 2"
+PRETRAINED = "--model.encoder_weights {output}/pretrained_0/best.safetensors --optim.lr 0.002 --optim.head_lr_factor 2"
 """An encoder that has learnt from the drawn scenes: small ResNeSts are cheap, and have no public ImageNet weights."""
 
 LITE0 = """--model.encoder smp:timm-tf_efficientnet_lite0 --model.encoder_weights {lite0} --optim.lr 0.0005
     --optim.head_lr_factor 3 --model.aux_head false"""
 """EfficientNet-Lite0 with ImageNet weights."""
 
-MASKS = """--model.head mask2former --model.family mmseg --model.dilation mmseg --model.output_stride 32
-    --optim.decay no_norms --optim.clip_norm 0.1 --model.aux_head false"""
+MASKS = """--model.head mask2former --model.family mmseg --model.output_stride 32 --model.aux_head false
+    --optim.lr 0.0005 --optim.head_lr_factor 1 --optim.decay no_norms --optim.clip_norm 0.01 --train.mask_points 784"""
 
 LABELS = {"drawn_16": 16, "drawn_64": 64, "camvid_1_16": 23, "camvid_1_8": 46}
 """Few labels: the first drawn scenes, or the lists of datasets/lists."""
 
-STEPS = {"drawn": 400, "camvid": 500}
+FEW, STUDENT = {"drawn": 400, "camvid": 300}, 300
+"""Steps of runs on few labels, and of students."""
+
+HEADS, LONGER = 200, {"drawn": 1000, "camvid": 1000}
+"""Steps of heads, and of those that are quick in the time of the others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +73,8 @@ class Experiment:
             "train", *(word.format(**places) for word in self.arguments.split()),
             "--train.epochs", "null", "--train.iterations", str(self.steps), "--seed", str(self.seed),
             "--train.validate_every_steps", str(self.steps), "--train.save_every", "100", "--train.trackers", "none",
-            "--eval.sheet", "0", "--resume", "auto", "--output", f"{places['output']}/{self.name}",
+            "--eval.sheet", "0", "--eval.limit", "16",
+            "--resume", "auto", "--output", f"{places['output']}/{self.name}",
         ]  # fmt: skip
 
 
@@ -82,9 +87,8 @@ def experiments() -> list[Experiment]:
 
     # Encoders and teachers that others start from.
     add("pretrained", f"{DRAWN} {TINY}", 1500, seeds=(0,))
-    add(
-        "teacher_drawn", f"{DRAWN} --model.encoder resnest26 --model.head fcn --model.output_stride 16", 600, seeds=(0,)
-    )
+    teacher = "--model.encoder resnest26 --model.head deeplabv3plus --model.family mmseg --model.output_stride 16"
+    add("teacher_drawn", f"{DRAWN} {teacher} --optim.lr 0.0007", 800, seeds=(0,))
     teacher = "--model.head smp:deeplabv3plus --model.output_stride 16 --data.crop_size 192"
     add("teacher_camvid", f"{CAMVID} {LITE0} {teacher}", 800, seeds=(0,))
     bases = {"drawn": f"{DRAWN} {TINY}", "camvid": f"{CAMVID} {TINY} {PRETRAINED}"}
@@ -93,18 +97,27 @@ def experiments() -> list[Experiment]:
         data = labels.partition("_")[0]
         few = f"{bases[data]} --data.samples {{lists}}/{labels}.txt"
         photos = "--train.unlabelled " + ("{output}/drawn/train/images" if data == "drawn" else "{camvid}/train")
-        add(f"few_{labels}_supervised", few, STEPS[data])
+        add(f"few_{labels}_supervised", few, FEW[data])
         for method in ("fixmatch", "unimatch"):
-            add(f"few_{labels}_{method}", f"{few} {photos} --semi.method {method}", STEPS[data])
+            add(f"few_{labels}_{method}", f"{few} {photos} --semi.method {method}", FEW[data])
     # Students with and without a teacher.
     for data, base in bases.items():
-        add(f"student_{data}_alone", base, STEPS[data])
+        add(f"student_{data}_alone", base, STUDENT)
         for method in ("kl", "cwd", "both"):
             add(
                 f"student_{data}_{method}",
                 f"{base} --distill.teacher {{output}}/teacher_{data}_0 --distill.method {method}",
-                STEPS[data],
+                STUDENT,
             )
+    # Heads: equal steps, and the two that are quick again for as long as the masks of convolutions took.
+    crops = {"drawn": "--data.crop_size 96", "camvid": "--data.crop_size 128"}
+    for data, base in bases.items():
+        for decoder in ("fpn", "deformable"):
+            masks = f"{base} {crops[data]} {MASKS} --model.pixel_decoder {decoder}"
+            add(f"heads_{data}_{decoder}", masks, HEADS)
+        for head in ("deeplabv3", "fcn"):
+            add(f"heads_{data}_{head}", f"{base} {crops[data]} --model.head {head}", HEADS)
+            add(f"heads_{data}_{head}_longer", f"{base} {crops[data]} --model.head {head}", LONGER[data])
     return found
 
 

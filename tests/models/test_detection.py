@@ -383,7 +383,7 @@ def test_detectron2s_resnest50_is_not_the_fast_one(tmp_path):
         ({"channels": 0}, "channels must be a whole number at least 1, not 0"),
         ({"extra_block": "pol"}, "unknown extra_block 'pol'. Did you mean 'pool'"),
         ({"weights": True}, "Give 'imagenet'"),
-        ({"weights": "imagnet"}, "no such file or name"),
+        ({"weights": "imagnet"}, "no such file, run folder or name"),
         ({"weights": "a" * 5000}, "weights 'a+' cannot be read: File name too long"),
     ],
 )

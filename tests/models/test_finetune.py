@@ -148,6 +148,23 @@ def test_encoder_weights_from_a_state_with_an_average(tiny_space, tmp_path):
     assert torch.equal(segmenter.state_dict()[key], saved.weights[key])
 
 
+@pytest.mark.parametrize("encoder", ["resnest14_tiny", "smp:tu-resnet10t"])
+def test_encoder_weights_from_a_run_folder(encoder, tiny_space, tmp_path):
+    """Those of the best checkpoint; `here` is a folder without one, and a name that nobody published."""
+    run, here = tmp_path / "run [1]", tmp_path / "here"
+    here.mkdir()
+    run.mkdir()
+    trained = fill(model(tiny_space, encoder=encoder, output_stride=32))
+    saved(model(tiny_space, encoder=encoder, output_stride=32), run / "last.safetensors")
+    saved(trained, run / "best.safetensors")
+    segmenter = build_segmenter(encoder, head="fcn", output_stride=32, encoder_weights=run)
+    found = segmenter.encoder.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in trained.encoder.state_dict().items())
+    for wrong in (str(here), "x" * 5000):
+        with pytest.raises(ConfigError, match=r"no such file, run folder or name|no file of th|cannot be read"):
+            build_segmenter(encoder, head="fcn", output_stride=32, encoder_weights=wrong)
+
+
 def test_mistakes(tiny_space, tmp_path):
     segmenter = model(tiny_space)
     with pytest.raises(

@@ -138,7 +138,7 @@ def test_weights_of_another_encoder_are_refused(imagenet, tmp_path):
         ({"encoder_weights": "imagenet"}, "no published ImageNet weights for encoder 'resnest14_tiny'"),
         (
             {"encoder_weights": "resnest50-528c19cb"},
-            "no such file or name 'resnest50-528c19cb'. Did you mean 'resnest50",
+            "no such file, run folder or name 'resnest50-528c19cb'. Did you mean 'resnest50",
         ),
     ],
 )
