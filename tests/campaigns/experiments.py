@@ -3,6 +3,7 @@
     python tests/campaigns/experiments.py OUTPUT --camvid FOLDER --lite0 FILE            # all, hours on two cores
     python tests/campaigns/experiments.py OUTPUT --camvid FOLDER --lite0 FILE --only "few_drawn_*" --slots 1
     python tests/campaigns/experiments.py OUTPUT --list
+    python tests/campaigns/experiments.py OUTPUT --write docs/results; python docs/results.py
 
 An experiment is a training into OUTPUT/NAME and one evaluation, both single-threaded and of low priority. What ended
 is not run again, and a training that was killed goes on from its last state, so the command may be stopped and given
@@ -193,6 +194,24 @@ def run(experiment: Experiment, places: dict[str, str]) -> None:
     print(f"{experiment.name}: {score:.2f} mIoU, {seconds[0]:.0f} s of training", flush=True)
 
 
+def write(output: Path, tables: Path) -> None:
+    """Fill the rows of `docs/results/*.json` that name `runs` with what these experiments gave, one number a seed."""
+    for path in tables.glob("*.json"):
+        table = json.loads(path.read_text(encoding="utf-8"))
+        for row in table["rows"]:
+            found = [
+                json.loads(file.read_text(encoding="utf-8"))
+                for seed in SEEDS
+                if "runs" in row and (file := output / f"{row['runs']}_{seed}" / "experiment.json").exists()
+            ]
+            if found:
+                scores = [round(100 * one["scores"]["whole"]["mean_iou"], 2) for one in found]
+                row["cells"] |= {"test mIoU": scores, "steps": found[0]["steps"]}
+                row["cells"]["seconds"] = f"{sum(one['seconds'][0] for one in found) / len(found):.0f}"
+                row["seeds"] = [one["seed"] for one in found]
+        path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Run the experiments that match, `--slots` at a time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -202,7 +221,11 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="names, such as 'few_drawn_*'")
     parser.add_argument("--slots", type=int, default=2, help="trainings at a time, each on one core")
     parser.add_argument("--list", action="store_true", help="print names and steps")
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="only fill the tables of docs/results")
     known = parser.parse_args()
+    if known.write is not None:
+        write(known.output, known.write)
+        return
     wanted = [one for one in experiments() if fnmatch.fnmatch(one.name, known.only)]
     if known.list:
         print("\n".join(f"{one.name}: {one.steps} steps" for one in wanted))
