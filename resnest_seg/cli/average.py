@@ -74,8 +74,10 @@ def members(options: argparse.Namespace) -> list[str]:
         return checkpoints_of(options.checkpoints)
     if options.last is not None and options.best is not None:
         raise ConfigError("--last and --best choose states by age and by score: give one of them.")
-    if len(options.checkpoints) > 1 or not Path(options.checkpoints[0]).is_dir():
-        option = "--last" if options.best is None else "--best"
+    option, folder = "--last" if options.best is None else "--best", Path(options.checkpoints[0])
+    if not folder.exists():
+        raise ConfigError(f"no run folder {folder}: {option} takes the states of one.")
+    if len(options.checkpoints) > 1 or not folder.is_dir():
         raise ConfigError(f"{option} takes the states of one run folder: name that alone.")
     choose, count = (newest_states, options.last) if options.best is None else (best_states, options.best)
     return [str(path) for path in choose(options.checkpoints[0], count)]
@@ -127,7 +129,8 @@ def recomputed(average: Checkpoint, path: str, options: argparse.Namespace) -> C
     load_own_weights(segmenter, average.weights)
     segmenter.to(choose_device(options.device))
     count = recompute_batch_norms(segmenter, dataset, images=options.images, workers=options.workers)
-    print(f"batch norms recomputed on {count} images of the training split", file=sys.stderr)
+    said = f"batch norms recomputed on {count} images of the training split" if count else "no batch norms to recompute"
+    print(said, file=sys.stderr)
     return with_record(average, segmenter.state_dict(), recomputed=count)
 
 

@@ -172,13 +172,15 @@ def recompute_batch_norms(
         workers: Loader processes.
 
     Returns:
-        The number of samples counted.
+        The number of samples counted; 0 of a network without batch norms.
 
     Raises:
         ConfigError: Fewer than two samples, of which there are no statistics.
         CheckpointError: The model has other classes than the data set.
     """
     check_fits(segmenter, dataset)
+    if not any(isinstance(each, _BatchNorm) for each in segmenter.modules()):
+        return 0
     config = segmenter.config
     count = min(len(dataset), images or len(dataset))
     batch = min(config.train.batch_size // config.train.accumulation, count)

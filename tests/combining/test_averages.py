@@ -169,6 +169,15 @@ def test_batch_norms_are_counted_anew_by_the_definition(images, batches):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_network_without_batch_norms_has_none_to_count():
+    segmenter = trainable()
+    norms = [name for name, module in segmenter.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for name in norms:
+        segmenter.set_submodule(name, torch.nn.Identity())
+    assert norms
+    assert recompute_batch_norms(segmenter, photos()) == 0
+
+
 def test_what_the_run_froze_keeps_its_statistics():
     segmenter, dataset = trainable(freeze="bn"), photos()
     before = {key: value.clone() for key, value in segmenter.state_dict().items() if "running" in key}
@@ -280,6 +289,7 @@ def test_the_verb_writes_a_checkpoint_like_any_other(tmp_path, capsys):
         ([*words, "--best", "2", "--overwrite"], "--best takes the states of one run folder"),
         ([*words, "--best", "2", "--last", "2"], "--last and --best choose states by age and by score"),
         ([*words, "--last", "2", "--overwrite"], "--last takes the states of one run folder"),
+        ([str(tmp_path / "gone"), "--best", "2"], "no run folder .*gone: --best takes"),
         ([*words, "--images", "4", "--no-recompute"], "leave one of them out"),
         ([words[0], words[0], *words[2:], "--overwrite"], "is named twice"),
         ([words[0], "--output", str(file), "--overwrite"], "best.safetensors"),
