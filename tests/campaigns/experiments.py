@@ -93,7 +93,8 @@ def experiments() -> list[Experiment]:
     teacher = "--model.head smp:deeplabv3plus --model.output_stride 16 --data.crop_size 192"
     add("teacher_camvid", f"{CAMVID} {LITE0} {teacher}", 800, seeds=(0,))
     bases = {"drawn": f"{DRAWN} {TINY}", "camvid": f"{CAMVID} {TINY} {PRETRAINED}"}
-    # Few labels, many photos.
+    # Few labels, many photos; and the ceiling, all labels (of CamVid: the students without a teacher).
+    add("few_drawn_all_supervised", bases["drawn"], FEW["drawn"])
     for labels in LABELS:
         data = labels.partition("_")[0]
         few = f"{bases[data]} --data.samples {{lists}}/{labels}.txt"
