@@ -33,7 +33,7 @@ def trained(decoder):
     samples = [scenes[index] for index in range(2)]
     images = torch.from_numpy(np.stack([sample.image for sample in samples])).permute(0, 3, 1, 2)
     labels = torch.from_numpy(np.stack([sample.labels for sample in samples]))
-    loss, optimizer = MaskLoss(segmenter), torch.optim.AdamW(segmenter.parameters(), lr=3e-4)
+    loss, optimizer = MaskLoss(segmenter, points=400), torch.optim.AdamW(segmenter.parameters(), lr=3e-4)
     for step in range(30):
         optimizer.zero_grad()
         found = loss(segmenter.train().masks(images), labels, total=loss.weight_of(labels), seeds=[step, step + 1])

@@ -33,7 +33,8 @@ CONFIG = {
               "aux_head": False, "pixel_decoder": "fpn"},
     "data": {"dataset": "synthetic", "crop_size": 60, "base_size": 64, "check": 0, "workers": 0},
     "optim": {"optimizer": "adamw", "lr": 1e-5, "reference_batch": None, "decay": "no_norms", "clip_norm": 0.01},
-    "train": {"epochs": None, "iterations": 2, "batch_size": 2, "save_every": 1, "trackers": "none"},
+    "train": {"epochs": None, "iterations": 2, "batch_size": 2, "save_every": 1, "trackers": "none",
+              "mask_points": 1000},
     "eval": {"limit": 2, "sheet": 0},
 }  # fmt: skip
 
