@@ -55,7 +55,7 @@ LABELS = {"drawn_16": 16, "drawn_64": 64, "camvid_1_16": 23, "camvid_1_8": 46}
 FEW, STUDENT = {"drawn": 400, "camvid": 300}, 300
 """Steps of runs on few labels, and of students."""
 
-HEADS, LONGER = 200, {"drawn": 1000, "camvid": 1000}
+HEADS, LONGER = 100, 600
 """Steps of heads, and of those that are quick in the time of the others."""
 
 
@@ -119,7 +119,7 @@ def experiments() -> list[Experiment]:
             add(f"heads_{data}_{decoder}", masks, HEADS)
         for head in ("deeplabv3", "fcn"):
             add(f"heads_{data}_{head}", f"{base} {crops[data]} --model.head {head}", HEADS)
-            add(f"heads_{data}_{head}_longer", f"{base} {crops[data]} --model.head {head}", LONGER[data])
+            add(f"heads_{data}_{head}_longer", f"{base} {crops[data]} --model.head {head}", LONGER)
     return found
 
 
