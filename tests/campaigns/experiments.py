@@ -211,8 +211,9 @@ def write(output: Path, tables: Path) -> None:
             ]
             if found:
                 scores = [round(100 * one["scores"]["whole"]["mean_iou"], 2) for one in found]
-                row["cells"] |= {"test mIoU": scores, "steps": found[0]["steps"]}
-                row["cells"]["seconds"] = f"{seconds(output, row['runs'], found[0]['steps']):.0f}"
+                took = f"{seconds(output, row['runs'], found[0]['steps']):.0f}"
+                cells = {"test mIoU": scores, "steps": found[0]["steps"], "seconds": took}
+                row["cells"] |= {name: value for name, value in cells.items() if name in table["columns"]}
                 row["seeds"] = [one["seed"] for one in found]
         path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
