@@ -13,8 +13,8 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, TypeVar
 
@@ -425,9 +425,11 @@ def _loaded(iterator: Iterator[Any], processes: Sequence[BaseProcess]) -> Iterat
         except StopIteration:
             return
         except (RuntimeError, OSError, EOFError):
-            # torch's error about a death, or that of reading from a dead process's socket just before the system
-            # reports the death, which takes a busy machine more than a second.
-            wait([process.sentinel for process in processes], timeout=3 * PATIENCE)
+            # torch's error about a death, or that of reading from a dying process's socket. The system closes sockets
+            # and sentinels some time before it reports the death, on a busy machine more than a second.
+            deadline = time.monotonic() + 3 * PATIENCE
+            while all(process.is_alive() for process in processes) and time.monotonic() < deadline:
+                time.sleep(0.01)
             if all(process.is_alive() for process in processes):
                 raise
             raise _death(processes) from None

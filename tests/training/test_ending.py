@@ -20,7 +20,7 @@ from test_training import CONFIG_OF_TEST, Stripes, trainer
 
 from resnest_seg.config import ClassFolderConfig, ClassifierConfig, PretrainConfig
 from resnest_seg.data.inspection import scan
-from resnest_seg.data.loader import load_batches
+from resnest_seg.data.loader import _loaded, load_batches
 from resnest_seg.errors import DatasetError, ResNeStSegError
 from resnest_seg.evaluation.evaluator import evaluate
 from resnest_seg.models.checkpoint import LAST, Checkpoint
@@ -98,6 +98,28 @@ def test_a_loader_process_that_dies_while_its_batch_is_awaited_is_told(small_dat
     with pytest.raises(ResNeStSegError, match=r"was killed by SIGSEGV\. A library crashed, usually on a corrupt pho"):
         list(load_batches(Crashing(), [[(0, 5)]], workers=1))
     assert multiprocessing.active_children() == []
+
+
+def die_slowly():
+    """As a process on a busy machine: the system closes its files, sockets and sentinel first."""
+    os.closerange(3, 1024)
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_loader_process_whose_files_close_before_its_death_is_told():
+    process = multiprocessing.get_context("fork").Process(target=die_slowly)
+    process.start()
+
+    class Batches:
+        """torch's iterator, which reads from the socket of that process."""
+
+        def __next__(self):
+            assert multiprocessing.connection.wait([process.sentinel], timeout=60)
+            raise ConnectionResetError("Connection reset by peer")
+
+    with pytest.raises(ResNeStSegError, match=rf"a loader process \(pid {process.pid}\) was killed by SIGKILL"):
+        next(_loaded(Batches(), [process]))
 
 
 @pytest.mark.parametrize("end", ["closed", "left", "raised", "broken sample"])
@@ -312,7 +334,7 @@ import sys
 import time
 import numpy as np
 from resnest_seg.labels import LabelSpace
-from resnest_seg.data.loader import load_batches
+from resnest_seg.data.loader import _loaded, load_batches
 from resnest_seg.data.datasets import Sample, SegmentationDataset
 
 class Slow(SegmentationDataset):
@@ -343,9 +365,9 @@ def test_a_loader_that_is_never_closed_ends_with_its_process(end):
     if end == "killed":
         assert len(children) == 2
         process.kill()
-    process.communicate(timeout=5)  # its pipe is closed when the loader processes are gone as well
+    process.communicate(timeout=60)  # its pipe is closed when the loader processes are gone as well
     assert process.returncode == (-signal.SIGKILL if end == "killed" else 1)
-    assert psutil.wait_procs(children, timeout=5)[1] == []
+    assert psutil.wait_procs(children, timeout=60)[1] == []
 
 
 @pytest.mark.parametrize("cause", ["killed", "full disk"])
@@ -369,7 +391,7 @@ def test_the_training_tool_is_gone_within_seconds(tmp_path, cause):
         children[0].kill()
     else:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
-    _, message = process.communicate(timeout=5)
+    _, message = process.communicate(timeout=60)
     assert not any(child.is_running() for child in children)
     if cause == "killed":
         assert process.returncode == 2
