@@ -111,6 +111,9 @@ def experiments() -> list[Experiment]:
                 f"{base} --distill.teacher {{output}}/teacher_{data}_0 --distill.method {method}",
                 STUDENT,
             )
+    # Students without a teacher again, in bfloat16: what `train.precision auto` costs where a CPU multiplies it.
+    for data, base in bases.items():
+        add(f"student_{data}_bf16", f"{base} --train.precision bf16", STUDENT)
     # Heads: equal steps, and the two that are quick again for as long as the masks of convolutions took.
     crops = {"drawn": "--data.crop_size 96", "camvid": "--data.crop_size 128"}
     for data, base in bases.items():
