@@ -206,6 +206,8 @@ def _machine(run: RunFiles) -> dict[str, str]:
         facts["versions"] = ", ".join(versions)
         count = last.get("processes", 1)
         facts["machine"] = f"{last.get('host', '-')}, {count} process{'es' * (count != 1)} on {last.get('device', '-')}"
+        if "precision" in last:
+            facts["machine"] += f", {last['precision']}"
         if len(run.starts) > 1:
             recorded = [start["changes"] for start in run.starts if isinstance(start.get("changes"), list)]
             changes = [str(text) for texts in recorded for text in texts]

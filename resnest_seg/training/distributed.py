@@ -114,6 +114,29 @@ def resolved_precision(wanted: str) -> str:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this machine's processor multiplies bfloat16 itself: by AMX, AVX-512 BF16 or Arm's BF16."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
+def describe_precision(engine: Accelerator, wanted: str) -> str:
+    """Return a run's precision, and the faster one if it runs on a CPU.
+
+    Args:
+        engine: The run's.
+        wanted: `train.precision`.
+    """
+    found = precision_of(engine)
+    if engine.device.type != "cpu" or (found == "bf16") == multiplies_bfloat16():
+        return found
+    if found == "bf16":
+        return "bf16 (which this processor does not multiply: --train.precision fp32 is several times as fast)"
+    if wanted == "auto":
+        return f"{found} (this processor multiplies bfloat16: --train.precision bf16 is faster)"
+    return found
+
+
 def precision_of(engine: Accelerator) -> str:
     """Return our name of accelerate's precision, which resolves `train.precision` auto."""
     return next(name for name, theirs in PRECISIONS.items() if theirs == engine.mixed_precision)

@@ -40,6 +40,7 @@ from resnest_seg.training.distributed import (
     StopSignal,
     accelerator_for,
     check_agreement,
+    describe_precision,
     gradients_stay,
     launched,
     lost_peers_named,
@@ -525,18 +526,18 @@ class Trainer:
         versions = {"version": resnest_seg.__version__, "torch": torch.__version__, "python": platform.python_version()}
         where = {"host": platform.node(), "processes": self.engine.num_processes, "device": str(self.engine.device)}
         data = {"images": self.about.size, "data": self.about.identity[:12]}
-        started = {"steps": self.steps, **data, **where, **versions}
+        started = {"steps": self.steps, "precision": self.precision, **data, **where, **versions}
         self._log(MACHINE, "start", {"id": identity, **started, "changes": self.changes})
         if self.changes:
             self.console.print(f"changed since the run began: {', '.join(self.changes)}", soft_wrap=True)
         if self.step == 0:
             self._save_state()  # from here on the folder can be resumed, whatever happens
-        count = self.about.num_classes
+        count, precision = self.about.num_classes, describe_precision(self.engine, self.config.train.precision)
         self.console.print(
             f"{self.segmenter.description}, {count} class{'es' * (count > 1)}; "
             f"{self.about.size} training images, {self.steps / self.steps_per_epoch:g} epochs = {self.steps} steps of "
             f"{self.config.train.batch_size} images ({self.config.train.accumulation} micro-batches x "
-            f"{self.engine.num_processes} processes) on {self.engine.device}, {self.precision}, "
+            f"{self.engine.num_processes} processes) on {self.engine.device}, {precision}, "
             f"{describe_lr(self.config)}; run folder {self.output}",
             soft_wrap=True,
         )

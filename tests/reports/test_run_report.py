@@ -82,7 +82,7 @@ def test_a_report_has_the_numbers_of_the_run(runs, tmp_path, model):
     for label, name in enumerate(report.classes):
         assert cells(page, name)[0] == f"{100 * scores.class_iou[label]:.2f}"
         assert cells(page, name)[-1] == f"{100 * scores.class_share[label]:.2f}"
-    assert cells(page, "machine") == ["<b>host</b>, 1 process on cpu"]
+    assert cells(page, "machine") == ["<b>host</b>, 1 process on cpu, bf16"]
     assert cells(page, "data fingerprint") == ["0123456789ab"]
     data = json.loads(next(text for tag, text in page.texts if tag == "script" and "counts" in text))
     assert data["run0"]["counts"] == report.matrices["whole"]

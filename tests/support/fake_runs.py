@@ -77,8 +77,8 @@ def fake_run(folder, segmenter, dataset, *, steps=40, scores=(0.2, 0.5, 0.4), se
                       "pixel_accuracy": score + 0.1, "val_loss": 2 - score, "class_iou": by_class})  # fmt: skip
     write_lines(folder / "metrics.jsonl", lines)
     start = {"kind": "start", "step": 0, "epoch": 0, "id": "x", "steps": 40, "images": 40, "data": "0123456789ab",
-             "host": "<b>host</b>", "processes": 1, "device": "cpu", "version": "0.1.0", "torch": "2.11.0",
-             "python": "3.11.7", "changes": []}  # fmt: skip
+             "host": "<b>host</b>", "processes": 1, "device": "cpu", "precision": "bf16", "version": "0.1.0",
+             "torch": "2.11.0", "python": "3.11.7", "changes": []}  # fmt: skip
     speed = {"kind": "speed", "step": 10, "epoch": 1, "images_per_second": 3.5, "data_wait": 0.1, "memory_mib": 700}
     write_lines(folder / "machine.jsonl", [start, speed])
     multiclass = dataset.label_space.task == "multiclass"

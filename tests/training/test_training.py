@@ -390,6 +390,27 @@ def test_a_run_goes_on_in_the_precision_that_it_began_in(tiny_space, tmp_path):
     assert state(output).training.values["precision"] == "fp32"
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "precision", "says"),
+    [
+        ({}, "auto", "on cpu, fp32, lr"),
+        ({"amx_bf16": True}, "auto", "on cpu, fp32 (this processor multiplies bfloat16: --train.precision bf16 is"),
+        ({"avx512_bf16": True}, "fp32", "on cpu, fp32, lr"),
+        ({"bf16": True}, "bf16", "on cpu, bf16, lr"),
+        ({"amx_bf16": False}, "bf16", "on cpu, bf16 (which this processor does not multiply: --train.precision fp32"),
+    ],
+)
+def test_a_run_on_a_cpu_says_which_precision_is_faster(
+    capabilities, precision, says, tiny_space, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    config = dataclasses.replace(
+        CONFIG_OF_TEST, train=dataclasses.replace(CONFIG_OF_TEST.train, precision=precision, epochs=None, iterations=1)
+    )
+    assert trainer(Stripes(tiny_space), tmp_path / "run", config).fit()
+    assert says in capsys.readouterr().out
+
+
 def test_a_second_run_changes_nothing(finished, tiny_space, tmp_path):
     """Neither where it looks at the folder first nor where it comes to write; leftovers of the live one stay."""
     output = tmp_path / "run"
