@@ -295,8 +295,9 @@ def test_a_prediction_waits_for_no_library_that_it_does_not_use():
     """Each of them takes seconds to import; a network with DropBlock, SMP's parts or a training loads what it needs."""
     code = (
         "import sys, resnest_seg.inference.predictor, resnest_seg.models.loading, resnest_seg.training.losses\n"
-        "resnest_seg.build_segmenter('resnest14_tiny')\n"
+        "resnest_seg.build_segmenter('resnest14_tiny').fuse()\n"
         "names = 'torchvision', 'timm', 'segmentation_models_pytorch', 'albumentations', 'accelerate', 'scipy'\n"
+        "names += 'torch._dynamo', 'sympy'\n"
         "print([name for name in names if name in sys.modules])"
     )
     assert fresh(code) == "[]"

@@ -122,6 +122,11 @@ class _Watch(TorchDispatchMode):
         self.outputs: dict[int, _Output] = {}
         self.calls: dict[nn.Module, int] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Have torch not load its compiler for this class, which takes more than a second of every start."""
+        return False
+
     def __torch_dispatch__(
         self, func: Callable[..., object], types: object, args: Sequence[object] = (), kwargs: object = None
     ) -> object:
