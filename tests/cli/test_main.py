@@ -1,6 +1,8 @@
 """The command `resnest-seg`: verbs, help, versions, completion; and what commands are called."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,29 +93,58 @@ def test_help_imports_nothing_heavy(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    for verb in cli.VERBS:
-        code = f"import sys, resnest_seg.cli.main as m\ntry: m.main([{verb!r}, '--help'])\nexcept SystemExit: pass\n"
-        done = subprocess.run([sys.executable, "-c", f"{code}print('torch' in sys.modules)"], capture_output=True,
-                              text=True, check=True, env=os.environ | {"COLUMNS": "400"})  # fmt: skip
-        assert done.stdout.splitlines()[-1] == "False", verb
+    code = """
+import contextlib, sys
+import resnest_seg.cli.main as cli
+for verb in cli.VERBS:  # all in one process, which the first that imports torch has it of
+    with contextlib.suppress(SystemExit):
+        cli.main([verb, "--help"])
+    assert "torch" not in sys.modules, verb
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+HELPS = """
+import contextlib, io, json, runpy, sys
+printed = []
+for start, *words in json.loads(sys.argv[1]):
+    sys.argv[:] = [start, *words]
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        try:
+            if start.endswith(".py"):
+                runpy.run_path(start, run_name="__main__")
+            else:
+                runpy.run_module(start, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            assert not end.code, (start, words)
+    printed.append(text.getvalue())
+print(json.dumps(printed))
+"""
+"""Starts modules and scripts as python does, one after another in one process, and prints what each printed."""
+
+
+def helps(starts, folder):
+    """The help of each, started from a folder."""
+    words = json.dumps([[*map(str, start), "--help"] for start in starts])
+    done = subprocess.run([sys.executable, "-c", HELPS, words], capture_output=True, text=True, cwd=folder,
+                          env=os.environ | {"PYTHONPATH": str(PROJECT), "COLUMNS": "400"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", [*cli.VERBS, "prepare camvid", "benchmark loss"])
-def test_the_help_of_a_verb_names_the_command_as_it_was_called(verb, tmp_path):
+def test_the_help_of_a_verb_names_the_command_as_it_was_called(tmp_path):
     """From another folder, as `python -m resnest_seg`: no word of scripts, which need not be there."""
-    done = process(*verb.split(), "--help", folder=tmp_path, COLUMNS="400")
-    assert done.returncode == 0, done.stderr
-    assert f"python -m resnest_seg {verb}" in done.stdout
-    assert "_seg.py" not in done.stdout
-    assert "tools/" not in done.stdout
-    if verb in SCRIPTS:
-        script = PROJECT / SCRIPTS[verb]
-        done = subprocess.run(
-            [sys.executable, script, "--help"], capture_output=True, text=True, check=True, cwd=PROJECT
-        )
-        assert script.name in done.stdout
-        assert "resnest_seg " not in done.stdout.replace("resnest_seg contributors", "")
+    verbs = [*cli.VERBS, "prepare camvid", "benchmark loss"]
+    for verb, said in zip(verbs, helps([["resnest_seg", *verb.split()] for verb in verbs], tmp_path), strict=True):
+        assert f"python -m resnest_seg {verb}" in said
+        assert "_seg.py" not in said, verb
+        assert "tools/" not in said, verb
+    scripts = [PROJECT / script for script in SCRIPTS.values()]
+    for script, said in zip(scripts, helps([[script] for script in scripts], PROJECT), strict=True):
+        assert script.name in said
+        assert "resnest_seg " not in said.replace("resnest_seg contributors", ""), script
 
 
 def test_commands_in_a_checkout_are_its_scripts(monkeypatch, tmp_path):
@@ -150,17 +181,17 @@ def test_no_message_of_the_package_names_a_script_by_hand():
     import ast
 
     scripts = [Path(script).name for script in SCRIPTS.values()]
+    names = re.compile("|".join(map(re.escape, (*scripts, "datasets/README", "configs/"))))
     for path in sorted((PROJECT / "resnest_seg").rglob("*.py")):
         if path.name == "errors.py":
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        docstrings = {id(node.body[0].value) for node in ast.walk(tree)
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        docstrings = {id(node.body[0].value) for node in nodes
                       if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
                       and node.body and isinstance(node.body[0], ast.Expr)}  # fmt: skip
-        for node in ast.walk(tree):
+        for node in nodes:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-                for name in (*scripts, "datasets/README", "configs/"):
-                    assert name not in node.value, f"{path.name}: {node.value}"
+                assert not names.search(node.value), f"{path.name}: {node.value}"
     for path in shipped_configs().values():  # in the wheel, too
         assert not [name for name in (*scripts, "configs/") if name in path.read_text(encoding="utf-8")], path.name
 
