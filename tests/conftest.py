@@ -66,6 +66,7 @@ TINY = [
     "--data.crop_size=64",
     "--data.base_size=96",
     "--data.workers=0",
+    "--data.check=2",
     "--model.encoder_weights=null",
     "--train.epochs=1",
     "--train.batch_size=2",

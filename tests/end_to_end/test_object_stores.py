@@ -28,7 +28,6 @@ RUN = [
     "--train.batch_size=4",
     "--train.epochs=2",
     "--train.save_every=1",
-    "--data.check=2",
 ]
 
 
