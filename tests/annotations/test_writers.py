@@ -85,7 +85,7 @@ label_maps = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(label_maps)
 @pytest.mark.filterwarnings("ignore:__array__ implementation")
 def test_any_map_comes_back_from_coco_also_by_pycocotools(tmp_path_factory, labels):
@@ -123,7 +123,7 @@ def pillow(content):
     return labels
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(label_maps)
 def test_any_map_comes_back_from_labelme_also_by_its_own_way_of_drawing(tmp_path_factory, labels):
     with contextlib.chdir(tmp_path_factory.mktemp("any")):
