@@ -69,12 +69,12 @@ def write_photos(folder, count, bad=()):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp("sixty") / "photos", 60)
+    return write_photos(tmp_path_factory.mktemp("many") / "photos", 30)
 
 
 @pytest.fixture(scope="module")
 def plain(photos, checkpoints, tmp_path_factory):
-    """What plain predict writes of the sixty photos: name -> bytes."""
+    """What plain predict writes of the photos: name -> bytes."""
     out = tmp_path_factory.mktemp("plain") / "out"
     from resnest_seg.cli.predict import main
 
@@ -113,31 +113,31 @@ def test_two_shares_side_by_side_write_what_plain_predict_writes(photos, plain, 
     processes = [command(checkpoints[0], *words, "--shard", f"{number}/2") for number in range(2)]
     printed = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert len(plain) == 180
+    assert len(plain) == 90
     assert content(tmp_path / "out") == plain
     counts = [int(text.split(" of ")[0]) for text in printed]
-    assert sum(counts) == 60
-    assert min(counts) > 15
+    assert sum(counts) == 30
+    assert min(counts) > 3
     for number, text in enumerate(printed):
         assert f"inputs of shard {number}/2 segmented into {tmp_path}/out: labels, overlay, polygons (0 done" in text
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")}
     assert predict(*words, "--shard", "2/3") == 0
     assert predict(*words, "--engine", "plain") == 0
-    assert "0 of 60 inputs segmented" in capsys.readouterr().out
+    assert "0 of 30 inputs segmented" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")} == before
     assert predict(photos / "in 0" / "p[0]0.png", "--shard", "0/99", "--output", tmp_path / "one") == 0
     assert "nothing to do: no input is in shard 0/99" in capsys.readouterr().out
 
 
 def test_bad_files_are_named_and_nothing_else_is_lost(checkpoints, predict, tmp_path, capsys):
-    bad = range(7, 200, 20)
-    photos = write_photos(tmp_path / "photos", 200, bad=bad)
+    bad = range(7, 70, 10)
+    photos = write_photos(tmp_path / "photos", 70, bad=bad)
     broken = {str(path) for path in photos.rglob("*") if path.is_file() and int(path.name[2:].split("]")[0]) in bad}
     words = [photos, "--output", "out", "--write", "labels", "parquet", "--shard", "0/1"]
     assert predict(*words) == 1
     printed = capsys.readouterr()
-    assert "190 of 200 inputs segmented into out: labels, parquet (0 done before, 10 failed" in printed.out
-    assert "error: 10 not segmented:" in printed.err
+    assert "63 of 70 inputs segmented into out: labels, parquet (0 done before, 7 failed" in printed.out
+    assert "error: 7 not segmented:" in printed.err
     with open("out/errors.jsonl") as file:
         errors = {each["source"]: each["error"] for each in map(json.loads, file)}
     assert set(errors) == broken
@@ -146,15 +146,15 @@ def test_bad_files_are_named_and_nothing_else_is_lost(checkpoints, predict, tmp_
         assert error in printed.err
     table = pandas.read_parquet("out/parquet")
     assert set(table.path[table.error.notna()]) == broken
-    assert len(table) == table.path.nunique() == 200
-    assert len(list(Path("out").rglob("*_labels.png"))) == 190
+    assert len(table) == table.path.nunique() == 70
+    assert len(list(Path("out").rglob("*_labels.png"))) == 63
     for path in broken:  # mended: the next start segments these alone
         Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(path)
     assert predict(*words) == 0
-    assert "10 of 200 inputs segmented into out: labels, parquet (190 done before, 0 failed" in capsys.readouterr().out
+    assert "7 of 70 inputs segmented into out: labels, parquet (63 done before, 0 failed" in capsys.readouterr().out
     assert Path("out/errors.jsonl").read_text() == ""
     table = pandas.read_parquet("out/parquet")
-    assert len(table) == table.path.nunique() == 200
+    assert len(table) == table.path.nunique() == 70
     assert table.error.isna().all()
 
 
@@ -184,7 +184,7 @@ def test_a_killed_job_continues(photos, plain, checkpoints, predict, tmp_path, c
     process.communicate()
     (file,) = manifest.iterdir()
     lines = file.read_bytes().splitlines(keepends=True)
-    assert 0 < len(lines) < 60
+    assert 0 < len(lines) < 30
     torn = json.loads(lines[-1])
     file.write_bytes(b"".join(lines)[:-20])
     folder = tmp_path / "out" / Path(torn["place"]).parent
@@ -193,13 +193,13 @@ def test_a_killed_job_continues(photos, plain, checkpoints, predict, tmp_path, c
     done = [name for line in lines[:-1] for name in json.loads(line)["outputs"]]
     before = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in done}
     assert predict(*words) == 0
-    assert f"{60 - len(lines) + 1} of 60 inputs segmented" in capsys.readouterr().out
+    assert f"{30 - len(lines) + 1} of 30 inputs segmented" in capsys.readouterr().out
     assert content(tmp_path / "out") == plain  # all once, and no temporary file
     assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in done} == before
     removed = tmp_path / "out" / done[0]
     removed.unlink()
     assert predict(*words) == 0  # who removes a result wants it again
-    assert "1 of 60 inputs segmented" in capsys.readouterr().out
+    assert "1 of 30 inputs segmented" in capsys.readouterr().out
     assert content(tmp_path / "out") == plain
 
 
@@ -236,12 +236,12 @@ def test_what_a_job_cannot_do_is_said_before_anything_is_loaded(predict, capsys,
 
 
 def test_rows_are_the_png_files(photos, plain, checkpoints, predict, tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "ROWS", 25)
+    monkeypatch.setattr(engines, "ROWS", 12)
     (photos.parent / "list.csv").write_text("path\n" + "".join(f"{path}\n" for path in sorted(photos.rglob("*.*"))))
     assert predict(photos.parent / "list.csv", "--output", "out", "--write", "parquet", "polygons") == 0
     table = pandas.read_parquet("out/parquet").set_index("place")
     assert len(list(Path("out/parquet").iterdir())) == 3
-    assert len(table) == 60
+    assert len(table) == 30
     model = Predictor(load_checkpoint(checkpoints[0]), device="cpu")
     for place, row in table.iterrows():
         within = place.removeprefix("photos/")  # the manifest lies above the folder
@@ -318,24 +318,24 @@ def test_a_batch_with_a_bad_photo_and_a_video(checkpoints, tmp_path):
 def test_from_a_store_into_a_store(photos, plain, predict, tmp_path, capsys):
     """The same bytes; what fails is named by its address; a second start does nothing."""
     store = fsspec.filesystem("memory")
-    for path in sorted(photos.rglob("*.*"))[:40]:
+    for path in sorted(photos.rglob("*.*"))[:20]:
         store.pipe(f"/bucket/photos/{path.relative_to(photos).as_posix()}", path.read_bytes())
     store.pipe("/bucket/photos/bad #1?.jpg", b"no photo")
     words = ["memory://bucket/photos", "--output", "memory://bucket/out", "--write", "labels", "overlay", "polygons"]
     assert predict(*words) == 1
     printed = capsys.readouterr()
-    assert "40 of 41 inputs segmented into memory://bucket/out" in printed.out
+    assert "20 of 21 inputs segmented into memory://bucket/out" in printed.out
     assert "memory://bucket/photos/bad #1?.jpg: 8 bytes that are not an image" in printed.err
     assert "/resnest_seg_" not in printed.err  # where it was fetched to
     found = {name.removeprefix("/bucket/out/"): store.cat_file(name) for name in store.find("/bucket/out")}
     outputs = {name: data for name, data in found.items() if name.endswith((".png", ".geojson"))}
-    assert len(outputs) == 120
+    assert len(outputs) == 60
     assert outputs == {name: plain[name] for name in outputs}
     assert len([name for name in found if name.startswith("manifest/")]) == 1
     assert b"bad #1?" in found["errors.jsonl"]
     store.pipe("/bucket/photos/bad #1?.jpg", store.cat_file(store.find("/bucket/photos/in 0")[0]))
     assert predict(*words) == 0
-    assert "1 of 41 inputs segmented into memory://bucket/out: labels, overlay, polygons (40 done before" in (
+    assert "1 of 21 inputs segmented into memory://bucket/out: labels, overlay, polygons (20 done before" in (
         capsys.readouterr().out
     )
     assert predict("memory://bucket/photos/in 0", "memory://bucket/none", "--output", "here") == 1  # plain predict
