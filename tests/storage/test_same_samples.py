@@ -103,9 +103,13 @@ def test_every_data_set(kind, roots, place):
         assert other.label_space == ours.label_space
 
 
-@pytest.mark.parametrize("kind", ["ade20k", "cityscapes", "folder", "patterns"])
-@pytest.mark.parametrize("where", ["folder", "s3", "s3 with a cache", "memory"])
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [(kind, "folder") for kind in ("ade20k", "cityscapes", "folder", "patterns")]
+    + [("folder", where) for where in ("s3", "s3 with a cache", "memory")],
+)
 def test_packed_shards(kind, where, roots, object_store, tmp_path):
+    """Every layout is packed; shards are alike wherever they lie, so that those of one layout lie at addresses."""
     folder, name, options = roots[kind]
     splits = [build_dataset(name, root=folder, split=split, **options) for split in ("train", "val")]
     pack_shards(splits, tmp_path / f"shards-{kind}", shard_size=100_000)
