@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from test_metrics import loop
 
+from resnest_seg.config import DataConfig
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.evaluation.boundaries import BoundaryScores
 from resnest_seg.evaluation.calibration import Calibration
@@ -22,6 +23,7 @@ def segmenter(tiny_space):
     torch.manual_seed(0)
     segmenter = build_segmenter("resnest14_tiny", num_classes=3).eval()
     segmenter.label_space = tiny_space
+    segmenter.config = dataclasses.replace(segmenter.config, data=DataConfig(base_size=64, crop_size=48))
     return segmenter
 
 

@@ -9,12 +9,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support import exported_once
 from support.small_models import logits_of, noise, small_segmenter, used
 
 from resnest_seg.errors import CheckpointError, ConfigError, ExportError
 from resnest_seg.export import export
 from resnest_seg.export import graph as exportable
-from resnest_seg.export import onnx as onnx_file
 from resnest_seg.export.export import SUFFIXES, export_onnx, export_openvino, export_torch, report_path
 from resnest_seg.export.verify import SIZES, Evidence
 from resnest_seg.inference.exported import open_exported
@@ -32,39 +32,21 @@ def done():
 
 
 @pytest.fixture
-def traced_once(done, monkeypatch):
-    """A network is traced once, and converted to ONNX once, for all formats: that takes longest."""
-    trace, write = export.trace, export.write_onnx
-
-    def cached_trace(graph, *, smallest):
-        key = ("program", graph.info.source_sha256, graph.info.description)
-        if key not in done:
-            done[key] = trace(graph, smallest=smallest)
-        return done[key]
-
-    def cached_write(segmenter, info, path, calibration):
-        key = ("onnx", info.source_sha256, info.description)
-        if key not in done:
-            write(segmenter, info, path, calibration)
-            done[key] = path.read_bytes()
-        path.write_bytes(done[key])
-
-    monkeypatch.setattr(export, "trace", cached_trace)
-    monkeypatch.setattr(onnx_file, "trace", cached_trace)
-    monkeypatch.setattr(export, "write_onnx", cached_write)
+def kept(done, monkeypatch):
+    """Tracing takes longest."""
+    exported_once.keep(monkeypatch, done)
 
 
-@pytest.fixture(scope="module", params=[("fcn", 16), ("deeplabv3", 8)], ids=str)
-def network(request, tiny_space):
+@pytest.fixture(scope="module")
+def network(tiny_space):
     """ResNeSt-14, narrow; test_exportable.py has graphs of every kind."""
-    head, stride = request.param
-    segmenter = used(build_segmenter("resnest14_tiny", head=head, num_classes=3, output_stride=stride))
+    segmenter = used(build_segmenter("resnest14_tiny", head="deeplabv3", num_classes=3, output_stride=16))
     segmenter.label_space = tiny_space
     return segmenter
 
 
 @pytest.mark.parametrize("kind", SUFFIXES)
-def test_every_format_is_its_source_at_odd_sizes_and_batches(kind, network, traced_once, tmp_path):
+def test_every_format_is_its_source_at_odd_sizes_and_batches(kind, network, kept, tmp_path):
     path = tmp_path / f"model{SUFFIXES[kind]}"
     proof = EXPORTERS[kind](network, path)
     assert [((row.height, row.width), row.batch) for row in proof.comparisons] == list(SIZES)
@@ -89,25 +71,29 @@ def listing(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("kind", SUFFIXES)
-@pytest.mark.parametrize("before", [[], ["model.onnx", "model.pt2", "model.xml", "model.bin", "model.report.json"]])
-def test_an_export_with_a_wrong_mean_is_caught_and_older_files_stay(kind, before, segmenter, tmp_path, monkeypatch):
-    original = exportable.ExportGraph.__init__
+right_mean = exportable.ExportGraph.__init__
 
-    def wrong(self, *arguments):
-        original(self, *arguments)
-        self.mean += 20
 
-    monkeypatch.setattr(exportable.ExportGraph, "__init__", wrong)
-    for name in before:
-        (tmp_path / name).write_text(f"an older {name}")
-    with pytest.raises(ExportError, match="does not predict what its source predicts, so it is not kept"):
-        EXPORTERS[kind](segmenter, tmp_path / f"model{SUFFIXES[kind]}")
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: f"an older {name}" for name in before}
+def wrong_mean(self, *arguments):
+    """A graph whose files predict something else."""
+    right_mean(self, *arguments)
+    self.mean += 20
 
 
 @pytest.mark.parametrize("kind", SUFFIXES)
-def test_a_good_export_replaces_an_older_one(kind, segmenter, tmp_path):
+def test_an_export_with_a_wrong_mean_is_caught_and_older_files_stay(kind, segmenter, kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(exportable.ExportGraph, "__init__", wrong_mean)
+    for before in ([], ["model.onnx", "model.pt2", "model.xml", "model.bin", "model.report.json"]):
+        for name in before:
+            (tmp_path / name).write_text(f"an older {name}")
+        with pytest.raises(ExportError, match="does not predict what its source predicts, so it is not kept"):
+            EXPORTERS[kind](segmenter, tmp_path / f"model{SUFFIXES[kind]}")
+        found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+        assert found == {name: f"an older {name}" for name in before}
+
+
+@pytest.mark.parametrize("kind", SUFFIXES)
+def test_a_good_export_replaces_an_older_one(kind, segmenter, kept, tmp_path):
     path = tmp_path / f"model{SUFFIXES[kind]}"
     for file in (path, path.with_suffix(".bin")):
         file.write_text("older")
@@ -117,7 +103,7 @@ def test_a_good_export_replaces_an_older_one(kind, segmenter, tmp_path):
     assert ((tmp_path / "model.bin").read_bytes() == b"older") == (kind != "openvino")
 
 
-def test_formats_of_one_name_share_a_report(segmenter, tmp_path):
+def test_formats_of_one_name_share_a_report(segmenter, kept, tmp_path):
     export_onnx(segmenter, tmp_path / "m.onnx", output="labels", layout="nhwc")
     export_torch(segmenter, tmp_path / "m.pt2", output="softmax", pixels="float32")
     path = report_path(tmp_path / "m.pt2")
@@ -148,7 +134,7 @@ def test_the_source_stays_as_it_is(segmenter, tmp_path):
 
 
 @pytest.mark.parametrize("kind", SUFFIXES)
-def test_half_precision(kind, segmenter, tmp_path):
+def test_half_precision(kind, segmenter, kept, tmp_path):
     sizes = []
     for precision in ("float32", "half"):
         path = tmp_path / f"{precision}{SUFFIXES[kind]}"
@@ -162,7 +148,7 @@ def test_half_precision(kind, segmenter, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
-def test_8_bits_with_a_data_set(kind, segmenter, small_dataset, tmp_path):
+def test_8_bits_with_a_data_set(kind, segmenter, kept, small_dataset, tmp_path):
     path = tmp_path / f"model{SUFFIXES[kind]}"
     images = [small_dataset[index].image for index in range(3)]
     evidence = Evidence(dataset=small_dataset)
@@ -172,7 +158,7 @@ def test_8_bits_with_a_data_set(kind, segmenter, small_dataset, tmp_path):
     assert open_exported(path).info.precision == "int8"
 
 
-def test_torch_loads_a_program_without_this_package(segmenter, tmp_path):
+def test_torch_loads_a_program_without_this_package(segmenter, kept, tmp_path):
     export_torch(segmenter, tmp_path / "m.pt2")
     images = noise(1, 3, 33, 47)
     np.save(tmp_path / "images.npy", images)

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from support import exported_once
 from support.small_models import logits_of, noise, small_segmenter
 
 from resnest_seg.errors import ExportError
@@ -80,10 +81,11 @@ def test_8_bits_keep_the_description_and_take_the_middle_of_photos(tiny_space, t
 
 
 def test_what_is_too_large_or_not_valid_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_file, "LARGEST", 1000)
-    with pytest.raises(ExportError, match=r"GB, and one ONNX file holds 2"):
-        written(small_segmenter(), tmp_path)
-    monkeypatch.undo()
+    exported_once.keep(monkeypatch, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_file, "LARGEST", 1000)
+        with pytest.raises(ExportError, match=r"GB, and one ONNX file holds 2"):
+            written(small_segmenter(), tmp_path)
     monkeypatch.setattr(onnx_file, "_describe", lambda model, info: model.graph.node.reverse())
     with pytest.raises(ExportError, match="the ONNX file is not valid"):
         written(small_segmenter(), tmp_path)

@@ -121,8 +121,16 @@ def test_a_list_gives_what_its_photos_give_one_by_one_in_fewer_calls(segmenter, 
     assert own([]) == []
 
 
+@pytest.fixture
+def only_new_objects():
+    """`gc.get_objects()` leaves out the million objects that are there already."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.mark.parametrize("name", ["whole", "paddle"])
-def test_a_long_list_holds_no_more_logits_than_a_short_one(segmenter, photo, name):
+def test_a_long_list_holds_no_more_logits_than_a_short_one(segmenter, photo, name, only_new_objects):
     """Counted while the network runs: views that wait for logits or hold them, and the bytes that they hold."""
     own = Predictor(segmenter, device="cpu", protocol=name)
     own.backend.run.batch = 4
@@ -135,14 +143,14 @@ def test_a_long_list_holds_no_more_logits_than_a_short_one(segmenter, photo, nam
 
     own.backend.run.logits_fn = strongest_channel
     most = {}
-    for count in (8, 48):
+    for count in (8, 24):
         held.clear()
         photos = [np.roll(photo, shift, axis=1) for shift in range(count)]
         found = own(photos)
         most[count] = [max(values) for values in zip(*held, strict=True)]
         assert len(held) < count * len(own.protocol.scales)  # calls are still shared
         assert all(np.array_equal(one.image, each) for one, each in zip(found, photos, strict=True))
-    assert most[48] == most[8]
+    assert most[24] == most[8]
 
 
 def test_the_small_overlay_of_a_large_image_shows_every_second_pixel(segmenter, tmp_path):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.small_models import logits_of, small_segmenter
 
 from resnest_seg import LabelSpace, PairDataset, Predictor, build_segmenter, evaluate
 from resnest_seg.data.build import build_dataset
@@ -24,9 +25,30 @@ TASKS = pytest.mark.parametrize("task", LABELS)
 def model(task):
     """A model whose thresholds part the pixels of `photo()` in halves."""
     torch.manual_seed(3)
-    space = LabelSpace.numbered(len(LABELS[task]), names=LABELS[task]).for_task(task, positive=LABELS[task][1:2])
-    segmenter = build_segmenter("resnest14_tiny", "fcn", len(space.score_names), aux_head=False, task=task).eval()
-    segmenter.label_space = space
+    count = len(space_of(task).score_names)
+    return parting(build_segmenter("resnest14_tiny", "fcn", count, aux_head=False, task=task).eval(), task)
+
+
+def small(task):
+    """Likewise, of one convolution, for exports."""
+    space = space_of(task)
+    segmenter = small_segmenter(space, classes=len(space.score_names), task=task)
+    with torch.no_grad():
+        logits = logits_of(segmenter, photo().transpose(2, 0, 1)[None])
+        last = segmenter.head.conv5[-1]
+        last.bias -= torch.from_numpy(logits.mean(axis=(0, 2, 3)))
+        last.weight /= float(logits.std())
+        last.bias /= float(logits.std())
+    return parting(segmenter, task)
+
+
+def space_of(task):
+    return LabelSpace.numbered(len(LABELS[task]), names=LABELS[task]).for_task(task, positive=LABELS[task][1:2])
+
+
+def parting(segmenter, task):
+    """The model with classes and thresholds."""
+    segmenter.label_space = space_of(task)
     with torch.inference_mode():
         logits = segmenter(torch.from_numpy(photo()).permute(2, 0, 1)[None]).logits[0]
     segmenter.thresholds.copy_((logits.sigmoid().flatten(1).median(dim=1).values * 1000).round() / 1000)
@@ -113,7 +135,7 @@ def test_an_export_decides_as_its_source(task, result, tmp_path):
     pytest.importorskip("onnxruntime")
     from resnest_seg.export import export_onnx
 
-    segmenter, image = model(task), photo()
+    segmenter, image = small(task), photo()
     export_onnx(segmenter, tmp_path / "model.onnx", output=result)
     ours = Predictor(segmenter, device="cpu")(image)
     theirs = OnnxPredictor(tmp_path / "model.onnx")(image)
@@ -133,7 +155,7 @@ def test_the_mean_iou_of_a_proof_is_that_of_an_evaluation(task, tmp_path):
     from resnest_seg.export import export_onnx
     from resnest_seg.export.verify import Evidence
 
-    segmenter, random = model(task), np.random.default_rng(4)
+    segmenter, random = small(task), np.random.default_rng(4)
     highest = 2 if task == "binary" else 1 << len(LABELS[task])
     pairs = [(photo(48, 64), random.integers(0, highest, (48, 64))) for _ in range(2)]
     pairs[0][1][:9] = segmenter.label_space.ignore_value

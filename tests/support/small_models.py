@@ -25,10 +25,10 @@ class OneConvolution(nn.Module):
         return (self.pool(self.norm(self.conv(x)).relu()),) * 4
 
 
-def small_segmenter(space=None, *, classes=3, channels=3, data="camvid"):
+def small_segmenter(space=None, *, classes=3, channels=3, data="camvid", task="multiclass"):
     """In eval mode, with norms and weights that matter."""
     config = RunConfig(
-        model=ModelConfig(encoder="resnest14_tiny", head="fcn", in_channels=channels),
+        model=ModelConfig(encoder="resnest14_tiny", head="fcn", in_channels=channels, task=task),
         data=DataConfig(dataset=data, crop_size=48, base_size=64),
     )
     heads = FCNHead(16, classes), FCNHead(16, classes, stage=-2)
