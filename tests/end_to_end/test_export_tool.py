@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from support import exported_once
 from support.small_models import logits_of, noise, small_segmenter, used
 
 from resnest_seg.cli import export
@@ -36,7 +37,7 @@ def small(monkeypatch, tmp_path, tool):
 
 def test_a_checkpoint_becomes_a_file_that_carries_everything(tool, tmp_path, capsys):
     config = RunConfig(
-        model=ModelConfig(encoder="resnest14_tiny", head="deeplabv3"),
+        model=ModelConfig(encoder="resnest14_tiny", head="deeplabv3", output_stride=16),
         data=DataConfig(dataset="synthetic", base_size=96, crop_size=64),
     )
     segmenter = used(segmenter_for(config, Synthetic("val").label_space))
@@ -60,7 +61,8 @@ def test_a_run_is_served_after_one_export(tool, tmp_path, monkeypatch, capfd):
     """The exported file is used again as long as the checkpoint is the same; it takes every protocol."""
     server = importlib.import_module("resnest_seg.inference.http_server")
     monkeypatch.setattr(server, "run", lambda server, listening: listening.close() or 0)
-    config = RunConfig(model=ModelConfig(encoder="resnest14_tiny", head="fcn"), data=DataConfig(dataset="synthetic"))
+    model = ModelConfig(encoder="resnest14_tiny", head="fcn", output_stride=32)
+    config = RunConfig(model=model, data=DataConfig(dataset="synthetic"))
     segmenter = used(segmenter_for(config, Synthetic("val").label_space))
     segmenter.to_checkpoint().save(tmp_path / "best.safetensors")
     serve = tool("serve_seg")
@@ -93,7 +95,8 @@ def test_a_run_is_served_after_one_export(tool, tmp_path, monkeypatch, capfd):
     assert f"no checkpoint {tmp_path / 'nothing'}" in capfd.readouterr().err
 
 
-def test_several_formats_with_a_mean_iou(small, tmp_path, capsys):
+def test_several_formats_with_a_mean_iou(small, tmp_path, monkeypatch, capsys):
+    exported_once.keep(monkeypatch, {})
     words = ["--format", "onnx", "torch", "openvino", "onnx", "--output", "out/m.onnx", "--half"]
     assert small(*words, "--dataset", "synthetic", "--limit", "2", "--split", "test") == 0
     names = sorted(path.name for path in (tmp_path / "out").iterdir())

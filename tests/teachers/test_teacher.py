@@ -100,8 +100,7 @@ def test_a_file_of_whole_numbers_teaches_a_model_of_floats(tmp_path):
     from resnest_seg.export.graph import ExportOptions, info_of
     from resnest_seg.export.onnx import write_onnx
 
-    torch.manual_seed(0)
-    model = build_segmenter("resnest14_tiny", "fcn", 3, in_channels=4, aux_head=False).eval()
+    model = small_segmenter(channels=4)
     data = DataConfig(bands=(1, 2, 3, 4), pixel_mean=(120.0,) * 4, pixel_std=(60.0,) * 4)
     model.take_statistics(data)
     model.config, model.label_space = dataclasses.replace(model.config, data=data), ABC
