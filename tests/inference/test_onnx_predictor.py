@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from support import small_onnx
+from support.small_models import small_segmenter
 from support.small_networks import photo
 
 from resnest_seg.config import DataConfig
@@ -22,7 +23,6 @@ from resnest_seg.inference.protocols import protocol, with_tiles
 from resnest_seg.inference.torch_engine import Runner, probabilities, scores
 from resnest_seg.io.masks import decode_mask
 from resnest_seg.labels import LabelSpace
-from resnest_seg.models.loading import build_segmenter
 
 pytestmark = pytest.mark.slow
 
@@ -178,10 +178,8 @@ def test_threads_share_a_predictor(tmp_path):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A small ResNeSt whose classes are all about as frequent, and its export."""
-    torch.manual_seed(0)
-    segmenter = build_segmenter("resnest14_tiny", head="fcn", num_classes=5).eval()
-    segmenter.label_space = LabelSpace.numbered(5)
+    """A small model whose classes are all about as frequent, and its export."""
+    segmenter = small_segmenter(LabelSpace.numbered(5), classes=5)
     segmenter.config = dataclasses.replace(segmenter.config, data=DataConfig(base_size=80, crop_size=64))
     images = torch.stack([photo(64, 64, seed=seed) for seed in range(4)])
     with torch.inference_mode():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import exported_once
 from support.rasters import NAMES, scene, values, write_raster
 from support.small_models import FCNHead, OneConvolution, used
 
@@ -103,9 +104,11 @@ def test_what_does_not_fit_the_bands_is_told(tmp_path):
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):
     folder, model = tmp_path_factory.mktemp("exports"), model_of()
-    export_onnx(model, folder / "deep.onnx", pixels="uint16")
-    export_onnx(model, folder / "floats.onnx", pixels="float32", layout="nhwc")
-    export_torch(model, folder / "deep.pt2", pixels="uint16")
+    with pytest.MonkeyPatch.context() as patch:
+        exported_once.keep(patch, {})
+        export_onnx(model, folder / "deep.onnx", pixels="uint16")
+        export_onnx(model, folder / "floats.onnx", pixels="float32", layout="nhwc")
+        export_torch(model, folder / "deep.pt2", pixels="uint16")
     return folder
 
 
