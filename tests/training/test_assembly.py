@@ -61,6 +61,12 @@ def fit(output, values=CONFIG_OF_TEST, **parts):
     return resnest_seg.fit(values, output=output, **given)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The run of the config alone."""
+    return fit(tmp_path_factory.mktemp("plain") / "run")
+
+
 def losses(folder, key="loss"):
     lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
     return [line[key] for line in lines if line["kind"] == "train"]
@@ -77,11 +83,11 @@ def same(first, second):
 # Data
 
 
-def test_a_run_on_data_of_ones_own_is_recorded_as_such_and_evaluates_as_it_validated(tmp_path):
-    result = fit(tmp_path / "run")
+def test_a_run_on_data_of_ones_own_is_recorded_as_such_and_evaluates_as_it_validated(plain):
+    result = plain
     assert result.finished
-    assert (result.step, result.stopped_by, result.best) == (4, None, tmp_path / "run" / BEST)
-    assert load_run_config(tmp_path / "run" / CONFIG).data.dataset == "custom"
+    assert (result.step, result.stopped_by, result.best) == (4, None, result.output / BEST)
+    assert load_run_config(result.output / CONFIG).data.dataset == "custom"
     report = resnest_seg.evaluate(resnest_seg.load_checkpoint(result.output), Own("val"))
     assert report.scores["whole"].mean_iou == result.best_score == result.scores["mean_iou"]
     assert same(result.segmenter.state_dict(), weights(result.output, BEST))
@@ -235,10 +241,9 @@ def test_optimisers_of_ones_own_resume_to_the_same_bits(tmp_path, build):
         fit(tmp_path / "killed", resume="yes")
 
 
-def test_sgd_as_an_optimiser_of_ones_own_is_the_configs(tmp_path):
-    fit(tmp_path / "ours")
+def test_sgd_as_an_optimiser_of_ones_own_is_the_configs(plain, tmp_path):
     fit(tmp_path / "function", optimizer=lambda groups: torch.optim.SGD(groups, momentum=0.9))
-    assert same(weights(tmp_path / "ours"), weights(tmp_path / "function"))
+    assert same(weights(plain.output), weights(tmp_path / "function"))
 
 
 class Counting(torch.optim.SGD):
@@ -320,7 +325,7 @@ def test_a_callback_hears_of_everything_stops_the_run_and_is_resumed(tmp_path):
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
 
 
-def test_the_process_of_an_error_in_a_callback_leaves_a_state_to_resume(tmp_path):
+def test_the_process_of_an_error_in_a_callback_leaves_a_state_to_resume(plain, tmp_path):
     class Broken(resnest_seg.Callback):
         def on_step(self, report):
             if report.step == 3:
@@ -330,8 +335,7 @@ def test_the_process_of_an_error_in_a_callback_leaves_a_state_to_resume(tmp_path
     with pytest.raises(RuntimeError, match="mine"):
         fit(tmp_path / "run", values, callbacks=[Broken()])
     assert fit(tmp_path / "run", values, resume="yes").finished
-    fit(tmp_path / "whole", values)
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    assert same(weights(plain.output), weights(tmp_path / "run"))
 
 
 # Network
