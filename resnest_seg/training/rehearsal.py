@@ -24,7 +24,7 @@ from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.tiles import paired_files
 from resnest_seg.errors import ConfigError, unknown_name
 from resnest_seg.evaluation.evaluator import evaluate
-from resnest_seg.io.visualize import write_png
+from resnest_seg.io.visualize import png_bytes, write_png
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import BEST
 from resnest_seg.models.loading import classifier_for, load_checkpoint, load_classifier
@@ -107,7 +107,7 @@ def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None
     train = parts.train if parts.train is not None else data_or_stand_in(config, "train")
     validation = parts.validation if parts.validation is not None else data_or_stand_in(config, config.eval.split)
     say_layout(train)
-    look(config, train, validation)
+    look(config, *(data for data in (train, validation) if not isinstance(behind_views(data), StandIn)))
     if isinstance(paired_files(train), PairedFiles):  # of all samples, which leave out more photos than the first ones
         photos_for(config, train, validation, scored=parts.scored)
     if budget is not None:
@@ -278,12 +278,12 @@ def _first(folder: ClassFolder, count: int) -> ClassFolder:
 def _write_noise(root: Path, config: PretrainConfig) -> None:
     """Write noise images of the size of a crop, one per class."""
     size = (config.data.crop_size, config.data.crop_width or config.data.crop_size, 3)
-    noise = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    noise = png_bytes(np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8))
     for split in ("train", "val"):
         for name in range(IMAGENET_CLASSES):
             class_folder = root / split / f"{name:04}"
             class_folder.mkdir(parents=True)
-            write_png(class_folder / "0.png", noise)
+            (class_folder / "0.png").write_bytes(noise)
 
 
 def data_or_stand_in(config: RunConfig, split: str) -> SegmentationDataset:

@@ -1,17 +1,17 @@
 """A run tried out: all of it, and nothing left behind."""
 
-import json
+import dataclasses
 import tempfile
 
 import numpy as np
 import pytest
-import yaml
 from accelerate.state import AcceleratorState
 from conftest import PROJECT, TINY
 from support import fake_data
 from support.small_models import save_scenes_model
 
 from resnest_seg.config import load_run_config
+from resnest_seg.config_reading import flatten
 from resnest_seg.errors import ConfigError
 from resnest_seg.labels import LabelSpace
 from resnest_seg.training.rehearsal import StandIn, dry_run
@@ -34,18 +34,29 @@ def config(name, *words):
 
 
 SMALL = ["--data.crop_size=64", "--data.crop_width=null", "--data.base_size=96", "--data.long_edge=256",
-         "--data.workers=0", "--train.batch_size=2", "--eval.sheet=0"]  # fmt: skip
+         "--data.workers=0", "--data.check=2", "--train.batch_size=2", "--eval.sheet=0"]  # fmt: skip
+
+SHORTENED = {"model.encoder", "train.epochs", "train.iterations", "train.validate_every", "train.log_every"}
+"""What the test, or a dry run itself, sets for every recipe; and so are the keys of `SMALL`."""
+
+
+def settings(path):
+    """What is special about a shipped config when it is rehearsed: its settings, and its network as a whole."""
+    config = load_run_config(path)
+    ours = SHORTENED | {word.removeprefix("--").partition("=")[0] for word in SMALL}
+    network = dataclasses.replace(config.model, encoder="")
+    return {(key, value) for key, value in flatten(config).items() if key not in ours} | {("model", network)}
 
 
 def distinct():
-    """The shipped configs that still differ with one encoder in all of them and without their lengths."""
-    found = {}
+    """Shipped configs that have together every setting and every network of all of them."""
+    found, known = [], set()
     for path in sorted((PROJECT / "configs").glob("*.yaml")):
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if "classify" not in tree:  # see test_classification.py
-            del tree["model"]["encoder"], tree["train"]["epochs"], tree["train"]["iterations"]
-            found.setdefault(json.dumps(tree), path)
-    return list(found.values())
+        if "classify:" not in path.read_text(encoding="utf-8").splitlines():  # see test_classification.py
+            if not settings(path) <= known:
+                found.append(path)
+            known |= settings(path)
+    return found
 
 
 @pytest.mark.parametrize("path", distinct(), ids=lambda path: path.stem)
@@ -65,10 +76,13 @@ def test_options_that_few_recipes_have(words, tmp_path):
 
 @pytest.mark.parametrize("name", ["camvid", "folder"])
 def test_without_its_data_street_scenes_stand_in(name, tmp_path, monkeypatch):
+    """Which are not checked, as samples would be: these could only be what they are."""
+    drawn, draw = [], StandIn.__getitem__
+    monkeypatch.setattr(StandIn, "__getitem__", lambda self, index: drawn.append(index) or draw(self, index))
     monkeypatch.setenv("RESNEST_SEG_DATA", str(tmp_path / "nowhere"))
-    said = dry_run(
-        config(name, "--train.ema=0.9", "--train.validate_every_steps=1", "--model.encoder_weights=imagenet")
-    )
+    words = ["--train.ema=0.9", "--train.validate_every_steps=1", "--model.encoder_weights=imagenet"]
+    said = dry_run(config(name, *words, "--data.check=64"))
+    assert set(drawn) == {0, 1, 2, 3}
     assert "passed: trained, saved, resumed, validated, evaluated" in said
     assert f"not found, so street scenes with the classes of {name}, {11 if name == 'camvid' else 10} classes" in said
     assert "images, memory" in said
