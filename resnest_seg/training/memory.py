@@ -184,6 +184,9 @@ def plan(config: RunConfig, *, num_classes: int, devices: Devices) -> Plan:
     Raises:
         ConfigError: The batch is not divisible by the devices, or nothing fits; the message says what would help.
     """
+    shared = config.train.sync_bn and devices.count > 1 and devices.kind == "cuda"
+    if share_of(config.train.batch_size, devices) * (devices.count if shared else 1) < 2:
+        raise ConfigError(f"train.batch_size ({config.train.batch_size}) is too small: batch norm needs two images.")
     half = config.train.precision in ("bf16", "fp16") or (config.train.precision == "auto" and devices.kind == "cuda")
     models = {
         checkpointing: measure(
@@ -191,16 +194,10 @@ def plan(config: RunConfig, *, num_classes: int, devices: Devices) -> Plan:
         )
         for checkpointing in ((False, True) if _can_checkpoint(config) else (False,))
     }
-    shared = config.train.sync_bn and devices.count > 1 and devices.kind == "cuda"
     options = divide(config.train.batch_size, devices, models, shared_statistics=shared)
     chosen = choose(options)
     if chosen is None:
-        possible = [option for option in options if option.statistics > 1]
-        if not possible:
-            raise ConfigError(
-                f"train.batch_size ({config.train.batch_size}) is too small: batch norm needs two images."
-            )
-        least = min(possible, key=lambda option: option.memory)
+        least = min((option for option in options if option.statistics > 1), key=lambda option: option.memory)
         stride = config.model.output_stride
         coarser = f", raise model.output_stride ({stride})," if stride < 32 else ""
         raise ConfigError(
@@ -211,6 +208,22 @@ def plan(config: RunConfig, *, num_classes: int, devices: Devices) -> Plan:
         )
     resolved = divided(config, chosen.accumulation, checkpointing=chosen.checkpointing)
     return Plan(resolved, chosen, tuple(options), devices)
+
+
+def share_of(batch: int, devices: Devices) -> int:
+    """Return how many of `batch` images are each device's.
+
+    Raises:
+        ConfigError: The batch is not divisible by the devices.
+    """
+    if batch % devices.count:
+        below = batch // devices.count * devices.count
+        nearest = " or ".join(str(size) for size in (below, below + devices.count) if size)
+        raise ConfigError(
+            f"train.batch_size ({batch}) cannot be shared equally by {devices.count} devices. Use other devices, or a "
+            f"batch of {nearest}; the learning rate follows it."
+        )
+    return batch // devices.count
 
 
 def divide(
@@ -227,14 +240,7 @@ def divide(
     Raises:
         ConfigError: The batch is not divisible by the devices.
     """
-    if batch % devices.count:
-        below = batch // devices.count * devices.count
-        nearest = " or ".join(str(size) for size in (below, below + devices.count) if size)
-        raise ConfigError(
-            f"train.batch_size ({batch}) cannot be shared equally by {devices.count} devices. Use other devices, or a "
-            f"batch of {nearest}; the learning rate follows it."
-        )
-    share, options = batch // devices.count, []
+    share, options = share_of(batch, devices), []
     for micro_batch in (size for size in range(share, 0, -1) if share % size == 0):
         for checkpointing, memory in models.items():
             statistics = micro_batch * (devices.count if shared_statistics else 1)

@@ -1,14 +1,18 @@
 """Small segmenters, for tests of what is done with a segmenter."""
 
+import functools
+
 import numpy as np
 import torch
 from torch import nn
 
 from resnest_seg.config import DataConfig, ModelConfig, RunConfig
 from resnest_seg.data.synthetic import Synthetic
+from resnest_seg.models import heads
 from resnest_seg.models.checkpoint import Checkpoint
 from resnest_seg.models.heads import FCNHead
 from resnest_seg.models.loading import build_segmenter
+from resnest_seg.models.mask2former import LEVELS, Mask2FormerHead
 from resnest_seg.models.segmenter import Segmenter
 from support.reference import fill
 
@@ -23,6 +27,15 @@ class OneConvolution(nn.Module):
 
     def forward(self, x):
         return (self.pool(self.norm(self.conv(x)).relu()),) * 4
+
+
+SMALL_MASK2FORMER = functools.partial(Mask2FormerHead, queries=20, layers=LEVELS)
+"""The head with a third of its like layers, one for each level, and a fifth of its queries."""
+
+
+def shrink_mask2former(patch):
+    """Build all heads that predict masks as the small one."""
+    patch.setattr(heads, "Mask2FormerHead", SMALL_MASK2FORMER)
 
 
 def small_segmenter(space=None, *, classes=3, channels=3, data="camvid", task="multiclass"):
