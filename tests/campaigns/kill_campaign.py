@@ -211,8 +211,10 @@ def shared_words(workers):
     return [*words, f"--train.batch_size={16 * workers}", "--train.epochs=1", "--train.iterations=null"]
 
 
-def elastic(folder, log, *, workers, kills, random, words=()):
-    """One run under torchrun, whose agent restarts what is killed here; returns how often that was."""
+def elastic(folder, log, *, workers, kills, random, words=(), seconds=3):
+    """One run under torchrun, whose agent restarts what is killed here, up to `seconds` after a start; says how often
+    that was.
+    """
     words = [*shared_words(workers), *words, "--output", str(folder)]
     launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={workers}", "--standalone",
               f"--max-restarts={kills + 1}", "--monitor-interval=0.2"]  # fmt: skip
@@ -228,7 +230,7 @@ def elastic(folder, log, *, workers, kills, random, words=()):
             machine = folder / "machine.jsonl"
             starts = machine.read_text().count('"start"') if machine.exists() else 0
             if killed < kills and len(pids) == workers and starts > killed:
-                time.sleep(random.uniform(0, 3))
+                time.sleep(random.uniform(0, seconds))
                 os.kill(random.choice(pids), signal.SIGKILL)
                 killed += 1
             time.sleep(0.05)
