@@ -1,12 +1,13 @@
-"""Trains in two forked processes over gloo, so that a test pays for the imports once.
+"""Trains in two forked processes over gloo, so that tests pay for the imports once.
 
-python tests/many_processes.py FOLDER: runs FOLDER/ddp and FOLDER/fsdp, which are left alone, and FOLDER/fsdp_resumed,
-which is stopped after three steps and continued by other processes; and short ones with a teacher.
-python tests/many_processes.py FOLDER classifier: runs FOLDER/whole and FOLDER/resumed of a classifier, the second of
-which dies before its last validation.
-python tests/many_processes.py FOLDER semi PHOTOS: runs FOLDER/one of one process, FOLDER/fsdp and FOLDER/ema of two,
-that learn from unlabelled photos; and FOLDER/ema_resumed, stopped and continued.
-python tests/many_processes.py FOLDER masks: runs FOLDER/one of one process and FOLDER/ddp of two, with Mask2Former.
+python tests/many_processes.py FOLDER PHOTOS makes these run folders, of two processes each where nothing is said:
+
+ddp, fsdp                       are left alone
+fsdp_resumed                    is stopped after three steps, and continued by other processes
+taught_ddp, taught_fsdp         are short, with a teacher
+classifier, classifier_resumed  are of a classifier; the second one dies before its last validation
+semi_fsdp, semi_ema             learn from unlabelled photos; semi_one by one process, semi_ema_resumed in two parts
+masks_ddp                       is of Mask2Former; masks_one by one process
 """
 
 import dataclasses
@@ -38,21 +39,23 @@ from resnest_seg.config import (
 )
 from resnest_seg.data.datasets import Sample, SegmentationDataset
 from resnest_seg.labels import LabelSpace
+from resnest_seg.models import heads
 from resnest_seg.models.loading import build_segmenter, classifier_for
 from resnest_seg.teachers.unlabelled import find_photos
 from resnest_seg.training.classification import ClassFolder, ClassificationTask
 from resnest_seg.training.tasks import SegmentationTask
 from resnest_seg.training.trainer import Trainer
 from support import fake_data
+from support.small_models import SMALL_MASK2FORMER
 
 CONFIG = RunConfig(
     model=ModelConfig(encoder="resnest14_tiny", head="fcn", output_stride=32),
     data=DataConfig(base_size=56, crop_size=32, workers=0),
     optim=OptimConfig(lr=0.02, reference_batch=None, head_lr_factor=3, freeze="bn,head_bn"),
-    train=TrainConfig(epochs=3, batch_size=4, ema=0.5, keep=9, log_every=1, trackers="none"),
+    train=TrainConfig(epochs=2, batch_size=4, ema=0.5, keep=9, log_every=1, trackers="none"),
     eval=EvalConfig(sheet=0),
 )
-"""Six steps of four images, batch norm frozen, no dropout: then only the order of sums tells the ways apart."""
+"""Four steps of four images, batch norm frozen, no dropout: then only the order of sums tells the ways apart."""
 
 
 TEACHER = "teacher.safetensors"
@@ -165,18 +168,20 @@ def predict_masks(output):
     Trainer(config, segmenter=segmenter, task=SegmentationTask(config, data, data), output=output).fit()
 
 
-def in_two(work, output, **options):
-    """Run `train` or `classify` in two processes that share the batch."""
+def in_two(work, output, *, count=2, **options):
+    """Run `train`, `classify` or `predict_masks` in two processes that share the batch, or in one that is alone."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     children = []
-    for rank in range(2):
+    for rank in range(count):
         pid = os.fork()
         if pid == 0:
             status = 1
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+            if count > 1:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             try:
                 work(output, **options)
                 status = 0
@@ -197,29 +202,24 @@ def learn_from_photos(folder, photos):
     """Runs without dropout; those of the average keep batch norm's statistics for each process."""
     semi = SemiConfig(threshold=0.4, feature_dropout=0.0)
     some = {"unlabelled": photos, "ema": 0.0, "epochs": None, "iterations": 4}
-    in_two(train, folder / "fsdp", semi=semi, parallel="fsdp", **some)
+    in_two(train, folder / "semi_fsdp", semi=semi, parallel="fsdp", **some)
     ema = some | {"semi": dataclasses.replace(semi, teacher="ema"), "ema": 0.5, "freeze": None, "sync_bn": False}
-    in_two(train, folder / "ema", **ema)
-    in_two(train, folder / "ema_resumed", until=3, **ema)
-    in_two(train, folder / "ema_resumed", resume=True, **ema)
-    train(folder / "one", semi=semi, **some)
+    in_two(train, folder / "semi_ema", **ema)
+    in_two(train, folder / "semi_ema_resumed", until=3, **ema)
+    in_two(train, folder / "semi_ema_resumed", resume=True, **ema)
+    in_two(train, folder / "semi_one", count=1, semi=semi, **some)
 
 
 def main():
-    folder = Path(sys.argv[1])
-    if "classifier" in sys.argv:
-        write_colours(folder / "colours", validation=30, noise=120)
-        in_two(classify, folder / "whole")
-        in_two(classify, folder / "resumed", dies=True)
-        in_two(classify, folder / "resumed", resume=True)
-        return
-    if "masks" in sys.argv:
-        in_two(predict_masks, folder / "ddp")
-        predict_masks(folder / "one")
-        return
-    if "semi" in sys.argv:
-        learn_from_photos(folder, sys.argv[-1])
-        return
+    folder, photos = Path(sys.argv[1]), sys.argv[2]
+    learn_from_photos(folder, photos)
+    write_colours(folder / "colours", validation=30, noise=120)
+    in_two(classify, folder / "classifier")
+    in_two(classify, folder / "classifier_resumed", dies=True)
+    in_two(classify, folder / "classifier_resumed", resume=True)
+    heads.Mask2FormerHead = SMALL_MASK2FORMER
+    in_two(predict_masks, folder / "masks_ddp")
+    in_two(predict_masks, folder / "masks_one", count=1)
     resnest_seg.training.distributed.UNIT = 5_000  # so that this small net is split into several units
     in_two(train, folder / "ddp")
     in_two(train, folder / "fsdp", parallel="fsdp")

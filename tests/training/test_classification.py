@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -232,20 +230,6 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(root, tmp_path):
     last = Checkpoint.load(tmp_path / "run" / LAST)
     assert last.training.values["step"] == 9
     assert all(value.isfinite().all() for value in last.weights.values())
-
-
-def test_a_validation_after_a_resume_in_two_processes_is_that_of_the_run_that_was_not_killed(tmp_path):
-    """Killed between a state and its validation: the processes' own statistics of batch norm are gone."""
-    done = subprocess.run(
-        [sys.executable, "-m", "support.many_processes", tmp_path, "classifier"],
-        capture_output=True,
-        text=True,
-        cwd=PROJECT / "tests",
-    )
-    assert done.returncode == 0, done.stderr
-    ours, theirs = metrics(tmp_path / "resumed"), metrics(tmp_path / "whole")
-    assert [line["step"] for line in theirs if line["kind"] == "validation"] == [6, 12]
-    assert ours == theirs
 
 
 @pytest.mark.parametrize("key", ["train.loss=dice", "data.class_mix=0.5", "train.label_smoothing=0.1", "eval.limit=3"])

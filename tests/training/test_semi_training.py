@@ -1,15 +1,12 @@
-"""Runs that learn from unlabelled photos, through `fit` as a user calls it."""
+"""Runs that learn from unlabelled photos, through `fit` as a user calls it; in many processes: see test_sharding.py."""
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import PROJECT
 from support import fake_data
 from support.small_models import OneConvolution
 
@@ -170,26 +167,6 @@ def test_other_photos_are_refused_and_a_moved_folder_is_not(photos, finished, tm
     assert trainer.step == 2
     with pytest.raises(CheckpointError, match=r"semi.threshold \(0.35 -> 0.9\)"):
         fit(dataclasses.replace(EMA(photos), semi=SemiConfig(teacher="ema", threshold=0.9)), begun, resume="yes")
-
-
-def test_many_processes_are_one(photos, tmp_path):
-    """FSDP gives the run of one process; DDP, each process with its own statistics, resumes to the same bits."""
-    done = subprocess.run(
-        [sys.executable, "-m", "support.many_processes", tmp_path, "semi", photos],
-        capture_output=True, text=True, cwd=PROJECT / "tests",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    expected, got = (Checkpoint.load(tmp_path / name / LAST).weights for name in ("one", "fsdp"))
-    start = Checkpoint.load(tmp_path / "one" / "step_00000000.safetensors").weights
-    keys = [key for key in start if key.endswith(("weight", "bias"))]
-    way = sum(float((expected[key] - start[key]).square().sum()) for key in keys)
-    apart = sum(float((got[key] - expected[key]).square().sum()) for key in keys)
-    assert apart < 1e-6 * way
-    for ours, theirs in zip(lines(tmp_path / "fsdp"), lines(tmp_path / "one"), strict=True):
-        assert {**ours, "kind": 0} == pytest.approx({**theirs, "kind": 0}, rel=1e-3)
-    assert any(line["unlabelled_loss"] > 0 for line in lines(tmp_path / "fsdp"))
-    same_bits(tmp_path / "ema", tmp_path / "ema_resumed")
-    assert lines(tmp_path / "ema") == lines(tmp_path / "ema_resumed")
 
 
 @pytest.mark.parametrize("task", ["binary", "multilabel"])
