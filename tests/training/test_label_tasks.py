@@ -1,5 +1,6 @@
 """Training and evaluation of binary and multi-label tasks, from the config to the report."""
 
+import functools
 import json
 import signal
 
@@ -13,6 +14,7 @@ from resnest_seg.data.build import build_dataset
 from resnest_seg.evaluation.evaluator import evaluate
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.inference.predictor import Predictor
+from resnest_seg.models.checkpoint import Checkpoint
 
 SHORT = {
     "model": {"encoder": "resnest14_tiny", "head": "fcn", "output_stride": 16},
@@ -36,64 +38,6 @@ TASKS = {
 }
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_run_keeps_the_best_thresholds_of_its_validation(task, tmp_path):
-    run = config(**TASKS[task])
-    result = fit(run, output=tmp_path / "run")
-    loaded = load_checkpoint(result.best)
-    assert loaded.task == task
-    assert len(loaded.decision_thresholds) == (1 if task == "binary" else 10)
-    positive = run.data.positive
-    dataset = build_dataset("synthetic", split="val", task=task, positive=positive)
-    report = evaluate(loaded, dataset, indices=range(4))
-    scores = report.labels["whole"]
-    for label, threshold in zip(scores.labels, loaded.decision_thresholds, strict=True):
-        assert label.threshold == pytest.approx(threshold)
-        if label.best_iou is not None:  # the threshold was the best on these images
-            assert label.iou == pytest.approx(label.best_iou)
-    ious = [label.best_iou for label in scores.labels if label.best_iou is not None]
-    assert result.best_score == pytest.approx(np.mean(ious))
-    report.save(tmp_path / "report.json")
-    assert EvalReport.load(tmp_path / "report.json") == report
-    assert json.loads((tmp_path / "report.json").read_text())["classes"] == list(dataset.label_space.score_names)
-    shown = "".join(str(cell) for column in report.label_table().columns for cell in column.cells)
-    assert f"{loaded.decision_thresholds[0]:.3f}" in shown
-
-
-@pytest.mark.parametrize("ema", [0.0, 0.5])
-def test_the_best_and_the_last_weights_have_thresholds(ema, tmp_path):
-    """Of those kept as best, weights or (at the larger rate) their average, the thresholds are just these weights'."""
-    run = config(model__task="binary", data__positive="car,tree", train__ema=ema, optim__lr=0.5 if ema else 0.05,
-                 optim__reference_batch=2)  # fmt: skip
-    result = fit(run, output=tmp_path / "run")
-    dataset = build_dataset("synthetic", split="val", task="binary", positive="car,tree")
-    best = load_checkpoint(result.best)
-    (label,) = evaluate(best, dataset, indices=range(4)).labels["whole"].labels
-    assert best.decision_thresholds == pytest.approx([label.best_threshold])
-    assert best.decision_thresholds != (0.5,)
-    if not ema:
-        last = load_checkpoint(tmp_path / "run" / "last.safetensors")
-        (label,) = evaluate(last, dataset, indices=range(4)).labels["whole"].labels
-        assert last.decision_thresholds == pytest.approx([label.best_threshold])
-
-
-@pytest.mark.parametrize(("task", "ema"), [("binary", 0.0), ("multilabel", 0.0), ("binary", 0.5)])
-def test_report_and_images_of_the_best_validation_are_those_of_the_kept_weights(task, ema, tmp_path):
-    """Not those at the thresholds before, of which a model card would say 0 where the model has much more."""
-    run = config(**TASKS[task], train__ema=ema, optim__lr=0.5 if ema else 0.05, optim__reference_batch=2)
-    result = fit(run, output=tmp_path / "run")
-    dataset = build_dataset("synthetic", split="val", task=task, positive=run.data.positive)
-    images = tmp_path / "images.jsonl"
-    again = evaluate(load_checkpoint(result.best), dataset, indices=range(4), images=images)
-    kept = EvalReport.load(tmp_path / "run" / "val_report.json")
-    assert kept.labels == again.labels
-    assert kept.mean_iou("whole") == pytest.approx(result.best_score)
-    assert (tmp_path / "run" / "val_images.jsonl").read_text().splitlines()[1:] == images.read_text().splitlines()[1:]
-    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
-    best = max((line for line in lines if line["kind"] == "validation"), key=lambda line: line["mean_iou"])
-    assert best["class_iou"] == pytest.approx(list(kept.scores["whole"].class_iou), nan_ok=True)
-
-
 class Ending(SegmentationDataset):
     """Validation scenes of which so many may be read before SIGTERM comes."""
 
@@ -112,28 +56,103 @@ class Ending(SegmentationDataset):
         return self.scenes[index]
 
 
-def test_a_run_stopped_while_a_kept_model_is_scored_again_ends_the_same(tmp_path):
-    run = config(model__task="multilabel")
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert fit(run, validation=Ending(), output=whole).stopped_by is None
-    stopped = fit(run, validation=Ending(6), output=parts)  # 4 images are validated
+def dataset_of(config):
+    return build_dataset("synthetic", split="val", task=config.model.task, positive=config.data.positive)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """(task, decay of the average) -> config, result, and an evaluation of the best weights in a report and lines."""
+
+    @functools.cache
+    def run(task, ema=0.0):
+        values = config(**TASKS[task], train__ema=ema, optim__lr=0.5 if ema else 0.05, optim__reference_batch=2)
+        folder = tmp_path_factory.mktemp(task)
+        data = Ending() if task == "multilabel" else dataset_of(values)
+        result = fit(values, output=folder / "run", **({"validation": data} if task == "multilabel" else {}))
+        again = evaluate(load_checkpoint(result.best), data, indices=range(4), images=folder / "images.jsonl")
+        return values, result, again, (folder / "images.jsonl").read_text().splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_keeps_the_best_thresholds_of_its_validation(task, runs, tmp_path):
+    values, result, report, _ = runs(task)
+    loaded = load_checkpoint(result.best)
+    assert loaded.task == task
+    assert len(loaded.decision_thresholds) == (1 if task == "binary" else 10)
+    scores = report.labels["whole"]
+    for label, threshold in zip(scores.labels, loaded.decision_thresholds, strict=True):
+        assert label.threshold == pytest.approx(threshold)
+        if label.best_iou is not None:  # the threshold was the best on these images
+            assert label.iou == pytest.approx(label.best_iou)
+    ious = [label.best_iou for label in scores.labels if label.best_iou is not None]
+    assert result.best_score == pytest.approx(np.mean(ious))
+    report.save(tmp_path / "report.json")
+    assert EvalReport.load(tmp_path / "report.json") == report
+    names = list(dataset_of(values).label_space.score_names)
+    assert json.loads((tmp_path / "report.json").read_text())["classes"] == names
+    shown = "".join(str(cell) for column in report.label_table().columns for cell in column.cells)
+    assert f"{loaded.decision_thresholds[0]:.3f}" in shown
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_the_best_and_the_last_weights_have_thresholds(ema, runs):
+    """Of those kept as best, weights or (at the larger rate) their average, the thresholds are just these weights'."""
+    values, result, report, _ = runs("binary", ema)
+    best = load_checkpoint(result.best)
+    assert Checkpoint.load(result.best).origin["of"] == ("average" if ema else "weights")
+    (label,) = report.labels["whole"].labels
+    assert best.decision_thresholds == pytest.approx([label.best_threshold])
+    assert best.decision_thresholds != (0.5,)
+    if not ema:
+        last = load_checkpoint(result.output / "last.safetensors")
+        (label,) = evaluate(last, dataset_of(values), indices=range(4)).labels["whole"].labels
+        assert last.decision_thresholds == pytest.approx([label.best_threshold])
+
+
+@pytest.mark.parametrize(("task", "ema"), [("binary", 0.0), ("multilabel", 0.0), ("binary", 0.5)])
+def test_report_and_images_of_the_best_validation_are_those_of_the_kept_weights(task, ema, runs):
+    """Not those at the thresholds before, of which a model card would say 0 where the model has much more."""
+    _, result, again, images = runs(task, ema)
+    kept = EvalReport.load(result.output / "val_report.json")
+    assert kept.labels == again.labels
+    assert kept.mean_iou("whole") == pytest.approx(result.best_score)
+    assert (result.output / "val_images.jsonl").read_text().splitlines()[1:] == images[1:]
+    lines = map(json.loads, (result.output / "metrics.jsonl").read_text().splitlines())
+    best = max((line for line in lines if line["kind"] == "validation"), key=lambda line: line["mean_iou"])
+    assert best["class_iou"] == pytest.approx(list(kept.scores["whole"].class_iou), nan_ok=True)
+
+
+def test_a_run_stopped_while_a_kept_model_is_scored_again_ends_the_same(runs, tmp_path):
+    """And so if it is stopped once more, between two validations."""
+    values, whole, *_ = runs("multilabel")
+    stopped = fit(values, validation=Ending(6), output=tmp_path / "run")  # 4 images are validated
     assert stopped.stopped_by == signal.SIGTERM
-    assert not (parts / "best.safetensors").exists()
-    assert fit(run, validation=Ending(), output=parts, resume="yes").stopped_by is None
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+    assert not fit(values, validation=Ending(), output=tmp_path / "run", resume="yes", until=4).finished
+    rest = fit(values, validation=Ending(), output=tmp_path / "run", resume="yes")
+    assert rest.stopped_by is None
     for name in ("val_report.json", "val_images.jsonl", "metrics.jsonl"):
-        assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
-    best = [load_checkpoint(folder / "best.safetensors").state_dict() for folder in (whole, parts)]
-    assert all(torch.equal(best[0][name], value) for name, value in best[1].items())
+        assert (rest.output / name).read_bytes() == (whole.output / name).read_bytes(), name
+    for name in ("best.safetensors", "last.safetensors"):
+        same_bits(load_checkpoint(rest.output / name), load_checkpoint(whole.output / name))
 
 
-def test_scores_are_torchmetrics(tmp_path):
-    result = fit(config(**TASKS["binary"]), output=tmp_path / "run")
-    segmenter = load_checkpoint(result.best)
-    dataset = build_dataset("synthetic", split="val", task="binary", positive="car,tree")
-    report = evaluate(segmenter, dataset, indices=range(3))
+def same_bits(first, second):
+    found, expected = first.state_dict(), second.state_dict()
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+
+
+def test_scores_are_torchmetrics(runs):
+    values, result, report, _ = runs("binary")
+    segmenter, dataset = load_checkpoint(result.best), dataset_of(values)
     predictor = Predictor(segmenter, device="cpu")
     scores, truth = [], []
-    for index in range(3):
+    for index in range(4):
         image, labels, _ = dataset[index]
         valid = labels != 255
         scores.append(predictor(image).scores()[0][valid])
@@ -149,16 +168,11 @@ def test_scores_are_torchmetrics(tmp_path):
     assert report.scores["whole"].pixel_accuracy == pytest.approx((predicted == target).double().mean().item())
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_resumed_run_has_the_same_bits(task, tmp_path):
-    run = config(**TASKS[task])
-    whole = fit(run, output=tmp_path / "whole")
-    part = fit(run, output=tmp_path / "part", until=4)
-    assert not part.finished
-    rest = fit(run, output=tmp_path / "part", resume="yes")
-    found = rest.segmenter.state_dict()
-    for key, value in whole.segmenter.state_dict().items():
-        assert torch.equal(found[key], value), key
+def test_a_resumed_binary_run_has_the_same_bits(runs, tmp_path):
+    """Of several labels, see the run that is stopped twice."""
+    values, whole, *_ = runs("binary")
+    assert not fit(values, output=tmp_path / "run", until=4).finished
+    same_bits(fit(values, output=tmp_path / "run", resume="yes").segmenter, whole.segmenter)
 
 
 def test_overlapping_labels_of_ones_own_arrays_can_be_learnt(tmp_path):
