@@ -36,8 +36,8 @@ def main(output: str) -> None:
     config = {
         "model": {"encoder": "resnest14_tiny", "head": "fcn"},
         "data": {"dataset": "synthetic", "check": 0},
-        "train": {"epochs": None, "iterations": 20, "batch_size": 4},
-        "eval": {"limit": 16},
+        "train": {"epochs": None, "iterations": 8, "batch_size": 4},
+        "eval": {"limit": 4},
     }
     for name, transform in (("pipeline", PIPELINE), ("night", night)):
         result = resnest_seg.fit(config, transform=transform, output=f"{output}_{name}")

@@ -10,16 +10,16 @@ import resnest_seg
 
 
 class StopAtPlateau(resnest_seg.Callback):
-    """Print the worst class after each validation, and stop when the mean loss of 20 steps no longer falls."""
+    """Print the worst class after each validation, and stop when the mean loss of 10 steps no longer falls."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
 
     def on_step(self, report: resnest_seg.StepReport) -> bool:
         self.losses.append(report.loss)
-        if len(self.losses) < 40 or len(self.losses) % 20:
+        if len(self.losses) < 20 or len(self.losses) % 10:
             return False
-        before, now = sum(self.losses[-40:-20]), sum(self.losses[-20:])
+        before, now = sum(self.losses[-20:-10]), sum(self.losses[-10:])
         return now >= before
 
     def on_validation(self, report: resnest_seg.ValidationReport) -> None:
@@ -40,8 +40,8 @@ def main(output: str) -> None:
     config = {
         "model": {"encoder": "resnest14_tiny", "head": "fcn"},
         "data": {"dataset": "synthetic", "crop_size": 96, "check": 0},
-        "train": {"epochs": None, "iterations": 40, "batch_size": 4, "validate_every_steps": 20},
-        "eval": {"limit": 16},
+        "train": {"epochs": None, "iterations": 20, "batch_size": 4, "validate_every_steps": 10},
+        "eval": {"limit": 4},
     }
     result = resnest_seg.fit(config, callbacks=[StopAtPlateau()], output=output)
     print("all steps" if result.finished else f"stopped after {result.step} steps")

@@ -46,7 +46,7 @@ def main(output: str) -> None:
     config = {
         "model": {"encoder": "resnest14_tiny", "head": "fcn"},
         "data": {"base_size": 128, "crop_size": 96},
-        "train": {"epochs": None, "iterations": 30, "batch_size": 4},
+        "train": {"epochs": None, "iterations": 10, "batch_size": 4},
     }
     validation = resnest_seg.PairDataset(Pairs(), ["ground", "disc"], split="val")
     # A table: PairDataset(datasets.load_dataset(...)["validation"], names, keys=("image", "annotation"), ignore=(0,))

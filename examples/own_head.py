@@ -38,8 +38,8 @@ def main(output: str) -> None:
     """Train on drawn street scenes, load the best weights again, and label a scene."""
     config = {
         "data": {"dataset": "synthetic", "crop_size": 96, "check": 0},
-        "train": {"epochs": None, "iterations": 30, "batch_size": 4},
-        "eval": {"limit": 16},
+        "train": {"epochs": None, "iterations": 10, "batch_size": 4},
+        "eval": {"limit": 4},
     }
     result = resnest_seg.fit(config, segmenter=build, output=output)
     print(f"mIoU {100 * result.best_score:.1f} after {result.step} steps")

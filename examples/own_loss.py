@@ -29,8 +29,8 @@ def main(output: str) -> None:
     config = {
         "model": {"encoder": "resnest14_tiny", "head": "fcn"},
         "data": {"dataset": "synthetic", "crop_size": 96, "check": 0},
-        "train": {"epochs": None, "iterations": 30, "batch_size": 4, "accumulation": 2},
-        "eval": {"limit": 16},
+        "train": {"epochs": None, "iterations": 10, "batch_size": 4, "accumulation": 2},
+        "eval": {"limit": 4},
     }
     result = resnest_seg.fit(config, loss=PolyLoss(), output=output)
     print(f"mIoU {100 * result.best_score:.1f} after {result.step} steps")

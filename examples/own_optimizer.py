@@ -21,11 +21,11 @@ def main(output: str) -> None:
     config = {
         "model": {"encoder": "resnest14_tiny", "head": "fcn"},
         "data": {"dataset": "synthetic", "crop_size": 96, "check": 0},
-        "optim": {"lr": 0.001, "schedule": "cosine", "warmup": 5},
-        "train": {"epochs": None, "iterations": 30, "batch_size": 4},
-        "eval": {"limit": 16},
+        "optim": {"lr": 0.001, "schedule": "cosine", "warmup": 3},
+        "train": {"epochs": None, "iterations": 12, "batch_size": 4},
+        "eval": {"limit": 4},
     }
-    resnest_seg.fit(config, optimizer=rmsprop, output=output, until=10)
+    resnest_seg.fit(config, optimizer=rmsprop, output=output, until=4)
     result = resnest_seg.fit(config, optimizer=rmsprop, output=output, resume="yes")
     print(f"mIoU {100 * result.best_score:.1f} after {result.step} steps")
 
