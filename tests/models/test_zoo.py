@@ -9,7 +9,7 @@ import timm
 import torch
 import torchvision
 from support.local_server import serve
-from support.reference import GOLDEN, fill, filled_state, golden_images, original_keys
+from support.reference import GOLDEN, fill_fast, filled_state, golden_images, original_keys
 from support.small_models import noise
 
 from resnest_seg.errors import CheckpointError, ConfigError, DownloadError
@@ -66,7 +66,7 @@ def test_a_published_name_is_fetched_recognised_and_loaded(authors, tmp_path, mo
         f"fcn_resnest50_ade-{hashlib.sha1(content).hexdigest()[:8]}", "encoding", 37.3, "resnest50", "fcn", "ade20k"
     )
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=0) as archive:  # noise has no shorter form
         archive.writestr(f"{entry.name}.pth", content)
     monkeypatch.setattr("resnest_seg.models.published_weights.PUBLISHED", (entry,))
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
@@ -87,7 +87,10 @@ def test_mmsegmentations_file_with_its_own_classes(tmp_path):
     shapes = {key: [13, *shape[1:]] if "conv_seg" in key else shape
               for key, shape in original_keys()["mmseg_fcn_ade"].items()}  # fmt: skip
     meta = {"CLASSES": tuple(f"kind {k}" for k in range(13)), "PALETTE": [[k, k, k] for k in range(13)], "epoch": 7}
-    torch.save({"meta": meta, "state_dict": filled_state(shapes), "optimizer": {"lr": 0.1}}, tmp_path / "mine.pth")
+    torch.save(
+        {"meta": meta, "state_dict": filled_state(shapes, np.random.default_rng), "optimizer": {"lr": 0.1}},
+        tmp_path / "mine.pth",
+    )
     segmenter = load_checkpoint(tmp_path / "mine.pth", output_stride=16)
     assert segmenter.description == "resnest101 mmseg fcn, output stride 16, dilation mmseg"
     assert segmenter.label_space.names[12] == "kind 12"
@@ -102,7 +105,7 @@ def test_mmsegmentations_file_with_its_own_classes(tmp_path):
 def test_an_imagenet_classifier_scores_as_the_live_original(original, tmp_path):
     """At output stride 32 and, for timm, dilated."""
     create = {"timm": lambda: timm.create_model("resnest14d"), "torchvision": torchvision.models.resnet50}[original]
-    model = fill(create())
+    model = fill_fast(create())
     path = tmp_path / "model.safetensors"
     if original == "timm":
         from safetensors.torch import save_file
@@ -128,7 +131,7 @@ def test_an_imagenet_classifier_scores_as_the_live_original(original, tmp_path):
 
 
 def test_a_classifier_cannot_segment(tmp_path):
-    torch.save(fill(timm.create_model("resnest14d")).state_dict(), tmp_path / "resnest14.pth")
+    torch.save(fill_fast(timm.create_model("resnest14d")).state_dict(), tmp_path / "resnest14.pth")
     with pytest.raises(CheckpointError, match="this is an image classifier, it cannot segment"):
         Predictor.from_checkpoint(tmp_path / "resnest14.pth", device="cpu")
 
@@ -180,7 +183,7 @@ def test_unknown_names_and_needless_options(tmp_path):
 def test_a_published_timm_file_is_of_timms_variant(monkeypatch, tmp_path):
     from safetensors.torch import save_file
 
-    save_file(fill(timm.create_model("resnest14d")).state_dict(), tmp_path / "m.safetensors")
+    save_file(fill_fast(timm.create_model("resnest14d")).state_dict(), tmp_path / "m.safetensors")
     monkeypatch.setattr(
         "resnest_seg.models.published_weights.hf_hub_download", lambda repository, file: tmp_path / "m.safetensors"
     )
