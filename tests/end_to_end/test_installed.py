@@ -1,6 +1,7 @@
 """The package as pip installs it: what is in the wheel, and the command in an environment without the checkout."""
 
 import email
+import json
 import os
 import shutil
 import site
@@ -115,12 +116,31 @@ def test_make_installs_development_tools_for_developers_only(tmp_path):
         assert plan(target) == [".", "'.[dev]'"]
 
 
+SEVERAL = """
+import contextlib, io, json, runpy, sys
+
+done = []
+for sys.argv in json.load(sys.stdin):
+    code, out, err = None, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as error:
+            code = error.code
+    done.append((code, out.getvalue(), err.getvalue()))
+import resnest_seg.cli.train, resnest_seg
+print(json.dumps((resnest_seg.__file__, done)))
+"""
+"""Runs programs one after the other in one process, which loads torch once."""
+
+
 @pytest.fixture(scope="module")
 def installed(distributions, tmp_path_factory):
     """Call a program of a fresh environment in an empty folder; the environment has the wheel, and our dependencies.
 
-    A plain line of a .pth file adds this environment's packages, but does not run their own .pth files, which is how
-    an editable installation of the checkout is found.
+    `several` calls `resnest-seg`, its script, with several lists of words in one process. A plain line of a .pth file
+    adds this environment's packages, but does not run their own .pth files, which is how an editable installation of
+    the checkout is found.
     """
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder / "venv", with_pip=True, symlinks=True)
@@ -131,8 +151,8 @@ def installed(distributions, tmp_path_factory):
     (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
     (folder / "work").mkdir()
 
-    def call(program, *words):
-        done = subprocess.run([programs / program, *map(str, words)], capture_output=True, text=True,
+    def call(program, *words, said=None):
+        done = subprocess.run([programs / program, *map(str, words)], capture_output=True, text=True, input=said,
                               cwd=folder / "work", env=clean_environment())  # fmt: skip
         for text in (done.stdout, done.stderr):
             assert "Traceback" not in text
@@ -140,57 +160,72 @@ def installed(distributions, tmp_path_factory):
             assert "tools/" not in text
         return done
 
-    code = "import resnest_seg.cli.train, resnest_seg; print(resnest_seg.__file__)"
-    where = call("python", "-c", code).stdout.strip()
-    assert Path(where) == packages / "resnest_seg" / "__init__.py"
-    call.folder = folder / "work"
+    def several(*lists):
+        words = [[str(programs / "resnest-seg"), *map(str, words)] for words in lists]
+        done = call("python", "-c", SEVERAL, said=json.dumps(words))
+        assert done.returncode == 0, done.stderr
+        where, outcomes = json.loads(done.stdout)
+        assert Path(where) == packages / "resnest_seg" / "__init__.py"
+        return outcomes
+
+    call.folder, call.several = folder / "work", several
     return call
 
 
-def test_the_command_works_from_training_to_export(installed):
-    """In a folder that holds nothing, with neither the checkout nor its scripts."""
-    words = ["--config", "synthetic_fcn_resnest14_tiny", *TINY, "--output", "run", "--model.output_stride=32"]
-    words += ["--train.epochs=null", "--train.iterations=2", "--data.check=0"]
-    done = installed("resnest-seg", "train", *words, "--dry-run")
-    assert done.returncode == 0, done.stderr
+TRAIN = ["train", "--config", "synthetic_fcn_resnest14_tiny", *TINY, "--output", "run", "--model.output_stride=32",
+         "--train.epochs=null", "--train.iterations=2", "--data.check=0"]  # fmt: skip
+MISTAKES = [
+    (["train", "--dataset", "camvid"], "To get it: resnest-seg prepare camvid downloads it."),
+    (["train", "--config", "camvid_deplab"], "Did you mean camvid_deeplabv3_resnest50"),
+    (["eval", "--checkpoint", "runs/none"], "`resnest-seg zoo` lists the names."),
+    (["evaluate"], "Did you mean 'eval'?"),
+]
+
+
+@pytest.fixture(scope="module")
+def first(installed):
+    """What became of the mistakes and of a dry run, in a folder that holds nothing."""
+    outcomes = installed.several(*(words for words, _ in MISTAKES), [*TRAIN, "--dry-run"])
     assert list(installed.folder.iterdir()) == []
-    done = installed("resnest-seg", "train", *words)
+    return outcomes
+
+
+def test_the_command_works_from_training_to_export(installed, first):
+    """In a folder that holds nothing, with neither the checkout nor its scripts."""
+    code, _, message = first[-1]
+    assert code == 0, message
+    done = installed("resnest-seg", *TRAIN)
     assert done.returncode == 0, done.stderr
     assert "done. Evaluate with: resnest-seg eval --checkpoint run" in done.stdout
-
-    done = installed("resnest-seg", "eval", "--checkpoint", "run", "--limit", 2, "--workers", 0, "--output", "e.json")
-    assert done.returncode == 0, done.stderr
-    assert (installed.folder / "e.json").is_file()
-
     photos = ["--split", "test", "--count", 1, "--output", "photos"]
     assert installed("python", "-m", "resnest_seg", "prepare", "synthetic", *photos).returncode == 0
-    done = installed("resnest-seg", "predict", "--checkpoint", "run", "photos/images", "--output", "predictions")
-    assert done.returncode == 0, done.stderr
+
+    outcomes = installed.several(
+        ["eval", "--checkpoint", "run", "--limit", 2, "--workers", 0, "--output", "e.json"],
+        ["predict", "--checkpoint", "run", "photos/images", "--output", "predictions"],
+        [
+            "export",
+            "--checkpoint",
+            "run",
+            "--format",
+            "torch",
+            "--output",
+            "model.pt2",
+        ],  # ONNX takes longer
+        ["check", "--dataset", "synthetic", "--limit", 2, "--workers", 0],
+    )
+    assert [code for code, _, _ in outcomes] == [0, 0, 0, 0], outcomes
+    assert (installed.folder / "e.json").is_file()
     labels = np.array(Image.open(installed.folder / "predictions" / "test_0000_labels.png"))
     assert set(labels.flat) <= set(LabelSpace.of("synthetic").raw_ids)
 
-    words = ["--checkpoint", "run", "--format", "torch", "--output", "model.pt2"]  # ONNX takes three times as long
-    done = installed("resnest-seg", "export", *words)
-    assert done.returncode == 0, done.stderr
     assert (installed.folder / "model.pt2").is_file()
-
-    words = ["--dataset", "synthetic", "--limit", 2, "--workers", 0]
-    done = installed("resnest-seg", "check", *words)
-    assert done.returncode == 0, done.stderr
-    assert "ready for training" in done.stdout
+    assert "ready for training" in outcomes[-1][1]
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["train", "--dataset", "camvid"], "To get it: resnest-seg prepare camvid downloads it."),
-        (["train", "--config", "camvid_deplab"], "Did you mean camvid_deeplabv3_resnest50"),
-        (["eval", "--checkpoint", "runs/none"], "`resnest-seg zoo` lists the names."),
-        (["evaluate"], "Did you mean 'eval'?"),
-    ],
-)
-def test_messages_name_commands_that_are_there(installed, words, says):
-    done = installed("resnest-seg", *words)
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize("number", range(len(MISTAKES)))
+def test_messages_name_commands_that_are_there(first, number):
+    code, _, message = first[number]
+    assert code == 2
+    assert MISTAKES[number][1] in message
+    assert message.count("\n") == 1
