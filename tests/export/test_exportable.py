@@ -87,7 +87,12 @@ NETWORKS = [
 
 @pytest.mark.parametrize("values", NETWORKS, ids=str)
 def test_a_graph_and_its_program_are_the_model_at_any_size(values):
-    segmenter = used(build_segmenter("resnest14_tiny", num_classes=4, **values))
+    segmenter = build_segmenter("resnest14_tiny", num_classes=4, **values)
+    if segmenter.predicts_masks:  # one layer for each level; the others are like them
+        del segmenter.head.transformer_decoder.layers[3:]
+        if values["pixel_decoder"] == "deformable":
+            del segmenter.head.pixel_decoder.encoder.layers[1:]
+    used(segmenter)
     before = copy.deepcopy(segmenter.state_dict())
     graph, info = graph_of(segmenter)
     assert segmenter.state_dict().keys() == before.keys()
@@ -111,8 +116,7 @@ def test_a_program_carries_no_paths_of_this_machine():
     assert not any("stack_trace" in node.meta for node in program.graph.nodes)
 
 
-@pytest.mark.parametrize("pixels", ["uint8", "float32"])
-@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize(("pixels", "layout"), [("uint8", "nhwc"), ("float32", "nchw")])
 def test_every_layout_and_output(pixels, layout):
     segmenter, images = small_segmenter(), noise(2, 3, 20, 31)
     expected = torch.from_numpy(logits_of(segmenter, images))
