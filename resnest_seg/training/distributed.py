@@ -131,7 +131,7 @@ def describe_precision(engine: Accelerator, wanted: str) -> str:
     if engine.device.type != "cpu" or (found == "bf16") == multiplies_bfloat16():
         return found
     if found == "bf16":
-        return "bf16 (which this processor does not multiply: --train.precision fp32 is several times as fast)"
+        return "bf16 (which this processor does not multiply: --train.precision fp32 is faster)"
     if wanted == "auto":
         return f"{found} (this processor multiplies bfloat16: --train.precision bf16 is faster)"
     return found
