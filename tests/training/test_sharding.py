@@ -9,7 +9,7 @@ import torch
 from accelerate.state import AcceleratorState
 from conftest import PROJECT
 from support import fake_data, many_processes
-from test_semi_training import Colours
+from test_semi_training import Colours, same_bits
 
 from resnest_seg.models.checkpoint import BEST, LAST, Checkpoint
 from resnest_seg.training.distributed import part_like, whole
@@ -45,14 +45,6 @@ def metrics(folder):
 
 def lines(folder):
     return [line for line in metrics(folder) if line["kind"] == "train"]
-
-
-def same_bits(first, second):
-    first, second = (Checkpoint.load(folder / LAST) for folder in (first, second))
-    assert first.training.values == second.training.values
-    for ours, theirs in ((first.weights, second.weights), (first.training.tensors, second.training.tensors)):
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
 def apart(got, expected, start, part=""):
