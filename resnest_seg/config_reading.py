@@ -68,7 +68,7 @@ class NestedConfig:
         return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]  # every subclass is a dataclass
 
     def __post_init__(self) -> None:
-        for name, hint in typing.get_type_hints(type(self)).items():
+        for name, hint in _hints_of(type(self)).items():
             value = getattr(self, name)
             if dataclasses.is_dataclass(hint) and not isinstance(value, typing.cast(type, hint)):
                 kind, own = getattr(hint, "__name__", ""), type(self).__name__
@@ -82,9 +82,19 @@ T = TypeVar("T")
 C = TypeVar("C", bound=NestedConfig)
 
 
+_HINTS: dict[type, dict[str, Any]] = {}
+"""Annotations of the classes that were asked for: every config asks, and typing evaluates them each time."""
+
+
+def _hints_of(owner: type) -> Mapping[str, Any]:
+    if owner not in _HINTS:
+        _HINTS[owner] = typing.get_type_hints(owner)
+    return _HINTS[owner]
+
+
 def kinds_of(owner: type, prefix: str = "") -> dict[str, Kind]:
     """Map every dotted key of a kind of config to its type and range."""
-    hints = typing.get_type_hints(owner)
+    hints = _hints_of(owner)
     kinds: dict[str, Kind] = {}
     for field in dataclasses.fields(owner):
         hint = hints[field.name]
@@ -187,7 +197,7 @@ def _built(flat: dict[str, Any], kind: type[T]) -> T:
         group, _, name = key.rpartition(".")
         exact = _exact(value, kinds[key])
         (tree.setdefault(group, {}) if group else tree)[name] = exact
-    hints = typing.get_type_hints(kind)
+    hints = _hints_of(kind)
     return kind(**{key: hints[key](**value) if isinstance(value, dict) else value for key, value in tree.items()})
 
 

@@ -1,5 +1,7 @@
 """Fixtures: the real data where it is there, the tools as a user calls them, a run small enough for a test."""
 
+import functools
+import gc
 import importlib.util
 import os
 import sys
@@ -17,6 +19,20 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 # Two threads in all: as many as there are, whether pytest runs alone or (make test) in two processes.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+def pytest_collection_finish():
+    """Keep what collecting has made out of every later collection of garbage; some tests ask for many."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_runtest_setup():
+    """Let the exporter to ONNX, where something has imported it, register its thousand functions once for all files."""
+    registration = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if registration is not None and not hasattr(registration, "registered"):
+        registration.registered = functools.cache(registration.ONNXRegistry.from_torchlib)
+        registration.ONNXRegistry.from_torchlib = staticmethod(registration.registered)
 
 
 @pytest.fixture

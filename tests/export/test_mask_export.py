@@ -28,7 +28,7 @@ def trained(decoder):
     scenes = Synthetic("train", size=(64, 96))
     segmenter = build_segmenter("resnest14_tiny", "mask2former", family="mmseg", num_classes=10,
                                 output_stride=32, aux_head=False, pixel_decoder=decoder)  # fmt: skip
-    del segmenter.head.transformer_decoder.layers[3:]
+    del segmenter.head.transformer_decoder.layers[3 if decoder == "deformable" else 1 :]  # alike in both
     for queries in (segmenter.head.query_feat, segmenter.head.query_embed):
         queries.weight = torch.nn.Parameter(queries.weight[:30].clone())
     if decoder == "deformable":

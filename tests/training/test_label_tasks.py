@@ -11,6 +11,7 @@ from torchmetrics.classification import BinaryAveragePrecision, BinaryF1Score, B
 
 from resnest_seg import LabelSpace, PairDataset, RunConfig, SegmentationDataset, fit, load_checkpoint
 from resnest_seg.data.build import build_dataset
+from resnest_seg.data.datasets import Subset
 from resnest_seg.evaluation.evaluator import evaluate
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.inference.predictor import Predictor
@@ -56,8 +57,14 @@ class Ending(SegmentationDataset):
         return self.scenes[index]
 
 
-def dataset_of(config):
-    return build_dataset("synthetic", split="val", task=config.model.task, positive=config.data.positive)
+def dataset_of(config, split="val"):
+    return build_dataset("synthetic", split=split, task=config.model.task, positive=config.data.positive)
+
+
+def data_of(config):
+    """Training scenes, few, since weights of labels count the pixels of all; and, for several labels, the others."""
+    few = Subset(dataset_of(config, "train"), range(24))
+    return {"train": few, "validation": Ending() if config.model.task == "multilabel" else dataset_of(config)}
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +75,11 @@ def runs(tmp_path_factory):
     def run(task, ema=0.0):
         values = config(**TASKS[task], train__ema=ema, optim__lr=0.5 if ema else 0.05, optim__reference_batch=2)
         folder = tmp_path_factory.mktemp(task)
-        data = Ending() if task == "multilabel" else dataset_of(values)
-        result = fit(values, output=folder / "run", **({"validation": data} if task == "multilabel" else {}))
-        again = evaluate(load_checkpoint(result.best), data, indices=range(4), images=folder / "images.jsonl")
-        return values, result, again, (folder / "images.jsonl").read_text().splitlines()
+        data = data_of(values)
+        result = fit(values, output=folder / "run", **data)
+        lines = folder / "images.jsonl"
+        again = evaluate(load_checkpoint(result.best), data["validation"], indices=range(4), images=lines)
+        return values, result, again, lines.read_text().splitlines()
 
     return run
 
@@ -128,11 +136,12 @@ def test_report_and_images_of_the_best_validation_are_those_of_the_kept_weights(
 def test_a_run_stopped_while_a_kept_model_is_scored_again_ends_the_same(runs, tmp_path):
     """And so if it is stopped once more, between two validations."""
     values, whole, *_ = runs("multilabel")
-    stopped = fit(values, validation=Ending(6), output=tmp_path / "run")  # 4 images are validated
+    data = data_of(values)
+    stopped = fit(values, **data | {"validation": Ending(6)}, output=tmp_path / "run")  # 4 images are validated
     assert stopped.stopped_by == signal.SIGTERM
     assert not (tmp_path / "run" / "best.safetensors").exists()
-    assert not fit(values, validation=Ending(), output=tmp_path / "run", resume="yes", until=4).finished
-    rest = fit(values, validation=Ending(), output=tmp_path / "run", resume="yes")
+    assert not fit(values, **data, output=tmp_path / "run", resume="yes", until=4).finished
+    rest = fit(values, **data, output=tmp_path / "run", resume="yes")
     assert rest.stopped_by is None
     for name in ("val_report.json", "val_images.jsonl", "metrics.jsonl"):
         assert (rest.output / name).read_bytes() == (whole.output / name).read_bytes(), name
@@ -171,8 +180,9 @@ def test_scores_are_torchmetrics(runs):
 def test_a_resumed_binary_run_has_the_same_bits(runs, tmp_path):
     """Of several labels, see the run that is stopped twice."""
     values, whole, *_ = runs("binary")
-    assert not fit(values, output=tmp_path / "run", until=4).finished
-    same_bits(fit(values, output=tmp_path / "run", resume="yes").segmenter, whole.segmenter)
+    data = data_of(values)
+    assert not fit(values, **data, output=tmp_path / "run", until=4).finished
+    same_bits(fit(values, **data, output=tmp_path / "run", resume="yes").segmenter, whole.segmenter)
 
 
 def test_overlapping_labels_of_ones_own_arrays_can_be_learnt(tmp_path):
