@@ -226,6 +226,7 @@ def trainer_for(
     if isinstance(files, PairedFiles):
         check_outside(folder, files.folders)
     if not resumed:
+        RunFolder(folder).check_new(adopt=resume == "auto")  # before samples are read, which can take minutes
         look(config, train, validation)
     recipe = None if parts.transform is not None else TrainTransform.from_config(config.data)
     config = with_bands(config, train, validation, recipe=recipe, begun=folder if resumed else None)

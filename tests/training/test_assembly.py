@@ -83,6 +83,17 @@ def same(first, second):
 # Data
 
 
+def test_a_folder_that_exists_is_refused_before_samples_are_read(tmp_path):
+    class Unread(Own):
+        def __getitem__(self, index):
+            raise AssertionError("read")
+
+    (tmp_path / "notes.txt").write_text("mine")
+    for resume, said in (("no", "already exists"), ("auto", "it holds notes.txt")):
+        with pytest.raises(CheckpointError, match=said):
+            fit(tmp_path, train=Unread(), validation=Unread("val"), resume=resume)
+
+
 def test_a_run_on_data_of_ones_own_is_recorded_as_such_and_evaluates_as_it_validated(plain):
     result = plain
     assert result.finished
