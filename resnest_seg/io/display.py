@@ -7,6 +7,7 @@ table or end the program. All tables, bars and consoles of the package are made 
 from __future__ import annotations
 
 import html
+import importlib.util
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -113,5 +114,6 @@ def progress_bars(
              TimeRemainingColumn()]  # fmt: skip
     chosen: list[Any] = list(columns) or usual
     target = on or console()
-    watched = target.is_terminal or target.is_jupyter  # elsewhere rich writes an empty line for each
+    # Elsewhere rich writes an empty line for each bar, and in a notebook without ipywidgets a warning.
+    watched = target.is_terminal or (target.is_jupyter and importlib.util.find_spec("ipywidgets") is not None)
     return Progress(*chosen, console=target, transient=True, disable=disable or not watched)

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import sys
 
 import pytest
 from rich.console import Console
@@ -51,6 +52,14 @@ def test_bars_show_every_name(capsys):
     text = capsys.readouterr().out
     for name in SHOWN:
         assert f"of {name}" in text
+
+
+def test_a_notebook_without_ipywidgets_has_no_bars_instead_of_rich_warning_of_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    with progress_bars(on=Console(force_jupyter=True)) as progress:
+        progress.advance(progress.add_task("photos", total=2))
+        progress.refresh()  # warnings are errors here
+    assert capsys.readouterr().out == ""
 
 
 def report():
