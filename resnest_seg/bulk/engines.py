@@ -15,7 +15,7 @@ from resnest_seg.bulk.ledger import Ledger, Outcome
 from resnest_seg.bulk.listing import BulkItem, share
 from resnest_seg.bulk.parquet import FAILED, failed_name, places_in, rows_of
 from resnest_seg.bulk.worker import Worker
-from resnest_seg.errors import printable
+from resnest_seg.errors import ConfigError, printable
 
 CHUNK = 64
 """Items that a worker is given at once."""
@@ -76,9 +76,13 @@ def remaining(job: Job, items: Sequence[BulkItem]) -> list[BulkItem]:
     Args:
         job: The job.
         items: All items of this process.
+
+    Raises:
+        ConfigError: The results of other inputs lie where those of these would go.
     """
     place, ledger = job.destination, Ledger(job.destination)
     done = ledger.done({item.key for item in items})
+    _check_places(job, [item for item in items if item.key not in done])
     if PARQUET in job.write:
         done |= _adopted(job, [item for item in items if item.key not in done], ledger)
         _forget_failures(job)
@@ -88,6 +92,20 @@ def remaining(job: Job, items: Sequence[BulkItem]) -> list[BulkItem]:
     if done or place.names("manifest"):
         place.tidy([item.place for item in todo])
     return todo
+
+
+def _check_places(job: Job, items: Sequence[BulkItem]) -> None:
+    """Refuse to write over the results of another input, which the manifest would go on to call done."""
+    places, output = {item.place: item for item in items}, job.destination
+    for outcome in Ledger(output).read() if places else ():
+        item = places.get(outcome.place)
+        if item is None or outcome.error is not None or outcome.source in (item.key, item.key.removesuffix(item.mark)):
+            continue
+        if output.remote or any(output.has(name) for name in outcome.outputs):
+            raise ConfigError(
+                f"{output.shown} holds the results of {printable(outcome.source)} as {printable(item.place)}, where "
+                f"those of {printable(item.key)} would go. Choose another --output, or pass --overwrite to begin anew."
+            )
 
 
 def _adopted(job: Job, items: Sequence[BulkItem], ledger: Ledger) -> dict[str, tuple[str, ...]]:

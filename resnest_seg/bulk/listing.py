@@ -9,6 +9,7 @@ import io
 import os
 import posixpath
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,7 +17,7 @@ from typing import Any, TextIO
 from resnest_seg.bulk.outputs import ALL_ENDINGS
 from resnest_seg.errors import ConfigError, DatasetError, load_extra, printable
 from resnest_seg.files import result_places
-from resnest_seg.inference.inputs import VIDEO_SUFFIXES, Input, address_place, named
+from resnest_seg.inference.inputs import VIDEO_SUFFIXES, Input, address_place, named, problem_of_address
 from resnest_seg.io.images import IMAGE_SUFFIXES
 from resnest_seg.storage.remote import is_address, read_address
 from resnest_seg.storage.retries import without_secrets
@@ -32,10 +33,12 @@ class BulkItem:
     Attributes:
         source: The file's absolute path, or an address.
         place: Where its outputs go: a path below the output, with `/`, without ending.
+        mark: What tells its key from those of addresses that differ in what looks like a secret only.
     """
 
     source: str
     place: str
+    mark: str = ""
 
     @property
     def kind(self) -> str:
@@ -47,7 +50,7 @@ class BulkItem:
     @property
     def key(self) -> str:
         """The source as the manifest of outputs names it: an address without passwords and signatures."""
-        return without_secrets(self.source) if is_address(self.source) else self.source
+        return without_secrets(self.source) + self.mark if is_address(self.source) else self.source
 
 
 def is_manifest(word: str) -> bool:
@@ -98,7 +101,19 @@ def list_inputs(
         if again and is_manifest(word):
             print(f"note: {printable(word)} names {again} inputs again: each is segmented once.", file=sys.stderr)
     unique = result_places(places, endings=ALL_ENDINGS)
-    return [BulkItem(source, unique[identity].as_posix()) for source, identity in found.items()], problems
+    return _told_apart([BulkItem(source, unique[identity].as_posix()) for source, identity in found.items()]), problems
+
+
+def _told_apart(items: Sequence[BulkItem]) -> list[BulkItem]:
+    """The same items with keys that differ, also where addresses only do in `?key=1.jpg` or `10:30@cam.jpg`.
+
+    The keys of all others stay the same when an address is signed anew.
+    """
+    counts = Counter(item.key for item in items if item.kind == "address")
+    return [
+        dataclasses.replace(item, mark=f"#{bucket(item.source):016x}") if counts[item.key] > 1 else item
+        for item in items
+    ]
 
 
 def _of_word(word: str, results: Sequence[Path], column: str, problems: list[str]) -> Iterator[tuple[str, str, str]]:
@@ -126,7 +141,10 @@ def _rows(word: str, column: str, problems: list[str]) -> Iterator[tuple[str, st
         if not path.strip() or "\0" in path:
             empty, first = empty + 1, first or line
         elif is_address(path):
-            yield path, address_place(path)
+            if (problem := problem_of_address(path)) is None:
+                yield path, address_place(path)
+            else:
+                problems.append(f"{word}, {line}: {problem}")
         elif remote:
             source = f"{base}/{path.lstrip('/')}"
             yield source, posixpath.normpath(path.lstrip("/"))

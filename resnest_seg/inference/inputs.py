@@ -131,7 +131,7 @@ def _named(word: str, results: Sequence[Path], known: Sequence[str], problems: l
     if address := _ADDRESS.match(word):
         if address[1].lower() not in _NO_STORES:
             return _in_store(word, known, problems)
-        return _at_address(word, address[1].lower(), problems)
+        return _at_address(word, problems)
     if camera := _CAMERA.fullmatch(word):
         return [Input("camera", f"camera:{int(camera[1])}", Path(f"camera_{int(camera[1])}"))]
     if mode is not None:
@@ -209,24 +209,30 @@ def _matching(pattern: str, results: Sequence[Path], known: Sequence[str], probl
     return [_file(path, path.relative_to(root)) for path in files]
 
 
-def _at_address(word: str, scheme: str, problems: list[str]) -> list[Input]:
+def problem_of_address(address: str) -> str | None:
+    """Say why no image can be read at an address, as far as the address shows it; None if one may be there."""
     try:
-        address = urllib.parse.urlsplit(word)
+        parts = urllib.parse.urlsplit(address)
     except ValueError as error:  # "http://[": no address of a machine
-        problems.append(f"{without_secrets(word)} is no address: {error}.")
+        return f"{without_secrets(address)} is no address: {error}."
+    if parts.scheme in _NO_STORES and (parts.scheme not in ("http", "https") or not parts.hostname):
+        shown = without_secrets(address)
+        return f"{shown} is no address of an image: http, https, or of a store such as s3://bucket/photos."
+    return None
+
+
+def _at_address(word: str, problems: list[str]) -> list[Input]:
+    if (problem := problem_of_address(word)) is not None:
+        problems.append(problem)
         return []
-    if scheme not in ("http", "https") or not address.hostname:
-        problems.append(
-            f"{without_secrets(word)} is no address of an image: http, https, or of a store such as s3://bucket/photos."
-        )
-        return []
+    address = urllib.parse.urlsplit(word)
     name = Path(urllib.parse.unquote(address.path)).name
     if Path(name).suffix.lower() in VIDEO_SUFFIXES:
         problems.append(f"{without_secrets(word)} is a video: fetch the file, then give its path.")
         return []
     # a stranger's name becomes one plain file name, wherever its slashes and dots would lead
     stem = re.sub(r"[^\w.-]+", "_", Path(name).stem).lstrip(".")[:100]
-    plain = stem or re.sub(r"[^\w.-]+", "_", address.hostname)
+    plain = stem or re.sub(r"[^\w.-]+", "_", address.hostname or "")
     return [Input("address", word, Path(plain + (re.sub(r"[^\w.]+", "", Path(name).suffix)[:10] or ".image")))]
 
 

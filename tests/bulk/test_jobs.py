@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -212,6 +213,25 @@ def test_another_job_in_the_same_output_is_refused(photos, checkpoints, predict,
     before = Path("out/p[0]0_labels.png").read_bytes()
     assert tool("predict_seg")(*other, "--shard", "0/1", "--overwrite") == 0
     assert Path("out/p[0]0_labels.png").read_bytes() != before
+
+
+def test_results_of_other_inputs_are_not_written_over(photos, predict, tmp_path, capsys):
+    """Which the manifest would have gone on to call those of the first ones."""
+    for day, number in (("one", 0), ("two", 3)):
+        (tmp_path / day).mkdir()
+        (tmp_path / day / "0001.png").write_bytes((photos / "in 0" / f"p[{2 * number}]{number}.png").read_bytes())
+    assert predict("one", "--output", "out", "--shard", "0/1") == 0
+    before = Path("out/0001_labels.png").read_bytes()
+    assert predict("two", "--output", "out", "--shard", "0/1") == 2
+    assert re.search(
+        r"out holds the results of .*/one/0001.png as 0001, where those of .*/two", capsys.readouterr().err
+    )
+    assert Path("out/0001_labels.png").read_bytes() == before
+    assert predict("one", "two", "--output", "other", "--shard", "0/1") == 0  # together they have places of their own
+    for path in Path("out").glob("0001_*"):
+        path.unlink()
+    assert predict("two", "--output", "out", "--shard", "0/1") == 0
+    assert Path("out/0001_labels.png").read_bytes() != before
 
 
 REFUSED = {

@@ -1,6 +1,7 @@
 """Inputs of a bulk job: manifests, places, shares."""
 
 import os
+import re
 import tracemalloc
 from pathlib import Path
 
@@ -152,6 +153,28 @@ def test_secrets_stay_out_of_keys():
     item = BulkItem("https://me:word@host/a.jpg?X-Amz-Signature=abc&id=3", "a")
     assert item.key == "https://host/a.jpg?X-Amz-Signature=***&id=3"
     assert BulkItem("/tmp/me:word@home/a.jpg", "a").key == "/tmp/me:word@home/a.jpg"  # a path is no address
+
+
+def test_addresses_that_differ_in_what_looks_like_a_secret_have_keys_of_their_own(tmp_path):
+    signed = [f"https://host/a.jpg?id={number}&sig=x{number}" for number in range(2)]
+    alike = ["https://host/get?key=1.jpg", "https://host/get?key=2.jpg", "s3://b/10:30@cam.jpg", "s3://b/11:30@cam.jpg"]
+    (tmp_path / "list.csv").write_text("\n".join(["path", *signed, *alike]))
+    items, problems = list_inputs([str(tmp_path / "list.csv")], output="out")
+    assert problems == []
+    assert [item.source for item in items] == [*signed, *alike]
+    assert [item.key for item in items[:2]] == [f"https://host/a.jpg?id={number}&sig=***" for number in range(2)]
+    assert len({item.key for item in items}) == 6
+    assert not any(part in item.key for item in items for part in ("1.jpg", "2.jpg", "10:30"))
+
+
+def test_a_row_that_is_no_address_of_an_image_is_one_problem(tmp_path):
+    rows = ["file:///data/a.jpg", "ftp://h/a.jpg", "http://[x].jpg", "https:///a.jpg", "https://host/b.jpg"]
+    (tmp_path / "list.csv").write_text("\n".join(["path", *rows]))
+    items, problems = list_inputs([str(tmp_path / "list.csv")], output="out")
+    assert [item.source for item in items] == rows[4:]
+    assert [re.sub(r"^.*list.csv, in line (\d): (\S+) is no address.*$", r"\1 \2", each) for each in problems] == [
+        f"{line} {row}" for line, row in enumerate(rows[:4], start=2)
+    ]
 
 
 def test_shares_are_stable_and_cover_everything():
