@@ -18,6 +18,7 @@ from resnest_seg.annotations.objects import (
     AnnotatedImage,
     AnnotatedObject,
     AnnotatedSet,
+    Order,
     Part,
     Patch,
     ReadOptions,
@@ -75,6 +76,7 @@ def _read(source: Path, options: ReadOptions, *, panoptic: bool) -> AnnotatedSet
     files = _files(source, panoptic)
     images: list[AnnotatedImage] = []
     classes: dict[str, tuple[int, int, int] | None] = {}
+    listed_images = 0
     folder = source if source.is_dir() and not panoptic else None  # panoptic masks are called like their photos
     for file in files:
         document = read_json(file)
@@ -86,8 +88,11 @@ def _read(source: Path, options: ReadOptions, *, panoptic: bool) -> AnnotatedSet
         photos = Photos([options.photos] if options.photos else _roots(source, file), below=options.photos or folder)
         split = split_in(file.stem) or split_in(file.parent.name)
         images += (_segments if panoptic else _instances)(document, file, names, photos, split)
-    order = "list" if panoptic else "area"
-    return AnnotatedSet(classes, images, order, "ignore" if panoptic else "background", files)  # type: ignore[arg-type]
+        listed_images += len(document["images"].value)
+    without = listed_images - len(images)
+    left_out = {"images without a panoptic annotation": without} if panoptic and without else {}
+    order: Order = "list" if panoptic else "area"
+    return AnnotatedSet(classes, images, order, "ignore" if panoptic else "background", files, left_out)
 
 
 def _files(source: Path, panoptic: bool) -> list[Path]:
@@ -136,7 +141,8 @@ def _categories(document: Item) -> tuple[dict[int, str], dict[int, tuple[int, in
             raise category["name"].wrong(f"the name {name!r} is used twice")
         names[number] = name
         parent = category.get("supercategory")
-        above |= {parent.value} if parent is not None and isinstance(parent.value, str) else set()
+        if parent is not None and isinstance(parent.value, str) and parent.value.strip() != name:  # as COCO's person
+            above.add(parent.value.strip())
         color = category.get("color")
         if color is not None:
             channels = [channel.whole(0, 255) for channel in color.items()]
@@ -287,7 +293,7 @@ def _segments(
                     f"{printable(str(picture))} holds the id {min(present)}, which is not listed"
                 )
 
-        found.append(AnnotatedImage(name, photo, image.place, objects, _size(image), split))
+        found.append(AnnotatedImage(name, photo, image.place, objects, _size(image), split, picture))
     return found
 
 

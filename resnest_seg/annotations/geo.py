@@ -7,6 +7,7 @@ OGC:CRS84 (RFC 7946) unless it has the older member `crs`. Features that come la
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sqlite3
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -219,6 +220,12 @@ def _geopackage(file: Path) -> list[_Layer]:
     where = printable(str(file))
     if not file.is_file():
         raise DatasetError(f"cannot read {where}: no such file.")
+    log = file.with_name(f"{file.name}-wal")
+    if log.is_file() and log.stat().st_size:
+        raise DatasetError(
+            f"{where} has changes that are in {printable(log.name)} only: another program has it open, or ended too "
+            f"soon. Close it there, or run: sqlite3 {shlex.quote(str(file))} 'PRAGMA wal_checkpoint(TRUNCATE)'"
+        )
     try:
         with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as base:
             base.execute("PRAGMA trusted_schema = OFF")

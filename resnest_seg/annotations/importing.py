@@ -267,7 +267,8 @@ def import_labels(
         rules = _rules(found, classes, unlabelled or found.unlabelled, overlap, crowd)
         images = _places(found.images, splits)
         work = _Work(output, form, found, images, rules, settings)
-        return work.run(_fingerprint(form, found, images, rules, settings), photos_as == "link", on_image)
+        asked = settings | {"field": field, "reduce_labels": reduce_labels}
+        return work.run(_fingerprint(form, found, images, rules, asked), photos_as == "link", on_image)
     finally:
         forget()
 
@@ -404,7 +405,8 @@ def _fingerprint(
     form: str, found: AnnotatedSet, images: Mapping[Path, AnnotatedImage], rules: Rules, settings: Mapping[str, Any]
 ) -> str:
     """Return a hash of all that the result depends on but the photos."""
-    files = [(str(path), (status := path.stat()).st_size, status.st_mtime_ns) for path in found.files]
+    masks = [image.mask for image in images.values() if image.mask is not None]
+    files = [(str(path), (status := path.stat()).st_size, status.st_mtime_ns) for path in (*found.files, *masks)]
     names = [(str(place), str(image.photo) if isinstance(image.photo, Path) else "") for place, image in images.items()]
     text = json.dumps([form, files, names, rules.space.to_dict(), rules.fill, dict(settings)])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -80,6 +80,7 @@ class AnnotatedImage:
         objects: (height, width) of the photo as it is shown -> its objects, in the order of the file.
         size: (height, width) that the annotation states, or None.
         split: "train", "val", "test", or None.
+        mask: The file of its mask, if it has one; a change of it makes another data set.
     """
 
     name: str
@@ -88,6 +89,7 @@ class AnnotatedImage:
     objects: Callable[[int, int], Iterable[AnnotatedObject]]
     size: tuple[int, int] | None = None
     split: str | None = None
+    mask: Path | None = None
 
 
 Order = Literal["list", "area", "level"]

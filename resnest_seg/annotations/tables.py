@@ -73,7 +73,11 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
             return objects_of_ids(ids, names, table.place(row))
 
         split = split_in(table.path.stem) or (split_in(table.path.parent.name) if table.path.parent != base else None)
-        images.append(AnnotatedImage(table.name(row, count), table.photo(row), table.place(row), objects, None, split))
+        images.append(
+            AnnotatedImage(
+                table.name(row, count), table.photo(row), table.place(row), objects, None, split, table.mask_file(row)
+            )
+        )
     return AnnotatedSet(dict.fromkeys(names), images, "list", "ignore", files)
 
 
@@ -107,7 +111,9 @@ def _ids(table: _Rows, row: int, *, reduce: bool) -> NDArray[np.uint8]:
         if (pixels != pixels[..., :1]).any():
             raise DatasetError(f"{table.place(row)}: the mask is of colours (RGB), and numbers of classes are needed.")
         pixels = pixels[..., 0]
-    return pixels - np.uint8(1) if reduce else pixels  # 0 becomes 255, which is ignored
+    if not reduce:
+        return pixels
+    return np.where(pixels == IGNORE_LABEL, pixels, pixels - np.uint8(1))  # 0 becomes 255 as well
 
 
 class _Rows:
@@ -134,6 +140,10 @@ class _Rows:
     def mask(self, row: int) -> bytes:
         """Return the content of the row's mask."""
         raise NotImplementedError
+
+    def mask_file(self, row: int) -> Path | None:
+        """Return the file of the row's mask, if it is not in the table."""
+        return None
 
 
 def _open(file: Path, options: ReadOptions) -> _Rows:
@@ -276,9 +286,13 @@ class _Metadata(_Rows):
         """Return the photo's file."""
         return self._found(row, self.columns[0])[0]
 
+    def mask_file(self, row: int) -> Path:
+        """Return the file of the row's mask."""
+        return self._found(row, self.columns[1])[0]
+
     def mask(self, row: int) -> bytes:
         """Return the content of the row's mask."""
-        return read_bytes(self._found(row, self.columns[1])[0])
+        return read_bytes(self.mask_file(row))
 
 
 def _plain_rows(path: Path) -> list[Mapping[str, Any]]:

@@ -9,6 +9,7 @@ ignored pixels in a hole are lost. Background is not written where pixels withou
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -110,6 +111,9 @@ def _agreement(one: Patch, two: Patch, size: int) -> float:
 class AnnotationWriter:
     """Writes label maps of many images in one or several formats; a context manager, on whose exit the files are whole.
 
+    An exception leaves files of all images (COCO, CVAT, data.yaml) as they were before: half of the images would look
+    like all of them.
+
     Below the folder: `coco/annotations.json`, `labelme/PLACE.json`, `cvat/annotations.xml`, and `yolo/` with data.yaml,
     labels/ and links to the photos in images/. Memory does not grow with the number of images.
 
@@ -160,9 +164,10 @@ class AnnotationWriter:
     def __enter__(self) -> AnnotationWriter:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        for writer in self._writers:
-            writer.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with contextlib.ExitStack() as each:  # the others are completed where one fails
+            for writer in self._writers:
+                each.callback(writer.close if kind is None else writer.forget)
 
 
 class _Photo(NamedTuple):
@@ -186,6 +191,9 @@ class _Writer:
 
     def close(self) -> None:
         """Complete the files."""
+
+    def forget(self) -> None:
+        """Leave the files of all images as they were."""
 
     def color(self, label: int) -> str:
         """Return a class's colour as #rrggbb."""
@@ -220,6 +228,10 @@ class _Coco(_Writer):
                 "segmentation": segmentation,
             }  # fmt: skip
             self._annotations.write((",\n" if self._number > 1 else "") + json.dumps(annotation))
+
+    def forget(self) -> None:
+        self._images.close()
+        self._annotations.close()
 
     def close(self) -> None:
         """Write the images, then the annotations, into one file."""
@@ -300,6 +312,9 @@ class _Cvat(_Writer):
             lines.append(f'  <mask {head} rle="{runs}" left="{one.patch.left}" top="{one.patch.top}" width="{columns}" '
                          f'height="{rows}" z_order="0"></mask>')  # fmt: skip
         self._images.write("\n".join([*lines, "</image>", ""]))
+
+    def forget(self) -> None:
+        self._images.close()
 
     def close(self) -> None:
         """Write the labels, then the images."""

@@ -208,4 +208,4 @@ def _with_mask(
             lookup[raw] = 255 if meant < 0 else meant
         return objects_of_ids(lookup[ids].astype(np.uint8), names, printable(str(mask)))
 
-    return AnnotatedImage(name, photo, printable(str(mask)), objects, None, split)
+    return AnnotatedImage(name, photo, printable(str(mask)), objects, None, split, mask)

@@ -520,6 +520,7 @@ CASES = {
 GEOPACKAGES = [
     ("is not a GeoPackage, or a damaged one", content("areas.gpkg", b"no database at all, whatever its name says")),
     ("is not a GeoPackage, or a damaged one", content("areas.gpkg", cut)),
+    ("areas.gpkg has changes that are in areas.gpkg-wal only: another program", content("areas.gpkg-wal", b"changes")),
     ("row 0: no geometry of a GeoPackage", sql('UPDATE "my areas" SET geom = ?', b"XX")),
     ("row 0: no geometry of a GeoPackage", sql('UPDATE "my areas" SET geom = 7')),
     (

@@ -319,6 +319,34 @@ def test_another_import_does_not_go_on_with_what_is_there(change, tmp_path, monk
     assert report.objects["road"] == (2 if change == "options" else 1)
 
 
+@pytest.mark.parametrize("change", ["reduced", "mask"])
+def test_nor_with_masks_that_were_made_otherwise(change, tmp_path, monkeypatch):
+    """A table's masks of before, when the numbers mean others now, or a mask was mended."""
+    source = tmp_path / "table"
+    for name, label in (("a", 1), ("b", 2)):
+        samples.photo(source / f"{name}.jpg")
+        (source / f"{name}.png").write_bytes(samples.png(np.full((16, 24), label, np.uint8)))
+    (source / "metadata.csv").write_text("file_name,mask_file_name\na.jpg,a.png\nb.jpg,b.png\n")
+    draw = importing.draw_labels
+
+    def interrupted(image, *rest):
+        if image.name == "b.jpg":
+            raise KeyboardInterrupt
+        return draw(image, *rest)
+
+    given = {"classes": ["x", "y", "z"]}
+    monkeypatch.setattr(importing, "draw_labels", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        import_labels(source, "mine", **given)
+    monkeypatch.setattr(importing, "draw_labels", draw)
+    if change == "mask":
+        (source / "a.png").write_bytes(samples.png(np.zeros((16, 24), np.uint8)))
+    import_labels(source, "mine", **given, reduce_labels=change == "reduced")
+    assert [np.unique(np.array(Image.open(f"mine/masks/{name}.png"))).tolist() for name in "ab"] == (
+        [[0], [1]] if change == "reduced" else [[0], [2]]
+    )
+
+
 def test_outputs_that_cannot_be_are_refused(sample, tmp_path):
     source = sample("coco")
     Path("full").mkdir()

@@ -51,6 +51,35 @@ def test_coco_in_roboflows_layout_drops_the_project_and_keeps_its_splits():
     assert report.classes == ["background", "road", "car", "tree"]
 
 
+def test_coco_keeps_a_class_that_is_called_like_what_it_is_under():
+    """As COCO's own person is, also in a file in which nobody is."""
+    source = samples.coco(SOURCE)
+    change(source, lambda content: content["categories"].insert(0, {"id": 0, "name": "x", "supercategory": "x"}))
+    assert import_labels(source, "mine").classes == ["background", "x", "road", "car", "tree"]
+
+
+def test_panoptic_images_without_an_annotation_are_counted():
+    source = samples.SAMPLES["coco-panoptic"](SOURCE)
+    file = SOURCE / "panoptic.json" if source.is_dir() else source
+    change(file, lambda content: content["images"].append({"id": 99, "file_name": "b.jpg", "height": 4, "width": 4}))
+    assert import_labels(source, "mine").left_out == {"images without a panoptic annotation": 1}
+
+
+def test_reduced_labels_keep_what_is_ignored_already():
+    """As Hugging Face's image processors do: 0 and 255 are 255, and i is i - 1."""
+    samples.photo(SOURCE / "a.jpg")
+    labels = scene()
+    labels[0] = 255
+    (SOURCE / "m.png").write_bytes(samples.png(labels))
+    (SOURCE / "metadata.csv").write_text("file_name,mask_file_name\na.jpg,m.png\n")
+    import_labels(SOURCE, "mine", reduce_labels=True, classes=["road", "car", "tree"])
+    expected = labels.copy()
+    expected[labels == 0] = 255
+    expected = expected - 1
+    expected[expected == 254] = 255
+    assert np.array_equal(mask("a"), expected)
+
+
 def test_coco_has_boxes_without_outlines_and_objects_too_thin_or_outside():
     source = samples.coco(SOURCE)
 

@@ -244,6 +244,20 @@ def test_odd_names_and_files():
     assert '\\xff.png"' in Path("out/cvat/annotations.xml").read_text()  # XML has no such bytes
 
 
+def test_an_exception_leaves_the_files_of_before():
+    """Which would be taken for those of all images otherwise."""
+    for count in (3, 1):
+        stopped = pytest.raises(KeyboardInterrupt) if count == 1 else contextlib.nullcontext()
+        with stopped, AnnotationWriter("out", ["coco", "cvat"], SPACE) as writer:
+            for number in range(count):
+                writer.add(f"{number}.png", np.zeros((4, 4), np.uint8))
+            if count == 1:
+                raise KeyboardInterrupt
+    assert len(json.loads(Path("out/coco/annotations.json").read_text())["images"]) == 3
+    assert Path("out/cvat/annotations.xml").read_text().count("<image ") == 3
+    assert len(list(Path("out").rglob("*.*"))) == 2
+
+
 def test_nothing_is_written_without_an_image_and_options_are_checked():
     with AnnotationWriter("out", FORMATS, SPACE):
         pass
