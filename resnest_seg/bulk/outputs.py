@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from resnest_seg.bulk.job import ENDINGS, PARQUET, Job
 from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.storage.remote import is_address
 from resnest_seg.storage.retries import without_secrets
 
 if TYPE_CHECKING:
@@ -169,7 +170,8 @@ def segment_video(
             if not endless or not writer.frames:
                 raise
     if problem is not None:
-        raise DatasetError(f"{problem} {writer.frames} frames are in {path}.")
+        kept = "" if is_address(job.output) else f" {writer.frames} frames are in {path}."  # a store gets whole files
+        raise DatasetError(f"{problem}{kept}")
 
 
 def problem_of(error: Exception, source: str) -> str | None:

@@ -367,6 +367,21 @@ def test_from_a_store_into_a_store(photos, plain, predict, tmp_path, capsys):
     store.rm("/bucket", recursive=True)
 
 
+def test_a_cut_video_is_not_said_to_be_where_it_is_not(predict, tmp_path, capsys):
+    """A folder keeps the frames before the damage; a store gets whole files only."""
+    with write_video(tmp_path / "a.avi", fps=5.0) as video:
+        for shade in range(40):
+            video.write(np.full((48, 64, 3), 6 * shade, np.uint8))
+    (tmp_path / "a.avi").write_bytes((tmp_path / "a.avi").read_bytes()[:12_000])
+    assert predict("a.avi", "--output", "out", "--shard", "0/1") == 1
+    assert re.search(r"\d+ frames are in out/a_overlay\.\w+", capsys.readouterr().err)
+    assert predict("a.avi", "--output", "memory://bucket/out") == 1
+    said = capsys.readouterr().err
+    assert "a.avi" in said
+    assert "frames are in" not in said.replace("frames are in the file", "")
+    fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
 def test_results_in_a_store_are_no_inputs(photos, predict, capsys):
     """As within a folder: of the same command again, and where the output is the input."""
     store = fsspec.filesystem("memory")
