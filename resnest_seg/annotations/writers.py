@@ -165,9 +165,17 @@ class AnnotationWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None:
+            self.forget()
         with contextlib.ExitStack() as each:  # the others are completed where one fails
             for writer in self._writers:
-                each.callback(writer.close if kind is None else writer.forget)
+                each.callback(writer.close)
+
+    def forget(self) -> None:
+        """Leave the files of all images as they were before, whatever was added."""
+        for writer in self._writers:
+            writer.forget()
+        self._writers = []
 
 
 class _Photo(NamedTuple):

@@ -7,6 +7,7 @@ python tools/budget_seg.py --checkpoint runs/my_run --memory 11
 
 from __future__ import annotations
 
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ HELP = KeyHelp(
 )
 
 
-def config_of(checkpoint: str, overrides: Sequence[str]) -> tuple[RunConfig, str]:
+def config_of(checkpoint: str, overrides: Sequence[str]) -> tuple[RunConfig, tuple[str, str]]:
     """Return the config of a trained model, with overrides, and the words that train by it.
 
     Raises:
@@ -52,13 +53,13 @@ def config_of(checkpoint: str, overrides: Sequence[str]) -> tuple[RunConfig, str
     """
     path = Path(checkpoint) / "config.yaml"
     if path.is_file():
-        return load_run_config(path, overrides=overrides), f"--config {path}"
+        return load_run_config(path, overrides=overrides), ("--config", str(path))
     from resnest_seg.models.loading import load_checkpoint
 
     with tempfile.TemporaryDirectory(prefix="resnest_seg_budget_") as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(to_yaml(load_checkpoint(checkpoint).config), encoding="utf-8")
-        return load_run_config(path, overrides=overrides), "--config FILE"
+        return load_run_config(path, overrides=overrides), ("--config", "FILE")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         path = config_path(chosen["--dataset"], chosen["--config"])
         config = load_run_config(path, overrides=overrides)
-        where = f"--dataset {chosen['--dataset']}" if chosen["--dataset"] else f"--config {chosen['--config']}"
+        option = "--dataset" if chosen["--dataset"] else "--config"
+        where = (option, str(chosen[option]))
     count = int(number(chosen["--devices"] or "1", "--devices", 1, 65536))
     kind = chosen["--device"]
     if kind not in (None, "cuda", "cpu"):
@@ -94,5 +96,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     planned = plan(config, num_classes=classes, devices=devices)
     console().print(planned.table())
     launcher = "python" if devices.count == 1 else f"accelerate launch --num_processes {devices.count}"
-    print(" ".join([command("train", launcher=launcher), where, *planned.words, *overrides]))
+    print(f"{command('train', launcher=launcher)} {shlex.join([*where, *planned.words, *overrides])}")
     return 0

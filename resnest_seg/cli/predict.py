@@ -311,12 +311,12 @@ def segment_image(
     prediction = segmented(predictor, item.source, item.kind, paths, job)
     if prediction is None:
         return
+    write_outputs(prediction, paths, job)
     if writer is not None:
         suffix = Path(item.source).suffix if item.kind == "image" else ".png"
         name = item.place if item.place.suffix == suffix else item.place.with_name(item.place.name + suffix)
         photo = item.source if item.kind == "image" else None
         writer.add(name.as_posix(), prediction.labels, photo=photo, place=item.place.as_posix())
-    write_outputs(prediction, paths, job)
 
 
 def segment(
@@ -400,6 +400,8 @@ def run(items: Sequence[Input], problems: list[str], options: argparse.Namespace
                 writer = held.enter_context(AnnotationWriter(job.output, options.annotations, predictor.label_space,
                                                              tolerance=options.write_tolerance))  # fmt: skip
             done, stopped = segment(predictor, items, outputs, job, problems, writer)
+            if stopped is not None and writer is not None:
+                writer.forget()
     if done:
         print(f"{done} of {len(items)} inputs segmented into {job.output}: {', '.join(job.write)}")
     if problems:

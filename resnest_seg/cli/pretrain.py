@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnest_seg.cli.parsing.keys import ENCODER_CHECKPOINT, SHORT, KeyHelp, Own, run_options, take
-from resnest_seg.cli.train import Order, begun, ended, ordered
+from resnest_seg.cli.train import Order, begun, check_same_folder, ended, ordered
 from resnest_seg.config import PretrainConfig
 from resnest_seg.config_reading import load_config
 from resnest_seg.errors import CheckpointError, ConfigError, command
@@ -73,6 +73,7 @@ def parse(argv: Sequence[str]) -> Order[PretrainConfig]:
         if not (Path(resume) / "config.yaml").is_file():
             raise CheckpointError(f"{resume} is not a run folder that can be resumed: it has no config.yaml.")
         run = load_config(Path(resume) / "config.yaml", PretrainConfig, overrides=overrides)
+        check_same_folder(resume, run.output, overrides)
         return Order(run, resume, "yes", allow)
     if config is None:
         raise ConfigError("give one of --config FILE or --resume FOLDER; --help shows the options.")

@@ -191,6 +191,7 @@ def parse(argv: Sequence[str]) -> Order[RunConfig]:
             hint = f" For {seeds[0]} and its fellows, give their --seed 0,1,2 as well." if seeds else ""
             raise CheckpointError(f"{resume} is not a run folder that can be resumed: it has no config.yaml.{hint}")
         run = load_run_config(Path(resume) / "config.yaml", overrides=overrides)
+        check_same_folder(resume, run.output, overrides)
         return Order(run, resume, "yes", allow, network=network, folds=folds_in(chosen, Path(resume)))
     path = config_path(dataset, config)
     run = load_run_config(path, overrides=[*(["--data.dataset=shards"] if dataset == "shards" else []), *overrides])
@@ -203,6 +204,16 @@ def parse(argv: Sequence[str]) -> Order[RunConfig]:
     if budget not in (None, "auto"):
         number(budget, "--budget", 0.01, 65536)
     return order
+
+
+def check_same_folder(resume: str, output: str | None, overrides: Sequence[str]) -> None:
+    """Refuse another --output beside --resume FOLDER, which would not be written to."""
+    given = any(word.partition("=")[0] == "--output" for word in overrides)
+    if given and Path(output or "").absolute() != Path(resume).absolute():
+        raise ConfigError(
+            f"--resume {resume} goes on in that folder, and --output {output} is another one: leave it out, or copy "
+            f"the folder and resume the copy. A new run from its weights: --model.weights {resume} instead of --resume."
+        )
 
 
 def folds_in(chosen: Mapping[str, str | None], folder: Path | None = None) -> Folds | None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from resnest_seg.errors import ConfigError, DatasetError, command, unknown_name
 from resnest_seg.io.bands import KEPT, BandReader, Raster, without_labels
@@ -646,7 +646,7 @@ def _pixels(image: Any, name: str, *, raw: bool) -> NDArray[Any]:
     if isinstance(image, Image.Image):
         if image.mode not in ("RGB", "L", "P", "1"):
             raise DatasetError(f"{name}: the image is a {image.mode} picture: convert it to RGB.")
-        image = np.asarray(image.convert("RGB"))
+        image = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))  # upright, as files are read
     pixels = _array(image)
     if not raw and (pixels.dtype.name not in KEPT or _is_photo_in_floats(pixels, image)):
         span = f" from {pixels.min():.4g} to {pixels.max():.4g}" if pixels.size and pixels.dtype.kind in "fiu" else ""

@@ -18,6 +18,7 @@ from resnest_seg.data.class_lists import class_list, infer_classes, names_id, pa
 from resnest_seg.data.datasets import PairedFiles
 from resnest_seg.data.layouts import (
     LAYOUTS,
+    PHOTO_SUFFIXES,
     SPLIT_WORDS,
     Pairing,
     Photo,
@@ -303,9 +304,9 @@ def _listed(source: Source, listing: str, photos: Sequence[Photo], base: str) ->
             known.setdefault(name, []).append(photo)
     # Decoded like the system's file names, so that bytes that are not UTF-8 match the same bytes there.
     text = unicodedata.normalize("NFC", data.decode("utf-8-sig", "surrogateescape"))
-    chosen = []
+    chosen: dict[Photo, str] = {}
     for line in (str(PurePosixPath(line.strip())) for line in text.splitlines() if line.strip()):
-        stem = str(PurePosixPath(line).with_suffix("")) if line.lower().endswith(IMAGE_SUFFIXES) else line
+        stem = str(PurePosixPath(line).with_suffix("")) if line.lower().endswith(PHOTO_SUFFIXES) else line
         meant = [photo for photo in known.get(stem, ()) if photo.name == stem] or known.get(stem, [])
         if len(meant) != 1:
             shown = printable(line)
@@ -319,8 +320,13 @@ def _listed(source: Source, listing: str, photos: Sequence[Photo], base: str) ->
                 f"{source.locate(listing)} lists '{shown}', and there is no such photo in images, such as "
                 f"'{printable(photos[0].name)}'.{hint}"
             )
-        chosen.append(meant[0])
-    return chosen
+        if meant[0] in chosen:
+            raise DatasetError(
+                f"{source.locate(listing)} lists '{printable(chosen[meant[0]])}' and '{printable(line)}', which are "
+                "one photo: it would count twice. Leave one of the lines out."
+            )
+        chosen[meant[0]] = line
+    return list(chosen)
 
 
 def _hash_share(name: str) -> float:

@@ -45,7 +45,7 @@ FORMAT = {"format": "resnest_seg shards", "version": 1}
 SHARD_SIZE = 256_000_000
 """Bytes of a shard, at most, unless one sample has more."""
 
-_OURS = re.compile(r"index\.json|packing\.json|\.lock|\w+\.npz|\w+-\d{6,}\.(tar|rows)")
+_PART = re.compile(r"(\w+?)(?:-\d{6,}\.(?:tar|rows)|\.npz)")
 _SPLIT = re.compile(r"\w+")
 
 
@@ -347,7 +347,12 @@ def _begin(splits: Sequence[SegmentationDataset], folder: Path, shard_size: int,
         ConfigError: The folder holds something that must stay.
     """
     shown, there = printable(str(folder)), sorted(path.name for path in folder.iterdir())
-    strange = [name for name in there if not (_OURS.fullmatch(name) or TEMPORARY.fullmatch(name))]
+    recorded = [name for name in (INDEX, PACKING) if name in there]
+    packed = {dataset.split for dataset in splits}.union(*(_splits_in(folder / name) for name in recorded))
+    own = {LOCK, *recorded, *(name for name in there if TEMPORARY.fullmatch(name))}
+    if recorded:  # without a record, what looks like shards is another's, such as WebDataset's
+        own |= {name for name in there if (part := _PART.fullmatch(name)) and part[1] in packed}
+    strange = [name for name in there if name not in own]
     if strange:
         raise ConfigError(f"{shown} holds other files, such as {printable(strange[0])}: choose another --output.")
     job = FORMAT | {
@@ -364,10 +369,20 @@ def _begin(splits: Sequence[SegmentationDataset], folder: Path, shard_size: int,
             f"another call began to pack into {shown} ({_difference(before, json.loads(text))}): give its options to "
             "go on, choose another --output, or pass --overwrite to begin anew."
         )
-    for name in sorted(there, key=lambda name: (name != INDEX, name != PACKING)):  # first what calls the rest whole
-        if (overwrite or before is None or TEMPORARY.fullmatch(name)) and name != LOCK:
+    if overwrite and recorded:  # until all is gone, the folder is ours and belongs to no call
+        _write(folder / PACKING, json.dumps({"splits": dict.fromkeys(packed)}).encode())
+    for name in sorted(there, key=lambda name: name != INDEX):  # first what calls the rest whole
+        if (overwrite or TEMPORARY.fullmatch(name)) and name not in (LOCK, PACKING):
             (folder / name).unlink(missing_ok=True)
     _write(folder / PACKING, text.encode())
+
+
+def _splits_in(record: Path) -> set[str]:
+    """The splits that an index, or what is being packed, names; none if it is damaged."""
+    try:
+        return set(json.loads(record.read_bytes())["splits"])
+    except (ValueError, TypeError, KeyError):
+        return set()
 
 
 def _difference(before: bytes, job: Mapping[str, Any]) -> str:
@@ -377,7 +392,7 @@ def _difference(before: bytes, job: Mapping[str, Any]) -> str:
         keys = [key for key in job if other.get(key) != job[key]]
     except (ValueError, AttributeError):
         return f"{PACKING} is damaged"
-    if "shard_size" in keys:
+    if "shard_size" in keys and "shard_size" in other:
         return f"shards of {other['shard_size']} bytes, not {job['shard_size']}"
     return f"other {', '.join(key.replace('_', ' ') for key in keys)}"
 

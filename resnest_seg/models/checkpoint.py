@@ -192,7 +192,13 @@ def content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
 
 
 def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    """Tensors as safetensors writes them: none may share memory, as those of a layer under two names do."""
+    stored, seen = dict[str, Tensor](), set[int]()
+    for key, value in tensors.items():
+        plain = value.detach().cpu().contiguous()
+        stored[key] = plain.clone() if plain.untyped_storage().data_ptr() in seen else plain
+        seen.add(stored[key].untyped_storage().data_ptr())
+    return stored
 
 
 def local_weights(weights: str | Path) -> Path | None:

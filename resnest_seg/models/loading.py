@@ -529,14 +529,16 @@ def _classifiers(segmenter: Segmenter) -> tuple[str, ...]:
         head = getattr(segmenter, part)
         if head is None:
             continue
+        modules = dict(head.named_modules())
         names = [
             name
-            for name, module in head.named_modules()
-            if getattr(module, "out_channels" if isinstance(module, nn.Conv2d) else "out_features", None)
-            == segmenter.num_classes
+            for name, module in modules.items()
+            if segmenter.num_classes in (getattr(module, "out_channels", None), getattr(module, "out_features", None))
         ]
-        # mmsegmentation's heads name theirs, and define it first
-        prefixes += [f"{part}.{name}." for name in ("conv_seg",) if name in names] or [f"{part}.{names[-1]}."]
+        # mmsegmentation's heads name theirs, and define it first; Mask2Former's has one more output, for no object.
+        # Where a head of one's own ends in none, its shapes decide.
+        named = [name for name in ("conv_seg", "cls_embed") if name in modules]
+        prefixes += [f"{part}.{name}." for name in named or names[-1:]]
     return tuple(prefixes)
 
 

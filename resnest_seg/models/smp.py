@@ -101,8 +101,8 @@ class SMPEncoder(nn.Module):
 
     Attributes:
         config: The encoder's keys of a config.
-        pixel_mean: Mean of the pixels, 0..255, in pre-training, for a file that of timm's weights of the encoder; None
-            without weights.
+        pixel_mean: Mean of the pixels, 0..255, in pre-training, for a file of ours its own, for others
+            that of timm's weights of the encoder; None without weights.
         pixel_std: Standard deviation of the pixels, 0..255, in pre-training; None without weights.
 
     Raises:
@@ -169,16 +169,18 @@ class SMPEncoder(nn.Module):
         if file is None:
             self.pixel_mean, self.pixel_std = _pixel_statistics(name, weights)
         else:
-            self._load(file)
-            self.pixel_mean, self.pixel_std = _timm_statistics(name)
+            held = read_weights(file).tensors
+            self._load(file, held)
+            self.pixel_mean, self.pixel_std = _own_statistics(held) or _timm_statistics(name)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         features: list[Tensor] = self.encoder(images)
         return features
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         """Load a file of this encoder, whose names may have a prefix, and whose classifier is left out."""
-        held, own = read_weights(path).tensors, self.encoder.state_dict()
+        held = {key: value for key, value in tensors.items() if not key.startswith(("average.", "optimizer."))}
+        own = self.encoder.state_dict()
         counters = "num_batches_tracked"  # old files lack them, and they decide nothing
         weights = _without_prefix(held, own)
         stem = next((key for key in own if own[key].dim() == 4), "")
@@ -390,7 +392,7 @@ def _without_prefix(held: Mapping[str, Tensor], own: Collection[str]) -> dict[st
     first = next(iter(own), "")
     for added in ("", "model."):
         name = first.removeprefix(added)
-        for prefix in {key.removesuffix(name) for key in held if key.endswith(name)}:
+        for prefix in sorted({key.removesuffix(name) for key in held if key.endswith(name)}):
             renamed = {added + key.removeprefix(prefix): value for key, value in held.items() if key.startswith(prefix)}
             if len(renamed.keys() & set(own)) > len(best.keys() & set(own)):
                 best = renamed
@@ -404,6 +406,17 @@ def _pixel_statistics(name: str, weights: str | None) -> tuple[tuple[float, ...]
     settings = smp.encoders.get_preprocessing_params(name, weights)
     scale = 255 / max(settings["input_range"])
     return tuple(scale * value for value in settings["mean"]), tuple(scale * value for value in settings["std"])
+
+
+def _own_statistics(tensors: Mapping[str, Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and standard deviation of the pixels that a model of ours was trained with; None in other files."""
+    found = [
+        next((tensors[key] for key in (f"model.{name}", name) if key in tensors), None)
+        for name in ("pixel_mean", "pixel_std")
+    ]
+    if found[0] is None or found[1] is None or {found[0].numel(), found[1].numel()} != {3}:
+        return None
+    return tuple(found[0].flatten().tolist()), tuple(found[1].flatten().tolist())
 
 
 def _timm_statistics(name: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:

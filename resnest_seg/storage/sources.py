@@ -67,9 +67,19 @@ class FolderSource(Source):
 
     def names(self, folder: str) -> list[str]:
         """List the names of all files below a folder, sorted."""
+
+        def refused(error: OSError) -> None:
+            """Raise for a folder that cannot be read, whose photos would be missing, unless it is a system's own."""
+            hidden = any(
+                part.startswith(".") or part == "lost+found"
+                for part in Path(error.filename).relative_to(self.root).parts
+            )
+            if not (hidden or isinstance(error, FileNotFoundError | NotADirectoryError)):
+                raise DatasetError(f"cannot read the folder {printable(error.filename)}: {error.strerror}.")
+
         names: list[str] = []
         above: dict[str, frozenset[tuple[int, int]]] = {}  # a folder and those above it, by device and number
-        for parent, folders, files in os.walk(self.root / folder, followlinks=True):
+        for parent, folders, files in os.walk(self.root / folder, onerror=refused, followlinks=True):
             status, known = Path(parent).stat(), above.pop(parent, frozenset())
             if (status.st_dev, status.st_ino) in known:  # a link back
                 folders.clear()

@@ -51,7 +51,9 @@ OwnOptimizer = torch.optim.Optimizer | Callable[[Groups], torch.optim.Optimizer]
 """An optimiser of the user's own over the parameters of the model, or a function from parameter groups to one."""
 
 
-def adopt_optimizer(model: nn.Module, config: OptimConfig, own: OwnOptimizer) -> torch.optim.Optimizer:
+def adopt_optimizer(
+    model: nn.Module, config: OptimConfig, own: OwnOptimizer, *, factor: float = 1.0
+) -> torch.optim.Optimizer:
     """Take an optimiser of the user's own in place of the config's; the config's schedule sets its rates.
 
     A function gets the groups of `parameter_groups`, which hold each group's `lr_factor` and `weight_decay`. The rates
@@ -61,6 +63,7 @@ def adopt_optimizer(model: nn.Module, config: OptimConfig, own: OwnOptimizer) ->
         model: The model, after `freeze`.
         config: Rate, factors and decay.
         own: The optimiser or the function.
+        factor: By which the schedule multiplies the config's rate for the batch, see `batch_factor`.
 
     Raises:
         ConfigError: It is no optimiser, or has other parameters than trained ones of the model.
@@ -72,7 +75,7 @@ def adopt_optimizer(model: nn.Module, config: OptimConfig, own: OwnOptimizer) ->
     for group in optimizer.param_groups:
         if any(id(parameter) not in trained for parameter in group["params"]):
             raise ConfigError("the optimiser has parameters that are frozen, or not the model's: build it over these.")
-        group.setdefault("lr_factor", group["lr"] / config.lr)
+        group.setdefault("lr_factor", group["lr"] / (config.lr * factor))
     return optimizer
 
 

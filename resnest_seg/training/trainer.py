@@ -69,6 +69,7 @@ from resnest_seg.training.optim import (
     Schedule,
     WeightAverage,
     adopt_optimizer,
+    batch_factor,
     build_optimizer,
     clip_gradients,
     describe_lr,
@@ -190,7 +191,9 @@ class Trainer:
         if self.own_optimizer is None:
             optimizer = build_optimizer(self.segmenter, self.config.optim)
         else:
-            optimizer = adopt_optimizer(self.segmenter, self.config.optim, self.own_optimizer)
+            optimizer = adopt_optimizer(
+                self.segmenter, self.config.optim, self.own_optimizer, factor=batch_factor(self.config)
+            )
         if self.splits:
             self.model, self.optimizer = model, self.engine.prepare(optimizer)
         else:

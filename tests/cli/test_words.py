@@ -310,3 +310,18 @@ def test_so_it_is_for_a_classifier(word, says, tool, tmp_path, monkeypatch, caps
         assert tool(PRETRAIN)("--config", config, "--data.root", tmp_path / "missing", word, *extra) == 2
         assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_flag_takes_no_value(tool, capsys):
+    """--dry-run=false trained nothing, and exit code 0 said that it had."""
+    assert tool("train_seg")(*CAMVID, "--dry-run=false") == 2
+    assert "--dry-run takes no value, and 'false' is one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train_seg", "pretrain_cls"])
+def test_a_resumed_run_stays_in_its_folder(name, tool, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("seed: 0\n")
+    assert tool(name)("--resume", "run", "--output", "other") == 2
+    assert "--resume run goes on in that folder, and --output other is another one" in capsys.readouterr().err

@@ -283,3 +283,12 @@ def test_a_zip_with_a_folder_of_its_own(tmp_path):
         for path in root.rglob("*.*"):
             archive.write(path, path.relative_to(tmp_path).as_posix())
     assert FolderDataset(tmp_path / "data.zip").label_space.names == ("sky", "road", "car")
+
+
+def test_a_photo_that_a_list_names_twice_is_refused(tmp_path):
+    make(tmp_path, ["a", "b"])
+    (tmp_path / "val.txt").write_text("b")
+    for lines in ("a\nb\na\n", "a\nimages/a.jpg\n", "a\na.jpg"):
+        (tmp_path / "train.txt").write_text(lines)
+        with pytest.raises(DatasetError, match=r"train.txt lists 'a' and '\S+', which are one photo"):
+            FolderDataset(tmp_path, "train")

@@ -7,6 +7,7 @@ from PIL import Image
 
 import resnest_seg
 from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.io.images import read_image
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 MASK = np.random.default_rng(1).integers(0, 3, (6, 8))
@@ -91,3 +92,14 @@ def test_batches_of_pairs(tmp_path):
     small = resnest_seg.PairDataset([(IMAGE, MASK), (IMAGE[:4], MASK[:4])], ["a", "b", "c"])
     with pytest.raises(DatasetError, match="different sizes"):
         list(resnest_seg.build_loader(small, batch_size=2))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_upright_as_a_file_is(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(IMAGE).save(tmp_path / "a.png", exif=exif)
+    expected = read_image(tmp_path / "a.png")
+    mask = np.zeros(expected.shape[:2], np.uint8)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert np.array_equal(sample((picture, mask)).image, expected)

@@ -584,3 +584,42 @@ def test_packing_shards_again_changes_their_size_only(before, shards, tmp_path):
     pack_shards([ShardDataset(shards)], tmp_path / "large")
     assert len(list((tmp_path / "large").glob("*.tar"))) == 1
     same_samples(before, ShardDataset(tmp_path / "large"))
+
+
+def test_shards_of_others_are_left_alone(before, copied, tmp_path):
+    """WebDataset's are called like ours; without an index or a record of packing they are somebody's data."""
+    theirs = tmp_path / "web"
+    theirs.mkdir()
+    for name in ("train-000000.tar", "train-000001.tar", "features.npz"):
+        (theirs / name).write_bytes(b"theirs")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match=r"web holds other files, such as features.npz: choose another --output"):
+            pack_shards([before], theirs, shard_size=SIZE, overwrite=overwrite)
+    assert {path.read_bytes() for path in theirs.iterdir()} == {b"theirs"}
+    assert len(list(theirs.iterdir())) == 3
+    (copied / "features.npz").write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=r"holds other files, such as features.npz"):
+        pack_shards([before], copied, shard_size=SIZE, overwrite=True)
+    same_samples(before, ShardDataset(copied))
+
+
+def test_an_overwriting_call_that_was_killed_is_begun_anew_by_another(before, copied, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    unlink = Path.unlink
+
+    def unlinked(path, missing_ok=False):
+        if path.name.endswith(".tar"):
+            raise Killed
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlinked)
+    with pytest.raises(Killed):
+        pack_shards([before], copied, shard_size=SIZE, overwrite=True)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert list(copied.glob("*.tar"))
+    with pytest.raises(ConfigError, match="pass --overwrite to begin anew"):
+        pack_shards([before], copied, shard_size=SIZE)
+    pack_shards([before], copied, shard_size=SIZE, overwrite=True)
+    same_samples(before, ShardDataset(copied))

@@ -1,5 +1,6 @@
 """tools/predict_seg.py and tools/eval_seg.py with every kind of input and output."""
 
+import errno
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from support import fake_data, local_server
 from support.small_models import save_scenes_model
 
 from resnest_seg.annotations import import_labels
+from resnest_seg.cli import predict as predict_verb
 from resnest_seg.config import DataConfig, ModelConfig, RunConfig
 from resnest_seg.data.folder import read_classes
 from resnest_seg.data.synthetic import Synthetic
@@ -330,3 +332,25 @@ def test_processes_share_an_evaluation_and_count_every_image_once(checkpoint, tm
     assert counts[0] == counts[1]
     for key in ("mean_boundary_iou", "mean_boundary_f"):
         assert one["boundaries"]["whole"][key] == pytest.approx(two["boundaries"]["whole"][key])
+
+
+def test_on_a_full_disk_annotations_of_before_stay(predict, tmp_path, monkeypatch, capsys):
+    """And an image whose outputs cannot be written is in none of them."""
+    for index in range(3):
+        write_png(tmp_path / "photos" / f"{index}.png", scene(index))
+    words = ("photos", "--output", "out", "--write", "labels", "coco", "--overwrite")
+    assert predict(*words) == 0
+    before = (tmp_path / "out" / "coco" / "annotations.json").read_bytes()
+    assert len(json.loads(before)["images"]) == 3
+    written = []
+    real = predict_verb.write_outputs
+
+    def full(prediction, paths, job):
+        if written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/1_labels.png")
+        written.append(real(prediction, paths, job))
+
+    monkeypatch.setattr(predict_verb, "write_outputs", full)
+    assert predict(*words) != 0
+    assert "No space left on device" in capsys.readouterr().err
+    assert (tmp_path / "out" / "coco" / "annotations.json").read_bytes() == before

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from support.small_models import small_segmenter
 
 from resnest_seg.config import ModelConfig, RunConfig
 from resnest_seg.errors import CheckpointError
@@ -219,3 +220,16 @@ def test_a_failed_save_keeps_the_old_file(error, saved, config, tiny_space, monk
         Checkpoint(config, tiny_space, segmenter.state_dict()).save(path)
     assert path.read_bytes() == before
     assert len(list(path.parent.iterdir())) == 1
+
+
+def test_a_layer_under_two_names_is_saved_under_both(tmp_path):
+    """safetensors refuses tensors that share memory."""
+    segmenter = small_segmenter()
+    segmenter.aux_head = segmenter.head
+    segmenter.to_checkpoint().save(tmp_path / "a.safetensors")
+    weights = Checkpoint.load(tmp_path / "a.safetensors").weights
+    names = [key for key in weights if key.startswith("head.")]
+    assert names
+    for key in names:
+        assert torch.equal(weights[key], weights[f"aux_{key}"])
+        assert torch.equal(weights[key], segmenter.state_dict()[key])

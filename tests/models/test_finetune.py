@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from support.reference import fill, filled_state, original_keys
+from support.small_models import shrink_mask2former
 
 from resnest_seg.config import ClassifierConfig, ModelConfig, PretrainConfig, RunConfig
 from resnest_seg.errors import CheckpointError, ConfigError
@@ -225,3 +226,39 @@ def test_a_file_of_nobodys_keys_is_named_as_encoder_weights(tmp_path):
     torch.save({"some.weight": torch.ones(3)}, tmp_path / "foreign.pth")
     with pytest.raises(CheckpointError, match=r"foreign\.pth: the keys do not match a known network"):
         build_segmenter("resnest14", head="fcn", encoder_weights=str(tmp_path / "foreign.pth"))
+
+
+@pytest.mark.parametrize("count", [3, 11])
+def test_the_classes_of_a_head_that_predicts_masks_are_left_fresh(count, tiny_space, tmp_path, monkeypatch):
+    """It has one output more than there are classes: for no object."""
+    shrink_mask2former(monkeypatch)
+    options = {"head": "mask2former", "family": "mmseg", "output_stride": 32, "aux_head": False}
+    theirs = saved(model(LabelSpace.of("camvid"), **options), tmp_path / "a.safetensors")
+    segmenter = model(tiny_space if count == 3 else LabelSpace.numbered(11), **options)
+    before = copy(segmenter)
+    report = load_fitting(segmenter, tmp_path / "a.safetensors")
+    assert_loaded_but(segmenter, theirs, before, ("head.cls_embed.",))
+    assert set(report.kept) == {"head.cls_embed.weight", "head.cls_embed.bias"}
+
+
+def test_of_a_head_without_a_known_last_layer_the_shapes_decide(tmp_path):
+    class Own(torch.nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+            self.shared, self.weight = torch.nn.Conv2d(128, 8, 1), torch.nn.Parameter(torch.ones(classes, 8, 1, 1))
+
+        def forward(self, features):
+            return torch.nn.functional.conv2d(self.shared(features[-1]), self.weight)
+
+    def build(classes):
+        plain = model(LabelSpace.numbered(classes), output_stride=32)
+        width = plain.encoder.channels[-1]
+        head = Own(classes)
+        head.shared = torch.nn.Conv2d(width, 8, 1)
+        return Segmenter(plain.encoder, head, num_classes=classes, label_space=LabelSpace.numbered(classes))
+
+    theirs = saved(build(5), tmp_path / "a.safetensors")
+    segmenter = build(4)
+    report = load_fitting(segmenter, tmp_path / "a.safetensors")
+    assert torch.equal(segmenter.head.shared.weight, theirs["head.shared.weight"])
+    assert "head.weight" in report.kept

@@ -6,6 +6,8 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from segmentation_models_pytorch.encoders._base import EncoderMixin
 
 from resnest_seg.config import ModelConfig
@@ -295,3 +297,25 @@ def test_a_file_of_another_encoder_is_refused(tmp_path):
         build_segmenter("smp:resnet18", head="fcn", encoder_weights=tmp_path / "nan.pth")
     with pytest.raises(ConfigError, match=r"Wrong pretrained weights `nofile.pth`.*no file of that name"):
         build_segmenter("smp:resnet18", head="fcn", encoder_weights="nofile.pth")
+
+
+def test_a_file_of_ours_brings_the_statistics_that_it_was_trained_with_and_no_average(tmp_path):
+    """timm's default for this encoder are others; a training state holds the average of the weights as well."""
+    options = {"head": "fcn", "output_stride": 32, "num_classes": 2, "aux_head": False}
+    source = build_segmenter("smp:timm-tf_efficientnet_lite0", **options)
+    source.to_checkpoint().save(tmp_path / "ours.safetensors")
+    with safe_open(tmp_path / "ours.safetensors", "pt") as file:
+        held = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is no mapping
+    averages = {
+        key.replace("model.", "average.", 1): value + 1 for key, value in held.items() if value.is_floating_point()
+    }
+    for order in (held | averages, averages | held):
+        save_file(order, tmp_path / "last.safetensors")
+        found = build_segmenter(
+            "smp:timm-tf_efficientnet_lite0", encoder_weights=str(tmp_path / "last.safetensors"), **options
+        )
+        assert torch.equal(found.pixel_mean, source.pixel_mean)
+        assert torch.equal(found.pixel_std, source.pixel_std)
+        for key, value in source.encoder.state_dict().items():
+            assert torch.equal(found.encoder.state_dict()[key], value), key
+    assert source.pixel_mean.flatten().tolist() != [127.5] * 3

@@ -1,5 +1,6 @@
 """Files by name, from folders and from zip files."""
 
+import os
 import pickle
 import sys
 import zipfile
@@ -162,3 +163,24 @@ def test_two_links_to_one_folder_are_both_followed(folder, tmp_path):
         "one/b/two.txt", "one/one.txt", "two/b/two.txt", "two/one.txt"]  # fmt: skip
     (folder / "a" / "up").symlink_to(folder, target_is_directory=True)  # and a loop ends
     assert len(FolderSource(folder).names("")) == 7
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_and_not_fewer_photos(tmp_path, monkeypatch):
+    """Root may read everything, so the system's answer to others is played."""
+    for name in ("images/a.jpg", "images/locked/b.jpg", "lost+found/x", ".Trash/y"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    scandir, refused = os.scandir, []
+
+    def scanned(path):
+        if str(path).endswith(tuple(refused)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scanned)
+    refused += ["lost+found", ".Trash"]  # of the system, on every disk
+    assert FolderSource(tmp_path).names("") == ["images/a.jpg", "images/locked/b.jpg"]
+    assert FolderSource(tmp_path).names("gone") == []
+    refused.append("locked")
+    with pytest.raises(DatasetError, match=r"cannot read the folder .*images/locked: Permission denied"):
+        FolderSource(tmp_path).names("")

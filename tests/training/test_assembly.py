@@ -293,7 +293,8 @@ def test_an_optimiser_that_exists_keeps_its_rates_as_highest_ones(tmp_path):
         {"params": segmenter.encoder.parameters(), "lr": 0.03},
         {"params": [*segmenter.head.parameters(), *segmenter.aux_head.parameters()], "lr": 0.3},
     ]
-    fit(tmp_path / "run", segmenter=segmenter, optimizer=torch.optim.SGD(parts))
+    values = config(optim={"reference_batch": 16})  # which scales the config's own rates for its batch of 2
+    fit(tmp_path / "run", values, segmenter=segmenter, optimizer=torch.optim.SGD(parts))
     first = json.loads((tmp_path / "run" / METRICS).read_text().splitlines()[0])
     assert (first["lr/0"], first["lr/1"]) == pytest.approx((0.03, 0.3))
 

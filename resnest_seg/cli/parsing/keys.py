@@ -103,6 +103,8 @@ def take(
         if name not in known:
             raise unknown_option(name, known, listing="--help-all")
         if name in flags:
+            if equals:
+                raise ConfigError(f"{name} takes no value, and {value!r} is one: give {name} alone, or leave it out.")
             taken[name] = "yes"
             continue
         following = value if equals else next(words, None)
