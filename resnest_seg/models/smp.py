@@ -101,8 +101,8 @@ class SMPEncoder(nn.Module):
 
     Attributes:
         config: The encoder's keys of a config.
-        pixel_mean: Mean of the pixels, 0..255, in pre-training, for a file of ours its own, for others
-            that of timm's weights of the encoder; None without weights.
+        pixel_mean: Mean of the pixels, 0..255, in pre-training; None without weights. A file of this package states it;
+            for any other file it is the mean of timm's weights of the encoder.
         pixel_std: Standard deviation of the pixels, 0..255, in pre-training; None without weights.
 
     Raises:
