@@ -1,5 +1,6 @@
 """Training and evaluation of binary and multi-label tasks, from the config to the report."""
 
+import dataclasses
 import functools
 import json
 import signal
@@ -16,6 +17,8 @@ from resnest_seg.evaluation.evaluator import evaluate
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.inference.predictor import Predictor
 from resnest_seg.models.checkpoint import Checkpoint
+from resnest_seg.training.tasks import SegmentationTask
+from resnest_seg.training.trainer import Trainer
 
 SHORT = {
     "model": {"encoder": "resnest14_tiny", "head": "fcn", "output_stride": 16},
@@ -67,16 +70,40 @@ def data_of(config):
     return {"train": few, "validation": Ending() if config.model.task == "multilabel" else dataset_of(config)}
 
 
+def weights_score_nothing(patch):
+    """Let the average win, which after so few steps would depend on how this processor rounds."""
+    shown = []
+    show, validate = Trainer._show_to_judge, SegmentationTask.validate
+
+    def shows(self, name):
+        shown.append(name)
+        show(self, name)
+
+    def validates(self, *given, **options):
+        found = validate(self, *given, **options)
+        zeros = dict.fromkeys(found.scores, 0.0)
+        return dataclasses.replace(found, scores=zeros) if shown[-1] == "weights" else found
+
+    patch.setattr(Trainer, "_show_to_judge", shows)
+    patch.setattr(SegmentationTask, "validate", validates)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """(task, decay of the average) -> config, result, and an evaluation of the best weights in a report and lines."""
+    """(task, decay of the average) -> config, result, and an evaluation of the best weights in a report and lines.
+
+    Where there is an average, it is the better one.
+    """
 
     @functools.cache
     def run(task, ema=0.0):
-        values = config(**TASKS[task], train__ema=ema, optim__lr=0.5 if ema else 0.05, optim__reference_batch=2)
+        values = config(**TASKS[task], train__ema=ema, optim__lr=0.05, optim__reference_batch=2)
         folder = tmp_path_factory.mktemp(task)
         data = data_of(values)
-        result = fit(values, output=folder / "run", **data)
+        with pytest.MonkeyPatch.context() as patch:
+            if ema:
+                weights_score_nothing(patch)
+            result = fit(values, output=folder / "run", **data)
         lines = folder / "images.jsonl"
         again = evaluate(load_checkpoint(result.best), data["validation"], indices=range(4), images=lines)
         return values, result, again, lines.read_text().splitlines()
@@ -107,7 +134,7 @@ def test_a_run_keeps_the_best_thresholds_of_its_validation(task, runs, tmp_path)
 
 @pytest.mark.parametrize("ema", [0.0, 0.5])
 def test_the_best_and_the_last_weights_have_thresholds(ema, runs):
-    """Of those kept as best, weights or (at the larger rate) their average, the thresholds are just these weights'."""
+    """Of those kept as best, weights or their average, the thresholds are just these weights'."""
     values, result, report, _ = runs("binary", ema)
     best = load_checkpoint(result.best)
     assert Checkpoint.load(result.best).origin["of"] == ("average" if ema else "weights")
