@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -206,7 +206,7 @@ class WindowDataset(SegmentationDataset):
                 "one of whole numbers is needed, or the classes' colours."
             )
         if raw.shape[2] >= 3:
-            return self.files.encode(name, raw[..., :3].astype(np.uint8))
+            return self._of_colors(name, raw[..., :3], source.nodatavals)
         ids, none = raw[..., 0], source.nodatavals[0]
         missing, several = None, self.label_space.task == "multilabel"
         if none is not None and none not in ((0,) if several else self.files.encoding.raw_ids):
@@ -226,6 +226,21 @@ class WindowDataset(SegmentationDataset):
             raise DatasetError(f"{str(error).rstrip('.')}, in {window}.") from None
         if missing is not None:
             labels[missing] = self.label_space.ignore_value
+        return labels
+
+    def _of_colors(self, name: str, raw: NDArray[Any], nodata: Sequence[float | None]) -> NDArray[Any]:
+        """Labels of colours [h, w, 3], of which the file's no-data colour is ignored unless a class has it."""
+        if raw.dtype != np.uint8:
+            raise DatasetError(
+                f"{self.files.source.locate(name)} is not a mask: its colours are {raw.dtype}. Save masks with 8 bits a "
+                "channel: gdal_translate -ot Byte."
+            )
+        colors = [*self.files.encoding.colors, *self.files.encoding.ignored_colors]
+        if None in nodata[:3] or tuple(nodata[:3]) in colors:
+            return self.files.encode(name, raw)
+        missing = (raw == np.array(nodata[:3])).all(2)
+        labels = self.files.encode(name, np.where(missing[..., None], np.array(colors[0], np.uint8), raw))
+        labels[missing] = self.label_space.ignore_value
         return labels
 
     def _cells(self, pair: int) -> Iterator[Cell]:

@@ -98,9 +98,11 @@ def test_ids_below_zero_are_refused():
             decode_mask(shallow(8, np.full((4, 4), -1, kind), "TIFF"), "mask")
 
 
-def test_colours_of_16_bits_are_refused():
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_colours_of_16_bits_are_refused(ending):
+    """Pillow gives their upper 8 bits, which of colours up to 255 are black."""
     with pytest.raises(DatasetError, match="mask is not a mask: its colours have 16 bits a channel"):
-        decode_mask(cv2.imencode(".png", picture().astype(np.uint16))[1].tobytes(), "mask")
+        decode_mask(cv2.imencode(ending, picture().astype(np.uint16))[1].tobytes(), "mask")
 
 
 def animation(**options):

@@ -288,6 +288,27 @@ def test_masks_of_colours_and_palettes(tmp_path):
     assert np.array_equal(dataset[0].labels, dataset[2].labels)
 
 
+def test_colours_have_a_no_data_value_and_8_bits(tmp_path):
+    """Which is ignored if no class is black; and 16 bits a channel are refused, whose colours would wrap at 256."""
+    image, labels = arrays((40, 50))
+    (tmp_path / "classes.csv").write_text(CLASSES)
+    painted = np.zeros((40, 50, 3), np.uint8)
+    for value, color in {3: (0, 0, 200), 7: (90, 90, 90), 9: (0, 200, 0)}.items():
+        painted[labels == value] = color
+    for name, mask in (("ids", labels), ("painted", painted)):
+        write(tmp_path / "images" / "train" / f"{name}.tif", image + 1)
+        write(tmp_path / "masks" / "train" / f"{name}.tif", mask, nodata=0)
+    dataset = opened(tmp_path, window=64)
+    assert (dataset[0].labels == 255).any()
+    assert np.array_equal(dataset[0].labels, dataset[1].labels)
+    write(tmp_path / "masks" / "train" / "painted.tif", painted)
+    with pytest.raises(DatasetError, match=r"painted\.tif: the mask has colours that are not .*: \(0, 0, 0\)"):
+        opened(tmp_path, window=64)[1]
+    write(tmp_path / "masks" / "train" / "painted.tif", painted.astype(np.uint16))
+    with pytest.raises(DatasetError, match=r"painted\.tif is not a mask: its colours are uint16\. Save masks with 8"):
+        opened(tmp_path, window=64)[1]
+
+
 def test_other_tasks_take_windows(root, tmp_path_factory):
     """A binary view of classes, and 16-bit masks of bits, whose no-data value is ignored."""
     binary = build_dataset("folder", root=root, task="binary", positive="road", window=48, window_overlap=8)
