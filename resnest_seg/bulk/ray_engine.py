@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TextIO
@@ -35,6 +35,7 @@ from resnest_seg.bulk.engines import ROWS, Summary, remaining
 from resnest_seg.bulk.job import PARQUET, Job, from_the_root
 from resnest_seg.bulk.ledger import Outcome
 from resnest_seg.bulk.listing import BulkItem
+from resnest_seg.bulk.ray_watch import AGAIN, watched
 from resnest_seg.errors import EXIT_TERMINATED, ConfigError, ResNeStSegError, load_extra, printable
 from resnest_seg.storage.remote import is_address
 
@@ -49,11 +50,20 @@ BLOCKS = 10_000
 
 DEATHS = 10
 """Times that a chunk is begun. Ray begins it again whenever its actor dies, without end, and some inputs kill every
-actor: those for which there is not enough memory."""
+actor: those for which there is not enough memory. If `Attempts` dies, it counts anew."""
 
 PAUSE = 24 * 3600
-"""Seconds without a result after which the job is given up: chunks of large images take long, and Ray's default is half
-an hour."""
+"""Seconds without a result after which the job is given up though actors are at work: chunks of large images take long,
+and Ray's default is half an hour. Where none is at work, see `QUIET`."""
+
+SIGN = 20.0
+"""Seconds between two signs of an actor that it is at work."""
+
+ANSWER = 5.0
+"""Seconds for which the head waits to be told how many signs there were."""
+
+HELPER = 5 * 60.0
+"""Seconds for which an actor waits for `Attempts`, which Ray starts again if it dies."""
 
 STORE = 128 << 20
 """Bytes of shared memory for Ray's objects, here names and outcomes; what does not fit is on the disk."""
@@ -84,15 +94,25 @@ class Work(Protocol):
 
 
 class Attempts:
-    """Counts how often each chunk was begun. It is an actor of its own, as those that count may die."""
+    """Counts how often each chunk was begun, and signs of work. It is an actor of its own: those that count may die."""
 
     def __init__(self) -> None:
         self.begun: dict[int, int] = {}
+        self.signs = 0
 
     def begin(self, number: int) -> int:
         """Return how often a chunk has been begun now."""
+        self.sign()
         self.begun[number] = self.begun.get(number, 0) + 1
         return self.begun[number]
+
+    def sign(self) -> None:
+        """Count a sign that an actor is at work."""
+        self.signs += 1
+
+    def seen(self) -> int:
+        """Return how many signs there were."""
+        return self.signs
 
 
 class Actor:
@@ -131,25 +151,51 @@ class Actor:
         ]
         return {"result": [pickle.dumps(result) for result in found]}
 
-    def _result(self, number: int, pickled: bytes) -> Any:
+    def _begin(self, number: int) -> int:
+        """Return how often a chunk has been begun now."""
         import ray
 
+        try:
+            return int(ray.get(self.attempts.begin.remote(number), timeout=HELPER))
+        except ray.exceptions.RayError as error:
+            raise ResNeStSegError(
+                f"the process that counts how often inputs are begun does not answer ({type(error).__name__}): it was "
+                f"killed, and Ray could not start it again. What is done stays done. {AGAIN}"
+            ) from None
+
+    @contextlib.contextmanager
+    def _signs(self) -> Iterator[None]:
+        """Let a thread tell now and then that this process is at work: a chunk may take longer than the head waits."""
+        ended = threading.Event()
+
+        def run() -> None:
+            while not ended.wait(SIGN):
+                self.attempts.sign.remote()
+
+        threading.Thread(target=run, daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+    def _result(self, number: int, pickled: bytes) -> Any:
         chunk = pickle.loads(pickled)
         try:
-            if ray.get(self.attempts.begin.remote(number)) > self.limit:
+            if self._begin(number) > self.limit:
                 raise ResNeStSegError(
                     f"{self.limit} processes died with these inputs, as they do where there is not enough memory: "
                     f"{_named(chunk)}. What is done stays done. Give --cpus-per-actor a larger number, so that there "
                     "are fewer processes, or --tile 512, and start the same command again."
                 )
-            if self.ready is None:
-                import cv2
-                import torch
+            with self._signs():
+                if self.ready is None:
+                    import cv2
+                    import torch
 
-                torch.set_num_threads(self.threads)
-                cv2.setNumThreads(self.threads)
-                self.ready = self.work(*self.arguments)
-            return self.ready(chunk)
+                    torch.set_num_threads(self.threads)
+                    cv2.setNumThreads(self.threads)
+                    self.ready = self.work(*self.arguments)
+                return self.ready(chunk)
         except (ResNeStSegError, OSError) as error:
             return _Ended(error)
 
@@ -193,7 +239,7 @@ def run_ray(
         OSError: What ends the job, such as a full disk; what is done is written down.
         CheckpointError: See `Worker`.
         ConfigError: See `Worker`; or there is no Ray, or no cluster where RAY_ADDRESS says.
-        ResNeStSegError: Actors died again and again.
+        ResNeStSegError: See `results_of`.
     """
     if not remaining(job, items):
         return Summary(total=len(items), before=len(items))
@@ -277,10 +323,11 @@ def actors_for(ray: Any, device: str, cpus: int | None) -> Actors:
 
 def results_of(
     ray: Any, work: Callable[..., Work], arguments: tuple[Any, ...], chunks: Iterable[Any], actors: Actors
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Have chunks done by actors; yields their results as they come, in no order, each once.
 
-    A chunk whose actor dies is done again by another: results must not depend on how often it was begun.
+    A chunk whose actor dies is done again by another: results must not depend on how often it was begun. Whoever leaves
+    off early closes the generator while Ray is connected.
 
     Args:
         ray: The module, connected.
@@ -290,7 +337,8 @@ def results_of(
         actors: How many there are.
 
     Raises:
-        ResNeStSegError, OSError: What ended the work, in an actor; or actors died with some chunk again and again.
+        ResNeStSegError, OSError: What ended the work, in an actor; or actors died with some chunk again and again, none
+            is at work any more (see `watched`), or Ray failed.
     """
     from ray.data import ActorPoolStrategy
 
@@ -313,32 +361,35 @@ def results_of(
         num_cpus=actors.cpus,
         num_gpus=actors.gpus,
     )
+
+    def signs() -> int:
+        return int(ray.get(attempts.seen.remote(), timeout=ANSWER))
+
     try:
-        with _kept_interrupts() as interrupts:
-            for row in found.iter_rows():
+        # The first actor of a cluster that others use may wait for room; on our own, there is room.
+        with contextlib.closing(watched(found.iter_rows(), signs, patient=actors.most is None)) as coming:
+            for row in coming:
                 result = pickle.loads(row["result"])  # of a process of our own
                 if isinstance(result, _Ended):
                     raise result.error
                 yield result
-                if interrupts:
-                    raise KeyboardInterrupt
+    except Exception as error:
+        if not _is_of_ray(error):
+            raise
+        what = f"{type(error).__name__}: {printable(_first_line(error)).rstrip('.')}"
+        raise ResNeStSegError(f"Ray has failed with {what}. What is done stays done. {AGAIN}") from error
     finally:
         ray.kill(attempts)
 
 
-@contextlib.contextmanager
-def _kept_interrupts() -> Iterator[list[int]]:
-    """Keep in mind that Ctrl-C was pressed: raised within a destructor of Ray's, the exception would be lost."""
-    interrupts: list[int] = []
+def _is_of_ray(error: Exception) -> bool:
+    """True of a failure of Ray's, such as a machine that it lost; False of what our code raised in an actor: a bug."""
+    from ray import exceptions
+    from ray.data import exceptions as data_exceptions
 
-    def interrupted(number: int, frame: FrameType | None) -> None:
-        interrupts.append(number)
-        raise KeyboardInterrupt
-
-    with _as_before(signal.SIGINT):
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, interrupted)
-        yield interrupts
+    cause = error.cause if isinstance(error, exceptions.RayTaskError) else error
+    timeout = getattr(data_exceptions, "ExecutionTimeoutError", exceptions.RayError)  # newer than the oldest Ray
+    return isinstance(cause, exceptions.RayError | timeout) and not isinstance(cause, exceptions.UserCodeException)
 
 
 def _named(chunk: Any) -> str:

@@ -5,7 +5,6 @@ One cluster on loopback serves all tests that need none of their own; they find 
 
 import atexit
 import contextlib
-import gc
 import importlib.util
 import io
 import json
@@ -27,7 +26,7 @@ import torch
 from PIL import Image
 from support.small_models import save_scenes_model
 
-from resnest_seg.bulk import ray_engine, ray_evaluation
+from resnest_seg.bulk import ray_engine, ray_evaluation, ray_watch
 from resnest_seg.bulk.ray_engine import Actors, Attempts
 from resnest_seg.bulk.ray_evaluation import Share, _Parts
 from resnest_seg.errors import ConfigError, ResNeStSegError
@@ -267,23 +266,6 @@ def test_ctrl_c_and_a_killed_head_continue(cluster, predict, photos, checkpoint,
     check_rows(out, photos)
 
 
-def test_a_ctrl_c_that_a_destructor_swallows_is_not_lost():
-    class Swallowing:
-        def __del__(self):
-            with contextlib.suppress(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
-
-    before = signal.getsignal(signal.SIGINT)
-    with ray_engine._kept_interrupts() as interrupts:
-        assert not interrupts
-        Swallowing()
-        gc.collect()
-        assert interrupts
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
 def check_rows(out, photos):
     """Every photo has one line that calls it done, and one row, with its size."""
     table = pyarrow.parquet.read_table(out / "parquet").to_pylist()
@@ -346,6 +328,51 @@ def test_inputs_that_kill_every_actor_end_the_job(cluster, monkeypatch):
             results.extend(found)
 
 
+def test_a_process_that_froze_ends_the_job(cluster, monkeypatch, tmp_path):
+    """Ray itself would wait for it, and the head with it, for a day."""
+    monkeypatch.setattr(ray_watch, "QUIET", 3.0)
+    monkeypatch.setattr(ray_watch, "LOOK", 0.2)
+    frozen = tmp_path / "frozen"
+
+    class Freezing:
+        def __call__(self, numbers):
+            if 13 in numbers:
+                frozen.write_text(str(os.getpid()))
+                os.kill(os.getpid(), signal.SIGSTOP)
+            return sum(numbers)
+
+    try:
+        with ray_engine.ray_session() as ray:
+            # patient: of a helper and an actor that have yet to start, nothing is heard either
+            found = ray_engine.results_of(ray, Freezing, (), [[13, 14]], Actors(1, 1, 0, None))
+            with pytest.raises(ResNeStSegError, match="after 0 parts of the work: one of them was killed"):
+                next(found)
+    finally:
+        if frozen.exists():
+            os.kill(int(frozen.read_text()), signal.SIGKILL)
+
+
+def test_what_ray_raises_is_no_bug_of_ours(cluster, monkeypatch):
+    from ray import exceptions
+    from ray.data.exceptions import ExecutionTimeoutError
+
+    def failing(rows, signs, *, patient):
+        raise raised
+        yield
+
+    monkeypatch.setattr(ray_engine, "watched", failing)
+    with ray_engine.ray_session() as ray:
+        for raised in (exceptions.NodeDiedError("a machine.\nMore"), ExecutionTimeoutError("no progress")):
+            with pytest.raises(ResNeStSegError) as caught:
+                next(ray_engine.results_of(ray, list, (), [[1]], Actors(1, 1, 0, 1)))
+            assert f"Ray has failed with {type(raised).__name__}: {str(raised).split()[0]}" in str(caught.value)
+            assert "Start the same command again" in str(caught.value)
+        bug = exceptions.RayTaskError("f", "traceback", exceptions.UserCodeException()).as_instanceof_cause()
+        for raised in (bug, AssertionError("of ours"), OSError(28, "full")):
+            with pytest.raises(type(raised)):
+                next(ray_engine.results_of(ray, list, (), [[1]], Actors(1, 1, 0, 1)))
+
+
 def test_what_an_actor_cannot_do_is_said_as_without_ray(cluster, predict, photos, tool, tmp_path, capsys):
     assert predict(photos, "--output", "a", "--engine", "ray", "--device", "cuda:1") == 2
     assert "Ray chooses the GPU. Give --device cuda, cpu or auto." in capsys.readouterr().err
@@ -392,6 +419,8 @@ def test_a_cluster_that_is_named_has_to_answer(monkeypatch, tmp_path):
 def test_attempts_are_counted_by_chunk():
     attempts = Attempts()
     assert [attempts.begin(number) for number in (3, 4, 3, 3)] == [1, 1, 2, 3]
+    attempts.sign()
+    assert attempts.seen() == 5
 
 
 def test_parts_of_shares_ascend(tmp_path):
