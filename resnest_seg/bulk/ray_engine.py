@@ -254,11 +254,13 @@ def run_ray(
         size = _chunk_size(len(todo), actors.count, most=ROWS if PARQUET in job.write else CHUNK)
         chunks = [todo[first : first + size] for first in range(0, len(todo), size)]
         began = 0.0
-        for outcomes in results_of(ray, _Predicting, (_anywhere(job, actors),), chunks, actors):
-            now = time.monotonic()
-            began = began or now - sum(outcome.seconds for outcome in outcomes)  # without starting and loading
-            summary.add(outcomes, now - began)
-            report(summary)
+        # closed before Ray ends, which it would start again for the closing
+        with contextlib.closing(results_of(ray, _Predicting, (_anywhere(job, actors),), chunks, actors)) as found:
+            for outcomes in found:
+                now = time.monotonic()
+                began = began or now - sum(outcome.seconds for outcome in outcomes)  # without starting and loading
+                summary.add(outcomes, now - began)
+                report(summary)
     return summary
 
 

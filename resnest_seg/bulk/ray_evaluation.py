@@ -209,6 +209,7 @@ def evaluate_on_ray(
         CheckpointError: The model cannot be loaded.
         ConfigError: See `actors_for` and `ray_session`.
         OSError: The files cannot be written.
+        ResNeStSegError: See `results_of`.
     """
     import torch
 
@@ -219,14 +220,15 @@ def evaluate_on_ray(
         actors = actors_for(ray, evaluation.run.device, cpus)
         size = min(max(count // (actors.count * SHARES_EACH), 1), SHARE)
         shares = [range(first, min(first + size, count)) for first in range(0, count, size)]
-        found = results_of(ray, Evaluator, (_for(evaluation, actors), counting.dataset), shares, actors)
-        for share in found:
-            counted = [torch.from_numpy(values) for values in share.state]
-            counting.state = [total + more for total, more in zip(counting.state, counted, strict=True)]
-            if evaluation.by_image:
-                parts.add(share)
-            problem = problem or share.problem
-            on_share(share.images)
+        results = results_of(ray, Evaluator, (_for(evaluation, actors), counting.dataset), shares, actors)
+        with contextlib.closing(results) as found:  # before Ray ends, which it would start again for the closing
+            for share in found:
+                counted = [torch.from_numpy(values) for values in share.state]
+                counting.state = [total + more for total, more in zip(counting.state, counted, strict=True)]
+                if evaluation.by_image:
+                    parts.add(share)
+                problem = problem or share.problem
+                on_share(share.images)
         failed.pop_all()
     return parts.paths, problem
 

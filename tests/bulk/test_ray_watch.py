@@ -11,10 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from resnest_seg.bulk import ray_engine
-from resnest_seg.bulk.ray_engine import Actor
+from resnest_seg.bulk import ray_engine, ray_evaluation
+from resnest_seg.bulk.ray_engine import Actor, Actors
+from resnest_seg.bulk.ray_evaluation import Evaluation, Share
 from resnest_seg.bulk.ray_watch import LONGEST, Watch, watched
 from resnest_seg.errors import ResNeStSegError
+from resnest_seg.evaluation.evaluator import Measures
+from resnest_seg.inference.backends import RunOptions
 
 
 class Hours:
@@ -199,3 +202,35 @@ def test_an_actor_gives_signs_while_it_works(fake_ray, monkeypatch):
     given = len(signs)
     time.sleep(0.1)
     assert len(signs) <= given + 1
+
+
+def test_an_evaluation_that_fails_closes_its_results_before_ray_ends(fake_ray, monkeypatch, tmp_path):
+    """Later, and Ray would start a cluster to be told of it."""
+
+    def results(*arguments):
+        try:
+            yield Share(0, 1, [], b"", None)
+            yield Share(1, 1, [], b"", None)
+        finally:
+            fake_ray.told.append("closed")
+
+    @contextlib.contextmanager
+    def session():
+        try:
+            yield fake_ray
+        finally:
+            fake_ray.shutdown()
+
+    def full(images):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ray_evaluation, "results_of", results)
+    monkeypatch.setattr(ray_evaluation, "ray_session", session)
+    monkeypatch.setattr(ray_evaluation, "actors_for", lambda *arguments: Actors(1, 1, 0, 1))
+    how = Evaluation("best.pt", None, RunOptions(), ("whole",), Measures(), 1 << 20, by_image=False)
+    counting = SimpleNamespace(state=[], dataset=None)
+    with pytest.raises(OSError, match="No space left"):
+        ray_evaluation.evaluate_on_ray(
+            how, counting, count=2, cpus=None, part=lambda number: tmp_path / str(number), on_share=full
+        )
+    assert fake_ray.told == ["closed", "shutdown"]
