@@ -451,9 +451,10 @@ def ray_session() -> Iterator[Any]:
     with contextlib.ExitStack() as opened:
         ray = load_extra("ray", "ray")
         load_extra("ray.data", "ray")
+        opened.enter_context(_as_before(signal.SIGTERM))
+        _end_by_sigterm()
         folder = opened.enter_context(_short_folder())
         opened.enter_context(_quiet(folder / "ray.log"))
-        opened.enter_context(_as_before(signal.SIGTERM))
         opened.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=r"ray\.")  # of Ray's code about Ray's code
         for name in ("ray", "ray.data"):
@@ -475,7 +476,7 @@ def ray_session() -> Iterator[Any]:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise _no_cluster(address, _first_line(error)) from None
-        _end_by_sigterm()
+        _end_by_sigterm()  # again, as Ray has put its own in place
         yield ray
 
 
@@ -516,10 +517,8 @@ def _cores() -> int:
 
 
 def _stop(ray: Any, before: Sequence[psutil.Process], *, own: bool) -> None:
-    """Disconnect, and end the processes of a cluster of our own, but for those before; a second Ctrl-C has to wait."""
-    with _as_before(signal.SIGINT), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Disconnect, and end the processes of a cluster of our own, but for those before."""
+    with _undisturbed(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         children = [child for child in psutil.Process().children(recursive=True) if own and child not in before]
         ray.shutdown()
         for child in psutil.wait_procs(children, timeout=1)[1]:  # Ray's agents look for their head now and then only
@@ -536,7 +535,18 @@ def _short_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with _undisturbed():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore Ctrl-C and SIGTERM: the end is under way, and a second one would leave processes and files behind."""
+    with _as_before(signal.SIGINT), _as_before(signal.SIGTERM):
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        yield
 
 
 @contextlib.contextmanager

@@ -4,11 +4,14 @@ import contextlib
 import gc
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from resnest_seg.bulk import ray_engine, ray_evaluation
@@ -202,6 +205,48 @@ def test_an_actor_gives_signs_while_it_works(fake_ray, monkeypatch):
     given = len(signs)
     time.sleep(0.1)
     assert len(signs) <= given + 1
+
+
+def test_sigterm_while_ray_ends_leaves_no_process(fake_ray):
+    before = psutil.Process().children(recursive=True)
+
+    def shutdown():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+
+    fake_ray.shutdown = shutdown
+    with subprocess.Popen(["sleep", "60"]) as child, ray_engine._as_before(signal.SIGTERM):
+        ray_engine._end_by_sigterm()
+        try:
+            ray_engine._stop(fake_ray, before, own=True)
+            assert child.wait(timeout=10) == -signal.SIGKILL
+        finally:
+            child.kill()
+
+
+def test_sigterm_while_ray_starts_leaves_no_folder(fake_ray, monkeypatch):
+    folders = []
+
+    def init(*, _temp_dir, **rest):
+        folders.append(Path(_temp_dir))
+        signal.raise_signal(signal.SIGTERM)
+
+    def unexpected(number, frame):
+        raise AssertionError("the handler of before")
+
+    fake_ray.init = init
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0")
+    monkeypatch.setattr(ray_engine, "load_extra", lambda module, extra: fake_ray)
+    before = signal.signal(signal.SIGTERM, unexpected)
+    try:
+        with pytest.raises(SystemExit) as ended, ray_engine.ray_session():
+            pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143
+    assert fake_ray.told == ["shutdown"]
+    assert not folders[0].exists()
 
 
 def test_an_evaluation_that_fails_closes_its_results_before_ray_ends(fake_ray, monkeypatch, tmp_path):
