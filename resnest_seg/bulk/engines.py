@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from resnest_seg.bulk.job import PARQUET, Job
 from resnest_seg.bulk.ledger import Ledger, Outcome
 from resnest_seg.bulk.listing import BulkItem, share
-from resnest_seg.bulk.parquet import FAILED, failed_name, places_in, rows_of
+from resnest_seg.bulk.parquet import FAILED, failed_name, inputs_of, places_in
 from resnest_seg.bulk.worker import Worker
 from resnest_seg.errors import ConfigError, printable
 
@@ -110,7 +110,7 @@ def _check_places(job: Job, items: Sequence[BulkItem]) -> None:
 
 def _adopted(job: Job, items: Sequence[BulkItem], ledger: Ledger) -> dict[str, tuple[str, ...]]:
     """Items whose rows lie in a file without a line of their own: its process was killed before it wrote that."""
-    lacking = {name: rows for name in job.destination.names(PARQUET) if (rows := rows_of(name))}
+    lacking = {name: inputs for name in job.destination.names(PARQUET) if (inputs := inputs_of(name))}
     if lacking:
         for outcome in ledger.read():
             for name in lacking.keys() & set(outcome.outputs):
@@ -118,8 +118,8 @@ def _adopted(job: Job, items: Sequence[BulkItem], ledger: Ledger) -> dict[str, t
     by_place = {item.place: item for item in items} if any(lacking.values()) else {}
     adopted = [
         Outcome(by_place[place].key, place, (part,), None, 0.0, height, width)
-        for part, rows in lacking.items()
-        if rows > 0
+        for part, inputs in lacking.items()
+        if inputs > 0
         for place, height, width in places_in(job.destination, part)
         if place in by_place
     ]

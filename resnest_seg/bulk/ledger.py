@@ -26,7 +26,7 @@ class Outcome:
     Attributes:
         source: The input's path or address.
         place: Where its outputs lie, below the output, without endings.
-        outputs: Names of its files below the output.
+        outputs: Names of its files below the output; of an input that failed, the table that holds those beside it.
         error: Why there are none; None if it is done.
         seconds: That it took; of a batch, its share.
         height: Of the image in pixels, 0 where it is not known.

@@ -1,8 +1,8 @@
 """Outputs as rows of Parquet files: labels as PNG bytes, shares of the classes, mean confidence, or an error.
 
-A worker writes the rows of a few items as one file, whole or not at all, under a name that the items decide; so a retry
-replaces the file. A row of a failed input is a file of its own, named by the input: the row goes when a later start
-succeeds.
+A worker writes the rows of a few items as one file, whole or not at all, under a name that the items decide, whichever
+of them fail; so a retry replaces the file. A row of a failed input is a file of its own, named by the input: the row
+goes when a later start succeeds.
 """
 
 from __future__ import annotations
@@ -61,15 +61,24 @@ def row_of(path: str, place: str, prediction: Prediction, *, ids: str) -> Row:
     return Row(printable(path), place, png, height, width, shares, prediction.confidence)
 
 
-def write_part(destination: Destination, rows: Sequence[Row], space: LabelSpace) -> str:
-    """Write the rows of segmented images as one file; returns its name.
+def write_part(destination: Destination, paths: Sequence[str], rows: Sequence[Row], space: LabelSpace) -> str | None:
+    """Write the rows of segmented images as one file; returns its name, or None if there are no rows, and no file.
+
+    Args:
+        destination: The output.
+        paths: The inputs, with those that failed: they name the file.
+        rows: Of those that did not.
+        space: The classes.
 
     Raises:
         OSError: The disk is full.
         ConfigError: pyarrow is not installed.
     """
-    name = f"{PART}{_digest(*(row.path for row in rows))}-{len(rows)}.parquet"
-    destination.write(name, _table(rows, space))
+    name = f"{PART}{_digest(*sorted(map(printable, paths)))}-{len(paths)}.parquet"
+    if not rows:
+        destination.remove(name)  # of a process that died before it said so, and for which they did not fail
+        return None
+    destination.write(name, _table(sorted(rows, key=lambda row: row.path), space))
     return name
 
 
@@ -83,8 +92,8 @@ def failed_name(path: str) -> str:
     return f"{FAILED}{_digest(path)}.parquet"
 
 
-def rows_of(name: str) -> int:
-    """The number of rows of a file of results, by its name; 0 of another file."""
+def inputs_of(name: str) -> int:
+    """The number of inputs of a file of results, with those that failed, by its name; 0 of another file."""
     match = re.fullmatch(rf"{PART}[0-9a-f]{{24}}-(\d+)\.parquet", name)
     return int(match[1]) if match else 0
 

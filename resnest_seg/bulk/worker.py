@@ -119,7 +119,7 @@ class Worker:
         return ordered
 
     def _tabled(self, outcomes: list[Outcome]) -> list[Outcome]:
-        """Write the rows of outcomes; returns the outcomes with the file that holds them."""
+        """Write the rows of outcomes; returns the outcomes, also those that failed, with the file of them all."""
         if PARQUET not in self.job.write or not outcomes:
             return outcomes
         space = self.predictor.label_space
@@ -127,13 +127,10 @@ class Worker:
             if each.error is not None:
                 row = Row(printable(each.source), each.place, error=printable(each.error))
                 write_failed(self.destination, row, space)
-        if not self._rows:
+        part = write_part(self.destination, [each.source for each in outcomes], self._rows, space)
+        if part is None:
             return outcomes
-        part = write_part(self.destination, sorted(self._rows, key=lambda row: row.path), space)
-        return [
-            each if each.error is not None else dataclasses.replace(each, outputs=(*each.outputs, part))
-            for each in outcomes
-        ]
+        return [dataclasses.replace(each, outputs=(*each.outputs, part)) for each in outcomes]
 
     def _fetched(self, items: Sequence[BulkItem]) -> Iterator[list[_Photo]]:
         """The items with their files: those on this machine at once, then those of addresses, some at a time."""

@@ -304,6 +304,45 @@ def test_a_table_that_no_line_names_is_not_written_again(photos, checkpoints, tm
     assert set(dataclasses.asdict(first[0])) == {"source", "place", "outputs", "error", "seconds", "height", "width"}
 
 
+def test_rows_of_a_process_that_died_are_replaced_whatever_fails_now(checkpoints, tmp_path, monkeypatch):
+    """An actor of Ray's dies between the file and its lines, and another does the same inputs again."""
+    photos = write_photos(tmp_path / "photos", 6)
+    job = Job(str(checkpoints[0]), str(tmp_path / "out"), write=("parquet",), device="cpu")
+    items = sorted(list_inputs([str(photos)], output=job.output)[0], key=lambda item: item.key)
+    written, failing = workers.Worker._written, set()
+
+    def flaky(self, photo, prediction):
+        if photo.item.key in failing:
+            return workers.Outcome(photo.item.key, photo.item.place, error="the share was away")
+        return written(self, photo, prediction)
+
+    def died(*given):
+        raise KeyboardInterrupt
+
+    def rows():
+        tables = map(pandas.read_parquet, (tmp_path / "out" / "parquet").glob("part-*"))
+        return sorted(path for table in tables for path in table.path)
+
+    monkeypatch.setattr(workers.Worker, "_written", flaky)
+    worker = Worker(job)
+    for failing in ({items[0].key}, {items[1].key, items[2].key}, set()):
+        with monkeypatch.context() as patched:
+            patched.setattr(worker.ledger, "write", died)
+            with pytest.raises(KeyboardInterrupt):
+                worker(items)
+        assert rows() == [item.key for item in items if item.key not in failing]
+    failing = {items[3].key}
+    worker(items)
+    assert rows() == [item.key for item in items if item.key not in failing]
+    reads = []
+    monkeypatch.setattr(engines, "places_in", lambda destination, name: reads.append(name) or ())
+    assert remaining(job, items) == [items[3]]
+    assert not reads  # the failed one is accounted for: the file need not be opened at every start
+    failing = {item.key for item in items}
+    worker(items)
+    assert rows() == []
+
+
 def test_a_full_disk_ends_the_job(photos, checkpoints, tmp_path, monkeypatch):
     job = Job(str(checkpoints[0]), str(tmp_path / "out"), device="cpu")
     items, _ = list_inputs([str(photos / "in 0")], output=job.output)
