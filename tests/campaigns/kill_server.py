@@ -14,13 +14,13 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import threading
 import time
 from pathlib import Path
 
 import torch._dynamo  # noqa: F401  # torch imports it when an optimiser is built: seconds that each child would spend
+from free_port import free_port
 
 import resnest_seg.data.build
 import resnest_seg.data.checks
@@ -133,9 +133,7 @@ def main():
     assert threading.active_count() == 1
     for line in sys.stdin:
         order = json.loads(line)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         for rank in reversed(range(order["ranks"])):  # the last one, rank 0, is the one that is waited for first
             pid = os.fork()
             if pid == 0:

@@ -12,7 +12,6 @@ masks_ddp                       is of Mask2Former; masks_one by one process
 
 import dataclasses
 import os
-import socket
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import numpy as np
 import torch._dynamo  # which torch imports when an optimiser is built: seconds that each child would spend
 import torch.distributed.fsdp
 import torch.distributed.tensor
+from campaigns.free_port import free_port
 
 import resnest_seg.training.distributed
 from resnest_seg.config import (
@@ -170,9 +170,7 @@ def predict_masks(output):
 
 def in_two(work, output, *, count=2, **options):
     """Run `train`, `classify` or `predict_masks` in two processes that share the batch, or in one that is alone."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     children = []
     for rank in range(count):
         pid = os.fork()
