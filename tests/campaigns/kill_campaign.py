@@ -14,6 +14,7 @@ no loader process may be left. A table of what was done is printed at the end.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
@@ -39,6 +40,7 @@ from resnest_seg.models.loading import build_segmenter
 
 PROJECT = Path(__file__).resolve().parents[2]
 TRAIN = PROJECT / "tools" / "train_seg.py"
+STRUCK = Path(__file__).with_name("struck_train_seg.py")
 
 WORDS = [
     *("--dataset", "synthetic", "--resume", "auto"),
@@ -211,17 +213,19 @@ def shared_words(workers):
     return [*words, f"--train.batch_size={16 * workers}", "--train.epochs=1", "--train.iterations=null"]
 
 
-def elastic(folder, log, *, workers, kills, random, words=(), seconds=3):
-    """One run under torchrun, whose agent restarts what is killed here, up to `seconds` after a start; says how often
-    that was.
+def elastic(folder, log, *, workers, kills, random, words=(), strike=None):
+    """One run under torchrun, whose agent restarts what is killed here, up to 3 s after a start; says how often.
+
+    With `strike` (see struck_train_seg.py) a process ends itself at that step, besides.
     """
     words = [*shared_words(workers), *words, "--output", str(folder)]
     launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={workers}", "--standalone",
               f"--max-restarts={kills + 1}", "--monitor-interval=0.2"]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    killed = 0
+    environment |= {"STRIKE": strike} if strike else {}
+    killed, script = 0, str(STRUCK if strike else TRAIN)
     with open(log, "a") as file:
-        agent = subprocess.Popen([*launch, str(TRAIN), *words], stdout=file, stderr=file, env=environment)
+        agent = subprocess.Popen([*launch, script, *words], stdout=file, stderr=file, env=environment)
         end = time.monotonic() + 300
         while agent.poll() is None:
             if time.monotonic() > end:
@@ -230,9 +234,10 @@ def elastic(folder, log, *, workers, kills, random, words=(), seconds=3):
             machine = folder / "machine.jsonl"
             starts = machine.read_text().count('"start"') if machine.exists() else 0
             if killed < kills and len(pids) == workers and starts > killed:
-                time.sleep(random.uniform(0, seconds))
-                os.kill(random.choice(pids), signal.SIGKILL)
-                killed += 1
+                time.sleep(random.uniform(0, 3))
+                with contextlib.suppress(ProcessLookupError):  # the run was over first
+                    os.kill(random.choice(pids), signal.SIGKILL)
+                    killed += 1
             time.sleep(0.05)
     assert agent.returncode == 0, Path(log).read_text()[-3000:]
     return killed

@@ -38,7 +38,8 @@ from safetensors.torch import load_file
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
 
-from kill_campaign import LAST, WORDS, assert_same_run, await_no_process, workers_of  # noqa: E402
+from free_port import free_port  # noqa: E402
+from kill_campaign import LAST, STRUCK, TRAIN, WORDS, assert_same_run, await_no_process, workers_of  # noqa: E402
 
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
@@ -82,10 +83,8 @@ class Node:
 class Cluster:
     """Machines with one run; every start of one is another log."""
 
-    def __init__(self, folder, words=(), *, nodes="2", restarts=5):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+    def __init__(self, folder, words=(), *, nodes="2", restarts=5, script=TRAIN):
+        self.port = free_port()
         self.run, self.logs = folder / "run", folder
         self.words = [*SHARED, *words, "--output", str(self.run)]
         options = [
@@ -93,7 +92,7 @@ class Cluster:
             f"--rdzv-endpoint=127.0.0.1:{self.port}",
             "--rdzv-conf=last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3,close_timeout=5",
         ]  # fmt: skip
-        self.command = [*launch(*options), str(PROJECT / "tools/train_seg.py"), *self.words]
+        self.command = [*launch(*options), str(script), *self.words]
         self.nodes = []
 
     def start(self, *, within=(), **variables):
@@ -217,10 +216,12 @@ def play_worker(folder, whole, options):
     return f"3 processes killed, starts at {nodes.starts()}, the same bits; {said[:160]}"
 
 
-def play_node(folder, whole, options, words=()):
-    with cluster(folder, words) as nodes:
-        first, second = nodes.start(), nodes.start()
-        nodes.reaches(10)
+def play_node(folder, whole, options, words=(), hold=None):
+    """The second machine is killed at step 10 or later, or, so that a short run is not over first, held at a step."""
+    held = {"STRIKE": f"0 {hold} SIGSTOP"} if hold else {}
+    with cluster(folder, words, script=STRUCK if hold else TRAIN) as nodes:
+        first, second = nodes.start(), nodes.start(**held)
+        nodes.reaches(hold or 10)
         second.send(signal.SIGKILL)
         third = nodes.start()
         assert (first.ended(), third.ended()) == (0, 0)

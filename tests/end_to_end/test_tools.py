@@ -7,16 +7,17 @@ import runpy
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from campaigns.kill_campaign import STRUCK
 from conftest import PROJECT, TINY
 from PIL import Image
 from support import fake_data
+from support.processes import await_stop
 from support.reference import filled_state, original_keys
 
 from resnest_seg.config import load_run_config
@@ -475,13 +476,19 @@ def test_a_run_without_a_name_is_resumed_where_it_was_left(tool, tmp_path, monke
     assert len(list(Path("runs").iterdir())) == 2
 
 
-def wait_for(path, process, seconds=120):
-    for _ in range(seconds * 50):
-        if path.exists() and path.read_text().strip():
-            return
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    raise AssertionError(f"{path} did not appear")
+def stopped_by(number, words):
+    """(exit code, messages) of a training whose process group gets a signal in the midst of its third step.
+
+    The process waits there, so that the signal comes before the end on any machine.
+    """
+    environment = os.environ | {"STRIKE": "0 2 SIGSTOP"}
+    process = subprocess.Popen([sys.executable, STRUCK, *words], stderr=subprocess.PIPE, text=True, env=environment,
+                               start_new_session=True, stdout=subprocess.DEVNULL)  # fmt: skip
+    await_stop(process)
+    os.killpg(process.pid, number)
+    os.killpg(process.pid, signal.SIGCONT)
+    _, message = process.communicate(timeout=120)
+    return process.returncode, message
 
 
 SHORT = ["--train.epochs=null", "--train.iterations=20", "--data.check=0"]
@@ -496,22 +503,16 @@ def test_sigterm_saves_and_resume_auto_continues(tool, tmp_path):
     folder = tmp_path / "run"
     words = ["--dataset", "synthetic", *TINY, "--train.batch_size=8", "--output", folder, "--resume", "auto"]
     words += [*SMALL, "--train.log_every=1", "--data.workers=2", *SHORT]
-    command = [sys.executable, PROJECT / "tools/train_seg.py", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True,
-                               stdout=subprocess.DEVNULL)  # fmt: skip
-    wait_for(folder / "metrics.jsonl", process)
-    os.killpg(process.pid, signal.SIGTERM)
-    _, message = process.communicate(timeout=60)
-    assert process.returncode == 143, message
+    code, message = stopped_by(signal.SIGTERM, words)
+    assert code == 143, message
     assert "stopped and saved" in message
     assert "Traceback" not in message
-    stopped_at = Checkpoint.load(folder / LAST).training.values["step"]
-    assert 0 < stopped_at < 20
+    assert Checkpoint.load(folder / LAST).training.values["step"] == 3
     assert tool("train_seg")(*words) == 0
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 21))
     starts = [json.loads(line) for line in (folder / "machine.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in starts if line["kind"] == "start"] == [0, stopped_at]
+    assert [line["step"] for line in starts if line["kind"] == "start"] == [0, 3]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -521,19 +522,13 @@ def test_ctrl_c_saves_and_says_how_to_resume(tool, tmp_path, workers):
     What the message says is then done in this process.
     """
     folder = tmp_path / "run"
-    command = [sys.executable, PROJECT / "tools/train_seg.py"]
     words = ["--dataset", "synthetic", *TINY, "--train.batch_size=8", "--output", folder, *SHORT]
     words += [*SMALL, f"--data.workers={workers}"]
-    process = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True, start_new_session=True,
-                               stdout=subprocess.DEVNULL)  # fmt: skip
-    wait_for(folder / "metrics.jsonl", process)
-    os.killpg(process.pid, signal.SIGINT)
-    _, message = process.communicate(timeout=60)
-    assert process.returncode == 130, message
+    code, message = stopped_by(signal.SIGINT, words)
+    assert code == 130, message
     assert f"stopped and saved. Continue with: python tools/train_seg.py --resume {folder}" in message
     assert "Traceback" not in message
-    stopped_at = Checkpoint.load(folder / LAST).training.values["step"]
-    assert 0 < stopped_at < 20
+    assert Checkpoint.load(folder / LAST).training.values["step"] == 3
     assert tool("train_seg")("--resume", folder) == 0
     assert Checkpoint.load(folder / LAST).training.values["step"] == 20
     assert (folder / BEST).exists()

@@ -41,8 +41,8 @@ def test_a_machine_that_dies_and_comes_back_leaves_no_trace(tmp_path):
             server.close()
         return tmp_path / "whole"
 
-    short = ["--train.iterations=20", "--train.validate_every_steps=20", "--train.ema=0", "--train.batch_size=4"]
-    node_campaign.play_node(tmp_path / "node", whole, argparse.Namespace(), short)
+    short = ["--train.iterations=16", "--train.validate_every_steps=16", "--train.ema=0", "--train.batch_size=4"]
+    node_campaign.play_node(tmp_path / "node", whole, argparse.Namespace(), short, hold=8)
     assert len(list((tmp_path / "node").glob("log*"))) == 3
 
 

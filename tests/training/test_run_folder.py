@@ -34,12 +34,15 @@ def checkpoint(tiny_space):
 
 def test_six_kills_leave_no_trace(tmp_path):
     """SIGKILL, SIGTERM and both after random times, within file operations of saves and within validations."""
-    server, rng = kill_campaign.Server(tmp_path / "log"), random.Random(os.getpid())
+    server, rng = kill_campaign.Server(tmp_path / "log"), random.Random(1)  # whose draws have all kinds
     words = ["--train.batch_size=2"]  # drawing the photos is what takes most of the time
     try:
         whole = [*kill_campaign.WORDS, *words, "--output", tmp_path / "whole"]
         assert server.run(whole) == 0, (tmp_path / "log").read_text()
-        killed, runs = 0, 0
+        middle = kill_campaign.Attack("operation", ((60, "SIGKILL"),))  # where the run has saved some times
+        run1 = [*kill_campaign.WORDS, *words, "--output", tmp_path / "run1"]
+        assert server.run(run1, attack=middle) == -9, (tmp_path / "log").read_text()
+        killed, runs = 1, 0
         while killed < 6:
             runs += 1
             killed += kill_campaign.killed_run(
@@ -49,7 +52,7 @@ def test_six_kills_leave_no_trace(tmp_path):
     finally:
         server.close()
     steps = [entry["step"] for entry in lines(tmp_path / "run1" / MACHINE) if entry["kind"] == "start"]
-    assert any(step % 64 for step in steps)  # it did continue in the middle
+    assert 0 < steps[1] < 64  # it did continue in the middle
 
 
 def few_photos(workers):
@@ -65,12 +68,12 @@ def test_a_worker_that_dies_is_restarted_by_torchrun(tmp_path):
         assert server.run(words, ranks=2) == 0, log.read_text()
     finally:
         server.close()
-    rng, own = random.Random(os.getpid()), few_photos(2)
     output = tmp_path / "killed"
-    assert kill_campaign.elastic(output, log, workers=2, kills=1, random=rng, words=own, seconds=1) == 1
+    kill_campaign.elastic(output, log, workers=2, kills=0, random=None, words=few_photos(2), strike="1 8 SIGKILL")
     kill_campaign.assert_same_run(output, tmp_path / "whole")
     starts = [entry["step"] for entry in lines(output / MACHINE) if entry["kind"] == "start"]
     assert len(starts) == 2
+    assert 6 <= starts[1] <= 8  # the save before, or one that the other process made as it ended
 
 
 @pytest.mark.parametrize(
