@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import cv2
@@ -100,9 +99,23 @@ def content(folder):
     }
 
 
-def command(checkpoint, *words):
+KILLED = """
+import os, signal, sys
+from resnest_seg.bulk.ledger import Ledger
+from resnest_seg.cli.main import run
+
+def write_and_die(ledger, outcomes):
+    write(ledger, outcomes)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+write, Ledger.write = Ledger.write, write_and_die
+sys.exit(run())
+"""
+
+
+def command(checkpoint, *words, program=("-m", "resnest_seg")):
     """Predict as a process."""
-    before = [sys.executable, "-m", "resnest_seg", "predict", "--checkpoint", checkpoint, "--device", "cpu", *words]
+    before = [sys.executable, *program, "predict", "--checkpoint", checkpoint, "--device", "cpu", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(list(map(str, before)), env=environment, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
@@ -178,14 +191,10 @@ def test_more_errors_than_can_be_shown_are_counted(capsys, tmp_path):
 def test_a_killed_job_continues(photos, plain, checkpoints, predict, tmp_path, capsys, monkeypatch):
     """SIGKILL as soon as the first outputs are written down; then a torn line, and a temporary file, beside them."""
     words = [photos, "--output", tmp_path / "out", "--write", "labels", "overlay", "polygons", "--shard", "0/1"]
-    process = command(checkpoints[0], *words)
-    manifest = tmp_path / "out" / "manifest"
-    while not (manifest.is_dir() and any(path.stat().st_size for path in manifest.iterdir())):
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    (file,) = manifest.iterdir()
+    process = command(checkpoints[0], *words, program=("-c", KILLED))
+    _, said = process.communicate()
+    assert process.returncode == -signal.SIGKILL, said
+    (file,) = (tmp_path / "out" / "manifest").iterdir()
     lines = file.read_bytes().splitlines(keepends=True)
     assert 0 < len(lines) < 30
     torn = json.loads(lines[-1])
