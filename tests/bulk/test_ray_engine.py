@@ -40,6 +40,9 @@ SIZES = [(64, 64), (48, 80), (64, 64), (70, 50)]
 BROKEN = range(3, 40, 7)
 """Numbers of the photos that cannot be read, two of each kind."""
 
+CORES = ray_engine._cores()
+"""Those of this machine, of which the fixture `cluster` has two at most."""
+
 SLOW = ("--protocol", "encoding")
 """Options by which a photo takes long enough to kill something meanwhile."""
 
@@ -118,40 +121,49 @@ def actors_in(folder):
     return {int(path.stem.split("-")[-2]): len(path.read_text().splitlines()) for path in folder.glob("manifest/*")}
 
 
-def kill_one(folder, *, after):
-    """Kill an actor as soon as it has done some inputs; a thread, whose `killed` is the process."""
+@contextlib.contextmanager
+def hunting(candidates):
+    """Kill one of the processes that a function names, as soon as there is one; a thread, whose `killed` it is.
+
+    At the end of the block it has a minute left, and none if the block fails.
+    """
 
     def run():
-        while not thread.killed:
-            for pid, count in actors_in(folder).items():
-                if count >= after:
+        while not (thread.killed or over.is_set()):
+            for pid in candidates():
+                with contextlib.suppress(ProcessLookupError):  # it ended since: there may be another one
                     os.kill(pid, signal.SIGKILL)
                     thread.killed = pid
                     return
             time.sleep(0.01)
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread, over = threading.Thread(target=run, daemon=True), threading.Event()
     thread.killed = None
     thread.start()
-    return thread
+    try:
+        yield thread
+        thread.join(60)
+        assert thread.killed
+    finally:
+        over.set()
+        thread.join(60)
+
+
+def kill_one(folder, *, after):
+    """Kill an actor as soon as it has done some inputs."""
+    return hunting(lambda: [pid for pid, count in actors_in(folder).items() if count >= after])
 
 
 def kill_child(name, *, when=lambda: True):
-    """Kill a process below this one by its name, as soon as there is one; a thread."""
+    """Kill a process below this one by its name, as soon as there is one."""
 
-    def run():
-        while True:
-            if when():
-                for child in psutil.Process().children(recursive=True):
-                    with contextlib.suppress(psutil.Error):
-                        if child.name().startswith(name[:15]) and " ".join(child.cmdline()).startswith(name):
-                            child.kill()
-                            return
-            time.sleep(0.01)
+    def candidates():
+        for child in psutil.Process().children(recursive=True) if when() else ():
+            with contextlib.suppress(psutil.Error):
+                if child.name().startswith(name[:15]) and " ".join(child.cmdline()).startswith(name):
+                    yield child.pid
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread
+    return hunting(candidates)
 
 
 def soon(condition, seconds=60):
@@ -216,11 +228,8 @@ def test_the_same_bytes_as_without_and_bad_photos_lose_nothing(cluster, predict,
 def test_killed_processes_lose_nothing_and_double_nothing(cluster, predict, photos, tmp_path, capsys):
     """An actor, and the process that counts attempts, which is a worker of Ray's as well."""
     assert predict(photos, "--output", "plain", "--write", "labels", *SLOW) == 0
-    actor = kill_one(tmp_path / "out", after=2)
-    helper = kill_child("ray::Attempts", when=lambda: actor.killed)
-    assert predict(photos, "--output", "out", "--write", "labels", "parquet", "--engine", "ray", *SLOW) == 0
-    actor.join()
-    helper.join()
+    with kill_one(tmp_path / "out", after=2) as actor, kill_child("ray::Attempts", when=lambda: actor.killed):
+        assert predict(photos, "--output", "out", "--write", "labels", "parquet", "--engine", "ray", *SLOW) == 0
     assert actor.killed in actors_in(tmp_path / "out")
     assert "20 of 20 inputs segmented into out: labels, parquet (0 done before, 0 failed" in capsys.readouterr().out
     assert files(tmp_path / "out") == files(tmp_path / "plain")
@@ -235,7 +244,7 @@ def test_ctrl_c_and_a_killed_head_continue(cluster, predict, photos, checkpoint,
     out = tmp_path / "out"
     words = ("predict", "--checkpoint", checkpoint, "--device", "cpu", photos, "--output", "out", "--engine", "ray",
              "--write", "parquet", *SLOW)  # fmt: skip
-    alone = ("--cpus-per-actor", ray_engine._cores())
+    alone = ("--cpus-per-actor", CORES)
     head = start(*words, *alone, cwd=tmp_path, RAY_ADDRESS="local")
     wait_for(lambda: len(lines(out)) >= 2, head)
     os.killpg(head.pid, signal.SIGINT)
@@ -295,7 +304,8 @@ def test_eval_gives_the_same_report(cluster, checkpoint, tool, tmp_path, monkeyp
     def killing(*arguments):
         for number, share in enumerate(counted(*arguments)):
             if not number:
-                kill_child("ray::MapWorker").join()
+                with kill_child("ray::MapWorker"):
+                    pass
                 # As the actor leaves one if it dies while it writes a prediction, which it does in some runs only.
                 (tmp_path / "out" / ".synthetic val scene 3.99999.tmp.png").write_bytes(b"half")
             yield share
