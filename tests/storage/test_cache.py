@@ -129,6 +129,9 @@ def test_killed_processes_leave_no_half_file_and_the_limit_holds(tmp_path):
         workers[index].join()
         workers[index] = context.Process(target=_work, args=(folder, seed, 60))
         workers[index].start()
+    end = time.monotonic() + 30
+    while biggest <= 8 * KIB and time.monotonic() < end:
+        time.sleep(0.01)
     for worker in workers:
         worker.kill()
         worker.join()

@@ -77,10 +77,10 @@ class Visit:
 def visit(chromium, address, *, width=1280, height=900, **options):
     """Open an address in a browser context of its own; `options` are of Playwright's `new_context`.
 
-    Nothing is waited for longer than 20 s. Forgotten at the end: cookies, downloads, storage.
+    Nothing is waited for longer than a minute. Forgotten at the end: cookies, downloads, storage.
     """
     context = chromium.new_context(viewport={"width": width, "height": height}, **options)
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)
     try:
         page = context.new_page()
         found = Visit(page)
