@@ -14,6 +14,7 @@ import pytest
 from conftest import PROJECT
 from support import small_onnx
 from support.photo_service import ask
+from support.processes import still_running
 
 from resnest_seg.cli import demo, serve
 from resnest_seg.cli.main import main
@@ -53,7 +54,7 @@ def test_the_page_opens_and_ctrl_c_leaves_nothing(tmp_path):
         address = line.split()[0]
         port = int(address.removeprefix("http://127.0.0.1:").removesuffix("/"))
         assert port != demo.PORT
-        until = time.monotonic() + 30
+        until = time.monotonic() + 60
         while not (tmp_path / "opened").exists() or not (tmp_path / "opened").read_text():
             assert time.monotonic() < until
             time.sleep(0.02)
@@ -63,9 +64,9 @@ def test_the_page_opens_and_ctrl_c_leaves_nothing(tmp_path):
         children = psutil.Process(process.pid).children(recursive=True)
         assert children
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=30)[1] == ""
+        assert process.communicate(timeout=60)[1] == ""
         assert process.returncode == 130
-        assert psutil.wait_procs(children, timeout=10)[1] == []
+        assert still_running(children) == []
 
 
 @pytest.mark.slow
@@ -74,11 +75,11 @@ def test_a_port_that_was_asked_for_and_no_browser(tmp_path):
         port = taken.getsockname()[1]
         with running(tmp_path, "--no-browser", "--port", str(port)) as (process, lines):
             assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in lines[0]
-            assert process.wait(timeout=30) == 2
+            assert process.wait(timeout=60) == 2
     with running(tmp_path, "--no-browser", "--port", "0") as (process, lines):
         assert lines[1].startswith("http://127.0.0.1:")
         process.terminate()
-        assert process.communicate(timeout=30)[1] == ""
+        assert process.communicate(timeout=60)[1] == ""
         assert process.returncode == 143
     assert not (tmp_path / "opened").exists()
 
@@ -92,9 +93,10 @@ def test_a_second_ctrl_c_shows_no_traceback(tmp_path):
         for _ in range(2):
             process.send_signal(signal.SIGINT)
             time.sleep(0.03)  # within the tenth of a second that the server takes to stop
-        assert process.communicate(timeout=30)[1] == ""
+        # The second one may also come when the server has just ended, and before it is ignored.
+        assert process.communicate(timeout=60)[1] in ("", "interrupted\n")
         assert process.returncode == 130
-        assert psutil.wait_procs(children, timeout=10)[1] == []
+        assert still_running(children) == []
 
 
 @pytest.mark.parametrize(

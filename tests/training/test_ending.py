@@ -16,11 +16,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from conftest import PROJECT
+from support.processes import still_running
 from test_training import CONFIG_OF_TEST, Stripes, trainer
 
 from resnest_seg.config import ClassFolderConfig, ClassifierConfig, PretrainConfig
+from resnest_seg.data import loader
 from resnest_seg.data.inspection import scan
-from resnest_seg.data.loader import _loaded, load_batches
+from resnest_seg.data.loader import _loaded, load_batches, loader_processes
 from resnest_seg.errors import DatasetError, ResNeStSegError
 from resnest_seg.evaluation.evaluator import evaluate
 from resnest_seg.models.checkpoint import LAST, Checkpoint
@@ -39,6 +41,12 @@ FILE_LIMIT = 4000
 @pytest.fixture(autouse=True)
 def _fresh_engine():
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_cap_on_processes(monkeypatch):
+    """As many loader processes as are asked for, also where there is one core."""
+    monkeypatch.setattr(loader, "loader_processes", lambda workers: workers)
 
 
 def end_children():
@@ -152,7 +160,7 @@ def test_loader_processes_end_with_their_loader(small_dataset, end):
         failure = error  # with its traceback
     assert (failure is not None) == (end in ("raised", "broken sample"))
     assert multiprocessing.active_children() == []
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30
 
 
 def test_signals_to_the_group_leave_loader_processes_alone(small_dataset):
@@ -334,6 +342,7 @@ import sys
 import time
 import numpy as np
 from resnest_seg.labels import LabelSpace
+from resnest_seg.data import loader
 from resnest_seg.data.loader import _loaded, load_batches
 from resnest_seg.data.datasets import Sample, SegmentationDataset
 
@@ -345,6 +354,7 @@ class Slow(SegmentationDataset):
         time.sleep(600 if index else 0)
         return Sample(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8), "sample")
 
+loader.loader_processes = lambda workers: workers
 batches = load_batches(Slow(), [[(0, index)] for index in range(9)], workers=2)
 next(batches)
 print("ready", flush=True)
@@ -367,7 +377,7 @@ def test_a_loader_that_is_never_closed_ends_with_its_process(end):
         process.kill()
     process.communicate(timeout=60)  # its pipe is closed when the loader processes are gone as well
     assert process.returncode == (-signal.SIGKILL if end == "killed" else 1)
-    assert psutil.wait_procs(children, timeout=60)[1] == []
+    assert still_running(children) == []
 
 
 @pytest.mark.parametrize("cause", ["killed", "full disk"])
@@ -386,13 +396,13 @@ def test_the_training_tool_is_gone_within_seconds(tmp_path, cause):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     children = psutil.Process(process.pid).children()
-    assert len(children) == 2
+    assert len(children) == loader_processes(2)
     if cause == "killed":
         children[0].kill()
     else:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
     _, message = process.communicate(timeout=60)
-    assert not any(child.is_running() for child in children)
+    assert still_running(children) == []
     if cause == "killed":
         assert process.returncode == 2
         assert message.strip().startswith("error: a loader process (pid")
