@@ -321,11 +321,12 @@ def run(cases, folder, *, each=lambda outcome: None):
 
 
 def project_files():
-    """Files of the checkout that no case may touch."""
+    """Files of the checkout that no case may touch; but for what the tests of the site write there meanwhile."""
     skipped = {".git", ".venv", "__pycache__", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".hypothesis"}
+    written = {PROJECT / "docs" / "reference", PROJECT / "build"}
     found = {}
     for place, folders, files in os.walk(PROJECT):
-        folders[:] = [name for name in folders if name not in skipped]
+        folders[:] = [name for name in folders if name not in skipped and Path(place, name) not in written]
         found |= {path: path.stat().st_mtime_ns for path in (Path(place, name) for name in files) if path.exists()}
     return found
 
