@@ -56,10 +56,16 @@ def apart(got, expected, start, part=""):
     )
 
 
+def near(ours, theirs):
+    """True if two tensors differ by rounding: as vectors, since single numbers of either may be next to nothing."""
+    ours, theirs = ours.double(), theirs.double()
+    return float((ours - theirs).norm()) <= 1e-4 * float(theirs.norm()) + 1e-6 * theirs.numel() ** 0.5
+
+
 @pytest.mark.parametrize("name", ["taught_accumulated2", "taught_ddp", "taught_fsdp"])
 def test_neither_does_a_run_with_a_teacher(runs, name):
     expected, got = (Checkpoint.load(runs / folder / LAST).weights for folder in ("taught_accumulated1", name))
-    assert all(torch.allclose(got[key], value, rtol=1e-4, atol=1e-6) for key, value in expected.items())
+    assert all(near(got[key], value) for key, value in expected.items())
     for ours, theirs in zip(lines(runs / name), lines(runs / "taught_accumulated1"), strict=True):
         for key in ("loss", "labelled_loss", "kl_loss", "cwd_loss", "grad_norm"):
             assert ours[key] == pytest.approx(theirs[key], rel=1e-3)
@@ -73,7 +79,7 @@ def test_the_run_does_not_depend_on_how_the_batch_is_divided(runs, name):
     start = Checkpoint.load(runs / "accumulated1" / "step_00000000.safetensors")
     for ours, theirs in ((got.weights, expected.weights), (got.training.tensors, expected.training.tensors)):
         assert ours.keys() == theirs.keys()
-        assert all(torch.allclose(ours[key], value, rtol=1e-4, atol=1e-6) for key, value in theirs.items())
+        assert all(near(ours[key], value) for key, value in theirs.items())
     for part in ("encoder", "head", "aux_head"):
         between, way = apart(got.weights, expected.weights, start.weights, f"{part}.")
         assert between < 1e-6 * way, part  # a thousandth of what was learnt: a mean of means is far outside
@@ -89,7 +95,7 @@ def test_split_and_resumed_is_split(runs):
 
 def test_the_best_is_the_average(runs):
     best, last = Checkpoint.load(runs / "fsdp" / BEST), Checkpoint.load(runs / "ddp" / BEST)
-    assert all(torch.allclose(value, last.weights[key], rtol=1e-4, atol=1e-6) for key, value in best.weights.items())
+    assert all(near(value, last.weights[key]) for key, value in best.weights.items())
 
 
 def test_two_processes_are_one(runs):
