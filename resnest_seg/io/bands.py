@@ -67,7 +67,8 @@ class BandReader:
     Attributes:
         bands: Numbers from 1 or names of the bands, in the order of the channels; None takes all.
         nodata: A value that means no data, besides what the file itself says.
-        fill: Values that pixels without data get, one a band; None leaves them.
+        fill: Values that pixels without data get, one a band: the means of the training data, by which files of other
+            units are told. None leaves them.
     """
 
     bands: tuple[int | str, ...] | None = None
@@ -94,8 +95,8 @@ class BandReader:
             name: Its name in messages.
 
         Raises:
-            DatasetError: It is damaged, of another type (complex numbers, a palette), has no such band, or holds
-                infinity.
+            DatasetError: It is damaged, of another type (complex numbers, a palette), has no such band, holds
+                infinity, or 8 bits where the bands have more.
             ConfigError: rasterio is not installed, which TIFF files need.
         """
         if data[:4] in TIFF:
@@ -191,10 +192,16 @@ class BandReader:
             declared: NaN is known to mean no data.
 
         Raises:
-            DatasetError: Another type, or infinity; names the band.
+            DatasetError: Another type, fewer bits than the means in `fill` need, or infinity; names the band.
         """
         if not pixels.size:
             raise DatasetError(f"{name} has no pixels: its shape is {list(pixels.shape)}.")
+        if self.fill is not None and has_fewer_bits(pixels, self.fill):
+            raise DatasetError(
+                f"{name} holds 8-bit values, and the bands of the training data have means up to {max(self.fill):.5g} "
+                "(data.pixel_mean): give the file as it was before it was scaled to 8 bits. If its values are in these "
+                "units, save them with their bits: gdal_translate -ot UInt16 IN OUT"
+            )
         if self.nodata is not None and not np.isnan(self.nodata):
             given = pixels != self.nodata
             valid = given if valid is None else valid & given
@@ -256,8 +263,8 @@ def as_raster(image: Any, reader: BandReader, mean: Sequence[float]) -> Raster:
         mean: Of each band in training, C values.
 
     Raises:
-        DatasetError: A file cannot be read, or values are infinite.
-        ConfigError: Another type or number of bands; uint8 where the bands have more bits.
+        DatasetError: A file cannot be read, or has 8 bits where the bands have more; or values are infinite.
+        ConfigError: Another type or number of bands; an array of uint8 where the bands have more bits.
     """
     if is_file(image):
         return reader.read(image)
@@ -272,13 +279,18 @@ def as_raster(image: Any, reader: BandReader, mean: Sequence[float]) -> Raster:
             f"the model takes images of {count} bands{shown}: a file, an array [H, W, {count}] or a tensor [{count}, "
             f"H, W], with the values of the files as they are; or a batch or list of such; not {seen}."
         )
-    if pixels.dtype == np.uint8 and max(mean) > 255:
+    if has_fewer_bits(pixels, mean):
         raise ConfigError(
             f"{seen} holds 8-bit values, and the bands of the model have means up to {max(mean):.5g}: pass the values "
             "of the files as they are."
         )
     found = reader.checked(pixels, seen)
     return found._replace(pixels=np.require(found.pixels, requirements=["C", "W"]))
+
+
+def has_fewer_bits(pixels: NDArray[Any], mean: Sequence[float]) -> bool:
+    """True for 8-bit values of bands whose means in training, C values, lie beyond 255: they have other units."""
+    return pixels.dtype == np.uint8 and max(mean) > 255
 
 
 def without_labels(labels: NDArray[Any], valid: NDArray[np.bool_] | None) -> NDArray[Any]:

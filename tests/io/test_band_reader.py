@@ -13,6 +13,7 @@ from support.rasters import NAMES, values, write_raster
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.io.bands import BandReader, BandStatistics, Raster, as_raster, without_labels
 from resnest_seg.io.images import read_image
+from resnest_seg.io.raster_windows import LargeBands
 from resnest_seg.io.visualize import picture_of
 
 PROFILES = {
@@ -204,6 +205,25 @@ def test_images_of_python_are_checked():
             assert f"{list(wrong.shape)}" in str(error.value)
     with pytest.raises(ConfigError, match=r"8-bit values, and the bands of the model have means up to 1500"):
         as_raster(pixels.astype(np.uint8), reader, mean)
+
+
+def test_files_scaled_to_8_bits_are_refused_like_arrays(tmp_path):
+    mean, deep = (1500.0, 90.0), values("uint16", 8, 9, 2)
+    reader = BandReader((1, 2), None, mean)
+    path, array = write_raster(tmp_path / "a.tif", deep.astype(np.uint8)), tmp_path / "b.npy"
+    np.save(array, deep.astype(np.uint8))
+    with LargeBands(path, reader) as image:
+        ways = (lambda: as_raster(path, reader, mean), lambda: reader.decode(array.read_bytes(), "body"),
+                lambda: image[0:4, 0:4], lambda: image.preview(longest=4))  # fmt: skip
+        for way in ways:
+            with pytest.raises(DatasetError, match=r"holds 8-bit values, and .* means up to 1500 .*gdal_translate -ot"):
+                way()
+    with pytest.raises(ConfigError, match="holds 8-bit values"):
+        as_raster(deep.astype(np.uint8), reader, mean)
+    kept = write_raster(tmp_path / "c.tif", deep.astype(np.uint8))
+    for known in (BandReader((1, 2)), BandReader((1, 2), None, (255.0, 90.0))):  # statistics, and bands of 8 bits
+        assert known.read(kept).pixels.dtype == np.uint8
+    assert np.array_equal(reader.read(write_raster(tmp_path / "d.tif", deep.astype(np.float32))).pixels, deep)
 
 
 def test_a_picture_stretches_three_bands():
