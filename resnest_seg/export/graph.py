@@ -99,6 +99,7 @@ def info_of(model: Segmenter | Sequence[Segmenter], options: ExportOptions) -> E
         source_sha256=hashlib.sha256(" ".join(digests).encode()).hexdigest(),
         thresholds=mean_thresholds([info.thresholds for info in infos], orders),
         members=tuple(f"{name} sha256:{digest}" for name, digest in zip(names, digests, strict=True)),
+        predicts_masks=all(info.predicts_masks for info in infos),
     )
 
 
@@ -141,6 +142,7 @@ def _info_of(segmenter: Segmenter, options: ExportOptions) -> ExportInfo:
         thresholds=segmenter.decision_thresholds,
         bands=data.bands or (),
         nodata=data.nodata,
+        predicts_masks=segmenter.predicts_masks,
     )
 
 

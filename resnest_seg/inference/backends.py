@@ -275,10 +275,11 @@ class FileBackend(Backend):
         self.network = Network(
             self._logits,
             len(info.label_space.score_names),
-            stride=info.output_stride,
+            stride=1 if info.predicts_masks else info.output_stride,  # as of the model in torch
             align_corners=info.align_corners,
             batch=options.batch,
             padding=None if self.bands is None else info.mean,
+            log_scores=info.predicts_masks,
         )
 
     def check(self, protocol: Protocol) -> None:

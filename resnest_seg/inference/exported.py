@@ -75,6 +75,8 @@ class ExportInfo:
         bands: The bands of files in the order of the channels, as `data.bands` of a config; empty for photos.
         nodata: The value of pixels without data, as `data.nodata`.
         members: Of the mean of several models: "NAME sha256:HASH" of each one's file; empty for one model.
+        predicts_masks: The logits are logarithms of scores that were made of masks, as of Mask2Former, and the graph
+            pads by itself what its features need.
     """
 
     label_space: LabelSpace
@@ -102,6 +104,7 @@ class ExportInfo:
     bands: tuple[int | str, ...] = ()
     nodata: float | None = None
     members: tuple[str, ...] = ()
+    predicts_masks: bool = False
 
     def __post_init__(self) -> None:
         for key, known in _CHOICES.items():
@@ -136,7 +139,8 @@ class ExportInfo:
                 f"its description has format {number!r} (written by {by}), this version reads {FORMAT}"
             )
         # which files of older versions lack
-        values = {"bands": (), "nodata": None, "thresholds": (), "members": ()} | values
+        values = {"bands": (), "nodata": None, "thresholds": (), "members": (),
+                  "predicts_masks": values.get("head") == "mask2former"} | values  # fmt: skip
         missing = [field.name for field in dataclasses.fields(cls) if field.name not in values]
         if missing:
             raise CheckpointError(f"its description lacks {', '.join(missing)}")

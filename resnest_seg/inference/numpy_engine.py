@@ -55,6 +55,7 @@ class Network:
         align_corners: How scores of views are resized where the protocol does not say.
         batch: Windows a call; None takes as many as have a fixed number of pixels.
         padding: Values of what lies outside an image, C of them; None is 0, black.
+        log_scores: The logits are logarithms of scores that were made of masks: of flips the scores are summed.
     """
 
     logits_fn: LogitsFn
@@ -63,6 +64,7 @@ class Network:
     align_corners: bool = True
     batch: int | None = None
     padding: tuple[float, ...] | None = None
+    log_scores: bool = False
 
 
 class _Shot(NamedTuple):
@@ -335,7 +337,10 @@ def _run(network: Network, image: Pixels, shots: Sequence[_Shot]) -> Iterator[tu
         for number, shot in enumerate(group):
             answers = found[number * flips : (number + 1) * flips]
             turned = [logits[..., ::-1] if flip else logits for logits, flip in zip(answers, shot.flips, strict=True)]
-            yield shot, turned[0] if flips == 1 else turned[0] + turned[1]
+            if flips == 1:
+                yield shot, turned[0]
+            else:  # by merge "exp": the exponentials of logits are multiplied, those of scores of masks are added
+                yield shot, np.logaddexp(*turned) if network.log_scores else turned[0] + turned[1]
 
 
 def crop(image: Pixels, window: Window, *, mirrored: bool = False, padding: tuple[float, ...] | None = None) -> Pixels:

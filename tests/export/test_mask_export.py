@@ -11,7 +11,10 @@ from support.small_models import logits_of
 from resnest_seg import build_segmenter
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.export.export import export_onnx, export_openvino
+from resnest_seg.inference.backends import FileBackend, RunOptions
 from resnest_seg.inference.exported import open_exported
+from resnest_seg.inference.protocols import Protocol
+from resnest_seg.inference.torch_backend import TorchBackend
 from resnest_seg.models.mask2former import semantic_logits
 from resnest_seg.training.losses import MaskLoss
 
@@ -67,6 +70,21 @@ def test_a_file_is_proven_and_its_scores_are_the_models_at_any_size(decoder, exp
         expected = logits_of(segmenter, images)
         for file in files:
             assert np.abs(file(images) - expected).max() < 1e-4 * np.abs(expected).max(), (file.runtime, height, width)
+    pixels = np.ascontiguousarray(scene[:, :97, :130].transpose(1, 2, 0))
+    ours, theirs = FileBackend(files[0].path), TorchBackend(segmenter, RunOptions("cpu", fuse=False))
+    flipped = Protocol("flips", flip=True, window=(64, 64), step=(50, 50), placement="cut", padding="window",
+                       merge="exp")  # fmt: skip
+    for method in (ours.protocol("whole"), flipped):
+        found, wanted = (whole_scores(backend, pixels, method) for backend in (ours, theirs))
+        assert np.abs(found - wanted).max() < 1e-4, method.name
+
+
+def whole_scores(backend, pixels, method):
+    """Probabilities [K, H, W]."""
+    found = np.full((10, *pixels.shape[:2]), np.nan, np.float32)
+    for block in backend.blocks(pixels, method):
+        found[:, block.rows, block.columns] = block.probabilities(method.merge)
+    return found
 
 
 def test_scores_of_classes_that_are_nowhere_are_told_apart_by_onnxruntime(tmp_path):

@@ -14,6 +14,7 @@ from resnest_seg.config import DataConfig
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.evaluation.evaluator import Measures, evaluate
 from resnest_seg.inference.backends import Block, FileBackend, RunOptions, _Bands
+from resnest_seg.inference.exported import ExportInfo
 from resnest_seg.inference.predictor import Predictor, open_backend
 from resnest_seg.inference.protocols import Protocol, Setting, protocol, with_tiles
 from resnest_seg.inference.torch_backend import TorchBackend, setting_of
@@ -133,6 +134,23 @@ def test_evaluation_counts_what_torch_counts(files, dataset, name):
     expected, found = (r.calibration[name].expected_calibration_error for r in (theirs, ours))
     assert found == pytest.approx(expected, abs=1e-4)
     assert "a convolution, exported in float32, by onnxruntime" in ours.model
+
+
+@pytest.mark.parametrize("output", ["logits", "labels"])
+def test_images_of_masks_are_padded_by_the_graph_alone(tmp_path, output):
+    """As by the model in torch; older files of Mask2Former do not say so."""
+    for masks, size in ((True, (13, 21)), (False, (16, 24))):
+        seen = []
+        backend = FileBackend(small_onnx.write(tmp_path / "a.onnx", output=output, predicts_masks=masks))
+        run = backend.file._run
+        backend.file._run = lambda images, run=run, seen=seen: seen.append(images.shape[2:]) or run(images)
+        list(backend.blocks(np.zeros((13, 21, 3), np.uint8), backend.protocol("whole")))
+        assert seen == [size]
+    info = backend.file.info
+    for head, masks in (("mask2former", True), ("fcn", False)):
+        old = json.loads(dataclasses.replace(info, head=head).to_json())
+        del old["predicts_masks"]
+        assert ExportInfo.from_json(json.dumps(old)).predicts_masks is masks
 
 
 def test_labels_alone_are_evaluated_but_not_calibrated(files, dataset):

@@ -162,6 +162,20 @@ def test_exponentials_neither_overflow_nor_vanish(gain, offset):
         assert np.abs(found - plain).mean() < 0.01  # float32 keeps 5e-4 of 5000
 
 
+def test_scores_of_masks_are_added_over_flips_not_multiplied():
+    """Their logits are logarithms of scores; a plain sum of exponentials is the original's."""
+    image = photo(9, 14)
+    shown = np.stack([image.numpy(), image.numpy()[..., ::-1]])
+    plain = 1 + shown * np.arange(1, 15, dtype=np.float32)  # not symmetric, so that flips give other scores
+    net = numpy_engine.Network(
+        lambda images: np.log(1 + images * np.arange(1, images.shape[3] + 1, dtype=np.float32)), 3, log_scores=True
+    )
+    method = Protocol("flips", flip=True, merge="exp")
+    found = covered(numpy_engine.score_blocks(net, image.numpy(), method, memory=MEMORY), (3, 9, 14))
+    wanted = plain[0] + plain[1][..., ::-1]
+    assert np.allclose(numpy_engine.probabilities(found, "exp"), wanted / wanted.sum(axis=0), atol=1e-5)
+
+
 @ENGINES
 @pytest.mark.parametrize(("batch", "sizes"), [(1, [1] * 6), (4, [4, 2]), (100, [6])])
 def test_windows_share_calls(engine, batch, sizes):
