@@ -24,6 +24,7 @@ from resnest_seg.files import sha256
 from resnest_seg.inference.backends import Decision
 from resnest_seg.inference.exported import ExportedModel, ExportInfo
 from resnest_seg.io.display import PlainTable
+from resnest_seg.io.resize import resized_bands
 from resnest_seg.labels import IGNORE_LABEL, MULTILABEL_IGNORE
 from resnest_seg.models.segmenter import Segmenter
 
@@ -317,8 +318,7 @@ def _batches(photos: Sequence[NDArray[Any]], full_size: int, *, smallest: int) -
         height, width = max(height, smallest), max(width, smallest)
         chosen = [photos[(start + offset) % len(photos)] for offset in range(count)]
         start += count
-        resized = [cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA) for photo in chosen]
-        yield np.stack(resized).astype(photos[0].dtype, copy=False).reshape(count, height, width, -1)
+        yield np.stack([resized_bands(photo, (height, width), interpolation=cv2.INTER_AREA) for photo in chosen])
     for photo in photos[:full_size]:
         if smallest <= min(photo.shape[:2]) and photo.shape[0] * photo.shape[1] <= LARGEST:
             yield photo[None]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from resnest_seg.errors import ConfigError
 from resnest_seg.inference.protocols import Protocol, Window
-from resnest_seg.io.resize import Floats, pixel_weights, resized_rows
+from resnest_seg.io.resize import Floats, pixel_weights, resized_bands, resized_rows
 
 Pixels = NDArray[Any]
 """RGB 0..255, uint8 or float32, [3, H, W]."""
@@ -367,8 +367,7 @@ def resized_image(image: Pixels, size: tuple[int, int], protocol: Protocol) -> P
         corners = protocol.resize == "long_edge"
         return resized_rows(image.astype(np.float32), size, range(size[0]), align_corners=corners)
     pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
-    resized = cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-    return resized.reshape(*size, -1).transpose(2, 0, 1)
+    return resized_bands(pixels, size, interpolation=cv2.INTER_LINEAR).transpose(2, 0, 1)
 
 
 def _softmax(logits: Floats) -> Floats:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.inference.protocols import Protocol, Window, with_options
-from resnest_seg.io.resize import pixel_weights, taps
+from resnest_seg.io.resize import pixel_weights, resized_bands, taps
 from resnest_seg.models.mask2former import semantic_scores, unpacked
 from resnest_seg.models.pixel_range import PixelRange
 
@@ -298,8 +298,8 @@ def resized_image(image: Any, size: tuple[int, int], protocol: Protocol) -> Any:
         corners = protocol.resize == "long_edge"
         return F.interpolate(image[None].float(), size=size, mode="bilinear", align_corners=corners)[0]
     pixels = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
-    resized = cv2.resize(pixels, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-    return torch.from_numpy(resized.reshape(*size, -1)).permute(2, 0, 1).to(image.device)
+    resized = resized_bands(pixels, size, interpolation=cv2.INTER_LINEAR)
+    return torch.from_numpy(resized).permute(2, 0, 1).to(image.device)
 
 
 def resized_rows(

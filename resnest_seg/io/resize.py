@@ -1,11 +1,42 @@
-"""Sizes of resized images, and bilinear resizing a few rows at a time in NumPy, with torch's rounding."""
+"""Sizes of resized images, OpenCV's resizing of any bands, and bilinear resizing a few rows at a time in NumPy, with
+torch's rounding."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
+
+
+def resized_bands(image: NDArray[Any], size: tuple[int, int], *, interpolation: int) -> NDArray[Any]:
+    """Resize an image by OpenCV, each band as if it were alone but for the last bits of floats.
+
+    OpenCV averages areas of at most four channels, takes 128 at most, and, by the machine, refuses or rounds otherwise
+    what lies between (opencv/opencv#29651). So more than four are resized four at a time; the last four may overlap
+    those before, because two channels are rounded otherwise as well.
+
+    Args:
+        image: [H, W, C], of any type that OpenCV resizes.
+        size: (H, W) of the result.
+        interpolation: One of OpenCV's, such as `cv2.INTER_LINEAR`.
+
+    Returns:
+        [H, W, C], of the image's type.
+    """
+    count = image.shape[2]
+    if count <= 4:
+        resized = cv2.resize(image, size[::-1], interpolation=interpolation)
+        return resized.astype(image.dtype, copy=False).reshape(*size, count)  # OpenCV drops the axis of one channel
+    found = np.empty((*size, count), image.dtype)
+    for first in range(0, count, 4):
+        start = min(first, count - 4)
+        part = np.ascontiguousarray(image[..., start : start + 4])
+        found[..., start : start + 4] = cv2.resize(part, size[::-1], interpolation=interpolation)
+    return found
 
 
 def taps(rows: range, source: int, target: int, align_corners: bool) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from support.small_models import logits_of, noise, small_segmenter
 
 from resnest_seg.errors import CheckpointError, ExportError
 from resnest_seg.export.graph import ExportOptions, info_of
-from resnest_seg.export.verify import PHOTOS, SIZES, Evidence, prove
+from resnest_seg.export.verify import PHOTOS, SIZES, Evidence, _batches, prove
 from resnest_seg.inference.exported import ExportedModel
 
 pytestmark = pytest.mark.slow
@@ -214,3 +215,13 @@ def test_the_table_fits_a_terminal(export, segmenter):
     assert "512 x 683" in text
     assert "100.0000%" in text
     assert "same labels" in text
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int16", "float32"])
+def test_images_of_many_bands_are_brought_to_all_sizes(kind):
+    image = (np.random.default_rng(0).random((70, 90, 6)) * 200).astype(kind)
+    found = list(_batches([image], 1, smallest=1))
+    assert [batch.shape for batch in found] == [*((count, *size, 6) for size, count in SIZES), (1, 70, 90, 6)]
+    assert {batch.dtype for batch in found} == {image.dtype}
+    band = cv2.resize(np.ascontiguousarray(image[..., 4]), (47, 33), interpolation=cv2.INTER_AREA)
+    assert np.allclose(found[0][0, ..., 4], band, atol=1e-3)
