@@ -142,6 +142,7 @@ class _Meter:
         self, method: Protocol, space: LabelSpace, measures: Measures, model: Backend, *, by_image: bool
     ) -> None:
         self.method, self.space, self.decision, self.by_image = method, space, model.decision, by_image
+        self.scored = model.scored
         device = torch.device(model.device)
         self.image: ImageScores | None = None
         classes = len(space)
@@ -252,7 +253,10 @@ class _Meter:
 
     def label_scores(self) -> LabelScores | None:
         """The scores of labels at their thresholds; None of classes."""
-        return None if self.histogram is None else self.histogram.scores(self.decision.thresholds)
+        if self.histogram is None:
+            return None
+        found = self.histogram.scores(self.decision.thresholds)
+        return found if self.scored else found.of_labels_only()
 
     @property
     def labelled(self) -> bool:

@@ -110,10 +110,11 @@ class LabelScores:
         mean_f1: Mean F1.
         mean_precision: Mean precision.
         mean_recall: Mean recall over the labels present in the labels.
-        mean_average_precision: Mean average precision over the labels present in the labels.
+        mean_average_precision: Mean average precision over the labels present in the labels; None of a model that gives
+            labels only, of whose labels there is no average precision, best threshold and curve.
         images: Number of images that `count_image` counted.
         images_without: Number of these without a pixel of a label, by label.
-        curves: Scores at many thresholds, by label; none in reports of older versions.
+        curves: Scores at many thresholds, by label; none of labels only, and in reports of older versions.
     """
 
     labels: tuple[LabelScore, ...]
@@ -123,7 +124,7 @@ class LabelScores:
     mean_f1: float
     mean_precision: float
     mean_recall: float
-    mean_average_precision: float
+    mean_average_precision: float | None
     images: int
     images_without: tuple[int, ...]
     curves: tuple[ThresholdCurve, ...] = ()
@@ -175,6 +176,14 @@ class LabelScores:
             ),
             **rest,
         )
+
+    def of_labels_only(self) -> LabelScores:
+        """The scores without those that need scores of pixels: average precision, the best threshold and curves."""
+        *labels, micro = (
+            dataclasses.replace(score, average_precision=None, best_threshold=None, best_iou=None)
+            for score in (*self.labels, self.micro)
+        )
+        return dataclasses.replace(self, labels=tuple(labels), micro=micro, mean_average_precision=None, curves=())
 
     @property
     def best_thresholds(self) -> tuple[float, ...]:

@@ -510,6 +510,7 @@ class SegmentationTask:
             model.thresholds.copy_(thresholds)
         ious = [label.best_iou for label in labels.labels if label.best_iou is not None]
         mean_iou, precision = sum(ious) / len(ious) if ious else 0.0, labels.mean_average_precision
+        assert precision is not None, "a model in training gives scores"
         shown = ", ".join(f"{value:.3f}" for value in labels.best_thresholds)
         name, noun = ("mIoU", "thresholds") if len(labels.labels) > 1 else ("IoU", "threshold")
         text = f"{name} {100 * mean_iou:.2f} ({noun} {shown})  average precision {100 * precision:.2f}"

@@ -1,5 +1,6 @@
 """The scores of every image against a slow version of each, and against the totals of the report."""
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -25,6 +26,7 @@ from resnest_seg.evaluation.image_scores import (
     images_beside,
     merge_image_scores,
 )
+from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.inference.backends import Backend, Block, Decision
 from resnest_seg.inference.protocols import Setting
 from resnest_seg.labels import LabelSpace
@@ -203,6 +205,25 @@ def test_a_model_of_labels_only_has_no_confidence(tmp_path):
     for bare, scored in zip(read(tmp_path / "i.jsonl"), read(tmp_path / "scored.jsonl"), strict=True):
         assert bare.confidence is bare.entropy is None
         assert bare.counts == scored.counts
+
+
+@pytest.mark.parametrize("task", ["binary", "multilabel"])
+def test_labels_only_have_no_average_precision_and_no_best_threshold(task, tmp_path):
+    """Hard labels are no scores: of a histogram of 0 and 1, all of these would be wrong and look measured."""
+    space = LabelSpace.numbered(3, names=["bright", "red", "wet"]).for_task(task, positive=["red"])
+    bare, scored = (evaluate(Guessing(space, scored=scored), Drawn(space=space)) for scored in (False, True))
+    found, known = bare.labels["whole"], scored.labels["whole"]
+    for score, same in zip((*found.labels, found.micro), (*known.labels, known.micro), strict=True):
+        assert score.average_precision is score.best_threshold is score.best_iou is None
+        assert same == dataclasses.replace(score, average_precision=same.average_precision, best_iou=same.best_iou,
+                                           best_threshold=same.best_threshold)  # fmt: skip
+    assert (found.mean_average_precision, found.curves) == (None, ())
+    assert found.best_thresholds == tuple(score.threshold for score in found.labels)
+    assert known.mean_average_precision > 0
+    bare.save(tmp_path / "report.json")
+    assert EvalReport.load(tmp_path / "report.json").labels == bare.labels
+    assert bare.summary()
+    assert bare.label_table()
 
 
 def test_certainty_at_its_ends():
