@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, Union, overload
 
 import cv2
 import numpy as np
@@ -191,20 +190,17 @@ class Predictor:
                 them, see `resnest_seg.io.bands.as_raster`. Where no band has data, its labels are `IGNORE_LABEL`.
 
         Returns:
-            A `Prediction`, or a list of them for a batch or an iterable. That of a georeferenced TIFF file, alone or in
-            a list of files, knows its place on the map, and its pixels without data are ignored ones.
+            A `Prediction`, or a list of them for a batch or an iterable. That of a georeferenced TIFF file, alone or
+            among several images, knows its place on the map, and its pixels without data are ignored ones.
 
         Raises:
             DatasetError: A file or PIL image cannot be decoded, or an address cannot be read.
             ConfigError: Something else, which the message describes; or scores would take more than the memory.
         """
-        image = list(image) if isinstance(image, Iterator) else image
-        rasters, several = images_of(image, self.backend.channels, self.backend.bands, self.backend.mean)
-        sources = list(image) if isinstance(image, list | tuple) and len(image) == len(rasters) else [image]
-        files = [source if is_file(source) else None for source in sources]
+        rasters, several, files = images_of(image, self.backend.channels, self.backend.bands, self.backend.mean)
         found = self.backend.batch_blocks([pixels for pixels, *_ in rasters], self.protocol, memory=self.memory)
         predictions: list[Prediction] = []
-        for (pixels, valid, _), blocks, file in itertools.zip_longest(rasters, found, files[: len(rasters)]):
+        for (pixels, valid, _), blocks, file in zip(rasters, found, files, strict=True):
             found_labels, sure = _labels(blocks, pixels, self.protocol.merge if self.confidence else None)
             labels = without_labels(found_labels, valid)
             place = self._place(file, labels)
@@ -377,9 +373,21 @@ def _backend_of(model: Segmenter | Backend, options: RunOptions) -> Backend:
     return model
 
 
-def images_of(
-    value: Any, channels: int = 3, reader: BandReader | None = None, mean: tuple[float, ...] = ()
-) -> tuple[list[Raster], bool]:
+class Images(NamedTuple):
+    """What `Predictor` is called with.
+
+    Attributes:
+        rasters: The images [H, W, C], in order.
+        several: It is a batch or an iterable, not one image.
+        files: The path that each image was read from; None of what is no file.
+    """
+
+    rasters: list[Raster]
+    several: bool
+    files: list[str | os.PathLike[str] | None]
+
+
+def images_of(value: Any, channels: int = 3, reader: BandReader | None = None, mean: tuple[float, ...] = ()) -> Images:
     """Convert what `Predictor` is called with to pixels: one image, or several.
 
     Args:
@@ -389,9 +397,6 @@ def images_of(
         reader: How bands are read, where the images are no photos; then they are what `as_raster` accepts.
         mean: Of these bands.
 
-    Returns:
-        Images [H, W, C], as of these functions, in order; and whether the value is a batch or an iterable.
-
     Raises:
         DatasetError: A file or PIL image cannot be decoded, or an address cannot be fetched.
         ConfigError: Something else; says what is accepted, what was seen and, of several, which it is.
@@ -400,24 +405,26 @@ def images_of(
         from resnest_seg.inference.inputs import image_at  # which needs more than exported files do
 
         data = image_at(value)
-        return [Raster(decode_image(data, value)) if reader is None else reader.decode(data, value)], False
+        raster = Raster(decode_image(data, value)) if reader is None else reader.decode(data, value)
+        return Images([raster], False, [None])
     if (isinstance(value, np.ndarray) or is_tensor(value)) and value.ndim == 4:
-        return _each(value, (channels, reader, mean), f"of the batch {list(value.shape)}"), True
+        return _each(value, (channels, reader, mean), f"of the batch {list(value.shape)}")
     names = isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "UO"
     listed = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Set)
     if names or (listed and not isinstance(value, np.ndarray | os.PathLike) and not is_tensor(value)):
-        return _each(value, (channels, reader, mean), "of the list"), True
-    if reader is not None:
-        return [as_raster(value, reader, mean)], False
-    return [Raster(as_pixels(value, channels=channels))], False
+        return _each(value, (channels, reader, mean), "of the list")
+    raster = Raster(as_pixels(value, channels=channels)) if reader is None else as_raster(value, reader, mean)
+    return Images([raster], False, [value if is_file(value) else None])
 
 
-def _each(values: Iterable[Any], how: tuple[int, BandReader | None, tuple[float, ...]], where: str) -> list[Raster]:
+def _each(values: Iterable[Any], how: tuple[int, BandReader | None, tuple[float, ...]], where: str) -> Images:
     """Convert images one by one; an error says which it is, counted from 0."""
-    found: list[Raster] = []
+    found = Images([], True, [])
     for number, value in enumerate(values):
         try:
-            found += images_of(value, *how)[0]
+            rasters, _, files = images_of(value, *how)
+            found.rasters.extend(rasters)
+            found.files.extend(files)
         except ConfigError as error:
             raise ConfigError(f"image {number} {where}: {error}") from None
     return found

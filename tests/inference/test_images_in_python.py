@@ -158,16 +158,17 @@ def test_a_batch_and_any_iterable_are_lists(tmp_path):
     (tmp_path / "a.png").write_bytes(png(PHOTO))
     batch = np.stack([PHOTO, PHOTO[::-1]])
     for several in (batch, torch.from_numpy(batch).permute(0, 3, 1, 2), list(batch), tuple(batch), iter(batch)):
-        found, many = images_of(several)
+        found, many, _ = images_of(several)
         assert many
         assert all(np.array_equal(image.pixels, other) for image, other in zip(found, batch, strict=True))
     mixed = [tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(PHOTO), torch.from_numpy(CHW)[None], PHOTO]
     for several in (mixed, (image for image in mixed), tmp_path.glob("*.png"), np.array([str(tmp_path / "a.png")])):
-        found, many = images_of(several)
+        found, many, files = images_of(several)
         assert many
         assert len(found) in (1, 5)
+        assert [file and str(file) for file in files] == ([str(tmp_path / "a.png")] * 2 + [None] * 3)[: len(found)]
         assert all(np.array_equal(image.pixels, PHOTO) for image in found)
-    assert images_of([]) == images_of(PHOTO[None][:0]) == ([], True)
+    assert images_of([]) == images_of(PHOTO[None][:0]) == ([], True, [])
     assert not images_of(PHOTO)[1]
     with pytest.raises(DatasetError, match=r"cannot read .*gone.png"):
         images_of([PHOTO, tmp_path / "gone.png"])

@@ -1,5 +1,7 @@
 """A georeferenced image keeps its place in what is predicted from it."""
 
+from collections import deque
+
 import numpy as np
 import pyogrio
 import pytest
@@ -65,10 +67,13 @@ def test_a_prediction_knows_its_place(predictor, tmp_path):
 def test_files_in_a_list_and_from_an_iterator(predictor, tmp_path):
     paths = [write_map(tmp_path / "a.tif"), tmp_path / "b.png", write_map(tmp_path / "c.tif", empty=5)]
     Image.fromarray(np.zeros((90, 130, 3), np.uint8)).save(paths[1])
-    for given in (paths, tuple(map(str, paths)), iter(paths)):
+    names = np.array(list(map(str, paths)))
+    for given in (paths, tuple(map(str, paths)), iter(paths), names, deque(paths)):
         one, two, three = predictor(given)
         assert (one.place is None, two.place is None, three.place is None) == (False, True, False)
         assert [(each.labels == 255).sum() for each in (one, two, three)] == [90 * 20, 0, 90 * 5]
+    batch = np.zeros((2, 90, 130, 3), np.uint8)
+    assert [each.place is None for each in predictor([batch, paths[0], [paths[2]]])] == [True, True, False, False]
 
 
 def test_a_photo_has_no_geopackage(predictor, tmp_path):

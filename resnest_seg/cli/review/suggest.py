@@ -163,7 +163,7 @@ def pixels_of(predictor: Predictor, photo: str) -> tuple[NDArray[Any], NDArray[n
     from resnest_seg.inference.predictor import images_of
 
     backend = predictor.backend
-    (raster,), _ = images_of([photo], backend.channels, backend.bands, backend.mean)
+    (raster,), *_ = images_of([photo], backend.channels, backend.bands, backend.mean)
     valid = None if raster.valid is None else np.asarray(raster.valid.any(axis=2))
     return raster.pixels, valid
 
