@@ -189,9 +189,18 @@ def problem_of(error: Exception, source: str) -> str | None:
 
 
 def protocol_for(job: Job, backend: Backend) -> Protocol:
-    """Build the inference protocol of a job."""
+    """Build the inference protocol of a job.
+
+    Raises:
+        ConfigError: Unknown name, an ingredient that makes no sense, or a merge for a binary or multi-label model.
+    """
     from resnest_seg.inference.protocols import protocol, with_options
 
+    if job.merge is not None and backend.decision.task != "multiclass":
+        raise ConfigError(
+            f"--merge {job.merge} is for multiclass models, and this one is {backend.decision.task}: of it, all "
+            "protocols average sigmoids. Leave --merge out."
+        )
     base = protocol(job.protocol, setting=backend.setting)
     placement, blend = ("even", "hann") if job.tile else (None, None)
     return with_options(base, scales=job.scales, flip=job.flip, merge=job.merge, placement=placement,

@@ -103,7 +103,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_protocol(how)
     how.add_argument("--scales", type=float, nargs="+", help="scales of the image, instead of the protocol's")
     how.add_argument("--flip", action=argparse.BooleanOptionalAction, help="add horizontally flipped views, or do not")
-    how.add_argument("--merge", choices=("logits", "softmax", "exp"), help="quantity of the views that is averaged")
+    how.add_argument("--merge", choices=("logits", "softmax", "exp"), help="quantity of the views that is averaged "
+                     "(refused for binary and multi-label models, which average sigmoids)")  # fmt: skip
     how.add_argument("--tile", type=int, help="largest edge of tiles in pixels: images of any size in bounded memory")
     how.add_argument("--overlap", type=int, help="overlap of tiles in pixels (default: an eighth of the tile)")
     how.add_argument("--blend", choices=("none", "hann", "distance"), help="weights of a tile's pixels (default: hann)")

@@ -1,5 +1,7 @@
 """Binary and multi-label models in every runtime: merging by sigmoid, thresholds, label maps, pictures."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ import torch.nn.functional as F
 from support.small_models import logits_of, small_segmenter
 
 from resnest_seg import LabelSpace, PairDataset, Predictor, build_segmenter, evaluate
+from resnest_seg.bulk.job import Job
+from resnest_seg.bulk.outputs import protocol_for
 from resnest_seg.data.build import build_dataset
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.inference.backends import Decision
@@ -108,6 +112,14 @@ def test_every_protocol_averages_sigmoids(name):
             logits = logits.flip(-1) if flip else logits
             views.append(F.interpolate(logits, size=(48, 64), mode="bilinear", align_corners=True).sigmoid()[0])
     torch.testing.assert_close(found, torch.stack(views).mean(0), rtol=1e-4, atol=1e-5)
+
+
+@TASKS
+def test_a_merge_that_would_be_replaced_is_refused(task):
+    backend, job = Predictor(model(task), device="cpu").backend, Job(checkpoint="x", output="y", merge="logits")
+    with pytest.raises(ConfigError, match=f"--merge logits is for multiclass models, and this one is {task}: .*Leave"):
+        protocol_for(job, backend)
+    assert protocol_for(dataclasses.replace(job, merge=None), backend).name == "whole"
 
 
 def test_a_multi_label_task_of_disjoint_labels_is_the_argmax():
