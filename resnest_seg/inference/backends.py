@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -308,7 +308,7 @@ class FileBackend(Backend):
             self._check_range(image)
         if isinstance(image, np.ndarray):
             image = self.in_units(image)
-        pixels: Any = image.transpose(2, 0, 1) if isinstance(image, np.ndarray) else _Bands(image)
+        pixels: Any = image.transpose(2, 0, 1) if isinstance(image, np.ndarray) else _Bands(image, self.in_units)
         if not self.scored:
             height, width = image.shape[:2]
             yield Block(slice(0, height), slice(0, width), None, self._labels(pixels))
@@ -378,10 +378,17 @@ class FileBackend(Backend):
 
 
 class _Bands:
-    """A file [C, H, W] that is read by windows from the top down; two rows of windows are kept, for the last two."""
+    """A file [C, H, W] that is read by windows from the top down; two rows of windows are kept, for the last two.
 
-    def __init__(self, image: LargeImage | LargeBands) -> None:
-        self.image, self.shape = image, (image.shape[2], *image.shape[:2])
+    Args:
+        image: The file.
+        in_units: What is read [h, w, C] -> the same as the model takes it.
+    """
+
+    def __init__(
+        self, image: LargeImage | LargeBands, in_units: Callable[[NDArray[Any]], NDArray[Any]] = lambda pixels: pixels
+    ) -> None:
+        self.image, self.in_units, self.shape = image, in_units, (image.shape[2], *image.shape[:2])
         self.held: dict[tuple[int, int], NDArray[Any]] = {}
 
     def __getitem__(self, window: tuple[slice, slice, slice]) -> NDArray[Any]:
@@ -390,7 +397,7 @@ class _Bands:
         if key not in self.held:
             if len(self.held) == 2:
                 del self.held[next(iter(self.held))]
-            self.held[key] = self.image[rows, :].transpose(2, 0, 1)
+            self.held[key] = self.in_units(self.image[rows, :]).transpose(2, 0, 1)
         return self.held[key][:, :, columns]
 
 

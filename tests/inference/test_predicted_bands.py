@@ -127,6 +127,18 @@ def test_exported_files_give_the_labels_of_their_source(exports, tmp_path, name)
     assert np.mean(tiled(path).labels == Predictor(model_of(), protocol="slide", tile=32)(path).labels) > 0.999
 
 
+def test_floats_by_windows_are_rounded_as_floats_at_once(exports, tmp_path):
+    pixels, _ = scene(3)
+    path = write_raster(tmp_path / "a.tif", pixels.astype(np.float32) + np.float32(0.3), names=NAMES)
+    predictor = OnnxPredictor(exports / "deep.onnx", tile=32)
+    predictor.segment_file(path, tmp_path / "labels.png", ids="train")
+    assert np.array_equal(np.array(Image.open(tmp_path / "labels.png")), predictor(path).labels)
+    assert np.array_equal(predictor(path).labels, predictor(pixels).labels)
+    below = write_raster(tmp_path / "b.tif", pixels.astype(np.float32) - 5000, names=NAMES)
+    with pytest.raises(ConfigError, match=r"the image has values from .*--pixels float32"):
+        predictor.segment_file(below, tmp_path / "c.png")
+
+
 def test_exports_that_cannot_hold_the_values_are_refused(exports, tmp_path):
     with pytest.raises(
         ConfigError, match=r"means from 1366 to 1500, which uint8 pixels cannot hold: .*--pixels float32"
