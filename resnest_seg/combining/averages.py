@@ -21,7 +21,7 @@ from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.loader import load_batches, training_batches
 from resnest_seg.data.transforms import TrainTransform
 from resnest_seg.errors import CheckpointError, ConfigError
-from resnest_seg.evaluation.evaluator import check_fits
+from resnest_seg.evaluation.evaluator import check_fits, read_like
 from resnest_seg.files import sha256
 from resnest_seg.models.checkpoint import Checkpoint, find_checkpoint
 from resnest_seg.models.segmenter import Segmenter
@@ -178,6 +178,7 @@ def recompute_batch_norms(
         ConfigError: Fewer than two samples, of which there are no statistics.
         CheckpointError: The model has other classes than the data set.
     """
+    read_like(segmenter, dataset, chosen=False)
     check_fits(segmenter, dataset)
     if not any(isinstance(each, _BatchNorm) for each in segmenter.modules()):
         return 0

@@ -175,6 +175,17 @@ class Subset(DatasetView):
             raise IndexError(index)
         return self.indices[index]
 
+    def read_as(self, bands: BandReader | None) -> None:
+        """Set how bands are read; a `DatasetError` if other windows have data then, so that indices are of others."""
+        before, identity = self.inner.bands, self.inner.identity()
+        super().read_as(bands)
+        if self.inner.identity() != identity:
+            super().read_as(before)
+            raise DatasetError(
+                f"samples of the {self.split} split were chosen by index before its bands were, with which other "
+                f"windows have data. Choose them after dataset.read_as(resnest_seg.io.bands.{bands!r})."
+            )
+
     def __len__(self) -> int:
         return len(self.indices)
 

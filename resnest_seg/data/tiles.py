@@ -50,8 +50,8 @@ class WindowDataset(SegmentationDataset):
     at random around the cell instead: everywhere with equal probability, and an epoch is as long as there are cells.
 
     Cells without a labelled pixel (the no-data value of the labels counts as ignored unless it is a class), or without
-    data in the image (its no-data value, mask or alpha band), are left out. To know them, all labels are read once when
-    the data set is opened, by windows.
+    data in the image (its no-data value, mask, or alpha band that is not chosen), are left out. To know them, all
+    labels are read once when the data set is opened, by windows; `read_as` may leave out other ones.
 
     Args:
         files: Pairs of TIFF files, image and labels on the same grid, in a folder, or at an address with a cache: GDAL
@@ -76,11 +76,14 @@ class WindowDataset(SegmentationDataset):
             raise ConfigError(f"data.window_overlap ({self.overlap}) must be less than data.window ({window}).")
         self.label_space, self.split = files.label_space, files.split
         self.rasters, self._copies = RasterWindows(), dict[str, str]()
+        self._labelled, self.cells = list[Cell](), list[Cell]()
         try:
             with self._addresses():
-                self.cells = [
-                    cell for pair in range(len(files.pairs)) for cell in self._cells(pair) if self._has_data(cell)
-                ]
+                for cell in itertools.chain.from_iterable(map(self._cells, range(len(files.pairs)))):
+                    labelled = self._labelled_pixels(cell)
+                    if labelled.any():
+                        self._labelled.append(cell)
+                        self.cells += [cell] * self._has_data(cell, labelled)
         finally:
             self.rasters.close()  # no handle goes into another process
         self._require_cells()
@@ -152,11 +155,12 @@ class WindowDataset(SegmentationDataset):
             return self._image(cell.pair, cell.core)
 
     def read_as(self, bands: BandReader | None) -> None:
-        """Set how bands are read; cells whose pixels have no data by its value are left out, too."""
-        before, self.bands = self.bands, bands
-        if bands is not None and bands.nodata != (None if before is None else before.nodata):
+        """Set how bands are read; cells in which these have no data are left out, and all others are there."""
+        choices = [None if reader is None else (reader.bands, reader.nodata) for reader in (self.bands, bands)]
+        self.bands = bands
+        if choices[0] != choices[1]:
             with self._addresses():
-                self.cells = [cell for cell in self.cells if self._has_data(cell)]
+                self.cells = [cell for cell in self._labelled if self._has_data(cell)]
             self.rasters.close()
             self._require_cells()
 
@@ -232,8 +236,8 @@ class WindowDataset(SegmentationDataset):
         """Labels of colours [h, w, 3], of which the file's no-data colour is ignored unless a class has it."""
         if raw.dtype != np.uint8:
             raise DatasetError(
-                f"{self.files.source.locate(name)} is not a mask: its colours are {raw.dtype}. Save masks with 8 bits a "
-                "channel: gdal_translate -ot Byte."
+                f"{self.files.source.locate(name)} is not a mask: its colours are {raw.dtype}. Save masks with 8 bits "
+                "a channel: gdal_translate -ot Byte."
             )
         colors = [*self.files.encoding.colors, *self.files.encoding.ignored_colors]
         if None in nodata[:3] or tuple(nodata[:3]) in colors:
@@ -268,16 +272,31 @@ class WindowDataset(SegmentationDataset):
             for left, right in itertools.pairwise(columns):
                 yield Cell(pair, height, width, Window(top, left, bottom - top, right - left))
 
-    def _has_data(self, cell: Cell) -> bool:
-        unlabelled = self.files.pairs[cell.pair][1] is None  # a split for predictions alone
-        labelled = unlabelled | ~ignored_pixels(self._labels(cell.pair, cell.core))
-        if not np.any(labelled):
-            return False
-        if self.bands is not None and self.bands.nodata is not None:
+    def _labelled_pixels(self, cell: Cell) -> NDArray[np.bool_]:
+        """True where a cell has a label, [h, w], and everywhere in a split for predictions alone."""
+        if self.files.pairs[cell.pair][1] is None:
+            return np.ones((cell.core.height, cell.core.width), np.bool_)
+        return ~ignored_pixels(self._labels(cell.pair, cell.core))
+
+    def _has_data(self, cell: Cell, labelled: NDArray[np.bool_] | None = None) -> bool:
+        """True if a labelled pixel of a cell has data; labels that are not given are read where it matters."""
+        valid = self._valid(cell)
+        if valid is None:
+            return True
+        return bool((valid & (self._labelled_pixels(cell) if labelled is None else labelled)).any())
+
+    def _valid(self, cell: Cell) -> NDArray[np.bool_] | None:
+        """Which pixels of a cell have data in some band, [h, w]; None where all have."""
+        path = self._path(self.files.pairs[cell.pair][0])
+        if self.bands is None:
+            return self.rasters.valid(path, cell.core)
+        valid: NDArray[np.bool_] | None
+        if self.bands.nodata is not None:
             valid = self._image(cell.pair, cell.core).valid
-            return valid is None or bool((valid.any(axis=2) & labelled).any())
-        flat = self.rasters.valid(self._path(self.files.pairs[cell.pair][0]), cell.core)
-        return flat is None or bool((flat & labelled).any())
+        else:  # no pixel of an image is read whose file marks none
+            with self.rasters.reading(path, cell.core) as source:
+                valid = self.bands.mask_of(source, f"{cell.core} of {printable(str(path))}", cell.core.as_rasterio())
+        return None if valid is None else np.asarray(valid.any(axis=2))
 
 
 _WARP = (

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnest_seg.config_types import check_option
-from resnest_seg.data.datasets import SegmentationDataset
+from resnest_seg.data.datasets import PairedFiles, SegmentationDataset, Subset
 from resnest_seg.data.loader import Batch, load_batches
+from resnest_seg.data.tiles import paired_files
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.evaluation.boundaries import BoundaryScores
 from resnest_seg.evaluation.calibration import Calibration, certainty
@@ -26,7 +27,7 @@ from resnest_seg.evaluation.metrics import ConfusionMatrix, Scores
 from resnest_seg.evaluation.report import EvalReport, Method
 from resnest_seg.inference.backends import Backend, RunOptions
 from resnest_seg.inference.protocols import Protocol
-from resnest_seg.inference.torch_backend import TorchBackend
+from resnest_seg.inference.torch_backend import TorchBackend, reader_of
 from resnest_seg.inference.torch_engine import probabilities
 from resnest_seg.io.visualize import picture_of
 from resnest_seg.labels import LabelSpace
@@ -299,7 +300,8 @@ def evaluate(
 
     Args:
         model: The model; a `Backend`, as of `resnest_seg.inference.predictor.open_backend`, runs as it was opened.
-        dataset: Its label space must have the model's classes.
+        dataset: Its label space must have the model's classes. Where it was not told how bands are read
+            (`SegmentationDataset.read_as`), they are read as the model's were in training.
         protocols: Inference protocols, or their names; the first is the one that `on_image` sees.
         indices: The samples to evaluate; None takes all.
         workers: Loader processes, which decode the next images while the model is at work.
@@ -319,6 +321,7 @@ def evaluate(
         ResNeStSegError: A loader process died.
         OSError: `images` cannot be written.
     """
+    read_like(model, dataset, chosen=indices is not None)
     counting = Counting(
         model, dataset, protocols=protocols, measures=measures, memory=memory, by_image=images is not None
     )
@@ -367,6 +370,7 @@ class Counting:
         memory: int | None = None,
         by_image: bool = False,
     ) -> None:
+        read_like(model, dataset, chosen=True)
         check_fits(model, dataset)
         check_option("memory", memory, 1, math.inf)
         self.backend, self.dataset, self.images, self._memory = _backend(model), dataset, 0, memory
@@ -523,6 +527,23 @@ def _report(
     )
 
 
+def read_like(model: Segmenter | Backend, dataset: SegmentationDataset, *, chosen: bool) -> None:
+    """Have a data set that was not told how bands are read read them as a model does; as photos, they are others.
+
+    Args:
+        model: The model.
+        dataset: It is changed, if the model does not take photos.
+        chosen: Samples of it are chosen by index already.
+
+    Raises:
+        DatasetError: These would become other ones, see `Subset.read_as`.
+        ConfigError: Its images are drawn, and have no bands.
+    """
+    bands = reader_of(model) if isinstance(model, Segmenter) else model.bands
+    if bands is not None and dataset.bands is None:
+        (Subset(dataset, ()) if chosen else dataset).read_as(bands)
+
+
 def check_fits(model: Segmenter | Backend, dataset: SegmentationDataset) -> None:
     """Refuse a model that cannot segment the images of a data set into its classes.
 
@@ -533,8 +554,8 @@ def check_fits(model: Segmenter | Backend, dataset: SegmentationDataset) -> None
     channels = model.config.model.in_channels if isinstance(model, Segmenter) else model.channels
     bands = dataset.bands.bands if dataset.bands is not None else None
     found = 3 if bands is None else len(bands)
-    if bands is None and channels != 3:
-        found = dataset.raster(0).pixels.shape[2]
+    if (bands is None and channels != 3) or (bands is not None and not isinstance(paired_files(dataset), PairedFiles)):
+        found = dataset.raster(0).pixels.shape[2]  # files have the bands that are named, or an error says so
     if found != channels:
         raise ConfigError(
             f"model.in_channels is {channels}, and the images of data set {dataset.label_space.name} have {found}: "

@@ -30,7 +30,7 @@ from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.loader import load_batches
 from resnest_seg.data.tiles import scored_part
 from resnest_seg.errors import ConfigError, DatasetError
-from resnest_seg.evaluation.evaluator import check_fits
+from resnest_seg.evaluation.evaluator import check_fits, read_like
 from resnest_seg.evaluation.label_issues import (
     LEVELS,
     ConfidentLearning,
@@ -433,6 +433,7 @@ class _Judge:
 
     def judge(self, model: Segmenter | Backend, indices: Sequence[int]) -> Iterator[int]:
         """Judge samples by a model, and yield how many have been judged in all."""
+        read_like(model, self.dataset, chosen=True)
         check_fits(model, self.dataset)
         if isinstance(model, Segmenter):
             model = TorchBackend(model, RunOptions(device=str(model.pixel_mean.device), fuse=False))

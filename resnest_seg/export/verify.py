@@ -16,7 +16,7 @@ from torch import Tensor
 from resnest_seg.data.datasets import SegmentationDataset
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.errors import ExportError
-from resnest_seg.evaluation.evaluator import check_fits
+from resnest_seg.evaluation.evaluator import check_fits, read_like
 from resnest_seg.evaluation.label_scores import unpack_labels
 from resnest_seg.evaluation.metrics import ConfusionMatrix
 from resnest_seg.export.graph import in_units_of, members_of, orders_of
@@ -218,6 +218,7 @@ def prove(
     info, precision = model.info, model.info.precision
     source = Source(members_of(segmenter), info)
     if evidence.dataset is not None:
+        read_like(source.members[0], evidence.dataset, chosen=False)
         check_fits(source.members[0], evidence.dataset)
     photos, images, full_size = _photos(evidence)
     matrices = _matrices(source.members[0]), _matrices(source.members[0])

@@ -81,10 +81,7 @@ class TorchBackend(Backend):
         self.head, self.channels, self.setting = config.head, config.in_channels, setting_of(segmenter)
         self.device, self.memory = str(device), MEMORY
         self.decision = Decision(segmenter.task, segmenter.decision_thresholds)
-        data = segmenter.config.data
-        self.mean = tuple(data.pixel_mean or segmenter.pixel_mean.flatten().tolist())
-        if data.bands is not None:
-            self.bands = BandReader(data.bands, data.nodata, self.mean)
+        self.mean, self.bands = _mean(segmenter), reader_of(segmenter)
         self.run = Runner(
             _logits_fn(segmenter, options, device),
             stride=1 if segmenter.predicts_masks else segmenter.output_stride,  # that of masks is padded by the model
@@ -173,3 +170,14 @@ def _logits_fn(segmenter: Segmenter, options: RunOptions, device: torch.device) 
         return logits
 
     return logits_fn
+
+
+def reader_of(segmenter: Segmenter) -> BandReader | None:
+    """How a model's files are read; None of one that takes photos (8-bit RGB)."""
+    data = segmenter.config.data
+    return None if data.bands is None else BandReader(data.bands, data.nodata, _mean(segmenter))
+
+
+def _mean(segmenter: Segmenter) -> tuple[float, ...]:
+    """The mean of each channel in training, [C]."""
+    return tuple(segmenter.config.data.pixel_mean or segmenter.pixel_mean.flatten().tolist())

@@ -151,6 +151,14 @@ class BandReader:
         nan = any(value is not None and np.isnan(value) for value in source.nodatavals)
         return self.checked(np.ascontiguousarray(pixels), name, valid, declared=nan)
 
+    def mask_of(self, source: Any, name: str, window: Any = None) -> NDArray[np.bool_] | None:
+        """The mask of an opened rasterio data set, bool [H, W, C], without `nodata`; None if all is data.
+
+        Raises:
+            DatasetError: A band does not exist.
+        """
+        return _valid(source, self.numbers(source.count, [text or "" for text in source.descriptions], name), window)
+
     def numbers(self, count: int, names: Sequence[str], name: str) -> list[int]:
         """Find the numbers, from 1, of the bands in a file that has `count` bands of these names.
 
@@ -193,9 +201,15 @@ class BandReader:
 
         Raises:
             DatasetError: Another type, fewer bits than the means in `fill` need, or infinity; names the band.
+            ConfigError: Another number of bands than `fill` has.
         """
         if not pixels.size:
             raise DatasetError(f"{name} has no pixels: its shape is {list(pixels.shape)}.")
+        if self.fill is not None and pixels.shape[2] != len(self.fill):
+            raise ConfigError(
+                f"model.in_channels is {len(self.fill)}, and {name} has {pixels.shape[2]} bands: data.bands says which "
+                "bands of the files are read."
+            )
         if self.fill is not None and has_fewer_bits(pixels, self.fill):
             raise DatasetError(
                 f"{name} holds 8-bit values, and the bands of the training data have means up to {max(self.fill):.5g} "

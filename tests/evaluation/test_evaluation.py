@@ -3,18 +3,24 @@
 import dataclasses
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from test_metrics import loop
 
+from resnest_seg.combining.averages import recompute_batch_norms
 from resnest_seg.config import DataConfig
+from resnest_seg.data.datasets import PairDataset
+from resnest_seg.data.folder import FolderDataset
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.evaluation.boundaries import BoundaryScores
 from resnest_seg.evaluation.calibration import Calibration
 from resnest_seg.evaluation.evaluator import Measures, evaluate
+from resnest_seg.evaluation.label_audit import audit
 from resnest_seg.inference.predictor import Predictor
+from resnest_seg.io.bands import BandReader
 from resnest_seg.models.loading import build_segmenter
 
 
@@ -104,6 +110,48 @@ def test_other_classes_are_refused(segmenter, small_dataset, tiny_space):
         evaluate(segmenter, Four())
     with pytest.raises(CheckpointError, match=r"class 2 = 'car' and the data set tiny has 'bus' there"):
         evaluate(segmenter, Renamed())
+
+
+@pytest.mark.parametrize(
+    "judge", [evaluate, audit, recompute_batch_norms, lambda model, dataset: evaluate(model, dataset, indices=[1, 0])]
+)
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_files_are_read_as_the_model_was_trained(kind, judge, tmp_path):
+    """A model of three bands in another order gets them from files that would also be photos, in the same type."""
+    random, images = np.random.default_rng(0), {}
+    for name in "ab":
+        images[name] = (random.random((48, 48, 3)) * np.iinfo(kind).max).astype(kind)
+        for folder, pixels in (("images", images[name]), ("masks", random.integers(0, 3, (48, 48), np.uint8))):
+            (tmp_path / folder / "train").mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / folder / "train" / f"{name}.png"), pixels)
+    (tmp_path / "classes.csv").write_text("name,id\nsky,0\nroad,1\ncar,2\n")
+    read = {}
+
+    class Watched(FolderDataset):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            read["ab"[index]] = sample.image
+            return sample
+
+    data = DataConfig(bands=(3, 2, 1), pixel_mean=(9e3,) * 3, pixel_std=(9e3,) * 3, crop_size=32, base_size=32)
+    segmenter = build_segmenter("resnest14_tiny", num_classes=3)
+    segmenter.config = dataclasses.replace(segmenter.config, data=data)
+    judge(segmenter, Watched(tmp_path, "train"))
+    for name, image in images.items():
+        assert read[name].dtype == kind
+        assert np.array_equal(read[name], image), "OpenCV writes bands 3, 2, 1"
+
+
+def test_arrays_of_other_channels_are_refused():
+    data = DataConfig(bands=(1, 2, 3, 4), pixel_mean=(9.0,) * 4, pixel_std=(9.0,) * 4)
+    segmenter = build_segmenter("resnest14_tiny", num_classes=3, in_channels=4)
+    segmenter.config = dataclasses.replace(segmenter.config, data=data)
+    image = np.full((40, 40, 3), np.nan, np.float32)
+    for bands in (None, BandReader((1, 2, 3))):
+        dataset = PairDataset([(image * 9, np.zeros((40, 40), np.uint8))], ("sky", "road", "car"))
+        dataset.read_as(bands)
+        with pytest.raises(ConfigError, match=r"model.in_channels is 4, and .*(have 3|has 3 bands)"):
+            evaluate(segmenter, dataset)
 
 
 @pytest.mark.parametrize("name", ["whole", "encoding", "mmseg"])

@@ -154,6 +154,13 @@ def test_with_a_data_set_both_get_a_mean_iou(export, segmenter, small_dataset):
     assert text["info"]["label_space"]["names"] == ["sky", "road", "car"]
 
 
+def test_a_data_set_is_read_as_the_source_was_trained(export, segmenter, small_dataset):
+    data = dataclasses.replace(segmenter.config.data, bands=(3, 2, 1), pixel_mean=(100.0,) * 3, pixel_std=(50.0,) * 3)
+    segmenter.config = dataclasses.replace(segmenter.config, data=data)
+    prove(export(), segmenter, evidence=Evidence(dataset=small_dataset, limit=1))
+    assert small_dataset.bands.bands == (3, 2, 1)
+
+
 def test_8_bits_are_judged_by_real_labels_where_there_are_some(export, segmenter, small_dataset):
     """An export that knows better than its source has nothing in common with it, and may stay."""
 

@@ -81,7 +81,7 @@ def test_evaluation_and_prediction_agree(run):
         assert image.image.dtype == np.uint8
     image, labels = scene(0)
     photos = PairDataset([((image[..., :3] // 8).astype(np.uint8), labels)], dataset.label_space)
-    with pytest.raises(ConfigError, match=r"model.in_channels is 4, and the images of data set folder have 3"):
+    with pytest.raises(ConfigError, match=r"model.in_channels is 4, and train sample 0 has 3 bands"):
         evaluate(segmenter, photos)
 
 
