@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from resnest_seg.config import CUSTOM, load_run_config
-from resnest_seg.data.build import dataset_for
+from resnest_seg.data.build import bands_of, dataset_for
 from resnest_seg.data.datasets import SegmentationDataset, assign_folds
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.evaluation.evaluator import EvaluatedImage, evaluate
@@ -183,6 +183,9 @@ def cross_validate(
     """
     folder = Path(folder)
     dataset = folded_dataset(folder) if train is None else train
+    bands = bands_of(load_run_config(folder / CONFIG).data)
+    if bands is not None:  # which decide what windows have data, so before they are divided as they were
+        dataset.read_as(bands)
     parts, runs = held_out(folder, dataset), [Path(run) for run in checkpoints_of(folder)]
     pooled, reports = _Pooled(dataset.label_space), list[EvalReport]()
 

@@ -281,10 +281,11 @@ def as_config(
 
 
 def splits(config: RunConfig, parts: Parts) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """The training split and the one that is validated on.
+    """The training split and the one that is validated on, whose bands are read as the config says.
 
     Raises:
         ConfigError: One of them is no `SegmentationDataset`, or only the training split is one's own.
+        DatasetError: It has no sample, or its samples were chosen before its bands, see `Subset.read_as`.
     """
     for name, dataset in (("train", parts.train), ("validation", parts.validation)):
         if dataset is not None and not isinstance(dataset, SegmentationDataset):
@@ -305,6 +306,9 @@ def splits(config: RunConfig, parts: Parts) -> tuple[SegmentationDataset, Segmen
         for own, split in ((parts.train, "train"), (parts.validation, config.eval.split))
     )
     say_layout(*([train] if parts.train is None else []))
+    if data.bands is not None:  # before anything is read or divided: it decides which windows have data
+        for own in filter(None, (parts.train, parts.validation)):
+            own.read_as(bands_of(data))
     if train.label_space.names != validation.label_space.names:
         raise ConfigError(
             f"train has the classes {', '.join(train.label_space.names[:4])} ..., and validation "

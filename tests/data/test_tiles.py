@@ -14,7 +14,11 @@ from rasterio.enums import ColorInterp
 
 from resnest_seg import build_segmenter
 from resnest_seg.cli.datasets.check import open_splits, parse
-from resnest_seg.config import DataConfig
+from resnest_seg.combining import cross_validation
+from resnest_seg.combining.cross_validation import held_out
+from resnest_seg.combining.folds import fold_record
+from resnest_seg.config import DataConfig, config_from_dict
+from resnest_seg.config_reading import to_yaml
 from resnest_seg.data.build import build_dataset, dataset_for, with_task
 from resnest_seg.data.class_balance import pixel_statistics
 from resnest_seg.data.datasets import Subset, assign_folds
@@ -23,9 +27,11 @@ from resnest_seg.data.loader import build_loader, load_batches, training_batches
 from resnest_seg.data.tiles import WindowDataset, paired_files, scored_part
 from resnest_seg.data.transforms import TrainTransform
 from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.evaluation.evaluator import evaluate
 from resnest_seg.io import raster_windows
 from resnest_seg.io.bands import BandReader
 from resnest_seg.io.raster_windows import RasterWindows, Window
+from resnest_seg.training.assembly import Parts, splits
 
 TRANSFORM = rasterio.Affine(10.0, 0.0, 500000.0, 0.0, -10.0, 5300000.0)
 SIZES = {"a [1] 50%": (130, 200), "ä": (64, 64), "small": (20, 90), "one": (1, 300)}
@@ -541,3 +547,81 @@ def test_windows_of_a_raster_are_in_one_fold_and_seen_through_views(root):
     view = with_task(Subset(dataset, [5, 2]), "multilabel")
     assert paired_files(view) is dataset.files
     assert [scored_part(view, index) for index in range(2)] == [dataset.cell_within(5), dataset.cell_within(2)]
+
+
+def shrinking(tmp_path):
+    """Windows of two rasters of 8 bits, of which some have no data once 5 means that; the number that stay."""
+    for name in "ab":
+        image, labels = arrays((64, 64), ord(name))
+        image += 6
+        image[:32, :32] = 5
+        labels[:] = 3
+        write(tmp_path / "images" / "train" / f"{name}.tif", image)
+        write(tmp_path / "masks" / "train" / f"{name}.tif", labels)
+    (tmp_path / "classes.csv").write_text(CLASSES)
+    return opened(tmp_path, window=32, overlap=0), BandReader((1, 2, 3), nodata=5), 6
+
+
+def test_samples_that_were_chosen_stay_what_they_are(tmp_path):
+    dataset, bands, left = shrinking(tmp_path)
+    names = [dataset.sample_name(index) for index in range(len(dataset))]
+    for _ in range(2):  # the refusal leaves all as it was
+        with pytest.raises(DatasetError, match=r"chosen by index before its bands .*BandReader\(bands=\(1, 2, 3\)"):
+            with_task(Subset(dataset, [5, 2]), "multilabel").read_as(bands)
+        assert (dataset.bands, [dataset.sample_name(index) for index in range(len(dataset))]) == (None, names)
+    segmenter = build_segmenter("resnest14_tiny", num_classes=3)
+    data = DataConfig(bands=(1, 2, 3), nodata=5.0, pixel_mean=(9.0,) * 3, pixel_std=(9.0,) * 3)
+    segmenter.config = dataclasses.replace(segmenter.config, data=data)
+    with pytest.raises(DatasetError, match="chosen by index"):
+        evaluate(segmenter, dataset, indices=[0, 7])
+    assert evaluate(segmenter, dataset).images == left
+    subset = Subset(dataset, [5, 2])
+    subset.read_as(dataclasses.replace(bands, fill=(7.0, 7.0, 7.0)))
+    assert [subset.sample_name(index) for index in range(2)] == [dataset.sample_name(index) for index in (5, 2)]
+
+
+def test_a_runs_own_windows_are_read_before_they_are_divided(tmp_path, monkeypatch):
+    """Else a fold's indices would name other windows than were dealt to it, held-out ones among them."""
+    dataset, bands, left = shrinking(tmp_path)
+    config = config_from_dict({"data": {"bands": [1, 2, 3], "nodata": 5}, "eval": {"sheet": 0}})
+    train, validation = splits(config, Parts(dataset, dataset))
+    assert train.bands == validation.bands == bands
+    assert len(train) == left
+
+    dataset = shrinking(tmp_path)[0]
+    (tmp_path / "folds").mkdir()
+    (tmp_path / "folds" / "config.yaml").write_text(to_yaml(config))
+    (tmp_path / "folds" / "folds.json").write_text(json.dumps(fold_record(train, 2, group_by=None)))
+    monkeypatch.setattr(cross_validation, "checkpoints_of", lambda folder: [])
+    monkeypatch.setattr(cross_validation, "held_out", lambda folder, data: held_out(folder, data)[2:])
+    with pytest.raises(IndexError):  # no run, no report; but the same samples
+        cross_validation.cross_validate(tmp_path / "folds", train=dataset)
+    assert len(dataset) == left
+
+
+def test_cells_are_those_in_which_the_chosen_bands_have_data(tmp_path):
+    """GDAL tags a fourth band of 8 bits as alpha: as near infrared it is 0 over water, which is data where chosen."""
+    image, labels = arrays((64, 64), bands=4)
+    image, labels[:] = image + 1, 3
+    image[:32, :32, 3] = 0
+    path = write(tmp_path / "images" / "train" / "a.tif", image)
+    write(tmp_path / "masks" / "train" / "a.tif", labels)
+    (tmp_path / "classes.csv").write_text(CLASSES)
+    with rasterio.open(path) as file:
+        assert file.colorinterp[3] == ColorInterp.alpha
+    dataset = opened(tmp_path, window=32, overlap=0)
+    every = [None, *(BandReader(bands) for bands in ((1, 2, 3, 4), (3, 2, 1), (4,), (1, 4)))]
+    for bands in [*every, *reversed(every)]:
+        dataset.read_as(bands)
+        assert len(dataset) == (4 if bands is not None and 4 in bands.bands else 3)
+        assert all((dataset[index].labels != 255).any() for index in range(len(dataset)))
+    image[:32, :32, :3] = 0
+    write(path, image, nodata=0, photometric="minisblack", alpha="unspecified")
+    image[:32, :32, 3] = 9
+    write(tmp_path / "images" / "train" / "b.tif", image, nodata=0, photometric="minisblack", alpha="unspecified")
+    write(tmp_path / "masks" / "train" / "b.tif", labels)
+    dataset = opened(tmp_path, window=32, overlap=0)
+    for bands, count in ((BandReader((1, 2, 3)), 6), (BandReader((1, 2, 3, 4)), 7), (BandReader((4,), nodata=9), 6)):
+        dataset.read_as(bands)
+        assert len(dataset) == count
+        assert all((dataset[index].labels != 255).any() for index in range(len(dataset)))
