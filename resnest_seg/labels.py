@@ -330,6 +330,10 @@ class LabelSpace:
         return labels
 
     def _encode_bits(self, raw: NDArray[Any]) -> NDArray[Any]:
+        if raw.size and not 0 <= raw.min() <= raw.max() <= 65535:
+            raise DatasetError(
+                f"label out of range: the mask holds {raw.min()} to {raw.max()}, and sets of labels (bits) are 0..65535"
+            )
         bits = raw.astype(np.uint16)
         ignored = bits >= MULTILABEL_IGNORE
         strange = ~ignored & (bits >= 1 << len(self))

@@ -216,16 +216,14 @@ class WindowDataset(SegmentationDataset):
         if none is not None and none not in ((0,) if several else self.files.encoding.raw_ids):
             missing = ids == none
             ids = np.where(missing, ids.dtype.type(self.files.encoding.raw_ids[0]), ids)
-        if several:
-            bits = self.files.encode(name, ids)
-            return bits if missing is None else np.where(missing, np.uint16(self.label_space.ignore_value), bits)
-        if ids.min() < 0 or ids.max() > 255:
+        if not several and (ids.min() < 0 or ids.max() > 255):
             raise DatasetError(
                 f"{self.files.source.locate(name)} holds {ids.min()} to {ids.max()} in {window}: only 0..255 can be "
                 "labels. Give other values as no data: gdal_edit.py -a_nodata VALUE FILE."
             )
         try:
-            labels = self.files.encode(name, self.files.meant(ids.astype(np.uint8), palette_of(source)))
+            meant = ids if several else self.files.meant(ids.astype(np.uint8), palette_of(source))
+            labels = self.files.encode(name, meant)
         except DatasetError as error:
             raise DatasetError(f"{str(error).rstrip('.')}, in {window}.") from None
         if missing is not None:

@@ -330,6 +330,10 @@ def test_other_tasks_take_windows(root, tmp_path_factory):
     (folder / "classes.csv").write_text("name\na\nb\nc\n")
     dataset = build_dataset("folder", root=folder, task="multilabel", window=100)
     assert np.array_equal(dataset[0].labels, np.where(bits == 6, 32768, bits))
+    for value in (65537, -1):  # which 16 bits would take for 1, and for ignored
+        write(folder / "masks" / "train" / "a.tif", np.where(bits == 6, value, bits.astype(np.int32)).astype(np.int32))
+        with pytest.raises(DatasetError, match=rf"a.tif: label out of range: .*{value}.* 0..65535, in rows 0 to 69"):
+            build_dataset("folder", root=folder, task="multilabel", window=100)
 
 
 @pytest.mark.parametrize(
