@@ -91,3 +91,11 @@ def test_sizes_of_shards():
     for word in ("256", "MB", "-1MB", "1TB", "9KB", "2000GB", "1e3MB"):
         with pytest.raises(ConfigError, match=r"--shard-size must be"):
             shard_bytes(word)
+
+
+def test_other_bands_than_those_of_training_may_be_named(mine, tool, capsys):
+    data = {"dataset": "folder", "root": "mine", "bands": [1], "pixel_mean": [9.0], "pixel_std": [1.0]}
+    (mine.parent / "run.yaml").write_text(yaml.safe_dump({"data": data, "model": {"in_channels": 1}}))
+    words = ["--config", "run.yaml", "--output", "shards", "--split", "train", "--workers", "0"]
+    assert tool("pack_dataset")(*words, "--data.bands", "3,1") == 0
+    assert "--data.bands 3,1" in capsys.readouterr().out

@@ -11,6 +11,7 @@ a kill, the same command goes on. Then: python tools/train_seg.py --dataset shar
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import shlex
 import sys
@@ -114,7 +115,8 @@ def open_splits(options: argparse.Namespace) -> list[SegmentationDataset]:
                 raise DatasetError(f"{error} To pack without the {split} split: --split {others}") from None
             print(f"the test split is left out: {error}", file=sys.stderr)
             continue
-        dataset.read_as(bands_in(options, data if same else DataConfig()))
+        # shards hold all bands as they are: nothing is filled, and other bands than those of training may be named
+        dataset.read_as(bands_in(options, dataclasses.replace(data, pixel_mean=None) if same else DataConfig()))
         found.append(dataset)
     say_layout(found[0])
     return found

@@ -354,7 +354,11 @@ def open_dataset(
 
 
 def bands_in(options: argparse.Namespace, trained: DataConfig) -> BandReader | None:
-    """How the options of `add_dataset` have bands read; what they leave out is as in training."""
+    """How the options of `add_dataset` have bands read; what they leave out is as in training.
+
+    Raises:
+        ConfigError: They name other than as many bands as the model takes; a no-data value without bands.
+    """
     from resnest_seg.config import RunConfig
     from resnest_seg.config_reading import kinds_of
     from resnest_seg.io.bands import BandReader
@@ -365,7 +369,14 @@ def bands_in(options: argparse.Namespace, trained: DataConfig) -> BandReader | N
         RunConfig.from_dict({"data": {"bands": bands}})  # which says what is wrong with them
     if bands is None and nodata is not None:
         raise ConfigError("--data.nodata belongs to --data.bands: name the bands as well, such as --data.bands 1,2,3.")
-    return None if bands is None else BandReader(bands, nodata, trained.pixel_mean)
+    mean = trained.pixel_mean
+    if bands is not None and mean is not None and len(bands) != len(mean):
+        names = "red, green, blue" if trained.bands is None else ", ".join(map(str, trained.bands))
+        raise ConfigError(
+            f"model.in_channels is {len(mean)}, and --data.bands names {len(bands)} bands: name {len(mean)}, in the "
+            f"order of those of training ({names})."
+        )
+    return None if bands is None else BandReader(bands, nodata, mean)
 
 
 MODEL_HELP = "a network of your own: FUNCTION(num_classes) of a Python file, which is run, returns a Segmenter"
