@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from resnest_seg.errors import ConfigError, DatasetError, command, unknown_name
-from resnest_seg.io.bands import KEPT, BandReader, Raster, without_labels
-from resnest_seg.io.images import IMAGE_SUFFIXES, decode_image
+from resnest_seg.io.bands import KEPT, BandReader, Raster, decode_photo, without_labels
+from resnest_seg.io.images import IMAGE_SUFFIXES
 from resnest_seg.io.masks import decode_bits, decode_mask, mask_palette
 from resnest_seg.labels import IGNORE_LABEL, MULTILABEL_IGNORE, LabelSpace, labels_to_bits
 from resnest_seg.storage.opening import base_of, open_source
@@ -360,8 +360,8 @@ class PairedFiles(SegmentationDataset):
         return self.decode(self.source.read(name), self.source.locate(name))
 
     def decode(self, data: bytes, where: str) -> Raster:
-        """Decode the content of a file of this name: a photo, or bands."""
-        return Raster(decode_image(data, where)) if self.bands is None else self.bands.decode(data, where)
+        """Decode the content of a file of this name: a photo, or bands; with the pixels that have data."""
+        return decode_photo(data, where) if self.bands is None else self.bands.decode(data, where)
 
     def nothing_labelled(self, size: tuple[int, ...]) -> NDArray[Any]:
         """Labels [H, W] of a photo without a mask: all pixels are ignored."""
@@ -567,7 +567,7 @@ class PairDataset(SegmentationDataset):
         classes: The names of the classes 0..K-1, or a label space, by whose raw ids the masks are decoded.
         split: "train", "val" or "test".
         keys: Keys of image and mask in a mapping.
-        ignore: Values in masks that are not labelled, besides `IGNORE_LABEL`.
+        ignore: Values in masks that are not labelled, besides `IGNORE_LABEL` where that is no class's raw id.
 
     Raises:
         ConfigError: The classes make no label space.
@@ -602,7 +602,7 @@ class PairDataset(SegmentationDataset):
             raise DatasetError(f"{name}: the image has {pixels.shape[:2]} pixels and the mask {ids.shape}.")
         if self.label_space.task == "multilabel":
             return Sample(pixels, without_labels(self._bits(ids, name), valid), name)
-        unlabelled = np.isin(ids, [*self.ignore, IGNORE_LABEL])
+        unlabelled = np.isin(ids, [*self.ignore, *({IGNORE_LABEL} - set(self.label_space.raw_ids))])
         known = np.where(unlabelled, self.label_space.raw_ids[0], ids)
         low, high = int(known.min()), int(known.max())
         if low < 0 or high > 255:

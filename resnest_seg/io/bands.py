@@ -19,18 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
+from resnest_seg.io.georeference import all_valid, warn_once
 from resnest_seg.io.images import (
     MOST_PIXELS,
+    NODATA_TAG,
     PNG,
     TIFF,
+    TURNED_TAG,
     _as_array,
     _seen,
     decode_image,
     is_file,
     is_tensor,
     refuse_too_large,
+    tiff_tags,
 )
-from resnest_seg.io.large_images import CACHE, gdal, load_rasterio
+from resnest_seg.io.large_images import CACHE, gdal, gdal_errors, load_rasterio
 from resnest_seg.labels import ignore_value
 
 NPY = b"\x93NUMPY"
@@ -263,6 +267,50 @@ class BandReader:
                 shown = ", ".join(str(known) for known in self.bands or ())
                 raise ConfigError(f"there is no band {band} among those of the model: {shown}.")
         return [known.index(str(band).casefold()) for band in bands]
+
+
+def decode_photo(data: bytes, name: str) -> Raster:
+    """Decode a photo, RGB, as `decode_image` does; of a TIFF with the mask of what has data in some band, [H, W, 1].
+
+    No data is where the file has its no-data value in all bands, or where its mask or alpha band says so: the same
+    pixels as of its windows. A file that its orientation tag turns has no mask. Without rasterio, a `UserWarning` says
+    that a no-data value is passed over.
+
+    Raises:
+        DatasetError: It cannot be decoded, or its mask cannot.
+    """
+    pixels = decode_image(data, name)
+    if data[:4] not in TIFF:
+        return Raster(pixels)
+    tags = tiff_tags(data)
+    if tags.get(TURNED_TAG, (1,)) != (1,):
+        return Raster(pixels)
+    try:
+        return Raster(pixels, _data_mask(data, name))
+    except ConfigError as error:  # rasterio is missing
+        if NODATA_TAG in tags:
+            warn_once(f"{name} has a no-data value, whose pixels count as all others do: {error}")
+        return Raster(pixels)
+
+
+def _data_mask(data: bytes, name: str) -> NDArray[np.bool_] | None:
+    """Which pixels of a TIFF have data in some band, bool [H, W, 1]; None where all have, or GDAL does not know it."""
+    with contextlib.ExitStack() as opened, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a picture is not where on earth
+        opened.enter_context(gdal(CACHE))
+        try:
+            source = opened.enter_context(opened.enter_context(load_rasterio().MemoryFile(data)).open(driver="GTiff"))
+        except gdal_errors():
+            return None
+        if all_valid(source):
+            return None
+        try:
+            found: NDArray[np.bool_] = source.dataset_mask()[..., None] > 0
+        except gdal_errors() as error:
+            raise DatasetError(
+                f"cannot read {name}: damaged, or not complete ({str(error.__cause__ or error).rstrip('.')})."
+            ) from None
+    return None if found.all() else found
 
 
 def as_raster(image: Any, reader: BandReader, mean: Sequence[float]) -> Raster:

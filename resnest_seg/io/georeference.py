@@ -187,7 +187,7 @@ def read_georeference(path: str | Path) -> Georeference | None:
         return None
     except ConfigError as error:  # rasterio is missing
         if _has_keys(path):
-            _warn_once(f"{printable(str(path))} lies on the map, and its results will not: {error}")
+            warn_once(f"{printable(str(path))} lies on the map, and its results will not: {error}")
         return None
     return place if orientation_in_header(path, "GTiff") == 1 else None
 
@@ -283,7 +283,8 @@ def all_valid(source: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
+    """Give a `UserWarning`, the same one once in a process."""
     warnings.warn(message, stacklevel=3)
 
 

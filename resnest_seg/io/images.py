@@ -49,10 +49,13 @@ MOST_PIXELS = 1 << 28
 FULL_RANGE = 1 << 14
 """Lowest maximum of a 16-bit photo; with a lower one it holds 14 bits or fewer, and would be decoded too dark."""
 
+TURNED_TAG, NODATA_TAG = 274, 42113
+"""Tags of TIFF files: the orientation, and GDAL's no-data value, as text."""
+
 _TAG_WIDTH, _TAG_HEIGHT = 256, 257
 _TAG_BITS, _TAG_COLORS, _TAG_BANDS, _TAG_EXTRA, _TAG_FORMAT = 258, 262, 277, 338, 339
-_TAGS = (_TAG_WIDTH, _TAG_HEIGHT, _TAG_BITS, _TAG_COLORS, _TAG_BANDS, _TAG_EXTRA, _TAG_FORMAT)
-_TAG_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # whole numbers without sign
+_TAGS = (_TAG_WIDTH, _TAG_HEIGHT, _TAG_BITS, _TAG_COLORS, _TAG_BANDS, _TAG_EXTRA, _TAG_FORMAT, TURNED_TAG, NODATA_TAG)
+_TAG_TYPES = {1: "B", 2: "B", 3: "H", 4: "I", 16: "Q"}  # whole numbers without sign, and bytes of text
 _COLORS = {0: ("grey", 1), 1: ("grey", 1), 2: ("RGB", 3), 3: ("a palette", 1), 5: ("CMYK", 4), 6: ("YCbCr", 3),
            8: ("CIELab", 3)}  # fmt: skip
 _ALPHA = ((1,), (2,))  # premultiplied, or not

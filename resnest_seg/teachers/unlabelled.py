@@ -30,8 +30,8 @@ from resnest_seg.data.shards import is_packed
 from resnest_seg.data.tiles import paired_files
 from resnest_seg.data.transforms import OwnTransform, TrainTransform, sample_seed
 from resnest_seg.errors import DatasetError, ResNeStSegError, printable
-from resnest_seg.io.bands import BandReader, Raster, without_labels
-from resnest_seg.io.images import IMAGE_SUFFIXES, decode_image
+from resnest_seg.io.bands import BandReader, Raster, decode_photo, without_labels
+from resnest_seg.io.images import IMAGE_SUFFIXES
 from resnest_seg.labels import ignored_pixels
 from resnest_seg.storage.opening import open_source
 from resnest_seg.storage.remote import is_address
@@ -79,7 +79,7 @@ class UnlabelledPhotos:
         """
         name = self.names[index]
         data, where = self.source.read(name), self.source.locate(name)
-        return Raster(decode_image(data, where)) if self.bands is None else self.bands.decode(data, where)
+        return decode_photo(data, where) if self.bands is None else self.bands.decode(data, where)
 
     @property
     def identity(self) -> str:

@@ -1,6 +1,8 @@
 """Data sets of many bands: samples, statistics, augmentation, loading and checks; 8-bit RGB is as it was."""
 
+import argparse
 import dataclasses
+import io
 import re
 import sys
 
@@ -8,9 +10,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.fake_data import make
 from support.rasters import NAMES, make_scenes, scene, values, write_raster
 
+from resnest_seg.cli.parsing.options import bands_in
 from resnest_seg.config import DataConfig
 from resnest_seg.data.build import dataset_for
 from resnest_seg.data.checks import check_samples, diagnose
@@ -21,7 +25,7 @@ from resnest_seg.data.loader import build_loader
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.transforms import TrainTransform, class_mix, resize_like_opencv, resize_like_pil
 from resnest_seg.errors import ConfigError, DatasetError
-from resnest_seg.io.bands import BandReader
+from resnest_seg.io.bands import BandReader, decode_photo
 
 
 def opened(root, split="train", **data):
@@ -255,3 +259,53 @@ def test_drawn_images_have_no_bands():
 def test_photos_of_other_bands_are_told_the_key(tmp_path):
     with pytest.raises(DatasetError, match=r"to use the bands of all files, train with .*: --data.bands 1,2,3"):
         FolderDataset(make_scenes(tmp_path))[0]
+
+
+def photo_files(root, **options):
+    """A photo in a TIFF, its first rows black, and a mask of class 0 with some pixels of class 1."""
+    pixels = np.random.default_rng(0).integers(1, 250, (40, 48, 3), dtype=np.uint8)
+    pixels[:9] = 0
+    labels = np.zeros((40, 48), np.uint8)
+    labels[20:, 10:] = 1
+    write_raster(root / "images" / "train" / "a.tif", pixels, **({"photometric": "RGB"} | options))
+    write_raster(root / "masks" / "train" / "a.tif", labels[..., None])
+    (root / "classes.csv").write_text("name,id\nground,0\ntree,1\n", encoding="utf-8")
+    return pixels, labels
+
+
+@pytest.mark.parametrize("how", ["nodata", "mask", "neither"])
+def test_photos_without_data_are_ignored_as_by_windows(how, tmp_path):
+    empty = np.arange(40)[:, None] < 9
+    marked = {"nodata": {"nodata": 0}, "mask": {"mask": np.where(empty, 0, 255) * np.ones((1, 48), np.uint8)}}
+    pixels, labels = photo_files(tmp_path, **marked.get(how, {}))
+    whole, windows = opened(tmp_path), opened(tmp_path, window=64)
+    expected = labels if how == "neither" else np.where(empty, 255, labels)
+    for dataset in (whole, windows):
+        assert np.array_equal(dataset[0].image, pixels)
+        assert np.array_equal(dataset[0].labels, expected)
+
+
+def test_a_turned_photo_and_other_formats_have_no_mask_and_are_read_once(tmp_path, monkeypatch):
+    pixels, labels = photo_files(tmp_path, nodata=0)
+    data = (tmp_path / "images" / "train" / "a.tif").read_bytes()
+    with Image.open(io.BytesIO(data)) as picture:
+        picture.save(tmp_path / "turned.tif", tiffinfo={274: 3, 42113: "0"})
+    turned = decode_photo((tmp_path / "turned.tif").read_bytes(), "turned")
+    assert turned.valid is None
+    assert np.array_equal(turned.pixels, pixels[::-1, ::-1])
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.warns(UserWarning, match=r"here has a no-data value, .* pip install 'resnest-seg\[large\]'"):
+        assert decode_photo(data, "here").valid is None
+    with pytest.raises(ConfigError, match="rasterio"):
+        BandReader((1, 2, 3)).decode(data, "x")
+    for suffix in (".png", ".jpg"):  # with no need of rasterio, and without a warning
+        encoded = cv2.imencode(suffix, pixels[..., ::-1])[1].tobytes()
+        assert decode_photo(encoded, "x").valid is None
+
+
+def test_options_name_as_many_bands_as_the_model_takes():
+    trained = DataConfig(bands=("red", "green", "blue", "nir"), pixel_mean=(9.0,) * 4, pixel_std=(1.0,) * 4)
+    chosen = bands_in(argparse.Namespace(bands="5,3,2,8", nodata=0.0), trained)
+    assert chosen == BandReader((5, 3, 2, 8), 0.0, (9.0,) * 4)
+    with pytest.raises(ConfigError, match=r"in_channels is 4, and --data.bands names 3 bands: .*red, green, blue, nir"):
+        bands_in(argparse.Namespace(bands="1,2,3", nodata=None), trained)

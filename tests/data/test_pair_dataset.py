@@ -54,6 +54,14 @@ def test_ignored_values_of_any_size_and_raw_ids_of_a_label_space():
     assert np.array_equal(resnest_seg.PairDataset([(IMAGE, raw)], space)[0].labels, MASK)
 
 
+def test_a_class_may_have_the_raw_id_255():
+    """As in black and white masks; then only what `ignore` names is not labelled."""
+    space = resnest_seg.LabelSpace("x", ("ground", "object"), ((0, 0, 0), (9, 9, 9)), (0, 255), task="binary")
+    mask = np.where(MASK == 1, 255, np.where(MASK == 2, 7, 0))
+    labels = resnest_seg.PairDataset([(IMAGE, mask)], space, ignore=[7])[0].labels
+    assert np.array_equal(labels, np.where(MASK == 1, 1, np.where(MASK == 2, 255, 0)))
+
+
 @pytest.mark.parametrize(
     ("item", "error", "words"),
     [
