@@ -286,7 +286,7 @@ def test_photos_without_data_are_ignored_as_by_windows(how, tmp_path):
 
 
 def test_a_turned_photo_and_other_formats_have_no_mask_and_are_read_once(tmp_path, monkeypatch):
-    pixels, labels = photo_files(tmp_path, nodata=0)
+    pixels, _ = photo_files(tmp_path, nodata=0)
     data = (tmp_path / "images" / "train" / "a.tif").read_bytes()
     with Image.open(io.BytesIO(data)) as picture:
         picture.save(tmp_path / "turned.tif", tiffinfo={274: 3, 42113: "0"})
