@@ -329,13 +329,15 @@ class RunFolder:
         try:
             with open(self.path / METRICS, "ab") as file:
                 os.fsync(file.fileno())  # a state must not survive a power failure that its lines do not
-            if self.keep > 1 and self.last_step not in (None, step):
-                self._set_aside(self.path / f"step_{self.last_step:08d}.safetensors")
+            if self.keep > 1 and self.last_step is not None and self.last_step != step:
+                self._set_aside(self.path / _named(self.last_step))
             checkpoint.save(self.path / LAST)
         except (OSError, CheckpointError) as error:
             raise self._not_written(self.path / LAST, error) from None
         self.last_step = step
-        for path in self._older()[self.keep - 1 :]:
+        # those of later steps were damaged when the run went on from an older one, and would outlive good ones
+        past = [path for path in self._older() if path.name < _named(step)]
+        for path in {*self._older()} - {*past[: self.keep - 1]}:
             path.unlink(missing_ok=True)
         self._seen = self._signature()
 
@@ -391,6 +393,11 @@ class RunFolder:
             with contextlib.suppress(FileNotFoundError):
                 last.replace(older)
         sync_folder(self.path)
+
+
+def _named(step: int) -> str:
+    """The name of an older state."""
+    return f"step_{step:08d}.safetensors"
 
 
 def _lacks_optimizer(state: Checkpoint, training: TrainingState) -> bool:

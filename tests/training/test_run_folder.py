@@ -193,6 +193,21 @@ def test_a_damaged_state_is_told_and_the_one_before_is_taken(checkpoint, tmp_pat
     assert [Checkpoint.load(path).training.values["step"] for path in again.states()] == [6, 3]
 
 
+def test_damaged_states_of_steps_to_come_are_not_kept_in_place_of_good_ones(checkpoint, tmp_path):
+    """After two that are damaged, the run goes on from the third, and may save at other steps."""
+    folder = RunFolder(tmp_path, keep=3)
+    for step in (2, 4, 6):
+        folder.save_state(checkpoint(step), step)
+    for path in folder.states()[:2]:
+        path.write_bytes(b"damaged")
+    again = RunFolder(tmp_path, keep=3)
+    assert again.load_state(lambda text: None).training.values["step"] == 2
+    again.save_state(checkpoint(3), 3)
+    assert [path.name for path in again.states()] == [LAST, "step_00000002.safetensors"]
+    again.save_state(checkpoint(5), 5)
+    assert [path.name for path in again.states()][1:] == ["step_00000003.safetensors", "step_00000002.safetensors"]
+
+
 def test_nothing_but_damaged_states_is_an_error(checkpoint, tmp_path):
     folder = RunFolder(tmp_path)
     for step in (3, 6):
