@@ -227,8 +227,7 @@ def prove(
         for photo_batch in _batches(photos, full_size, smallest=info.smallest):
             batch = photo_batch if _has_bands(evidence, info) else in_units_of(photo_batch, info)
             expected, actual = _outputs(source, model, batch)
-            row = _compare(expected, actual, batch, info)
-            rows.append(row)
+            rows.append(_compare(expected, actual, batch, info))
             if evidence.dataset is None and precision == "int8":
                 truth = _labels(expected, info)
                 for counts, output in zip(matrices, (expected, actual), strict=True):
