@@ -108,10 +108,15 @@ def build_dataset(
 
     Raises:
         ConfigError: Unknown name, task or class; patterns or windows for a data set with a layout of its own; a binary
-            task on a data set of several classes without `positive`.
+            task on a data set of several classes without `positive`; `positive` for another task.
         DatasetError: The data set is missing or incomplete, or the split is unknown.
     """
     _check_names(name, task)
+    if positive is not None and task != "binary":  # it would be ignored, and masks of bits read as ids
+        raise ConfigError(
+            f"data.positive names the object of a binary task, and model.task is {task}: leave '{positive}' out, or "
+            "pass --model.task binary."
+        )
     where = opened_root(name, None if name == "synthetic" else root, cache=cache, cache_size=cache_size)
     given: dict[str, object] = {"data.images": images, "data.masks": masks, "data.window": window}
     if stored_as(name, where) == "shards":

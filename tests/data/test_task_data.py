@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import resnest_seg
+from resnest_seg.cli import eval as evaluation
+from resnest_seg.cli.parsing.options import open_dataset
 from resnest_seg.config import DataConfig, RunConfig
 from resnest_seg.data.build import TaskView, build_dataset, dataset_for
 from resnest_seg.data.checks import diagnose
@@ -163,6 +166,38 @@ def test_the_object_must_be_some_of_the_classes(positive, says):
     with pytest.raises(ConfigError) as error:
         build_dataset("synthetic", task="binary", positive=positive)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_only_a_binary_task_has_an_object(task):
+    """Else the option is ignored, or the masks of a multi-label folder are read as ids."""
+    with pytest.raises(ConfigError, match=f"binary task, and model.task is {task}: leave 'car' out"):
+        build_dataset("synthetic", task=task, positive="car")
+    space = LabelSpace.of("synthetic").for_task(task) if task == "multilabel" else LabelSpace.of("synthetic")
+    options = evaluation.parse(["--checkpoint", "x", "--data.positive", "car"])
+    with pytest.raises(ConfigError, match=f"the checkpoint's task is {task}: leave --data.positive out"):
+        open_dataset(options, DataConfig("synthetic"), space, name="synthetic", split="val")
+
+
+def test_a_check_ignores_no_task_and_no_option(tmp_path, tool, capsys):
+    model = resnest_seg.build_segmenter("resnest14_tiny", "fcn", 10)
+    model.label_space = LabelSpace.of("synthetic")
+    model.to_checkpoint().save(tmp_path / "a model.safetensors")
+    root = folder(tmp_path, [squares(0, 1)] * 2)
+    own = ("--dataset", "folder", "--data.root", root)
+    for words, says in (
+        (("--dataset", "synthetic", "--data.positive", "car"), "data.positive names the object of a binary task"),
+        (
+            ("--checkpoint", tmp_path / "a model.safetensors", "--dataset", "synthetic", "--model.task", "multilabel"),
+            "is multiclass, not multilabel: leave out --model.task",
+        ),
+        ((*own, "--write-classes", "--output", tmp_path / "x.json"), "leave --output out"),
+        ((*own, "--write-classes", "--limit", 1), "leave --limit out"),
+        ((*own, "--write-classes", "--data.positive", "a", "--model.task", "binary"), "leave --data.positive out"),
+    ):
+        assert tool("check_dataset")(*words) == 2
+        assert says in capsys.readouterr().err
+    assert not list(root.rglob("classes.csv"))
 
 
 def test_a_config_opens_the_data_of_its_task():

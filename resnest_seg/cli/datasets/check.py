@@ -36,7 +36,17 @@ if TYPE_CHECKING:
     from resnest_seg.data.datasets import SegmentationDataset
     from resnest_seg.labels import LabelSpace
 
-SPLITS = ("train", "val", "test")
+SPLITS, DEFAULT_TASK = ("train", "val", "test"), "multiclass"
+
+OF_A_CHECK = {
+    "checkpoint": "--checkpoint",
+    "splits": "--splits",
+    "limit": "--limit",
+    "output": "--output",
+    "classes": "--data.classes",
+    "positive": "--data.positive",
+}
+"""Options that say what is checked, by their names in the namespace: --write-classes checks nothing."""
 
 T = TypeVar("T")
 
@@ -45,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = Parser("check", description=__doc__.splitlines()[0])
     add_dataset(parser, default="with --checkpoint, the one trained on", splits=False)
-    parser.add_argument("--model.task", dest="task", choices=TASKS, default="multiclass", help="task of the masks "
+    parser.add_argument("--model.task", dest="task", choices=TASKS, help="task of the masks "
                         "(default: with --checkpoint its own, else multiclass)")  # fmt: skip
     extra = ": check the data set that it was trained on, or another one with its classes"
     add_checkpoint(parser, exported=False, required=False, extra=extra)
@@ -77,7 +87,12 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
         from resnest_seg.models.loading import load_checkpoint
 
         segmenter = load_checkpoint(options.checkpoint)
-        trained, space = segmenter.config.data, segmenter.label_space
+        trained, space, task = segmenter.config.data, segmenter.label_space, segmenter.config.model.task
+        if options.task not in (None, task):
+            raise ConfigError(
+                f"the task of checkpoint {options.checkpoint} is {task}, not {options.task}: leave out --model.task, "
+                "or --checkpoint, and name the data set."
+            )
     name = options.dataset or (trained.dataset if trained is not None else "")
     place = place_in(options, DataConfig(), name=name) if trained is None else None  # listed once for all splits
     options.window_overlap = 0  # context would count as ignored
@@ -100,7 +115,7 @@ def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset],
                         window=window,
                         window_overlap=overlap,
                         allow_missing=True,
-                        task=options.task,
+                        task=options.task or DEFAULT_TASK,
                         positive=options.positive,
                     )
                 )
@@ -118,7 +133,7 @@ def write_classes(options: argparse.Namespace) -> None:
     """Write a class list of what the masks of a folder hold, and say what to do next.
 
     Raises:
-        ConfigError: The data set is no folder, or the file exists or cannot be written.
+        ConfigError: The data set is no folder, an option belongs to a check, or the file exists or cannot be written.
         DatasetError: Photos and masks do not pair, or a mask cannot be read.
     """
     from resnest_seg.data.build import data_root
@@ -133,6 +148,13 @@ def write_classes(options: argparse.Namespace) -> None:
         raise ConfigError(f"--write-classes is for --dataset folder: {name}.")
     if options.write_classes and not options.write_classes.lower().endswith(".csv"):  # nor a mask, with --overwrite
         raise ConfigError(f"--write-classes writes a CSV file: '{options.write_classes}' must end with .csv.")
+    for name, option in OF_A_CHECK.items():
+        if getattr(options, name) is not None:
+            raise ConfigError(
+                f"--write-classes lists the ids of all masks and checks nothing: leave {option} out, or give it to the "
+                "check afterwards."
+            )
+    task = options.task or DEFAULT_TASK
     root = data_root("folder", options.root)
     source = open_source(root, zips=())
     found = find_pairs(source, root, images=options.data_images, masks=options.data_masks)
@@ -141,14 +163,14 @@ def write_classes(options: argparse.Namespace) -> None:
     check_output_file(path, what="class list", overwrite=options.overwrite, option="--write-classes")
     with progress_bars() as progress:
         bar = progress.add_task("reading masks", total=found.pairs)
-        masks = read_masks(source, found, task=options.task)
-        draft = draft_classes(progress_of(masks, lambda: progress.advance(bar)), task=options.task)
+        masks = read_masks(source, found, task=task)
+        draft = draft_classes(progress_of(masks, lambda: progress.advance(bar)), task=task)
     with atomic_write(path) as temporary:
         temporary.write_text(draft, encoding="utf-8")
     words = ["--dataset", "folder", "--data.root", str(root)]
     words += ["--data.images", options.data_images, "--data.masks", options.data_masks] if options.data_images else []
     words += [] if within else ["--data.classes", str(path)]
-    words += [] if options.task == "multiclass" else ["--model.task", options.task]
+    words += [] if task == DEFAULT_TASK else ["--model.task", task]
     lines = draft.count("\n") - 1
     print(f"{path}: {lines} {'entry' if lines == 1 else 'entries'} of {found.pairs} masks. Edit their names "
           f"in it, then:\n    {command('check')} {shlex.join(words)}")  # fmt: skip

@@ -314,7 +314,8 @@ def open_dataset(
         label_space: The classes of the checkpoint, where they are known.
         name: The data set.
         split: Its split.
-        allow_missing: See `build_dataset`, also for the errors; --data.classes are for a folder only.
+        allow_missing: See `build_dataset`, also for the errors; --data.classes are for a folder only, and
+            --data.positive for a binary checkpoint.
     """
     from resnest_seg.data.build import build_dataset, stored_as
     from resnest_seg.data.folder import lists_classes
@@ -322,6 +323,12 @@ def open_dataset(
 
     if options.classes is not None and name != "folder":
         raise ConfigError(f"--data.classes is for --dataset folder; the classes of {name} are fixed.")
+    task = "multiclass" if label_space is None else label_space.task
+    if options.positive is not None and task != "binary":
+        raise ConfigError(
+            f"--data.positive names the object of a binary task, and the checkpoint's task is {task}: leave "
+            "--data.positive out, or name a binary checkpoint."
+        )
     same = name == trained.dataset
     place = place_in(options, trained, name=name)
     alike = trained if same and stored_as(name, place) == name else None  # of packed files, nothing needs to be said
@@ -346,7 +353,7 @@ def open_dataset(
         window=window,
         window_overlap=overlap,
         allow_missing=allow_missing,
-        task="multiclass" if label_space is None else label_space.task,
+        task=task,
         positive=options.positive or (trained.positive if same else None),
     )
     dataset.read_as(bands_in(options, trained))
