@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from resnest_seg.errors import DatasetError, printable, unknown_name
+from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
 from resnest_seg.files import atomic_write, check_output_file
 from resnest_seg.labels import LabelSpace
 
@@ -48,7 +48,7 @@ class Submission:
         overwrite: Replace the file if it exists.
 
     Raises:
-        ConfigError: There is no server for this data set, or the file exists.
+        ConfigError: There is no server for this data set or for its classes as another task, or the file exists.
         DatasetError: Two photos would get the same name, or a name is invalid in zip files.
     """
 
@@ -57,6 +57,11 @@ class Submission:
     ) -> None:
         if label_space.name not in NAMES:
             raise unknown_name("submission format: data set", label_space.name, NAMES)
+        if label_space.task != "multiclass":  # a view keeps the data set's name, and 0 and 1 are ids of classes too
+            raise ConfigError(
+                f"the server of {label_space.name} takes one of its classes a pixel, and this model is "
+                f"{label_space.task}: leave --submission out, or name a model of all classes."
+            )
         self.path, self.label_space = Path(path), label_space
         check_output_file(self.path, what="submission", overwrite=overwrite, option="--submission")
         self.expected: set[str] = set()

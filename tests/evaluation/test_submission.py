@@ -68,6 +68,15 @@ def test_what_is_not_valid_gets_no_name(tmp_path):
         Submission(tmp_path / "e.zip", CITY, [])
 
 
+@pytest.mark.parametrize("space", [CITY, ADE])
+def test_a_view_of_the_classes_is_not_submitted(space, tmp_path):
+    """It keeps the data set's name, and the ids 0 and 1 of an object would pass as classes."""
+    view = space.for_task("binary", positive=space.names[-1:])
+    assert view.name == space.name
+    with pytest.raises(ConfigError, match="takes one of its classes a pixel, and this model is binary: leave"):
+        Submission(tmp_path / "out.zip", view, [PHOTO])
+
+
 def test_validation_reads_the_file_itself(tmp_path):
     with Submission(tmp_path / "out.zip", CITY, [PHOTO]) as submission:
         submission.add(PHOTO, np.zeros((3, 4), np.uint8), size=(3, 4))
