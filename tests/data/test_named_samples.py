@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 import resnest_seg
+from resnest_seg.cli import average
+from resnest_seg.cli import eval as evaluation
+from resnest_seg.cli.parsing.options import open_dataset
 from resnest_seg.config import DataConfig, RunConfig
 from resnest_seg.data.build import dataset_for, named_samples
 from resnest_seg.errors import ConfigError, DatasetError
@@ -62,7 +65,8 @@ def test_a_list_that_is_not_there_is_refused(tmp_path):
         named_samples(Named(), tmp_path / "none.txt")
 
 
-def test_only_the_training_split_of_a_config_follows_the_list(tmp_path):
+def three_samples(tmp_path):
+    """The data of a run on two of three samples."""
     for split in ("train", "val"):
         for folder in ("images", "masks"):
             (tmp_path / folder / split).mkdir(parents=True)
@@ -70,10 +74,39 @@ def test_only_the_training_split_of_a_config_follows_the_list(tmp_path):
                 shape = (4, 4) if folder == "masks" else (4, 4, 3)
                 write_png(tmp_path / folder / split / f"{name}.png", np.full(shape, int(name) - 1, np.uint8))
     (tmp_path / "names.txt").write_text("3\n1\n", encoding="utf-8")
-    data = DataConfig(dataset="folder", root=str(tmp_path), samples=str(tmp_path / "names.txt"))
+    return DataConfig(dataset="folder", root=str(tmp_path), samples=str(tmp_path / "names.txt"))
+
+
+def test_only_the_training_split_of_a_config_follows_the_list(tmp_path):
+    data = three_samples(tmp_path)
     train, val = (dataset_for(data, split) for split in ("train", "val"))
     assert [int(sample.labels[0, 0]) for sample in (train[0], train[1])] == [0, 2]
     assert (len(train), len(val)) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "parse", [lambda words: average.parse(["x", *words]), lambda words: evaluation.parse(["--checkpoint", "x", *words])]
+)
+def test_what_a_checkpoint_was_trained_on_is_what_the_list_names(parse, tmp_path, capsys):
+    """For the batch norms of an average, an evaluation on the training split, and whatever opens data by options."""
+    data = three_samples(tmp_path / "a folder")
+    (tmp_path / "link").symlink_to(tmp_path / "a folder")
+
+    def names(*words, split="train"):
+        dataset = open_dataset(parse(words), data, None, name="folder", split=split)
+        return [Path(dataset.sample_name(index)).stem for index in range(len(dataset))], capsys.readouterr().err
+
+    found, said = names()
+    assert found == ["1", "3"]
+    assert said == f"train split: the 2 samples that the run's data.samples names, {data.samples}\n"
+    assert names("--data.root", data.root)[0] == ["1", "3"]
+    found, said = names("--data.root", str(tmp_path / "link"))
+    assert found == ["1", "2", "3"]
+    assert "train split: all 3 samples, because --data.root is not the run's" in said
+    assert names(split="val") == (["1", "2", "3"], "")
+    Path(data.samples).unlink()
+    with pytest.raises(DatasetError, match=r"trained on the samples that data.samples .*names.txt names.* is missing"):
+        names()
 
 
 def test_a_training_split_of_ones_own_takes_no_list(tmp_path):

@@ -7,13 +7,14 @@ server of exported files can do without.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from resnest_seg.cli.main import complete
-from resnest_seg.errors import ConfigError, command, program, unknown_option, usage
+from resnest_seg.errors import ConfigError, DatasetError, command, program, unknown_option, usage
 from resnest_seg.files import check_output_folder
 from resnest_seg.inference.protocols import PROTOCOLS, protocol
 
@@ -305,8 +306,9 @@ def open_dataset(
 ) -> SegmentationDataset:
     """Open a split of the data set that the options of `add_dataset` name.
 
-    What they leave out is that of the checkpoint's training, if that had the same data set. The classes of a folder
-    without a class list are the checkpoint's: what its masks alone show may be fewer.
+    What they leave out is that of the checkpoint's training, if that had the same data set; its training split has the
+    samples that `data.samples` named, see `_samples_of_run`. The classes of a folder without a class list are the
+    checkpoint's: what its masks alone show may be fewer.
 
     Args:
         options: The command line.
@@ -357,6 +359,38 @@ def open_dataset(
         positive=options.positive or (trained.positive if same else None),
     )
     dataset.read_as(bands_in(options, trained))
+    listed = same and split == "train" and trained.samples is not None
+    return _samples_of_run(dataset, options, trained) if listed else dataset
+
+
+def _samples_of_run(
+    dataset: SegmentationDataset, options: argparse.Namespace, trained: DataConfig
+) -> SegmentationDataset:
+    """Return what a run with `data.samples` was trained on: the samples of a training split that the list names.
+
+    Options that name another folder or other files ask for all of that. A line on standard error says which it is.
+
+    Raises:
+        DatasetError: The list is not there, or does not fit the data set.
+    """
+    from resnest_seg.data.build import named_samples
+
+    assert trained.samples is not None
+    where = (("--data.root", options.root, trained.root), ("--data.images", options.data_images, trained.images),
+             ("--data.masks", options.data_masks, trained.masks))  # fmt: skip
+    other = next((option for option, given, own in where if given not in (None, own)), None)
+    if other is not None:
+        said = f"all {len(dataset)} samples, because {other} is not the run's, whose data.samples is {trained.samples}"
+    elif not Path(trained.samples).is_file():
+        raise DatasetError(
+            f"the run was trained on the samples that data.samples {trained.samples} names, and that file is missing: "
+            "put it there, or give --data.root with another copy of the data set, of which all samples are taken."
+        )
+    else:
+        dataset = named_samples(dataset, trained.samples)
+        said = f"the {len(dataset)} samples that the run's data.samples names, {trained.samples}"
+    if os.environ.get("RANK", "0") == "0":
+        print(f"train split: {said}", file=sys.stderr)
     return dataset
 
 
