@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError
 
 from resnest_seg.errors import ConfigError, DownloadError
 from resnest_seg.io.downloads import Digest, download
@@ -24,6 +24,15 @@ RESNEST_RELEASE = "https://github.com/zhanghang1989/ResNeSt/releases/download/we
 ENCODING_BUCKET = "https://s3.us-west-1.wasabisys.com/encoding/models"
 MMSEG_BUCKET = "https://download.openmmlab.com/mmsegmentation/v0.5"
 TORCHVISION_BUCKET = "https://download.pytorch.org/models"
+
+HUB_ERRORS: tuple[type[Exception], ...] = (
+    OSError,
+    RuntimeError,  # of its transfers by chunks (xet)
+    *(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError" and issubclass(base, Exception)),
+)
+"""What a failing download from the Hugging Face hub raises. Most errors of its HTTP client are no `OSError`s (a broken
+connection, a proxy that refuses); their base is found without naming the client, which is requests, httpx or httpx2 by
+the version of the hub's package."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +126,7 @@ class PublishedCheckpoint:
             return download(self.url, path, digest=digest)
         try:
             return Path(hf_hub_download(self.name, "model.safetensors"))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        except HUB_ERRORS as error:
             reason = type(error).__name__
             raise DownloadError(
                 f"cannot download {self.url} ({reason}). Without a network, fetch the file elsewhere and put it at "

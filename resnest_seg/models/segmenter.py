@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
@@ -27,7 +27,7 @@ from resnest_seg.models.heads import HEADS, ClassifierHead, aux_head_for, freeze
 from resnest_seg.models.mask2former import MaskPrediction, semantic_logits
 from resnest_seg.models.model_card import Report, model_card
 from resnest_seg.models.pixel_range import PixelRange
-from resnest_seg.models.published_weights import check_encoder_weights
+from resnest_seg.models.published_weights import HUB_ERRORS, check_encoder_weights
 from resnest_seg.models.resnest import DILATIONS, RECTIFICATIONS, SMP, SPECS, ResNeSt
 from resnest_seg.models.weight_files import check_finite, naming_file
 
@@ -421,10 +421,11 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
                 force_download=force_download,
                 local_files_only=local_files_only,
             )
-        except (OSError, HfHubHTTPError, HFValidationError) as error:
+        except (*HUB_ERRORS, HFValidationError) as error:
+            reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])  # some have no text
             raise DownloadError(
                 f"{source!r} is no folder, and no file {HUB_FILE} of a repository of that name can be fetched from the "
-                f"hub ({type(error).__name__}: {str(error).splitlines()[0]})."
+                f"hub ({reason})."
             ) from None
         return cls._from_file(Path(path))
 

@@ -17,6 +17,7 @@ from resnest_seg.labels import LabelSpace
 from resnest_seg.models.loading import build_segmenter, classifier_for
 from resnest_seg.models.published_weights import PUBLISHED, imagenet_checkpoint, published
 from resnest_seg.models.resnest import SPECS
+from resnest_seg.models.segmenter import Segmenter
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +147,25 @@ def test_the_hub_offline(monkeypatch):
     entry.path.parent.mkdir(parents=True)
     entry.path.write_bytes(b"put by hand")
     assert entry.fetch() == entry.path == entry.local_path
+
+
+@pytest.mark.parametrize("error", ["ConnectError", "ReadError", "ProxyError", "RemoteProtocolError", "ReadTimeout"])
+def test_a_connection_to_the_hub_that_breaks_is_no_bug(error, monkeypatch):
+    """The client's errors are no `OSError`s: a proxy that refuses and a line that is cut raise them as they are."""
+    broken = getattr(pytest.importorskip("httpx2"), error)
+
+    def cut(repository, file, **options):
+        raise broken("")
+
+    monkeypatch.setattr("resnest_seg.models.published_weights.hf_hub_download", cut)
+    monkeypatch.setattr("resnest_seg.models.segmenter.hf_hub_download", cut)
+    entry = published("timm/resnest50d.in1k")
+    with pytest.raises(
+        DownloadError, match=rf"\({error}\)\. Without a network, .* put it at {re.escape(str(entry.path))}"
+    ):
+        entry.fetch()
+    with pytest.raises(DownloadError, match=rf"'someone/model' is no folder, .* fetched from the hub \({error}\)"):
+        Segmenter.from_pretrained("someone/model")
 
 
 @pytest.fixture
