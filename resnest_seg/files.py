@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import difflib
+import errno
 import hashlib
 import os
 import re
@@ -20,6 +21,9 @@ TEMPORARY = re.compile(r"\.(?P<stem>.+)\.\d+\.tmp(\.\w+)?")
 
 LONGEST_PART = 200
 """Bytes of a path component without suffix; file systems allow 255 with it."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""System errors of writing that would occur for every further file in the place: no space, no quota, read-only."""
 
 _HARMFUL = re.compile(r"[\x00-\x1f\x7f:\\]")  # to some system a drive, a folder, or the end of the name
 

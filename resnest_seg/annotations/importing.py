@@ -10,7 +10,6 @@ import contextlib
 import csv
 import dataclasses
 import difflib
-import errno
 import hashlib
 import io
 import json
@@ -45,7 +44,7 @@ from resnest_seg.annotations.objects import (
 from resnest_seg.annotations.raster import Facts, Rules, draw_labels
 from resnest_seg.annotations.reading import forget, read_json, shown, shown_size
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
-from resnest_seg.files import atomic_write, check_output_folder, check_outside, result_places
+from resnest_seg.files import FULL, atomic_write, check_output_folder, check_outside, result_places
 from resnest_seg.io.images import IMAGE_SUFFIXES, MOST_PIXELS, PalettePng
 from resnest_seg.labels import IGNORE_LABEL, MAX_LABELS, MULTILABEL_IGNORE, LabelSpace
 
@@ -597,7 +596,7 @@ def _bring(photo: Path, target: Path, link: bool) -> None:
             target.symlink_to(os.path.realpath(photo))
             return
         except (OSError, NotImplementedError) as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            if isinstance(error, OSError) and error.errno in FULL:
                 raise
     with atomic_write(target) as temporary:
         try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnest_seg.bulk.job import ENDINGS, PARQUET, Job
 from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.files import FULL
 from resnest_seg.storage.remote import is_address
 from resnest_seg.storage.retries import without_secrets
 
@@ -26,9 +26,6 @@ VIDEO_ENDING = "_overlay.mp4"
 
 ALL_ENDINGS = (*ENDINGS.values(), MAP_LABELS, VIDEO_ENDING)
 """Every suffix that an output may have."""
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""System errors that would occur for every further input."""
 
 LARGE = 64_000_000
 """Minimum pixels of an image that is read, and whose labels are written, by windows."""

@@ -23,6 +23,7 @@ from filelock import FileLock
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from resnest_seg.errors import DownloadError, ResNeStSegError
+from resnest_seg.files import FULL
 from resnest_seg.io.display import ShownText, progress_bars
 
 
@@ -135,6 +136,9 @@ TRIES = 4
 PROGRESS = 1 << 16
 """Bytes that an attempt must fetch to count as progress."""
 
+UNWRITABLE = (*FULL, errno.EACCES, errno.EPERM)
+"""System errors of the folder that is written into, not of the network: trying again would not help."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Digest:
@@ -179,6 +183,7 @@ def download(
     path: Path,
     *,
     digest: Digest | None = None,
+    moved_by: str | None = None,
     timeout: float = 30.0,
     pace: Pace = Pace(),  # a constant
     pause: Callable[[float], object] = time.sleep,
@@ -192,12 +197,14 @@ def download(
         url: http or https address.
         path: The file.
         digest: The expected hash; None checks the length only.
+        moved_by: The option or variable that puts the file into another folder, for messages: "--root".
         timeout: Seconds without a byte after which an attempt fails.
         pace: The minimum rate; a slower attempt fails.
         pause: Waits the given seconds between attempts.
 
     Raises:
-        DownloadError: The download failed, or the hash differs; the message says how to fetch the file by hand.
+        DownloadError: The download failed, or the hash differs; the message says how to fetch the file by hand. Or the
+            folder cannot be written.
     """
     if path.exists():  # no lock: the folder may be read-only
         return _checked(path, digest)
@@ -208,7 +215,7 @@ def download(
                 return _checked(path, digest)
             problem = _attempt(url, path, digest=digest, timeout=timeout, pace=pace, pause=pause)
     except OSError as error:
-        raise DownloadError(f"cannot write {path}: {error.strerror or error}.") from None
+        raise unwritable(path.parent, error, moved_by=moved_by) from None
     if problem is not None:
         known = f" (it must have {digest})" if digest is not None else ""
         raise DownloadError(
@@ -216,6 +223,16 @@ def download(
             f"{path}."
         )
     return path
+
+
+def unwritable(folder: Path, error: OSError, *, moved_by: str | None) -> DownloadError:
+    """The error for a folder that a download cannot be written into; see `download`."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+    ways = ["free some space there"] if full else []
+    ways += [] if moved_by is None else [f"choose another folder with {moved_by}"]
+    way = " or ".join(ways)
+    return DownloadError(f"cannot write into {folder}: {why}.{f' {way[0].upper()}{way[1:]}.' if way else ''}")
 
 
 def _checked(path: Path, digest: Digest | None) -> Path:
@@ -227,7 +244,7 @@ def _checked(path: Path, digest: Digest | None) -> Path:
 def _attempt(
     url: str, path: Path, *, digest: Digest | None, timeout: float, pace: Pace, pause: Callable[[float], object]
 ) -> str | None:
-    """Retry until the file is complete; return the reason if that is hopeless, else None."""
+    """Retry until the file is complete; return the reason if that is hopeless, else None. `UNWRITABLE` are raised."""
     part = path.with_name(f"{path.name}.part")
     problem, failures = "", 0
     if digest is not None and part.exists() and digest.matches(part):  # interrupted just before the rename
@@ -242,9 +259,9 @@ def _attempt(
             if error.code < 500 and error.code != 429:
                 break  # a retry will not help
         except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, OSError) and error.errno in UNWRITABLE:  # a URLError has no number of its own
+                raise
             problem = str(getattr(error, "reason", error)) or type(error).__name__
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise DownloadError(f"cannot write {part}: the disk is full. Free some space and try again.") from None
         else:
             if digest is None or digest.matches(part):
                 part.replace(path)

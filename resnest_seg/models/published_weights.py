@@ -14,10 +14,11 @@ from typing import Literal
 
 import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HfHubHTTPError
 
 from resnest_seg.errors import ConfigError, DownloadError
-from resnest_seg.io.downloads import Digest, download
+from resnest_seg.io.downloads import UNWRITABLE, Digest, download, unwritable
 from resnest_seg.models.weight_files import weight_member
 
 RESNEST_RELEASE = "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1"
@@ -115,7 +116,8 @@ class PublishedCheckpoint:
         """Return the file on this machine, downloading it if it is missing.
 
         Raises:
-            DownloadError: The download failed, or the hash differs; the message says where to put the file by hand.
+            DownloadError: The download failed, or the hash differs; the message says where to put the file by hand. Or
+                the folder cannot be written.
         """
         digest, path = self.digest, self.local_path or self.path
         if self.source == "timm" and path.is_file():
@@ -123,10 +125,12 @@ class PublishedCheckpoint:
         if digest is not None and path.suffix != ".zip":
             digest = dataclasses.replace(digest, member=None)
         if self.source != "timm":
-            return download(self.url, path, digest=digest)
+            return download(self.url, path, digest=digest, moved_by="the variable TORCH_HOME")
         try:
             return Path(hf_hub_download(self.name, "model.safetensors"))
         except HUB_ERRORS as error:
+            if isinstance(error, OSError) and error.errno in UNWRITABLE:
+                raise unwritable(Path(HF_HUB_CACHE), error, moved_by="the variable HF_HOME") from None
             reason = type(error).__name__
             raise DownloadError(
                 f"cannot download {self.url} ({reason}). Without a network, fetch the file elsewhere and put it at "

@@ -1,6 +1,8 @@
 """Downloads against a server on this machine that behaves as badly as real ones do."""
 
+import errno
 import hashlib
+import os
 import subprocess
 import sys
 
@@ -113,13 +115,27 @@ def test_without_a_network_the_way_out_is_named(tmp_path):
         assert part in str(error.value)
 
 
-def test_a_full_disk_is_said_and_nothing_gets_the_name(site, tmp_path, monkeypatch):
-    def full(*arguments, **options):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.ENOSPC, "the disk is full. Free some space there or choose another folder with the variable X."),
+        (errno.EDQUOT, f"{os.strerror(errno.EDQUOT)}. Free some space there or choose another folder with"),
+        (errno.EROFS, f"{os.strerror(errno.EROFS)}. Choose another folder with the variable X."),
+        (errno.EACCES, f"{os.strerror(errno.EACCES)}. Choose another folder with the variable X."),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_no_matter_of_the_network(code, said, tmp_path, monkeypatch):
+    tries, pauses = [], []
 
-    monkeypatch.setattr("resnest_seg.io.downloads._fetch", full)
-    with pytest.raises(DownloadError, match="the disk is full"):
-        fetch(site, tmp_path / "file.bin")
+    def refused(*arguments, **options):
+        tries.append(1)
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("resnest_seg.io.downloads._fetch", refused)
+    with pytest.raises(DownloadError) as error:
+        download("http://x/file.bin", tmp_path / "file.bin", moved_by="the variable X", pause=pauses.append)
+    assert str(error.value).startswith(f"cannot write into {tmp_path}: {said}")
+    assert (len(tries), pauses) == (1, [])
     assert names(tmp_path) == []
 
 
@@ -181,5 +197,5 @@ def test_a_file_in_a_folder_of_others_needs_no_lock(site, tmp_path, monkeypatch)
 
 def test_a_folder_that_cannot_be_made_is_one_error(site, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DownloadError, match=r"cannot write .*Not a directory"):
+    with pytest.raises(DownloadError, match=r"cannot write into .*Not a directory"):
         fetch(site, tmp_path / "file" / "below" / "file.bin")

@@ -1,6 +1,7 @@
 """The table of published checkpoints: addresses, hashes, and what is done without a network."""
 
 import dataclasses
+import errno
 import hashlib
 import re
 import zipfile
@@ -147,6 +148,19 @@ def test_the_hub_offline(monkeypatch):
     entry.path.parent.mkdir(parents=True)
     entry.path.write_bytes(b"put by hand")
     assert entry.fetch() == entry.path == entry.local_path
+
+
+def test_a_full_disk_is_not_called_a_network_problem(monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr("resnest_seg.models.published_weights.hf_hub_download", full)
+    monkeypatch.setattr("resnest_seg.io.downloads._fetch", full)
+    for name, variable in (("timm/resnest50d.in1k", "HF_HOME"), ("resnest50-528c19ca", "TORCH_HOME")):
+        with pytest.raises(
+            DownloadError, match=rf"cannot write into .*: Disk quota exceeded\. .*variable {variable}\."
+        ):
+            published(name).fetch()
 
 
 @pytest.mark.parametrize("error", ["ConnectError", "ReadError", "ProxyError", "RemoteProtocolError", "ReadTimeout"])

