@@ -15,8 +15,8 @@ import importlib.util
 import os
 import re
 import sys
-import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -142,17 +142,19 @@ class Cache:
                 return  # another process was faster
             if not count(size):
                 return  # what others are writing fills it
-            number, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
+            temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+            # not mkstemp, whose files are for their owner alone: who shares the folder reads by the umask
+            number = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             os.ftruncate(number, size)  # so that whoever counts sees what it will have
         try:
             with open(number, "r+b") as file:
                 fill(file)
                 file.flush()
                 os.fsync(number)
-            os.replace(temporary, path)  # noqa: PTH105
+            temporary.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)  # noqa: PTH108
+                temporary.unlink()
             raise
 
     @contextlib.contextmanager

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import signal
+import stat
 import threading
 import time
 
@@ -62,6 +63,21 @@ def test_what_was_not_read_for_longest_leaves(small):
     other = pickle.loads(pickle.dumps(small))
     fetch(other, 7, calls)
     assert calls == [1]
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o027])
+def test_who_shares_a_cache_can_read_its_copies(tmp_path, umask):
+    """The mode of a copy is that of any new file: by the umask, like those of lock and folders."""
+    before = os.umask(umask)
+    try:
+        cache = Cache(tmp_path / "copies", gib=1)
+        fetch(cache, 1)
+        cache.local(copy_name("s3://b/large", 4, "1"), 4, lambda file: file.write(b"abcd"), "s3://b/large")
+    finally:
+        os.umask(before)
+    files = [path for path in cache.folder.rglob("*") if path.is_file()]
+    assert len(files) == 3
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~umask}
 
 
 def test_the_limit_holds_after_every_write(small):
