@@ -477,10 +477,8 @@ def _stem_key(weights: Mapping[str, Tensor]) -> str:
 
 
 def _unwrapped(key: str) -> str:
-    """Remove the prefixes of DataParallel and torch.compile from a key."""
-    for prefix in ("module.", "_orig_mod."):
-        key = key.removeprefix(prefix)
-    return key
+    """Remove the prefixes of DataParallel and torch.compile from a key, which wrap a model in any order."""
+    return re.sub(r"^(module\.|_orig_mod\.)+", "", key)
 
 
 def _depths(weights: Mapping[str, Tensor]) -> tuple[int, int, int, int]:

@@ -216,6 +216,14 @@ def test_data_parallel_prefixes_and_the_unused_classifier():
     assert all("ImageNet classifier" in why for _, why in known.skipped)
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module."])
+def test_wrapped_models_are_read_in_whatever_order_they_were_wrapped(prefix):
+    """Such as torch.compile(DDP(model)) and DDP(torch.compile(model))."""
+    shapes = original_keys()["fcn_resnest50"]
+    known = recognise(on_meta({f"{prefix}{key}": shape for key, shape in shapes.items()}))
+    assert known.weights.keys() == recognise(on_meta(shapes)).weights.keys()
+
+
 def without_auxiliary_head(shapes):
     return {key: shape for key, shape in shapes.items() if not key.startswith("aux")}
 
