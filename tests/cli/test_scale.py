@@ -5,16 +5,16 @@ import dataclasses
 import importlib.util
 import itertools
 import json
-import math
 import re
 import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import PROJECT
 
 from resnest_seg.cli import predict, train
-from resnest_seg.cli.benchmark import bulk
+from resnest_seg.cli.benchmark import bulk, scale
 from resnest_seg.cli.datasets import pack
 from resnest_seg.errors import ConfigError
 from resnest_seg.storage.tar_shards import ROW, SampleTable, Texts
@@ -108,10 +108,46 @@ def test_the_exponent_is_the_slope_of_logarithms():
     for power in (0, 0.5, 1, 2):
         cost = work**power * random.uniform(0.9, 1.1, 4)
         assert bulk.exponent(list(work), list(cost)) == pytest.approx(np.polyfit(np.log(work), np.log(cost), 1)[0])
-    assert math.isnan(bulk.series("x", (5,), (1.0,))[0]["exponent"])
+    assert bulk.series("x", (5,), (1.0,))[0]["exponent"] is None
     rows = bulk.series("x", (1, 10, 100), (0.001, 5, 50), least=1)  # the first is lost in what varies
     assert [row["exponent"] for row in rows] == [pytest.approx(1)] * 3
-    assert math.isnan(bulk.series("x", (1, 10), (0.001, 5), least=1)[0]["exponent"])
+    assert bulk.series("x", (1, 10), (0.001, 5), least=1)[0]["exponent"] is None
+
+
+def test_a_series_of_one_is_valid_json(tool, tmp_path, monkeypatch, capsys):
+    """It has no exponent, which is null: NaN is not JSON. What fails beside it costs no figures."""
+
+    def failing(options):
+        raise ConfigError("no room")
+
+    monkeypatch.setitem(bulk.GROWING, "listing", lambda options: bulk.series("x", (5,), (1.0,)))
+    monkeypatch.setitem(bulk.GROWING, "files", failing)
+    words = ["scale", "--rounds", 2, "--json", tmp_path / "scale.json", "--series", "files"]
+    assert tool("benchmark_seg")(*words, "listing") == 0
+    assert "series files is not measured: no room" in capsys.readouterr().err
+
+    def refuse(word):
+        raise ValueError(word)
+
+    found = json.loads((tmp_path / "scale.json").read_text(), parse_constant=refuse)
+    assert found["measurements"] == [{"name": "x", "work": 5, "cost": 1.0, "per_unit": 0.2, "exponent": None}]
+    assert tool("benchmark_seg")(*words) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("no room")
+
+
+def test_a_gpu_is_used_and_has_one_process(monkeypatch, capsys):
+    """On a machine that says it has one GPU."""
+    trained, opened = [], []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(scale, "training_speed", lambda processes, options: trained.append(processes) or 0.5)
+    monkeypatch.setattr("resnest_seg.evaluation.evaluator.evaluate", lambda *_, **__: None)
+    monkeypatch.setattr("resnest_seg.inference.torch_backend.TorchBackend", lambda model, run: opened.append(run))
+    options = argparse.Namespace(device="cuda", precision="fp32", encoder="resnest14_tiny", head="fcn")
+    assert [(row["work"], row["exponent"]) for row in scale.growing_training(options)] == [(1, None)]
+    assert trained == [1]
+    assert "this machine has 1 GPU: trainings of 1 process only" in capsys.readouterr().err
+    scale.evaluation_peak(options, 2)
+    assert [(run.device, run.precision) for run in opened] == [("cuda", "fp32")]
 
 
 @pytest.mark.slow

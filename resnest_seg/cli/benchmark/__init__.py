@@ -124,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console(width=max(console().width, 110)).print(table)  # or the names would be cut
     if options.json:
         report = {"options": vars(options), "torch": torch.__version__, "threads": torch.get_num_threads()}
+        text = json.dumps(report | {"measurements": rows}, indent=2, allow_nan=False)  # NaN is not JSON: None is null
         with atomic_write(options.json) as temporary:
-            temporary.write_text(json.dumps(report | {"measurements": rows}, indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(text + "\n", encoding="utf-8")
     return 0

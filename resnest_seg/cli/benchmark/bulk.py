@@ -70,9 +70,12 @@ def exponent(work: Sequence[float], cost: Sequence[float]) -> float:
 
 
 def series(name: str, work: Sequence[int], cost: Sequence[float], *, least: float = 0.0) -> list[Row]:
-    """Rows of one series; the exponent is that of all of it, but for costs below the `least` that can be measured."""
+    """Rows of one series; the exponent is that of all of it, but for costs below the `least` that can be measured.
+
+    It is None where fewer than two are left.
+    """
     fitted = [(units, value) for units, value in zip(work, cost, strict=True) if value > least]
-    slope = exponent(*zip(*fitted, strict=True)) if len({units for units, _ in fitted}) > 1 else float("nan")
+    slope = exponent(*zip(*fitted, strict=True)) if len({units for units, _ in fitted}) > 1 else None
     return [
         {"name": name, "work": units, "cost": value, "per_unit": value / units, "exponent": slope}
         for units, value in zip(work, cost, strict=True)

@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,13 +100,16 @@ def growing_batch(options: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def evaluation_peak(options: argparse.Namespace, images: int) -> float:
-    """Mebibytes of a whole process at the worst moment of an evaluation; for a process of its own."""
+    """Mebibytes of main memory of a whole process at the worst moment of an evaluation; for a process of its own."""
     import psutil
 
     from resnest_seg.data.synthetic import Synthetic
     from resnest_seg.evaluation.evaluator import evaluate
+    from resnest_seg.inference.backends import RunOptions
+    from resnest_seg.inference.torch_backend import TorchBackend
 
-    model, dataset = network(options), Synthetic("train", size=(120, 160))
+    model = TorchBackend(network(options), RunOptions(options.device, options.precision))
+    dataset = Synthetic("train", size=(120, 160))
     evaluate(model, dataset, indices=range(2))  # whatever the first images load
     before = float(psutil.Process().memory_info().rss) / 2**20
     return before + peak_during(lambda: evaluate(model, dataset, indices=range(images)))
@@ -141,25 +145,45 @@ def training_speed(processes: int, options: argparse.Namespace) -> float:
     return 1 / float([line["images_per_second"] for line in lines if line["kind"] == "speed"][-1])
 
 
+def growing_training(options: argparse.Namespace) -> list[dict[str, object]]:
+    """Seconds an image of trainings by more and more processes: each has a GPU of its own, if they train on GPUs."""
+    import torch
+
+    most = max(PROCESSES) if options.device == "cpu" else torch.cuda.device_count()
+    numbers = [processes for processes in PROCESSES if processes <= most]
+    if len(numbers) < len(PROCESSES):
+        print(f"this machine has {most} GPU: trainings of {numbers[-1]} process only", file=sys.stderr)
+    speeds = [training_speed(processes, options) for processes in numbers]
+    return series("seconds an image of training, by processes", numbers, speeds)
+
+
 def run(options: argparse.Namespace) -> list[dict[str, object]]:
-    """Rows of every series; `exponent` is that of the whole series."""
+    """Rows of every series; `exponent` is that of the whole series. One that fails is left out, and a line says why.
+
+    Raises:
+        ConfigError: An option is out of range, or every series failed.
+    """
     check_network(options)
     if min(options.sides) < 64:
         raise ConfigError("--sides must be at least 64.")
     for images in options.images:
         check_option("--images", images, 1, 512)
     bulk.check(options)
+    growing: dict[str, Callable[[argparse.Namespace], Iterable[dict[str, object]]]] = {
+        "pixels": growing_pixels,
+        "batch": growing_batch,
+        "images": growing_evaluation,
+        "processes": growing_training,
+        **bulk.GROWING,
+    }
     rows: list[dict[str, object]] = []
-    if "pixels" in options.series:
-        rows += growing_pixels(options)
-    if "batch" in options.series:
-        rows += growing_batch(options)
-    if "images" in options.series:
-        rows += growing_evaluation(options)
-    if "processes" in options.series:
-        speeds = [training_speed(processes, options) for processes in PROCESSES]
-        rows += series("seconds an image of training, by processes", PROCESSES, speeds)
-    for name, growing in bulk.GROWING.items():
-        if name in options.series:
-            rows += growing(options)
+    problems: list[ConfigError] = []
+    for name in [name for name in growing if name in options.series]:
+        try:
+            rows += growing[name](options)
+        except ConfigError as error:  # the others may have taken minutes
+            print(f"series {name} is not measured: {error}", file=sys.stderr)
+            problems.append(error)
+    if not rows and problems:
+        raise problems[0]
     return rows
