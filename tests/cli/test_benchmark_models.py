@@ -1,11 +1,13 @@
 """Checkpoints side by side: which of them are worth having, and whose accuracy a row shows."""
 
+import argparse
 import json
 import re
 import runpy
 import shutil
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import PROJECT
@@ -13,10 +15,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import resnest_seg
-from resnest_seg.cli.benchmark.models import INT8, Entry, Subject, accuracies, marked, pareto, stored
+from resnest_seg.cli.benchmark import export, infer, parse
+from resnest_seg.cli.benchmark.export import exported, padded
+from resnest_seg.cli.benchmark.models import (
+    INT8,
+    Entry,
+    Subject,
+    accuracies,
+    check,
+    entries,
+    in_torch,
+    marked,
+    pareto,
+    photos,
+    stored,
+)
+from resnest_seg.cli.parsing.options import DATASET_OPTIONS, add_dataset
+from resnest_seg.config import RunConfig
 from resnest_seg.data.synthetic import Synthetic
+from resnest_seg.errors import ConfigError
 from resnest_seg.labels import LabelSpace
-from resnest_seg.models.loading import load_checkpoint
+from resnest_seg.models.loading import load_checkpoint, segmenter_for
 
 
 @settings(max_examples=300, deadline=None)
@@ -89,6 +108,108 @@ def test_networks_of_configs_and_checkpoints_are_counted(folder, tool, tmp_path,
     assert rows[0]["parameters_m"] == used / 1e6
     assert rows[1]["gmacs"] > 1.5 * rows[0]["gmacs"]  # output stride 8, not 32
     assert "front" in capsys.readouterr().out
+
+
+def of_bands(folder):
+    """A model of four bands of 16 bits, whose values 8 bits cannot hold; returns its file."""
+    torch.manual_seed(0)
+    data = {"bands": [1, 2, 3, 4], "pixel_mean": [900.0, 800.0, 700.0, 2500.0], "pixel_std": [100.0] * 4}
+    model = {"encoder": "resnest14_tiny", "head": "fcn", "in_channels": 4, "output_stride": 32, "encoder_weights": None}
+    space = LabelSpace.numbered(3)
+    segmenter = segmenter_for(RunConfig.from_dict({"data": data, "model": model}), space, pretrained=False)
+    segmenter.eval().to_checkpoint().save(folder / "bands.safetensors")
+    return folder / "bands.safetensors"
+
+
+def options_of(*words):
+    return parse(["models", *map(str, words)])
+
+
+def test_files_of_bands_take_pixels_that_hold_them(tmp_path, monkeypatch):
+    written, model = [], load_checkpoint(of_bands(tmp_path))
+    monkeypatch.setattr("resnest_seg.export.onnx.write_onnx", lambda model, info, path, _: written.append(info))
+    exported(model, ["onnxruntime"], tmp_path, calibration=[])
+    assert [info.pixels for info in written] == ["float32"]
+
+
+def test_photos_are_in_the_units_of_the_bands_and_grow_by_their_means(tmp_path):
+    """As the model in torch takes and pads them, so that a file that gets them gives the same labels."""
+    model = load_checkpoint(of_bands(tmp_path))
+    (image,) = photos(model, (64, 70), 1)
+    scene = Synthetic("train", size=(64, 70))[0].image.astype(float)
+    means = np.array(model.config.data.pixel_mean)
+    np.testing.assert_allclose((image - means) / 100, (scene[..., [0, 1, 2, 0]] - 115) / 58, atol=1e-4)
+    (grown,) = padded([image], model)
+    assert grown.shape == (64, 96, 4)
+    np.testing.assert_array_equal(grown[:, :70], image)
+    assert (grown[:, 70:] == means).all()
+    assert in_torch(model, [image], options_of("--device", "cpu"))().shape == (1, 64, 70)
+
+
+def test_a_runtime_that_a_model_cannot_have_is_left_out(folder, monkeypatch, capsys):
+    def refuse(*arguments, **options):
+        raise ConfigError("no such file")
+
+    monkeypatch.setattr("resnest_seg.cli.benchmark.models.exported", refuse)
+    options = options_of("--checkpoint", folder, "--runtimes", "torch", "onnxruntime", "--size", 64, 64)
+    found = list(entries(Subject(str(folder), config=False), options, folder))
+    assert [entry.runtime for entry in found] == ["torch"]
+    assert "is not measured in onnxruntime: no such file" in capsys.readouterr().err
+
+
+def test_what_is_said_of_a_data_set_needs_one(folder):
+    """Else the accuracies would be those of other evaluations than asked for."""
+    for key, option in (DATASET_OPTIONS | {"limit": "--limit"}).items():
+        options = options_of("--checkpoint", folder, "--runtimes", "torch")
+        check(options)
+        setattr(options, key, 1)
+        with pytest.raises(ConfigError, match=f"^{option} is for the evaluation of --dataset"):
+            check(options)
+    known = {key for key, value in vars(options_of()).items() if value is None}
+    assert set(DATASET_OPTIONS) <= known
+    added = argparse.ArgumentParser()
+    add_dataset(added, default="none")
+    assert {action.dest: action.option_strings[0] for action in added._actions[2:]} == DATASET_OPTIONS
+
+
+def test_times_and_operations_are_those_of_one_image(folder, tool, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("resnest_seg.cli.benchmark.models.interleave", lambda calls, rounds: [[0.6] * 3 for _ in calls])
+    found = []
+    for batch in (1, 3):
+        words = ["--checkpoint", folder, "--size", 64, 64, "--rounds", 2, "--json", tmp_path / "models.json"]
+        words += ["--runtimes", "torch", "--no-memory", "--batch", batch]
+        assert tool("benchmark_seg")("models", *words) == 0
+        found += json.loads((tmp_path / "models.json").read_text())["measurements"]
+    assert [row["milliseconds"] for row in found] == pytest.approx([600, 200])
+    assert found[0]["gmacs"] == pytest.approx(found[1]["gmacs"])
+    assert {"ms/image", "GMAC/image"} <= set(capsys.readouterr().out.split())
+
+
+def test_a_batch_may_be_larger_than_the_number_of_scenes(monkeypatch):
+    monkeypatch.setattr(Synthetic, "__len__", lambda self: 2)
+    found = infer.photos(argparse.Namespace(size=(64, 64), batch=5))
+    assert [np.array_equal(image, found[0]) for image in found] == [True, False, True, False, True]
+
+
+@pytest.mark.parametrize("size", [(64, 70), (33, 64)])
+def test_a_file_gets_photos_of_any_size_as_torch_does(size, monkeypatch):
+    """A file that needs multiples of the stride gets them padded; the labels of the padding are not compared."""
+    given = []
+
+    def open_file(path, images, *, device):
+        given.append(np.stack(images))
+        labels = export.in_torch(options)["torch, eager"]()
+        grown = ((0, 0), (0, images[0].shape[0] - size[0]), (0, images[0].shape[1] - size[1]))
+        return lambda: np.pad(labels, grown, constant_values=255)
+
+    monkeypatch.setattr(export, "exported", lambda *_, **__: {"onnxruntime": "x.onnx"})
+    monkeypatch.setattr(export, "opened", open_file)
+    words = ["--encoder", "resnest14_tiny", "--head", "fcn", "--rounds", "2", "--peers", "onnxruntime"]
+    options = parse(["export", *words, "--size", *map(str, size)])
+    assert [row["same_labels"] for row in export.run(options)] == [1, 1, 1]
+    (images,) = given
+    assert [side % 8 for side in images.shape[1:3]] == [0, 0]
+    np.testing.assert_array_equal(images[:, : size[0], : size[1]], np.stack(export.photos(options)))
 
 
 @pytest.mark.slow

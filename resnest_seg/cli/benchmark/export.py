@@ -9,7 +9,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resnest_seg.cli.benchmark.infer import ours, photos
 from resnest_seg.cli.benchmark.measuring import interleave, spread
@@ -56,8 +56,13 @@ def in_torch(options: argparse.Namespace) -> dict[str, Run]:
     return found
 
 
+def pixels_of(model: Segmenter) -> str:
+    """The type of pixels that a model's files take: float32 holds the units of any bands."""
+    return "uint8" if model.config.data.bands is None else "float32"
+
+
 def exported(
-    model: Segmenter, runtimes: Sequence[str], folder: Path, *, calibration: Sequence[NDArray[np.uint8]]
+    model: Segmenter, runtimes: Sequence[str], folder: Path, *, calibration: Sequence[NDArray[Any]]
 ) -> dict[str, Path]:
     """Write files that give labels, for runtimes out of `PEERS`; whoever measures them compares what they give.
 
@@ -68,7 +73,7 @@ def exported(
     from resnest_seg.export.onnx import write_int8, write_onnx
 
     paths, plain = {}, folder / "model.onnx"
-    info = info_of(model, ExportOptions(output="labels"))
+    info = info_of(model, ExportOptions(pixels=pixels_of(model), output="labels"))
     if not plain.exists():
         write_onnx(model, info, plain, ())
     if "onnxruntime" in runtimes:
@@ -82,7 +87,31 @@ def exported(
     return paths
 
 
-def opened(path: Path, images: Sequence[NDArray[np.uint8]], *, device: str, threads: int | None = None) -> Run:
+def stride_of(model: Segmenter) -> int:
+    """What sides of images are padded to multiples of before a model gets them: one that predicts masks pads itself."""
+    return 1 if model.predicts_masks else model.output_stride
+
+
+def padded(images: Sequence[NDArray[Any]], model: Segmenter) -> list[NDArray[Any]]:
+    """Images that grew right and below to multiples of the output stride, as the protocol whole gives them.
+
+    By black, and by their means where a model takes bands.
+    """
+    import numpy as np
+
+    stride, data = stride_of(model), model.config.data
+    fill = 0 if data.bands is None else np.array(data.pixel_mean or model.pixel_mean.flatten().tolist())
+    found = []
+    for image in images:
+        height, width, channels = image.shape
+        canvas = np.empty((height + -height % stride, width + -width % stride, channels), image.dtype)
+        canvas[:] = fill
+        canvas[:height, :width] = image
+        found.append(canvas)
+    return found
+
+
+def opened(path: Path, images: Sequence[NDArray[Any]], *, device: str, threads: int | None = None) -> Run:
     """A file of labels in its runtime, called on images of one size."""
     import numpy as np
 
@@ -90,6 +119,7 @@ def opened(path: Path, images: Sequence[NDArray[np.uint8]], *, device: str, thre
 
     batch = np.ascontiguousarray(np.stack(list(images)).transpose(0, 3, 1, 2))
     model = open_exported(path, device=device, threads=threads)
+    batch = batch.astype(model.info.pixels)  # here, or every call would convert it
     return lambda: model(batch)
 
 
@@ -100,12 +130,12 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory() as folder:
         runtimes = [name for name in options.peers if name != "openvino" or options.device == "cpu"]
         scenes = photos(argparse.Namespace(size=options.size, batch=CALIBRATION))
-        files = exported(ours(options), runtimes, Path(folder), calibration=scenes)
-        calls = in_torch(options) | {
-            name: opened(path, photos(options), device=options.device) for name, path in files.items()
-        }
+        model, (height, width) = ours(options), options.size
+        files = exported(model, runtimes, Path(folder), calibration=scenes)
+        images = padded(photos(options), model)  # as torch pads them, where sizes are no multiples of the stride
+        calls = in_torch(options) | {name: opened(path, images, device=options.device) for name, path in files.items()}
         expected = calls["torch, eager"]()
-        agreements = [float((call() == expected).mean()) for call in calls.values()]
+        agreements = [float((call()[:, :height, :width] == expected).mean()) for call in calls.values()]
         for name, agreement in zip(calls, agreements, strict=True):
             assert agreement > 0.999 or "int8" in name, f"{name}: only {agreement:.4%} of the labels agree"
         times = interleave(list(calls.values()), options.rounds)

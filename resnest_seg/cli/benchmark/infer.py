@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import multiprocessing
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +50,18 @@ class Contestant:
     same: bool = True
 
 
-def photos(options: argparse.Namespace) -> list[NDArray[np.uint8]]:
-    """Drawn street scenes, RGB [H, W, 3]."""
+def scenes(size: Sequence[int], number: int) -> list[NDArray[np.uint8]]:
+    """Drawn street scenes, RGB [H, W, 3]; where there are fewer, the first ones again."""
     from resnest_seg.data.synthetic import Synthetic
 
-    drawn = Synthetic("train", size=tuple(options.size))
-    return [drawn[index].image for index in range(options.batch)]
+    drawn = Synthetic("train", size=(size[0], size[1]))
+    different = [drawn[index].image for index in range(min(number, len(drawn)))]
+    return [different[index % len(drawn)] for index in range(number)]
+
+
+def photos(options: argparse.Namespace) -> list[NDArray[np.uint8]]:
+    """As many of the scenes as a batch has."""
+    return scenes(options.size, options.batch)
 
 
 def ours(options: argparse.Namespace) -> Segmenter:

@@ -14,25 +14,24 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resnest_seg.cli.benchmark.eval import settle
-from resnest_seg.cli.benchmark.export import CALIBRATION, PEERS, exported, opened
-from resnest_seg.cli.benchmark.infer import count
+from resnest_seg.cli.benchmark.export import CALIBRATION, PEERS, exported, opened, padded, pixels_of
+from resnest_seg.cli.benchmark.infer import count, scenes
 from resnest_seg.cli.benchmark.measuring import interleave, peak_during, spread
 from resnest_seg.cli.benchmark.options import DEVICES
-from resnest_seg.cli.parsing.options import add_dataset, open_dataset
+from resnest_seg.cli.parsing.options import DATASET_OPTIONS, add_dataset, open_dataset
 from resnest_seg.errors import ConfigError, DatasetError, ExportError, unknown_name
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from resnest_seg.cli.benchmark.export import Run
     from resnest_seg.data.datasets import SegmentationDataset
     from resnest_seg.models.segmenter import Segmenter
 
-    Photos = list[NDArray[np.uint8]]
+    Photos = list[NDArray[Any]]
 
 TORCH, COMPILED, INT8 = "torch", "torch, compiled", "onnxruntime, int8"
 RUNTIMES = ("torch", *PEERS)
@@ -109,21 +108,16 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
     return [point in front for point in points]
 
 
-def photos(size: Sequence[int], number: int, *, channels: int = 3) -> Photos:
-    """Drawn street scenes, [H, W, channels]; further channels repeat R, G and B."""
+def photos(model: Segmenter, size: Sequence[int], number: int) -> Photos:
+    """Drawn street scenes, [H, W, C], in the units of the model's bands; channels beyond RGB repeat RGB."""
     import numpy as np
 
-    from resnest_seg.data.synthetic import Synthetic
+    from resnest_seg.export.graph import ExportOptions, in_units_of, info_of
 
-    drawn = Synthetic("train", size=(size[0], size[1]))
-    return [drawn[index].image[..., np.arange(channels) % 3] for index in range(number)]
-
-
-def padded(images: Photos, stride: int) -> Photos:
-    """Photos with black right and below to multiples of the output stride, as the protocol whole gives them."""
-    import numpy as np
-
-    return [np.pad(image, ((0, -image.shape[0] % stride), (0, -image.shape[1] % stride), (0, 0))) for image in images]
+    drawn = np.stack(scenes(size, number))
+    if model.config.data.bands is None:
+        return list(drawn[..., np.arange(model.config.model.in_channels) % 3])
+    return list(in_units_of(drawn, info_of(model, ExportOptions(pixels=pixels_of(model), output="labels"))))
 
 
 def in_torch(model: Segmenter, images: Photos, options: argparse.Namespace, *, compiled: bool = False) -> Run:
@@ -141,21 +135,19 @@ def entries(
 ) -> Iterator[Entry]:
     """A model in all runtimes that are asked for; one that cannot be exported is left out, and a line says why."""
     model = subject.build()
-    channels = model.config.model.in_channels
-    images = photos(options.size, options.batch, channels=channels)
+    images = photos(model, options.size, options.batch)
     found = {TORCH: in_torch(copy.deepcopy(model), images, options)}
     if options.compile:
         found[COMPILED] = in_torch(copy.deepcopy(model), images, options, compiled=True)
-    scenes = calibration or photos(options.size, CALIBRATION, channels=channels)
+    examples = calibration or photos(model, options.size, CALIBRATION)
     files: dict[str, Path] = {}
     for runtime in options.runtimes:
         try:
-            files |= {} if runtime == TORCH else exported(model, [runtime], folder, calibration=scenes)
-        except ExportError as error:
+            files |= {} if runtime == TORCH else exported(model, [runtime], folder, calibration=examples)
+        except (ExportError, ConfigError) as error:
             print(f"{subject.name} is not measured in {runtime}: {error}", file=sys.stderr)
     for name, path in files.items():
-        inputs = padded(images, stride_of(model))
-        found[name] = opened(path, inputs, device=options.device, threads=options.threads)
+        found[name] = opened(path, padded(images, model), device=options.device, threads=options.threads)
     expected = found[TORCH]()
     for name, label in found.items():
         equal = float((label()[:, : options.size[0], : options.size[1]] == expected).mean())
@@ -165,18 +157,11 @@ def entries(
             yield Entry(subject, name, label, files.get(name))
 
 
-def stride_of(model: Segmenter) -> int:
-    """What sides of images are padded to multiples of before a model gets them: one that predicts masks pads itself."""
-    return 1 if model.predicts_masks else model.output_stride
-
-
-def peak(entry: tuple[Subject, str, Path | None], channels: int, stride: int, options: argparse.Namespace) -> float:
+def peak(entry: tuple[Subject, str, Path | None], images: Photos, options: argparse.Namespace) -> float:
     """Mebibytes above the opened model at the worst moment of its first call; for a fresh process."""
     subject, runtime, file = entry
-    images = photos(options.size, options.batch, channels=channels)
     if file is not None:
-        inputs = padded(images, stride)
-        return peak_during(opened(file, inputs, device=options.device, threads=options.threads))
+        return peak_during(opened(file, images, device=options.device, threads=options.threads))
     import torch
 
     if options.threads is not None:
@@ -263,7 +248,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "configs, by name or file: their networks, with fresh weights"
     parser.add_argument("--config", nargs="+", default=[], metavar="FILE", help=text)
     parser.add_argument("--size", type=int, nargs=2, default=(360, 480), metavar=("H", "W"), help="default: 360 480")
-    parser.add_argument("--batch", type=int, default=1, help="images together (default: 1)")
+    parser.add_argument("--batch", type=int, default=1, help="images together (default: 1); times are those of one")
     parser.add_argument("--device", default="cpu", help=f"{' or '.join(DEVICES)} (default: cpu)")
     text = f"of {', '.join(RUNTIMES)} (default: those that are installed)"
     parser.add_argument("--runtimes", nargs="+", default=None, metavar="NAME", help=text)
@@ -298,6 +283,12 @@ def check(options: argparse.Namespace) -> list[Subject]:
         value = getattr(options, option)
         if value is not None and value < 1:
             raise ConfigError(f"--{option} must be at least 1, not {value}.")
+    for key, option in (DATASET_OPTIONS | {"limit": "--limit"}).items():
+        if options.dataset is None and getattr(options, key) is not None:
+            raise ConfigError(
+                f"{option} is for the evaluation of --dataset: give --dataset NAME as well. Without it, accuracies are "
+                "those of evaluations that lie beside the checkpoints."
+            )
     absent = {name: [each for each in NEEDS[name] if importlib.util.find_spec(each) is None] for name in RUNTIMES}
     for name in options.runtimes or ():
         if absent[name]:
@@ -328,13 +319,15 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
         inputs, counts = {}, {}
         for subject in subjects:
             model = subject.build()
-            inputs[subject] = model.config.model.in_channels, stride_of(model)
-            counts[subject] = count(model, options, channels=inputs[subject][0])
+            images = photos(model, options.size, options.batch)
+            inputs[subject] = images, padded(images, model)  # as torch takes them, and as a file does
+            counts[subject] = count(model, options, channels=model.config.model.in_channels)
         peaks: list[float | None] = [None] * len(found)
         for index, entry in enumerate(found if options.memory and options.device == "cpu" else ()):
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
                 what = entry.subject, entry.runtime, entry.file
-                peaks[index] = fresh.submit(peak, what, *inputs[entry.subject], options).result()
+                plain, grown = inputs[entry.subject]
+                peaks[index] = fresh.submit(peak, what, plain if entry.file is None else grown, options).result()
         scores = accuracies(found, options)
         times = interleave([entry.label for entry in found], options.rounds)
     rows = [
@@ -342,7 +335,7 @@ def run(options: argparse.Namespace) -> list[dict[str, object]]:
             "name": entry.subject.name,
             "runtime": entry.runtime.removeprefix("onnxruntime, "),
             "mean_iou": score,
-            "milliseconds": 1000 * statistics.median(taken),
+            "milliseconds": 1000 * statistics.median(taken) / options.batch,  # of an image, like the operations
             "spread": spread(taken),
             "parameters_m": counts[entry.subject][0],
             "gmacs": counts[entry.subject][1] / 2 / options.batch,

@@ -128,6 +128,23 @@ def add_checkpoint(
                         help=f"{text}lists them){files}{extra}")  # fmt: skip
 
 
+DATASET_OPTIONS = {
+    "root": "--data.root",
+    "data_images": "--data.images",
+    "data_masks": "--data.masks",
+    "window": "--data.window",
+    "window_overlap": "--data.window_overlap",
+    "bands": "--data.bands",
+    "nodata": "--data.nodata",
+    "classes": "--data.classes",
+    "cache": "--data.cache",
+    "cache_size": "--data.cache_size",
+    "positive": "--data.positive",
+    "split": "--split",
+}
+"""Options of `add_dataset` beside --dataset, by their names in the namespace: they say how a data set is read."""
+
+
 def add_dataset(parser: argparse._ActionsContainer, *, default: str, splits: bool = True) -> None:
     """Add --dataset, --data.root, its fellows and --split: the labelled images that a verb reads.
 
