@@ -111,12 +111,7 @@ def build_dataset(
             task on a data set of several classes without `positive`; `positive` for another task.
         DatasetError: The data set is missing or incomplete, or the split is unknown.
     """
-    _check_names(name, task)
-    if positive is not None and task != "binary":  # it would be ignored, and masks of bits read as ids
-        raise ConfigError(
-            f"data.positive names the object of a binary task, and model.task is {task}: leave '{positive}' out, or "
-            "pass --model.task binary."
-        )
+    _check_names(name, task, positive)
     where = opened_root(name, None if name == "synthetic" else root, cache=cache, cache_size=cache_size)
     given: dict[str, object] = {"data.images": images, "data.masks": masks, "data.window": window}
     if stored_as(name, where) == "shards":
@@ -137,7 +132,7 @@ def build_dataset(
     return with_task(DATASETS[name](where, split, allow_missing), task, positive)
 
 
-def _check_names(name: str, task: str) -> None:
+def _check_names(name: str, task: str, positive: str | None) -> None:
     if name == CUSTOM:
         raise ConfigError(
             "the data set is one of its author's own (custom), which no name opens: choose another, such as --dataset "
@@ -147,6 +142,11 @@ def _check_names(name: str, task: str) -> None:
         raise unknown_name("data set", name, DATASETS)
     if task not in TASKS:
         raise unknown_name("task", task, TASKS)
+    if positive is not None and task != "binary":  # it would be ignored, and masks of bits read as ids
+        raise ConfigError(
+            f"data.positive names the object of a binary task, and model.task is {task}: leave '{positive}' out, or "
+            "pass --model.task binary."
+        )
 
 
 def stored_as(name: str, root: str | Path | Source) -> str:

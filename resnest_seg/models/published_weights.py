@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from resnest_seg.errors import ConfigError, DownloadError
 from resnest_seg.io.downloads import UNWRITABLE, Digest, download, unwritable
@@ -29,6 +29,7 @@ TORCHVISION_BUCKET = "https://download.pytorch.org/models"
 HUB_ERRORS: tuple[type[Exception], ...] = (
     OSError,
     RuntimeError,  # of its transfers by chunks (xet)
+    HFValidationError,  # of what cannot be the name of a repository
     *(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError" and issubclass(base, Exception)),
 )
 """What a failing download from the Hugging Face hub raises. Most errors of its HTTP client are no `OSError`s (a broken

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard, ModelHubMixin, hf_hub_download
-from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
@@ -421,7 +420,7 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
                 force_download=force_download,
                 local_files_only=local_files_only,
             )
-        except (*HUB_ERRORS, HFValidationError) as error:
+        except HUB_ERRORS as error:
             reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])  # some have no text
             raise DownloadError(
                 f"{source!r} is no folder, and no file {HUB_FILE} of a repository of that name can be fetched from the "

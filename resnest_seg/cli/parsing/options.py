@@ -333,8 +333,7 @@ def open_dataset(
         label_space: The classes of the checkpoint, where they are known.
         name: The data set.
         split: Its split.
-        allow_missing: See `build_dataset`, also for the errors; --data.classes are for a folder only, and
-            --data.positive for a binary checkpoint.
+        allow_missing: See `build_dataset`, also for the errors; --data.classes are for a folder only.
     """
     from resnest_seg.data.build import build_dataset, stored_as
     from resnest_seg.data.folder import lists_classes
@@ -342,12 +341,7 @@ def open_dataset(
 
     if options.classes is not None and name != "folder":
         raise ConfigError(f"--data.classes is for --dataset folder; the classes of {name} are fixed.")
-    task = "multiclass" if label_space is None else label_space.task
-    if options.positive is not None and task != "binary":
-        raise ConfigError(
-            f"--data.positive names the object of a binary task, and the checkpoint's task is {task}: leave "
-            "--data.positive out, or name a binary checkpoint."
-        )
+    task = _task_of(label_space, options.positive)
     same = name == trained.dataset
     place = place_in(options, trained, name=name)
     alike = trained if same and stored_as(name, place) == name else None  # of packed files, nothing needs to be said
@@ -376,8 +370,18 @@ def open_dataset(
         positive=options.positive or (trained.positive if same else None),
     )
     dataset.read_as(bands_in(options, trained))
-    listed = same and split == "train" and trained.samples is not None
-    return _samples_of_run(dataset, options, trained) if listed else dataset
+    return _samples_of_run(dataset, options, trained) if same and split == "train" and trained.samples else dataset
+
+
+def _task_of(label_space: LabelSpace | None, positive: str | None) -> str:
+    """Return the task of a checkpoint's classes; only a binary one has an object that --data.positive names."""
+    task = "multiclass" if label_space is None else label_space.task
+    if positive is not None and task != "binary":
+        raise ConfigError(
+            f"--data.positive names the object of a binary task, and the checkpoint's task is {task}: leave "
+            "--data.positive out, or name a binary checkpoint."
+        )
+    return task
 
 
 def _samples_of_run(
