@@ -18,6 +18,7 @@ import resnest_seg
 from resnest_seg.config import CUSTOM, RunConfig
 from resnest_seg.errors import ConfigError, printable
 from resnest_seg.models.checkpoint import HUB_FILE, Checkpoint
+from resnest_seg.models.published_weights import published
 
 TAGS = ("model_hub_mixin", "pytorch", "semantic-segmentation")
 """Tags of every model on the hub."""
@@ -34,10 +35,13 @@ TERMS = {
 """Data set -> what its terms say about models trained on it."""
 
 PATHS = (
-    ("data", "root"), ("data", "images"), ("data", "masks"), ("data", "classes"), ("model", "weights"),
-    ("model", "encoder_weights"), ("output",),
+    "data.root", "data.images", "data.masks", "data.classes", "data.cache", "data.samples", "model.weights",
+    "model.encoder_weights", "train.unlabelled", "distill.teacher", "output",
 )  # fmt: skip
-"""Keys of a config that may be paths of the author's machine, of which a card shows the last part."""
+"""Keys of a config that may be paths or addresses of the author's, of which the last part is published."""
+
+BELOW_ROOT = ("data.images", "data.masks")
+"""Those of them that are patterns below data.root, without which the files of a data set are not found."""
 
 MAIN_KEYS = (
     "model.encoder", "model.encoder_weights", "model.weights", "model.head", "model.task", "data.dataset",
@@ -109,6 +113,42 @@ class Report(Protocol):
 
     def mean_iou(self, name: str) -> float:
         """Return the mean IoU of a protocol."""
+
+
+def published_config(config: RunConfig) -> RunConfig:
+    """Return a config as it is published with a model: of paths and addresses of its author's, the last part alone.
+
+    Patterns below the root of the data and names of published checkpoints stay as they are.
+    """
+    tree = config.to_dict()
+    for key in PATHS:
+        group, _, name = key.rpartition(".")
+        keys = tree[group] if group else tree
+        value = keys[name]
+        if isinstance(value, str) and not (key in BELOW_ROOT and _is_relative(value)):
+            keys[name] = _last_part(value)
+        elif isinstance(value, list | tuple):
+            parts = [_last_part(each) for each in value]
+            twins = [parts[:place].count(part) for place, part in enumerate(parts)]  # a list names nothing twice
+            keys[name] = [f"{part} ({twin + 1})" if twin else part for part, twin in zip(parts, twins, strict=True)]
+    return RunConfig.from_dict(tree)
+
+
+def _is_relative(pattern: str) -> bool:
+    return (
+        not re.match(r"/|~|[A-Za-z][A-Za-z0-9+.-]*:", pattern)
+        and "\\" not in pattern
+        and ".." not in pattern.split("/")
+    )
+
+
+def _last_part(path: str) -> str:
+    """The last part of a path or an address, without the keys that an address may hold."""
+    if published(path) is not None:
+        return path
+    if "://" in path:  # s3://key:secret@bucket/mine, https://host/mine.zip?signature=...
+        path = re.split(r"[?#]", path, maxsplit=1)[0].rstrip("/").rpartition("@")[2]
+    return PurePath(path.replace("\\", "/")).name or "."
 
 
 def model_card(
@@ -266,11 +306,7 @@ def _classes(checkpoint: Checkpoint, report: Report | None) -> str:
 
 def _training(checkpoint: Checkpoint, config: RunConfig) -> str:
     """The recipe: its main keys, where in the run the weights come from, and the whole config, folded."""
-    tree = config.to_dict()
-    for path in PATHS:
-        group = tree if len(path) == 1 else tree[path[0]]
-        if isinstance(value := group[path[-1]], str) and ("/" in value or "\\" in value):
-            group[path[-1]] = PurePath(value.replace("\\", "/")).name
+    tree = published_config(config).to_dict()
     flat = {f"{group}.{key}": value for group, values in tree.items() if isinstance(values, Mapping)
             for key, value in values.items()} | tree  # fmt: skip
     rows = [(f"`{key}`", _text(_plain(flat[key]))) for key in MAIN_KEYS if flat[key] is not None]

@@ -24,7 +24,7 @@ from resnest_seg.models.checkpoint import HUB_FILE, Checkpoint, find_checkpoint,
 from resnest_seg.models.fuse import fuse_model
 from resnest_seg.models.heads import HEADS, ClassifierHead, aux_head_for, freeze_unread, head_for, resize_logits
 from resnest_seg.models.mask2former import MaskPrediction, semantic_logits
-from resnest_seg.models.model_card import Report, model_card
+from resnest_seg.models.model_card import Report, model_card, published_config
 from resnest_seg.models.pixel_range import PixelRange
 from resnest_seg.models.published_weights import HUB_ERRORS, check_encoder_weights
 from resnest_seg.models.resnest import DILATIONS, RECTIFICATIONS, SMP, SPECS, ResNeSt
@@ -373,7 +373,9 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
         return segmenter.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        self.to_checkpoint().save(Path(save_directory) / HUB_FILE)
+        config = published_config(self.config)
+        self._hub_mixin_config = config  # which the mixin writes into config.json
+        dataclasses.replace(self.to_checkpoint(), config=config).save(Path(save_directory) / HUB_FILE)
 
     def generate_model_card(self, report: Report | None = None) -> ModelCard:
         """Make the README.md that the hub shows, with the figures of an `EvalReport` of this model if there is one.
