@@ -328,13 +328,30 @@ def _limits(config: RunConfig, report: Report | None) -> str:
         known,
         "This card names no licence of the weights: that is for their author to choose (`license` in the metadata)."
     ]  # fmt: skip
-    if config.model.encoder_weights == "imagenet" and config.model.weights is None:
-        lines.append("The encoder was pre-trained on ImageNet, whose images are for non-commercial research.")
-    if config.model.weights is not None:
-        lines.append("Training began from other weights, named below Training, whose terms apply as well.")
+    lines += [line for line in _initial_weights(config) if line not in lines]
     if report is None:
         lines.append("This card shows no evaluation.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _initial_weights(config: RunConfig) -> list[str]:
+    """What is known of the weights that training began from, and of their terms."""
+    whole, encoder = config.model.weights, config.model.encoder_weights
+    name = whole if whole is not None else encoder
+    if name is None:
+        return []
+    known, file = published(name), published(PurePath(name).stem)
+    if known is None and file is not None and file.name == PurePath(name).stem:  # with its hash; a run has short names
+        known = file
+    lines = []
+    if known is not None or name == "imagenet":  # published segmentation models began from its classifiers, too
+        lines.append("The encoder was pre-trained on ImageNet, whose images are for non-commercial research.")
+    if known is not None and known.dataset in TERMS:
+        lines.append(TERMS[known.dataset])
+    if whole is not None or not lines:
+        what = "Training" if whole is not None else "The encoder"
+        lines.append(f"{what} began from other weights, named below Training, whose terms apply as well.")
+    return lines
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
