@@ -183,12 +183,13 @@ def to_hub(options: argparse.Namespace) -> int:
         checkpoint = dataclasses.replace(checkpoint, origin=Checkpoint.load(file, training=False).origin)
     card = model_card(checkpoint, description=segmenter.description, report=report, picture=picture)
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / CARD) as temporary:
+    (folder / CARD).unlink(missing_ok=True)  # which --overwrite replaces, also where somebody edited it
+    segmenter.save_pretrained(folder)
+    with atomic_write(folder / CARD) as temporary:  # in place of one without the step, the figures and the picture
         temporary.write_text(card, encoding="utf-8")
     if sheet is not None and picture is not None:
         with atomic_write(folder / SHEET) as temporary:
             shutil.copyfile(sheet, temporary)
-    segmenter.save_pretrained(folder)
     figures = "without figures, which --report gives it" if report is None else f"with the figures of {path}"
     print(f"{folder}: weights, config and a card {figures}")
     print(f"Publish it with: hf upload NAME/MODEL {shlex.quote(str(folder))}")

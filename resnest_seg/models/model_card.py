@@ -5,14 +5,17 @@ The metadata at its top are the Hugging Face hub's. Names of classes and data se
 
 from __future__ import annotations
 
+import hashlib
 import html
+import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import resnest_seg
 from resnest_seg.config import CUSTOM, RunConfig
@@ -52,6 +55,9 @@ MAIN_KEYS = (
 
 MOST_CLASSES = 30
 """Rows of classes that a card shows without folding them."""
+
+_SEAL = "<!-- As it was written, sha256 "
+"""Begin of the last line of a card, which Markdown does not show, and which tells whether anybody edited the card."""
 
 _MARKUP = re.compile(r"[\\`*{}\[\]|~#!$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # what some Markdown reads as markup
 
@@ -186,7 +192,38 @@ def model_card(
         _limits(config, report),
         f"This card was written by resnest_seg {resnest_seg.__version__}.",
     ]
-    return f"---\n{_metadata(name, config, report).to_yaml().rstrip()}\n---\n\n" + "\n\n".join(parts) + "\n"
+    card = f"---\n{_metadata(name, config, report).to_yaml().rstrip()}\n---\n\n" + "\n\n".join(parts)
+    return f"{card}\n\n{_SEAL}{_digest(card)} -->\n"
+
+
+def make_way_for_card(path: Path) -> None:
+    """Remove the card of a model that was saved there before, if nobody edited it; else warn that it stays as it is.
+
+    Args:
+        path: README.md, beside which another model was just saved; it need not exist.
+    """
+    if not path.is_file():
+        return
+    card, _, seal = path.read_text(encoding="utf-8", errors="replace").rstrip().rpartition(f"\n{_SEAL}")
+    try:
+        unedited = bool(card) and seal == f"{_digest(card)} -->"
+    except (ValueError, TypeError, yaml.YAMLError):  # its metadata are no longer any
+        unedited = False
+    if unedited:
+        path.unlink()
+        return
+    warnings.warn(
+        f"{path} was edited, or written by another program or version, and stays as it is: its figures may be those of "
+        "other weights. Delete it and save the model again to have a card written for it.",
+        stacklevel=4,
+    )
+
+
+def _digest(card: str) -> str:
+    """SHA-256 of the metadata and the text of a card, however its metadata are laid out in YAML."""
+    parts = ModelCard(card)
+    content = json.dumps([yaml.safe_load(parts.data.to_yaml()), parts.text.strip()], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _metadata(name: str, config: RunConfig, report: Report | None) -> ModelCardData:

@@ -24,7 +24,7 @@ from resnest_seg.models.checkpoint import HUB_FILE, Checkpoint, find_checkpoint,
 from resnest_seg.models.fuse import fuse_model
 from resnest_seg.models.heads import HEADS, ClassifierHead, aux_head_for, freeze_unread, head_for, resize_logits
 from resnest_seg.models.mask2former import MaskPrediction, semantic_logits
-from resnest_seg.models.model_card import Report, model_card, published_config
+from resnest_seg.models.model_card import Report, make_way_for_card, model_card, published_config
 from resnest_seg.models.pixel_range import PixelRange
 from resnest_seg.models.published_weights import HUB_ERRORS, check_encoder_weights
 from resnest_seg.models.resnest import DILATIONS, RECTIFICATIONS, SMP, SPECS, ResNeSt
@@ -376,11 +376,13 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
         config = published_config(self.config)
         self._hub_mixin_config = config  # which the mixin writes into config.json
         dataclasses.replace(self.to_checkpoint(), config=config).save(Path(save_directory) / HUB_FILE)
+        make_way_for_card(Path(save_directory) / "README.md")  # the mixin writes one where there is none
 
     def generate_model_card(self, report: Report | None = None) -> ModelCard:
         """Make the README.md that the hub shows, with the figures of an `EvalReport` of this model if there is one.
 
-        `save_pretrained` and `push_to_hub` write it, and take `model_card_kwargs={"report": report}`.
+        `save_pretrained` and `push_to_hub` write it, and take `model_card_kwargs={"report": report}`. In a folder with
+        a card, `save_pretrained` replaces one that nobody edited; it warns of any other, and leaves it as it is.
         """
         return ModelCard(model_card(self.to_checkpoint(), description=self.description, report=report))
 

@@ -28,7 +28,7 @@ from resnest_seg.evaluation.report import EvalReport, Method
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import BEST, HUB_FILE, Checkpoint
 from resnest_seg.models.loading import build_segmenter
-from resnest_seg.models.model_card import MAIN_KEYS, PATHS, model_card, published_config
+from resnest_seg.models.model_card import MAIN_KEYS, PATHS, make_way_for_card, model_card, published_config
 
 HOSTILE = ("a|b", "<script>alert(1)</script>", "[x](http://y)", "`code`", "*b* _i_ ~~s~~ __m__", "&amp;", "---", "# h",
            "yes: {no", "- 'x", "\\| \\", "$x$", "!![i](j)", "Straße_1")  # fmt: skip
@@ -285,6 +285,40 @@ def test_patterns_and_names_that_are_no_paths_of_a_machine_are_published_whole()
     assert published_config(found) == found
 
 
+def test_a_model_saved_again_has_its_own_card_and_an_edited_one_stays(segmenter, tmp_path):
+    report, card = report_of(segmenter.label_space.names), tmp_path / "README.md"
+    segmenter.save_pretrained(tmp_path)
+    assert "This card shows no evaluation." in card.read_text(encoding="utf-8")
+    segmenter.save_pretrained(tmp_path, model_card_kwargs={"report": report})
+    assert "On mine test, 7 images" in card.read_text(encoding="utf-8")
+    ModelCard.load(card).save(card)  # by the hub's client, with nothing changed
+    segmenter.save_pretrained(tmp_path)  # of a model that was not evaluated
+    written = card.read_text(encoding="utf-8")
+    assert "On mine test" not in written
+    edited = ModelCard.load(card)
+    edited.data.license = "mit"
+    for text in (
+        str(edited),
+        written.replace("# fcn", "# my fcn"),
+        written + "More.\n",
+        "mine",
+        "---\n- 1\n" + written,
+    ):
+        card.write_text(text, encoding="utf-8")
+        with pytest.warns(UserWarning, match=r"README.md was edited, or .* Delete it and save the model again"):
+            segmenter.save_pretrained(tmp_path, model_card_kwargs={"report": report})
+        assert card.read_text(encoding="utf-8") == text
+
+
+def test_hostile_metadata_leave_a_card_unedited(tmp_path):
+    space = LabelSpace.numbered(len(HOSTILE), names=HOSTILE, name="<b>|`")
+    report = report_of(HOSTILE, dataset="yes: {no\n---\n# x")
+    card = tmp_path / "README.md"
+    ModelCard(model_card(Checkpoint(RunConfig(), space, {}), description="-->", report=report)).save(card)
+    make_way_for_card(card)
+    assert not card.exists()
+
+
 def test_export_writes_a_folder_for_the_hub(segmenter, tmp_path, capsys):
     run = tmp_path / "runs ü" / "[1]"
     run.mkdir(parents=True)
@@ -307,6 +341,9 @@ def test_export_writes_a_folder_for_the_hub(segmenter, tmp_path, capsys):
     assert resnest_seg.Segmenter.from_pretrained(run / "hub").label_space == segmenter.label_space
     assert call() == 2
     assert "already holds files. Choose another --output, or pass --overwrite." in capsys.readouterr().err
+    (run / "hub" / "README.md").write_text("edited", encoding="utf-8")
+    assert call("--overwrite") == 0
+    assert (run / "hub" / "README.md").read_text(encoding="utf-8") == card
     assert call("--overwrite", "--half") == 2
     assert "leave out --half" in capsys.readouterr().err
     report_of(("x", "y")).save(tmp_path / "wrong.json")
