@@ -618,7 +618,7 @@ def finish(report: EvalReport, other: EvalReport | None, output: Path, parts: Se
     """Save the report, and the scores by image from their parts, and show the report, even if the disk is full."""
     from resnest_seg.evaluation.image_scores import images_beside, merge_image_scores
 
-    if not any(sum(scores.class_share) for scores in report.scores.values()):
+    if not report.labelled:
         print(f"the {report.split} split of {report.dataset} has no labels: nothing to measure", file=sys.stderr)
         return
     try:

@@ -78,6 +78,12 @@ class EvalReport:
         absent = self.methods[name].absent if name in self.methods else "skipped"
         return self.scores[name].mean_iou_by(absent)
 
+    @property
+    def labelled(self) -> bool:
+        """True if a pixel had a label; of a binary or multi-label task also where no pixel had any of the objects."""
+        shares = any(sum(scores.class_share) for scores in self.scores.values())
+        return shares or any(scores.images for scores in self.labels.values())
+
     def table(self, name: str | None = None) -> PlainTable:
         """Make a table by class: all scores of one protocol, or the IoU of several side by side; and pixel shares.
 

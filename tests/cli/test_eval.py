@@ -1,0 +1,50 @@
+"""What the verb eval keeps of an evaluation, whose making tests/evaluation has."""
+
+import numpy as np
+import pytest
+from support.fake_runs import Blocks, space
+from support.small_models import small_segmenter
+
+from resnest_seg.cli import eval as verb
+from resnest_seg.evaluation.evaluator import evaluate
+from resnest_seg.evaluation.image_scores import ImageScoresFile, images_beside
+from resnest_seg.evaluation.report import EvalReport
+
+
+class Changed(Blocks):
+    """The same photos with other labels."""
+
+    def __init__(self, task, change):
+        super().__init__(space(task=task), count=2)
+        self.change = change
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        return sample._replace(labels=self.change(sample.labels))
+
+
+def evaluated(dataset, images=None):
+    model = small_segmenter(dataset.label_space, classes=len(dataset.label_space.score_names))
+    model.take_task(dataset.label_space.task)
+    return evaluate(model, dataset, images=images, require_labels=False)
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "kept"),
+    [
+        ("binary", lambda labels: np.where(labels == 255, labels, 0).astype(np.uint8), True),  # no object anywhere
+        ("multilabel", lambda labels: labels & np.uint16(1 << 15), True),
+        ("binary", lambda labels: np.full_like(labels, 255), False),
+        ("multilabel", lambda labels: np.full_like(labels, 1 << 15), False),
+        ("multiclass", lambda labels: np.full_like(labels, 255), False),
+    ],
+)
+def test_data_without_the_object_are_labelled(task, change, kept, tmp_path, capsys):
+    part, output = tmp_path / "part", tmp_path / "eval.json"
+    report = evaluated(Changed(task, change), part)
+    verb.finish(report, None, output, [part])
+    assert output.is_file() == images_beside(output).is_file() == kept
+    assert ("nothing to measure" in capsys.readouterr().err) != kept
+    if kept:
+        assert EvalReport.load(output).scores == report.scores
+        assert all(image.pixels for image in ImageScoresFile(images_beside(output)))
