@@ -207,10 +207,9 @@ def report_path(options: argparse.Namespace, source: Source, name: str, split: s
         output = folder / f"eval_{name}_{split}{first}{JSON}"
         output = output if options.overwrite else next_free(output, suffix=JSON)
     check_output_file(output, what="report", overwrite=options.overwrite)
-    if options.images:
-        from resnest_seg.evaluation.image_scores import images_beside
+    from resnest_seg.evaluation.image_scores import images_beside
 
-        check_output_file(images_beside(output), what="scores by image", overwrite=options.overwrite)
+    check_output_file(images_beside(output), what="scores by image", overwrite=options.overwrite)
     return output
 
 
@@ -624,6 +623,9 @@ def finish(report: EvalReport, other: EvalReport | None, output: Path, parts: Se
     try:
         report.save(output)
         print(f"report: {output}", file=sys.stderr)
+        images_beside(output).unlink(
+            missing_ok=True
+        )  # of the report that was replaced, and may have been another model's
         if parts:
             merge_image_scores(parts, images_beside(output))
             print(f"scores by image: {images_beside(output)}", file=sys.stderr)

@@ -6,6 +6,7 @@ from support.fake_runs import Blocks, space
 from support.small_models import small_segmenter
 
 from resnest_seg.cli import eval as verb
+from resnest_seg.errors import ConfigError
 from resnest_seg.evaluation.evaluator import evaluate
 from resnest_seg.evaluation.image_scores import ImageScoresFile, images_beside
 from resnest_seg.evaluation.report import EvalReport
@@ -48,3 +49,20 @@ def test_data_without_the_object_are_labelled(task, change, kept, tmp_path, caps
     if kept:
         assert EvalReport.load(output).scores == report.scores
         assert all(image.pixels for image in ImageScoresFile(images_beside(output)))
+
+
+def test_no_scores_by_image_of_another_report_stay_beside_a_new_one(tmp_path):
+    output = tmp_path / "eval.json"
+    first = evaluated(Blocks(space(), count=2), tmp_path / "part")
+    verb.finish(first, None, output, [tmp_path / "part"])
+    assert images_beside(output).is_file()
+    verb.finish(first, None, output, [])  # --overwrite --no-images, or an error in writing predictions
+    assert [path.name for path in tmp_path.iterdir()] == ["eval.json"]
+
+
+def test_scores_by_image_without_a_report_are_not_taken_for_those_of_a_new_one(tmp_path):
+    images_beside(tmp_path / "eval.json").write_text("mine")
+    for words in ((), ("--no-images",)):
+        options = verb.parse(["--checkpoint", "x", "--output", str(tmp_path / "eval.json"), *words])
+        with pytest.raises(ConfigError, match=r"scores by image .*eval.images.jsonl already exists"):
+            verb.report_path(options, None, "blocks", "val")
