@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -111,20 +111,24 @@ def write_report(
 def evaluations(runs: Sequence[RunFiles], names: Sequence[str]) -> tuple[list[Evaluated], list[str]]:
     """Choose an evaluation of each run: the newest of those that all runs have, by the name of the file.
 
+    Those by a protocol that all have go before newer ones without; by that protocol runs are compared.
+
     Returns:
         One for each run that has any, all of the same classes; and what is missing, in words.
     """
-    files = [run.evaluations() for run in runs]
-    common = [name for name in files[0] if all(name in one for one in files)]
+    files = [run.evaluations() if isinstance(run.config, RunConfig) else {} for run in runs]
+    evaluated = [one for one in files if one]
+    common = [name for name in evaluated[0] if all(name in one for one in evaluated)] if evaluated else []
+    common = [name for name in common if _share_a_protocol([one[name] for one in evaluated])] or common
     found: list[Evaluated] = []
     problems = []
     for run, name, own in zip(runs, names, files, strict=True):
-        if not own or not isinstance(run.config, RunConfig):
+        if not own:
             if isinstance(run.config, RunConfig):
                 validated = "its validations left no report" if run.validations else "no validation so far"
                 problems.append(f"{name} has not been evaluated: {validated}, and no report of an evaluation.")
             continue
-        path = own[common[-1]] if common else list(own.values())[-1]
+        path = own[common[-1]] if common else _newest(own, found[:1])
         try:
             report = EvalReport.load(path)
         except DatasetError as error:
@@ -134,14 +138,37 @@ def evaluations(runs: Sequence[RunFiles], names: Sequence[str]) -> tuple[list[Ev
             problems.append(f"{name} has other classes than {found[0].name}: its scores are left out.")
             continue
         images = images_beside(path)
-        protocol = next(iter(report.scores))
-        if found and found[0].protocol in report.scores:
-            protocol = found[0].protocol
-        found.append(Evaluated(name, report, protocol, path, images if images.is_file() else None))
+        found.append(Evaluated(name, report, next(iter(report.scores)), path, images if images.is_file() else None))
+    found = _by_one_protocol(found)
     for one in found[1:]:
         words = f"in {found[0].name}", f"in {one.name}"
         problems += [f"careful: {caveat}" for caveat in one.report.caveats(found[0].report, names=words)]
     return found, problems
+
+
+def _newest(own: Mapping[str, Path], first: Sequence[Evaluated]) -> Path:
+    """The newest report of a run, if there is one by a protocol that the first run's has."""
+    paths = list(own.values())
+    alike = [path for path in paths if first and _share_a_protocol([first[0].file, path])]
+    return (alike or paths)[-1]
+
+
+def _share_a_protocol(paths: Sequence[Path]) -> bool:
+    """True if reports have a protocol in common, and if one cannot be read, which is then said of it."""
+    try:
+        names = [set(EvalReport.load(path).scores) for path in paths]
+    except DatasetError:
+        return True
+    return bool(set.intersection(*names))
+
+
+def _by_one_protocol(found: Sequence[Evaluated]) -> list[Evaluated]:
+    """Take the first protocol that all have; without one, the first one's, and of who lacks that its own."""
+    if not found:
+        return []
+    first, *others = (one.report.scores for one in found)
+    protocol = next((name for name in first if all(name in other for other in others)), next(iter(first)))
+    return [one._replace(protocol=protocol if protocol in one.report.scores else one.protocol) for one in found]
 
 
 def _what(runs: Sequence[RunFiles], names: Sequence[str]) -> Section:
@@ -324,6 +351,9 @@ def _comparison(found: Sequence[Evaluated]) -> list[Element]:
     """How the mean IoU of further runs differs from the first one's, with its interval over images."""
     first, lines = found[0], []
     for one in found[1:]:
+        if one.protocol != first.protocol:
+            lines.append(f"{one.name}: no interval, because it was not evaluated by protocol {first.protocol}")
+            continue
         if first.images is None or one.images is None:
             lines.append(f"{one.name}: no interval, because there are no scores by image")
             continue

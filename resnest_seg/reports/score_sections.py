@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
+from resnest_seg.errors import command
 from resnest_seg.evaluation.label_scores import ThresholdCurve
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.reports.charts import Point, Series, bar, line_chart, matrix_chart, reliability_chart
@@ -49,17 +51,30 @@ def scores_section(found: Sequence[Evaluated], comparison: Sequence[Element] = (
         comparison: Elements that say how the runs differ.
     """
     lines = [_settings(one) for one in found]
-    by_class = _classes_of_one(found[0]) if len(found) == 1 else _classes_of_several(found)
+    protocol = found[0].protocol
+    alike = [one for one in found if one.protocol == protocol]
+    by_class = _classes_of_one(found[0]) if len(alike) == 1 else _classes_of_several(alike)
     body = [
         *lines,
         _means(found),
         *comparison,
-        element("h3", None, f"By class (protocol {found[0].protocol})"),
+        element("h3", None, f"By class (protocol {protocol})"),
+        *(_left_out(one, protocol) for one in found if one.protocol != protocol),
         by_class,
     ]
-    if any(one.report.labels for one in found):
-        body += [element("h3", None, "Labels at the thresholds of the model"), _labels(found)]
+    if any(one.report.labels for one in alike):
+        body += [element("h3", None, "Labels at the thresholds of the model"), _labels(alike)]
     return Section("scores", "Scores", body)
+
+
+def _left_out(one: Evaluated, protocol: str) -> Element:
+    """Why a run is not in the tables by class, and what brings it there."""
+    text = (
+        f"{one.name} is left out: it was evaluated by protocol {', '.join(one.report.scores)} and not by {protocol}. "
+        "Scores by two protocols do not tell models apart. Evaluate it by the same: "
+    )
+    by_the_same = f"{command('eval')} --checkpoint {shlex.quote(str(one.file.parent))} --protocols {protocol}"
+    return element("p", {"class": "note"}, text, element("code", None, by_the_same))
 
 
 def percent(value: float | None) -> Cell:

@@ -134,6 +134,47 @@ def test_runs_are_compared_by_the_newest_evaluation_that_all_have(runs):
     assert problems == []
 
 
+def by_slide(folder, report="val_report.json", images="val_images.jsonl"):
+    """Rewrite an evaluation as one by protocol slide."""
+    for name in (report, images):
+        path = folder / name
+        path.write_text(path.read_text(encoding="utf-8").replace('"whole"', '"slide"'), encoding="utf-8")
+
+
+def test_scores_by_two_protocols_are_not_compared_by_class(runs, tmp_path):
+    folders = [runs / "first", runs / "second"]
+    by_slide(runs / "second")
+    page, _ = written(folders, tmp_path / "r.html", images=Pictures(count=0))
+    first = EvalReport.load(runs / "first" / "val_report.json").scores["whole"]
+    assert cells(page, "sky")[0] == f"{100 * first.class_iou[0]:.2f}"
+    texts = [data for tag, data in page.texts if tag == "th"]
+    assert {"first, whole", "second, slide"} <= set(texts)  # the means
+    assert not [text for text in texts if text.endswith(", points")]
+    assert "second is left out: it was evaluated by protocol slide and not by whole" in page.text("p")
+    assert f"eval_seg.py --checkpoint {runs / 'second'} --protocols whole" in page.text("code")
+    assert "second: no interval, because it was not evaluated by protocol whole" in page.text("li")
+
+
+def test_runs_are_compared_by_a_protocol_that_they_share(runs):
+    files = [read_files(runs / name) for name in ("first", "second")]
+    tree = json.loads((runs / "first" / "val_report.json").read_text(encoding="utf-8"))
+    both = tree | {"scores": {"mmseg": tree["scores"]["whole"], **tree["scores"]}}
+    (runs / "first" / "val_report.json").write_text(json.dumps(both), encoding="utf-8")
+    for name, stamp in (("first", 10**10), ("second", 10**10 + 5)):
+        shutil.copy(runs / name / "val_report.json", runs / name / "eval_blocks_val.json")
+        os.utime(runs / name / "eval_blocks_val.json", (stamp, stamp))
+    found, _ = evaluations(files, ["a", "b"])
+    assert [one.protocol for one in found] == ["whole", "whole"]
+    by_slide(runs / "second", report="eval_blocks_val.json")  # the newest that both have
+    found, _ = evaluations(files, ["a", "b"])
+    assert [(one.file.name, one.protocol) for one in found] == [("val_report.json", "whole")] * 2
+    (runs / "first" / "val_report.json").rename(runs / "first" / "eval_other.json")
+    (runs / "first" / "eval_blocks_val.json").unlink()  # now they have no name in common
+    found, _ = evaluations(files, ["a", "b"])
+    assert [one.file.name for one in found] == ["eval_other.json", "val_report.json"]
+    assert [one.protocol for one in found] == ["whole", "whole"]
+
+
 def test_images_are_chosen_by_their_scores(runs):
     files = [(name, runs / name / "val_images.jsonl") for name in ("first", "second")]
     means = [{image.index: image.mean_iou for image in ImageScoresFile(path)} for _, path in files]

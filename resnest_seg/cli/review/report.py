@@ -3,8 +3,9 @@
 python tools/report_seg.py runs/my_run
 python tools/report_seg.py runs/first runs/second runs/third --output comparison.html
 
-The file loads nothing from elsewhere. Scores are those of the newest evaluation that all runs have: of the best
-validation, or of the verb eval. A run in progress, or one that was killed, gives a report of what is there.
+The file loads nothing from elsewhere. Scores are those of the newest evaluation that all runs have by the same
+protocol: of the best validation, or of the verb eval. A run in progress, or one that was killed, gives a report of what
+is there.
 """
 
 from __future__ import annotations
