@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,11 @@ WHOLE = {
 """Key of the scores of an image -> its name on the page."""
 
 
+CHANGED = 0.02
+"""Share of the pixels that may be predicted otherwise than in the evaluation, by rounding; to bfloat16 it changed 0.001
+of an untrained network's."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Chosen:
     """An image that a page shows.
@@ -54,11 +60,25 @@ class Model(NamedTuple):
         name: Of its run.
         model: Ready to run.
         protocol: How it is asked.
+        images: The scores by image of its evaluation, which its predictions must have again; None asks nothing.
     """
 
     name: str
     model: Segmenter | Backend
     protocol: str
+    images: Path | None = None
+
+
+class Predicted(NamedTuple):
+    """What a model predicts for the chosen images.
+
+    Attributes:
+        name: Of its run.
+        images: Photo, truth and prediction of each, as thumbnails.
+    """
+
+    name: str
+    images: Sequence[tuple[Image, Labels, Labels]]
 
 
 def choose(
@@ -111,25 +131,22 @@ def _scores_of(image: ImageScores, classes: Sequence[str]) -> dict[str, float | 
     return {**scores, **{f"IoU of {name}": image.iou(label) for label, name in enumerate(classes)}}
 
 
-def pictures(
-    models: Sequence[Model],
-    dataset: SegmentationDataset,
-    chosen: Sequence[Chosen],
-    *,
-    memory: int | None = None,
-) -> Iterator[Card]:
-    """Predict the chosen images again with every model.
+def predict(
+    model: Model, dataset: SegmentationDataset, chosen: Sequence[Chosen], *, memory: int | None = None
+) -> Predicted:
+    """Predict the chosen images again.
 
     Args:
-        models: The first one's scores are those of the images.
+        model: The model.
         dataset: Where the images are.
         chosen: The images.
         memory: Bytes that scores may take.
 
     Raises:
-        DatasetError: The data set holds other images than those that were evaluated, or one cannot be read.
-        CheckpointError: A model has other classes.
-        ConfigError: A model cannot segment these images.
+        DatasetError: The data set holds other images or labels than those that were evaluated, or one cannot be read;
+            or the model is another one than was evaluated.
+        CheckpointError: The model has other classes.
+        ConfigError: The model cannot segment these images.
     """
     for image in chosen:
         there = dataset.sample_name(image.index) if image.index < len(dataset) else None
@@ -139,23 +156,6 @@ def pictures(
                 f"the {dataset.split} split of {dataset.label_space.name} is not what was evaluated: image "
                 f"{image.index} was {image.name}, and {what}."
             )
-    shown: list[list[tuple[Image, Labels, Labels]]] = [_predictions(one, dataset, chosen, memory) for one in models]
-    for place, image in enumerate(chosen):
-        photo, truth, prediction = shown[0][place]
-        several = len(models) > 1
-        others = {model.name: found[place][2] for model, found in zip(models[1:], shown[1:], strict=True)}
-        whole = [f"{name} {image.scores[name]:.3f}" for name in WHOLE.values() if image.scores.get(name) is not None]
-        caption = f"{', '.join(image.tags)}; {', '.join(whole)}" + (f" ({models[0].name})" if several else "")
-        yield Card(
-            image.name, caption, photo, truth, prediction, image.scores, image.tags, others,
-            prediction_name=models[0].name if several else "prediction",
-        )  # fmt: skip
-
-
-def _predictions(
-    model: Model, dataset: SegmentationDataset, chosen: Sequence[Chosen], memory: int | None
-) -> list[tuple[Image, Labels, Labels]]:
-    """Photo, truth and prediction of each image, as thumbnails."""
     found: list[tuple[Image, Labels, Labels]] = []
 
     def keep(image: EvaluatedImage) -> None:
@@ -166,13 +166,77 @@ def _predictions(
         )
         found.append((photo, labels, predictions))
 
-    evaluate(
-        model.model,
-        dataset,
-        protocols=(model.protocol,),
-        indices=[image.index for image in chosen],
-        on_image=keep,
-        require_labels=False,
-        memory=memory,
-    )
-    return found
+    with tempfile.TemporaryDirectory() as folder:
+        again = Path(folder, "again.jsonl")
+        evaluate(
+            model.model,
+            dataset,
+            protocols=(model.protocol,),
+            indices=[image.index for image in chosen],
+            on_image=keep,
+            require_labels=False,
+            memory=memory,
+            images=again,
+        )
+        if model.images is not None:
+            _check_same(model.name, model.images, again, dataset, model.protocol)
+    return Predicted(model.name, found)
+
+
+def _check_same(name: str, before: Path, again: Path, dataset: SegmentationDataset, protocol: str) -> None:
+    """Refuse images whose labels or predictions are not those that were evaluated: their captions would be wrong.
+
+    A pixel that is predicted otherwise changes the counts of two classes by one: their hits, or their false pixels. So
+    the differences of these tell the least number of such pixels.
+
+    Args:
+        name: Of the run.
+        before: Its file of scores by image.
+        again: That of the images that were just predicted again.
+        dataset: Where they are.
+        protocol: By which.
+    """
+    here = {(image.index, image.name): image for image in ImageScoresFile(again)}
+    changed = pixels = 0
+    for image in ImageScoresFile(before):
+        now = here.get((image.index, image.name))
+        if now is None or image.protocol != protocol:
+            continue
+        counts = [
+            (image.counts.get(k, (0, 0, 0)), now.counts.get(k, (0, 0, 0))) for k in {**image.counts, **now.counts}
+        ]
+        if image.pixels != now.pixels or any(one[1] != other[1] for one, other in counts):
+            raise DatasetError(
+                f"{image.name} has other labels here than when {before} was written: name the data that were evaluated "
+                f"by --data.root, or evaluate {name} again."
+            )
+        pixels += image.pixels
+        for (hits, _, predicted), (hits_now, _, predicted_now) in counts:
+            changed += abs(hits_now - hits) + abs((predicted_now - hits_now) - (predicted - hits))
+    space = dataset.label_space
+    share = changed / max(pixels * (2 if space.task == "multiclass" else len(space.score_names)), 1)
+    if share > CHANGED:
+        raise DatasetError(
+            f"{100 * share:.0f} % of the pixels or more are predicted otherwise than when {before} was written: the "
+            f"weights or the photos are others now. Evaluate {name} again, or name the data that were evaluated by "
+            "--data.root."
+        )
+
+
+def pictures(models: Sequence[Predicted], chosen: Sequence[Chosen]) -> Iterator[Card]:
+    """Make the cards of the chosen images.
+
+    Args:
+        models: What they predict; the first one's scores are those of the images.
+        chosen: The images.
+    """
+    several = len(models) > 1
+    for place, image in enumerate(chosen):
+        photo, truth, prediction = models[0].images[place]
+        others = {model.name: model.images[place][2] for model in models[1:]}
+        whole = [f"{name} {image.scores[name]:.3f}" for name in WHOLE.values() if image.scores.get(name) is not None]
+        caption = f"{', '.join(image.tags)}; {', '.join(whole)}" + (f" ({models[0].name})" if several else "")
+        yield Card(
+            image.name, caption, photo, truth, prediction, image.scores, image.tags, others,
+            prediction_name=models[0].name if several else "prediction",
+        )  # fmt: skip

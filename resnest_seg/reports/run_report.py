@@ -34,7 +34,7 @@ from resnest_seg.reports.run_files import (
     plain,
     read_files,
 )
-from resnest_seg.reports.run_pictures import Model, choose, pictures
+from resnest_seg.reports.run_pictures import Chosen, Model, Predicted, choose, pictures, predict
 from resnest_seg.reports.score_sections import (
     Evaluated,
     calibration_section,
@@ -384,15 +384,15 @@ def _images(runs: Sequence[RunFiles], found: Sequence[Evaluated], how: Pictures)
         files = [(one.name, one.images) for one in listed if one.images is not None]
         chosen = choose(files, first.protocol, classes=classes, count=how.count)
         dataset = how.dataset if how.dataset is not None else _dataset(_run_of(first, runs), first, how)
-        models, missing = [], []
+        predicted, missing = [], []
         for one in listed:
             try:
-                models.append(Model(one.name, _model(_run_of(one, runs), one, how), one.protocol))
+                predicted.append(_predicted(_run_of(one, runs), one, how, dataset, chosen))
             except (ResNeStSegError, OSError) as error:
                 if one is first:
                     raise
                 missing.append(f"no predictions of {one.name}: {error}")
-        cards = pictures(models, dataset, chosen)
+        cards = pictures(predicted, chosen)
         note = element("p", None, f"Chosen by mean IoU of {first.name} among {first.report.images} images of "
                        f"{first.report.dataset} {first.report.split}, protocol {first.protocol}.")  # fmt: skip
         return gallery(cards, dataset.label_space, sort="", lead=[note]), " ".join(missing)
@@ -416,17 +416,34 @@ def _dataset(run: RunFiles, one: Evaluated, how: Pictures) -> SegmentationDatase
     return dataset_for(data, one.report.split, task=config.model.task)
 
 
-def _model(run: RunFiles, one: Evaluated, how: Pictures) -> Any:
-    """The model that was evaluated."""
+def _predicted(
+    run: RunFiles, one: Evaluated, how: Pictures, dataset: SegmentationDataset, chosen: Sequence[Chosen]
+) -> Predicted:
+    """What the model that was evaluated predicts: of several files that may be it, the first that has its scores."""
     if how.segmenter is not None:
-        return how.segmenter
-    places = [run.folder / BEST]
-    if one.report.checkpoint:
-        there = Path(one.report.checkpoint)
-        places = [there, run.folder / there.name, *places]  # the run may have been moved
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        raise CheckpointError(f"{run.folder} has no {BEST}.")
+        return predict(Model(one.name, how.segmenter, one.protocol, one.images), dataset, chosen)
     assert isinstance(run.config, RunConfig)
     own = CUSTOM in (run.config.model.encoder, run.config.model.head)  # other runs beside it are not of that network
-    return open_backend(path, RunOptions(device=how.device), into=how.into if own else None)
+    paths = _files_of(run, one)
+    for path in paths:
+        try:
+            model = open_backend(path, RunOptions(device=how.device), into=how.into if own else None)
+            return predict(Model(one.name, model, one.protocol, one.images), dataset, chosen)
+        except ResNeStSegError:
+            if path == paths[-1]:
+                raise
+    raise CheckpointError(f"{run.folder} has no {Path(one.report.checkpoint or BEST).name}.")
+
+
+def _files_of(run: RunFiles, one: Evaluated) -> list[Path]:
+    """Files that may be what was evaluated: where the report says, if that is no newer file, and in the run folder.
+
+    A name without a folder is that of a file in the run folder. The run may have been moved, and another one may be
+    where it was: a file there that is newer than the report was not evaluated.
+    """
+    named = Path(one.report.checkpoint or BEST)
+    here = run.folder / named.name
+    there = [named] if named.parent != Path() and named.is_file() else []
+    if there and (named.stat().st_mtime > one.file.stat().st_mtime or (here.is_file() and named.samefile(here))):
+        there = []
+    return [*there, *([here] if here.is_file() else [])]

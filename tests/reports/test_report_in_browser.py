@@ -8,8 +8,8 @@ import pytest
 import torch
 from support import browser
 from support.fake_runs import HOSTILE, Blocks, fake_run, space
-from support.small_models import small_segmenter
 
+from resnest_seg.models.loading import build_segmenter
 from resnest_seg.reports.run_report import Pictures, write_report
 
 pytestmark = pytest.mark.slow
@@ -20,13 +20,12 @@ def report(tmp_path_factory):
     """The report of two runs with class names that are HTML, in a folder of such a name."""
     folder = tmp_path_factory.mktemp("runs") / "a <b> & ü"
     dataset = Blocks(space(("sky", *HOSTILE[:2])), size=(60, 80))
-    models = [small_segmenter(dataset.label_space) for _ in range(2)]
-    with torch.no_grad():
-        next(iter(models[1].head.parameters())).mul_(0.3)
-    for name, model in zip(("first", "second"), models, strict=True):
-        fake_run(folder / name, model, dataset)
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        model = build_segmenter("resnest14_tiny", "fcn", 3).eval()
+        fake_run(folder / name, model, dataset, model={"encoder": "resnest14_tiny", "head": "fcn"}, save=True)
     path = folder / "report.html"
-    images = Pictures(count=4, segmenter=models[0], dataset=dataset)
+    images = Pictures(count=4, dataset=dataset, device="cpu")
     write_report([folder / "first", folder / "second"], path, images=images)
     return path
 

@@ -1,5 +1,6 @@
 """The report of runs, of run folders that look as a training leaves them."""
 
+import copy
 import json
 import os
 import shutil
@@ -21,8 +22,10 @@ from resnest_seg.evaluation.comparison import compare_images
 from resnest_seg.evaluation.evaluator import evaluate
 from resnest_seg.evaluation.image_scores import ImageScoresFile
 from resnest_seg.evaluation.report import EvalReport
+from resnest_seg.inference.predictor import open_backend
 from resnest_seg.models.checkpoint import Checkpoint
 from resnest_seg.models.loading import build_segmenter
+from resnest_seg.reports import run_report
 from resnest_seg.reports.run_files import changed_keys, config_table, names_of, read_files
 from resnest_seg.reports.run_pictures import choose
 from resnest_seg.reports.run_report import Pictures, evaluations, write_report
@@ -293,6 +296,122 @@ def test_pictures_of_other_data_are_not_shown(runs, tmp_path, model):
     assert " & 'co', and is other " in said[0]
 
 
+class Otherwise(Blocks):
+    """The same names for other photos, or for other labels."""
+
+    def __init__(self, *, photos=False):
+        super().__init__(space())
+        self.photos = photos
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        if self.photos:
+            return sample._replace(image=np.roll(sample.image, 24, axis=1))
+        labels = sample.labels.copy()
+        labels[-1, -1] = 0  # one pixel
+        return sample._replace(labels=labels)
+
+
+def test_pictures_of_other_labels_photos_or_weights_than_were_evaluated_are_not_shown(runs, tmp_path, model):
+    file = runs / "first" / "val_images.jsonl"
+    torch.manual_seed(5)
+    untrained = build_segmenter("resnest14_tiny", "fcn", 3).eval()
+    untrained.label_space = space()
+    others = (
+        f"of the pixels or more are predicted otherwise than when {file} was written: the weights or the photos are"
+    )
+    for segmenter, dataset, says in (
+        (model, Otherwise(), f" has other labels here than when {file} was written: name the data that were evaluated"),
+        (model, Otherwise(photos=True), others),
+        (untrained, Blocks(space()), others),
+    ):
+        images = Pictures(8, segmenter=segmenter, dataset=dataset)
+        page, (said,) = written([runs / "first"], tmp_path / "r.html", images=images)
+        assert said.startswith("no pictures: ")
+        assert says in said
+        assert "Images" not in page.text("h2")
+    for task in ("binary", "multilabel"):
+        data = Blocks(space(task=task), count=3)
+        right = small_segmenter(data.label_space, classes=len(data.label_space.score_names))
+        right.take_task(task)
+        folder = fake_run(tmp_path / task, right, data, model={"task": task})
+        wrong = copy.deepcopy(right)
+        wrong.thresholds.fill_(0.0)  # every label everywhere
+        _, said = written([folder], tmp_path / "r.html", images=Pictures(8, segmenter=wrong, dataset=data))
+        assert "of the pixels or more are predicted otherwise" in said[0]
+
+
+def test_of_several_runs_the_one_with_other_weights_is_left_out(runs, tmp_path, model):
+    images = Pictures(2, segmenter=model, dataset=Blocks(space()))
+    page, said = written([runs / "first", runs / "second"], tmp_path / "r.html", images=images)
+    assert said[-1].startswith("no predictions of second: ")
+    assert "Images" in page.text("h2")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two runs with their checkpoints, which predict otherwise; not to be changed."""
+    folder, dataset, tiny = (
+        tmp_path_factory.mktemp("runs"),
+        Blocks(space()),
+        {"encoder": "resnest14_tiny", "head": "fcn"},
+    )
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        segmenter = build_segmenter("resnest14_tiny", "fcn", 3).eval()
+        fake_run(folder / name, segmenter, dataset, model=tiny, save=True)
+        os.utime(folder / name / "best.safetensors", (10**9, 10**9))
+    return folder
+
+
+def evaluated_as(folder, checkpoint):
+    """Write into the report of a run what was evaluated."""
+    tree = json.loads((folder / "val_report.json").read_text(encoding="utf-8")) | {"checkpoint": str(checkpoint)}
+    (folder / "val_report.json").write_text(json.dumps(tree), encoding="utf-8")
+
+
+def opened(folders, tmp_path, monkeypatch):
+    """The files whose predictions a report shows, and what it says."""
+    files = []
+
+    def recording(path, *arguments, **options):
+        files.append(Path(path).resolve())
+        return open_backend(path, *arguments, **options)
+
+    monkeypatch.setattr(run_report, "open_backend", recording)
+    images = Pictures(1, dataset=Blocks(space()), device="cpu")
+    return files, written(folders, tmp_path / "r.html", images=images)[1]
+
+
+def test_the_weights_of_a_run_are_looked_for_in_its_folder(trained, tmp_path, monkeypatch):
+    runs = Path(shutil.copytree(trained, tmp_path / "runs"))
+    for name in "ab":
+        evaluated_as(runs / name, "best.safetensors")  # as a training writes it
+    monkeypatch.chdir(runs / "a")
+    expected = [runs / "a" / "best.safetensors", runs / "b" / "best.safetensors"]
+    assert opened([Path(), Path("../b")], tmp_path, monkeypatch) == (expected, [])
+    (runs / "b" / "best.safetensors").unlink()
+    assert opened([Path("../b")], tmp_path, monkeypatch) == ([], ["no pictures: ../b has no best.safetensors."])
+
+
+def test_the_weights_of_a_moved_run_are_not_those_of_another_one_in_its_place(trained, tmp_path, monkeypatch):
+    runs = Path(shutil.copytree(trained, tmp_path / "runs"))
+    place, old = runs / "a" / "best.safetensors", runs / "old" / "best.safetensors"
+    evaluated_as(runs / "a", place)
+    assert opened([runs / "a"], tmp_path, monkeypatch) == ([place], [])
+    (runs / "a").rename(runs / "old")
+    (runs / "b").rename(runs / "a")
+    os.utime(place, (2**32, 2**32))  # trained after the evaluation
+    assert opened([runs / "old"], tmp_path, monkeypatch) == ([old], [])
+    os.utime(place, (10**9, 10**9))  # or before
+    assert opened([runs / "old"], tmp_path, monkeypatch) == ([place, old], [])
+    old.rename(tmp_path / "best.safetensors")
+    _, (said,) = opened([runs / "old"], tmp_path, monkeypatch)
+    assert "the weights or the photos are others now" in said
+    evaluated_as(runs / "old", tmp_path / "best.safetensors")  # by --output
+    assert opened([runs / "old"], tmp_path, monkeypatch) == ([tmp_path / "best.safetensors"], [])
+
+
 def test_damaged_scores_are_named(runs, tmp_path):
     path = runs / "first" / "val_images.jsonl"
     path.write_text(path.read_text() + '{"index": 1, "na')
@@ -334,7 +453,10 @@ def test_reports_that_nobody_evaluated_are_refused_and_the_page_is_written(path,
 def test_a_report_of_two_thousand_images_is_small_enough_to_send(tmp_path, runs, model):
     """Scores of 2,000 images, and as many pictures as are shown by default, as large as they get."""
     folder, dataset = runs / "first", Blocks(space(), count=2000, size=(240, 320))
-    header, line = (folder / "val_images.jsonl").read_text().splitlines()[:2]
+    first = dataset[0]
+    dataset.__class__ = type("Alike", (Blocks,), {"__getitem__": lambda self, index: first})
+    evaluate(model, dataset, indices=[0], images=folder / "val_images.jsonl")
+    header, line = (folder / "val_images.jsonl").read_text().splitlines()
     one = json.loads(line)
     random = np.random.default_rng(0)
     lines = [one | {"index": k, "name": dataset.sample_name(k), "mean_iou": random.random()} for k in range(2000)]
@@ -376,7 +498,7 @@ def test_the_command_predicts_with_the_best_checkpoint(tmp_path, monkeypatch, ca
     assert capsys.readouterr().err == ""
     (folder / "kept.safetensors").unlink()
     assert run_tool(lambda: verb.main(["run", "--output", "run/report.html", "--overwrite"])) == 0
-    assert capsys.readouterr().err == "note: no pictures: run has no best.safetensors.\n"
+    assert capsys.readouterr().err == "note: no pictures: run has no kept.safetensors.\n"
 
 
 def test_mistakes_on_the_command_line_are_named(runs, monkeypatch, capsys):
