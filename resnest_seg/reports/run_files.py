@@ -17,7 +17,7 @@ from resnest_seg.config_reading import flatten, load_config
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.evaluation.image_scores import VALIDATION_REPORT
 from resnest_seg.files import shipped_configs
-from resnest_seg.reports.run_table import CONFIG, MACHINE, METRICS, Run, finite, json_lines, read_run
+from resnest_seg.reports.run_table import CONFIG, LOCK, MACHINE, METRICS, Run, finite, json_lines, read_run
 
 REPORT = "report.html"
 """Name of the report in a run folder."""
@@ -63,6 +63,7 @@ class RunFiles:
             "finished": f"finished, {where}",
             "stopped": f"stopped at {where}: it is not running",
             "failed": "ended before anything was saved",
+            "unknown": f"at {where}; whether it is running cannot be told, as its file {LOCK} cannot be read here",
         }[self.run.state]
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import math
 import os
@@ -17,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
@@ -57,7 +57,8 @@ class Run:
         name: Its path below the folder that was searched.
         folder: The run folder.
         config: Dotted key -> value, as in config.yaml.
-        state: "running" (a process holds the lock), "finished", "stopped", or "failed" (nothing was saved).
+        state: "running" (a process holds the lock), "finished", "stopped", "failed" (nothing was saved), or "unknown"
+            (not finished, and the lock cannot be read here).
         step: Optimiser steps done, as far as they are saved or logged.
         steps: Of the whole run; None if the files do not tell.
         epoch: Epochs done; None before the first line of metrics.
@@ -182,9 +183,11 @@ def read_run(folder: str | Path, *, name: str | None = None) -> Run:
         (steps is not None and step >= steps) or 0 < patience <= stale
     )  # fmt: skip
     some = any((folder / state).is_file() for state in STATES)
-    state = "running" if _is_held(folder / LOCK) else "finished" if done else "stopped" if some else "failed"
+    held = _is_held(folder / LOCK)
+    over = "finished" if done else "unknown" if held is None else "stopped" if some else "failed"
+    state = "running" if held else over
     speeds = [value for line in machine if (value := finite(line.get("images_per_second"))) is not None]
-    step = max(step, logged) if state == "running" else step
+    step = max(step, logged) if state in ("running", "unknown") else step
     return Run(
         folder.name if name is None else name,
         folder,
@@ -288,18 +291,25 @@ def _whole(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
-def _is_held(lock: Path) -> bool:
-    """True if a process trains into the folder of a lock; False also where the system does not tell."""
+def _is_held(lock: Path) -> bool | None:
+    """True if a process trains into the folder of a lock; None where that cannot be told.
+
+    The folder may be a colleague's, or mounted to be read: a shared lock of a file that is only read tells as well.
+    """
     if not lock.is_file():
         return False
-    probe = FileLock(lock, fallback_to_soft=False)
     try:
-        probe.acquire(blocking=False)
-    except Timeout:
+        descriptor = os.open(lock, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # as some systems call it
         return True
     except OSError:
-        return False
-    probe.release()
+        return None
+    finally:
+        os.close(descriptor)  # which releases it
     return False
 
 

@@ -1,6 +1,8 @@
 """Tables of run folders, of files made by hand, and means over seeds against NumPy."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from resnest_seg.config_reading import to_yaml
 from resnest_seg.errors import ConfigError, run_tool
 from resnest_seg.models import checkpoint
 from resnest_seg.reports import run_table
+from resnest_seg.reports.run_files import read_files
 from resnest_seg.reports.run_table import differing_keys, find_runs, read_run, seed_groups, sort_runs
 from resnest_seg.training import run_folder
 
@@ -81,6 +84,36 @@ def test_a_run_that_trains_is_running_and_one_that_saved_nothing_failed(tmp_path
     assert read_run(folder).state == "stopped"
     (folder / "last.safetensors").unlink()
     assert read_run(folder).state == "failed"
+
+
+def refusing(*, readers):
+    """An os.open that may not write into lock files, and of which readers may not even read them."""
+    real = os.open
+
+    def opening(path, flags, *arguments, **options):
+        if Path(path).name == run_table.LOCK and (readers or flags & (os.O_RDWR | os.O_WRONLY)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, flags, *arguments, **options)
+
+    return opening
+
+
+def test_a_run_of_somebody_else_is_running_or_unknown_but_not_stopped(tmp_path, monkeypatch):
+    folder, done = make_run(tmp_path / "a", done=20, scores=(0.2, 0.5)), make_run(tmp_path / "done")
+    (done / run_table.LOCK).touch()
+    with run_folder.RunFolder(folder).held(), monkeypatch.context() as patched:
+        patched.setattr(os, "open", refusing(readers=False))
+        assert read_run(folder).state == "running"
+        patched.setattr(os, "open", refusing(readers=True))
+        assert read_run(folder).state == "unknown"
+        words = "at step 20 of 30; whether it is running cannot be told, as its file .lock cannot be read here"
+        assert read_files(folder).state == words
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refusing(readers=False))
+        assert read_run(folder).state == "stopped"
+        patched.setattr(os, "open", refusing(readers=True))
+        assert read_run(folder).state == "unknown"
+        assert read_run(done).state == "finished"
 
 
 def test_files_cut_off_or_hostile_give_what_they_hold(tmp_path):
