@@ -111,7 +111,7 @@ def recomputed(average: Checkpoint, path: str, options: argparse.Namespace) -> C
     """
     from resnest_seg.combining.averages import recompute_batch_norms, with_record
     from resnest_seg.data.build import DATASETS, say_layout
-    from resnest_seg.inference.torch_backend import choose_device
+    from resnest_seg.inference.exported import choose_device
     from resnest_seg.models.loading import load_checkpoint
     from resnest_seg.models.segmenter import load_own_weights
 

@@ -137,8 +137,6 @@ def _open_one(options: argparse.Namespace, checkpoint: str, *, elsewhere: bool) 
 
     segmenter = load_checkpoint(checkpoint, into=own_network(options.model))
     assert segmenter.load_report is not None
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and options.device == "auto":
-        how = dataclasses.replace(how, device=str(process_state(options).device))
     data, evaluation = segmenter.config.data, segmenter.config.eval
     return Source(TorchBackend(segmenter, how), (segmenter.load_report.path,), str(segmenter.load_report), data,
                   evaluation.split, evaluation.memory * MIB, options.precision)  # fmt: skip
@@ -402,11 +400,25 @@ def say_written(options: argparse.Namespace, count: int) -> None:
 
 
 def process_state(options: argparse.Namespace) -> PartialState:
-    """Return this process's rank and device under torchrun; the first call joins the process group."""
+    """Return this process's rank under torchrun; the first call joins the process group.
+
+    Raises:
+        ConfigError: There should be several processes, and they cannot find each other.
+    """
+    import torch
     from accelerate import PartialState
 
+    from resnest_seg.training.distributed import launched
+
     # exported files return their scores in host memory, which NCCL cannot sum
-    return PartialState(cpu=options.device == "cpu" or any(map(is_exported, options.checkpoint)))
+    in_host_memory = options.device == "cpu" or any(map(is_exported, options.checkpoint))
+    # without a GPU, accelerate has each process evaluate everything by itself, unless it is told that CPUs are meant
+    return PartialState(cpu=in_host_memory or (launched() > 1 and not torch.cuda.is_available()))
+
+
+def processes() -> int:
+    """Return how many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def all_reduce(counts: Tensor) -> Tensor:
@@ -523,9 +535,14 @@ def check(options: argparse.Namespace) -> None:
     check_option("--boundary-tolerance", options.boundary_tolerance, 0, 0.05)
     if options.submission and options.limit is not None:
         raise ConfigError("a submission needs every photo of the split: omit --limit.")
-    if options.submission and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if options.submission and processes() > 1:
         raise ConfigError("a submission is written by one process: run it without torchrun.")
-    if options.engine == "ray" and (options.submission or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+    if options.device.startswith("cuda:") and processes() > 1 and not any(map(is_exported, options.checkpoint or ())):
+        raise ConfigError(
+            f"--device {options.device} is one GPU, and torchrun started {processes()} processes, each of which needs "
+            "its own to add up the counts: give --device cuda, by which each takes one, or leave it out."
+        )
+    if options.engine == "ray" and (options.submission or processes() > 1):
         other = "--submission is written by one process" if options.submission else "torchrun starts processes itself"
         raise ConfigError(f"{other}, and --engine ray has others: leave --engine out.")
     first = os.environ.get("RANK", "0") == "0"  # when the other processes check, the first may have started writing

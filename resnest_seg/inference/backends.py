@@ -46,7 +46,8 @@ class RunOptions:
     """How a model is run.
 
     Attributes:
-        device: "auto" (a GPU if there is one), or a torch device such as "cpu" or "cuda:1"; for exported files see
+        device: "auto" (a GPU if there is one), or a torch device such as "cpu" or "cuda:1"; without a number, each
+            process that torchrun started takes a GPU of its own. For exported files see
             `resnest_seg.inference.exported.open_exported`.
         precision: "fp32", or "bf16" or "fp16" by autocast; scores are merged in float32 all the same.
         compile: Use `torch.compile`, which takes a minute for every new size of images and then is faster.

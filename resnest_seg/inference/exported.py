@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import sys
 import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,9 @@ from numpy.typing import NDArray
 from resnest_seg.errors import CheckpointError, ConfigError, command, unknown_name
 from resnest_seg.inference.protocols import Setting
 from resnest_seg.labels import LabelSpace
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = 1
 """Number of the format of `ExportInfo`'s JSON."""
@@ -233,6 +237,7 @@ def open_exported(path: str | Path, *, device: str = "cpu", threads: int | None 
     Args:
         path: The file.
         device: "cpu", "cuda", "cuda:1" ... or "auto"; for .onnx also "tensorrt", for .xml names of OpenVINO, as "GPU".
+            Without a number, each process that torchrun started takes a GPU of its own.
         threads: Of the runtime; None leaves them to it. torch's are those of the whole process.
 
     Raises:
@@ -247,6 +252,53 @@ def open_exported(path: str | Path, *, device: str = "cpu", threads: int | None 
     if threads is not None and threads < 1:
         raise ConfigError(f"threads must be at least 1, not {threads}.")
     return RUNTIMES[path.suffix](path, device, threads)
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of a name; "auto" is a GPU if there is one, and of several processes each takes its own.
+
+    Raises:
+        ConfigError: No such device, here or anywhere.
+    """
+    import torch
+
+    place = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    number = own_gpu() if place == "cuda" else None
+    try:
+        device = torch.device(place if number is None else f"cuda:{number}")
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def own_gpu() -> int | None:
+    """The number of the GPU of a process that torchrun started (LOCAL_RANK), else None: the default one.
+
+    Processes beyond the last GPU begin again with the first, as accelerate's do, and it is said once. A launcher that
+    shows each process a GPU of its own has them all take number 0.
+    """
+    rank = os.environ.get("LOCAL_RANK", "")
+    if not rank.isdecimal():
+        return None
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if not gpus:  # none that torch can count: the runtime says what it thinks of the number
+        return int(rank)
+    started = os.environ.get("LOCAL_WORLD_SIZE", "")
+    if started.isdecimal() and int(started) > gpus and rank == "0":
+        _say_shared(int(started), gpus)
+    return int(rank) % gpus
+
+
+@functools.cache
+def _say_shared(processes: int, gpus: int) -> None:
+    print(
+        f"note: {processes} processes were started on this machine, and they see {gpus} GPU{'s' * (gpus > 1)}: unless "
+        f"each sees one of its own, some share one. Start as many as there are GPUs (--nproc-per-node {gpus}).",
+        file=sys.stderr,
+    )
 
 
 def is_exported(path: str | Path) -> bool:
@@ -292,7 +344,9 @@ def _providers(available: list[str], device: str) -> list[Any]:
             f"device {device!r}: this onnxruntime lacks {missing[0]} (it has {', '.join(available)}). Install the "
             "package onnxruntime-gpu in place of onnxruntime."
         )
-    return [(name, {"device_id": number or "0"}) for name in names] + ["CPUExecutionProvider"]
+    if names and not number:
+        number = str(own_gpu() or 0)
+    return [(name, {"device_id": number}) for name in names] + ["CPUExecutionProvider"]
 
 
 def _open_torch(path: Path, device: str, threads: int | None) -> ExportedModel:
@@ -311,7 +365,7 @@ def _open_torch(path: Path, device: str, threads: int | None) -> ExportedModel:
     compiled = any("/data/aotinductor/" in name for name in names)
     if compiled and device not in ("cpu", "auto"):
         raise ConfigError(f"{path} is compiled for the CPU: export it without --aoti to run it on device {device!r}.")
-    place_of = _torch_device(torch, "cpu" if compiled else device)
+    place_of = choose_device("cpu" if compiled else device)
     if threads is not None:
         torch.set_num_threads(threads)
     try:
@@ -338,16 +392,6 @@ def _open_torch(path: Path, device: str, threads: int | None) -> ExportedModel:
 
     kind = "AOTInductor" if compiled else "torch.export"
     return ExportedModel(info, run, path=path, runtime=f"{kind} {torch.__version__}")
-
-
-def _torch_device(torch: Any, device: str) -> Any:
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    try:
-        place = torch.device(name)
-        torch.zeros(1, device=place).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
-    return place
 
 
 def _open_openvino(path: Path, device: str, threads: int | None) -> ExportedModel:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from resnest_seg.errors import ConfigError
 from resnest_seg.inference.backends import Backend, Block, Decision, Image, RunOptions
+from resnest_seg.inference.exported import choose_device
 from resnest_seg.inference.protocols import Protocol, Setting
 from resnest_seg.inference.torch_engine import MEMORY, Runner, View, preload, score_rows, views_of
 from resnest_seg.io.bands import BandReader
@@ -33,22 +34,6 @@ def setting_of(segmenter: Segmenter) -> Setting:
         crop=(data.crop_size, data.crop_width or data.crop_size),
         long_edge=data.long_edge,
     )
-
-
-def choose_device(name: str) -> torch.device:
-    """The torch device of a name; "auto" is a GPU if there is one.
-
-    Raises:
-        ConfigError: No such device, here or anywhere.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from None
-    return device
 
 
 class TorchBackend(Backend):

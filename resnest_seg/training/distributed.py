@@ -92,13 +92,13 @@ def launched() -> int:
     """Return the number of processes of a run, from torchrun's environment variables.
 
     Raises:
-        ConfigError: Some of the variables are missing: each process would train alone, or wait forever.
+        ConfigError: Some of the variables are missing: each process would work alone, or wait forever.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if count > 1 and missing:
         raise ConfigError(
-            f"WORLD_SIZE says that {count} processes train together, but {', '.join(missing)} "
+            f"WORLD_SIZE says that {count} processes work together, but {', '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not set, so they would not find each other. Start them with "
             "torchrun, which sets all of them; for a single process unset WORLD_SIZE."
         )

@@ -1,7 +1,9 @@
-"""What the verb eval keeps of an evaluation, whose making tests/evaluation has."""
+"""The verb eval: its processes, what it keeps of an evaluation, and options that would do nothing."""
 
+import accelerate
 import numpy as np
 import pytest
+import torch
 from support.fake_runs import Blocks, space
 from support.small_models import small_segmenter
 
@@ -66,3 +68,41 @@ def test_scores_by_image_without_a_report_are_not_taken_for_those_of_a_new_one(t
         options = verb.parse(["--checkpoint", "x", "--output", str(tmp_path / "eval.json"), *words])
         with pytest.raises(ConfigError, match=r"scores by image .*eval.images.jsonl already exists"):
             verb.report_path(options, None, "blocks", "val")
+
+
+def options_of(*words):
+    options = verb.parse(["--checkpoint", "x", *words])
+    verb.check(options)
+    return options
+
+
+@pytest.fixture
+def two_processes(monkeypatch):
+    """The variables of the second of two processes that torchrun started; nothing is really joined."""
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1"), ("MASTER_ADDR", "localhost"),
+                        ("MASTER_PORT", "1")):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(accelerate, "PartialState", lambda *, cpu: cpu)
+
+
+@pytest.mark.parametrize(("gpu", "device", "cpu"), [(False, "auto", True), (False, "cpu", True), (True, "cpu", True),
+                                                    (True, "auto", False), (True, "cuda", False)])  # fmt: skip
+def test_processes_without_gpus_still_form_a_group(two_processes, monkeypatch, gpu, device, cpu):
+    """accelerate takes each for a single one unless it hears that CPUs are meant: all would evaluate every image."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert verb.process_state(options_of("--device", device)) is cpu
+
+
+def test_one_gpu_for_all_processes_is_refused(two_processes, monkeypatch):
+    with pytest.raises(
+        ConfigError, match="--device cuda:1 is one GPU, and torchrun started 2 processes.*--device cuda,"
+    ):
+        options_of("--device", "cuda:1")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    options_of("--device", "cuda:1")
+
+
+def test_processes_that_cannot_find_each_other_are_refused(two_processes, monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR")
+    with pytest.raises(ConfigError, match="2 processes work together, but MASTER_ADDR is not set"):
+        verb.process_state(options_of())

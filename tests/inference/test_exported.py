@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import onnx
+import onnxruntime
 import openvino
 import openvino.opset8 as graph
 import pytest
@@ -17,7 +18,7 @@ from support import small_onnx
 from torch import nn
 
 from resnest_seg.errors import CheckpointError, ConfigError
-from resnest_seg.inference.exported import EXTRA_FILE, KEY, ExportInfo, is_exported, open_exported
+from resnest_seg.inference.exported import EXTRA_FILE, KEY, ExportInfo, choose_device, is_exported, open_exported
 from resnest_seg.inference.protocols import Setting
 
 pytestmark = pytest.mark.slow
@@ -178,6 +179,62 @@ def test_devices_and_threads_that_do_not_exist_are_refused(write):
     with pytest.raises(ConfigError, match="threads must be at least 1"):
         open_exported(path, threads=0)
     assert open_exported(path, device="auto")(np.ones((1, 3, 2, 2), np.uint8)).max() == 2
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A function that lets torch and onnxruntime find so many GPUs; onnxruntime's last options are in `.providers`."""
+    session = onnxruntime.InferenceSession
+
+    def found(count):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch, "zeros", lambda *size, device: torch.ones(*size))  # there is none to allocate on
+
+    def opened(path, options, providers):
+        found.providers = providers
+        return session(path, options, providers=["CPUExecutionProvider"])
+
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    return found
+
+
+def device_ids(path, device, gpus):
+    """Where onnxruntime is told to run a file, by provider."""
+    open_exported(path, device=device)
+    return {name: settings["device_id"] for name, settings in gpus.providers[:-1]}
+
+
+def test_each_process_of_torchrun_takes_a_gpu_of_its_own(tmp_path, monkeypatch, gpus, capsys):
+    write_onnx(tmp_path / "m.onnx", INFO.to_json())
+    gpus(4)
+    assert [str(choose_device(name)) for name in ("auto", "cuda", "cuda:1")] == ["cuda", "cuda", "cuda:1"]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert [str(choose_device(name)) for name in ("auto", "cuda", "cuda:1")] == ["cuda:2", "cuda:2", "cuda:1"]
+    for name, number in (("auto", "2"), ("cuda", "2"), ("cuda:1", "1")):
+        assert device_ids(tmp_path / "m.onnx", name, gpus) == {"CUDAExecutionProvider": number}
+    assert set(device_ids(tmp_path / "m.onnx", "tensorrt", gpus).values()) == {"2"}
+    gpus(1)  # each process sees its own
+    assert str(choose_device("auto")) == "cuda:0"
+    assert device_ids(tmp_path / "m.onnx", "auto", gpus) == {"CUDAExecutionProvider": "0"}
+    gpus(0)
+    assert str(choose_device("auto")) == "cpu"
+    assert not capsys.readouterr().err
+
+
+def test_processes_that_may_share_a_gpu_are_told_once(monkeypatch, gpus, capsys):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")
+    gpus(2)
+    for rank in ("0", "1", "4", "0"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert choose_device("auto").index == int(rank) % 2
+    said = capsys.readouterr().err
+    assert said.count("note: 5 processes were started on this machine, and they see 2 GPUs") == 1
+    assert "--nproc-per-node 2" in said
 
 
 def test_names_that_are_none(tmp_path):

@@ -448,7 +448,7 @@ def test_an_encoder_with_levels_that_no_head_reads_is_resumed(tiny_space, tmp_pa
 def test_processes_that_would_train_apart_do_not_begin(tiny_space, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(ConfigError, match="2 processes train together, but RANK, MASTER_ADDR, MASTER_PORT are not set"):
+    with pytest.raises(ConfigError, match="2 processes work together, but RANK, MASTER_ADDR, MASTER_PORT are not set"):
         trainer(Stripes(tiny_space), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
