@@ -14,6 +14,7 @@ Shapes: N batch, C channels, h x w feature pixels, H x W image pixels, K classes
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -423,6 +424,17 @@ def aux_head_for(model: ModelConfig, encoder: nn.Module, num_classes: int) -> nn
     return AUX_HEADS[model.family](_channels(encoder), num_classes, model.output_stride)
 
 
+def sizes_taken(parts: Sequence[nn.Module]) -> tuple[int, int]:
+    """What the sides of images must be multiples of, and at least be, for an encoder and heads together, in pixels.
+
+    Args:
+        parts: Of which `size_divisor` and `min_size` are read, if there are any.
+    """
+    divisor = math.lcm(*(getattr(part, "size_divisor", 1) for part in parts))
+    smallest = max(getattr(part, "min_size", 1) for part in parts)
+    return divisor, smallest + -smallest % divisor
+
+
 def freeze_unread(encoder: nn.Module, heads: Sequence[nn.Module], *, in_channels: int) -> None:
     """Take the gradients from parameters that no head's output depends on, found by a small image of zeros.
 
@@ -442,7 +454,9 @@ def freeze_unread(encoder: nn.Module, heads: Sequence[nn.Module], *, in_channels
     parts = [encoder, *heads]
     modes = [(module, module.training) for part in parts for module in part.modules()]
     parameters = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
-    side = max(64, *(getattr(head, "min_size", 1) for head in heads))
+    divisor, smallest = sizes_taken(parts)
+    side = max(64, smallest)
+    side += -side % divisor
     with torch.enable_grad():
         for part in parts:
             part.eval()

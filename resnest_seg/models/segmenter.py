@@ -22,7 +22,15 @@ from resnest_seg.errors import CheckpointError, ConfigError, DownloadError, unkn
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import HUB_FILE, Checkpoint, find_checkpoint, fingerprint
 from resnest_seg.models.fuse import fuse_model
-from resnest_seg.models.heads import HEADS, ClassifierHead, aux_head_for, freeze_unread, head_for, resize_logits
+from resnest_seg.models.heads import (
+    HEADS,
+    ClassifierHead,
+    aux_head_for,
+    freeze_unread,
+    head_for,
+    resize_logits,
+    sizes_taken,
+)
 from resnest_seg.models.mask2former import MaskPrediction, semantic_logits
 from resnest_seg.models.model_card import Report, make_way_for_card, model_card, published_config
 from resnest_seg.models.pixel_range import PixelRange
@@ -126,8 +134,7 @@ class PixelModel(nn.Module):
         self.register_buffer("pixel_std", _pixel_buffer(std or PIXEL_STD, channels))
         self.encoder = encoder
         self.head = head
-        self.size_divisor = max(getattr(part, "size_divisor", 1) for part in (encoder, head))
-        self.min_size: int = getattr(head, "min_size", 1)
+        self.size_divisor, self.min_size = sizes_taken([encoder, head])
         self.pixel_range = PixelRange()
 
     def take_statistics(self, data: DataConfig) -> None:
@@ -204,8 +211,8 @@ class Segmenter(PixelModel, ModelHubMixin, library_name="resnest_seg", tags=["se
 
     Args:
         encoder: Normalised images [N, C, H, W] -> features, the last four being c1, c2, c3, c4. Of its attributes are
-            read, if there are any, `output_stride`, `size_divisor` (the sides of the images become multiples of it),
-            and `pixel_mean` and `pixel_std` (of R, G and B, 0..255; else ImageNet's).
+            read, if there are any, `output_stride`, `size_divisor` (the sides of the images become multiples of it,
+            and of the head's), `min_size`, and `pixel_mean` and `pixel_std` (of R, G and B, 0..255; else ImageNet's).
         head: The features -> logits [N, K, h, w], at any size; they are resized to the images'. `min_size` and
             `size_divisor` are read.
         aux_head: Features -> logits, used in training only.

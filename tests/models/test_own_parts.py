@@ -11,6 +11,7 @@ from torch import nn
 import resnest_seg
 from resnest_seg.errors import CheckpointError, ConfigError
 from resnest_seg.models.checkpoint import fingerprint
+from resnest_seg.models.heads import freeze_unread
 
 
 class Head(nn.Module):
@@ -42,6 +43,21 @@ def saved(tmp_path):
     segmenter.label_space = resnest_seg.LabelSpace.numbered(4)
     segmenter.to_checkpoint().save(path)
     return segmenter, path
+
+
+class Patches(nn.Module):
+    """An encoder that takes multiples of 14 only, as networks of patches do."""
+
+    size_divisor = 14
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 8, 14, stride=14)
+
+    def forward(self, images):
+        assert not images.shape[2] % 14 and not images.shape[3] % 14, images.shape
+        self.seen = tuple(images.shape[2:])
+        return [self.layer(images)] * 4
 
 
 def logits(segmenter, seed=0):
@@ -133,3 +149,25 @@ def test_encoders_by_name_are_feature_extractors():
     assert resnest_seg.build_encoder("smp:resnet18", output_stride=16).config.encoder == "smp:resnet18"
     with pytest.raises(ConfigError, match="resnest50"):
         resnest_seg.build_encoder("resnest5")
+
+
+@pytest.mark.parametrize(
+    ("divisor", "smallest", "wanted"), [(1, 1, (42, 56)), (32, 1, (224, 224)), (1, 64, (70, 70)), (4, 60, (84, 84))]
+)
+def test_images_are_padded_to_what_encoder_and_head_both_take(divisor, smallest, wanted):
+    """To multiples of both numbers, also where that is the smallest size."""
+    head = Head(8, 3)
+    head.size_divisor, head.min_size = divisor, smallest
+    segmenter = resnest_seg.Segmenter(Patches(), head, num_classes=3)
+    assert logits(segmenter).shape == (2, 3, 33, 47)
+    assert segmenter.encoder.seen == wanted
+
+
+def test_what_no_head_reads_is_found_by_an_image_that_the_encoder_takes():
+    encoder, head = Patches(), Head(8, 3)
+    head.size_divisor = 4
+    encoder.unread = nn.Parameter(torch.zeros(1))
+    freeze_unread(encoder, [head], in_channels=3)
+    assert encoder.seen == (84, 84)
+    assert not encoder.unread.requires_grad
+    assert encoder.layer.weight.requires_grad
