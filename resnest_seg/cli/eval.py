@@ -150,9 +150,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_dataset(parser, default="the one trained on")
     add_protocol(parser, several=True)
     parser.add_argument("--boundaries", action="store_true", help="compute boundary IoU and F-score as well")
-    parser.add_argument("--boundary-width", type=float, default=0.02, help="width of boundary IoU's region, as a share "
-                        "of an image's diagonal (default: 0.02)")  # fmt: skip
-    parser.add_argument("--boundary-tolerance", type=float, default=0.0075, help="tolerance of the boundary "
+    parser.add_argument("--boundary-width", type=float, help="with --boundaries: width of boundary IoU's region, as a "
+                        "share of an image's diagonal (default: 0.02)")  # fmt: skip
+    parser.add_argument("--boundary-tolerance", type=float, help="with --boundaries: tolerance of the boundary "
                         "F-score, as a share of an image's diagonal (default: 0.0075)")  # fmt: skip
     parser.add_argument("--calibration", action="store_true", help="compute calibration error and reliability as well")
     parser.add_argument("--compare", metavar="JSON", nargs="+", help="show the changes by class from another report to "
@@ -181,7 +181,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace existing report, submission and predictions")
     parser.add_argument("--submission", metavar="ZIP", help="write the predictions of the first protocol in the format "
                         "of Cityscapes' or ADE20K's server; the split may be without labels")  # fmt: skip
-    return parser.read(argv)
+    options = parser.read(argv)
+    options.changed = parser.changed(options)
+    return options
 
 
 def report_path(options: argparse.Namespace, source: Source, name: str, split: str) -> Path:
@@ -508,9 +510,11 @@ def check(options: argparse.Namespace) -> None:
     options.compare = options.compare or []
     if len(options.compare) > 2:
         raise ConfigError(f"--compare takes one report or two, not {len(options.compare)}.")
-    if len(options.compare) == 2 and options.checkpoint is not None:
+    others = [option for option in options.changed if option != "--compare"]
+    if len(options.compare) == 2 and others:
         raise ConfigError(
-            "--compare of two reports evaluates nothing: leave --checkpoint out, or name one report to compare it with."
+            f"--compare of two reports evaluates nothing: leave {', '.join(others)} out, or name one report, with "
+            "which a --checkpoint is compared."
         )
     if len(options.compare) < 2 and options.checkpoint is None:
         raise ConfigError(
@@ -531,8 +535,9 @@ def check(options: argparse.Namespace) -> None:
     check_option("--cpus-per-actor", options.cpus_per_actor, 1, 4096)
     if options.cpus_per_actor is not None and options.engine != "ray":
         raise ConfigError("--cpus-per-actor is for --engine ray: give that as well.")
-    check_option("--boundary-width", options.boundary_width, 0, 1, above=True)
-    check_option("--boundary-tolerance", options.boundary_tolerance, 0, 0.05)
+    _check_boundaries(options)
+    if options.ids != "raw" and not options.save_predictions:
+        raise ConfigError(f"--ids {options.ids} is about the PNGs of --save-predictions DIR: give that as well.")
     if options.submission and options.limit is not None:
         raise ConfigError("a submission needs every photo of the split: omit --limit.")
     if options.submission and processes() > 1:
@@ -556,6 +561,22 @@ def check(options: argparse.Namespace) -> None:
         check_output_file(options.output, what="report", overwrite=options.overwrite)
         if options.submission and os.path.realpath(options.output) == os.path.realpath(options.submission):
             raise ConfigError(f"--output and --submission are the same file, {options.output}.")
+
+
+def _check_boundaries(options: argparse.Namespace) -> None:
+    """Check the widths of boundaries, and put the defaults where there are none."""
+    check_option("--boundary-width", options.boundary_width, 0, 1, above=True)
+    check_option("--boundary-tolerance", options.boundary_tolerance, 0, 0.05)
+    for option, value in (
+        ("--boundary-width", options.boundary_width),
+        ("--boundary-tolerance", options.boundary_tolerance),
+    ):
+        if value is not None and not options.boundaries:
+            raise ConfigError(f"{option} is about the scores of boundaries: give --boundaries as well.")
+    if options.boundary_width is None:
+        options.boundary_width = 0.02
+    if options.boundary_tolerance is None:
+        options.boundary_tolerance = 0.0075
 
 
 def main(argv: Sequence[str] | None = None) -> int:

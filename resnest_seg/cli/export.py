@@ -54,6 +54,9 @@ EXIT_NOT_PROVEN = 1
 HUB, CARD = "hub", "README.md"
 """The format of a folder for the hub, which is its default name, too; its card."""
 
+FOR_HUB = ("--checkpoint", "--model", "--format", "--output", "--report", "--overwrite")
+"""The options that a folder for the hub takes."""
+
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml"}
 """Format -> suffix of its file."""
 
@@ -80,13 +83,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     how = parser.add_argument_group("precision")
     how.add_argument("--half", action="store_true", help="weights and arithmetic in half precision")
     how.add_argument("--int8", action="store_true", help="8-bit integers, calibrated on training images; not for torch")
-    how.add_argument("--calibration-images", type=int, default=32, metavar="N", help="number, for --int8 (default: 32)")
+    how.add_argument("--calibration-images", type=int, metavar="N", help="number, for --int8 (default: 32)")
     how.add_argument("--aoti", action="store_true", help="compile torch's file by AOTInductor; needs a C++ compiler")
     proof = parser.add_argument_group("images for the verification (default: drawn street scenes)")
     proof.add_argument("--images", nargs="+", metavar="PHOTO", help="photos, folders or patterns in quotes")
     add_dataset(proof, default="none, so no mean IoU; with --int8, the one trained on")
     proof.add_argument("--limit", type=int, help="use the first LIMIT images of the data set only")
-    return parser.read(argv)
+    options = parser.read(argv)
+    options.changed = parser.changed(options)
+    return options
 
 
 def check(options: argparse.Namespace) -> None:
@@ -116,13 +121,19 @@ def check(options: argparse.Namespace) -> None:
         options.format = [endings[ending]]
     options.format = list(dict.fromkeys(options.format))
     if HUB in options.format:
-        given = [word for word, value in (("--half", options.half), ("--int8", options.int8), ("--aoti", options.aoti),
-                 ("--pixels", options.pixels), ("--result", options.result != "logits")) if value]  # fmt: skip
+        given = [option for option in options.changed if option not in FOR_HUB]
         if given or len(options.format) > 1:
             words = ", ".join(given or [name for name in options.format if name != HUB])
             raise ConfigError(f"--format hub writes the weights as they are, into a folder: leave out {words}.")
     elif options.report is not None:
         raise ConfigError("--report is for --format hub.")
+    elif options.dataset is None and not options.int8:
+        given = [word for word in options.changed if word in ("--split", "--limit") or word.startswith("--data.")]
+        if given:
+            raise ConfigError(f"{', '.join(given)}: which data set to verify with is missing: give --dataset as well.")
+    if options.calibration_images is not None and not options.int8:
+        raise ConfigError("--calibration-images is for --int8: give that as well.")
+    options.calibration_images = options.calibration_images or 32
     if options.int8 and "torch" in options.format:
         raise ConfigError("--int8 is for formats onnx and openvino, not for torch.")
     if options.aoti and "torch" not in options.format:

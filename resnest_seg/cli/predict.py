@@ -56,6 +56,7 @@ from resnest_seg.inference.ensemble import checkpoints_of
 
 if TYPE_CHECKING:
     from resnest_seg.annotations.writers import AnnotationWriter
+    from resnest_seg.bulk.listing import BulkItem
     from resnest_seg.inference.inputs import Input
     from resnest_seg.inference.predictor import Predictor
 
@@ -245,14 +246,10 @@ def check_places(items: Sequence[Input], options: argparse.Namespace) -> None:
     if lost:
         more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
         print(f"warning: {lost[0].message}{more}", file=sys.stderr)
-    wanted = [word for word, given in (("--cog", options.cog), ("--write geopackage", "geopackage" in options.write))
-              if given]  # fmt: skip
+    wanted = _for_maps(options)
     others = [item.source for item in items if item.source not in lying]
     if wanted and items and not lying:
-        raise ConfigError(
-            f"{wanted[0]} is for images on the map, and none of the inputs is one, such as {printable(others[0])}: a "
-            "TIFF with a CRS and a transform (gdalinfo shows them)."
-        )
+        raise _nowhere(wanted[0], others[0])
     strays = [source for source in others if wanted or (lying and is_tiff(source))]
     if strays:
         print(
@@ -260,6 +257,35 @@ def check_places(items: Sequence[Input], options: argparse.Namespace) -> None:
             f"polygons in pixels, and they get no GeoPackage. The first: {printable(strays[0])}",
             file=sys.stderr,
         )
+
+
+def check_places_of_job(items: Sequence[BulkItem], options: argparse.Namespace) -> None:
+    """Refuse an option for images on the map in a job that has none; what is at an address may be one.
+
+    It looks no further than the first, as a job may have millions of inputs.
+
+    Raises:
+        ConfigError: None of the inputs lies on the map.
+    """
+    if options.write == ["geopackage"]:  # an image off the map then has no output, and its line of errors says why
+        return
+    wanted = _for_maps(options)
+    if wanted and items and not any(item.kind == "address" or on_map(item.source, item.kind) for item in items):
+        raise _nowhere(wanted[0], items[0].source)
+
+
+def _for_maps(options: argparse.Namespace) -> list[str]:
+    """The given options that are for images on the map."""
+    words = (("--cog", options.cog), ("--write geopackage", "geopackage" in options.write))
+    return [word for word, given in words if given]
+
+
+def _nowhere(option: str, source: str) -> ConfigError:
+    """The error that no input lies on the map."""
+    return ConfigError(
+        f"{option} is for images on the map, and none of the inputs is one, such as {printable(source)}: a TIFF with a "
+        "CRS and a transform (gdalinfo shows them)."
+    )
 
 
 def job_of(options: argparse.Namespace) -> Job:
@@ -419,9 +445,10 @@ def run_bulk(options: argparse.Namespace) -> int:
     from resnest_seg.bulk.listing import list_inputs
 
     job = job_of(options)
-    begin(job, overwrite=options.overwrite)
     earlier = list(numbered(PREDICTIONS).values())
     items, problems = list_inputs(options.inputs, output=job.output, path_column=options.path_column, earlier=earlier)
+    check_places_of_job(items, options)
+    begin(job, overwrite=options.overwrite)
     try:
         with shown_progress() as report:
             if options.engine == "ray":

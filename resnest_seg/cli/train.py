@@ -278,7 +278,15 @@ def ordered(
         budget: See `Order`.
         network: See `Order`.
         suffix: Behind NAME.
+
+    Raises:
+        ConfigError: A run that begins shall change keys.
     """
+    if allow and not may_have_begun:
+        raise ConfigError(
+            f"--allow-changes {','.join(allow)} is about a run that is resumed, and this one begins: leave it out, or "
+            "resume the run with --resume FOLDER, or --resume auto where it may not have begun."
+        )
     resume = "auto" if may_have_begun else "no"
     if run.output is not None:
         return Order(run, run.output, resume, allow, dry, budget, network)

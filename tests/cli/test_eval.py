@@ -1,17 +1,16 @@
 """The verb eval: its processes, what it keeps of an evaluation, and options that would do nothing."""
 
-import accelerate
-import numpy as np
-import pytest
-import torch
-from support.fake_runs import Blocks, space
-from support.small_models import small_segmenter
-
 from resnest_seg.cli import eval as verb
 from resnest_seg.errors import ConfigError
 from resnest_seg.evaluation.evaluator import evaluate
 from resnest_seg.evaluation.image_scores import ImageScoresFile, images_beside
 from resnest_seg.evaluation.report import EvalReport
+from support.fake_runs import Blocks, space
+from support.small_models import small_segmenter
+import accelerate
+import numpy as np
+import pytest
+import torch
 
 
 class Changed(Blocks):
@@ -94,9 +93,7 @@ def test_processes_without_gpus_still_form_a_group(two_processes, monkeypatch, g
 
 
 def test_one_gpu_for_all_processes_is_refused(two_processes, monkeypatch):
-    with pytest.raises(
-        ConfigError, match="--device cuda:1 is one GPU, and torchrun started 2 processes.*--device cuda,"
-    ):
+    with pytest.raises(ConfigError, match=r"--device cuda:1 is one GPU, and torchrun started 2.*give --device cuda,"):
         options_of("--device", "cuda:1")
     monkeypatch.setenv("WORLD_SIZE", "1")
     options_of("--device", "cuda:1")
@@ -106,3 +103,32 @@ def test_processes_that_cannot_find_each_other_are_refused(two_processes, monkey
     monkeypatch.delenv("MASTER_ADDR")
     with pytest.raises(ConfigError, match="2 processes work together, but MASTER_ADDR is not set"):
         verb.process_state(options_of())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--boundary-width", "0.02"), "--boundary-width is about the scores of boundaries: give --boundaries as well"),
+        (("--boundary-tolerance", "0.01"), "--boundary-tolerance is about .* give --boundaries as well"),
+        (("--ids", "train"), "--ids train is about the PNGs of --save-predictions DIR: give that as well"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(words, says):
+    with pytest.raises(ConfigError, match=says):
+        options_of(*words)
+
+
+def test_widths_of_boundaries_have_defaults_where_they_are_left_out():
+    given = options_of("--boundaries", "--boundary-width", "0.5")
+    assert (given.boundary_width, given.boundary_tolerance) == (0.5, 0.0075)
+    assert (options_of().boundary_width, options_of("--boundaries").boundary_width) == (0.02, 0.02)
+
+
+@pytest.mark.parametrize("words", [("--boundaries",), ("--protocols", "encoding"), ("--data.root", "x", "--limit", "3"),
+                                   ("--checkpoint", "x"), ("--output", "x.json"), ("--no-images",)])  # fmt: skip
+def test_two_reports_are_compared_without_options_of_an_evaluation(words):
+    options = verb.parse(["--compare", "a.json", "b.json", *words])
+    named = ", ".join(word.replace("--protocols", "--protocol") for word in words if word.startswith("--"))
+    with pytest.raises(ConfigError, match=f"--compare of two reports evaluates nothing: leave {named} out, or name"):
+        verb.check(options)
+    verb.check(verb.parse(["--compare", "a.json", "b.json"]))

@@ -22,6 +22,36 @@ TRAIN, PRETRAIN, BUDGET, EVAL, PREDICT = "train_seg", "pretrain_cls", "budget_se
 CAMVID = ("--dataset", "camvid")
 
 
+IMAGENET = "imagenet_classifier_resnest50"
+HUB = ("export_seg", "--checkpoint", "x", "--format", "hub")
+LIST = ("check_dataset", "--dataset", "folder", "--write-classes")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((TRAIN, *CAMVID, "--allow-changes", "optim.lr,seed"), "--allow-changes optim.lr,seed is about a run that is"),
+        ((TRAIN, *CAMVID, "--seed", "0,1", "--allow-changes", "seed"), "this one begins: leave it out, or resume"),
+        ((PRETRAIN, "--config", IMAGENET, "--allow-changes", "optim.lr"), "is about a run that is resumed"),
+        ((*HUB, "--layout", "nhwc"), "leave out --layout."),
+        ((*HUB, "--images", "a.jpg", "--half"), "leave out --half, --images."),
+        ((*HUB, "--dataset", "camvid", "--data.root", "x", "--limit", "3"), "out --dataset, --data.root, --limit."),
+        ((*HUB, "--calibration-images", "32"), "leave out --calibration-images."),
+        (("export_seg", "--checkpoint", "x", "--calibration-images", "32"), "--calibration-images is for --int8: give"),
+        (("export_seg", "--checkpoint", "x", "--limit", "3"), "--limit: which data set to verify with is missing"),
+        (("export_seg", "--checkpoint", "x", "--data.root", "y", "--split", "val"), "--data.root, --split: which data"),
+        ((*LIST, "--splits", "train"), "--write-classes reads all masks of the folder, as files: leave --splits out."),
+        ((*LIST, "--limit", "5", "--checkpoint", "x"), "leave --checkpoint, --limit out."),
+        ((*LIST, "--data.classes", "x.csv"), "leave --data.classes out."),
+    ],
+)  # fmt: skip
+def test_an_option_that_would_do_nothing_is_refused(words, says, tool, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert tool(words[0])(*words[1:]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("name", "words", "says"),
     [

@@ -175,6 +175,7 @@ def test_what_cannot_be_audited_is_said_in_one_line(audit, begun, tmp_path, caps
         (("--checkpoint", "runs/one", "--folds", 99, "--output", tmp_path / "x"), "from 2 to 8"),
         (("--checkpoint", "runs/one", "--folds", 2, "--group-by", "[", "--output", tmp_path / "y"), "no regular"),
         (("--checkpoint", "runs/one", "--min-area", 0), "--min-area"),
+        (("--checkpoint", "runs/one", "--group-by", "^a"), "--group-by says which images stay in one fold, and one"),
         (("--checkpoint", "runs/one", "--output", data / "images" / "train" / "audit"), "holds the data set's files"),
         (("--checkpoint", "runs/one", "--split", "tset"), "tset"),
         (("--checkpoint", "runs/one", "--dataset", "synthetic", "--write", "xml"), "invalid choice: 'xml'"),

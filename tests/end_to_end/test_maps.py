@@ -82,7 +82,14 @@ def test_photos_alone_are_as_before(predict, tmp_path, capsys):
         assert (
             f"{' '.join(options)} is for images on the map, and none of the inputs is one, such as photo.png" in wrong
         )
+    for options in (("--cog",), ("--write", "labels", "geopackage")):
+        assert predict("photo.png", *options, "--output", "other", "--shard", "0/1") == 2
+        said = f"{' '.join(options).replace(' labels', '')} is for images on the map, and none of the inputs is one"
+        assert said in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+    write_map(tmp_path / "in" / "a.tif")
+    assert predict("photo.png", "in", "--cog", "--write", "labels", "--output", "other", "--shard", "0/1") == 0
+    assert sorted(path.name for path in tmp_path.glob("other/*_labels.*")) == ["a_labels.tif", "photo_labels.png"]
 
 
 def test_without_rasterio_one_message_names_the_extra(predict, tmp_path, capsys, monkeypatch, recwarn):

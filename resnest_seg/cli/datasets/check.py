@@ -48,6 +48,20 @@ OF_A_CHECK = {
 }
 """Options that say what is checked, by their names in the namespace: --write-classes checks nothing."""
 
+NOT_LISTED = (
+    "--checkpoint",
+    "--splits",
+    "--limit",
+    "--data.classes",
+    "--data.window",
+    "--data.window_overlap",
+    "--data.bands",
+    "--data.nodata",
+    "--data.cache",
+    "--data.cache_size",
+)
+"""The options of a check that say nothing about a class list that is drafted."""
+
 T = TypeVar("T")
 
 
@@ -74,7 +88,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "name: classes.csv in the folder)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the report or class list if it exists")
-    return parser.read(argv)
+    options = parser.read(argv)
+    options.changed = parser.changed(options)
+    return options
 
 
 def open_splits(options: argparse.Namespace) -> tuple[list[SegmentationDataset], list[str]]:
@@ -146,6 +162,9 @@ def write_classes(options: argparse.Namespace) -> None:
     if options.dataset != "folder":
         name = "without --dataset there is no folder" if options.dataset is None else f"{options.dataset} has its own"
         raise ConfigError(f"--write-classes is for --dataset folder: {name}.")
+    strays = [option for option in options.changed if option in NOT_LISTED]
+    if strays:
+        raise ConfigError(f"--write-classes reads all masks of the folder, as files: leave {', '.join(strays)} out.")
     if options.write_classes and not options.write_classes.lower().endswith(".csv"):  # nor a mask, with --overwrite
         raise ConfigError(f"--write-classes writes a CSV file: '{options.write_classes}' must end with .csv.")
     for name, option in OF_A_CHECK.items():

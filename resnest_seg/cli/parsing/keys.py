@@ -66,7 +66,7 @@ def run_options(begin: str) -> tuple[Own, Own, Own]:
             "folder if there is a checkpoint, else start it. Without --output, auto means the newest of the folders "
             "runs/NAME, runs/NAME-2 ..., the one with the highest number",
         ),
-        Own("--allow-changes", "KEYS", "keys that a resumed run may change, separated by commas"),
+        Own("--allow-changes", "KEYS", "with --resume: keys that a resumed run may change, separated by commas"),
         Own("--dry-run", "", "try the run in two steps, without leaving files"),
     )
 

@@ -82,6 +82,14 @@ class Parser(argparse.ArgumentParser):
                 raise ConfigError(f"{action.option_strings[0]} is missing: {action.help}. --help lists all options.")
         return found
 
+    def changed(self, found: argparse.Namespace) -> list[str]:
+        """The options that have another value than they have when they are left out, in the order of the help."""
+        return [
+            action.option_strings[0]
+            for action in self._actions
+            if action.option_strings and getattr(found, action.dest, action.default) != action.default
+        ]
+
     def error(self, message: str) -> NoReturn:
         """Raise argparse's message as a `ConfigError`."""
         raise ConfigError(f"{message}. --help lists all options.")

@@ -247,6 +247,11 @@ def subject_of(options: argparse.Namespace) -> Subject:
         dataset = opened(options, data, found.label_space, options.split)
         return Subject(options.dataset or data.dataset, dataset, options.checkpoint, None, found)
     checkpoints = checkpoints_of(options.checkpoint)
+    if options.group_by is not None and len(checkpoints) == 1:
+        raise ConfigError(
+            "--group-by says which images stay in one fold, and one model has no folds: give --folds K as well, or the "
+            "models of all folds, or leave it out."
+        )
     source = open_source(with_checkpoint(options, checkpoints[0]))
     dataset = opened(options, source.data, source.backend.label_space, options.split)
     return Subject(options.dataset or source.data.dataset, dataset, checkpoints, source, None)
