@@ -452,7 +452,8 @@ class EvalConfig:
     limit: int | None = within(None, 1, COUNT)
     """Number of images to validate on, the first ones; null for all."""
     sheet: int = within(6, 0, 256)
-    """Number of validation images, evenly spread, on the contact sheet of the run folder; 0 draws none."""
+    """Number of validation images, evenly spread, on the contact sheet of the run folder; 0 draws none, and report.html
+    has no pictures then, either."""
     memory: int = within(1024, 1, 1 << 24)
     """Memory limit of class scores in MiB; a larger image is scored a few rows at a time."""
 

@@ -180,7 +180,7 @@ def _report(trainer: Trainer, model: Segmenter) -> None:
     task, config = trainer.task, trainer.config
     assert isinstance(task, SegmentationTask)
     assert isinstance(config, RunConfig)
-    if not trainer.engine.is_main_process or not config.eval.sheet:
+    if not trainer.engine.is_main_process:
         return
     images = Pictures(count=min(config.eval.sheet, MOST_IMAGES), segmenter=model, dataset=task.validation)
     path = trainer.output / REPORT

@@ -53,7 +53,11 @@ def test_a_run_ends_with_its_report_and_never_for_it(tmp_path, monkeypatch, caps
     assert min(shown.values()) >= 1, shown
 
 
-def test_a_run_without_pictures_writes_none(tmp_path):
+def test_a_run_without_a_sheet_has_a_report_without_pictures(tmp_path):
     config = CONFIG | {"eval": {"sheet": 0}, "train": CONFIG["train"] | {"iterations": 1}}
     assert fit(tmp_path / "run", config).finished
-    assert not (tmp_path / "run" / "report.html").exists()
+    text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "finished, step 1 of 1" in text
+    assert 'data-name="mean IoU"' in text
+    assert "<article" not in text
+    assert not (tmp_path / "run" / "contact_sheet.png").exists()
