@@ -71,6 +71,15 @@ ANNOTATIONS = {"coco": "coco/annotations.json", "labelme": "labelme/", "cvat": "
 """Formats of annotation tools, of all images together -> what is written below the output folder."""
 
 
+ABOUT = {
+    "--simplify": ("polygons", "geopackage"),
+    "--write-tolerance": tuple(ANNOTATIONS),
+    "--ids": ("labels", PARQUET),
+    "--overlay-bands": ("overlay",),
+}
+"""Options -> the outputs that they are about, as --write names them."""
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = Parser("predict", description=__doc__)
@@ -124,7 +133,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     run = parser.add_argument_group("execution")
     add_execution(run)
     add_memory(run, what="memory limit of scores", default="1; 4 for exported files")
-    return parser.read(argv)
+    options = parser.read(argv)
+    options.changed = parser.changed(options)
+    return options
 
 
 def check(options: argparse.Namespace) -> None:
@@ -148,6 +159,12 @@ def check(options: argparse.Namespace) -> None:
         raise ConfigError("--blend needs tiles: give --tile as well.")
     options.write = list(dict.fromkeys(options.write))
     options.annotations = [kind for kind in options.write if kind in ANNOTATIONS]
+    for option, outputs in ABOUT.items():
+        if option in options.changed and not set(options.write) & set(outputs):
+            raise ConfigError(
+                f"{option} is about {', '.join(outputs)}, and --write {' '.join(options.write)} makes none of them: "
+                "add one, or leave it out."
+            )
     (options.protocol,) = protocol_names(options.protocol)
     options.memory = None if options.memory is None else memory_bytes(options.memory)
     if options.cog or "geopackage" in options.write:
