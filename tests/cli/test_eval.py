@@ -1,16 +1,17 @@
 """The verb eval: its processes, what it keeps of an evaluation, and options that would do nothing."""
 
+import accelerate
+import numpy as np
+import pytest
+import torch
+from support.fake_runs import Blocks, space
+from support.small_models import small_segmenter
+
 from resnest_seg.cli import eval as verb
 from resnest_seg.errors import ConfigError
 from resnest_seg.evaluation.evaluator import evaluate
 from resnest_seg.evaluation.image_scores import ImageScoresFile, images_beside
 from resnest_seg.evaluation.report import EvalReport
-from support.fake_runs import Blocks, space
-from support.small_models import small_segmenter
-import accelerate
-import numpy as np
-import pytest
-import torch
 
 
 class Changed(Blocks):
