@@ -223,7 +223,7 @@ class RunFolder:
             try:
                 with naming_file(path):
                     state = Checkpoint.load(path)
-                    check_finite({**state.weights, **(state.training.tensors if state.training else {})})
+                    check_finite({**state.weights, **_of_the_run(state.training)})
             except CheckpointError as error:
                 damaged.append(str(error))
                 continue
@@ -403,6 +403,12 @@ def _named(step: int) -> str:
 def _lacks_optimizer(state: Checkpoint, training: TrainingState) -> bool:
     """True where optimiser steps must have left momentum or moments, and the state has none."""
     if any(key.startswith("optimizer.") for key in training.tensors) or training.values.get("own_optimizer"):
+def _of_the_run(training: TrainingState | None) -> dict[str, Tensor]:
+    """The tensors of a state but those of the user's own objects, which may mean infinity: a least loss so far."""
+    tensors = {} if training is None else training.tensors
+    return {key: value for key, value in tensors.items() if not key.startswith("kept.")}
+
+
         return False
     scaler = training.values.get("scaler", {})  # of fp16, where every step so far can have overflowed
     stepped = training.values.get("step", 0) > 0 and scaler.get("_growth_tracker") != 0

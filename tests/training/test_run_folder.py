@@ -115,6 +115,19 @@ def test_a_state_that_is_not_finite_is_passed_over(checkpoint, tmp_path):
     assert f"{tmp_path / LAST}: 1 of 64 values of weight are not finite" in said[0]
 
 
+def test_what_a_users_object_keeps_need_not_be_finite(checkpoint, tmp_path):
+    """A callback may begin with the least loss so far at infinity; a run's own tensors may not."""
+    state = checkpoint(7)
+    state.training.tensors["kept.callback 0.least"] = torch.tensor(float("inf"))
+    state.save(tmp_path / LAST)
+    found = RunFolder(tmp_path).load_state()
+    assert found.training.tensors["kept.callback 0.least"].isinf()
+    state.training.tensors["optimizer.0.momentum_buffer"][0] = float("inf")
+    state.save(tmp_path / LAST)
+    with pytest.raises(CheckpointError, match=r"1 of 3 values of optimizer\.0\.momentum_buffer are not"):
+        RunFolder(tmp_path).load_state()
+
+
 def test_three_processes_add_in_the_same_order_after_a_resume(tmp_path):
     """Of three numbers, the order of a sum matters; DDP changes it after the first step unless it is told not to."""
     server, words = kill_campaign.Server(tmp_path / "log"), [*kill_campaign.shared_words(3), *few_photos(3)]
