@@ -50,6 +50,7 @@ from resnest_seg.models.checkpoint import BEST, CONFIG, LAST, Checkpoint, Traini
 from resnest_seg.models.weight_files import check_finite, naming_file
 from resnest_seg.reports.run_files import REPORT
 from resnest_seg.training.distributed import part_like
+from resnest_seg.training.trackers import DVCLIVE, SWANLAB, TENSORBOARD, WANDB
 
 METRICS, MACHINE, SHEET, CLASSES = "metrics.jsonl", "machine.jsonl", "contact_sheet.png", "classes.txt"
 """Names in a run folder: one JSON object a line each; a picture of validation images; an image classifier's classes."""
@@ -64,8 +65,10 @@ SIGHT = 70.0
 """Seconds after which a new file is seen from another machine: NFS believes what it knows of a folder up to 60 s."""
 
 OURS = {CONFIG, LAST, BEST, METRICS, MACHINE, SHEET, CLASSES, REPORT, VALIDATION_REPORT, VALIDATION_IMAGES} | {
-    "tensorboard",
-    "wandb",
+    TENSORBOARD,
+    WANDB,
+    DVCLIVE,
+    SWANLAB,
 }
 """Files that a run can leave behind if it dies before its first save."""
 
@@ -400,15 +403,15 @@ def _named(step: int) -> str:
     return f"step_{step:08d}.safetensors"
 
 
-def _lacks_optimizer(state: Checkpoint, training: TrainingState) -> bool:
-    """True where optimiser steps must have left momentum or moments, and the state has none."""
-    if any(key.startswith("optimizer.") for key in training.tensors) or training.values.get("own_optimizer"):
 def _of_the_run(training: TrainingState | None) -> dict[str, Tensor]:
     """The tensors of a state but those of the user's own objects, which may mean infinity: a least loss so far."""
     tensors = {} if training is None else training.tensors
     return {key: value for key, value in tensors.items() if not key.startswith("kept.")}
 
 
+def _lacks_optimizer(state: Checkpoint, training: TrainingState) -> bool:
+    """True where optimiser steps must have left momentum or moments, and the state has none."""
+    if any(key.startswith("optimizer.") for key in training.tensors) or training.values.get("own_optimizer"):
         return False
     scaler = training.values.get("scaler", {})  # of fp16, where every step so far can have overflowed
     stepped = training.values.get("step", 0) > 0 and scaler.get("_growth_tracker") != 0

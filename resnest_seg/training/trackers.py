@@ -27,6 +27,9 @@ from resnest_seg.files import naming
 PROJECT = "resnest_seg"
 """Name of the project, or experiment, that all runs belong to."""
 
+TENSORBOARD, WANDB, DVCLIVE, SWANLAB = "tensorboard", "wandb", "dvclive", "swanlog"
+"""Folders that trackers make in a run folder; aim and mlflow write into the first one, too."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TrackedRun:
@@ -83,11 +86,11 @@ def _clearml(run: TrackedRun) -> dict[str, Any]:
 
 
 def _dvclive(run: TrackedRun) -> dict[str, Any]:
-    return {"dir": str(run.folder / "dvclive"), "resume": run.step > 0, "save_dvc_exp": False}
+    return {"dir": str(run.folder / DVCLIVE), "resume": run.step > 0, "save_dvc_exp": False}
 
 
 def _swanlab(run: TrackedRun) -> dict[str, Any]:
-    return {"logdir": str(run.folder / "swanlog"), "id": run.identity, "resume": "allow",
+    return {"logdir": str(run.folder / SWANLAB), "id": run.identity, "resume": "allow",
             "experiment_name": run.name, "tags": list(run.tags)}  # fmt: skip
 
 

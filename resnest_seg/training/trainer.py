@@ -92,7 +92,7 @@ from resnest_seg.training.run_folder import (
     restore_optimizer,
 )
 from resnest_seg.training.tasks import Moment, Task, TrainingBatch, Validation, share_buffers
-from resnest_seg.training.trackers import begin_trackers, class_points, log_picture, tracker_names
+from resnest_seg.training.trackers import TENSORBOARD, begin_trackers, class_points, log_picture, tracker_names
 
 
 class Trainer:
@@ -156,7 +156,7 @@ class Trainer:
         if saved is None:
             self.folder.check_new(adopt=adopt)
         with self._lost_peers_named():
-            self.engine = accelerator_for(config, self.output / "tensorboard")
+            self.engine = accelerator_for(config, self.output / TENSORBOARD)
             check_agreement(config, self.output)  # nor does the main process make the folder before all found none
             self.precision = precision_of(self.engine)
             if saved is not None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import accelerate.tracking
 import pytest
@@ -13,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_validation import CONFIG, trainer, validations
 
 from resnest_seg.errors import ConfigError
+from resnest_seg.training.run_folder import RunFolder
 from resnest_seg.training.trackers import TRACKERS, TrackedRun, class_points, tracker_names
 
 pytestmark = pytest.mark.filterwarnings("ignore:A tracker with the name")
@@ -134,6 +136,16 @@ def test_identities_are_told_to_those_that_take_some(tmp_path):
     assert TRACKERS["aim"](run)["run_hash"] == run.identity
     for name in ("clearml", "dvclive"):
         assert TRACKERS[name](run) != TRACKERS[name](dataclasses.replace(run, step=0))
+
+
+def test_a_run_killed_before_its_first_save_begins_again_in_the_folders_of_its_trackers(tmp_path):
+    run = TrackedRun(tmp_path / "run", "0123456789abcdef" * 2, (), 0)
+    for name in TRACKERS.keys() - {"comet_ml", "mlflow"}:  # which are asked at once, and need their packages
+        for value in TRACKERS[name](run).values():
+            if str(value).startswith(str(run.folder)):
+                (Path(value) / "wandb" if name == "wandb" else Path(value)).mkdir(parents=True)
+    assert {path.name for path in run.folder.iterdir()} >= {"dvclive", "swanlog"}
+    RunFolder(run.folder).check_new(adopt=True)
 
 
 @pytest.fixture(autouse=True)
