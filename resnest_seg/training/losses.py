@@ -507,7 +507,7 @@ class ScoredLoss:
         labels = labels[None, :rows]
         weight = self.criterion.weight_of(labels)
         loss = self.criterion(logits[None, :, :rows], None, labels, pixels=torch.ones_like(weight))
-        self.sums += torch.stack([loss.float(), weight.to(loss.device).float()]).double().cpu()
+        self.sums += torch.stack([loss.float(), weight.to(loss.device).float()]).cpu().double()
 
 
 def _as_logits(scores: Tensor, merge: str) -> Tensor:

@@ -74,7 +74,7 @@ class Callback:
         """Hear of a step; True saves the run and ends it."""
 
     def on_validation(self, report: ValidationReport) -> bool | None:
-        """Hear of a validation; True saves the run and ends it."""
+        """Hear of a validation, when its weights are written if they are the best; True saves the run and ends it."""
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:

@@ -617,7 +617,8 @@ class Validator:
             return None
         finally:
             progress.remove_task(bar)
-        self.loss.sums = reduce(self.loss.sums.to(self.engine.device)).cpu()
+        if self.engine.num_processes > 1:  # one alone may have an Apple GPU, which holds no float64
+            self.loss.sums = reduce(self.loss.sums.to(self.engine.device)).cpu()
         return Validated(report, sheet, self.loss.mean())
 
 

@@ -400,9 +400,9 @@ class Trainer:
                     return
             self._report(results, better)
             self.stale_validations += 1
-            self._tell_validation(results[better], best=best)
             if best:
                 self._keep_best(results[better], better, judged=name)
+            self._tell_validation(results[better], best=best)  # when the best is on the disk: a callback may copy it
             self.validated_step = self.step
             self._save_state()
         if self.finished and self.step < self.steps:

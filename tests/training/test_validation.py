@@ -18,7 +18,9 @@ from resnest_seg.evaluation.image_scores import VALIDATION_IMAGES, VALIDATION_RE
 from resnest_seg.evaluation.report import EvalReport
 from resnest_seg.labels import LabelSpace
 from resnest_seg.models.checkpoint import BEST, Checkpoint
+from resnest_seg.training.distributed import StopSignal
 from resnest_seg.training.losses import LabelLoss, OwnLoss, ScoredLoss, SegmentationLoss
+from resnest_seg.training.monitor import Callback, progress_bars
 from resnest_seg.training.run_folder import METRICS, RunFolder
 from resnest_seg.training.tasks import SegmentationTask
 from resnest_seg.training.trainer import Trainer
@@ -124,14 +126,14 @@ class Own(SegmentationDataset):
         return f"own {index} [1] ü.png"
 
 
-def trainer(output, *, resume=False, loss=None, **changes):
+def trainer(output, *, resume=False, loss=None, callbacks=(), **changes):
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.manual_seed(0)
     config = dataclasses.replace(CONFIG, **changes)
     segmenter = small_segmenter(Own.label_space, classes=4).train()
     segmenter.config = dataclasses.replace(segmenter.config, train=config.train, eval=config.eval)
     task = SegmentationTask(config, Own(), Own("val"), loss=loss)
-    return Trainer(config, segmenter=segmenter, task=task, output=output, resume=resume)
+    return Trainer(config, segmenter=segmenter, task=task, output=output, resume=resume, callbacks=callbacks)
 
 
 def validations(folder):
@@ -201,6 +203,54 @@ def test_a_validation_that_is_not_the_best_writes_no_files(tmp_path):
     assert len(validations(tmp_path / "run")) == 1
     assert not {VALIDATION_REPORT, VALIDATION_IMAGES, BEST} & {path.name for path in (tmp_path / "run").iterdir()}
     assert not list((tmp_path / "run").glob(f".*{VALIDATION_IMAGES}*"))
+
+
+def test_a_callback_hears_of_the_best_when_it_is_written_and_again_if_the_run_died_then(run, tmp_path):
+    class Copying(Callback):
+        def __init__(self, dies_at=None):
+            self.dies_at, self.heard = dies_at, []
+
+        def on_validation(self, report):
+            if report.best:
+                best = Checkpoint.load(report.output / BEST)
+                assert (best.origin["step"], best.origin["mean_iou"]) == (report.step, report.scores["mean_iou"])
+            self.heard.append((report.step, report.best))
+            if report.step == self.dies_at:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path / "run", callbacks=[first := Copying(dies_at=2)]).fit()
+    assert trainer(tmp_path / "run", callbacks=[again := Copying()], resume=True).fit()
+    assert first.heard == again.heard[:1] == [(2, True)]  # as the callback itself is the one that was saved before
+    assert [step for step, _ in again.heard] == [2, 4, 6]
+    for name in (VALIDATION_REPORT, VALIDATION_IMAGES, METRICS):
+        assert (tmp_path / "run" / name).read_bytes() == (run[1] / name).read_bytes(), name
+
+
+def test_a_device_without_float64_gets_none(run, monkeypatch):
+    """Apple's: nothing of that type moves there, and what comes from there becomes it here."""
+    one, sent, fetched = run[0], [], []
+    to, cpu, double = torch.Tensor.to, torch.Tensor.cpu, torch.Tensor.double
+
+    def moved(tensor, *where, **options):
+        if any(isinstance(place, torch.device) for place in where):
+            sent.append(tensor.dtype)
+        return to(tensor, *where, **options)
+
+    def fetch(tensor):
+        fetched.append(cpu(tensor))
+        return fetched[-1]
+
+    def doubled(tensor):
+        assert any(tensor is one for one in fetched)
+        return double(tensor)
+
+    for name, watched in (("to", moved), ("cpu", fetch), ("double", doubled)):
+        monkeypatch.setattr(torch.Tensor, name, watched)
+    with StopSignal() as stop, progress_bars(one.console) as progress:
+        assert one.task.validate(one.judged, one.engine, stop=stop, progress=progress).loss is not None
+    assert sent
+    assert torch.float64 not in sent
 
 
 def test_a_loss_of_ones_own_is_in_eval_mode_and_trains_on(tmp_path):
