@@ -303,16 +303,18 @@ def shard(model: nn.Module, *, processes: int, device: str) -> None:
         device: "cuda" or "cpu".
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device, (processes,))
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
     for module in reversed(list(model.modules())[1:]):  # children before parents
         size = sum(p.numel() for p in module.parameters() if not hasattr(p, "full_tensor"))
-        called = not isinstance(module, nn.ModuleList | nn.ModuleDict)  # else FSDP2 would never gather it
+        called = type(module).forward is not nn.Module.forward  # else its parent uses its parts, and nothing gathers it
         if size >= UNIT and called:
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    if hasattr(model, "masks"):  # which training calls in place of the model itself, if its head predicts masks
+        register_fsdp_forward_method(model, "masks")
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

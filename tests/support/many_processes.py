@@ -7,7 +7,7 @@ fsdp_resumed                    is stopped after three steps, and continued by o
 taught_ddp, taught_fsdp         are short, with a teacher
 classifier, classifier_resumed  are of a classifier; the second one dies before its last validation
 semi_fsdp, semi_ema             learn from unlabelled photos; semi_one by one process, semi_ema_resumed in two parts
-masks_ddp                       is of Mask2Former; masks_one by one process
+masks_ddp, masks_fsdp           are of Mask2Former; masks_one by one process
 """
 
 import dataclasses
@@ -153,7 +153,7 @@ def write_colours(root, *, validation=4, noise=40):
                 fake_data.write(root / split / name / f"{index}.png", photo)
 
 
-def predict_masks(output):
+def predict_masks(output, *, parallel="ddp"):
     """Two steps of a head that predicts masks, of images with different numbers of classes."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -162,7 +162,7 @@ def predict_masks(output):
         CONFIG,
         model=ModelConfig(encoder="resnest14_tiny", **network),
         optim=OptimConfig(optimizer="adamw", lr=1e-4, reference_batch=None, clip_norm=0.01, freeze="bn"),
-        train=dataclasses.replace(CONFIG.train, epochs=None, iterations=2, ema=0.0),
+        train=dataclasses.replace(CONFIG.train, epochs=None, iterations=2, ema=0.0, parallel=parallel),
     )
     segmenter, data = build_segmenter("resnest14_tiny", num_classes=3, **network), Uneven()
     Trainer(config, segmenter=segmenter, task=SegmentationTask(config, data, data), output=output).fit()
@@ -218,6 +218,8 @@ def main():
     heads.Mask2FormerHead = SMALL_MASK2FORMER
     in_two(predict_masks, folder / "masks_ddp")
     in_two(predict_masks, folder / "masks_one", count=1)
+    resnest_seg.training.distributed.UNIT = 30_000  # more than the queries, which are no module that is called
+    in_two(predict_masks, folder / "masks_fsdp", parallel="fsdp")
     resnest_seg.training.distributed.UNIT = 5_000  # so that this small net is split into several units
     in_two(train, folder / "ddp")
     in_two(train, folder / "fsdp", parallel="fsdp")

@@ -98,9 +98,10 @@ def test_the_best_is_the_average(runs):
     assert all(near(value, last.weights[key]) for key, value in best.weights.items())
 
 
-def test_two_processes_are_one(runs):
+@pytest.mark.parametrize("name", ["masks_ddp", "masks_fsdp"])
+def test_two_processes_are_one(runs, name):
     """A head that predicts masks, images with one to three classes: each process divides by the masks of both."""
-    one, two = (lines(runs / name) for name in ("masks_one", "masks_ddp"))
+    one, two = (lines(runs / each) for each in ("masks_one", name))
     assert len(one) == 2
     for ours, theirs in zip(two, one, strict=True):
         for key in ("loss", "grad_norm"):
