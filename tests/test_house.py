@@ -18,7 +18,7 @@ PACKAGE = PROJECT / "resnest_seg"
 FILES = sorted(PACKAGE.rglob("*.py"))
 OTHERS = sorted((PROJECT / "tools").rglob("*.py")) + sorted((PROJECT / "datasets").glob("*.py"))
 
-GROUND = {"errors", "files", "labels", "yaml_files", "config_types", "config_reading", "config"}
+GROUND = {"errors", "files", "labels", "yaml_files", "config_types", "config_reading", "config", "config_doubts"}
 """Modules below all wings."""
 
 MAY_IMPORT = {
@@ -55,7 +55,7 @@ MAY_IMPORT = {
 """Wing -> the other wings that it may import from; every wing may import from the ground."""
 
 LIGHT = """
-resnest_seg resnest_seg.errors resnest_seg.files resnest_seg.labels resnest_seg.config
+resnest_seg resnest_seg.errors resnest_seg.files resnest_seg.labels resnest_seg.config resnest_seg.config_doubts
 resnest_seg.inference.protocols resnest_seg.inference.numpy_engine resnest_seg.inference.exported
 resnest_seg.inference.ensemble resnest_seg.inference.prediction resnest_seg.inference.predictor
 resnest_seg.inference.http_server

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Generic, Self
 from resnest_seg.cli.parsing.keys import CHECKPOINT, SHORT, KeyHelp, Own, run_options, take
 from resnest_seg.cli.parsing.options import MODEL_HELP, number
 from resnest_seg.config import COUNT, AnyConfig, C, RunConfig, load_run_config
+from resnest_seg.config_doubts import OF_ANY_NETWORK
 from resnest_seg.config_reading import flatten, kinds_of
 from resnest_seg.config_types import check_option
 from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, CheckpointError, ConfigError, command, unknown_name
@@ -124,7 +125,7 @@ OWN = (
         "--budget",
         "GIB",
         "choose train.accumulation and model.checkpointing so that the batch fits: auto takes the memory of the "
-        "devices, a number is GiB for each",
+        "devices, a number is GiB for each; not with --model",
     ),
     Own("--model", "FILE.py:FUNCTION", MODEL_HELP),
     Own(
@@ -200,10 +201,27 @@ def parse(argv: Sequence[str]) -> Order[RunConfig]:
         run, path, run.model.head, begun(resume), allow=allow, dry=dry is not None, budget=budget, network=network,
         suffix="" if folds is None else "_folds",
     )  # fmt: skip
+    if network is not None and (order.resume == "no" or not (Path(order.output) / "config.yaml").is_file()):
+        check_network_keys(overrides)
     order = dataclasses.replace(order, folds=folds)
     if budget not in (None, "auto"):
         number(budget, "--budget", 0.01, 65536)
     return order
+
+
+def check_network_keys(overrides: Sequence[str]) -> None:
+    """Refuse keys of the network beside --model, whose function alone decides them.
+
+    Raises:
+        ConfigError: Names them.
+    """
+    keys = [word.partition("=")[0] for word in overrides if word.startswith("--model.")]
+    unread = [key for key in dict.fromkeys(keys) if key.removeprefix("--model.") not in OF_ANY_NETWORK]
+    if unread:
+        raise ConfigError(
+            f"{' and '.join(unread)} would have no effect, because the function of --model builds the network: leave "
+            "it out, and set it there. Weights of the whole network are --model.weights."
+        )
 
 
 def check_same_folder(resume: str, output: str | None, overrides: Sequence[str]) -> None:

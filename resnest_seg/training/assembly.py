@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from resnest_seg.config import CUSTOM, DataConfig, RunConfig, TrainConfig, config_from_dict, load_run_config
+from resnest_seg.config_doubts import unread_keys
 from resnest_seg.data.build import DATASETS, bands_of, dataset_for, opened_root, say_layout
 from resnest_seg.data.checks import check_classes, check_samples
 from resnest_seg.data.class_balance import balance, pixel_statistics
@@ -35,6 +36,7 @@ from resnest_seg.io.display import console
 from resnest_seg.models.checkpoint import BEST, CONFIG
 from resnest_seg.models.heads import freeze_unread
 from resnest_seg.models.loading import Network, built_network, load_checkpoint, load_fitting, segmenter_for
+from resnest_seg.models.mask2former import MASK2FORMER
 from resnest_seg.models.segmenter import PIXEL_MEAN, PIXEL_STD, Segmenter
 from resnest_seg.reports.run_files import REPORT
 from resnest_seg.reports.run_report import Pictures, write_report
@@ -222,21 +224,21 @@ def trainer_for(
     if resume not in ("no", "yes", "auto"):
         raise ConfigError(f"resume must be 'no', 'yes' or 'auto', not {resume!r}.")
     resumed = resume == "yes" or (resume == "auto" and bool(RunFolder(folder).states()))
-    files = paired_files(train)
+    asked, files = config.model, paired_files(train)
     if isinstance(files, PairedFiles):
         check_outside(folder, files.folders)
     if not resumed:
+        check_parts(config, parts, budget=budget)
         RunFolder(folder).check_new(adopt=resume == "auto")  # before samples are read, which can take minutes
         look(config, train, validation)
     recipe = None if parts.transform is not None else TrainTransform.from_config(config.data)
     config = with_bands(config, train, validation, recipe=recipe, begun=folder if resumed else None)
-    if budget is not None and resumed:  # batch norm depends on the division, which therefore stays, on any machine
-        begun = load_run_config(folder / "config.yaml")
-        config = divided(config, begun.train.accumulation, checkpointing=begun.model.checkpointing)
-    elif budget is not None:
-        config = within_budget(config, budget, num_classes=len(train.label_space.score_names))
+    if budget is not None:
+        config = _within(config, budget, train, begun=folder if resumed else None)
     torch.manual_seed(config.seed)
     model, config, report = initial_model(config, parts.segmenter, train, resumed=resumed)
+    if not resumed and parts.loss is None and model.predicts_masks:
+        _check_mask_loss(config)
     trainer = Trainer(
         config,
         segmenter=model,
@@ -251,7 +253,42 @@ def trainer_for(
     )
     if report and trainer.engine.is_main_process:
         print(f"starting from {report}")
+    trainer.doubts += [] if resumed else unread_keys(asked, config.model)
     return trainer
+
+
+def _within(config: RunConfig, budget: str, train: SegmentationDataset, *, begun: Path | None) -> RunConfig:
+    """Divide the batch by a budget; of a run that has begun in a folder, as it was."""
+    if begun is None:
+        return within_budget(config, budget, num_classes=len(train.label_space.score_names))
+    before = load_run_config(begun / CONFIG)  # batch norm depends on the division, which stays, on any machine
+    return divided(config, before.train.accumulation, checkpointing=before.model.checkpointing)
+
+
+def check_parts(config: RunConfig, parts: Parts, *, budget: str | None) -> None:
+    """Refuse what a run's own parts, or its head, would pass over in silence, before it begins.
+
+    Raises:
+        ConfigError: A memory budget for a network of the user's own; a loss of pixels for a head that predicts masks.
+    """
+    if budget is not None and parts.segmenter is not None:
+        raise ConfigError(
+            f"--budget {budget} counts the memory of the network that the config names, and yours is another: give "
+            "--train.accumulation yourself, and try it with --dry-run, which measures a step."
+        )
+    if parts.segmenter is None and parts.loss is None and config.model.head == MASK2FORMER:
+        _check_mask_loss(config)
+
+
+def _check_mask_loss(config: RunConfig) -> None:
+    """Refuse options of the losses of pixels for a head that predicts masks, which has a loss of its own."""
+    for key in ("loss", "class_weights", "label_smoothing"):
+        value = getattr(config.train, key)
+        if value != getattr(TrainConfig, key):
+            raise ConfigError(
+                f"train.{key} {value} is for losses of pixels, and head {config.model.head} predicts masks, which have "
+                f"a loss of their own (train.mask_points): leave train.{key} out, or choose another model.head."
+            )
 
 
 def as_config(

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from resnest_seg.config import AnyConfig, DataConfig, DistillConfig, PretrainConfig, RunConfig
+from resnest_seg.config_doubts import unread_keys, without_effect
 from resnest_seg.data.build import DATASETS, data_root, dataset_for, opened_root, say_layout, with_task
 from resnest_seg.data.class_lists import read_classes
 from resnest_seg.data.datasets import PairedFiles, Sample, SegmentationDataset, Subset, behind_views
@@ -31,7 +32,14 @@ from resnest_seg.models.loading import classifier_for, load_checkpoint, load_cla
 from resnest_seg.models.published_weights import published
 from resnest_seg.models.segmenter import Segmenter
 from resnest_seg.storage.remote import is_address
-from resnest_seg.training.assembly import Parts, look, photos_for, trainer_for, within_budget
+from resnest_seg.training.assembly import (
+    Parts,
+    check_parts,
+    look,
+    photos_for,
+    trainer_for,
+    within_budget,
+)
 from resnest_seg.training.classification import ClassFolder, ClassificationTask
 from resnest_seg.training.optim import Schedule, too_short
 from resnest_seg.training.run_folder import MACHINE
@@ -104,6 +112,7 @@ def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None
         ResNeStSegError: Any other error that would stop the run.
     """
     check_choices(config, network=parts.segmenter is None)
+    check_parts(config, parts, budget=budget)
     train = parts.train if parts.train is not None else data_or_stand_in(config, "train")
     validation = parts.validation if parts.validation is not None else data_or_stand_in(config, config.eval.split)
     say_layout(train)
@@ -135,6 +144,8 @@ def dry_run(config: RunConfig, parts: Parts = NOTHING_OWN, *, budget: str | None
             step,
             f"  scores   of {report.images} images, protocol {config.eval.protocol}; meaningless after two steps",
             *doubts,
+            *_idle(dataclasses.replace(config, model=segmenter.config.model)),
+            *([] if parts.segmenter is None else map(_warned, unread_keys(config.model, segmenter.config.model))),
         )
     )
 
@@ -215,15 +226,25 @@ def dry_run_classifier(config: PretrainConfig) -> str:
             f"  data     {f'read from {named(root)}' if there else 'not found, so noise'}, {classes} classes",
             step,
             *doubts,
+            *_idle(config),
         )
     )
 
 
+def _idle(config: AnyConfig) -> list[str]:
+    """Return a line about each key that has no effect."""
+    return [_warned(text) for text in without_effect(config)]
+
+
+def _warned(text: str) -> str:
+    return f"  warning  {text}"
+
+
 def _doubts(config: AnyConfig, size: int) -> list[str]:
-    """Return the warnings of the run at its full length with `size` samples; `ConfigError` for an invalid schedule."""
+    """Return a warning if the average is too slow for `size` samples; `ConfigError` for an invalid schedule."""
     schedule = Schedule.from_config(config, steps_per_epoch=max(size // config.train.batch_size, 1))
     doubt = too_short(config.train.ema, schedule.steps)
-    return [] if doubt is None else [f"  warning  {doubt}"]
+    return [] if doubt is None else [_warned(doubt)]
 
 
 def _shortened(config: T) -> T:

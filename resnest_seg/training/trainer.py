@@ -28,6 +28,7 @@ from torch import nn
 
 import resnest_seg
 from resnest_seg.config import AnyConfig
+from resnest_seg.config_doubts import without_effect
 from resnest_seg.data.loader import Division
 from resnest_seg.data.transforms import sample_seed
 from resnest_seg.errors import CheckpointError
@@ -116,7 +117,7 @@ class Trainer:
         stopped_by: The signal that ended `fit`, or None.
         ended: A callback ended the run.
         scores: Name -> value of the best validation so far, empty before the first, or if it was before a resume.
-        doubts: What in the config can hardly be meant, in words.
+        doubts: What in the config can hardly be meant or has no effect, in words.
 
     Raises:
         ConfigError: Unknown precision or tracker; a batch that cannot be divided; a model that does not fit the data.
@@ -149,7 +150,7 @@ class Trainer:
         self.best_of = "weights"
         self.stopped_by: int | None = None
         self.changes: list[str] = []
-        self.doubts = [text for text in (too_short(config.train.ema, self.steps),) if text is not None]
+        self.doubts = [*filter(None, [too_short(config.train.ema, self.steps)]), *without_effect(config)]
         if os.environ.get("RANK", "0") == "0":
             self.folder.check_free()
         saved = self._open_state(allow_changes) if resume else None

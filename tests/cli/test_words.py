@@ -20,6 +20,7 @@ from resnest_seg.training import assembly
 
 TRAIN, PRETRAIN, BUDGET, EVAL, PREDICT = "train_seg", "pretrain_cls", "budget_seg", "eval_seg", "predict_seg"
 CAMVID = ("--dataset", "camvid")
+OWN_NETWORK = (*CAMVID, "--model", "gone.py:build", "--model.weights=x", "--model.task=binary", "--data.positive=Car")
 
 
 IMAGENET = "imagenet_classifier_resnest50"
@@ -55,6 +56,8 @@ def test_an_option_that_would_do_nothing_is_refused(words, says, tool, tmp_path,
 @pytest.mark.parametrize(
     ("name", "words", "says"),
     [
+        (TRAIN, (*OWN_NETWORK, "--model.encoder", "resnest101", "--model.encoder_weights=imagenet"),
+         "--model.encoder and --model.encoder_weights would have no effect, because the function of --model builds"),
         (TRAIN, (*CAMVID, "--encoder", "x"), "'--encoder'. Did you mean '--model.encoder'? --help-all lists all."),
         (TRAIN, (*CAMVID, "--crop_size", "9"), "option '--crop_size'. Did you mean '--data.crop_size'? --help-all"),
         (TRAIN, (*CAMVID, "--crop-size=9"), "option '--crop-size'. Did you mean '--data.crop_size'? --help-all"),

@@ -12,11 +12,13 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 import resnest_seg
-from resnest_seg.config import load_run_config
+from resnest_seg.config import RunConfig, load_run_config
 from resnest_seg.config_reading import flatten
 from resnest_seg.data.datasets import Sample, SegmentationDataset
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.models.checkpoint import BEST, CONFIG, LAST, Checkpoint
+from resnest_seg.training.assembly import Parts, trainer_for
+from resnest_seg.training.rehearsal import dry_run
 from resnest_seg.training.run_folder import METRICS
 
 pytestmark = pytest.mark.slow
@@ -384,6 +386,29 @@ def test_a_network_of_ones_own_resumes_to_the_same_bits_and_is_recorded(tmp_path
     images = torch.randint(0, 256, (1, 3, 40, 56))
     with torch.inference_mode():
         assert torch.equal(loaded(images).logits, result.segmenter(images).logits)
+
+
+def test_keys_of_the_network_that_ones_own_does_not_follow_are_told_when_it_begins(tmp_path, capsys):
+    values = config(
+        model={"encoder_weights": "imagenet", "checkpointing": True}, optim={"schedule": "cosine", "power": 2}
+    )
+    fit(tmp_path / "run", values, segmenter=network, until=1)
+    said = [line for line in capsys.readouterr().err.splitlines() if "no effect" in line]
+    assert said == [
+        "warning: optim.power 2.0 has no effect: it is for optim.schedule poly, and that is cosine.",
+        "warning: model.encoder_weights imagenet, model.checkpointing True in the config has no effect, because the "
+        "network is your own: set it where you build that.",
+    ]
+    fit(tmp_path / "run", values, segmenter=network, until=2, resume="yes")
+    assert "model." not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("begin", [dry_run, trainer_for])
+def test_no_budget_is_made_for_a_network_of_ones_own(begin):
+    """It would be that of the config's network."""
+    parts = Parts(Own(), Own("val"), segmenter=network)
+    with pytest.raises(ConfigError, match=r"--budget auto counts the memory of the network that the config names"):
+        begin(RunConfig.from_dict(CONFIG_OF_TEST), parts, budget="auto")
 
 
 def test_networks_that_give_something_else_are_refused_before_the_first_step(tmp_path):

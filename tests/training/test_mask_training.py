@@ -4,6 +4,7 @@ In many processes: see test_sharding.py.
 """
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from resnest_seg.inference.predictor import Predictor
 from resnest_seg.models.checkpoint import Checkpoint
 from resnest_seg.models.loading import build_segmenter
 from resnest_seg.models.mask2former import DeformablePixelDecoder
+from resnest_seg.training import assembly
 from resnest_seg.training.losses import MaskLoss
 from resnest_seg.training.optim import build_optimizer, clip_gradients
 
@@ -54,6 +56,27 @@ def test_a_resumed_run_has_the_same_bits(trained, tmp_path):
     assert not fit(CONFIG, output=tmp_path / "part", until=1).finished
     found = fit(CONFIG, output=tmp_path / "part", resume="yes").segmenter.state_dict()
     assert all(torch.equal(found[key], value) for key, value in trained.segmenter.state_dict().items())
+
+
+@pytest.mark.parametrize("network", [None, "own"])
+@pytest.mark.parametrize(
+    "given", [{"loss": "cross_entropy+dice"}, {"class_weights": "median_frequency"}, {"label_smoothing": 0.1}], ids=str
+)
+def test_options_of_losses_of_pixels_are_refused_when_a_run_begins(given, network, tmp_path):
+    ((key, value),) = given.items()
+    values = CONFIG | {"train": CONFIG["train"] | given}
+    own = None if network is None else lambda classes: build_segmenter(num_classes=classes, **CONFIG["model"])
+    with pytest.raises(ConfigError, match=rf"train\.{key} {re.escape(str(value))} is for losses of pixels"):
+        fit(values, output=tmp_path / "run", segmenter=own)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_begun_with_an_option_of_another_loss_goes_on(tmp_path, monkeypatch):
+    values = CONFIG | {"train": CONFIG["train"] | {"label_smoothing": 0.1}}
+    with monkeypatch.context() as before:
+        before.setattr(assembly, "_check_mask_loss", lambda config: None)
+        fit(values, output=tmp_path / "run", until=1)
+    assert fit(values, output=tmp_path / "run", resume="yes").finished
 
 
 def test_the_division_of_a_batch_does_not_matter(tmp_path):
