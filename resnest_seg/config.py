@@ -83,10 +83,13 @@ def _check_loss(train: TrainConfig) -> None:
         raise unknown_name("train.class_weights", weights, CLASS_WEIGHTS)
     if train.pos_weight != 1 and not {"cross_entropy", "focal"} & set(names):
         raise ConfigError(f"train.pos_weight belongs to cross_entropy and focal, and train.loss is {train.loss}.")
-    if not {"cross_entropy", "ohem"} & set(names):
-        for key, given in (("class_weights", weights != "none"), ("label_smoothing", train.label_smoothing)):
-            if given:
-                raise ConfigError(f"train.{key} belongs to cross_entropy and ohem, and train.loss is {train.loss}.")
+    for key, given, losses in (
+        ("class_weights", weights not in ("none", "balanced"), ("cross_entropy", "ohem")),
+        ("class_weights balanced", weights == "balanced", ("cross_entropy", "focal")),
+        ("label_smoothing", train.label_smoothing > 0, ("cross_entropy", "ohem")),
+    ):
+        if given and not {*losses} & {*names}:
+            raise ConfigError(f"train.{key} belongs to {' and '.join(losses)}, and train.loss is {train.loss}.")
 
 
 def _check_task(config: RunConfig) -> None:
@@ -397,9 +400,9 @@ class TrainConfig(LoopConfig):
     class_weights: str = "none"
     """Weights of the classes in cross_entropy and ohem, from the training masks: none, median_frequency or
     effective_number (both need a pass over all masks); for model.task binary and multilabel balanced, which makes the
-    pixels with and without a label weigh the same."""
+    pixels with and without a label weigh the same, in cross_entropy and focal."""
     pos_weight: float = within(1.0, 0, 1e6, above=True)
-    """For model.task binary and multilabel: weight of the pixels that have a label in the cross-entropy."""
+    """For model.task binary and multilabel: weight of the pixels that have a label, in cross_entropy and focal."""
     label_smoothing: float = within(0.0, 0, 1, below=True)
     """Share of the target that cross_entropy and ohem spread over all classes."""
     ohem_threshold: float = within(0.7, 0, 1)

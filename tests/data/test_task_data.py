@@ -5,6 +5,7 @@ import dataclasses
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import resnest_seg
@@ -19,6 +20,7 @@ from resnest_seg.data.loader import load_batches
 from resnest_seg.data.transforms import TrainTransform, pad_to
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.labels import LabelSpace
+from resnest_seg.training.losses import LabelLoss
 
 RANDOM = np.random.default_rng(0)
 
@@ -233,6 +235,18 @@ def test_a_weight_that_no_loss_has_is_refused():
         with pytest.raises(ConfigError, match="pos_weight belongs to cross_entropy and focal"):
             RunConfig.from_dict({"model.task": "binary", "train.pos_weight": 2.0, "train.loss": loss})
     assert RunConfig.from_dict({"model.task": "binary", "train.pos_weight": 2.0, "train.loss": "dice+focal"})
+
+
+def test_balanced_weights_are_for_focal_alone_too():
+    config = RunConfig.from_dict({"model.task": "binary", "train.class_weights": "balanced", "train.loss": "focal"})
+    labels, logits = torch.tensor([[[0, 1]]]), torch.tensor([[[[0.3, 0.3]]]])
+    given = {"num_labels": 1, "align_corners": False}
+    balanced = LabelLoss.from_config(config.train, "binary", pos_weight=torch.tensor([3.0]), **given)
+    plain = LabelLoss("binary", aux_weight=0.2, names=["focal"], num_labels=1)
+    absent, present = (
+        plain(logits[..., [column]], None, labels[..., [column]], pixels=torch.tensor(2)) for column in (0, 1)
+    )
+    assert float(balanced(logits, None, labels, pixels=torch.tensor(2))) == pytest.approx(float(absent + 3 * present))
 
 
 def test_augmentation_keeps_bits_and_ignores_what_lies_outside():

@@ -236,6 +236,10 @@ LAUGHS = "train: {loss: [&a0 [x], " + ", ".join(f"&a{n} [{', '.join([f'*a{n - 1}
         ("train:\n  ohem_threshold: -1", "train.ohem_threshold must be a number from 0 to 1, not -1"),
         ("train:\n  ohem_min_kept: -1", "train.ohem_min_kept must be a whole number from 0"),
         ("train: {loss: dice, label_smoothing: 0.1}", "train.label_smoothing belongs to cross_entropy and ohem"),
+        (
+            "model: {task: binary}\ntrain: {loss: dice, class_weights: balanced}",
+            "train.class_weights balanced belongs to cross_entropy and focal, and train.loss is dice",
+        ),
         ("train: {loss: dice, class_weights: median_frequency}", "train.class_weights belongs to cross_entropy"),
         ("- a\n- b", "{path} must hold a mapping"),
         ("optim: [1, 2", "{path} is not valid YAML"),
