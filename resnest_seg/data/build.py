@@ -6,7 +6,7 @@ import difflib
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 from resnest_seg.config import CUSTOM, DataConfig
@@ -126,10 +126,24 @@ def build_dataset(
         )
         dataset = files if window is None else WindowDataset(files, window, overlap=window_overlap)
         return dataset if own == task else with_task(dataset, task, positive)
-    for key, value in given.items():
-        if value is not None:
-            raise ConfigError(f"{key} is for --dataset folder: {name} has its own layout. Leave out '{value}'.")
+    check_own_layout(name, given | {"data.classes": classes})
     return with_task(DATASETS[name](where, split, allow_missing), task, positive)
+
+
+def check_own_layout(name: str, given: Mapping[str, object]) -> None:
+    """Refuse what says how a folder is read, for a data set that has files and classes of its own.
+
+    Args:
+        name: The data set.
+        given: Key -> value, None where it is not set.
+
+    Raises:
+        ConfigError: Names the first one that is set.
+    """
+    for key, value in given.items():
+        if value is not None and not isinstance(value, LabelSpace):  # which is that of a checkpoint
+            own = "classes" if key == "data.classes" else "layout"
+            raise ConfigError(f"{key} is for --dataset folder: {name} has its own {own}. Leave out '{value}'.")
 
 
 def _check_names(name: str, task: str, positive: str | None) -> None:

@@ -17,7 +17,15 @@ import torch
 
 from resnest_seg.config import AnyConfig, DataConfig, DistillConfig, PretrainConfig, RunConfig
 from resnest_seg.config_doubts import unread_keys, without_effect
-from resnest_seg.data.build import DATASETS, data_root, dataset_for, opened_root, say_layout, with_task
+from resnest_seg.data.build import (
+    DATASETS,
+    check_own_layout,
+    data_root,
+    dataset_for,
+    opened_root,
+    say_layout,
+    with_task,
+)
 from resnest_seg.data.class_lists import read_classes
 from resnest_seg.data.datasets import PairedFiles, Sample, SegmentationDataset, Subset, behind_views
 from resnest_seg.data.folder import named
@@ -319,6 +327,8 @@ def data_or_stand_in(config: RunConfig, split: str) -> SegmentationDataset:
     root = data_root(data.dataset, data.root)
     if data.dataset == "synthetic" or is_address(root) or Path(root).exists():
         return dataset_for(data, split, task=config.model.task)
+    if data.dataset not in ("folder", "shards"):
+        check_own_layout(data.dataset, {"data.classes": data.classes})
     size = (data.crop_size, data.crop_width or data.crop_size)
     channels = 3 if data.bands is None else len(data.bands)
     stand_in = StandIn(_space(data), "train" if split == "train" else "val", size=size, channels=channels)

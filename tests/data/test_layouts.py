@@ -11,12 +11,13 @@ from hypothesis import given as given_values
 from hypothesis import settings, strategies
 from PIL import Image
 
-from resnest_seg.config import DataConfig
+from resnest_seg.config import DataConfig, RunConfig
 from resnest_seg.data.build import build_dataset, dataset_for
 from resnest_seg.data.folder import FolderDataset
 from resnest_seg.data.layouts import Pattern
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.labels import LabelSpace
+from resnest_seg.training.rehearsal import data_or_stand_in
 
 PUBLIC = {
     # name: (photos, masks in their order, other files, title if it is recognised, splits by folders)
@@ -371,6 +372,19 @@ def test_masks_of_colours_are_said_to_be_listed(tmp_path):
 def test_other_data_sets_take_no_patterns(tmp_path):
     with pytest.raises(ConfigError, match=r"data.images is for --dataset folder: camvid has its own layout"):
         build_dataset("camvid", root=tmp_path, images="x", masks="y")
+
+
+@pytest.mark.parametrize("name", ["camvid", "ade20k", "cityscapes", "synthetic"])
+@pytest.mark.parametrize("there", [True, False])
+def test_data_sets_with_classes_of_their_own_take_no_list(name, there, tmp_path):
+    """Neither where they are opened nor in a rehearsal without them; the classes of a checkpoint are no list."""
+    root = tmp_path if there else tmp_path / "nowhere"
+    config = RunConfig(data=DataConfig(dataset=name, root=str(root), classes="mine.csv"))
+    said = f"data.classes is for --dataset folder: {name} has its own classes. Leave out 'mine.csv'."
+    for opened in (lambda: dataset_for(config.data, "train"), lambda: data_or_stand_in(config, "train")):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            opened()
+    assert len(build_dataset("synthetic", classes=LabelSpace.of("synthetic"))) > 0
 
 
 def test_the_config_names_the_patterns(tmp_path):
