@@ -163,6 +163,29 @@ def test_folds_are_trained_judged_and_gone_on_with(audit, begun, tmp_path, capsy
     assert "says how the images were divided" in capsys.readouterr().err
 
 
+def test_of_a_run_on_listed_samples_those_are_audited(audit, begun, tmp_path, capsys):
+    """By the run itself, by folds of them, and by these again; all, where the data set is named."""
+    from resnest_seg.cli import train
+
+    chosen = [f"images/train/{name}.png" for name in sorted(("c 2", "plain", "ümlaut", "50%"))]
+    (begun / "listed.txt").write_text("".join(f"{name}\n" for name in chosen), encoding="utf-8")
+    assert train.main([*SHORT[:-1], "--train.batch_size=2", "--data.samples=listed.txt", "--output=runs/listed"]) == 0
+    command, names = ("--checkpoint", "runs/listed", "--min-area", 9), []
+    for words in ((), ("--folds", 2), ("--dataset", "folder")):
+        output = tmp_path / f"audit{len(names)}"
+        assert audit(*command, *words, "--output", output) == 0
+        names.append(sorted(row["name"] for row in rows(output / "images.jsonl")))
+        relabel = (output / "relabel.txt").read_text(encoding="utf-8").splitlines()
+        assert sorted(relabel) == [f"my [1] data/{name}" for name in names[-1]]
+    assert names == [chosen, chosen, sorted(f"images/train/{name}.png" for name in NAMES)]
+    assert audit("--checkpoint", tmp_path / "audit1", "--output", tmp_path / "again", "--min-area", 9) == 0
+    assert sorted(row["name"] for row in rows(tmp_path / "again" / "images.jsonl")) == chosen
+    (begun / "listed.txt").unlink()
+    capsys.readouterr()
+    assert audit(*command, "--output", tmp_path / "no") == 2
+    assert "cannot be read: No such file or directory. To audit all" in capsys.readouterr().err
+
+
 def test_what_cannot_be_audited_is_said_in_one_line(audit, begun, tmp_path, capsys, monkeypatch):
     data = begun / "my [1] data"
     for words, problem in (

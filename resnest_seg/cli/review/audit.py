@@ -41,7 +41,7 @@ from resnest_seg.cli.parsing.options import (
 from resnest_seg.cli.predict import ANNOTATIONS
 from resnest_seg.config import COUNT, DataConfig, RunConfig
 from resnest_seg.config_types import check_option
-from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ConfigError, command, printable
+from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ConfigError, DatasetError, command, printable
 from resnest_seg.files import (
     atomic_write,
     check_output_folder,
@@ -71,7 +71,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                         "exported file; or the models of all folds in order, or the folder of them")  # fmt: skip
     add_model_option(parser)
     add_dataset(parser, default="the one trained on", splits=False)
-    parser.add_argument("--split", default="train", help="train, val or test (default: train)")
+    parser.add_argument("--split", default="train", help="train, val or test (default: train; without --dataset, "
+                        "of a run with data.samples those that it lists)")  # fmt: skip
     parser.add_argument("--folds", type=int, metavar="K", help="train K models by the recipe of the checkpoint, each "
                         "without one part of the training split, and let each judge that part; an interrupted training "
                         "goes on")  # fmt: skip
@@ -290,12 +291,13 @@ def placed(subject: Subject, options: argparse.Namespace) -> Iterator[Path]:
 
 
 def opened(options: argparse.Namespace, data: DataConfig, space: LabelSpace | None, split: str) -> SegmentationDataset:
-    """Open a split of the data set that is audited.
+    """Open a split of the data set that is audited; of the training split, what the run lists in `data.samples`.
 
     Raises:
         ConfigError: The checkpoint's data set has no loader here.
+        DatasetError: The list cannot be read, or is not of this data.
     """
-    from resnest_seg.data.build import DATASETS
+    from resnest_seg.data.build import DATASETS, named_samples
 
     name = options.dataset or data.dataset
     if options.dataset is None and name not in DATASETS:
@@ -303,7 +305,13 @@ def opened(options: argparse.Namespace, data: DataConfig, space: LabelSpace | No
             f"the checkpoint is for data set {name!r}, for which there is no loader here. Name the data to audit with "
             "--dataset; folder takes your own photos and masks. In Python: resnest_seg.audit(model, dataset)."
         )
-    return open_dataset(options, data, space, name=name, split=split)
+    dataset = open_dataset(options, data, space, name=name, split=split)
+    if data.samples is None or split != "train" or options.dataset is not None:
+        return dataset
+    try:
+        return named_samples(dataset, data.samples)
+    except DatasetError as error:
+        raise DatasetError(f"{error} To audit all samples of the split, name the data: --dataset {name}.") from None
 
 
 def train_folds(checkpoint: Checkpoint, dataset: SegmentationDataset, options: argparse.Namespace, output: Path) -> int:
@@ -312,21 +320,24 @@ def train_folds(checkpoint: Checkpoint, dataset: SegmentationDataset, options: a
     Returns:
         0, or the exit code if the training was stopped.
     """
-    from resnest_seg.combining.folds import fit_folds
+    from resnest_seg.combining import folds
+    from resnest_seg.training.assembly import Parts
 
     config = checkpoint.config
     assert isinstance(config, RunConfig)
     data = dataclasses.replace(
-        config.data, dataset=options.dataset or config.data.dataset, root=options.root or config.data.root
+        config.data,
+        dataset=options.dataset or config.data.dataset,
+        root=options.root or config.data.root,
+        samples=config.data.samples if options.dataset is None else None,  # those of `dataset`, for the next audit
     )
+    validation = opened(options, config.data, checkpoint.label_space, config.eval.split)
     try:
-        results = fit_folds(
+        results = folds.train_folds(
             dataclasses.replace(config, data=data),
             options.folds,
+            Parts(dataset, validation, own_network(options.model)),
             group_by=options.group_by,
-            train=dataset,
-            validation=opened(options, config.data, checkpoint.label_space, config.eval.split),
-            segmenter=own_network(options.model),
             output=output,
             resume="auto",
         )
@@ -378,11 +389,12 @@ def photos_of(dataset: SegmentationDataset) -> list[Path | None]:
     from resnest_seg.data.datasets import DatasetView, PairedFiles
     from resnest_seg.storage.sources import FolderSource
 
-    while isinstance(dataset, DatasetView):  # of another task
-        dataset = dataset.inner
+    places = list(range(len(dataset)))
+    while isinstance(dataset, DatasetView):  # of another task, or of some samples
+        places, dataset = [dataset.inner_index(place) for place in places], dataset.inner
     if not isinstance(dataset, PairedFiles) or not isinstance(dataset.source, FolderSource):
-        return [None] * len(dataset)
-    return [dataset.source.root / name for name, _ in dataset.pairs]
+        return [None] * len(places)
+    return [dataset.source.root / dataset.pairs[place][0] for place in places]
 
 
 def write(
