@@ -183,7 +183,7 @@ def test_of_a_run_on_listed_samples_those_are_audited(audit, begun, tmp_path, ca
     (begun / "listed.txt").unlink()
     capsys.readouterr()
     assert audit(*command, "--output", tmp_path / "no") == 2
-    assert "cannot be read: No such file or directory. To audit all" in capsys.readouterr().err
+    assert "cannot be read: No such file or directory. To take all" in capsys.readouterr().err
 
 
 def test_what_cannot_be_audited_is_said_in_one_line(audit, begun, tmp_path, capsys, monkeypatch):

@@ -332,7 +332,7 @@ def open_dataset(
     """Open a split of the data set that the options of `add_dataset` name.
 
     What they leave out is that of the checkpoint's training, if that had the same data set; its training split has the
-    samples that `data.samples` named, see `_samples_of_run`. The classes of a folder without a class list are the
+    samples that `data.samples` named, unless --dataset is given. The classes of a folder without a class list are the
     checkpoint's: what its masks alone show may be fewer.
 
     Args:
@@ -378,7 +378,8 @@ def open_dataset(
         positive=options.positive or (trained.positive if same else None),
     )
     dataset.read_as(bands_in(options, trained))
-    return _samples_of_run(dataset, options, trained) if same and split == "train" and trained.samples else dataset
+    listed = options.dataset is None and split == "train" and trained.samples is not None
+    return _samples_of_run(dataset, trained) if listed else dataset
 
 
 def _task_of(label_space: LabelSpace | None, positive: str | None) -> str:
@@ -392,12 +393,10 @@ def _task_of(label_space: LabelSpace | None, positive: str | None) -> str:
     return task
 
 
-def _samples_of_run(
-    dataset: SegmentationDataset, options: argparse.Namespace, trained: DataConfig
-) -> SegmentationDataset:
-    """Return what a run with `data.samples` was trained on: the samples of a training split that the list names.
+def _samples_of_run(dataset: SegmentationDataset, trained: DataConfig) -> SegmentationDataset:
+    """Return what a run with `data.samples` was trained on: the samples of its training split that the list names.
 
-    Options that name another folder or other files ask for all of that. A line on standard error says which it is.
+    A line on standard error says so; `--dataset` asks for all samples.
 
     Raises:
         DatasetError: The list is not there, or does not fit the data set.
@@ -405,22 +404,19 @@ def _samples_of_run(
     from resnest_seg.data.build import named_samples
 
     assert trained.samples is not None
-    where = (("--data.root", options.root, trained.root), ("--data.images", options.data_images, trained.images),
-             ("--data.masks", options.data_masks, trained.masks))  # fmt: skip
-    other = next((option for option, given, own in where if given not in (None, own)), None)
-    if other is not None:
-        said = f"all {len(dataset)} samples, because {other} is not the run's, whose data.samples is {trained.samples}"
-    elif not Path(trained.samples).is_file():
+    try:
+        chosen = named_samples(dataset, trained.samples)
+    except DatasetError as error:
         raise DatasetError(
-            f"the run was trained on the samples that data.samples {trained.samples} names, and that file is missing: "
-            "put it there, or give --data.root with another copy of the data set, of which all samples are taken."
-        )
-    else:
-        dataset = named_samples(dataset, trained.samples)
-        said = f"the {len(dataset)} samples that the run's data.samples names, {trained.samples}"
+            f"the run was trained on the samples of a list: {str(error).rstrip('.')}. To take all samples of the "
+            f"split, name the data set: --dataset {trained.dataset}."
+        ) from None
     if os.environ.get("RANK", "0") == "0":
-        print(f"train split: {said}", file=sys.stderr)
-    return dataset
+        print(
+            f"train split: the {len(chosen)} samples that the run's data.samples names, {trained.samples}",
+            file=sys.stderr,
+        )
+    return chosen
 
 
 def bands_in(options: argparse.Namespace, trained: DataConfig) -> BandReader | None:

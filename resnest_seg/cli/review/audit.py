@@ -41,7 +41,7 @@ from resnest_seg.cli.parsing.options import (
 from resnest_seg.cli.predict import ANNOTATIONS
 from resnest_seg.config import COUNT, DataConfig, RunConfig
 from resnest_seg.config_types import check_option
-from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ConfigError, DatasetError, command, printable
+from resnest_seg.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, ConfigError, command, printable
 from resnest_seg.files import (
     atomic_write,
     check_output_folder,
@@ -297,7 +297,7 @@ def opened(options: argparse.Namespace, data: DataConfig, space: LabelSpace | No
         ConfigError: The checkpoint's data set has no loader here.
         DatasetError: The list cannot be read, or is not of this data.
     """
-    from resnest_seg.data.build import DATASETS, named_samples
+    from resnest_seg.data.build import DATASETS
 
     name = options.dataset or data.dataset
     if options.dataset is None and name not in DATASETS:
@@ -305,13 +305,7 @@ def opened(options: argparse.Namespace, data: DataConfig, space: LabelSpace | No
             f"the checkpoint is for data set {name!r}, for which there is no loader here. Name the data to audit with "
             "--dataset; folder takes your own photos and masks. In Python: resnest_seg.audit(model, dataset)."
         )
-    dataset = open_dataset(options, data, space, name=name, split=split)
-    if data.samples is None or split != "train" or options.dataset is not None:
-        return dataset
-    try:
-        return named_samples(dataset, data.samples)
-    except DatasetError as error:
-        raise DatasetError(f"{error} To audit all samples of the split, name the data: --dataset {name}.") from None
+    return open_dataset(options, data, space, name=name, split=split)
 
 
 def train_folds(checkpoint: Checkpoint, dataset: SegmentationDataset, options: argparse.Namespace, output: Path) -> int:
