@@ -4,12 +4,13 @@
 PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 INSTALL = $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt
 READY := .venv/.ready
 DEVELOPMENT := .venv/.ready-for-development
 APT = apt-get -qq -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20 -o DPkg::Lock::Timeout=60
 
-.PHONY: demo test test-fast lint check results-check golden docs setup browser clean
+.PHONY: demo test test-fast test-long lint check results-check golden docs setup browser clean
 
 demo: $(READY)  ## train on drawn street scenes, evaluate, draw; minutes on 2 CPU cores
 	rm -rf runs/demo
@@ -20,11 +21,14 @@ demo: $(READY)  ## train on drawn street scenes, evaluate, draw; minutes on 2 CP
 	@echo "Look at runs/demo/predictions/*_overlay.png, and open in a browser:"
 	$(BIN)/python tools/report_seg.py runs/demo --overwrite
 
-test: $(DEVELOPMENT)  ## all tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+test: $(DEVELOPMENT)  ## all tests but the long ones, which check and CI run besides
+	$(PYTEST) -m "not long"
 
 test-fast: $(DEVELOPMENT)  ## the tests for daily work: no processes, no compilers
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(PYTEST) -m "not slow and not long"
+
+test-long: $(DEVELOPMENT)  ## the long tests alone: kills, clusters, compilers, browsers, examples
+	$(PYTEST) -m long
 
 results-check: $(READY)  ## measure the cheapest rows of docs/results.md again, and compare
 	$(BIN)/python docs/results.py --check
@@ -41,7 +45,7 @@ docs: $(DEVELOPMENT)  ## the site, into build/site; any warning or broken link i
 	$(BIN)/python -m sphinx -W -n --keep-going -q -b html -d build/doctrees docs build/site
 	@echo "Open build/site/index.html in a browser."
 
-check: lint test  ## all of these
+check: lint test test-long  ## all of these
 
 setup: $(READY)  ## only the environment: what training, evaluation and prediction need
 

@@ -31,7 +31,7 @@ from resnest_seg.bulk.ray_engine import Actors, Attempts
 from resnest_seg.bulk.ray_evaluation import Share, _Parts
 from resnest_seg.errors import ConfigError, ResNeStSegError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 if importlib.util.find_spec("ray") is None:
     pytest.skip("needs the extra ray", allow_module_level=True)
 

@@ -212,6 +212,7 @@ def test_a_file_gets_photos_of_any_size_as_torch_does(size, monkeypatch):
     np.testing.assert_array_equal(images[:, : size[0], : size[1]], np.stack(export.photos(options)))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_eight_bits_are_evaluated_themselves(folder, tool, tmp_path):
     pytest.importorskip("onnxruntime")

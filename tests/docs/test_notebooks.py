@@ -30,6 +30,7 @@ def test_what_is_stored_was_run_in_order_and_is_small(name):
             assert not re.search(r"(?<![\w.])/(tmp|home|root|work|Users)/", shown), "a path of the machine that ran it"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # asyncio's, of the client
 @pytest.mark.parametrize(

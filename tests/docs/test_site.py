@@ -17,6 +17,7 @@ from resnest_seg.cli.main import VERBS
 from resnest_seg.config import PretrainConfig, RunConfig, config_keys
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.slow,
     pytest.mark.skipif(
         not all(importlib.util.find_spec(name) for name in ("sphinx", "furo", "myst_nb")),

@@ -16,6 +16,7 @@ WORDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_near_infrared_tells_what_rgb_cannot(tool, tmp_path):
     root = make_scenes(tmp_path / "data", train=24, val=6, size=64, block=32)
     scores = {}

@@ -57,6 +57,7 @@ def test_a_checkpoint_becomes_a_file_that_carries_everything(tool, tmp_path, cap
     assert (info.source, info.head, info.setting.crop) == ("best.safetensors", "deeplabv3", (64, 64))
 
 
+@pytest.mark.long
 def test_a_run_is_served_after_one_export(tool, tmp_path, monkeypatch, capfd):
     """The exported file is used again as long as the checkpoint is the same; it takes every protocol."""
     server = importlib.import_module("resnest_seg.inference.http_server")
@@ -92,6 +93,7 @@ def test_a_run_is_served_after_one_export(tool, tmp_path, monkeypatch, capfd):
     assert f"no checkpoint {tmp_path / 'nothing'}" in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_several_formats_with_a_mean_iou(small, tmp_path, monkeypatch, capsys):
     exported_once.keep(monkeypatch, {})
     words = ["--format", "onnx", "torch", "openvino", "onnx", "--output", "out/m.onnx", "--half"]

@@ -20,7 +20,7 @@ from PIL import Image
 import resnest_seg
 from resnest_seg.labels import LabelSpace
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 INFO = f"resnest_seg-{resnest_seg.__version__}.dist-info"
 

@@ -75,6 +75,7 @@ def same(one, other):
     return all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+@pytest.mark.long
 def test_a_killed_run_on_a_failing_store_goes_on_to_the_bits_of_one_on_the_folder(
     from_the_folder, address, object_store, tool, tmp_path
 ):

@@ -319,6 +319,7 @@ def test_the_classes_of_a_folder_without_a_list_are_the_checkpoints(tool, tmp_pa
     assert "1 of 4 classes have no pixel in the scanned train masks: road." in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_processes_share_an_evaluation_and_count_every_image_once(checkpoint, tmp_path, tool):
     """Three images and two processes: nothing is padded, nothing counted twice."""
     words = ["--checkpoint", checkpoint, "--split", "test", "--limit", "3", "--workers", "0", "--device", "cpu"]

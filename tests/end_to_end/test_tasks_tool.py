@@ -55,6 +55,7 @@ def make_folder(root, task):
             cv2.imwrite(str(root / "masks" / split / f"{index} [1].png"), mask)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["binary", "multilabel"])
 def test_a_folder_of_masks_becomes_an_exported_model(task, tmp_path, tool, capsys):
     root, run = tmp_path / "my data", tmp_path / "run"

@@ -71,6 +71,7 @@ def test_a_folder_of_ones_own_trains_and_evaluates(tool, tmp_path):
     assert json.loads((output / "eval_folder_val_first2.json").read_text())["classes"] == list(space.names)
 
 
+@pytest.mark.long
 def test_a_run_starts_from_another_runs_weights(run, tool, tmp_path, capsys):
     """From ten classes of streets to eleven: the report says which layers stay fresh."""
     root, output = fake_data.make("camvid", tmp_path / "data", count=2), tmp_path / "run"
@@ -198,6 +199,7 @@ def test_a_published_checkpoint_is_evaluated_and_predicts(tool, tmp_path, monkey
     assert len(list((tmp_path / "predictions").iterdir())) == 2
 
 
+@pytest.mark.long
 def test_the_benchmark_counts_the_same_network_twice(tool, tmp_path, capsys):
     """Not the times: those are for people. The same network has the same parameters and operations."""
     words = ["infer", "--encoder", "resnest14", "--size", 64, 64, "--rounds", 2, "--json", tmp_path / "infer.json",
@@ -231,6 +233,7 @@ def test_the_benchmark_counts_the_same_network_twice(tool, tmp_path, capsys):
     assert "unknown encoder of timm 'resnet50'" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_the_benchmark_runs_a_network_in_every_runtime(tool, tmp_path):
     pytest.importorskip("onnxruntime")
     words = ["export", "--encoder", "resnest14_tiny", "--head", "fcn", "--size", 64, 64, "--rounds", 2,
@@ -240,6 +243,7 @@ def test_the_benchmark_runs_a_network_in_every_runtime(tool, tmp_path):
     assert [row["name"] for row in rows][:4] == ["torch, eager", "torch, fused", "onnxruntime", "onnxruntime, int8"]
 
 
+@pytest.mark.long
 def test_a_run_is_divided_to_fit_and_the_run_folder_says_how(tool, tmp_path, capsys):
     """The same division as the planning tool's, written into the config that a resumed run takes."""
     output, words = tmp_path / "run", [*TINY, "--train.batch_size=64", "--model.checkpointing=true", "--data.check=0"]
@@ -262,6 +266,7 @@ def test_a_run_is_divided_to_fit_and_the_run_folder_says_how(tool, tmp_path, cap
     assert "does not fit into 2 x cuda with 1.0 GiB" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_the_benchmark_compares_losses_and_training_steps_that_are_equal(tool, tmp_path, capsys):
     """It checks so before it measures; of what it measures, memory is no matter of chance at these sizes."""
     words = ["loss", "--classes", 40, "--batch", 4, "--size", 160, 160, "--rounds", 2, "--json", tmp_path / "loss.json"]
@@ -515,6 +520,7 @@ def test_sigterm_saves_and_resume_auto_continues(tool, tmp_path):
     assert [line["step"] for line in starts if line["kind"] == "start"] == [0, 3]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ctrl_c_saves_and_says_how_to_resume(tool, tmp_path, workers):
     """A real process group gets a real SIGINT, as from a terminal: the loader's workers get it too.
@@ -541,6 +547,7 @@ def test_a_folder_that_another_run_trains_into_is_refused(tool, run, capsys):
     assert tool("train_seg")("--resume", run) == 0  # is done, and says so
 
 
+@pytest.mark.long
 def test_two_processes_train_one_model(tmp_path):
     """Under torchrun, without a GPU: one run folder, metrics written once, the batch shared."""
     folder = tmp_path / "run"

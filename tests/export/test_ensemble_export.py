@@ -99,6 +99,7 @@ def test_one_file_is_the_ensemble_and_the_proof_sees_a_member_that_is_missing(tm
     assert np.abs(one - other).max() < 0.02
 
 
+@pytest.mark.long
 def test_openvino_runs_it_too_and_file_and_report_name_all_members(tmp_path):
     paths = [tmp_path / name / "best.safetensors" for name in "ab"]
     for seed, path in enumerate(paths):

@@ -45,6 +45,7 @@ def network(tiny_space):
     return segmenter
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", SUFFIXES)
 def test_every_format_is_its_source_at_odd_sizes_and_batches(kind, network, kept, tmp_path):
     path = tmp_path / f"model{SUFFIXES[kind]}"
@@ -103,6 +104,7 @@ def test_a_good_export_replaces_an_older_one(kind, segmenter, kept, tmp_path):
     assert ((tmp_path / "model.bin").read_bytes() == b"older") == (kind != "openvino")
 
 
+@pytest.mark.long
 def test_formats_of_one_name_share_a_report(segmenter, kept, tmp_path):
     export_onnx(segmenter, tmp_path / "m.onnx", output="labels", layout="nhwc")
     export_torch(segmenter, tmp_path / "m.pt2", output="softmax", pixels="float32")

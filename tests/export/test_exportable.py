@@ -85,6 +85,7 @@ NETWORKS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("values", NETWORKS, ids=str)
 def test_a_graph_and_its_program_are_the_model_at_any_size(values):
     segmenter = build_segmenter("resnest14_tiny", num_classes=4, **values)

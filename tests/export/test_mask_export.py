@@ -18,7 +18,7 @@ from resnest_seg.inference.torch_backend import TorchBackend
 from resnest_seg.models.mask2former import semantic_logits
 from resnest_seg.training.losses import MaskLoss
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 SIZES = [(side, 7 * side % 113 + 1) for side in range(1, 98, 5)] + [(512, 683)]
 """Odd sizes, (h, w), one of a single row. At the last one, OpenVINO 2026.4 is wrong in 30 columns, with two threads or

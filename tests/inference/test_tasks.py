@@ -141,6 +141,7 @@ def test_a_binary_model_is_a_multiclass_model_of_logits_0_and_z():
     assert torch.equal(Decision("binary", (0.5,)).labels(logits.sigmoid()), Decision().labels(two))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("result", ["logits", "sigmoid", "labels"])
 @TASKS
 def test_an_export_decides_as_its_source(task, result, tmp_path):

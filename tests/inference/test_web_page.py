@@ -24,7 +24,7 @@ from resnest_seg.io.images import decode_image
 from resnest_seg.io.visualize import class_shares, overlay, picture_of
 from resnest_seg.labels import LabelSpace
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 HOSTILE = LabelSpace(
     "hostile",

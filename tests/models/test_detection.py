@@ -451,6 +451,7 @@ def test_a_detector_of_torchvision_trains(kind, frozen):
     assert {"boxes", "labels", "scores"} <= set(found[0])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["faster", "mask"])
 def test_boxes_and_masks_export_to_onnx_as_torchvisions_do(kind, tmp_path):

@@ -12,7 +12,7 @@ from support.fake_runs import HOSTILE, Blocks, fake_run, space
 from resnest_seg.models.loading import build_segmenter
 from resnest_seg.reports.run_report import Pictures, write_report
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

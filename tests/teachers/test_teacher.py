@@ -79,6 +79,7 @@ def test_a_teacher_is_the_same_in_any_batch_mode_and_precision_around_it(letters
     torch.testing.assert_close(coarse, before, rtol=0.1, atol=0.1 * before.abs().max().item())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_an_exported_teacher_says_what_its_checkpoint_says(letters, tmp_path):
     from resnest_seg.export.graph import ExportOptions, info_of

@@ -29,7 +29,7 @@ from resnest_seg.training.memory import (
     plan,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 TINY = RunConfig(model=ModelConfig(encoder="resnest14_tiny", head="fcn"), data=DataConfig(crop_size=64))
 

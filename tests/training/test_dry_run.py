@@ -59,6 +59,7 @@ def distinct():
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", distinct(), ids=lambda path: path.stem)
 def test_every_shipped_recipe_passes(path, tmp_path, monkeypatch):
     """With a small encoder and crop; test_config.py builds the real networks, without memory."""

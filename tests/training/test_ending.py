@@ -29,7 +29,7 @@ from resnest_seg.models.checkpoint import LAST, Checkpoint
 from resnest_seg.models.loading import build_segmenter, classifier_for
 from resnest_seg.training.classification import ClassFolder, ClassificationTask
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 ORDER = [[(0, index)] for index in (0, 1, 2, 3, 4, 5) * 4]
 """Batches of one sample, more than two loader processes fetch ahead."""

@@ -204,6 +204,7 @@ def test_scores_are_torchmetrics(runs):
     assert report.scores["whole"].pixel_accuracy == pytest.approx((predicted == target).double().mean().item())
 
 
+@pytest.mark.long
 def test_a_resumed_binary_run_has_the_same_bits(runs, tmp_path):
     """Of several labels, see the run that is stopped twice."""
     values, whole, *_ = runs("binary")

@@ -30,6 +30,7 @@ from resnest_seg.training.run_folder import LOCK, RunFolder
 CLUSTER = PROJECT / "examples" / "cluster"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_machine_that_dies_and_comes_back_leaves_no_trace(tmp_path):
     """Two torchrun agents; SIGKILL of one and of its process: the run is that of one machine, to the bit."""

@@ -25,7 +25,7 @@ from resnest_seg.training import assembly
 from resnest_seg.training.losses import MaskLoss
 from resnest_seg.training.optim import build_optimizer, clip_gradients
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 CONFIG = {
     "model": {"encoder": "resnest14_tiny", "head": "mask2former", "family": "mmseg", "output_stride": 32,

@@ -32,6 +32,7 @@ def checkpoint(tiny_space):
     return make
 
 
+@pytest.mark.long
 def test_six_kills_leave_no_trace(tmp_path):
     """SIGKILL, SIGTERM and both after random times, within file operations of saves and within validations."""
     server, rng = kill_campaign.Server(tmp_path / "log"), random.Random(1)  # whose draws have all kinds
@@ -60,6 +61,7 @@ def few_photos(workers):
     return [f"--train.batch_size={4 * workers}", "--train.epochs=null", f"--train.iterations={32 // workers}"]
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_is_restarted_by_torchrun(tmp_path):
     """One of two gloo processes is killed; the agent starts both again, which resume by themselves."""
     server, log = kill_campaign.Server(tmp_path / "log"), tmp_path / "log"
@@ -128,6 +130,7 @@ def test_what_a_users_object_keeps_need_not_be_finite(checkpoint, tmp_path):
         RunFolder(tmp_path).load_state()
 
 
+@pytest.mark.long
 def test_three_processes_add_in_the_same_order_after_a_resume(tmp_path):
     """Of three numbers, the order of a sum matters; DDP changes it after the first step unless it is told not to."""
     server, words = kill_campaign.Server(tmp_path / "log"), [*kill_campaign.shared_words(3), *few_photos(3)]

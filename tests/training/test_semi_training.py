@@ -120,6 +120,7 @@ class Dies(resnest_seg.Callback):
             raise KeyboardInterrupt  # nothing is saved
 
 
+@pytest.mark.long
 def test_a_run_that_died_goes_on_to_the_same_bits(photos, finished, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(EMA(photos), tmp_path / "run", callbacks=[Dies()])
@@ -228,6 +229,7 @@ def test_configs_without_the_groups_load():
         PretrainConfig.from_dict({"train": {"unlabelled": "x"}})
 
 
+@pytest.mark.long
 def test_the_memory_of_a_step_counts_the_photos(photos):
     """Four images of UniMatch are in memory for the one of before, and a little more."""
     plain, semi = (

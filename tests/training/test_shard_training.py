@@ -114,6 +114,7 @@ def same_bits(one, other):
         assert ours.keys() == theirs.keys()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_shards_give_the_bits_of_files_also_when_a_run_goes_on_with_them(root, shards, tmp_path):
     assert trainer(FolderDataset(root), tmp_path / "files", CONFIG_OF_TEST).fit()

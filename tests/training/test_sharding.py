@@ -15,7 +15,7 @@ from resnest_seg.models.checkpoint import BEST, LAST, Checkpoint
 from resnest_seg.training.distributed import part_like, whole
 from resnest_seg.training.run_folder import METRICS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

@@ -649,6 +649,7 @@ def test_a_wrong_recipe_leaves_no_run_folder(tiny_space, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("protocol", "expected"), [("encoding", 1 / 3), ("whole", 1.0)])
 def test_absent_classes_count_in_training_as_in_an_evaluation(protocol, expected, tiny_space, tmp_path):
     """A class that occurs nowhere has an IoU of 0 for the authors, and none for the others."""

@@ -111,6 +111,7 @@ def config(root, window, crop, **train):
 SMALL = [(1, 150, 200, 60), (2, 330, 300, 70), (1, 350, 120, 40), (2, 120, 380, 50)]
 
 
+@pytest.mark.long
 def test_a_mosaic_is_learnt_by_windows_and_lies_where_it_lay(tmp_path):
     """3600 x 3600 pixels of half a metre: areas of the polygons are those of the shapes, within 1 %."""
     random = np.random.default_rng(5)
