@@ -121,6 +121,7 @@ def command(checkpoint, *words, program=("-m", "resnest_seg")):
                             stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
 
 
+@pytest.mark.long
 def test_two_shares_side_by_side_write_what_plain_predict_writes(photos, plain, checkpoints, predict, tmp_path, capsys):
     """The bytes of all files; then there is nothing to do, in whatever shares."""
     words = [photos, "--output", tmp_path / "out", "--write", "labels", "overlay", "polygons"]
@@ -188,6 +189,7 @@ def test_more_errors_than_can_be_shown_are_counted(capsys, tmp_path):
     assert len((tmp_path / "errors.jsonl").read_text().splitlines()) == 25
 
 
+@pytest.mark.long
 def test_a_killed_job_continues(photos, plain, checkpoints, predict, tmp_path, capsys, monkeypatch):
     """SIGKILL as soon as the first outputs are written down; then a torn line, and a temporary file, beside them."""
     words = [photos, "--output", tmp_path / "out", "--write", "labels", "overlay", "polygons", "--shard", "0/1"]

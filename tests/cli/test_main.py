@@ -206,6 +206,7 @@ def completions(tmp_path, line):
     return [word.strip() for word in file.read_text().split("\n")]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_tab_key_completes_verbs_and_options(tmp_path):
     pytest.importorskip("argcomplete")

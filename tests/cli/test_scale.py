@@ -165,6 +165,7 @@ def test_growing_series_count_what_they_say(tool, tmp_path):
     assert index[0]["exponent"] == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_job_is_measured_beside_its_start(tmp_path, monkeypatch, capsys):
     """One photo by a real command; then both engines with costs that are known: 5 s and 0.1 s a photo."""

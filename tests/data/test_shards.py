@@ -236,6 +236,7 @@ for last in map(int, moments):
 """Packs again and again; each time, the process kills itself before the so-manieth change of a name in the output."""
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_kill_9_leaves_nothing_that_passes_for_whole(before, shards, tmp_path):
     """At random instants, other ones in every run of the tests, one after the other in the same folder."""

@@ -498,6 +498,7 @@ def test_a_process_keeps_few_files_open_and_a_fork_none(tmp_path, monkeypatch):
     assert not pickle.loads(pickle.dumps(rasters))._open
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_memory_is_that_of_windows(tmp_path):
     """Rasters of 300 MB (image) and 100 MB (labels): opened, drawn and read in order by a fresh process."""

@@ -19,8 +19,6 @@ def page_of(name):
 
 RUNNING = "bash", "python"
 RUN = [name for name in NAMES if any(block.runs and block.language in RUNNING for block in page_of(name).blocks)]
-LONG = [f"docs/howto/{name}.md" for name in ("export", "label_errors", "small_memory")]
-"""Pages that compile or train for many seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +37,9 @@ def prepared(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in RUN])
+@pytest.mark.parametrize("name", RUN)
 def test_the_snippets_of_a_page_run(name, prepared, tmp_path, monkeypatch, capsys):
     page, folder = page_of(name), tmp_path / "page"
     if page.setup:

@@ -269,6 +269,7 @@ def test_the_page_and_this_file_have_the_same_errors():
     assert len(MESSAGES) >= 20
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("heading", MESSAGES)
 def test_the_product_says_what_the_page_says(heading, folder, tmp_path, monkeypatch, capsys):
     place = tmp_path / "here"

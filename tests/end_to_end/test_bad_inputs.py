@@ -23,6 +23,7 @@ def outcomes(tmp_path_factory):
     return {outcome["name"]: outcome for outcome in found}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", QUICK)
 def test_a_bad_input_is_refused_or_told(name, outcomes):
     """By the right exit code and a message that names it; without a traceback, and without a change to other files."""

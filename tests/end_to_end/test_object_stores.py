@@ -99,6 +99,7 @@ def test_a_killed_run_on_a_failing_store_goes_on_to_the_bits_of_one_on_the_folde
         assert path.is_dir() or not any(word.encode() in path.read_bytes() for word in (SECRET, KEY))
 
 
+@pytest.mark.long
 def test_every_tool_reads_a_store(from_the_folder, address, object_store, tool, tmp_path, capfd):
     words = ["--dataset", "folder", "--data.root", address, "--data.cache", tmp_path / "cache"]
     assert tool("check_dataset")(*words, "--workers", 2, "--output", tmp_path / "check.json") == 0

@@ -500,6 +500,7 @@ SHORT = ["--train.epochs=null", "--train.iterations=20", "--data.check=0"]
 SMALL = ["--data.crop_size=32", "--data.base_size=64", "--model.output_stride=32"]
 
 
+@pytest.mark.long
 def test_sigterm_saves_and_resume_auto_continues(tool, tmp_path):
     """What a scheduler does: the same command, ended by SIGTERM and started again until it is done.
 

@@ -133,7 +133,8 @@ def test_files_are_read_as_the_model_was_trained(kind, judge, tmp_path):
             read["ab"[index]] = sample.image
             return sample
 
-    data = DataConfig(bands=(3, 2, 1), pixel_mean=(9e3,) * 3, pixel_std=(9e3,) * 3, crop_size=32, base_size=32)
+    middle = (float(np.iinfo(kind).max // 2),) * 3
+    data = DataConfig(bands=(3, 2, 1), pixel_mean=middle, pixel_std=middle, crop_size=32, base_size=32)
     segmenter = build_segmenter("resnest14_tiny", num_classes=3)
     segmenter.config = dataclasses.replace(segmenter.config, data=data)
     judge(segmenter, Watched(tmp_path, "train"))

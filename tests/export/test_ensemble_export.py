@@ -82,6 +82,7 @@ def test_the_graph_is_the_ensemble_in_torch(task, output):
     assert np.abs(found.numpy() - want.scores()).max() < 1e-5
 
 
+@pytest.mark.long
 def test_one_file_is_the_ensemble_and_the_proof_sees_a_member_that_is_missing(tmp_path):
     members, image = [member(1), turned(member(2))], noise(45, 62, 3)
     proof = export_onnx(members, tmp_path / "mean.onnx")

@@ -81,6 +81,7 @@ def wrong_mean(self, *arguments):
     self.mean += 20
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", SUFFIXES)
 def test_an_export_with_a_wrong_mean_is_caught_and_older_files_stay(kind, segmenter, kept, tmp_path, monkeypatch):
     monkeypatch.setattr(exportable.ExportGraph, "__init__", wrong_mean)
@@ -135,6 +136,7 @@ def test_the_source_stays_as_it_is(segmenter, tmp_path):
     assert all(parameter.requires_grad for parameter in segmenter.parameters())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", SUFFIXES)
 def test_half_precision(kind, segmenter, kept, tmp_path):
     sizes = []
@@ -160,6 +162,7 @@ def test_8_bits_with_a_data_set(kind, segmenter, kept, small_dataset, tmp_path):
     assert open_exported(path).info.precision == "int8"
 
 
+@pytest.mark.long
 def test_torch_loads_a_program_without_this_package(segmenter, kept, tmp_path):
     export_torch(segmenter, tmp_path / "m.pt2")
     images = noise(1, 3, 33, 47)

@@ -53,6 +53,7 @@ SHORT = ("ade20k_deeplabv3_resnest50", "cityscapes_deeplabv3_resnest50", "camvid
 """Trained with --dataset NAME alone."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_network_of_a_shipped_config_can_be_built(path):
     """Without memory or weights; the names are those of the published file where there is one."""
@@ -72,6 +73,7 @@ def test_the_network_of_a_shipped_config_can_be_built(path):
             assert millions == pytest.approx(entry.millions, abs=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", [path for path in CONFIGS if "a small model" in path.read_text(encoding="utf-8")],
                          ids=lambda path: path.stem)  # fmt: skip
 def test_the_size_of_a_small_model_is_what_its_config_says(path):

@@ -87,6 +87,7 @@ def test_both_give_the_same_scores_with_any_options(options, size):
     assert_close(in_numpy(fn, image, method, batch=3), theirs, 1e-5)
 
 
+@pytest.mark.long
 @ENGINES
 @settings(max_examples=100, deadline=None)
 @given(

@@ -293,6 +293,7 @@ def test_heads_that_do_not_come_are_not_awaited(predictor):
                 pytest.fail("a head that never ends was awaited")
 
 
+@pytest.mark.long
 def test_answers_may_be_taken_slowly_but_not_for_ever(predictor):
     """Slower than a head may come; an answer of eight megabytes is more than the system's buffers hold."""
     noise = encoded(np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), dtype=np.uint8), compress_level=0)
@@ -431,6 +432,7 @@ def test_the_tool_serves_without_torch_until_it_is_interrupted(tmp_path):
         assert "Traceback" not in log
 
 
+@pytest.mark.long
 def test_sigterm_ends_the_tool_within_seconds_whatever_its_clients_do(tmp_path):
     """A body that does not come is awaited for 5 s and no more; its client is told."""
     with tool_running(tmp_path) as (process, port), sent(port, HEAD, HEAD + b"Content-Length: 9\r\n\r\nab") as clients:
@@ -474,6 +476,7 @@ def test_without_any_file_descriptor_it_is_tried_again_in_a_second(tmp_path):
         assert 1 <= log.count("out of system resource") <= 4
 
 
+@pytest.mark.long
 def test_a_photo_in_the_model_does_not_keep_the_tool_alive(tmp_path):
     """The model is one that never ends, and its thread cannot be stopped."""
     (tmp_path / "stuck.py").write_text(

@@ -83,6 +83,7 @@ def test_a_folder_in_the_way(suffix, tmp_path, tiny_space):
         pass
 
 
+@pytest.mark.long
 def test_memory_is_that_of_a_band(tmp_path):
     """A picture of 192 MB, read by windows and written, in a fresh process: the peak above the start is a fraction."""
     code = f"""

@@ -50,6 +50,7 @@ def assert_same(fused, plain, images):
     assert (ours - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("values", NETWORKS, ids=str)
 def test_a_fused_model_gives_the_same_logits(values):
     plain = network(**values)

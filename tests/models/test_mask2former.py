@@ -218,6 +218,7 @@ def test_names_are_translated_both_ways(form, original, ours):
         assert all(key.startswith(("backbone.", "sem_seg_head.")) for key in theirs)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["detectron2", "mmsegmentation"])
 def test_files_of_others_are_recognised(form, ours, tmp_path):
     weights = {key: value for key, value in ours.state_dict().items() if not key.startswith("pixel_")}

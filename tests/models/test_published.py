@@ -43,6 +43,7 @@ def test_names_are_unique_and_known_under_their_short_form():
     assert published("nothing") is None
 
 
+@pytest.mark.long
 def test_parameters_are_counted():
     counted = {}
     for entry in PUBLISHED:

@@ -122,6 +122,7 @@ def test_pixel_statistics_of_other_channels():
     assert five.pixel_std.flatten().tolist() == pytest.approx([255 * v for v in (0.229, 0.224, 0.225, 0.229, 0.224)])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
 def test_pretrained_round_trip_is_exact(network, tmp_path):
     torch.manual_seed(1)

@@ -54,6 +54,7 @@ def test_a_whole_smp_model_runs_on_our_encoder():
     assert model.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 4, 64, 64)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("head", "output_stride"), [(head, stride) for head, (_, strides) in DECODERS.items() for stride in strides]
 )
@@ -66,6 +67,7 @@ def test_every_decoder_segments_on_our_encoder(head, output_stride):
     assert [name for name, p in segmenter.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "output_stride"),
     [("resnet18", 8), ("se_resnet50", 16), ("timm-skresnet18", 16), ("efficientnet-b0", 8), ("mit_b0", 32),
@@ -120,6 +122,7 @@ ARCHITECTURES = {
 }
 
 
+@pytest.mark.long
 @torch.inference_mode()
 @pytest.mark.parametrize("head", ARCHITECTURES)
 def test_heads_are_those_of_smps_own_models(head):

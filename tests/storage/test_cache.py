@@ -120,6 +120,7 @@ def _work(folder, seed, seconds):
         assert fetch(cache, number) == content(number)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_killed_processes_leave_no_half_file_and_the_limit_holds(tmp_path):
     folder, context, draws = tmp_path / "copies", multiprocessing.get_context("fork"), random.Random(1)

@@ -89,6 +89,7 @@ def test_what_a_data_set_costs(store):
     assert store.requests[1:] == ["GET /bucket/mine/a.bin"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["503", "500", "cut", "slow", "hang"])
 def test_what_passes_is_tried_again(kind, store):
     # Only the tries that meet a slow store are short, so that none of the others passes for one of them.

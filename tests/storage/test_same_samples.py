@@ -90,6 +90,7 @@ def content(dataset):
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["ade20k", "cityscapes", "camvid", "folder", "lists", "patterns"])
 def test_every_data_set(kind, roots, place):
     folder, name, options = roots[kind]
@@ -103,6 +104,7 @@ def test_every_data_set(kind, roots, place):
         assert other.label_space == ours.label_space
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "where"),
     [(kind, "folder") for kind in ("ade20k", "cityscapes", "folder", "patterns")]
@@ -163,6 +165,7 @@ def batches(dataset, workers):
     return [(batch.images.numpy().copy(), batch.labels.numpy().copy()) for batch in loader]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_of_loader_processes(workers, roots, place, tmp_path, monkeypatch):
     log = logging.FileHandler(tmp_path / "log.txt")  # what asyncio says of connections that a fork has shared
@@ -177,6 +180,7 @@ def test_batches_of_loader_processes(workers, roots, place, tmp_path, monkeypatc
     assert (tmp_path / "log.txt").read_text() == ""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["s3 with a cache"])
 def test_windows_of_rasters(kind, object_store, tmp_path):
     pytest.importorskip("rasterio")
