@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import errno
 import multiprocessing
 import os
 import signal
@@ -424,7 +425,12 @@ def _loaded(iterator: Iterator[Any], processes: Sequence[BaseProcess]) -> Iterat
             batch = next(iterator)
         except StopIteration:
             return
-        except (RuntimeError, OSError, EOFError):
+        except (RuntimeError, OSError, EOFError) as error:
+            if os.strerror(errno.EMFILE) in str(error):  # torch's error where a batch came with no room for its file
+                raise ResNeStSegError(
+                    f"loader processes cannot hand their batches over: {os.strerror(errno.EMFILE)}. Allow more of them "
+                    f"(ulimit -n), or {_less(len(processes))}"
+                ) from None
             # torch's error about a death, or that of reading from a dying process's socket. The system closes sockets
             # and sentinels some time before it reports the death, on a busy machine more than a second.
             deadline = time.monotonic() + 3 * PATIENCE

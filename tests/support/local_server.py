@@ -43,12 +43,12 @@ def serve(files):
             if start and start >= len(data):
                 self.send_error(416)
                 return
+            cut = site.cut_after.pop(0) if site.cut_after else None  # before the client can ask for the next answer
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(data) - start))
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
             self.end_headers()
-            cut = site.cut_after.pop(0) if site.cut_after else None
             body = data[start:] if cut is None else data[start : start + cut]
             with contextlib.suppress(ConnectionError):  # the client has had enough
                 for place in range(0, len(body), 1 if site.drip else max(len(body), 1)):

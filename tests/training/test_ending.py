@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
@@ -208,6 +209,21 @@ def test_a_loader_that_cannot_start_leaves_no_process(small_dataset):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert any(f.startswith("cannot start 2 loader processes: Too many open files. Use fewer") for f in failures)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Too many open files. Communication with the workers is no longer"),
+                                   OSError(errno.EMFILE, os.strerror(errno.EMFILE))])  # fmt: skip
+def test_a_batch_that_finds_no_descriptor_is_one_message(error):
+    """torch hands batches over by files, and says so by a RuntimeError where it looks for room itself."""
+
+    def batches():
+        yield "a batch"
+        raise error
+
+    found = _loaded(batches(), [])
+    assert next(found) == "a batch"
+    with pytest.raises(ResNeStSegError, match=r"cannot hand their batches over: Too many open files.*ulimit -n"):
+        next(found)
 
 
 def test_shared_memory_that_is_full_is_one_message(small_dataset):
