@@ -276,6 +276,20 @@ def check_places(items: Sequence[Input], options: argparse.Namespace) -> None:
         )
 
 
+def say_what_is_ignored(items: Sequence[Input] | Sequence[BulkItem], options: argparse.Namespace) -> None:
+    """Say that --frames, or --alpha, has no effect on any of the inputs; what is at an address may be a video."""
+    kinds = {item.kind for item in items}
+    if not kinds or kinds & {"video", "camera", "address"}:
+        return
+    if options.frames is not None:
+        print("note: --frames is about videos and cameras, and no input is one: it has no effect.", file=sys.stderr)
+    if "--alpha" in options.changed and "overlay" not in options.write:
+        print(
+            f"note: --alpha is about overlays, and --write {' '.join(options.write)} makes none: it has no effect.",
+            file=sys.stderr,
+        )
+
+
 def check_places_of_job(items: Sequence[BulkItem], options: argparse.Namespace) -> None:
     """Refuse an option for images on the map in a job that has none; what is at an address may be one.
 
@@ -427,6 +441,7 @@ def run(items: Sequence[Input], problems: list[str], options: argparse.Namespace
     """
     job = job_of(options)
     check_places(items, options)
+    say_what_is_ignored(items, options)
     outputs = [results(item, job, overwrite=options.overwrite) for item in items]
     check_not_inputs([path for paths in outputs for path in paths.values()], [item.source for item in items])
     done, stopped = 0, None
@@ -465,6 +480,7 @@ def run_bulk(options: argparse.Namespace) -> int:
     earlier = list(numbered(PREDICTIONS).values())
     items, problems = list_inputs(options.inputs, output=job.output, path_column=options.path_column, earlier=earlier)
     check_places_of_job(items, options)
+    say_what_is_ignored(items, options)
     begin(job, overwrite=options.overwrite)
     try:
         with shown_progress() as report:

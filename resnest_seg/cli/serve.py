@@ -180,7 +180,8 @@ def _serve(options: argparse.Namespace, ports: Sequence[int], ready: Callable[[s
     else:
         http_server, listening = serving.server(application, limits=limits, host=options.host, port=last)
     host, port = listening.getsockname()[:2]
-    ready(f"{predictor.backend.description}, protocol {predictor.protocol.name}", f"http://{host}:{port}/")
+    place = f"[{host}]" if ":" in host else host
+    ready(f"{predictor.backend.description}, protocol {predictor.protocol.name}", f"http://{place}:{port}/")
     code = serving.run(http_server, listening)
     if application.state.busy():  # a photo is in the model, which cannot be stopped, and Python would wait for it
         os._exit(code)

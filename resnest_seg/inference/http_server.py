@@ -519,7 +519,7 @@ def server(
     Args:
         application: What `app` returns.
         limits: As given to `app`: of connections, heads and answers, and of the time to stop.
-        host: Address of this machine; "0.0.0.0" listens to all networks.
+        host: Address of this machine, IPv4 or IPv6; "0.0.0.0" or "::" listens to all networks of its kind.
         port: 0 takes a free one.
 
     Raises:
@@ -546,7 +546,8 @@ def server(
         answer_seconds=limits.answer_seconds,
     )
     try:
-        listening = ListeningSocket(fileno=socket.create_server((host, port)).detach())
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = ListeningSocket(fileno=socket.create_server((host, port), family=family).detach())
     except OSError as error:
         raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror or error}.") from None
     config = uvicorn.Config(

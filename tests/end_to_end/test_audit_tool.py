@@ -131,7 +131,9 @@ def test_folds_are_trained_judged_and_gone_on_with(audit, begun, tmp_path, capsy
     monkeypatch.setattr(Trainer, "fit", dies)
     command = ("--checkpoint", "runs/one", "--folds", 3, "--group-by", "^images/train/(c|.+)", "--output", output)
     assert audit(*command) == 130
-    assert f"--output {output}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"--output {output}" in said
+    assert "--device cpu is where the models judge; --folds trains them on what CUDA_VISIBLE_DEVICES shows" in said
     assert not (output / "audit.json").exists()
     kept = (output / "fold_0" / "last.safetensors").stat().st_mtime_ns
     monkeypatch.setattr(Trainer, "fit", train)

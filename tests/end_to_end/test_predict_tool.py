@@ -230,6 +230,25 @@ def test_options_that_make_no_sense(predict, tmp_path, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
+def test_options_without_effect_on_these_inputs_are_told(predict, tmp_path, capsys):
+    """The opacity of overlays that are not drawn, the frames of photos; in a job as well."""
+    write_png(tmp_path / "a.png", scene())
+    with write_video(tmp_path / "drive.mp4", fps=5) as video:
+        video.write(scene())
+    job, labels = ("--shard", "0/1", "--output", "job"), ("--write", "labels", "--overwrite")
+    frames, alpha = "note: --frames is about videos and cameras", "note: --alpha is about overlays, and --write labels"
+    for words, said, unsaid in (
+        (("a.png", "--frames", 2, "--alpha", 0.3, *labels), (frames, alpha), ()),
+        (("a.png", "--frames", 2, "--alpha", 0.3, *labels, *job), (frames, alpha), ()),
+        (("a.png", "--alpha", 0.3, "--overwrite"), (), (frames, alpha)),
+        (("a.png", "drive.mp4", "--frames", 2, "--alpha", 0.3, *labels), (), (frames, alpha)),
+    ):
+        assert predict(*words) == 0
+        text = capsys.readouterr().err
+        assert all(part in text for part in said)
+        assert not any(part in text for part in unsaid)
+
+
 def test_eval_prints_protocols_side_by_side_and_writes_predictions(checkpoint, tool, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "250")

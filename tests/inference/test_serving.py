@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -430,6 +431,25 @@ def test_the_tool_serves_without_torch_until_it_is_interrupted(tmp_path):
         log = process.communicate(timeout=60)[1]
         assert process.returncode == 130
         assert "Traceback" not in log
+
+
+def test_the_tool_serves_at_an_ipv6_address(tmp_path):
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    small_onnx.write(tmp_path / "a.onnx", weights=None)
+    words = ("--checkpoint", str(tmp_path / "a.onnx"), "--host", "::1", "--port", "0")
+    command = [sys.executable, "-m", "resnest_seg", "serve", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=PROJECT)
+    try:
+        address = process.stderr.readline().split()[-1]  # http://[::1]:1234/segment
+        assert address.startswith("http://[::1]:"), address
+        with urllib.request.urlopen(address.replace("segment", "health"), timeout=60) as answer:
+            assert json.load(answer)["status"] == "ok"
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.long

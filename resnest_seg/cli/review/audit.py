@@ -115,6 +115,12 @@ def check(options: argparse.Namespace) -> None:
         raise ConfigError("an audit is done by one process: run it without torchrun.")
     if options.folds and len(options.checkpoint) > 1:
         raise ConfigError("--folds trains the models: give one checkpoint, whose recipe is taken, or leave it out.")
+    if options.folds and options.device != "auto":
+        print(
+            f"note: --device {options.device} is where the models judge; --folds trains them on what "
+            "CUDA_VISIBLE_DEVICES shows (empty: on the CPU).",
+            file=sys.stderr,
+        )
     if options.folds and options.split != "train":
         raise ConfigError(
             f"--folds divides the training split, and --split is {options.split}: no model of the run was trained on "
