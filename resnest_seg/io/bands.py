@@ -124,12 +124,13 @@ class BandReader:
     def _tiff(self, data: bytes, name: str) -> Raster:
         rasterio = load_rasterio("TIFF files of many bands")
         refuse_too_large(data, name)
-        with contextlib.ExitStack() as opened, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a picture is not where on earth
+        with contextlib.ExitStack() as opened:
             opened.enter_context(gdal(CACHE))
             try:
                 memory = opened.enter_context(rasterio.MemoryFile(data))
-                source = opened.enter_context(memory.open(driver="GTiff"))
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # that a picture is not where on earth
+                    source = opened.enter_context(memory.open(driver="GTiff"))
             except rasterio.errors.RasterioError:
                 raise DatasetError(f"cannot read {name}: a damaged TIFF file of {len(data)} bytes.") from None
             return self.window_of(source, name)
@@ -238,8 +239,10 @@ class BandReader:
             valid = ~nan if valid is None else valid & ~nan
         if valid is not None and valid.all():
             valid = None
-        if valid is not None and self.fill is not None:
-            pixels = self.filled(pixels, valid)
+        if self.fill is not None:
+            _warn_of_units(pixels, valid, self.fill)
+            if valid is not None:
+                pixels = self.filled(pixels, valid)
         return Raster(pixels, valid, undeclared)
 
     def filled(self, pixels: NDArray[Any], valid: NDArray[np.bool_]) -> NDArray[Any]:
@@ -353,6 +356,24 @@ def as_raster(image: Any, reader: BandReader, mean: Sequence[float]) -> Raster:
 def has_fewer_bits(pixels: NDArray[Any], mean: Sequence[float]) -> bool:
     """True for 8-bit values of bands whose means in training, C values, lie beyond 255: they have other units."""
     return pixels.dtype == np.uint8 and max(mean) > 255
+
+
+def _warn_of_units(pixels: NDArray[Any], valid: NDArray[np.bool_] | None, mean: Sequence[float]) -> None:
+    """Warn, once in a process, of 16-bit values far above what bands of 8 bits, or of reflectance in 0..1, had.
+
+    It is no error: a scene of snow may be that bright. So the mean of an image must be ten times the largest of the
+    training data.
+    """
+    largest = max(*np.abs(mean), 1.0)
+    if pixels.dtype.itemsize != 2 or largest > 255:
+        return
+    known = pixels if valid is None else pixels[np.broadcast_to(valid, pixels.shape)]
+    if known.size and known.mean(dtype=np.float64) > 10 * largest:
+        warn_once(
+            f"images hold 16-bit values, and the bands of the training data have means up to {max(mean):.5g} "
+            "(data.pixel_mean): results are wrong unless both have the same units. Give files in the units of the "
+            "training data, such as scaled to 8 bits in the same way."
+        )
 
 
 def without_labels(labels: NDArray[Any], valid: NDArray[np.bool_] | None) -> NDArray[Any]:

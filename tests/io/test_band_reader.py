@@ -1,6 +1,7 @@
 """Rasters of many bands: what is read is what rasterio and NumPy read; statistics are NumPy's; bad files are told."""
 
 import re
+import warnings
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from support.rasters import NAMES, values, write_raster
 
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.io.bands import BandReader, BandStatistics, Raster, as_raster, without_labels
+from resnest_seg.io.georeference import warn_once
 from resnest_seg.io.images import read_image
 from resnest_seg.io.raster_windows import LargeBands
 from resnest_seg.io.visualize import picture_of
@@ -239,3 +241,34 @@ def test_a_picture_stretches_three_bands():
         wild[1:, 1:, 0]) & (wild[1:, 1:, 0] < 1e4)) <= 1  # fmt: skip
     photo = values("uint8", 5, 5, 3)
     assert picture_of(photo) is photo
+
+
+@pytest.mark.parametrize(
+    ("mean", "dtype", "low", "told"),
+    [
+        ((110.0, 96.0), "uint16", 4000, True),
+        ((0.2, 0.1), "int16", 4000, True),
+        ((110.0, 96.0), "uint16", 300, False),  # bright, and perhaps of these units
+        ((110.0, 96.0), "uint8", 0, False),
+        ((1500.0, 96.0), "uint16", 9000, False),  # snow
+        ((0.2, 0.1), "float32", 4000, False),  # of which nobody knows the units
+    ],
+)
+def test_files_of_16_bits_for_bands_of_8_are_told(tmp_path, mean, dtype, low, told):
+    pixels = (values("uint8", 8, 9, 2).astype(np.float64) + low).astype(dtype)
+    pixels[:3] = 65535 if dtype == "uint16" else 0  # no data, which says nothing of the units
+    path = write_raster(tmp_path / "a.tif", pixels)
+    nodata = float(pixels[0, 0, 0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert BandReader((1, 2), nodata).read(path).valid is not None  # before there are statistics
+    for read in (lambda reader: reader.read(path), lambda reader: as_raster(pixels, reader, mean)):
+        warn_once.cache_clear()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                read(BandReader((1, 2), nodata, mean))
+        shown = [str(warning.message) for warning in caught]
+        assert [("hold 16-bit values" in text, f"means up to {mean[0]:g}" in text) for text in shown] == (
+            [(True, True)] if told else []
+        )
