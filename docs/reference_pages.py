@@ -238,7 +238,7 @@ def commands_page() -> str:
     parts = [
         "# Command line\n",
         "`resnest-seg VERB --help` prints what stands here. In a checkout, `python tools/train_seg.py` is `resnest-seg "
-        "train`, and so on. Exit codes: 0 done, 1 done with problems that are listed, 2 wrong input, 70 a bug, 130 "
+        "train`, and so on. Exit codes: 0 done, 1 something failed and is listed, 2 wrong input, 70 a bug, 130 "
         "Ctrl-C, 143 SIGTERM.\n",
         _fence(_help()),
     ]

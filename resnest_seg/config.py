@@ -408,7 +408,7 @@ class TrainConfig(LoopConfig):
     ohem_threshold: float = within(0.7, 0, 1)
     """For ohem: a pixel counts whose own class has less than this probability."""
     ohem_min_kept: int = within(100_000, 0, COUNT)
-    """For ohem: at least so many pixels an image count, the hardest."""
+    """For ohem: at least so many pixels for each image of a micro-batch count, the hardest of all its images."""
     aux_weight: float = within(0.2, 0, 100)
     """Weight of the auxiliary head's loss."""
     mask_points: int = within(12544, 4, 1_000_000)

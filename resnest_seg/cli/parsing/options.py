@@ -245,7 +245,7 @@ def place_in(options: argparse.Namespace, trained: DataConfig, *, name: str) -> 
 
 def add_protocol(parser: argparse._ActionsContainer, *, several: bool = False) -> None:
     """Add --protocol, also spelled --protocols; `several` accepts names separated by commas."""
-    more = ", several separated by commas" if several else ", see the README"
+    more = ", several separated by commas" if several else ", see protocols.html of the site"
     parser.add_argument("--protocol", "--protocols", dest="protocol", metavar="NAMES" if several else "NAME",
                         default="whole", help=f"{', '.join(PROTOCOLS)}{more} (default: whole)")  # fmt: skip
 
