@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -30,6 +29,10 @@ PARQUET = "parquet"
 ENDINGS = {"labels": "_labels.png", "overlay": "_overlay.png", "scores": "_scores.npz", "polygons": ".geojson",
            "geopackage": ".gpkg"}  # fmt: skip
 """Output of an image -> suffix of its file."""
+
+ABOUT = {"ids": ("labels", PARQUET), "simplify": ("polygons", "geopackage"), "overlay_bands": ("overlay",),
+         "cog": ("labels",)}  # fmt: skip
+"""Field of a job -> the outputs that it is about: without any of them it decides nothing."""
 
 _OURS = re.compile(
     rf"{MANIFEST}/[\w.-]+-\d+-[0-9a-f]{{8}}(-\d{{6,}})?\.jsonl|{PARQUET}/(part-[0-9a-f]{{24}}-\d+|failed-[0-9a-f]{{24}})\.parquet"
@@ -127,10 +130,6 @@ class Job:
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 
-    def identity(self) -> str:
-        """A hash of `decides`: jobs of one identity may continue each other."""
-        return hashlib.sha256(json.dumps(self.decides(), sort_keys=True).encode()).hexdigest()
-
 
 def from_the_root(checkpoint: str | tuple[str, ...]) -> str | tuple[str, ...]:
     """A job's checkpoint, or checkpoints, for a process in another folder: paths that exist begin at the root."""
@@ -167,6 +166,15 @@ def begin(job: Job, *, overwrite: bool = False) -> None:
     _check_same(place, record, decides)
 
 
+def _without_effect(values: Mapping[str, Any]) -> set[str]:
+    """The options about outputs that a job does not write: these may change, or be left out.
+
+    Earlier versions recorded such options; the command line refuses them now.
+    """
+    written = {*(values.get("write") or ())}
+    return {key for key, outputs in ABOUT.items() if not written & {*outputs}}
+
+
 def _check_same(place: Destination, record: bytes, decides: Mapping[str, Any]) -> None:
     """Raise a ConfigError if the record of a job is not that of this one; it says what differs."""
     where = f"{place.shown}/{FILE}"
@@ -178,7 +186,7 @@ def _check_same(place: Destination, record: bytes, decides: Mapping[str, Any]) -
     if form != FORMAT:
         raise ConfigError(f"{where} is of format {form}, and this version knows {FORMAT}: choose another --output.")
     changes = []
-    for key in sorted(known.keys() | decides.keys()):
+    for key in sorted((known.keys() | decides.keys()) - _without_effect(known) - _without_effect(decides)):
         before, now = known.get(key), decides.get(key)
         if before != now:
             shown = key in ("checkpoint", "model") and None not in (before, now)

@@ -26,7 +26,8 @@ class Outcome:
     Attributes:
         source: The input's path or address.
         place: Where its outputs lie, below the output, without endings.
-        outputs: Names of its files below the output; of an input that failed, the table that holds those beside it.
+        outputs: Names of its files below the output; of an input that failed, the table of the
+            inputs that were done together with it.
         error: Why there are none; None if it is done.
         seconds: That it took; of a batch, its share.
         height: Of the image in pixels, 0 where it is not known.

@@ -661,9 +661,7 @@ def finish(report: EvalReport, other: EvalReport | None, output: Path, parts: Se
     try:
         report.save(output)
         print(f"report: {output}", file=sys.stderr)
-        images_beside(output).unlink(
-            missing_ok=True
-        )  # of the report that was replaced, and may have been another model's
+        images_beside(output).unlink(missing_ok=True)  # scores of the replaced report may be another model's
         if parts:
             merge_image_scores(parts, images_beside(output))
             print(f"scores by image: {images_beside(output)}", file=sys.stderr)

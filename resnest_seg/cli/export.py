@@ -196,7 +196,7 @@ def to_hub(options: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CARD).unlink(missing_ok=True)  # which --overwrite replaces, also where somebody edited it
     segmenter.save_pretrained(folder)
-    with atomic_write(folder / CARD) as temporary:  # in place of one without the step, the figures and the picture
+    with atomic_write(folder / CARD) as temporary:  # replaces a card that names no step and no figures
         temporary.write_text(card, encoding="utf-8")
     if sheet is not None and picture is not None:
         with atomic_write(folder / SHEET) as temporary:

@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnest_seg.bulk import job as jobs
 from resnest_seg.bulk.job import ENDINGS, PARQUET, Job
 from resnest_seg.bulk.outputs import (
     ALL_ENDINGS,
@@ -72,10 +73,11 @@ ANNOTATIONS = {"coco": "coco/annotations.json", "labelme": "labelme/", "cvat": "
 
 
 ABOUT = {
-    "--simplify": ("polygons", "geopackage"),
+    "--simplify": jobs.ABOUT["simplify"],
     "--write-tolerance": tuple(ANNOTATIONS),
-    "--ids": ("labels", PARQUET),
-    "--overlay-bands": ("overlay",),
+    "--ids": jobs.ABOUT["ids"],
+    "--overlay-bands": jobs.ABOUT["overlay_bands"],
+    "--cog": jobs.ABOUT["cog"],
 }
 """Options -> the outputs that they are about, as --write names them."""
 
@@ -293,7 +295,7 @@ def say_what_is_ignored(items: Sequence[Input] | Sequence[BulkItem], options: ar
 def check_places_of_job(items: Sequence[BulkItem], options: argparse.Namespace) -> None:
     """Refuse an option for images on the map in a job that has none; what is at an address may be one.
 
-    It looks no further than the first, as a job may have millions of inputs.
+    It looks no further than the first that lies there, as a job may have millions of inputs.
 
     Raises:
         ConfigError: None of the inputs lies on the map.

@@ -220,7 +220,8 @@ def check_network_keys(overrides: Sequence[str]) -> None:
     if unread:
         raise ConfigError(
             f"{' and '.join(unread)} would have no effect, because the function of --model builds the network: leave "
-            "it out, and set it there. Weights of the whole network are --model.weights."
+            f"{'it' if len(unread) == 1 else 'them'} out, and change the function. Weights "
+            "of the whole network are --model.weights."
         )
 
 

@@ -103,10 +103,18 @@ def job(tmp_path):
 
 
 def test_a_job_is_what_decides_its_results(job, tmp_path):
+    job = dataclasses.replace(job, write=("labels", "overlay", "polygons"))
     begin(job)
     record = (tmp_path / "out" / FILE).read_bytes()
     begin(job)  # continues
-    same = {"device": "cuda", "batch": 3, "memory": 7, "threads": 2, "compile": True, "write": ("overlay", "labels")}
+    same = {
+        "device": "cuda",
+        "batch": 3,
+        "memory": 7,
+        "threads": 2,
+        "compile": True,
+        "write": ("polygons", "overlay", "labels"),
+    }
     begin(dataclasses.replace(job, **same))
     moved = tmp_path / "moved.onnx"
     moved.write_bytes(b"weights")
@@ -119,7 +127,6 @@ def test_a_job_is_what_decides_its_results(job, tmp_path):
              "overlap": 8, "frames": 3, "alpha": 0.25, "simplify": 2.0, "cog": True}  # fmt: skip
     for field in fields:
         changed = dataclasses.replace(job, **{field: other.get(field, "other")})
-        assert changed.identity() != job.identity()
         with pytest.raises(
             ConfigError, match=rf"out holds results of another job: {field} was .*, and is now .*--overwrite"
         ):
@@ -132,7 +139,26 @@ def test_a_job_is_what_decides_its_results(job, tmp_path):
         begin(job)
     with pytest.raises(CheckpointError, match="there is no such file or run folder"):
         begin(dataclasses.replace(job, checkpoint=str(tmp_path / "none")))
-    assert json.loads(record)["write"] == ["labels", "overlay"]
+    assert json.loads(record)["write"] == ["labels", "overlay", "polygons"]
+
+
+@pytest.mark.parametrize(
+    ("write", "idle", "counts"),
+    [
+        (("scores",), {"ids": "train", "simplify": 2.0, "overlay_bands": ("4", "3", "2"), "cog": True}, {"alpha": 0.1}),
+        (("labels",), {"simplify": 2.0, "overlay_bands": ("4", "3", "2")}, {"cog": True}),
+        (("parquet",), {"simplify": 2.0, "cog": True}, {"ids": "train"}),
+        (("geopackage",), {"ids": "train", "cog": True}, {"simplify": 2.0}),
+    ],
+)
+def test_a_job_goes_on_without_options_that_had_no_effect(job, tmp_path, write, idle, counts):
+    """Such as --ids without labels, which was taken and recorded, and is refused now."""
+    job = dataclasses.replace(job, write=write)
+    begin(dataclasses.replace(job, **idle))
+    begin(job)
+    ((field, value),) = counts.items()
+    with pytest.raises(ConfigError, match=f"another job: {field} was [^;]*$"):
+        begin(dataclasses.replace(job, **{field: value}))
 
 
 def test_an_output_with_other_files_is_left_alone(job, tmp_path):

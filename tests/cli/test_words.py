@@ -41,9 +41,10 @@ LIST = ("check_dataset", "--dataset", "folder", "--write-classes")
         (("export_seg", "--checkpoint", "x", "--calibration-images", "32"), "--calibration-images is for --int8: give"),
         (("export_seg", "--checkpoint", "x", "--limit", "3"), "--limit: which data set to verify with is missing"),
         (("export_seg", "--checkpoint", "x", "--data.root", "y", "--split", "val"), "--data.root, --split: which data"),
-        ((*LIST, "--splits", "train"), "--write-classes reads all masks of the folder, as files: leave --splits out."),
-        ((*LIST, "--limit", "5", "--checkpoint", "x"), "leave --checkpoint, --limit out."),
-        ((*LIST, "--data.classes", "x.csv"), "leave --data.classes out."),
+        ((*LIST, "--splits", "train"), "--write-classes lists the ids of all masks and checks nothing: leave --splits"),
+        ((*LIST, "--limit", "5", "--checkpoint", "x"), "leave --checkpoint, --limit out, or give them to the check"),
+        ((*LIST, "--data.classes", "x.csv"), "leave --data.classes out, or give it to the check afterwards."),
+        ((*LIST, "--data.bands", "1,2"), "reads all masks of the folder, as files: leave --data.bands out."),
     ],
 )  # fmt: skip
 def test_an_option_that_would_do_nothing_is_refused(words, says, tool, tmp_path, monkeypatch, capsys):

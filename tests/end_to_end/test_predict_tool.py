@@ -217,6 +217,7 @@ def checkpoint_of(predict):
         (["--simplify", "2"], "--simplify is about polygons, geopackage, and --write labels overlay makes"),
         (["--write-tolerance", "2"], "--write-tolerance is about coco, labelme, cvat, yolo, and --write labels"),
         (["--ids", "train", "--write", "polygons", "coco"], "--ids is about labels, parquet, and --write"),
+        (["--cog", "--write", "overlay", "geopackage"], "--cog is about labels, and --write overlay geopackage makes"),
         (["--overlay-bands", "4,3,2", "--write", "labels"], "--overlay-bands is about overlay, and --write labels"),
         (["--frames", "0"], "--frames must be from 1 to 1000000000, not 0"),
         (["--batch", "1000000"], "--batch must be from 1 to 65536, not 1000000"),

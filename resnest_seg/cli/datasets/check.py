@@ -38,21 +38,10 @@ if TYPE_CHECKING:
 
 SPLITS, DEFAULT_TASK = ("train", "val", "test"), "multiclass"
 
-OF_A_CHECK = {
-    "checkpoint": "--checkpoint",
-    "splits": "--splits",
-    "limit": "--limit",
-    "output": "--output",
-    "classes": "--data.classes",
-    "positive": "--data.positive",
-}
-"""Options that say what is checked, by their names in the namespace: --write-classes checks nothing."""
+OF_A_CHECK = ("--checkpoint", "--splits", "--limit", "--output", "--data.classes", "--data.positive")
+"""Options that say what is checked: --write-classes checks nothing."""
 
 NOT_LISTED = (
-    "--checkpoint",
-    "--splits",
-    "--limit",
-    "--data.classes",
     "--data.window",
     "--data.window_overlap",
     "--data.bands",
@@ -60,7 +49,7 @@ NOT_LISTED = (
     "--data.cache",
     "--data.cache_size",
 )
-"""The options of a check that say nothing about a class list that is drafted."""
+"""Options about how the files of a check are read, which is not how a class list is drafted."""
 
 T = TypeVar("T")
 
@@ -167,12 +156,12 @@ def write_classes(options: argparse.Namespace) -> None:
         raise ConfigError(f"--write-classes reads all masks of the folder, as files: leave {', '.join(strays)} out.")
     if options.write_classes and not options.write_classes.lower().endswith(".csv"):  # nor a mask, with --overwrite
         raise ConfigError(f"--write-classes writes a CSV file: '{options.write_classes}' must end with .csv.")
-    for name, option in OF_A_CHECK.items():
-        if getattr(options, name) is not None:
-            raise ConfigError(
-                f"--write-classes lists the ids of all masks and checks nothing: leave {option} out, or give it to the "
-                "check afterwards."
-            )
+    strays = [option for option in options.changed if option in OF_A_CHECK]
+    if strays:
+        raise ConfigError(
+            f"--write-classes lists the ids of all masks and checks nothing: leave {', '.join(strays)} out, or give "
+            f"{'it' if len(strays) == 1 else 'them'} to the check afterwards."
+        )
     task = options.task or DEFAULT_TASK
     root = data_root("folder", options.root)
     source = open_source(root, zips=())
