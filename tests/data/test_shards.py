@@ -114,7 +114,7 @@ def test_a_packed_data_set_has_the_same_samples(kind, tmp_path):
     pack_shards(splits, tmp_path / "shards", shard_size=SIZE, workers=workers)
     for dataset in splits:
         packed = ShardDataset(tmp_path / "shards", dataset.split)
-        for bands in (None,) if kind != "bands" else (BandReader(NAMES), BandReader((4, 2), fill=(7.0, 9.0))):
+        for bands in (None,) if kind != "bands" else (BandReader(NAMES), BandReader((4, 2), fill=(700.0, 900.0))):
             dataset.read_as(bands)
             packed.read_as(bands)
             same_samples(dataset, packed)
