@@ -26,6 +26,9 @@ SUFFIXES = (".geojson", ".gpkg")
 FIELDS = ("class", "label", "class_name", "classname", "category", "name", "type", "fclass", "landuse", "building")
 """Properties that hold a feature's class, in lower case; the first that exists counts."""
 
+FARTHEST_ON_MAP = 1e9
+"""Largest coordinate on the map, in units of its reference system: Gauss-Krueger zone 39 begins at 39 million metres."""
+
 DEEPEST = 8
 """Geometries in each other, at most."""
 
@@ -209,7 +212,7 @@ def _polygon(coordinates: Item) -> Iterator[list[Ring]]:
 
 
 def _positions(ring: Item) -> Ring:
-    found = ring.numbers()
+    found = ring.numbers(FARTHEST_ON_MAP, "units of the reference system")
     if found.ndim != 2 or found.shape[1] not in (2, 3) or len(found) < 4:
         raise ring.error("a ring of at least 4 positions [x, y]")
     return found[:, :2]

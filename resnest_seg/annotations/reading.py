@@ -122,7 +122,7 @@ class Item:
             raise self.error(f"a number from {low:g} to {high:g}")
         return float(self.value)
 
-    def numbers(self) -> NDArray[np.float64]:
+    def numbers(self, farthest: float = FARTHEST, unit: str = "pixels") -> NDArray[np.float64]:
         """Return a list of coordinates, or of lists of them, as an array of one or two axes."""
         try:
             found = np.array(self.value) if isinstance(self.value, list | tuple) else None
@@ -131,9 +131,9 @@ class Item:
         if found is None or (found.size and found.dtype.kind not in "iuf"):
             raise self.error("a list of numbers")
         found = found.astype(np.float64)
-        if not (np.abs(found) <= FARTHEST).all():
-            value = found[~(np.abs(found) <= FARTHEST)][0]
-            raise DatasetError(f"{self.place} holds the coordinate {value}: they must lie within {FARTHEST:g} pixels.")
+        if not (np.abs(found) <= farthest).all():
+            value = found[~(np.abs(found) <= farthest)][0]
+            raise DatasetError(f"{self.place} holds the coordinate {value}: they must lie within {farthest:g} {unit}.")
         return found
 
     def points(self, least: int = 1) -> Ring:

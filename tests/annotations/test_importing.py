@@ -95,6 +95,25 @@ def test_geopackages_and_other_reference_systems_are_laid_over_the_raster(tmp_pa
         assert np.array_equal(labels_of(f"mine{number}"), scene())
 
 
+@pytest.mark.parametrize(
+    ("crs", "origin"),
+    [("EPSG:3857", (15_550_000.0, 4_257_000.0)), ("EPSG:4527", (39_500_000.0, 4_430_000.0))],
+    ids=["tokyo", "zone 39"],
+)
+def test_metres_far_from_the_origin_of_their_system_are_positions(crs, origin, tmp_path):
+    samples.raster(tmp_path / "source" / "ortho.tif", crs=crs, origin=origin)
+    ring = [[origin[0] + x * 0.5, origin[1] - y * 0.5] for x, y in [*samples.outline(samples.CAR), samples.CAR[:2]]]
+    feature = {"type": "Feature", "properties": {"class": "car"},
+               "geometry": {"type": "Polygon", "coordinates": [ring]}}  # fmt: skip
+    system = {"type": "name", "properties": {"name": crs}}
+    content = {"type": "FeatureCollection", "crs": system, "features": [feature]}
+    samples.save(tmp_path / "source" / "a.geojson", content)
+    import_labels("source", "mine")
+    expected = np.zeros((16, 24), np.uint8)
+    expected[6:12, 4:12] = 1
+    assert np.array_equal(labels_of("mine", names=("background", "car")), expected)
+
+
 def test_areas_on_the_map_are_those_of_rasterio(tmp_path):
     import rasterio
     from rasterio import features
