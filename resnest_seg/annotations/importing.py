@@ -42,7 +42,7 @@ from resnest_seg.annotations.objects import (
     ReadOptions,
 )
 from resnest_seg.annotations.raster import Facts, Rules, draw_labels
-from resnest_seg.annotations.reading import forget, read_json, shown, shown_size
+from resnest_seg.annotations.reading import forget, json_files, read_json, shown, shown_size
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
 from resnest_seg.files import FULL, atomic_write, check_output_folder, check_outside, result_places
 from resnest_seg.io.images import IMAGE_SUFFIXES, MOST_PIXELS, PalettePng
@@ -201,12 +201,7 @@ def _of_folder(folder: Path) -> str | None:
         return "voc"
     if tables.tables_in(folder):
         return "datasets"
-    inner = [
-        *sorted(folder.glob("*.json")),
-        *sorted(folder.glob("annotations/*.json")),
-        *sorted(folder.glob("*/*.json")),
-    ]
-    named = sorted(inner, key=lambda path: not path.name.startswith(("instances_", "_annotations.coco")))
+    named = sorted(json_files(folder), key=lambda path: not path.name.startswith(("instances_", "_annotations.coco")))
     for path in named[:50]:
         if (found := _of_json(path)) is not None:
             return found

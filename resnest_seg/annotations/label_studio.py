@@ -28,10 +28,12 @@ from resnest_seg.annotations.reading import (
     Item,
     Photos,
     from_base64,
+    json_files,
     opacity_or_value,
     read_json,
     small_picture,
 )
+from resnest_seg.errors import DatasetError, printable
 
 MOST_EDGE = 1 << 20
 """Height or width of an image, at most."""
@@ -50,14 +52,17 @@ def is_label_studio(value: Any) -> bool:
 
 
 def read(source: Path, options: ReadOptions) -> AnnotatedSet:
-    """Read an exported JSON file.
+    """Read an exported JSON file, or the first of a folder.
 
     Raises:
         DatasetError: The file is damaged, or holds a value that cannot be; a photo is missing.
     """
-    file = source if source.is_file() else next(
-        path for path in sorted(source.glob("*.json")) if is_label_studio(read_json(path).value)
-    )  # fmt: skip
+    found = (path for path in json_files(source) if is_label_studio(read_json(path).value))
+    file = source if source.is_file() else next(found, None)
+    if file is None:
+        raise DatasetError(
+            f"{printable(str(source))} holds no export of Label Studio, a JSON list of tasks with data and annotations."
+        )
     document = read_json(file)
     photos = Photos([options.photos] if options.photos else [file.parent / "images", file.parent], below=options.photos)
     images, labels, without = list[AnnotatedImage](), set[str](), 0

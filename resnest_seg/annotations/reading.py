@@ -356,6 +356,12 @@ def walk(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     return sorted(found)
 
 
+def json_files(folder: Path) -> list[Path]:
+    """List the JSON files of a folder, of its folder `annotations`, and of its other folders, in this order."""
+    patterns = ("*.json", "annotations/*.json", "*/*.json")
+    return list(dict.fromkeys(path for pattern in patterns for path in sorted(folder.glob(pattern))))
+
+
 class Photos:
     """The folders in which photos are looked up by the names that annotations have for them.
 

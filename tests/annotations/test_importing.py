@@ -400,6 +400,26 @@ def test_unknown_options_name_the_nearest(option, value, says, sample):
         import_labels(sample("coco"), "mine", **{option: value})
 
 
+@pytest.mark.parametrize("inner", ["annotations", "any"])
+def test_an_export_of_label_studio_is_read_where_it_is_recognised(inner, sample):
+    sample("label-studio")
+    shutil.move("source", inner)
+    Path("source").mkdir()
+    shutil.move(inner, "source")
+    samples.save(Path("source/settings.json"), {"some": "thing"})
+    assert recognise(Path("source")) == "label-studio"
+    import_labels("source", "mine")
+    assert np.array_equal(labels_of("mine"), scene())
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_folder_without_an_export_of_label_studio_is_named(made):
+    if made:
+        samples.save(Path("folder/a.json"), {"some": "thing"})
+    with pytest.raises(DatasetError, match=r"folder holds no export of Label Studio"):
+        import_labels("folder", "mine", format="label-studio")
+
+
 def test_what_is_no_format_is_said(tmp_path):
     with pytest.raises(DatasetError, match="there is no file or folder nothing"):
         import_labels("nothing", "mine")
