@@ -127,7 +127,8 @@ def _object(shape: Item, height: int, width: int) -> AnnotatedObject:
         raise shape["points"].wrong(
             f"a {form} has {counts[form]} points{'' if exact else ' or more'}, not {len(points)}"
         )
-    return AnnotatedObject(ignored, tuple(_DRAWN[form](points + 0.5)), shape.place)
+    parts = tuple(_DRAWN[form](points + 0.5))
+    return AnnotatedObject(ignored, parts, shape.place, dropped="" if parts else "a line without length")
 
 
 def _mask(shape: Item, points: Ring, height: int, width: int) -> Part:

@@ -162,6 +162,7 @@ def pillow(draw):
         ("circle", [[10, 8], [10, 3]], lambda d: d.ellipse([(5, 3), (15, 13)], fill=1), 0),
         ("line", [[4, 7], [18, 7]], lambda d: d.line([(4, 7), (18, 7)], fill=1, width=10), 17),
         ("linestrip", [[4, 7], [18, 7]], lambda d: d.line([(4, 7), (18, 7)], fill=1, width=10), 17),
+        ("linestrip", [[4, 7], [4, 7], [18, 7]], lambda d: d.line([(4, 7), (18, 7)], fill=1, width=10), 17),
         ("point", [[11, 7]], lambda d: d.ellipse([(6, 2), (16, 12)], fill=1), 0),
         ("oriented_rectangle", samples.indices((3, 2, 9, 9)), lambda d: d.rectangle([(3, 2), (8, 8)], fill=1), 0),
     ],
@@ -174,6 +175,15 @@ def test_labelme_shapes_are_those_of_pillow_but_for_their_border(kind, points, d
     expected = pillow(draw)
     assert (mask().astype(bool) != expected).sum() <= off
     assert expected.sum() > 40
+
+
+@pytest.mark.parametrize("kind", ["line", "linestrip"])
+def test_labelme_lines_without_length_are_counted(kind):
+    samples.labelme(SOURCE)
+    shape = {"label": "road", "points": [[4, 7], [4, 7]], "shape_type": kind}
+    change(SOURCE / "a.json", lambda content: content["shapes"].append(shape))
+    assert import_labels(SOURCE, "mine").dropped == {"a line without length": 1}
+    assert np.array_equal(mask(), np.array([0, 2, 1, 3])[scene()])
 
 
 def test_labelme_has_its_own_classes_embedded_photos_and_photos_elsewhere():
