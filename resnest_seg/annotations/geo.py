@@ -27,7 +27,7 @@ FIELDS = ("class", "label", "class_name", "classname", "category", "name", "type
 """Properties that hold a feature's class, in lower case; the first that exists counts."""
 
 FARTHEST_ON_MAP = 1e9
-"""Largest coordinate on the map, in units of its reference system: Gauss-Krueger zone 39 begins at 39 million metres."""
+"""Largest coordinate on the map, in units of its reference system: Gauss-Krueger zone 39 begins at 39e6 metres."""
 
 DEEPEST = 8
 """Geometries in each other, at most."""

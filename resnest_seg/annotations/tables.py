@@ -306,7 +306,7 @@ def _plain_rows(path: Path) -> list[Mapping[str, Any]]:
     text = read_text(path)
     if path.suffix.lower() == ".csv":
         try:
-            return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+            return list(_rows_of_csv(path, text))
         except csv.Error as error:
             raise DatasetError(f"{printable(str(path))} is not valid CSV: {error}.") from None
     rows = []
@@ -323,3 +323,16 @@ def _plain_rows(path: Path) -> list[Mapping[str, Any]]:
             raise DatasetError(f"{printable(str(path))}, line {number} must be a mapping, not {shown(value)}.")
         rows.append(value)
     return rows
+
+
+def _rows_of_csv(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    for row in reader:
+        beyond = row.pop(None, [])
+        if any(beyond):  # a comma at the end alone is harmless
+            columns = len(reader.fieldnames or ())
+            raise DatasetError(
+                f"{printable(str(path))}, line {reader.line_num} has {columns + len(beyond)} values, and the header "
+                f"{columns} columns: write a value that holds a comma in quotes."
+            )
+        yield row

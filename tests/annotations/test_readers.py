@@ -348,6 +348,23 @@ def test_tables_of_an_imagefolder(kind):
     assert np.array_equal(mask("train/a b"), scene())
 
 
+@pytest.mark.parametrize(("row", "line"), [("first", 2), ("second", 3)])
+def test_rows_with_more_values_than_columns_are_named_unless_they_are_empty(row, line):
+    """A comma in a name without quotes shifts all that follows."""
+    (SOURCE / "m.png").write_bytes(samples.png(scene()))
+    for name in ("a.jpg", "b.jpg"):
+        samples.photo(SOURCE / name)
+    rows = {"first": "a.jpg,m.png", "second": "b.jpg,m.png"}
+    for more in (",", ",,extra"):
+        text = "".join(f"{words}{more if name == row else ''}\n" for name, words in rows.items())
+        (SOURCE / "metadata.csv").write_text(f"file_name,mask_file_name\n{text}")
+        if more == ",":
+            assert import_labels(SOURCE, "mine").images == {"": 2}
+            continue
+        with pytest.raises(DatasetError, match=rf"metadata.csv, line {line} has 4 values, and the header 2 columns"):
+            import_labels(SOURCE, "again")
+
+
 def test_geojson_of_one_class_and_of_points():
     source = samples.geo(SOURCE)
 
