@@ -83,9 +83,9 @@ class ImportReport:
         format: The format, as recognised or given.
         classes: Class names in the order of their ids.
         images: Images by split; "" for those without one.
-        objects: Drawn objects by class.
+        objects: Drawn objects by class; with crowds, if they are drawn as their class.
         pixels: Pixels by class, "ignored" for those that are not trained on; of bits, a pixel counts for each label.
-        images_without_objects: Images that are all background, or all ignored.
+        images_without_objects: Images without an object or a crowd that is drawn.
         overlapping_pixels: Pixels of two or more objects.
         conflicting_pixels: Those of them whose objects are of different classes.
         crowds: Regions that stand for many objects.
@@ -514,7 +514,10 @@ class _Work:
     def _publish(self) -> ImportReport:
         facts, space = self.facts, self.rules.space
         if not facts.objects:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in facts.dropped.items())
+            counts = dict(facts.dropped)
+            if facts.numbers["crowds"]:
+                counts["crowd regions, which --crowd class draws"] = facts.numbers["crowds"]
+            reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
             raise DatasetError(
                 f"{printable(str(self.found.files[0]))}: none of the {len(self.images)} images has an object that can "
                 f"be drawn{f' ({reasons})' if reasons else ''}."

@@ -317,9 +317,13 @@ def draw_labels(image: AnnotatedImage, height: int, width: int, rules: Rules, fa
         inside = canvas.covered[canvas.window(patch)]
         free = patch.mask if rules.bits and number != _IGNORED else patch.mask & ~inside
         canvas.put(Patch(patch.top, patch.left, free), number, count=False)
+        if number >= 0:
+            facts.objects[rules.space.names[number]] += 1
     labels = canvas.finished()
     facts.numbers.update(
-        overlapping=int(canvas.twice.sum()), conflicting=int(canvas.differ.sum()), empty=int(not drawn)
+        overlapping=int(canvas.twice.sum()),
+        conflicting=int(canvas.differ.sum()),
+        empty=int(not drawn and not crowds),
     )
     _count(labels, rules, facts)
     return labels

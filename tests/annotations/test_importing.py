@@ -208,7 +208,29 @@ def test_crowds(rule, free, pixels, tmp_path):
     assert np.array_equal(labels[objects], scene()[objects])  # a crowd is below every object
     assert set(labels[:, :10][~objects[:, :10]]) == {free}
     assert report.crowds == 1
+    assert report.objects == {"road": 1, "car": 2 if rule == "class" else 1, "tree": 1}
     assert report.overlapping_pixels == 32  # the car on the road, as before
+
+
+@pytest.mark.parametrize("rule", ["ignore", "class", "background"])
+def test_images_of_crowds_alone(rule, tmp_path):
+    """They have what --crowd makes of them, and a set of them alone has no object unless they are of their class."""
+    source = many(tmp_path, ["a.png", "b.png"])
+    content = json.loads(source.read_text())
+    crowd = [one | {"iscrowd": 1} for one in content["annotations"] if one["image_id"] == 1 and one["category_id"] == 9]
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] == 0] + crowd
+    report = import_labels(samples.save(source, content), "mixed", crowd=rule)
+    found = np.array(Image.open("mixed/masks/b.png"))
+    label = {"ignore": 255, "class": 3, "background": 0}[rule]
+    assert np.array_equal(found, np.where(scene() == 3, label, 0))
+    assert report.images_without_objects == (1 if rule == "background" else 0)
+    content["annotations"] = crowd
+    samples.save(source, content)
+    if rule == "class":
+        assert import_labels(source, "crowds", crowd=rule).objects == {"tree": 1}
+        return
+    with pytest.raises(DatasetError, match=r"none of the 2 images .*1 crowd regions, which --crowd class draws"):
+        import_labels(source, "crowds", crowd=rule)
 
 
 def test_unlabelled_pixels_and_classes_of_the_users(sample, tmp_path):
