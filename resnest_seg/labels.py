@@ -58,6 +58,7 @@ class LabelSpace:
         ignored_colors: Colours that `encode_colors` maps to `IGNORE_LABEL`.
         task: One of `TASKS`. "binary" has two classes, the background and the object, and models with one logit.
             "multilabel" has maps of bits: raw id k is bit k, and bit 15 (`MULTILABEL_IGNORE`) marks ignored pixels.
+        ignored_names: Names of the ignored entries of a class list; for `import_labels`, neither compared nor stored.
 
     Raises:
         ConfigError: The lengths differ, there are not 1..253 classes, a name is empty, holds control characters or is
@@ -71,6 +72,7 @@ class LabelSpace:
     ignored_raw_ids: tuple[int, ...] = ()
     ignored_colors: tuple[tuple[int, int, int], ...] = ()
     task: str = "multiclass"
+    ignored_names: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -166,6 +168,7 @@ class LabelSpace:
             colors=tuple((int(row["red"]), int(row["green"]), int(row["blue"])) for row in classes),
             raw_ids=tuple(int(row["raw_id"]) for row in classes),
             ignored_raw_ids=tuple(int(row["raw_id"]) for row in rows if not row["train_id"]),
+            ignored_names=tuple(row["name"] for row in rows if not row["train_id"]),
         )
 
     @classmethod
@@ -224,8 +227,8 @@ class LabelSpace:
 
     def to_dict(self) -> dict[str, Any]:
         """The label space as plain values that JSON can hold; without the task if it is multiclass, as ever."""
-        values = dataclasses.asdict(self)
-        return values if self.task != "multiclass" else {key: values[key] for key in values if key != "task"}
+        left_out = {"ignored_names"} if self.task != "multiclass" else {"ignored_names", "task"}
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
 
     def __len__(self) -> int:
         """Number of classes K."""

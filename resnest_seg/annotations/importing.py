@@ -296,12 +296,14 @@ def _rules(
     bits = overlap == "multilabel"
     named = {name: name for name in found.classes if name.lower() not in IGNORE_NAMES}
     named |= {name: "background" for name in named if name.lower() in BACKGROUND_NAMES}
-    where = printable(str(found.files[0]))
+    where, ignored = printable(str(found.files[0])), set[str]()
     if classes is None:
         space = _space(found, named, bits, unlabelled, where)
     else:
         space = classes if isinstance(classes, LabelSpace) else LabelSpace.numbered(len(classes), names=classes)
-        strangers = [name for name in named.values() if name not in space.names and not (bits and name == "background")]
+        ignored = {name for name, meant in named.items() if {name, meant} & set(space.ignored_names)}
+        known = {*space.names, "background"} if bits else {*space.names}
+        strangers = [meant for name, meant in named.items() if meant not in known and name not in ignored]
         if strangers:
             near = difflib.get_close_matches(strangers[0], space.names, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -319,7 +321,7 @@ def _rules(
     if bits and len(space) > MAX_LABELS:
         raise DatasetError(f"{where} has {len(space)} classes, and masks of several labels hold {MAX_LABELS} at most.")
     train_ids = {name: label for label, name in enumerate(space.names)}
-    ids = {name: train_ids[meant] for name, meant in named.items() if meant in train_ids}
+    ids = dict.fromkeys(ignored) | {name: train_ids[meant] for name, meant in named.items() if meant in train_ids}
     background = train_ids.get("background", IGNORE_LABEL)
     fill = IGNORE_LABEL if unlabelled == "ignore" else background
     if bits:

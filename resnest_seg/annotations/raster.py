@@ -272,7 +272,7 @@ class Rules:
 
     Attributes:
         space: The classes.
-        ids: Class of the source -> its train id.
+        ids: Class of the source -> its train id, or None if it is ignored.
         fill: Label of pixels without an object.
         order: What is on top, see `Order`.
         crowd: "ignore", "class" or "background".
@@ -280,7 +280,7 @@ class Rules:
     """
 
     space: LabelSpace
-    ids: Mapping[str, int]
+    ids: Mapping[str, int | None]
     fill: int
     order: str
     crowd: str
@@ -295,7 +295,8 @@ class Rules:
         """Return the train id of a class of the source, `_IGNORED`, or `_NOTHING` for the background of bits."""
         if label is None or label.lower() in IGNORE_NAMES:
             return _IGNORED
-        return self.ids.get(label, _NOTHING)
+        number = self.ids.get(label, _NOTHING)
+        return _IGNORED if number is None else number
 
 
 def draw_labels(image: AnnotatedImage, height: int, width: int, rules: Rules, facts: Facts) -> NDArray[Any]:

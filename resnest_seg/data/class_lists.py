@@ -378,6 +378,7 @@ def _label_space(rows: Sequence[Mapping[str, Any]], name: str) -> LabelSpace:
         raw_ids=tuple(value for _, value in classes),
         ignored_raw_ids=tuple(value for _, value in ignored) + extra,
         ignored_colors=tuple(_color(row, (0, 0, 0)) for row, _ in ignored if "color" in row),
+        ignored_names=tuple(row["name"] for row, _ in ignored),
     )
 
 

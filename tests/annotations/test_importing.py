@@ -251,6 +251,25 @@ def test_unlabelled_pixels_and_classes_of_the_users(sample, tmp_path):
     assert not Path("x").exists()
 
 
+@pytest.mark.parametrize("rule", ["tool", "multilabel"])
+def test_classes_that_the_list_ignores_are_ignored(rule, sample):
+    source = sample("coco")
+    Path("list.csv").write_text("name,id,ignore\nbackground,0,\nroad,3,\ncar,4,yes\ntree,5,\n")
+    space = read_classes("list.csv")
+    report = import_labels(source, "mine", classes=space, overlap=rule)
+    mask = cv2.imread("mine/masks/a.png", cv2.IMREAD_UNCHANGED)
+    if rule == "multilabel":
+        road = np.indices((16, 24))[0] >= 8  # below the car as well
+        ignored = np.where(scene() == 2, 1 << 15, 0)
+        assert np.array_equal(mask, np.where(road, 1, np.where(scene() == 3, 2, ignored)))
+        return
+    assert np.array_equal(labels_of("mine"), np.where(scene() == 2, 255, scene()))
+    assert np.array_equal(np.array(Image.open("mine/masks/a.png")), np.array([0, 3, 4, 5])[scene()])
+    assert (report.objects, report.overlapping_pixels) == ({"road": 1, "tree": 1}, 0)
+    assert verb.main([str(source), "--output", "again", "--classes", "list.csv"]) == 0
+    assert Path("again/masks/a.png").read_bytes() == Path("mine/masks/a.png").read_bytes()
+
+
 def test_photos_are_links_or_copies_and_are_found_elsewhere(sample, tmp_path):
     source = sample("coco")
     import_labels(source, "linked")
