@@ -42,6 +42,7 @@ from resnest_seg.annotations.objects import (
     ReadOptions,
 )
 from resnest_seg.annotations.raster import Facts, Rules, draw_labels
+from resnest_seg.annotations.reading import SPLITS as SPLIT_WORDS
 from resnest_seg.annotations.reading import forget, json_files, read_json, shown, shown_size
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
 from resnest_seg.files import FULL, atomic_write, check_output_folder, check_outside, result_places
@@ -359,6 +360,7 @@ def _space(found: AnnotatedSet, named: Mapping[str, str], bits: bool, unlabelled
 
 def _places(images: Sequence[AnnotatedImage], splits: Sequence[str]) -> dict[Path, AnnotatedImage]:
     """Choose where each image goes: its path below images/, with the photo's suffix."""
+    images = _with_splits(images, splits)
     if splits:
         images = [image for image in images if image.split in splits]
         if not images:
@@ -390,6 +392,16 @@ def _places(images: Sequence[AnnotatedImage], splits: Sequence[str]) -> dict[Pat
         place.with_name(place.name + Path(images[int(number)].name).suffix): images[int(number)]
         for number, place in places.items()
     }
+
+
+def _with_splits(images: Sequence[AnnotatedImage], splits: Sequence[str]) -> Sequence[AnnotatedImage]:
+    """Where the format has no splits, take them from the first folder of names, if some are to be told apart."""
+    found = []
+    for image in images:
+        first, _, rest = image.name.partition("/")
+        split = SPLIT_WORDS.get(first.lower()) if rest and image.split is None else None
+        found.append(image if split is None else dataclasses.replace(image, name=rest, split=split))
+    return found if splits or any(image.split == "train" for image in found) else images
 
 
 def _visible(part: str) -> str:

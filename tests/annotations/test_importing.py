@@ -324,6 +324,23 @@ def test_splits_are_folders_and_can_be_chosen(tmp_path):
         import_labels(folder, "x", splits=["test"])
 
 
+def test_splits_in_the_names_of_photos_are_splits():
+    """labelme, CVAT and COCO name photos with their folders; `extra` is in no split."""
+    for folder in ("train", "valid", "extra"):
+        samples.photo(samples.labelme(Path("source", folder)) / "a.png", seed=len(folder))
+    with pytest.raises(DatasetError, match=r"extra/a.json belongs to none of the splits .* --split train val"):
+        import_labels("source", "mine")
+    assert import_labels("source", "mine", splits=["train", "val"]).images == {"train": 1, "val": 1}
+    assert [FolderDataset("mine", split).sample_name(0) for split in ("train", "val")] == [
+        "images/train/a.png", "images/val/a.png"]  # fmt: skip
+    assert import_labels("source", "some", splits=["val"]).images == {"val": 1}
+    shutil.rmtree("source/extra")
+    assert import_labels("source", "all").images == {"train": 1, "val": 1}
+    shutil.rmtree("source/train")
+    assert import_labels("source", "named").images == {"": 1}  # without a split to train on, a folder is a name
+    assert Path("named/images/valid/a.png").exists()
+
+
 def test_the_result_is_all_or_nothing_and_resumes(tmp_path, monkeypatch):
     source = many(tmp_path, [f"{number}.png" for number in range(6)])
     drawn, draw = [], importing.draw_labels
