@@ -445,13 +445,24 @@ def shown_size(path: Path | bytes) -> tuple[tuple[int, int], tuple[int, int]]:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(path) if isinstance(path, bytes) else path) as picture:
                 stored = picture.height, picture.width
-                # Pillow would decode all pixels of a PNG to look for a tag behind them.
-                turned = picture.format != "PNG" and picture.getexif().get(274, 1) in (5, 6, 7, 8)
+                tagged = picture.format != "PNG" or _has_exif(path)
+                turned = tagged and picture.getexif().get(274, 1) in (5, 6, 7, 8)
     except BROKEN:
         stored, turned = (0, 0) if isinstance(path, bytes) else image_size(path), False
         if not isinstance(path, bytes) and not min(stored) and is_tiff(path):  # of bands that Pillow does not know
             stored = raster_size(path)
     return stored, stored[::-1] if turned else stored
+
+
+def _has_exif(path: Path | bytes) -> bool:
+    """True if a PNG has a chunk of EXIF; without one, Pillow would decode all pixels to look behind them."""
+    with io.BytesIO(path) if isinstance(path, bytes) else open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+            if head[4:] == b"eXIf":
+                return True
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)  # over the content and its checksum
+    return False
 
 
 def is_finite(value: float) -> bool:

@@ -18,9 +18,11 @@ import resnest_seg
 from resnest_seg import DatasetError, FolderDataset, LabelSpace, import_labels
 from resnest_seg.annotations import importing
 from resnest_seg.annotations.importing import READERS, recognise
+from resnest_seg.annotations.reading import shown_size
 from resnest_seg.cli.datasets import import_labels as verb
 from resnest_seg.data.folder import read_classes
 from resnest_seg.errors import ConfigError
+from resnest_seg.io.images import read_image
 
 
 def opened(folder):
@@ -492,19 +494,38 @@ def test_what_is_no_format_is_said(tmp_path):
         import_labels("c.json", "mine")
 
 
-def test_a_photo_turned_by_its_tag_is_told_from_one_of_another_size(sample, tmp_path):
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+def test_a_photo_turned_by_its_tag_is_told_from_one_of_another_size(kind, sample, tmp_path):
     source = sample("coco")
     samples.photo(Path("source/images/a.png"), size=(20, 30))
     with pytest.raises(DatasetError, match=r"images\[0\]: the annotation is for 24 x 16 pixels .* has 30 x 20"):
         import_labels(source, "mine")
     tag = Image.Exif()
     tag[274] = 6
-    Image.new("RGB", (24, 16)).save("source/images/a.jpg", exif=tag)
+    Image.new("RGB", (24, 16)).save(f"source/images/a.{kind}", exif=tag)
     content = json.loads(source.read_text())
-    content["images"][0]["file_name"] = "a.jpg"
+    content["images"][0]["file_name"] = f"a.{kind}"
     samples.save(source, content)
     with pytest.raises(DatasetError, match=r"has 16 x 24. The photo is turned by its orientation tag"):
         import_labels(source, "mine")
+
+
+@pytest.mark.parametrize("place", ["before the pixels", "behind the pixels", "without"])
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_png_is_measured_as_training_reads_it(place, in_memory, tmp_path):
+    tag, path = Image.Exif(), tmp_path / "a.png"
+    tag[274] = 8
+    Image.new("RGB", (24, 16)).save(path, exif=tag)
+    data = path.read_bytes()
+    at = data.index(b"eXIf") - 4
+    end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+    last = data.index(b"IEND") - 4
+    moved = {"before the pixels": data, "behind the pixels": data[:at] + data[end:last] + data[at:end] + data[last:],
+             "without": data[:at] + data[end:]}  # fmt: skip
+    path.write_bytes(moved[place])
+    stored, seen = shown_size(path.read_bytes() if in_memory else path)
+    assert (stored, seen) == ((16, 24), read_image(path).shape[:2])
+    assert seen == ((16, 24) if place == "without" else (24, 16))
 
 
 def test_the_command(sample, capsys):
