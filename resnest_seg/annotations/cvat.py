@@ -22,7 +22,7 @@ from resnest_seg.annotations.objects import (
     Rings,
 )
 from resnest_seg.annotations.raster import FARTHEST, ellipse, rectangle, rotated, runs_to_mask
-from resnest_seg.annotations.reading import Item, Photos, color_of, is_finite, parse_xml, shown, split_in
+from resnest_seg.annotations.reading import Item, Photos, color_of, is_finite, parse_xml, shown, split_in, without_root
 from resnest_seg.errors import DatasetError, printable
 
 MOST_EDGE = 1 << 20
@@ -124,7 +124,8 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
             raise DatasetError(f"{image.place}: the image {shown(name)} is listed twice.")
         seen.add((name, subset))
         size = image.whole("height", 1, MOST_EDGE), image.whole("width", 1, MOST_EDGE)
-        inner = Photos([root / subset for root in photos.roots]) if subset else photos
+        below = [part for part in without_root(subset) if part != ".."]
+        inner = Photos([root.joinpath(*below) for root in photos.roots]) if below else photos
         try:
             photo, found = inner.find(name, image.place)
         except DatasetError:

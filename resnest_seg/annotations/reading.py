@@ -421,6 +421,12 @@ def _is_file(path: Path) -> bool:
         return False
 
 
+def without_root(word: str) -> list[str]:
+    """Split a path of a stranger into its parts, without a drive or a root, which is `//` behind two slashes."""
+    path = PurePosixPath(re.sub(r"^[a-zA-Z]:", "", word.replace("\\", "/")))
+    return [part for part in path.parts if part.strip("/")]
+
+
 def _suffixes_of(name: str) -> list[str]:
     """Return what a name may mean below a folder, the longest path first; nothing that leads out of it."""
     forms = [name.replace("\\", "/")]
@@ -428,7 +434,7 @@ def _suffixes_of(name: str) -> list[str]:
         forms.append(plain)
     found: list[str] = []
     for form in forms:
-        parts = [part for part in PurePosixPath(re.sub(r"^[a-zA-Z]:", "", form)).parts if part != "/"]
+        parts = without_root(form)
         if ".." in parts:
             parts = parts[len(parts) - parts[::-1].index("..") :]
         found += ["/".join(parts[start:]) for start in range(len(parts))]

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from resnest_seg.annotations.objects import AnnotatedImage, AnnotatedObject, AnnotatedSet, ReadOptions, Rings
-from resnest_seg.annotations.reading import Item, is_finite, read_text, shown, walk
+from resnest_seg.annotations.reading import Item, is_finite, read_text, shown, walk, without_root
 from resnest_seg.annotations.voc import ids_of, objects_of_ids
 from resnest_seg.errors import ConfigError, DatasetError, printable
 from resnest_seg.io.images import IMAGE_SUFFIXES
@@ -108,11 +108,10 @@ def _photos(entry: Item, home: Path, document: Item, options: ReadOptions) -> It
     """Yield the photos of a split, their names below its folder, and the folder as the file names it."""
     base = document.get("path")
     for place in entry.items() if isinstance(entry.value, list) else (entry,):
-        word = place.text().replace("\\", "/")
+        word = place.text()
         # Only what lies below the file counts: `../train/images` (Roboflow) and absolute paths are looked up there.
-        parts = [part for part in PurePosixPath(word).parts if part not in ("..", ".", "/")]
-        above = list(PurePosixPath(base.text().replace("\\", "/")).parts) if base is not None else []
-        above = [part for part in above if part not in ("..", ".", "/")]
+        parts = [part for part in without_root(word) if part != ".."]
+        above = [part for part in without_root(base.text()) if part != ".."] if base is not None else []
         roots = [options.photos] if options.photos else [home, *(home.joinpath(*above[i:]) for i in range(len(above)))]
         tails = [Path(*parts[start:]) for start in range(len(parts))] + ([Path()] if options.photos else [])
         found = next((root / tail for tail in tails for root in roots if (root / tail).exists()), None)
@@ -123,10 +122,10 @@ def _photos(entry: Item, home: Path, document: Item, options: ReadOptions) -> It
             yield from ((path, path.relative_to(found).as_posix(), inner) for path in walk(found, IMAGE_SUFFIXES))
             continue
         for number, line in enumerate(read_text(found).splitlines(), 1):
-            name = line.strip().replace("\\", "/")
+            name = line.strip()
             if not name:
                 continue
-            tail = [part for part in PurePosixPath(name).parts if part not in ("..", ".", "/")]
+            tail = [part for part in without_root(name) if part != ".."]
             photo = next((found.parent.joinpath(*tail[i:]) for i in range(len(tail))
                           if found.parent.joinpath(*tail[i:]).is_file()), None)  # fmt: skip
             if photo is None:

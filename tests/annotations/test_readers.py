@@ -413,6 +413,9 @@ def test_photos_are_never_looked_up_outside_of_their_folders(tmp_path):
     for name in (
         "../secret.png",
         str(tmp_path / "secret.png"),
+        "/" + str(tmp_path / "secret.png"),
+        "C:/" + str(tmp_path / "secret.png"),
+        "%2F" + str(tmp_path / "secret.png"),
         "sub/../../secret.png",
         "%2e%2e/secret.png",
         "..",
@@ -425,6 +428,36 @@ def test_photos_are_never_looked_up_outside_of_their_folders(tmp_path):
         Photos([tmp_path / "photos"], below=tmp_path / "photos").find("a.png", "x")
     with pytest.raises(DatasetError, match="which is not below"):  # the user named no folder
         Photos([tmp_path / "photos"]).find("a.png", "x")
+
+
+@pytest.mark.parametrize("subset", ["/{}/secret", "//{}/secret", "../../secret", "..", "C:/{}/secret"])
+def test_a_subset_of_cvat_is_no_way_out_of_the_folders_of_photos(subset, tmp_path):
+    source = samples.cvat(SOURCE)
+    (SOURCE / "images/a.png").unlink()
+    samples.photo(tmp_path / "secret/a.png", seed=5)
+    samples.photo(tmp_path / "a.png", seed=5)
+    word = subset.format(str(tmp_path)[1:])
+    source.write_text(source.read_text().replace('name="a.png"', f'name="a.png" subset="{word}"'))
+    with pytest.raises(DatasetError, match=r"'a.png', which is not below"):
+        import_labels(source, "mine")
+    inside = samples.photo(SOURCE / "images/a.png")
+    import_labels(source, "mine")
+    assert next(Path("mine/images").rglob("a.png")).resolve() == inside.resolve()
+
+
+@pytest.mark.parametrize("root", ["/", "//"])
+@pytest.mark.parametrize("where", ["photos", "base", "line"])
+def test_a_description_of_yolo_is_no_way_out_of_its_folder(where, root, tmp_path):
+    samples.yolo(SOURCE)
+    (SOURCE / "images").rename(tmp_path / "images")
+    (SOURCE / "labels").rename(tmp_path / "labels")
+    outside = root + str(tmp_path)[1:]
+    lines = {"photos": f"train: {outside}/images/train", "base": f"path: {outside}\ntrain: images/train",
+             "line": "train: train.txt"}  # fmt: skip
+    (SOURCE / "data.yaml").write_text(f"{lines[where]}\nnames: [road, car, tree]\n")
+    (SOURCE / "train.txt").write_text(f"{outside}/images/train/a.png\n")
+    with pytest.raises(DatasetError, match=r"is not below source|there is no photo"):
+        import_labels(SOURCE, "mine")
 
 
 def test_splits_in_names():
