@@ -374,7 +374,7 @@ class Photos:
     """
 
     def __init__(self, roots: Sequence[Path], *, below: Path | None = None) -> None:
-        self.roots = list(dict.fromkeys(root for root in roots if root.is_dir()))
+        self.roots = list(dict.fromkeys(root for root in roots if is_folder(root)))
         self.asked, self.below = list(dict.fromkeys(roots)), below
 
     def find(self, name: str, place: str) -> tuple[Path, str]:
@@ -388,7 +388,7 @@ class Photos:
         for candidate in dict.fromkeys(names):
             for root in self.roots:
                 path = root / candidate
-                if _is_file(path):
+                if is_file(path):
                     return path, candidate
         for word in dict.fromkeys(names[-2:]) if self.below is not None else ():
             found = self._anywhere.get(word, [])
@@ -414,11 +414,14 @@ class Photos:
         return index
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, a zero byte
-        return False
+def is_file(path: Path) -> bool:
+    """True for a file; False also for what can be no name: one too long, or with a zero byte."""
+    return os.path.isfile(path)  # noqa: PTH113  # Path's raises for a name too long
+
+
+def is_folder(path: Path) -> bool:
+    """True for a folder; False also for what can be no name."""
+    return os.path.isdir(path)  # noqa: PTH112  # Path's raises for a name too long
 
 
 def without_root(word: str) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from resnest_seg.annotations.objects import AnnotatedImage, AnnotatedObject, AnnotatedSet, ReadOptions, Rings
-from resnest_seg.annotations.reading import Item, is_finite, read_text, shown, walk, without_root
+from resnest_seg.annotations.reading import Item, is_file, is_finite, is_folder, read_text, shown, walk, without_root
 from resnest_seg.annotations.voc import ids_of, objects_of_ids
 from resnest_seg.errors import ConfigError, DatasetError, printable
 from resnest_seg.io.images import IMAGE_SUFFIXES
@@ -114,7 +114,8 @@ def _photos(entry: Item, home: Path, document: Item, options: ReadOptions) -> It
         above = [part for part in without_root(base.text()) if part != ".."] if base is not None else []
         roots = [options.photos] if options.photos else [home, *(home.joinpath(*above[i:]) for i in range(len(above)))]
         tails = [Path(*parts[start:]) for start in range(len(parts))] + ([Path()] if options.photos else [])
-        found = next((root / tail for tail in tails for root in roots if (root / tail).exists()), None)
+        places = [root / tail for tail in tails for root in roots]
+        found = next((path for path in places if is_file(path) or is_folder(path)), None)
         if found is None:
             raise place.wrong(f"{shown(word)} is not below {printable(str(roots[0]))}")
         if found.is_dir():
@@ -126,8 +127,8 @@ def _photos(entry: Item, home: Path, document: Item, options: ReadOptions) -> It
             if not name:
                 continue
             tail = [part for part in without_root(name) if part != ".."]
-            photo = next((found.parent.joinpath(*tail[i:]) for i in range(len(tail))
-                          if found.parent.joinpath(*tail[i:]).is_file()), None)  # fmt: skip
+            places = [found.parent.joinpath(*tail[start:]) for start in range(len(tail))]
+            photo = next((path for path in places if is_file(path)), None)
             if photo is None:
                 raise DatasetError(f"{printable(str(found))}, line {number}: there is no photo {shown(name)} below it.")
             yield photo, photo.relative_to(found.parent).as_posix(), PurePosixPath()

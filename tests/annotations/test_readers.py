@@ -460,6 +460,22 @@ def test_a_description_of_yolo_is_no_way_out_of_its_folder(where, root, tmp_path
         import_labels(SOURCE, "mine")
 
 
+@pytest.mark.parametrize("place", ["subset", "train", "path", "line"])
+def test_folders_of_too_long_names_are_not_there(place):
+    long = "é" * 200
+    if place == "subset":
+        source = samples.cvat(SOURCE)
+        source.write_text(source.read_text().replace('name="a.png"', f'name="a.png" subset="{long}"'))
+        import_labels(source, "mine")  # the photo is where it would be without a subset
+        return
+    samples.yolo(SOURCE)
+    lines = {"train": f"train: {long}", "path": f"path: {long}\ntrain: images/val", "line": "train: train.txt"}
+    (SOURCE / "data.yaml").write_text(f"{lines[place]}\nnames: [road, car, tree]\n")
+    (SOURCE / "train.txt").write_text(f"{long}.png\n")
+    with pytest.raises(DatasetError, match=r"is not below source|there is no photo"):
+        import_labels(SOURCE, "mine")
+
+
 def test_splits_in_names():
     names = ("instances_val2017", "train-00000-of-00001", "valid", "training", "test_b")
     assert [split_in(name) for name in names] == ["val", "train", "val", "train", "test"]
