@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnest_seg.annotations.objects import AnnotatedImage, AnnotatedObject, AnnotatedSet, ReadOptions, Ring, Rings
-from resnest_seg.annotations.reading import Item, read_json, shown, split_in, walk
+from resnest_seg.annotations.reading import Item, read_bytes, read_json, shown, split_in, walk
 from resnest_seg.errors import DatasetError, load_extra, printable
 
-SUFFIXES = (".geojson", ".gpkg")
-"""Vectors in a folder."""
+SUFFIXES = (".geojson", ".gpkg", ".json")
+"""Vectors in a folder; of JSON, only GeoJSON."""
 
 FIELDS = ("class", "label", "class_name", "classname", "category", "name", "type", "fclass", "landuse", "building")
 """Properties that hold a feature's class, in lower case; the first that exists counts."""
@@ -59,7 +59,7 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
         DatasetError: A file is damaged, or holds a value that cannot be; a raster has no reference system.
         ConfigError: rasterio is not installed.
     """
-    files = [source] if source.is_file() else walk(source, SUFFIXES)
+    files = [source] if source.is_file() else [path for path in walk(source, SUFFIXES) if _holds_vectors(path)]
     if not files:
         raise DatasetError(f"{printable(str(source))} holds no vectors ({', '.join(SUFFIXES)}).")
     home = options.photos or (source.parent if source.is_file() else source)
@@ -88,6 +88,13 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
 
         images.append(AnnotatedImage(inner.as_posix(), raster, printable(str(raster)), objects, None, split))
     return AnnotatedSet(dict.fromkeys(labels), images, "list", "background", files)
+
+
+def _holds_vectors(path: Path) -> bool:
+    """False for JSON of other kinds, which need not even be valid: other programs have theirs beside the vectors."""
+    if path.suffix.lower() != ".json":
+        return True
+    return b"FeatureCollection" in read_bytes(path) and is_geojson(read_json(path).value)
 
 
 def _field(layer: _Layer, wanted: str | None) -> str | None:

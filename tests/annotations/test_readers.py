@@ -365,6 +365,23 @@ def test_rows_with_more_values_than_columns_are_named_unless_they_are_empty(row,
             import_labels(SOURCE, "again")
 
 
+@pytest.mark.parametrize("beside", [(), ("trees.geojson",)], ids=["alone", "beside others"])
+def test_geojson_called_json_is_read_in_a_folder(beside):
+    source = samples.geo(SOURCE)
+    content = json.loads(source.read_text())
+    source.unlink()
+    trees = [one for one in content["features"] if beside and one["properties"]["class"] == "tree"]
+    areas = [one for one in content["features"] if one not in trees]
+    for name in beside:
+        samples.save(SOURCE / name, content | {"features": trees})
+    samples.save(SOURCE / "areas.json", content | {"features": areas})
+    samples.save(SOURCE / "settings.json", {"some": "thing"})
+    (SOURCE / "other").mkdir()
+    (SOURCE / "other/notes.json").write_bytes(b"\xff no JSON")  # of another program
+    import_labels(SOURCE, "mine", format="geo")
+    assert np.array_equal(mask("ortho"), np.array([0, 2, 1, 3])[scene()])
+
+
 def test_geojson_of_one_class_and_of_points():
     source = samples.geo(SOURCE)
 
