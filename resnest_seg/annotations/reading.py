@@ -77,6 +77,8 @@ class Item:
     def __getitem__(self, key: str) -> Item:
         found = self.get(key)
         if found is None:
+            if key in self.value:
+                raise DatasetError(f"{Item(None, self, key).place} is null, and a value is needed.")
             raise DatasetError(f"{self.place} has no {key!r}, only {shown(list(self.value))}.")
         return found
 

@@ -116,6 +116,7 @@ ANNOTATIONS = ("annotations.json", "annotations")
 
 CASES = {
     "coco": [
+        (r"annotations\[1\].category_id is null", edit("annotations.json", ["annotations", 1, "category_id"], None)),
         ("is not valid JSON: .* truncated", content("annotations.json", cut)),
         ("is nested too deep", content("annotations.json", NESTED)),
         ("holds the number NaN", text("annotations.json", "[0, 8,", "[NaN, 8,")),
@@ -232,10 +233,7 @@ CASES = {
             r"shapes\[0\].shape_type must be one of polygon, .* not 'blob'",
             edit("a.json", ["shapes", 0, "shape_type"], "blob"),
         ),
-        (
-            r"shapes\[0\].label must be text, not None|shapes\[0\] has no 'label'",
-            edit("a.json", ["shapes", 0, "label"], None),
-        ),
+        (r"shapes\[0\].label is null, and a value is needed", edit("a.json", ["shapes", 0, "label"], None)),
         (r"shapes\[1\].points: a rectangle has 2 points, not 1", edit("a.json", ["shapes", 1, "points"], [[1, 2]])),
         (
             r"shapes\[2\].mask: a mask of 60000 x 60000",
