@@ -287,6 +287,11 @@ def _check_output(output: Path, inputs: Iterable[Path]) -> None:
     check_output_folder(output.absolute().parent)
     if os.path.lexists(output) and not (output.is_dir() and not any(output.iterdir())):
         raise ConfigError(f"{printable(str(output))} already exists. Choose another --output.")
+    if os.path.ismount(output):
+        raise ConfigError(
+            f"{printable(str(output))} is a mount point, and no folder can be renamed to it: choose a folder in it, "
+            f"such as {printable(str(output / 'imported'))}."
+        )
     check_outside(output, inputs)
 
 
@@ -550,14 +555,14 @@ class _Work:
             temporary.write_text(_class_list(space, self.rules.bits), encoding="utf-8")
         with atomic_write(self.folder / REPORT) as temporary:
             temporary.write_text(json.dumps(dataclasses.asdict(report), indent=2) + "\n", encoding="utf-8")
-        for name in ("fingerprint", "progress.jsonl"):
-            (self.folder / name).unlink()
         with contextlib.suppress(OSError):  # an empty folder may stand there
             self.output.rmdir()
         try:
             self.folder.rename(self.output)
         except OSError as error:
             raise ConfigError(f"cannot rename {self.folder} to {self.output}: {error.strerror}.") from None
+        for name in ("fingerprint", "progress.jsonl"):  # not before: by them, the same call goes on
+            (self.output / name).unlink()
         return report
 
 

@@ -374,6 +374,30 @@ def test_the_result_is_all_or_nothing_and_resumes(tmp_path, monkeypatch):
     assert [name for name in names_in(".") if name.startswith(".")] == []
 
 
+def test_what_is_drawn_is_kept_if_the_folder_cannot_be_renamed(sample, monkeypatch):
+    source = sample("coco")
+
+    def refused(path, target):
+        raise OSError(16, "Device or resource busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refused)
+        with pytest.raises(ConfigError, match=r"cannot rename .*\.mine\.importing to mine: Device or resource busy"):
+            import_labels(source, "mine")
+    monkeypatch.setattr(importing, "draw_labels", lambda *rest: pytest.fail("drawn again"))
+    assert import_labels(source, "mine").objects == {"road": 1, "car": 1, "tree": 1}
+    assert names_in("mine") == ["classes.csv", "images", "import_report.json", "masks"]
+
+
+def test_an_empty_mount_point_is_no_output(sample, tmp_path, monkeypatch):
+    """Nothing can be renamed to it, which would be found out when all is drawn."""
+    Path("mine").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "mine")
+    with pytest.raises(ConfigError, match=r"mine is a mount point, .*: choose a folder in it, such as mine/imported"):
+        import_labels(sample("coco"), "mine")
+    assert names_in(".") == ["mine", "source"]
+
+
 @pytest.mark.parametrize("change", ["options", "source"])
 def test_another_import_does_not_go_on_with_what_is_there(change, tmp_path, monkeypatch):
     source = many(tmp_path, ["0.png", "1.png"])
