@@ -11,6 +11,7 @@ import errno
 import importlib
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -267,13 +268,11 @@ def load_rasterio(what: str = "maps and large images") -> Any:
 
 def gdal_errors() -> tuple[type[Exception], ...]:
     """Exceptions of rasterio, and those of GDAL that it lets through, about files and coordinates."""
-    rasterio = load_rasterio()
-    return (
-        rasterio.errors.RasterioError,
-        importlib.import_module("rasterio._err").CPLE_BaseError,
-        ValueError,
-        MemoryError,
-    )
+    return (*_refusals_of_gdal(), ValueError, MemoryError)
+
+
+def _refusals_of_gdal() -> tuple[type[Exception], ...]:
+    return load_rasterio().errors.RasterioError, importlib.import_module("rasterio._err").CPLE_BaseError
 
 
 def gdal(cache: int) -> Any:
@@ -436,15 +435,15 @@ class LargeLabels:
                     self._sink.georeference(self._place, self._no_data, self._names)
             yield
             assert self._rows == self.height, f"{self._rows} of {self.height} rows were written"
-            if isinstance(self._sink, _Tiff) and self._cog:
-                self._sink.optimize(temporary)
+            if isinstance(self._sink, _Tiff):
+                self._sink.finish(temporary)
 
 
 class _Tiff:
     """A TIFF by rows: a palette picture, or without a palette one of 16 bits."""
 
     def __init__(self, path: Path, height: int, width: int, palette: NDArray[np.uint8] | None) -> None:
-        self._rows, self._width = 0, width
+        self._rows, self._width, self._checksum = 0, width, 0
         self._path = path
         rasterio = load_rasterio()
         require_utf8(path.absolute())
@@ -469,18 +468,34 @@ class _Tiff:
         target.crs, target.transform, target.nodata = place.crs, place.affine, no_data
         target.update_tags(1, **names)
 
-    def optimize(self, path: Path) -> None:
-        """End the file, and copy it as a Cloud Optimized GeoTIFF."""
+    def finish(self, path: Path) -> None:
+        """End the file; copy it as a Cloud Optimized GeoTIFF if `path` is another; read `path` back."""
         import rasterio.shutil
 
-        with self._refusals():
-            self._target.close()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                rasterio.shutil.copy(
-                    self._path.absolute(), path.absolute(), driver="COG", compress="DEFLATE", blocksize=TILE,
-                    overview_resampling="nearest", BIGTIFF="IF_SAFER",
-                )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a photo is not where on earth
+            with self._refusals():
+                self._target.close()
+                if path != self._path:
+                    rasterio.shutil.copy(
+                        self._path.absolute(), path.absolute(), driver="COG", compress="DEFLATE", blocksize=TILE,
+                        overview_resampling="nearest", BIGTIFF="IF_SAFER",
+                    )  # fmt: skip
+            whole = self._is_whole(path)
+        if not whole:
+            raise OSError(errno.EIO, "the file is not whole when it is read back. Is the disk full?")
+
+    def _is_whole(self, path: Path) -> bool:
+        """True if a closed file holds the rows; GDAL writes most of them at the end, and tells no errors there."""
+        checksum = 0
+        try:
+            with load_rasterio().open(path.absolute(), driver="GTiff") as written:
+                for first in range(0, self._rows, TILE):
+                    window = ((first, min(first + TILE, self._rows)), (0, self._width))
+                    checksum = zlib.crc32(written.read(1, window=window), checksum)
+        except _refusals_of_gdal():
+            return False
+        return checksum == self._checksum
 
     def write(self, rows: NDArray[Any]) -> None:
         """Add rows."""
@@ -488,6 +503,7 @@ class _Tiff:
         if len(rows):
             with self._refusals():
                 self._target.write(rows, 1, window=window)
+            self._checksum = zlib.crc32(np.ascontiguousarray(rows), self._checksum)
         self._rows += len(rows)
 
     def __enter__(self) -> Self:
@@ -502,5 +518,5 @@ class _Tiff:
         """A full disk is the system's error, whoever reports it."""
         try:
             yield
-        except load_rasterio().errors.RasterioError as error:
-            raise OSError(errno.EIO, str(error.__cause__ or error), str(self._path)) from None
+        except _refusals_of_gdal() as error:
+            raise OSError(errno.EIO, f"{str(error.__cause__ or error).rstrip('.')}. Is the disk full?") from None

@@ -196,3 +196,31 @@ def test_an_interrupted_map_leaves_the_old_file(cog, error, tmp_path, tiny_space
             target.write(0, LABELS)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.long
+def test_a_full_disk_keeps_the_old_map(tmp_path):
+    """GDAL writes most when the file is closed, and tells nobody there; the old file was whole."""
+    path = tmp_path / "a.tif"
+    path.write_bytes(b"old")
+    code = f"""
+import resource, signal
+import numpy as np
+from resnest_seg.io.large_images import LargeLabels
+from resnest_seg.labels import LabelSpace
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+labels = np.random.default_rng(0).integers(0, 3, (1500, 1500), dtype=np.uint8)
+for cog, limit in ((False, 4096), (False, 300_000), (False, 500_000), (True, 4096), (True, 550_000), (True, 650_000)):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        with LargeLabels({str(path)!r}, *labels.shape, LabelSpace.numbered(3), cog=cog) as target:
+            for first in range(0, 1500, 100):
+                target.write(first, labels[first : first + 100])
+        print("no error of", cog, limit)
+    except OSError as error:
+        print(error.filename, "Is the disk full?" in str(error))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{path} True\n" * 6
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
