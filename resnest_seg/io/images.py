@@ -8,6 +8,7 @@ This module imports NumPy and OpenCV only, so that it works without torch.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import struct
@@ -42,6 +43,9 @@ JPEG_NO_HEADER = frozenset((0xD8, 0xD9, 0xDA))
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF files."""
+
+BROKEN_EXIF = (OSError, SyntaxError, ValueError, TypeError, KeyError, OverflowError, struct.error)
+"""Exceptions of Pillow on the tags of images, EXIF data among them, that are damaged."""
 
 MOST_PIXELS = 1 << 28
 """Pixels of a photo or a mask that is decoded whole, at most; their RGB values take 768 MiB."""
@@ -229,7 +233,9 @@ def _of_pil(image: Any) -> NDArray[np.uint8]:
 
     name = f"the PIL image {printable(str(getattr(image, 'filename', '')))}".rstrip()
     try:
-        image = ImageOps.exif_transpose(image)
+        image.load()
+        with contextlib.suppress(*BROKEN_EXIF):  # the pixels are whole, and stand as those of a file do
+            image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):  # Pillow would clip 16 bits at 255
             deep = np.asarray(image)
             _refuse_odd_values(deep.astype(np.uint16), name)

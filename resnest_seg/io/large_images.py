@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
-import struct
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from resnest_seg.errors import ConfigError, DatasetError, require_utf8
 from resnest_seg.files import atomic_write
-from resnest_seg.io.images import PalettePng, refuse_low_values, refuse_odd_opacity
+from resnest_seg.io.images import BROKEN_EXIF, PalettePng, refuse_low_values, refuse_odd_opacity
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
 
 CACHE = 16 << 20
@@ -315,7 +314,7 @@ def orientation_in_header(path: str | Path, driver: str) -> int:
             if data := driver == "PNG" and image.info.get("exif"):
                 exif.load(data)
             turned = exif.get(_ORIENTATION, 1)
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
+    except BROKEN_EXIF:
         return 1  # kinds of TIFF that Pillow does not know
     return turned if turned in range(2, 9) else 1
 

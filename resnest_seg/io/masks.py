@@ -14,17 +14,9 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from resnest_seg.errors import DatasetError
-from resnest_seg.io.images import JPEG, PNG, refuse_too_large
+from resnest_seg.io.images import BROKEN_EXIF, JPEG, PNG, refuse_too_large
 
-BROKEN = (
-    OSError,
-    UnidentifiedImageError,
-    SyntaxError,
-    ValueError,
-    Image.DecompressionBombError,
-    cv2.error,
-    MemoryError,
-)
+BROKEN = (*BROKEN_EXIF, UnidentifiedImageError, Image.DecompressionBombError, cv2.error, MemoryError)
 """Exceptions of Pillow and OpenCV on images that are corrupt (SyntaxError: a broken PNG chunk) or too large."""
 
 
@@ -63,8 +55,7 @@ def orientation(data: bytes) -> int:
     if data[:8] == PNG and b"eXIf" not in data:  # Pillow would decode all pixels to look behind them
         return 1
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as picture:
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as picture:
             turned = picture.getexif().get(_ORIENTATION, 1)
     except BROKEN:
         return 1

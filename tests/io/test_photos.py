@@ -18,7 +18,7 @@ from support import hostile_photos
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.io import images
 from resnest_seg.io.images import as_pixels, decode_image, read_image, size_in_header, tiff_tags
-from resnest_seg.io.masks import decode_mask
+from resnest_seg.io.masks import decode_mask, orientation
 
 
 def picture(height=40, width=60):
@@ -82,6 +82,21 @@ def test_photos_stand_upright(kind, orientation):
     out = decode_image(data, "x")
     assert out.shape == expected.shape
     assert np.abs(out.astype(int) - expected).mean() < 2
+
+
+BIG_ENTRY = b"MM\0+\0\x08\0\0" + bytes([0xFF] * 40)
+
+
+@pytest.mark.parametrize("block", [b"II*\0", b"II", b"no TIFF", BIG_ENTRY, b"II+\0\x08\0\0\0" + bytes([0xFF] * 8)])
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+def test_photos_with_damaged_exif_data_are_not_turned(kind, block):
+    """Their pixels are whole, and are what OpenCV decodes."""
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(Image.fromarray(picture()), kind, exif=b"Exif\0\0" + block, **options)
+    assert orientation(data) == 1
+    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as opened:
+        off = as_pixels(opened).astype(int) - decode_image(data, "x")
+    assert np.abs(off).mean() < (1 if kind == "JPEG" else 0.01)
 
 
 def test_a_transparent_png_that_is_cut_off():
