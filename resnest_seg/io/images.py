@@ -460,7 +460,7 @@ def _on_white(data: bytes, upright: NDArray[Any], name: str) -> NDArray[Any]:
     color = _decoded(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     assert color is not None, "it was decoded before"
     clear = 255 - opacity.astype(np.uint16)[..., None]
-    if data[:4] in TIFF and plain is not None and plain.dtype == np.uint8:  # libtiff premultiplies its colours
+    if data[:4] in TIFF:  # libtiff premultiplies the colours that it makes 8-bit, where the file did not
         over = np.minimum(color + clear, 255)
     else:
         over = (color * (255 - clear) + 255 * clear + 127) // 255

@@ -354,6 +354,20 @@ def test_photos_in_tiff_files_are_read(options):
     assert (out[:20] == 255).all()
 
 
+@pytest.mark.parametrize("alpha", ["NON-PREMULTIPLIED", "PREMULTIPLIED"])
+@pytest.mark.parametrize(("kind", "scale"), [(np.uint8, 1), (np.uint16, 257)])
+def test_half_transparent_pixels_in_tiff_files(alpha, kind, scale):
+    """As in the same PNG, which holds no premultiplied colours."""
+    plain = TRANSPARENT.astype(np.uint16)
+    plain[20:, :, 3], plain[:4, :, 3] = 255, 0
+    stored = plain.copy()
+    if alpha == "PREMULTIPLIED":
+        stored[..., :3] = (plain[..., :3] * plain[..., 3:] + 127) // 255
+    data = tiff(stored.transpose(2, 0, 1) * scale, kind, photometric="RGB", alpha=alpha)
+    off = decode_image(data, "x").astype(int) - over_white(encoded(Image.fromarray(plain.astype(np.uint8)), "PNG"))
+    assert np.abs(off).max() <= 1
+
+
 def test_an_all_black_photo_of_16_bits_is_black():
     assert not decode_image(encoded(Image.fromarray(np.zeros((4, 5), np.uint16)), "PNG"), "x").any()
 
