@@ -502,7 +502,7 @@ class _Tiff:
         if len(rows):
             with self._refusals():
                 self._target.write(rows, 1, window=window)
-            self._checksum = zlib.crc32(np.ascontiguousarray(rows), self._checksum)
+            self._checksum = zlib.crc32(rows.tobytes(), self._checksum)
         self._rows += len(rows)
 
     def __enter__(self) -> Self:
