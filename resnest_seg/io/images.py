@@ -63,6 +63,10 @@ _TAG_TYPES = {1: "B", 2: "B", 3: "H", 4: "I", 16: "Q"}  # whole numbers without 
 _COLORS = {0: ("grey", 1), 1: ("grey", 1), 2: ("RGB", 3), 3: ("a palette", 1), 5: ("CMYK", 4), 6: ("YCbCr", 3),
            8: ("CIELab", 3)}  # fmt: skip
 _ALPHA = ((1,), (2,))  # premultiplied, or not
+_EXIF = cv2.IMAGE_METADATA_EXIF
+_TURNS = ((0, False), (0, True), (2, False), (2, True), (1, True), (3, False), (3, True), (1, False))
+"""Quarter turns to the left, after mirroring, by EXIF orientation from 1."""
+
 _FORMS = (1, 4)  # unsigned, or unspecified
 _ODD_FORMS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 
@@ -460,14 +464,28 @@ def _on_white(data: bytes, upright: NDArray[Any], name: str) -> NDArray[Any]:
     color = _decoded(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     assert color is not None, "it was decoded before"
     clear = 255 - opacity.astype(np.uint16)[..., None]
-    if data[:4] in TIFF:  # libtiff premultiplies the colours that it makes 8-bit, where the file did not
-        over = np.minimum(color + clear, 255)
-    else:
-        over = (color * (255 - clear) + 255 * clear + 127) // 255
-    # OpenCV rotates the colours without saying how; the opacity has to be rotated alike.
-    turns = [(turn, mirror) for mirror in (False, True) for turn in range(4)]
-    turn, mirror = next((way for way in turns if np.array_equal(_turned(color, *way), upright)), (0, False))
+    # libtiff premultiplies the colours that it makes 8-bit, where the file did not.
+    rest = color if data[:4] in TIFF else (color * (255 - clear) + 127) // 255
+    over = np.minimum(rest + clear, 255)
+    # OpenCV rotates the colours without saying how; the opacity has to be rotated alike. Colours that look alike in
+    # several turns, such as those of a black logo, do not tell: then the tag does.
+    turns = [way for way in _TURNS if np.array_equal(_turned(color, *way), upright)] or [_TURNS[0]]
+    tagged = _TURNS[_orientation(data) - 1] if len(turns) > 1 else turns[0]
+    turn, mirror = tagged if tagged in turns else turns[0]
     return np.ascontiguousarray(_turned(over, turn, mirror)).astype(np.uint8)
+
+
+def _orientation(data: bytes) -> int:
+    """Read the EXIF orientation that OpenCV turns an image by, 1..8; 1 if there is none, and of TIFF files."""
+    if data[:4] in TIFF:  # they are decoded upright
+        return 1
+    _, kinds, blocks = cv2.imdecodeWithMetadata(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8)
+    block = next((block.tobytes() for kind, block in zip(kinds, blocks, strict=True) if kind == _EXIF), b"")
+    try:
+        tag = tiff_tags(block).get(TURNED_TAG, (1,))[0] if block[:4] in TIFF else 1
+    except (struct.error, IndexError, OverflowError):
+        return 1
+    return tag if 1 <= tag <= 8 else 1
 
 
 def _opacity(plain: NDArray[Any], data: bytes) -> NDArray[np.uint8] | None:

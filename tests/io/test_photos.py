@@ -113,15 +113,17 @@ def over_white(data):
 
 
 TRANSPARENT = np.dstack([picture(), np.random.default_rng(1).integers(0, 256, (40, 60), dtype=np.uint8)])
+BLACK = TRANSPARENT * np.uint8([0, 0, 0, 1])  # a logo: its colours look alike however they are turned
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("turned", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_transparency_is_turned_with_its_picture(kind, orientation):
+@pytest.mark.parametrize("pixels", [TRANSPARENT, BLACK, BLACK[:, :40]], ids=["colours", "black", "black square"])
+def test_transparency_is_turned_with_its_picture(kind, turned, pixels):
     exif = Image.Exif()
-    exif[0x0112] = orientation
+    exif[0x0112] = turned
     options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
-    data = encoded(Image.fromarray(TRANSPARENT), kind, exif=exif, **options)
+    data = encoded(Image.fromarray(pixels), kind, exif=exif, **options)
     assert np.abs(decode_image(data, "x").astype(int) - over_white(data)).max() <= 1
 
 
