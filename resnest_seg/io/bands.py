@@ -446,12 +446,19 @@ def _array_file(data: bytes, name: str) -> NDArray[Any]:
 
 def _png(data: bytes, name: str) -> NDArray[Any]:
     refuse_too_large(data, name)
+    depth, kind = (*data[24:26], 0, 0)[:2]
+    if kind == 3:
+        raise DatasetError(
+            f"{name} is a palette picture, whose values are numbers of colours: gdal_translate -expand rgb IN OUT"
+        )
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except (cv2.error, MemoryError):
         image = None
     if image is None:
         raise DatasetError(f"cannot read {name}: {len(data)} bytes that are not an image, or a corrupt one.")
+    if kind == 0 and depth in (1, 2, 4):  # scaled to 0..255 by the decoder, and in a TIFF they are what is stored
+        image //= np.uint8(255 // (2**depth - 1))
     if image.ndim == 2:
         return image[..., None]
     order = [2, 1, 0, 3][: image.shape[2]] if image.shape[2] >= 3 else list(range(image.shape[2]))

@@ -1,7 +1,9 @@
 """Rasters of many bands: what is read is what rasterio and NumPy read; statistics are NumPy's; bad files are told."""
 
 import re
+import struct
 import warnings
+import zlib
 
 import cv2
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from support.rasters import NAMES, values, write_raster
 
 from resnest_seg.errors import ConfigError, DatasetError
@@ -69,6 +72,26 @@ def test_the_same_pixels_in_every_format(tmp_path):
     deep = values("uint16", 20, 30, 3)
     assert cv2.imwrite(str(tmp_path / "deep.png"), deep[..., ::-1])
     assert np.array_equal(BandReader((3, 1)).read(tmp_path / "deep.png").pixels, deep[..., [2, 0]])
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_few_bits_are_the_same_in_png_and_tiff(tmp_path, bits):
+    """rasterio writes the TIFF, NumPy the rows of the PNG."""
+    stored = np.arange(24 * 16).reshape(24, 16).astype(np.uint8) % 2**bits
+    rows = np.packbits((stored[..., None] >> np.arange(bits)[::-1] & 1).reshape(24, -1), axis=1)
+    chunks = {b"IHDR": struct.pack(">IIBBBBB", 16, 24, bits, 0, 0, 0, 0),
+              b"IDAT": zlib.compress(np.insert(rows, 0, 0, axis=1).tobytes()), b"IEND": b""}  # fmt: skip
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks.items()
+        )
+    )
+    assert np.array_equal(BandReader((1,)).read(tmp_path / "a.png").pixels[..., 0], stored)
+    if bits > 1:  # GDAL takes one of 1 bit for a palette
+        tiff = write_raster(tmp_path / "a.tif", stored[..., None], nbits=bits)
+        assert np.array_equal(BandReader((1,)).read(tiff).pixels[..., 0], stored)
 
 
 @pytest.mark.parametrize("kind", ["uint16", "int16", "float32"])
@@ -142,6 +165,7 @@ def hostile_files(folder):
     (folder / "noise.tif").write_bytes(good[:400] + bytes(len(good) - 400))
     write_raster(folder / "complex.tif", np.ones((8, 8, 1), np.complex64))
     write_raster(folder / "palette.tif", np.ones((8, 8, 1), np.uint8), photometric="palette")
+    Image.fromarray(np.ones((8, 8), np.uint8)).quantize(4).save(folder / "palette.png")
     np.save(folder / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     np.save(folder / "flat.npy", np.zeros(5))
     np.save(folder / "none.npy", np.zeros((0, 5, 3), np.uint16))
@@ -153,7 +177,8 @@ def hostile_files(folder):
     return {
         "cut.tif": "cannot read .*cut.tif", "empty.tif": "cannot read .*empty.tif", "words.tif": "damaged TIFF",
         "noise.tif": "cannot read .*noise.tif", "complex.tif": "complex numbers .*amplitude",
-        "palette.tif": "palette picture.*-expand rgb", "objects.npy": "cannot read .*objects.npy",
+        "palette.tif": "palette picture.*-expand rgb", "palette.png": "palette picture.*-expand rgb",
+        "objects.npy": "cannot read .*objects.npy",
         "flat.npy": r"shape \[5\], not \[H, W, C\]", "none.npy": "has no pixels", "text.npy": "<U1 values",
         "first.npy": "bands first", "cut.npy": "cannot read", "cut.png": "cannot read", "link.tif": "No such file",
         "": "Is a directory",
