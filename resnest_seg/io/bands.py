@@ -156,13 +156,18 @@ class BandReader:
         nan = any(value is not None and np.isnan(value) for value in source.nodatavals)
         return self.checked(np.ascontiguousarray(pixels), name, valid, declared=nan)
 
-    def mask_of(self, source: Any, name: str, window: Any = None) -> NDArray[np.bool_] | None:
+    def mask_of(
+        self, source: Any, name: str, window: Any = None, *, size: tuple[int, int] | None = None
+    ) -> NDArray[np.bool_] | None:
         """The mask of an opened rasterio data set, bool [H, W, C], without `nodata`; None if all is data.
+
+        With `size`, it is that of the nearest pixels, of which there are so many rows and columns.
 
         Raises:
             DatasetError: A band does not exist.
         """
-        return _valid(source, self.numbers(source.count, [text or "" for text in source.descriptions], name), window)
+        chosen = self.numbers(source.count, [text or "" for text in source.descriptions], name)
+        return _valid(source, chosen, window, size)
 
     def numbers(self, count: int, names: Sequence[str], name: str) -> list[int]:
         """Find the numbers, from 1, of the bands in a file that has `count` bands of these names.
@@ -398,7 +403,9 @@ def _check_source(source: Any, name: str) -> None:
         )
 
 
-def _valid(source: Any, chosen: Sequence[int], window: Any) -> NDArray[np.bool_] | None:
+def _valid(
+    source: Any, chosen: Sequence[int], window: Any, size: tuple[int, int] | None = None
+) -> NDArray[np.bool_] | None:
     """The file's own mask of the chosen bands, bool [H, W, C]: nodata value, mask or alpha band; None without one.
 
     GDAL tags a fourth band of 8 bits as alpha unless it is told what it is: a chosen one is data.
@@ -407,7 +414,8 @@ def _valid(source: Any, chosen: Sequence[int], window: Any) -> NDArray[np.bool_]
     kinds = [kind.name for kind in source.colorinterp]
     if flags == {"all_valid"} or ("alpha" in flags and "alpha" in (kinds[number - 1] for number in chosen)):
         return None
-    masks: NDArray[np.uint8] = source.read_masks(list(chosen), window=window)
+    shape = None if size is None else (len(chosen), *size)
+    masks: NDArray[np.uint8] = source.read_masks(list(chosen), window=window, out_shape=shape)
     return None if masks.all() else np.ascontiguousarray(masks.transpose(1, 2, 0) > 0)
 
 

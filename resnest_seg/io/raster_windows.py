@@ -182,8 +182,8 @@ class LargeBands:
             names = [text or "" for text in source.descriptions]
             chosen = self.reader.numbers(source.count, names, printable(str(self.path)))
             pixels = source.read(chosen, out_shape=(len(chosen), *size)).transpose(1, 2, 0)
-            masks = source.read_masks(chosen, out_shape=(len(chosen), *size)).transpose(1, 2, 0)
-            return self.reader.checked(np.ascontiguousarray(pixels), printable(str(self.path)), masks > 0)
+            valid = self.reader.mask_of(source, printable(str(self.path)), size=size)
+            return self.reader.checked(np.ascontiguousarray(pixels), printable(str(self.path)), valid)
 
     def close(self) -> None:
         """Close the file."""

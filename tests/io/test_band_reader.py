@@ -18,7 +18,7 @@ from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.io.bands import BandReader, BandStatistics, Raster, as_raster, without_labels
 from resnest_seg.io.georeference import warn_once
 from resnest_seg.io.images import read_image
-from resnest_seg.io.raster_windows import LargeBands
+from resnest_seg.io.raster_windows import LargeBands, Window
 from resnest_seg.io.visualize import picture_of
 
 PROFILES = {
@@ -123,6 +123,19 @@ def test_masks_alpha_bands_and_given_values(tmp_path):
     assert BandReader((1, 2, 3, 4)).read(path).valid is None  # a band that is asked for is no opacity
     given = BandReader(nodata=float(pixels[0, 0, 0])).read(write_raster(tmp_path / "none.tif", pixels)).valid
     assert np.array_equal(given, pixels != pixels[0, 0, 0])
+
+
+def test_previews_have_the_mask_of_their_windows(tmp_path):
+    """Water has no near infrared, and GDAL takes a fourth band of 8 bits for opacity: as a chosen band it is data."""
+    pixels = values("uint8", 32, 32, 4) | np.uint8(1)
+    pixels[:16, :, 3] = 0
+    path = write_raster(tmp_path / "a.tif", pixels)
+    for bands, missing in (((1, 2, 3, 4), False), ((1, 2, 3), True)):
+        with LargeBands(path, BandReader(bands)) as image:
+            preview, window = image.preview(longest=32), image.read(Window(0, 0, 32, 32))
+        assert np.array_equal(preview.pixels, window.pixels)
+        assert (preview.valid is not None) == (window.valid is not None) == missing
+        assert not missing or np.array_equal(preview.valid, window.valid)
 
 
 def test_nan_is_no_data_and_infinity_an_error(tmp_path):
