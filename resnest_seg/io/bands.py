@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import tokenize
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -440,10 +441,15 @@ def _kept_type(pixels: NDArray[Any], name: str, valid: NDArray[np.bool_] | None)
     raise DatasetError(f"{name} holds {kind} values: save {', '.join(KEPT)}.")
 
 
+_BROKEN_ARRAY = (ValueError, EOFError, OSError, MemoryError, TypeError, OverflowError, SyntaxError, RecursionError,
+                 tokenize.TokenError)  # fmt: skip
+"""What NumPy raises of an .npy file that is damaged: its header is a Python literal."""
+
+
 def _array_file(data: bytes, name: str) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError) as error:
+    except _BROKEN_ARRAY as error:
         raise DatasetError(f"cannot read {name}: {' '.join(str(error).split())}") from None
     if array.ndim not in (2, 3):
         raise DatasetError(f"{name} has the shape {list(array.shape)}, not [H, W, C].")

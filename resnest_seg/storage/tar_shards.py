@@ -17,6 +17,7 @@ import os
 import re
 import tarfile
 import threading
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -202,16 +203,7 @@ class SampleTable:
             for texts in (names, groups):
                 ends = np.append(np.uint64(0), texts.ends)
                 _require(bool((ends[1:] >= ends[:-1]).all()) and int(ends[-1]) == len(texts.data), "names cut off")
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            OSError,
-            EOFError,
-            MemoryError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
+        except _BROKEN as error:
             raise DatasetError(
                 f"cannot read {where}: a damaged table of samples ({' '.join(str(error).split())}). Copy it again, or "
                 "pack the data set anew."
@@ -224,8 +216,10 @@ class SampleTable:
         return cls(rows, names, groups)
 
 
-_BROKEN = (ValueError, KeyError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
-"""What NumPy raises of an .npz file that is damaged, or that claims to be larger than memory."""
+_BROKEN = (ValueError, KeyError, TypeError, OSError, EOFError, MemoryError, OverflowError, SyntaxError, RuntimeError,
+           tokenize.TokenError, zipfile.BadZipFile, zlib.error)  # fmt: skip
+"""What NumPy raises of an .npz file that is damaged, or that claims to be larger than memory: the header of an array is
+a Python literal, and what a member's flags ask for may not be there (RuntimeError)."""
 
 
 def _array(array: Any, kind: np.dtype[Any]) -> NDArray[Any]:

@@ -495,6 +495,25 @@ def test_a_table_runs_no_code(copied):
         ShardDataset(copied)
 
 
+@pytest.mark.parametrize("shape", ["(3, 4, 5X, ", f"({10**20}, 3)", "(True, 3)", "(03, 4)"])
+def test_a_table_whose_arrays_are_damaged(shape, copied):
+    """NumPy reads the header of an array as Python, with errors of its own for what is none."""
+    header = f"{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    with zipfile.ZipFile(copied / "train.npz", "w") as archive:
+        archive.writestr("rows.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(DatasetError, match=r"cannot read .*train.npz: a damaged table of samples"):
+        ShardDataset(copied)
+
+
+def test_a_table_of_another_zip_version(copied):
+    """One changed byte asks for what Python's zipfile does not have."""
+    table = bytearray((copied / "train.npz").read_bytes())
+    table[table.index(b"PK\x01\x02") + 6] = 200
+    (copied / "train.npz").write_bytes(table)
+    with pytest.raises(DatasetError, match=r"a damaged table of samples \(zip file version 20.0"):
+        ShardDataset(copied)
+
+
 def test_a_table_that_would_fill_the_memory_is_not_unpacked(copied):
     """A gigabyte of zeros packs into a megabyte."""
     with (

@@ -185,6 +185,11 @@ def hostile_files(folder):
     np.save(folder / "text.npy", np.array([["a"]]))
     np.save(folder / "first.npy", np.zeros((4, 100, 120), np.uint16))
     (folder / "cut.npy").write_bytes(b"\x93NUMPY\x01\x00")
+    shapes = {"unclosed": "(3, 4, 5X, ", "huge": f"({10**20}, 3)", "truth": "(True, 3)", "nested": "(" * 400,
+              "zeros": "(03, 4)"}  # fmt: skip
+    for name, shape in shapes.items():
+        header = f"{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+        (folder / f"{name}.npy").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
     (folder / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(30))
     (folder / "link.tif").symlink_to(folder / "nowhere.tif")
     return {
@@ -194,7 +199,7 @@ def hostile_files(folder):
         "objects.npy": "cannot read .*objects.npy",
         "flat.npy": r"shape \[5\], not \[H, W, C\]", "none.npy": "has no pixels", "text.npy": "<U1 values",
         "first.npy": "bands first", "cut.npy": "cannot read", "cut.png": "cannot read", "link.tif": "No such file",
-        "": "Is a directory",
+        "": "Is a directory", **{f"{name}.npy": rf"cannot read .*{name}\.npy" for name in shapes},
     }  # fmt: skip
 
 
