@@ -133,13 +133,17 @@ def decode_ids(data: bytes, name: str) -> NDArray[Any]:
         return _stored(picture, data, name)
     if picture.mode.startswith("I"):
         return np.array(picture)
-    deep = data[:8] == PNG and data[24] == 16
-    if isinstance(picture, TiffImageFile):
-        deep = max(picture.tag_v2.get(258, (8,))) > 8
-    if deep:  # Pillow keeps the upper 8 bits only
-        raise DatasetError(f"{name} is not a mask: its colours have 16 bits a channel. Save masks with 8.")
     if picture.mode in ("RGB", "RGBA"):
+        deep = data[:8] == PNG and data[24] == 16
+        if isinstance(picture, TiffImageFile):
+            deep = max(picture.tag_v2.get(258, (8,))) > 8
+        if deep:  # Pillow keeps the upper 8 bits only
+            raise DatasetError(f"{name} is not a mask: its colours have 16 bits a channel. Save masks with 8.")
         return np.array(picture.convert("RGB"))
+    if picture.mode == "F":
+        raise DatasetError(
+            f"{name} is not a mask: it holds floating-point values, and ids are whole: gdal_translate -ot Byte IN OUT"
+        )
     raise DatasetError(f"{name} is not a mask: it has mode {picture.mode}, not greyscale, palette or RGB.")
 
 

@@ -105,6 +105,15 @@ def test_colours_of_16_bits_are_refused(ending):
         decode_mask(cv2.imencode(ending, picture().astype(np.uint16))[1].tobytes(), "mask")
 
 
+def test_masks_of_other_kinds_of_values_are_told_what_they_are():
+    """A map of probabilities, and a print of four inks: neither has colours of 16 bits."""
+    probabilities = encoded(Image.fromarray(np.full((4, 5), 0.5, np.float32)), "TIFF")
+    with pytest.raises(DatasetError, match=r"mask is not a mask: it holds floating-point values.* -ot Byte"):
+        decode_mask(probabilities, "mask")
+    with pytest.raises(DatasetError, match="mask is not a mask: it has mode CMYK"):
+        decode_mask(encoded(Image.new("CMYK", (4, 5)), "TIFF"), "mask")
+
+
 def animation(**options):
     frames = [Image.fromarray(picture()), Image.fromarray(255 - picture())]
     return encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], **options)
