@@ -472,7 +472,7 @@ def _png(data: bytes, name: str) -> NDArray[Any]:
     if image is None:
         raise DatasetError(f"cannot read {name}: {len(data)} bytes that are not an image, or a corrupt one.")
     if kind == 0 and depth in (1, 2, 4):  # scaled to 0..255 by the decoder, and in a TIFF they are what is stored
-        image //= np.uint8(255 // (2**depth - 1))
+        image = image // np.uint8(255 // (2**depth - 1))
     if image.ndim == 2:
         return image[..., None]
     order = [2, 1, 0, 3][: image.shape[2]] if image.shape[2] >= 3 else list(range(image.shape[2]))
