@@ -9,6 +9,7 @@ This module imports NumPy and OpenCV only, so that it works without torch.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import re
 import struct
@@ -53,12 +54,12 @@ MOST_PIXELS = 1 << 28
 FULL_RANGE = 1 << 14
 """Lowest maximum of a 16-bit photo; with a lower one it holds 14 bits or fewer, and would be decoded too dark."""
 
-TURNED_TAG, NODATA_TAG = 274, 42113
-"""Tags of TIFF files: the orientation, and GDAL's no-data value, as text."""
+TURNED_TAG, NODATA_TAG, EXTRA_TAG = 274, 42113, 338
+"""Tags of TIFF files: the orientation, GDAL's no-data value, as text, and what bands besides the colours mean."""
 
 _TAG_WIDTH, _TAG_HEIGHT = 256, 257
-_TAG_BITS, _TAG_COLORS, _TAG_BANDS, _TAG_EXTRA, _TAG_FORMAT = 258, 262, 277, 338, 339
-_TAGS = (_TAG_WIDTH, _TAG_HEIGHT, _TAG_BITS, _TAG_COLORS, _TAG_BANDS, _TAG_EXTRA, _TAG_FORMAT, TURNED_TAG, NODATA_TAG)
+_TAG_BITS, _TAG_COLORS, _TAG_BANDS, _TAG_FORMAT = 258, 262, 277, 339
+_TAGS = (_TAG_WIDTH, _TAG_HEIGHT, _TAG_BITS, _TAG_COLORS, _TAG_BANDS, EXTRA_TAG, _TAG_FORMAT, TURNED_TAG, NODATA_TAG)
 _TAG_TYPES = {1: "B", 2: "B", 3: "H", 4: "I", 16: "Q"}  # whole numbers without sign, and bytes of text
 _COLORS = {0: ("grey", 1), 1: ("grey", 1), 2: ("RGB", 3), 3: ("a palette", 1), 5: ("CMYK", 4), 6: ("YCbCr", 3),
            8: ("CIELab", 3)}  # fmt: skip
@@ -379,7 +380,7 @@ def _is_deep_tiff(data: bytes, name: str) -> bool:
         tags = tiff_tags(data)
     except (struct.error, IndexError, OverflowError):
         raise DatasetError(f"cannot read {name}: a corrupt TIFF file.") from None
-    bits, forms, extra = tags.get(_TAG_BITS, (1,)), tags.get(_TAG_FORMAT, (1,)), tags.get(_TAG_EXTRA, ())
+    bits, forms, extra = tags.get(_TAG_BITS, (1,)), tags.get(_TAG_FORMAT, (1,)), tags.get(EXTRA_TAG, ())
     bands = tags.get(_TAG_BANDS, (1,))[0]
     if set(forms) - set(_FORMS) or len(set(bits)) > 1 or (bits[0] > 8 and bits[0] != 16):
         kind = _ODD_FORMS.get(forms[0], "unsigned" if forms[0] in _FORMS else "of an unknown kind")
@@ -399,7 +400,7 @@ def _is_deep_tiff(data: bytes, name: str) -> bool:
     return bits[0] > 8
 
 
-def tiff_tags(data: bytes) -> dict[int, tuple[int, ...]]:
+def tiff_tags(data: bytes | mmap.mmap) -> dict[int, tuple[int, ...]]:
     """Read the integer tags of a TIFF file's first image: tag -> at most 64 values.
 
     Raises:

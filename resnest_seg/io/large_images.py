@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import mmap
+import struct
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -21,7 +23,15 @@ from numpy.typing import NDArray
 
 from resnest_seg.errors import ConfigError, DatasetError, require_utf8
 from resnest_seg.files import atomic_write
-from resnest_seg.io.images import BROKEN_EXIF, PalettePng, refuse_low_values, refuse_odd_opacity
+from resnest_seg.io.images import (
+    BROKEN_EXIF,
+    EXTRA_TAG,
+    TIFF,
+    PalettePng,
+    refuse_low_values,
+    refuse_odd_opacity,
+    tiff_tags,
+)
 from resnest_seg.labels import IGNORE_LABEL, LabelSpace
 
 CACHE = 16 << 20
@@ -125,7 +135,13 @@ class LargeImage:
                 f"{self.path} is no photo: its bands are {', '.join(kinds)}. Only photos can be read; save their red, "
                 "green and blue: gdal_translate -co PHOTOMETRIC=RGB -b 1 -b 2 -b 3 IN OUT"
             )
+        if colors == ["palette"] and source.dtypes[0] == "uint16":
+            raise DatasetError(
+                f"{self.path} is no photo that can be read: its palette has 16 bits. Save its colours: gdal_translate "
+                "-expand rgb IN OUT"
+            )
         self._opacity = kinds.index("alpha") + 1 if "alpha" in kinds else None
+        self._premultiplied = self._opacity is not None and _is_premultiplied(self.path)
         # A PNG may name one colour that is transparent; a TIFF's nodata value is a convention of maps.
         self._clear = source.nodatavals if source.driver == "PNG" and source.nodatavals[0] is not None else None
         self._bits = int(source.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8 * np.dtype(source.dtypes[0]).itemsize))
@@ -135,6 +151,7 @@ class LargeImage:
             with contextlib.suppress(ValueError):  # it has none
                 table = source.colormap(1)
                 self._colors = np.array([table.get(index, (0, 0, 0, 255)) for index in range(256)], np.uint8)
+        self._white_first = self._colors is None and source.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
 
     def read(self, top: int, left: int, height: int, width: int) -> NDArray[np.uint8]:
         """The window of `height` rows from `top` and `width` columns from `left`: RGB, uint8 [height, width, 3].
@@ -199,11 +216,11 @@ class LargeImage:
         deep = raw[[channel - 1 for channel in self._channels]]
         if first == self._judged:  # each row once
             self._judge(deep, None if self._opacity is None else raw[self._opacity - 1], last)
-        color = self._eight_bits(deep)
+        color = self._eight_bits(2**self._bits - 1 - deep if self._white_first else deep)
         if len(color) == 1:
             color = color.repeat(3, axis=0)
         if self._opacity is not None:
-            return _on_white(color, self._eight_bits(raw[self._opacity - 1]))
+            return _on_white(color, self._eight_bits(raw[self._opacity - 1]), premultiplied=self._premultiplied)
         if self._clear is not None:
             color[:, (raw == np.array(self._clear)[:, None, None]).all(axis=0)] = 255
         return color
@@ -285,10 +302,26 @@ def gdal(cache: int) -> Any:
     )
 
 
-def _on_white(color: NDArray[np.uint8], opacity: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Colours [3, h, w] of an opacity [h, w] of 0..255 over white."""
+def _on_white(
+    color: NDArray[np.uint8], opacity: NDArray[np.uint8], *, premultiplied: bool = False
+) -> NDArray[np.uint8]:
+    """Colours [3, h, w] of an opacity [h, w] of 0..255 over white; `premultiplied` ones were multiplied by it."""
     clear = 255 - opacity.astype(np.uint16)
-    return ((color * opacity.astype(np.uint16) + 255 * clear + 127) // 255).astype(np.uint8)
+    own = color if premultiplied else (color * opacity.astype(np.uint16) + 127) // 255
+    blended: NDArray[np.uint8] = np.minimum(own + clear, 255).astype(np.uint8)
+    return blended
+
+
+def _is_premultiplied(path: Path) -> bool:
+    """True for a TIFF whose colours are said to be multiplied by its opacity, which GDAL does not tell."""
+    with open(path, "rb") as file:
+        if file.read(4) not in TIFF:
+            return False
+        try:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:  # tags may lie behind the pixels
+                return tiff_tags(data).get(EXTRA_TAG) == (1,)
+        except (struct.error, IndexError, OverflowError):
+            return False
 
 
 def _is_interlaced(path: Path) -> bool:

@@ -52,6 +52,13 @@ def see_through(path, mode="RGBA"):
     image.save(path)
 
 
+def multiplied():
+    """Colours that are multiplied by their opacity, and it."""
+    opacity = smooth(channels=1)
+    opacity[:, 40:] = 255
+    return np.dstack([smooth() * (opacity / 255), opacity]).round().astype(np.uint8)
+
+
 def transparent_color(path):
     picture = smooth() // 8 * 8
     Image.fromarray(picture).save(path, transparency=tuple(picture[3, 4].tolist()))
@@ -77,6 +84,10 @@ FILES = {
     "key.png": transparent_color, "grey_key.png": transparent_grey,
     "tiled.tif": lambda path: tiff(path, smooth(), tiled=True, blockxsize=16, blockysize=32, photometric="RGB",
                                    interleave="pixel", compress="deflate"),
+    "white16.tif": lambda path: tiff(path, smooth()[..., 0].astype(np.uint16) * 257, photometric="MINISWHITE"),
+    "premultiplied_alpha.tif": lambda path: tiff(path, multiplied(), photometric="RGB", alpha="PREMULTIPLIED"),
+    "premultiplied_alpha16.tif": lambda path: tiff(path, multiplied().astype(np.uint16) * 257, photometric="RGB",
+                                                   alpha="PREMULTIPLIED"),
     "planes16.tif": lambda path: tiff(path, smooth().astype(np.uint16) * 257, photometric="RGB", interleave="band"),
 }  # fmt: skip
 
@@ -116,12 +127,13 @@ def test_cmyk_photos(tmp_path):
 
 def test_more_bits_and_another_order_than_a_photo_has(tmp_path):
     tiff(tmp_path / "twelve.tif", smooth()[..., 0].astype(np.uint16) * 16, nbits=12)
+    tiff(tmp_path / "white.tif", 4095 - smooth()[..., 0].astype(np.uint16) * 16, nbits=12, photometric="MINISWHITE")
     tiff(tmp_path / "inverted.tif", smooth()[..., 0], photometric="MINISWHITE")
     tiff(tmp_path / "order.tif", smooth()[..., ::-1])
     with warnings.catch_warnings(action="ignore"), rasterio.open(tmp_path / "order.tif", "r+") as file:
         file.colorinterp = [rasterio.enums.ColorInterp[name] for name in ("blue", "green", "red")]
     grey = smooth()[..., :1].repeat(3, axis=2)
-    for name, expected in (("twelve", grey), ("inverted", 255 - grey), ("order", smooth())):
+    for name, expected in (("twelve", grey), ("white", grey), ("inverted", 255 - grey), ("order", smooth())):
         with LargeImage(tmp_path / f"{name}.tif") as image:
             assert np.array_equal(image[:, :], expected), name
 
@@ -143,6 +155,7 @@ FOUR = np.dstack([smooth(), np.full((HEIGHT, WIDTH), 20, np.uint8)])
         (FOUR, {}, "fourth band that is tagged as opacity, and 100 %"),
         (smooth().astype(np.uint16) * 16, {"photometric": "RGB"}, "its values end at"),
         (smooth()[..., 0].astype(np.int16), {}, "its pixels are int16"),
+        (smooth()[..., 0].astype(np.uint16) * 257, {"photometric": "PALETTE"}, "its palette has 16 bits.*-expand rgb"),
     ],
 )
 def test_what_is_no_photo_is_refused_as_it_is_in_memory(picture, options, says, tmp_path, monkeypatch):
