@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -90,7 +91,10 @@ class Store:
     def _pages(self, system: Any, folder: str) -> Iterator[list[Entry]]:
         if not hasattr(system, "call_s3"):
             system.invalidate_cache()
-            yield persist(lambda: _found(system, folder), self.shown, verb="list", limits=self.limits)
+            if _has_own_find(system):
+                yield persist(lambda: _found(system, folder), self.shown, verb="list", limits=self.limits)
+            else:
+                yield self._walked(system, folder)
             return
         bucket, key, _ = system.split_path(folder)
         options = {"Bucket": bucket, "Prefix": f"{key.rstrip('/')}/" if key else ""}
@@ -106,6 +110,35 @@ class Store:
             if not page.get("IsTruncated"):
                 return
             options["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _walked(self, system: Any, folder: str) -> list[Entry]:
+        """The files below a folder of a store that lists one folder at a time, sorted by their paths.
+
+        A folder that cannot be listed is an error; fsspec's own `find` would leave out what is in it.
+        """
+        found: dict[str, Entry] = {}
+        folders, seen, linked = [folder], {folder}, list[str]()
+        while folders:
+            path = folders.pop()
+            infos = persist(lambda at=path: _inside(system, at),  # type: ignore[misc]
+                            self.locate(path), verb="list", limits=self.limits)  # fmt: skip
+            for info in infos:
+                name = info["name"].rstrip("/")
+                if info["type"] == "file":
+                    found[info["name"]] = _entry(info)
+                elif info["type"] == "directory" and info.get("islink", False):
+                    linked.append(name)
+                elif info["type"] == "directory" and name not in seen and not name.endswith("/."):
+                    seen.add(name)
+                    folders.append(name)
+        if linked:
+            more = f" (and {len(linked) - 1} more)" if len(linked) > 1 else ""
+            print(
+                f"warning: {self.locate(linked[0])} is a link to a folder{more}: what is in it is not read here, as it "
+                "could lead round in circles.",
+                file=sys.stderr,
+            )
+        return [found[path] for path in sorted(found)]
 
     def read(self, path: str, *, size: int | None = None, tag: str | None = None, where: str | None = None) -> bytes:
         """Read a file.
@@ -220,8 +253,40 @@ def _options(scheme: str) -> dict[str, dict[str, Any]]:
     return {scheme: {key: value for key, value in ours.items() if key not in conf.get("s3", {})}}
 
 
+def _has_own_find(system: Any) -> bool:
+    """True if a file system lists all files below a folder in a way of its own, not folder by folder."""
+    from fsspec.asyn import AsyncFileSystem
+    from fsspec.spec import AbstractFileSystem
+
+    kind = type(system)
+    inherited = kind.find is AbstractFileSystem.find
+    return not (inherited and getattr(kind, "_find", AsyncFileSystem._find) is AsyncFileSystem._find)
+
+
+def _inside(system: Any, folder: str) -> list[dict[str, Any]]:
+    """What is in a folder, of links what they lead to; nothing if there is no such folder, or a file in its place."""
+    try:
+        infos = system.ls(folder, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except PermissionError:
+        name = folder.rpartition("/")[2]
+        if name.startswith(".") or name == "lost+found":  # a system's own
+            return []
+        raise
+    return [_linked(system, info) if info.get("islink") or info["type"] == "link" else info for info in infos]
+
+
+def _linked(system: Any, link: dict[str, Any]) -> dict[str, Any]:
+    """A link as what it leads to; one that leads nowhere is a file, so that reading it says so."""
+    try:
+        return {**system.info(link["name"]), "islink": True}
+    except FileNotFoundError:
+        return {"name": link["name"], "type": "file"}
+
+
 def _found(system: Any, folder: str) -> list[Entry]:
-    """The files below a folder of any file system; none if there is no such folder."""
+    """The files below a folder of a file system that has its own `find`; none if there is no such folder."""
     try:
         infos = system.find(folder, detail=True)
     except FileNotFoundError:

@@ -1,0 +1,147 @@
+"""Stores that are no S3: folders on this machine, web servers, archives, and hosts by name."""
+
+import functools
+import http.server
+import re
+import threading
+import types
+import zipfile
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from resnest_seg.errors import DatasetError
+from resnest_seg.storage.remote import RemoteSource
+from resnest_seg.storage.retries import Limits
+
+QUICK = Limits(tries=3, wait=0.01)
+
+
+@pytest.fixture
+def site(tmp_path):
+    """Python's web server: its `folder`, its `url`, and whether it knows `ranges` of bytes, which Python's does not."""
+    found = types.SimpleNamespace(folder=tmp_path / "site", ranges=True)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            path = Path(self.translate_path(self.path))
+            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if not (found.ranges and asked and path.is_file()):
+                super().do_GET()
+                return
+            data, start, stop = path.read_bytes(), int(asked[1]), int(asked[2]) + 1
+            self.send_response(206)
+            self.send_header("Content-Length", str(len(data[start:stop])))
+            self.send_header("Content-Range", f"bytes {start}-{min(stop, len(data)) - 1}/{len(data)}")
+            self.end_headers()
+            self.wfile.write(data[start:stop])
+
+        def log_message(self, *arguments):
+            pass
+
+    found.folder.mkdir()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=found.folder))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    found.url = f"http://127.0.0.1:{server.server_port}"
+    yield found
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def memory():
+    """The store in memory, empty before and after."""
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield system
+    system.store.clear()
+
+
+def photos(folder):
+    for name in ("a.jpg", "sub/b.jpg", "sub/deep/c.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    return ["a.jpg", "sub/b.jpg", "sub/deep/c.jpg"]
+
+
+def refusing(monkeypatch, folder, error, times):
+    """Let listing a folder of this machine fail so many times; returns the tries."""
+    listed, tried = LocalFileSystem.ls, []
+
+    def ls(self, path, detail=False, **options):
+        if path.rstrip("/").endswith(folder):
+            tried.append(path)
+            if len(tried) <= times:
+                raise error
+        return listed(self, path, detail=detail, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", ls)
+    return tried
+
+
+def test_a_folder_is_listed_with_its_subfolders(tmp_path):
+    names = photos(tmp_path / "mine")
+    source = RemoteSource(f"file://{tmp_path}/mine", limits=QUICK)
+    assert source.names("") == names
+    assert source.read("sub/deep/c.jpg") == b"sub/deep/c.jpg"
+    with pytest.raises(DatasetError, match=r"no files at file://\S*none"):
+        RemoteSource(f"file://{tmp_path}/none", limits=QUICK)
+
+
+@pytest.mark.parametrize("folder", ["/mine", "/sub"])
+def test_a_folder_that_cannot_be_listed_is_tried_again_and_never_left_out(folder, tmp_path, monkeypatch):
+    names = photos(tmp_path / "mine")
+    tried = refusing(monkeypatch, folder, TimeoutError("timed out"), 2)
+    assert RemoteSource(f"file://{tmp_path}/mine", limits=QUICK).names("") == names
+    assert len(tried) == 3
+    tried = refusing(monkeypatch, folder, TimeoutError("timed out"), 9)
+    with pytest.raises(DatasetError, match=rf"cannot list file://\S*{folder} after 3 tries in .*TimeoutError"):
+        RemoteSource(f"file://{tmp_path}/mine", limits=QUICK)
+    tried = refusing(monkeypatch, folder, PermissionError(13, "Permission denied"), 9)
+    with pytest.raises(DatasetError, match=rf"cannot list file://\S*{folder}: .*Permission denied"):
+        RemoteSource(f"file://{tmp_path}/mine", limits=QUICK)
+    assert len(tried) == 1
+
+
+def test_a_systems_own_folder_may_be_closed(tmp_path, monkeypatch):
+    names = photos(tmp_path / "mine")
+    (tmp_path / "mine" / "lost+found").mkdir()
+    refusing(monkeypatch, "lost+found", PermissionError(13, "Permission denied"), 9)
+    assert RemoteSource(f"file://{tmp_path}/mine", limits=QUICK).names("") == names
+
+
+def test_links_to_files_are_files_and_links_to_folders_are_told(tmp_path, capsys):
+    photos(tmp_path / "mine")
+    (tmp_path / "x.jpg").write_bytes(b"x")
+    (tmp_path / "mine" / "link.jpg").symlink_to(tmp_path / "x.jpg")
+    (tmp_path / "mine" / "gone.jpg").symlink_to(tmp_path / "nothing.jpg")
+    source = RemoteSource(f"file://{tmp_path}/mine", limits=QUICK)
+    assert source.names("") == ["a.jpg", "gone.jpg", "link.jpg", "sub/b.jpg", "sub/deep/c.jpg"]
+    assert source.read("link.jpg") == b"x"
+    assert capsys.readouterr().err == ""
+    with pytest.raises(DatasetError, match=r"gone\.jpg: there is no such file"):
+        source.read("gone.jpg")
+    (tmp_path / "mine" / "sub" / "up").symlink_to(tmp_path / "mine")
+    assert RemoteSource(f"file://{tmp_path}/mine", limits=QUICK).names("") == source.names("")
+    assert "mine/sub/up is a link to a folder" in capsys.readouterr().err
+
+
+def test_files_and_zip_files_of_a_web_server(site):
+    folder, url = site.folder, site.url
+    names = photos(folder)
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        archive.writestr("x/1.png", b"one")
+        archive.writestr("2.png", b"two")
+    source = RemoteSource(url, limits=QUICK)
+    assert source.names("") == sorted([*names, "a.zip"])
+    assert source.read("sub/b.jpg") == b"sub/b.jpg"
+    source = RemoteSource(f"{url}/a.zip", limits=QUICK)
+    assert source.names("") == ["2.png", "x/1.png"]
+    assert source.read("x/1.png") == b"one"
+    with pytest.raises(DatasetError, match=f"no files at {url}/none"):
+        RemoteSource(f"{url}/none", limits=QUICK)
