@@ -14,7 +14,15 @@ from typing import Any, BinaryIO, NamedTuple
 
 from resnest_seg.errors import DatasetError, printable
 from resnest_seg.storage.cache import Cache, copy_name
-from resnest_seg.storage.retries import LIMITS, Limits, ShortBodyError, answer_of, persist, without_secrets
+from resnest_seg.storage.retries import (
+    LIMITS,
+    WHOLE_FILES_ONLY,
+    Limits,
+    ShortBodyError,
+    answer_of,
+    persist,
+    without_secrets,
+)
 from resnest_seg.storage.sources import Source
 
 
@@ -204,6 +212,8 @@ class Store:
                 if answer_of(error)[0] == 416:  # it ends before the start
                     return b""
                 raise
+            if buffer.tell() > stop - start:
+                raise DatasetError(f"cannot read {where or self.locate(path)}: {WHOLE_FILES_ONLY}")
             return buffer.getvalue()
 
         return persist(part, where or self.locate(path), limits=self.limits)

@@ -195,6 +195,8 @@ def explained(error: BaseException, where: str) -> str:
         return "there is no such file or folder."
     if "BadZipFile" in names:
         return f"{without_secrets(str(error)).rstrip('.')}, or a truncated one."
+    if _NO_RANGES.search(str(error)):
+        return WHOLE_FILES_ONLY
     told = without_secrets(text or " ".join(str(error).split()))[:300].rstrip(".") or "no reason given"
     shown = said or type(error).__name__
     if isinstance(error, ShortBodyError):
@@ -205,6 +207,14 @@ def explained(error: BaseException, where: str) -> str:
         return f"{told} ({shown}). The store or the connection to it is overloaded or away: start again later."
     return f"{told} ({shown}). Are address and credentials right?"
 
+
+WHOLE_FILES_ONLY = (
+    "the server sends whole files only, and no ranges of bytes. Download the file, or serve it by a server that knows "
+    "ranges (HTTP 206), such as nginx."
+)
+"""What is said where a part of a file is asked for, and not to be had."""
+
+_NO_RANGES = re.compile("support range requests|Cannot seek streaming HTTP file")  # fsspec's words
 
 _CREDENTIALS = (
     "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run 'aws configure'; for a public bucket: "

@@ -15,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from resnest_seg.errors import DatasetError
 from resnest_seg.storage.remote import RemoteSource
 from resnest_seg.storage.retries import Limits
+from resnest_seg.storage.tar_shards import SampleFiles, TarShards, write_shard
 
 QUICK = Limits(tries=3, wait=0.01)
 
@@ -145,3 +146,19 @@ def test_files_and_zip_files_of_a_web_server(site):
     assert source.read("x/1.png") == b"one"
     with pytest.raises(DatasetError, match=f"no files at {url}/none"):
         RemoteSource(f"{url}/none", limits=QUICK)
+    site.ranges = False
+    with pytest.raises(DatasetError, match=f"{url}/a.zip: the server sends whole files only.*Download"):
+        RemoteSource(f"{url}/a.zip", limits=QUICK)
+
+
+def test_shards_behind_a_server_that_sends_whole_files_only(site):
+    samples = [SampleFiles(str(index), "", ".jpg", bytes([index]) * 900, b"mask") for index in range(3)]
+    suffixes = []
+    shard, table = write_shard(site.folder / "train-000000.tar", 0, iter(samples), suffixes)
+    shards = TarShards(RemoteSource(site.url, limits=QUICK), [shard], table, suffixes)
+    assert [shards.read(shards.photo_name(row)) for row in range(3)] == [sample.photo for sample in samples]
+    site.ranges = False
+    shards = TarShards(RemoteSource(site.url, limits=QUICK), [shard], table, suffixes)
+    for row in (0, 2):
+        with pytest.raises(DatasetError, match=r"000000\.tar!.* the server sends whole files only.*Download"):
+            shards.read(shards.photo_name(row))
