@@ -49,10 +49,12 @@ class Store:
 
     Attributes:
         shown: The address without passwords, for messages.
+        folder: The path in the store that the address names; None until it was opened once.
     """
 
     def __init__(self, address: str, *, limits: Limits = LIMITS) -> None:
         self.address, self.limits, self.shown = address, limits, without_secrets(address)
+        self.folder: str | None = None
 
     def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in vars(self).items() if not key.startswith("_")}
@@ -67,18 +69,21 @@ class Store:
             import fsspec
 
             scheme, _, rest = self.address.partition("://")
-            if "::" in rest and "://" not in rest:  # a name, which url_to_fs would take for a chain
-                system = fsspec.filesystem(scheme, **_options(scheme).get(scheme, {}))
-                self._system: tuple[Any, str] = system, system._strip_protocol(self.address)
-            elif "://" in rest:  # a chain: zip://::s3://bucket/mine.zip
+            if _CHAIN.search(self.address):  # zip://::s3://bucket/mine.zip
                 inner = _options("s3") | {"s3": _options("s3")["s3"] | {"default_block_size": 1 << 18}}
-                self._system = fsspec.url_to_fs(self.address, skip_instance_cache=True, **inner)
+                self._system: tuple[Any, str] = fsspec.url_to_fs(self.address, skip_instance_cache=True, **inner)
+            elif "::" in rest:  # a name, which url_to_fs would take for a chain
+                kind = fsspec.get_filesystem_class(scheme)
+                options = kind._get_kwargs_from_urls(self.address) | _options(scheme).get(scheme, {})
+                system = fsspec.filesystem(scheme, **options)
+                self._system = system, system._strip_protocol(self.address)
             else:
                 self._system = fsspec.url_to_fs(self.address, **_options(scheme).get(scheme, {}))
             if hasattr(self._system[0], "call_s3"):
                 self._system[0].retries = 1  # the tries are counted here
             _hold(self._system[0])
             self._owner: int | None = os.getpid()
+            self.folder = self._system[1]
         return self._system
 
     def entries(self) -> Iterator[Entry]:
@@ -231,11 +236,23 @@ class Store:
         return without_secrets(self.address_of(path))
 
     def address_of(self, path: str) -> str:
-        """Return the address of a path in the store."""
-        scheme = self.address.partition("://")[0]
+        """Return the address of a path in the store, with the host, the account or the archive of the store's own."""
+        scheme, folder = self.address.partition("://")[0], self.folder
+        first, _, inner = self.address.partition("::")
+        if path == folder:
+            return self.address
+        if _CHAIN.search(self.address) and ("://" in first or not folder):  # the path is one in the archive
+            return f"{first.partition('://')[0]}://{path}::{inner}"
+        if folder is not None and (not folder or path.startswith(f"{folder.rstrip('/')}/")):
+            joint = "" if self.address.endswith("/") else "/"
+            return self.address + joint + path[len(folder) :].removeprefix("/")
         if path.startswith(f"{scheme}://"):  # as https has them
             return path
         return f"{scheme}://{path if scheme in ('file', 'local') else path.lstrip('/')}"
+
+
+_CHAIN = re.compile(r"::[a-z][a-z0-9+.-]*://")
+"""What follows the name in an archive: the address of the archive. Names themselves may hold :: or ://."""
 
 
 def _hold(system: Any) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import io
 import re
 import threading
 import types
@@ -11,9 +12,10 @@ from pathlib import Path
 import fsspec
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from resnest_seg.errors import DatasetError
-from resnest_seg.storage.remote import RemoteSource
+from resnest_seg.storage.remote import RemoteSource, _held, list_addresses, read_address, write_address
 from resnest_seg.storage.retries import Limits
 from resnest_seg.storage.tar_shards import SampleFiles, TarShards, write_shard
 
@@ -162,3 +164,82 @@ def test_shards_behind_a_server_that_sends_whole_files_only(site):
     for row in (0, 2):
         with pytest.raises(DatasetError, match=r"000000\.tar!.* the server sends whole files only.*Download"):
             shards.read(shards.photo_name(row))
+
+
+class HostedFileSystem(MemoryFileSystem):
+    """The store in memory with a host in its addresses, as sftp, hdfs and abfss have them."""
+
+    protocol = "hosted"
+    cachable = False
+
+    def __init__(self, host, **options):
+        assert host == "me@host:22"
+        super().__init__(**options)
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("hosted://me@host:22"))
+
+    @staticmethod
+    def _get_kwargs_from_urls(path):
+        return {"host": path.removeprefix("hosted://").partition("/")[0]}
+
+
+def zipped(names):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, name.encode())
+    return file.getvalue()
+
+
+@pytest.fixture
+def hosted(memory):
+    fsspec.register_implementation("hosted", HostedFileSystem, clobber=True)
+    return "hosted://me@host:22"
+
+
+@pytest.mark.parametrize(
+    ("address", "listed"),
+    [
+        ("hosted://me@host:22/mine/", ["hosted://me@host:22/mine/1.png", "hosted://me@host:22/mine/b/2.png"]),
+        ("hosted://me@host:22/mine/b/2.png", ["hosted://me@host:22/mine/b/2.png"]),
+        ("memory://mine/b", ["memory://mine/b/2.png"]),
+        ("memory://", ["memory://a.zip", "memory://mine/1.png", "memory://mine/b/2.png"]),
+        ("zip://::memory://a.zip", ["zip://1.png::memory://a.zip", "zip://b/2.png::memory://a.zip"]),
+        ("zip::memory://a.zip", ["zip://1.png::memory://a.zip", "zip://b/2.png::memory://a.zip"]),
+        ("zip://b::memory://a.zip", ["zip://b/2.png::memory://a.zip"]),
+        ("zip://b/2.png::memory://a.zip", ["zip://b/2.png::memory://a.zip"]),
+        ("simplecache::memory://mine/b", ["simplecache::memory://mine/b/2.png"]),
+    ],
+)
+def test_what_is_listed_can_be_read_by_its_address(address, listed, hosted, memory):
+    contents = {"1.png": b"1.png", "b/2.png": b"b/2.png"}
+    for name, data in contents.items():
+        memory.pipe(f"/mine/{name}", data)
+    memory.pipe("/a.zip", zipped(contents))
+    assert list(list_addresses(address)) == listed
+    found = {each: read_address(each) for each in listed if each != "memory://a.zip"}
+    assert found == {each: next(data for name, data in contents.items() if name in each) for each in found}
+
+
+def test_a_name_with_two_colons_is_at_its_host(hosted):
+    write_address(f"{hosted}/mine/10::30.png", b"a photo")
+    assert read_address(f"{hosted}/mine/10::30.png") == b"a photo"
+    assert list(list_addresses(f"{hosted}/mine")) == [f"{hosted}/mine/10::30.png"]
+
+
+def test_an_address_in_an_address_is_no_chain(site, object_store):
+    place = site.folder / "http:" / "x"
+    place.mkdir(parents=True)
+    (place / "list.csv").write_bytes(b"path")
+    assert read_address(f"{site.url}/http://x/list.csv") == b"path"
+    object_store.put("pages", {"http://x/a.png": b"a", "http://x/b.png": b"b"})
+    assert read_address("s3://pages/http://x/a.png") == b"a"
+    held = len(_held())
+    assert list(list_addresses("s3://pages/http://x")) == [
+        "s3://pages/http://x/a.png",
+        "s3://pages/http://x/b.png",
+    ]
+    assert read_address("s3://pages/http://x/b.png") == b"b"
+    assert len(_held()) == held
