@@ -258,8 +258,13 @@ _ADVICE = (
 """Pattern of a status and code -> what it means and what fixes it; the first that fits."""
 
 
+_SLASHED = re.compile(r"""(s3a?:)?//(?!arn:)[^/@\s:"'\[]+:(?!:)(?(1)|(?!\d+(?:[/?#]|$)))[^@\s"']*@""")
+"""A user and a password with a slash in it, as AWS's have: no host and its port, which no address of S3 has."""
+
+
 def without_secrets(text: str) -> str:
     """Return an address or a message without passwords and signatures in it, fit to be shown."""
     text = re.sub(r"//[^/@\s]*@", "//", printable(text))
+    text = _SLASHED.sub(r"\1//", text)
     text = re.sub(r"[^\s/@\"']+:[^\s/@\"']+@", "", text)
     return re.sub(r"(?i)([?&][^=&\s]*(?:sig|token|key|secret|passw|credential)[^=&\s]*=)[^&\s]+", r"\1***", text)

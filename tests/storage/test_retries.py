@@ -89,6 +89,15 @@ def test_the_time_of_a_try_grows_with_the_file():
         ("https://h/x?sig=a%2Fb&se=2", "https://h/x?sig=***&se=2"),
         ("s3://bucket/what?.jpg", "s3://bucket/what?.jpg"),
         ("cannot open ftp://me:word@host/x", "cannot open ftp://host/x"),
+        ("s3://AKIAIOSFODNN7EXAMPLE:wJalr/K7MDENG/bPx@bucket/mine", "s3://bucket/mine"),
+        ("zip://a.png::s3://AKIA:wJalr/K7@bucket/x@2.zip", "zip://a.png::s3://bucket/x@2.zip"),
+        ("cannot read s3://AKIA:12/K7@bucket/mine: no", "cannot read s3://bucket/mine: no"),
+        ("zip://a.png::s3://bucket/x@2.zip", "zip://a.png::s3://bucket/x@2.zip"),
+        ("https://host:8080/a@b.jpg", "https://host:8080/a@b.jpg"),
+        ("https://me:wo/rd@host:8080/a.jpg", "https://host:8080/a.jpg"),
+        ("http://[2001:db8::1]:80/a@b.jpg", "http://[2001:db8::1]:80/a@b.jpg"),
+        ("s3://arn:aws:s3:us-east-1:1:accesspoint/x/a@2.jpg", "s3://arn:aws:s3:us-east-1:1:accesspoint/x/a@2.jpg"),
+        ("cannot list s3://bucket: ask a@b.org", "cannot list s3://bucket: ask a@b.org"),
     ],
 )
 def test_secrets_are_not_shown(text, shown):
