@@ -266,10 +266,10 @@ def check_places(items: Sequence[Input], options: argparse.Namespace) -> None:
         more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
         print(f"warning: {lost[0].message}{more}", file=sys.stderr)
     wanted = _for_maps(options)
-    others = [item.source for item in items if item.source not in lying]
+    others = [item for item in items if item.source not in lying]
     if wanted and items and not lying:
-        raise _nowhere(wanted[0], others[0])
-    strays = [source for source in others if wanted or (lying and is_tiff(source))]
+        raise _nowhere(wanted[0], others[0].shown)
+    strays = [item.shown for item in others if wanted or (lying and is_tiff(item.source))]
     if strays:
         print(
             f"note: {len(strays)} of {len(items)} inputs have no CRS or no place in it: their labels are PNG, their "
@@ -360,7 +360,7 @@ def results(item: Input, job: Job, *, overwrite: bool) -> dict[str, Path]:
         kind: stem.with_name(stem.name + ending) for kind, ending in endings_of(item.source, item.kind, job).items()
     }
     for path in paths.values():
-        check_output_file(path, what=item.source, overwrite=overwrite)
+        check_output_file(path, what=item.shown, overwrite=overwrite)
     return paths
 
 

@@ -52,6 +52,11 @@ class Input:
     place: Path
 
     @property
+    def shown(self) -> str:
+        """The source for messages: an address without passwords and signatures."""
+        return without_secrets(self.source) if self.kind == "address" else self.source
+
+    @property
     def identity(self) -> str:
         """What `result_places` knows it by: a file by any of its paths, and the place that it is meant for."""
         return f"{self.place} {os.path.realpath(self.source) if self.kind in ('image', 'video') else self.source}"

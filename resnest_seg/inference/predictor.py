@@ -403,9 +403,10 @@ def images_of(value: Any, channels: int = 3, reader: BandReader | None = None, m
     """
     if isinstance(value, str) and "://" in value and (channels == 3 or reader is not None):
         from resnest_seg.inference.inputs import image_at  # which needs more than exported files do
+        from resnest_seg.storage.retries import without_secrets
 
-        data = image_at(value)
-        raster = Raster(decode_image(data, value)) if reader is None else reader.decode(data, value)
+        data, name = image_at(value), without_secrets(value)
+        raster = Raster(decode_image(data, name)) if reader is None else reader.decode(data, name)
         return Images([raster], False, [None])
     if (isinstance(value, np.ndarray) or is_tensor(value)) and value.ndim == 4:
         return _each(value, (channels, reader, mean), f"of the batch {list(value.shape)}")

@@ -177,6 +177,23 @@ def test_an_address(predict, tmp_path, capsys):
     assert (tmp_path / "predictions" / "photo_labels.png").exists()
 
 
+def test_the_signature_of_an_address_is_not_shown(predict, tmp_path, capfd):
+    write_png(tmp_path / "served" / "photo.png", scene())
+    good, bad = "/photo.png?X-Amz-Signature=4711", "/page.png?X-Amz-Signature=4711"
+    content = {good: (tmp_path / "served" / "photo.png").read_bytes(), bad: b"<html>expired</html>"}
+    with local_server.serve(content) as server:
+        for words, code, message in (
+            ([bad, "--output", "out"], 1, "page.png?X-Amz-Signature=***: 20 bytes that are not an image"),
+            ([good, "--output", "out"], 0, ""),
+            ([good, "--output", "out"], 2, "photo.png?X-Amz-Signature=*** out/photo_labels.png already exists"),
+            ([good, "--write", "geopackage"], 2, "photo.png?X-Amz-Signature=***: a TIFF"),
+        ):
+            assert predict(f"{server.url}{words[0]}", *words[1:]) == code
+            shown = capfd.readouterr()
+            assert "4711" not in shown.out + shown.err
+            assert message in shown.err
+
+
 def test_a_large_image_is_read_and_written_by_windows(predict, tmp_path, tool, monkeypatch, capsys):
     write_png(tmp_path / "large.png", scene(size=(300, 500)))
     write_png(tmp_path / "small.png", scene(size=(300, 500)))
