@@ -266,9 +266,17 @@ def check_places(items: Sequence[Input], options: argparse.Namespace) -> None:
         more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
         print(f"warning: {lost[0].message}{more}", file=sys.stderr)
     wanted = _for_maps(options)
+    away = [item.shown for item in items if item.kind == "address" and _TIFF_ADDRESS.search(item.source)]
     others = [item for item in items if item.source not in lying]
     if wanted and items and not lying:
-        raise _nowhere(wanted[0], others[0].shown)
+        raise _nowhere(wanted[0], others[0].shown, _IN_A_JOB if away else "")
+    if away and set(options.write) & {"labels", "polygons", "geopackage"}:
+        print(
+            f"note: {len(away)} of {len(items)} inputs are TIFFs at addresses, whose place on the map is not kept."
+            f"{_IN_A_JOB} The first: {printable(away[0])}",
+            file=sys.stderr,
+        )
+    others = [item for item in others if item.shown not in away]
     strays = [item.shown for item in others if wanted or (lying and is_tiff(item.source))]
     if strays:
         print(
@@ -313,11 +321,16 @@ def _for_maps(options: argparse.Namespace) -> list[str]:
     return [word for word, given in words if given]
 
 
-def _nowhere(option: str, source: str) -> ConfigError:
-    """The error that no input lies on the map."""
+_TIFF_ADDRESS = re.compile(r"(?i)^[^?#]+\.tiff?([?#]|::|$)")
+
+_IN_A_JOB = " The place of a TIFF at an address is read in jobs only: add --shard 0/1 and --output FOLDER."
+
+
+def _nowhere(option: str, source: str, more: str = "") -> ConfigError:
+    """The error that no input lies on the map, and what could be done."""
     return ConfigError(
         f"{option} is for images on the map, and none of the inputs is one, such as {printable(source)}: a TIFF with a "
-        "CRS and a transform (gdalinfo shows them)."
+        f"CRS and a transform (gdalinfo shows them).{more}"
     )
 
 

@@ -11,6 +11,7 @@ import rasterio
 import torch
 from PIL import Image
 from rasterio.crs import CRS
+from support import local_server
 
 from resnest_seg.config import ModelConfig, RunConfig
 from resnest_seg.labels import LabelSpace
@@ -70,6 +71,26 @@ def test_maps_and_photos_in_one_folder(predict, tmp_path, capsys):
     assert area.sum() == pytest.approx(40 * 60 * 100)
     assert predict("in", "--output", "predictions", "--write", "labels") == 2
     assert "exists" in capsys.readouterr().err
+
+
+def test_the_place_of_a_map_at_an_address_is_kept_in_a_job_and_its_loss_told(predict, tmp_path, capsys):
+    data = write_map(tmp_path / "in" / "map.tif").read_bytes()
+    with local_server.serve({"/map.tif?sig=4711": data}) as site:
+        address = f"{site.url}/map.tif?sig=4711"
+        assert predict(address, "--write", "labels", "--output", "plain") == 0
+        note = capsys.readouterr().err
+        assert "note: 1 of 1 inputs are TIFFs at addresses, whose place on the map is not kept" in note
+        assert "add --shard 0/1" in note
+        assert (tmp_path / "plain" / "map_labels.png").is_file()
+        assert predict(address, "--cog", "--output", "other") == 2
+        error = capsys.readouterr().err
+        assert "--cog is for images on the map" in error
+        assert "add --shard 0/1" in error
+        assert predict(address, "--write", "labels", "--cog", "--output", "job", "--shard", "0/1") == 0
+    (labels,) = (tmp_path / "job").rglob("*_labels.tif")
+    with rasterio.open(labels) as file:
+        assert (file.crs, file.transform) == (CRS.from_epsg(32633), TRANSFORM)
+    assert "4711" not in note + error
 
 
 def test_photos_alone_are_as_before(predict, tmp_path, capsys):
