@@ -145,9 +145,15 @@ class Cache:
             temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
             # not mkstemp, whose files are for their owner alone: who shares the folder reads by the umask
             number = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            os.ftruncate(number, size)  # so that whoever counts sees what it will have
+            file = open(number, "r+b")  # noqa: SIM115  # closed below, when the lock is released
+            try:
+                os.ftruncate(number, size)  # so that whoever counts sees what it will have
+            except BaseException:
+                file.close()
+                temporary.unlink()
+                raise
         try:
-            with open(number, "r+b") as file:
+            with file:
                 fill(file)
                 file.flush()
                 os.fsync(number)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from resnest_seg.errors import DatasetError, printable
+from resnest_seg.files import naming
 from resnest_seg.storage.cache import Cache, copy_name
 from resnest_seg.storage.retries import (
     LIMITS,
@@ -228,8 +229,11 @@ class Store:
 
         Raises:
             DatasetError: The store refuses or fails.
+            OSError: It is a disk of this machine, and full.
         """
-        persist(lambda: self.opened()[0].pipe_file(path, data), self.locate(path), verb="write", limits=self.limits)
+        where = self.locate(path)
+        with naming(where):
+            persist(lambda: self.opened()[0].pipe_file(path, data), where, verb="write", limits=self.limits)
 
     def locate(self, path: str) -> str:
         """Return the address of a path in the store, for messages."""

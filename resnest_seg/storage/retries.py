@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from resnest_seg.errors import DatasetError, printable
+from resnest_seg.files import FULL
 
 T = TypeVar("T")
 
@@ -106,6 +107,7 @@ def persist(
     Raises:
         DatasetError: The last try failed, or an earlier one for a reason that does not pass. It names the address, the
             reason, what fixes it, and the number of tries.
+        OSError: A disk of this machine is full, or may not be written to: no matter of the store.
     """
     begun = time.monotonic()
     for number in range(1, limits.tries + 1):
@@ -114,6 +116,8 @@ def persist(
         except DatasetError:
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
             problem = error
         if number == limits.tries or not passes(problem):
             break

@@ -1,6 +1,7 @@
 """Copies of remote files on a local disk: bounded, shared, never stale, never half a file."""
 
 import contextlib
+import errno
 import fcntl
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import signal
 import stat
 import threading
 import time
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -224,3 +226,29 @@ def test_a_system_without_locks_is_told(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="needs Linux or macOS"):
         Cache(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+def full(*arguments):
+    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+
+def test_a_disk_that_is_full_is_no_matter_of_the_store(small, monkeypatch, capsys):
+    fsspec.filesystem("memory").pipe("/full/a.bin", b"12345678")
+    source = RemoteSource("memory://full", cache=small)
+    monkeypatch.setattr("resnest_seg.storage.remote._copied", full)
+    with pytest.raises(DatasetError, match=r"cannot keep a copy of memory://full/a.bin in .*Choose another data.cache"):
+        source.local("a.bin")
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: the cache {small.folder} cannot be written ({os.strerror(errno.EDQUOT)})")
+    monkeypatch.undo()
+    assert source.read("a.bin") == b"12345678"
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_nothing_stays_of_a_copy_that_has_no_room(small, monkeypatch):
+    before = len(list(Path("/dev/fd").iterdir()))
+    monkeypatch.setattr(os, "ftruncate", full)
+    assert fetch(small, 1) == content(1)
+    assert copies(small.folder) == 0
+    assert [path for path in small.folder.rglob("*") if path.is_file()] == [small.folder / "lock"]
+    assert len(list(Path("/dev/fd").iterdir())) == before

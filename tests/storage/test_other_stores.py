@@ -1,5 +1,6 @@
 """Stores that are no S3: folders on this machine, web servers, archives, and hosts by name."""
 
+import errno
 import functools
 import http.server
 import io
@@ -15,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from resnest_seg.errors import DatasetError
-from resnest_seg.storage.remote import RemoteSource, _held, list_addresses, read_address, write_address
+from resnest_seg.storage.remote import RemoteSource, Store, _held, list_addresses, read_address, write_address
 from resnest_seg.storage.retries import Limits
 from resnest_seg.storage.tar_shards import SampleFiles, TarShards, write_shard
 
@@ -243,3 +244,21 @@ def test_an_address_in_an_address_is_no_chain(site, object_store):
     ]
     assert read_address("s3://pages/http://x/b.png") == b"b"
     assert len(_held()) == held
+
+
+def test_a_full_disk_here_is_said_to_be_one(memory, monkeypatch):
+    """The store is asked once, and what is raised is the system's error of the file."""
+
+    def refused(system, path, data):
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(data)
+
+    memory.pipe("/mine/a.bin", b"12345678")
+    store = Store("memory://mine", limits=QUICK)
+    with open("/dev/full", "wb", buffering=0) as file, pytest.raises(OSError, match="No space left") as caught:
+        store.copy("/mine/a.bin", file)
+    assert caught.value.errno == errno.ENOSPC
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", refused)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_address("memory://mine/b.bin", b"1")
+    assert caught.value.filename == "memory://mine/b.bin"
