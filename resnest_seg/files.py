@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import errno
 import hashlib
+import itertools
 import os
 import re
 import stat
@@ -142,7 +143,11 @@ def next_free(path: str | Path, *, suffix: str = "") -> Path:
     """
     path = Path(path)
     last = max(numbered(path, suffix=suffix), default=0)
-    return path.with_name(f"{path.name.removesuffix(suffix)}-{last + 1}{suffix}") if last else path
+    if not last:
+        return path
+    stem = path.name.removesuffix(suffix)
+    following = (path.with_name(f"{stem}-{number}{suffix}") for number in itertools.count(last + 1))
+    return next(name for name in following if not os.path.lexists(name))  # it may be in a folder that cannot be listed
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from resnest_seg.files import (
     check_output_file,
     check_output_folder,
     check_outside,
+    claimed,
     remove_leftovers,
     result_places,
 )
@@ -241,3 +242,26 @@ def test_a_folder_of_results_among_inputs_is_refused(tmp_path):
         check_outside(outside, [tmp_path / "masks", images])
     with pytest.raises(ConfigError, match=r"cannot write to a\\x00b"):
         check_outside("a\0b", [images])
+
+
+@pytest.mark.parametrize("taken", [[], ["x"], ["x", "x-2"], ["x", "x-2", "x-3"]])
+def test_a_folder_that_cannot_be_listed_has_a_next_name(taken, tmp_path, monkeypatch):
+    """As one of mode -wx, in which a name can be looked up and made."""
+
+    def refused(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    made, tries = Path.mkdir, []
+
+    def counted(path, *arguments, **options):
+        tries.append(path)
+        assert len(tries) < 20, "it goes on for ever"
+        made(path, *arguments, **options)
+
+    for name in taken:
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(Path, "iterdir", refused)
+    monkeypatch.setattr(Path, "mkdir", counted)
+    with claimed(tmp_path / "x") as folder:
+        assert folder == tmp_path / (f"x-{len(taken) + 1}" if taken else "x")
+        assert folder.is_dir()
