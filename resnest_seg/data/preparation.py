@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import stat
 import zipfile
@@ -13,6 +12,7 @@ from pathlib import Path, PureWindowsPath
 from filelock import FileLock
 
 from resnest_seg.errors import DatasetError
+from resnest_seg.files import FULL
 from resnest_seg.io.display import progress_bars
 
 
@@ -63,10 +63,11 @@ def _unpack(archive: Path, root: Path, inside: str, wanted: tuple[str, ...]) -> 
             "nothing was unpacked."
         ) from None
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in FULL:
             raise
         raise DatasetError(
-            f"the disk of {root} is full: free some space and run this again. Nothing was unpacked."
+            f"cannot unpack {archive.name} into {root}: {error.strerror}. Free some space there, or choose another "
+            "folder, and run this again. Nothing was unpacked."
         ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -34,7 +34,7 @@ from resnest_seg.export.graph import (
 )
 from resnest_seg.export.onnx import quiet, write_onnx
 from resnest_seg.export.verify import Evidence, Proof, prove
-from resnest_seg.files import atomic_write
+from resnest_seg.files import FULL, atomic_write
 from resnest_seg.inference.exported import EXTRA_FILE, KEY, ExportInfo, open_exported, openvino_core, silent_openvino
 from resnest_seg.models.segmenter import Segmenter
 
@@ -311,8 +311,9 @@ def _full_disk(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ExportError) as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        if full or shutil.disk_usage(target.parent).free < 1 << 20:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
+        if shutil.disk_usage(target.parent).free < 1 << 20:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
         raise
 

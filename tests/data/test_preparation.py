@@ -1,9 +1,11 @@
 """From official zip files to complete folders: resumed, checked, safe, and all or nothing."""
 
 import dataclasses
+import errno
 import hashlib
 import importlib.util
 import io
+import os
 import stat
 import zipfile
 
@@ -54,7 +56,9 @@ def link(name):
     return member
 
 
-@pytest.mark.parametrize("kind", ["truncated", "damaged", "../", "absolute", "windows", "link", "no zip", "full disk"])
+@pytest.mark.parametrize(
+    "kind", ["truncated", "damaged", "../", "absolute", "windows", "link", "no zip", "full disk", "quota"]
+)
 def test_nothing_is_left_half_done(kind, tmp_path, monkeypatch):
     archive, root = tmp_path / "data.zip", tmp_path / "root"
     data = zipped({"good.txt": b"good" * 100, "more.txt": bytes(range(256)) * 40}, archive)
@@ -76,14 +80,15 @@ def test_nothing_is_left_half_done(kind, tmp_path, monkeypatch):
             says = "holds a link"
         case "no zip":
             archive.write_bytes(b"hello")
-        case "full disk":
+        case "full disk" | "quota":
+            number = errno.ENOSPC if kind == "full disk" else errno.EDQUOT
 
             def full(source, target, size):
                 target.write(source.read(10))
-                raise OSError(28, "No space left on device")
+                raise OSError(number, os.strerror(number))
 
             monkeypatch.setattr("resnest_seg.data.preparation.shutil.copyfileobj", full)
-            says = "the disk of .* is full"
+            says = f"cannot unpack data.zip into .*/root: {os.strerror(number)}. Free some space"
     with pytest.raises(DatasetError, match=says):
         unpack(archive, root)
     assert tree(tmp_path) == ["data.zip"]

@@ -433,6 +433,20 @@ def test_an_export_on_a_full_disk_names_the_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_an_export_that_gets_no_space_names_the_file(number, tmp_path, monkeypatch):
+    """Of a user who has used up a quota, the disk itself has room."""
+    from resnest_seg.export.export import export_torch
+
+    def save(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(torch.export, "save", save)
+    with pytest.raises(OSError, match=os.strerror(number)) as raised:
+        export_torch(small_segmenter(small_onnx.SPACE), tmp_path / "m.pt2")
+    assert (raised.value.errno, raised.value.filename) == (number, str(tmp_path / "m.pt2"))
+
+
 class _Usage:
     free = 0
 
