@@ -230,6 +230,7 @@ def test_a_name_with_two_colons_is_at_its_host(hosted):
     assert list(list_addresses(f"{hosted}/mine")) == [f"{hosted}/mine/10::30.png"]
 
 
+@pytest.mark.slow
 def test_an_address_in_an_address_is_no_chain(site, object_store):
     place = site.folder / "http:" / "x"
     place.mkdir(parents=True)
