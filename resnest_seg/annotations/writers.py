@@ -27,6 +27,7 @@ from PIL import Image
 
 from resnest_seg.annotations.objects import BACKGROUND_NAMES, Patch, Ring, Rings
 from resnest_seg.annotations.raster import draw, format_runs, mask_to_runs
+from resnest_seg.annotations.yolo import labels_beside
 from resnest_seg.errors import ConfigError, printable, unknown_name
 from resnest_seg.files import atomic_write
 from resnest_seg.io.outlines import check_polygon_options, regions_of
@@ -341,27 +342,39 @@ def _quoted(text: str) -> str:
     return quoteattr(printable(text), {"\n": "&#10;", "\t": "&#9;"})
 
 
+def yolo_files(folder: Path, place: str, photo: Path | None) -> tuple[Path, Path]:
+    """Return where the labels of an image lie in a data set of YOLO's, and its photo.
+
+    Args:
+        folder: The data set's, with data.yaml.
+        place: Path without ending of the image's files, with `/`.
+        photo: The photo's file, if it has one.
+    """
+    image = folder / "images" / f"{place}.png"
+    return labels_beside(image), image if photo is None else image.with_suffix(photo.suffix)
+
+
 class _Yolo(_Writer):
     background = True  # a region in the hole of another must be drawn over it
 
     def add(self, photo: _Photo, found: Sequence[Region]) -> None:
         height, width = photo.size
-        text = self.folder / "labels" / f"{photo.place}.txt"
+        text, target = yolo_files(self.folder, photo.place, photo.file)
         lines = []
         for one in found:
             shares = np.clip(one.rings[0] / (width, height), 0, 1).ravel().tolist()
             lines.append(" ".join([str(one.label), *(f"{share:.7g}" for share in shares)]))
         with atomic_write(text) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        if photo.file is not None:
-            target = self.folder / "images" / f"{photo.place}{photo.file.suffix}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.unlink(missing_ok=True)
-            try:
-                target.symlink_to(os.path.realpath(photo.file))
-            except (OSError, NotImplementedError):
-                with atomic_write(target) as temporary:
-                    shutil.copyfile(photo.file, temporary)
+        if photo.file is None or (target.exists() and target.samefile(photo.file)):
+            return  # a photo that lies there already would be replaced by a link to itself
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            target.symlink_to(os.path.realpath(photo.file))
+        except (OSError, NotImplementedError):
+            with atomic_write(target) as temporary:
+                shutil.copyfile(photo.file, temporary)
 
     def close(self) -> None:
         """Write the description."""

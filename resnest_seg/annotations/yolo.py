@@ -139,14 +139,15 @@ def _labels_of(photo: Path, name: str, folder: str, home: Path, inner: PurePosix
 
     If photos are elsewhere, it is looked for below the description, as the photo would be there.
     """
-    beside = _beside(photo, folder)
+    beside = labels_beside(photo, folder)
     if any((path := beside.with_suffix(suffix)).is_file() and path != photo for suffix in (".txt", ".png")):
         return beside
-    there = _beside(home / inner / name, folder)
+    there = labels_beside(home / inner / name, folder)
     return there if there.parent.is_dir() else beside
 
 
-def _beside(photo: Path, folder: str) -> Path:
+def labels_beside(photo: Path, folder: str = "labels") -> Path:
+    """Return the text file of a photo: the last folder `images` of the photo's path becomes `folder`."""
     parts = list(photo.parent.parts)
     if "images" in parts:
         place = len(parts) - 1 - parts[::-1].index("images")

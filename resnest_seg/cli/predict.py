@@ -71,6 +71,8 @@ ANNOTATIONS = {"coco": "coco/annotations.json", "labelme": "labelme/", "cvat": "
                "yolo": "yolo/data.yaml"}  # fmt: skip
 """Formats of annotation tools, of all images together -> what is written below the output folder."""
 
+FOLDERS = {"labelme": ("labelme",), "yolo": ("yolo/labels", "yolo/images")}
+"""Formats of annotation tools -> folders below the output folder with files of each image."""
 
 ABOUT = {
     "--simplify": jobs.ABOUT["simplify"],
@@ -180,11 +182,12 @@ def check(options: argparse.Namespace) -> None:
         return
     check_output_folder(options.output)
     for kind in options.annotations:
-        place = Path(options.output) / ANNOTATIONS[kind]
         if kind != "labelme":
+            place = Path(options.output) / ANNOTATIONS[kind]
             check_output_file(place, what="the file of annotations", overwrite=options.overwrite)
-        elif place.is_dir() and any(place.iterdir()) and not options.overwrite:
-            raise ConfigError(f"{place} already holds files. Choose another --output, or pass --overwrite.")
+        for place in (Path(options.output) / folder for folder in FOLDERS.get(kind, ())):
+            if place.is_dir() and any(place.iterdir()) and not options.overwrite:
+                raise ConfigError(f"{place} already holds files. Choose another --output, or pass --overwrite.")
 
 
 def shard_of(options: argparse.Namespace) -> tuple[int, int] | None:
@@ -362,6 +365,23 @@ def job_of(options: argparse.Namespace) -> Job:
     )
 
 
+def check_yolo_photos(items: Sequence[Input], output: str) -> None:
+    """Reject links to photos in yolo/images that would stand in place of the photo of another input.
+
+    Raises:
+        ConfigError: One would; the message names it.
+    """
+    from resnest_seg.annotations.writers import yolo_files
+
+    replaced = []
+    for item in items:
+        if item.kind == "image":
+            _, target = yolo_files(Path(output) / "yolo", item.place.as_posix(), Path(item.source))
+            is_file = target.is_file() and not target.is_symlink()  # a link of before may be made again
+            replaced += [target] if is_file and not target.samefile(item.source) else []
+    check_not_inputs(replaced, [item.source for item in items])
+
+
 def results(item: Input, job: Job, *, overwrite: bool) -> dict[str, Path]:
     """Return the output files of an input, by kind; "video" for the overlay of one.
 
@@ -459,6 +479,8 @@ def run(items: Sequence[Input], problems: list[str], options: argparse.Namespace
     say_what_is_ignored(items, options)
     outputs = [results(item, job, overwrite=options.overwrite) for item in items]
     check_not_inputs([path for paths in outputs for path in paths.values()], [item.source for item in items])
+    if "yolo" in options.annotations:
+        check_yolo_photos(items, job.output)
     done, stopped = 0, None
     if items:
         predictor = open_predictor(job)

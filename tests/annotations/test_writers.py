@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -18,10 +19,13 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as cocomask
 from pycocotools.coco import COCO
 
+from support import small_onnx
+
 from resnest_seg import ADE20K, Cityscapes, ConfigError, LabelSpace, Synthetic, import_labels
 from resnest_seg.annotations.writers import FAITHFUL, FORMATS, AnnotationWriter, regions
 from resnest_seg.cli import predict
 from resnest_seg.data.folder import read_classes
+from resnest_seg.errors import run_tool
 from resnest_seg.io.masks import decode_mask
 from resnest_seg.io.visualize import write_png
 
@@ -244,6 +248,37 @@ def test_odd_names_and_files():
     assert '\\xff.png"' in Path("out/cvat/annotations.xml").read_text()  # XML has no such bytes
 
 
+def test_a_photo_that_lies_where_yolo_has_photos_stays_as_it_is():
+    write_png("yolo/images/a.png", np.zeros((4, 4, 3), np.uint8))
+    before = Path("yolo/images/a.png").read_bytes()
+    with AnnotationWriter(".", ["yolo"], SPACE) as writer:
+        writer.add("a.png", np.eye(4, dtype=np.uint8), photo="yolo/images/a.png")
+    assert not Path("yolo/images/a.png").is_symlink()
+    assert Path("yolo/images/a.png").read_bytes() == before
+    assert Path("yolo/labels/a.txt").is_file()
+    for name in ("one", "two"):  # while a link is replaced, as ever
+        write_png(f"{name}.png", np.zeros((4, 4, 3), np.uint8))
+        with AnnotationWriter("out", ["yolo"], SPACE) as writer:
+            writer.add("a.png", np.eye(4, dtype=np.uint8), photo=f"{name}.png")
+        assert os.path.realpath("out/yolo/images/a.png") == os.path.realpath(f"{name}.png")
+
+
+@pytest.mark.parametrize("place", ["images/train/a", "train/images/a", "images/labels/images/b.c/a.png", "images"])
+def test_yolo_labels_lie_where_its_readers_look_for_them(place):
+    write_png("a.png", np.zeros((4, 4, 3), np.uint8))
+    labels = np.repeat([[0, 1]], 8, axis=0).reshape(4, 4).astype(np.uint8)
+    with AnnotationWriter("out", ["yolo"], SPACE, tolerance=0) as writer:
+        writer.add("a.png", labels, photo="a.png", place=place)
+    (photo,) = Path("out/yolo/images").rglob("*.png")
+    theirs = "/labels/".join(str(photo).rsplit("/images/", 1)).rsplit(".", 1)[0] + ".txt"  # as ultralytics has it
+    assert [str(path) for path in Path("out").rglob("*.txt")] == [theirs]
+    import_labels("out/yolo", "mine")
+    (mask,) = Path("mine/masks").rglob("*.png")
+    found = read_classes("mine/classes.csv")
+    drawn = np.array(found.names)[found.encode(decode_mask(mask.read_bytes(), "mask"))]
+    assert np.array_equal(drawn, np.array(SPACE.names)[labels])
+
+
 def test_an_exception_leaves_the_files_of_before():
     """Which would be taken for those of all images otherwise."""
     for count in (3, 1):
@@ -266,6 +301,44 @@ def test_nothing_is_written_without_an_image_and_options_are_checked():
         AnnotationWriter("out", ["koko"], SPACE)
     with pytest.raises(ConfigError, match="from 0 to 100, not -1"):
         AnnotationWriter("out", ["coco"], SPACE, tolerance=-1)
+
+
+@pytest.fixture
+def call(tmp_path):
+    """predict with a model of one convolution."""
+    model = small_onnx.write(tmp_path / "model.onnx")
+    words = ("--checkpoint", str(model), "--device", "cpu", "--write")
+    return lambda *inputs, write="yolo": run_tool(lambda: predict.main([*words, write, *inputs]))
+
+
+def test_predictions_beside_the_photos_of_a_yolo_set_spare_its_photos_and_labels(call, capsys):
+    """Those that it was labelled with, in the folders that the results have, too."""
+    write_png("yolo/images/a.png", np.zeros((16, 24, 3), np.uint8))
+    Path("yolo/labels").mkdir()
+    Path("yolo/labels/a.txt").write_text("0 0 0 1 0 1 1\n")
+    before = Path("yolo/images/a.png").read_bytes()
+    assert call("--output", ".", "--", "yolo/images") == 2
+    assert "yolo/labels already holds files. Choose another --output, or pass --overwrite." in capsys.readouterr().err
+    assert Path("yolo/labels/a.txt").read_text() == "0 0 0 1 0 1 1\n"
+    for _ in range(2):
+        assert call("--output", ".", "--overwrite", "--", "yolo/images") == 0
+        assert Path("yolo/images/a.png").read_bytes() == before
+        assert not Path("yolo/images/a.png").is_symlink()
+    shutil.rmtree("yolo/labels")
+    Path("yolo/data.yaml").unlink()
+    assert call("--output", ".", "--", "yolo/images") == 2
+    assert "yolo/images already holds files" in capsys.readouterr().err
+    write_png("other/a.png", np.zeros((16, 24, 3), np.uint8))  # which would be linked at the place of another input
+    assert call("--output", ".", "--overwrite", "--", "other", "yolo") == 2
+    assert "yolo/images/a.png is an input file, and a result would overwrite it" in capsys.readouterr().err
+    assert Path("yolo/images/a.png").read_bytes() == before
+
+
+def test_predictions_for_yolo_can_be_made_again(call):
+    write_png("photos/a.png", np.zeros((16, 24, 3), np.uint8))
+    for _ in range(2):
+        assert call("--output", "out", "--overwrite", "--", "photos") == 0
+        assert os.path.realpath("out/yolo/images/a.png") == os.path.realpath("photos/a.png")
 
 
 def test_the_command_knows_the_formats():
