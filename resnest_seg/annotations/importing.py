@@ -257,7 +257,7 @@ def import_labels(
     if form not in READERS:
         raise unknown_name("format", form, READERS)
     try:
-        found = READERS[form](source, ReadOptions(where, _names(classes), field, reduce_labels))
+        found = READERS[form](source, ReadOptions(where, _numbered(classes), field, reduce_labels))
         settings["unlabelled"] = unlabelled or found.unlabelled
         rules = _rules(found, classes, unlabelled or found.unlabelled, overlap, crowd)
         images = _places(found.images, splits)
@@ -277,10 +277,13 @@ def _check_settings(settings: Mapping[str, str | None], splits: Sequence[str]) -
             raise unknown_name("split", split, SPLITS)
 
 
-def _names(classes: LabelSpace | Sequence[str] | None) -> Sequence[str]:
+def _numbered(classes: LabelSpace | Sequence[str] | None) -> dict[int, str | None]:
+    """Return what a list of classes calls the numbers in masks; None for those that it ignores."""
     if isinstance(classes, str):
         raise ConfigError(f"classes must be a list of names or a LabelSpace, not the text {classes!r}.")
-    return () if classes is None else classes.names if isinstance(classes, LabelSpace) else classes
+    if isinstance(classes, LabelSpace):
+        return {**dict.fromkeys(classes.ignored_raw_ids), **dict(zip(classes.raw_ids, classes.names, strict=True))}
+    return dict(enumerate(classes or ()))
 
 
 def _check_output(output: Path, inputs: Iterable[Path]) -> None:

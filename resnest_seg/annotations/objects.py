@@ -123,13 +123,13 @@ class ReadOptions:
 
     Attributes:
         photos: The folder in which photos are looked up, instead of those usual in the format.
-        names: Class names by number, for masks of numbers that come without names.
+        numbers: Class names by number, for masks of numbers that come without names; None for ignored numbers.
         field: The property that holds a feature's class (GeoJSON, GeoPackage).
         reduce_labels: In tables, 0 is ignored and i is class i - 1 (Hugging Face's do_reduce_labels).
     """
 
     photos: Path | None = None
-    names: Sequence[str] = ()
+    numbers: Mapping[int, str | None] = dataclasses.field(default_factory=dict)
     field: str | None = None
     reduce_labels: bool = False
 

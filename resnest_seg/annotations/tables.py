@@ -51,15 +51,20 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
     if not files:
         raise DatasetError(f"{printable(str(source))} holds no table (.parquet, .arrow, metadata.csv, metadata.jsonl).")
     base = source.parent if source.is_file() else source
-    names = list(options.names) or _names(base)
+    listing, numbers = _id2label(base, fill=not options.numbers)
+    if not numbers:
+        numbers = options.numbers
+        if options.reduce_labels and numbers.get(0) is None:  # its ids are those in the files, from 1
+            numbers = {number - 1: name for number, name in numbers.items() if number}
     rows: list[tuple[_Rows, int]] = []
     for file in files:
         table = _open(file, options)
         rows += [(table, row) for row in range(len(table))]
     if not rows:
         raise DatasetError(f"{printable(str(files[0]))} has no rows.")
-    if not names:
-        names = _numbered(rows, options.reduce_labels)
+    if not numbers:
+        numbers = _numbered(rows, options.reduce_labels)
+    named_by = "--classes FILE" if listing is None else printable(str(listing))
     images = []
     for count, (table, row) in enumerate(rows):
 
@@ -70,7 +75,7 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
                     f"{table.place(row)}: the mask has {ids.shape[1]} x {ids.shape[0]} pixels, and the photo has "
                     f"{width} x {height}."
                 )
-            return objects_of_ids(ids, names, table.place(row))
+            return objects_of_ids(ids, numbers, table.place(row), listing=named_by)
 
         split = split_in(table.path.stem) or (split_in(table.path.parent.name) if table.path.parent != base else None)
         images.append(
@@ -78,31 +83,34 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
                 table.name(row, count), table.photo(row), table.place(row), objects, None, split, table.mask_file(row)
             )
         )
-    return AnnotatedSet(dict.fromkeys(names), images, "list", "ignore", files)
+    classes = dict.fromkeys(name for name in numbers.values() if name is not None)
+    return AnnotatedSet(classes, images, "list", "ignore", files if listing is None else [listing, *files])
 
 
-def _names(base: Path) -> list[str]:
+def _id2label(base: Path, *, fill: bool) -> tuple[Path | None, Mapping[int, str | None]]:
+    """Return the file of names beside tables, or None, and class names by number; `fill` gives one to gaps, too."""
     file = next((path for path in (base / "id2label.json", base / "data" / "id2label.json") if path.is_file()), None)
     if file is None:
-        return []
+        return None, {}
     document = read_json(file)
     numbered: dict[int, str] = {}
     for key, name in document.pairs():
         if not key.isdecimal() or int(key[:4]) > 254:
             raise name.wrong(f"{shown(key)} is no class number, 0..254")
         numbered[int(key)] = name.text().strip()
-    names = [numbered.get(number, f"class {number}") for number in range(max(numbered, default=-1) + 1)]
-    if len(set(names)) < len(names) or not names:
+    every = range(max(numbered, default=-1) + 1) if fill else sorted(numbered)
+    names = {number: numbered.get(number, f"class {number}") for number in every}
+    if len(set(names.values())) < len(names) or not names:
         raise document.wrong("there is no name" if not names else "two classes have the same name")
-    return names
+    return file, names
 
 
-def _numbered(rows: Sequence[tuple[_Rows, int]], reduce: bool) -> list[str]:
+def _numbered(rows: Sequence[tuple[_Rows, int]], reduce: bool) -> dict[int, str | None]:
     highest = -1
     for table, row in rows:
         ids = _ids(table, row, reduce=reduce)
         highest = max(highest, int(ids[ids != IGNORE_LABEL].max(initial=0)))
-    return [f"class {number}" for number in range(highest + 1)]
+    return {number: f"class {number}" for number in range(highest + 1)}
 
 
 def _ids(table: _Rows, row: int, *, reduce: bool) -> NDArray[np.uint8]:

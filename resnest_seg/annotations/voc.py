@@ -6,7 +6,7 @@ Masks say every pixel, so nothing is drawn over anything; 255, the border betwee
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,8 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
         raise DatasetError(f"{printable(str(folder / MASKS))} holds no mask (.png).")
     listing = folder / "labelmap.txt"
     table = _label_map(listing) if listing.is_file() else None
-    names = list(table) if table is not None else list(options.names or NAMES)
+    named = options.numbers or dict(enumerate(NAMES))
+    numbers: Mapping[int, str | None] = named if table is None else dict(enumerate(table))
     photos = Photos([options.photos] if options.photos else [folder / "JPEGImages", folder / "images"])
     every = len(masks)
     splits = _splits(folder, masks)
@@ -62,10 +63,10 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
         def objects(height: int, width: int, mask: Path = mask) -> Iterator[AnnotatedObject]:
             pixels = _pixels(mask, height, width)
             ids = pixels if pixels.ndim == 2 else _of_colors(pixels, table, printable(str(mask)))
-            return objects_of_ids(ids, names, printable(str(mask)))
+            return objects_of_ids(ids, numbers, printable(str(mask)))
 
         images.append(AnnotatedImage(found, photo, printable(str(mask)), objects, None, splits.get(name)))
-    colors = table if table is not None else dict.fromkeys(names)
+    colors = table if table is not None else dict.fromkeys(name for name in numbers.values() if name is not None)
     return AnnotatedSet(
         dict(colors), images, "list", "ignore", [*masks.values(), *([listing] if table else [])], left_out
     )
@@ -179,18 +180,24 @@ def _of_colors(
 
 
 def objects_of_ids(
-    ids: NDArray[np.uint8], names: Sequence[str], where: str, *, ignored: Sequence[int] = (IGNORE_LABEL,)
+    ids: NDArray[np.uint8], numbers: Mapping[int, str | None], where: str, *, listing: str = "--classes FILE"
 ) -> Iterator[AnnotatedObject]:
     """Yield one object for each class number that occurs in a mask [H, W].
+
+    Args:
+        ids: The mask.
+        numbers: Class names by number; None for ignored ones, as 255 is if it is not among them.
+        where: The mask's place, for messages.
+        listing: What numbers have their names from, for messages.
 
     Raises:
         DatasetError: A number has no name.
     """
+    known = {IGNORE_LABEL: None, **numbers}
     for number in np.unique(ids).tolist():
-        if number not in ignored and number >= len(names):
+        if number not in known:
             raise DatasetError(
-                f"{where} holds the number {number}, and there are {len(names)} classes, {shown(list(names))}: give "
-                "their names in order with --classes FILE."
+                f"{where} holds the number {number}, and there are {len(numbers)} classes, {shown(dict(numbers))}: "
+                f"give it a name in {listing}."
             )
-        label = None if number in ignored else names[number]
-        yield AnnotatedObject(label, (Patch(0, 0, ids == number),), f"{where}: number {number}")
+        yield AnnotatedObject(known[number], (Patch(0, 0, ids == number),), f"{where}: number {number}")

@@ -207,6 +207,7 @@ def _with_mask(
         lookup = np.arange(256)
         for raw, meant in table.items():
             lookup[raw] = 255 if meant < 0 else meant
-        return objects_of_ids(lookup[ids].astype(np.uint8), names, printable(str(mask)))
+        numbers = lookup[ids].astype(np.uint8)
+        return objects_of_ids(numbers, dict(enumerate(names)), printable(str(mask)), listing=document.place)
 
     return AnnotatedImage(name, photo, printable(str(mask)), objects, None, split, mask)

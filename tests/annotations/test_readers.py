@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from support.annotation_samples import HEIGHT, WIDTH, scene
 
 from resnest_seg import DatasetError, FolderDataset, import_labels
 from resnest_seg.annotations.reading import Photos, split_in
+from resnest_seg.data.folder import read_classes
 from resnest_seg.io.masks import decode_mask
 
 
@@ -78,6 +80,71 @@ def test_reduced_labels_keep_what_is_ignored_already():
     expected = expected - 1
     expected[expected == 254] = 255
     assert np.array_equal(mask("a"), expected)
+
+
+def table_of(*, id2label):
+    """A table of one row, whose mask holds 0, 1, 2, 7 and 255 in its first row, and 0 else."""
+    numbers = np.zeros((HEIGHT, WIDTH), np.uint8)
+    numbers[0, :5] = 0, 1, 2, 7, 255
+    samples.photo(SOURCE / "JPEGImages" / "a.jpg")
+    (SOURCE / "SegmentationClass").mkdir()
+    (SOURCE / "SegmentationClass" / "a.png").write_bytes(samples.png(numbers))
+    if id2label is None:  # then it is a data set of VOC's
+        return SOURCE
+    (SOURCE / "metadata.csv").write_text("file_name,mask_file_name\nJPEGImages/a.jpg,SegmentationClass/a.png\n")
+    if id2label:
+        samples.save(SOURCE / "id2label.json", id2label)
+    return SOURCE / "metadata.csv"
+
+
+def named_by(rows, source):
+    """The names of the first five pixels after an import with a class list; None for ignored."""
+    Path("classes.csv").write_text(rows)
+    import_labels(source, "mine", classes=read_classes("classes.csv"))
+    space = read_classes("mine/classes.csv")
+    (file,) = Path("mine/masks").rglob("*.png")
+    found = space.encode(decode_mask(file.read_bytes(), "mask"))[0, :5].tolist()
+    return [None if label == 255 else space.names[label] for label in found]
+
+
+def test_numbers_keep_the_names_that_the_table_gives_them_whatever_the_order_of_a_class_list():
+    source = table_of(id2label={"0": "background", "1": "road", "2": "car", "7": "tree"})
+    assert named_by("name\nbackground\ncar\nroad\ntree\n", source) == ["background", "road", "car", "tree", None]
+    samples.save(SOURCE / "id2label.json", {"0": "background", "1": "road", "7": "tree"})
+    shutil.rmtree("mine")
+    with pytest.raises(DatasetError, match=r"holds the number 2, and .*: give it a name in source/id2label.json"):
+        named_by("name\nbackground\ncar\nroad\ntree\n", source)
+
+
+@pytest.mark.parametrize("id2label", [None, {}], ids=["voc", "table"])
+@pytest.mark.parametrize(
+    ("rows", "names"),
+    [
+        ("name,id\nbackground,0\ncar,2\nroad,1\ntree,7\n", ["background", "road", "car", "tree", None]),
+        ("name,id,ignore\nnothing,0,yes\ncar,1,\nroad,2,\ntree,7,\n", [None, "car", "road", "tree", None]),
+        ("name,id\nborder,255\ncar,7\nroad,1\na,0\nb,2\n", ["a", "road", "b", "car", "border"]),
+    ],
+    ids=["order", "ignored", "255"],
+)
+def test_a_class_list_names_numbers_by_their_ids(rows, names, id2label):
+    source = table_of(id2label=id2label)
+    assert named_by(rows, source) == names
+    shutil.rmtree("mine")
+    with pytest.raises(DatasetError, match=r"holds the number 7, .*--classes FILE"):
+        named_by("name,id\nbackground,0\ncar,2\nroad,1\n", source)
+
+
+@pytest.mark.parametrize(
+    "rows", ["name\nroad\ncar\ntree\n", "name,id,ignore\nother,0,yes\nroad,1,\ncar,2,\ntree,3,\n"], ids=["0..2", "1..3"]
+)
+def test_a_class_list_for_reduced_labels_counts_from_0_or_as_the_masks_do(rows):
+    samples.datasets(SOURCE)
+    (SOURCE / "id2label.json").unlink()
+    Path("classes.csv").write_text(rows)
+    space = read_classes("classes.csv")
+    import_labels(SOURCE, "mine", classes=space, reduce_labels=True)
+    expected = np.array([255, 0, 1, 2])[scene()]
+    assert np.array_equal(space.encode(mask("train/a")), expected)
 
 
 def test_coco_has_boxes_without_outlines_and_objects_too_thin_or_outside():

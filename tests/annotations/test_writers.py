@@ -18,7 +18,6 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw
 from pycocotools import mask as cocomask
 from pycocotools.coco import COCO
-
 from support import small_onnx
 
 from resnest_seg import ADE20K, Cityscapes, ConfigError, LabelSpace, Synthetic, import_labels
