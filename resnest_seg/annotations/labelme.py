@@ -60,8 +60,7 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
     """
     files = [source] if source.is_file() else walk(source, (".json",))
     base = source.parent if source.is_file() else source
-    images, labels = [], set[str]()
-    elsewhere = Photos([options.photos], below=options.photos) if options.photos else None
+    images, labels, folders = [], set[str](), dict[tuple[Path, Path], Photos]()
     for file in files:
         document = read_json(file)
         if not is_labelme(document.value) and len(files) > 1:
@@ -69,8 +68,11 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
         shapes = document["shapes"]
         labels |= {shape["label"].text().strip() for shape in shapes.items()}
         inner = file.parent.relative_to(base)
-        photos = elsewhere or Photos([file.parent])
-        images.append(_image(file, document, inner, photos, elsewhere is not None))
+        leads_out = ".." in document["imagePath"].text().replace("\\", "/").split("/")
+        below = Path() if leads_out else inner  # photos elsewhere are in the same subfolders, unless it says otherwise
+        roots = [file.parent] if options.photos is None else [options.photos / below, options.photos]
+        photos = folders.setdefault((inner, below), Photos(roots, below=options.photos))
+        images.append(_image(file, document, inner, below, photos))
     if not images:
         raise DatasetError(f"{printable(str(source))} holds no labelme file (JSON with shapes and imagePath).")
     listing = base / "labels.txt"
@@ -82,14 +84,18 @@ def read(source: Path, options: ReadOptions) -> AnnotatedSet:
     return AnnotatedSet(dict.fromkeys(listed or sorted(labels)), images, "list", "background", files)
 
 
-def _image(file: Path, document: Item, inner: Path, photos: Photos, elsewhere: bool) -> AnnotatedImage:
+def _image(file: Path, document: Item, inner: Path, below: Path, photos: Photos) -> AnnotatedImage:
     # What is kept of a file has no imageData: a folder of them would fill the memory.
     kept = Item({"shapes": document["shapes"].value}, document.place)
     word = document["imagePath"].text()
     photo: Any
     try:
-        photo, found = photos.find(word, document.place)
-        name = found if elsewhere else (inner / found).as_posix()
+        if photos.below is None:
+            photo, found = photos.find(word, document.place)
+            name = (inner / found).as_posix()
+        else:
+            photo, _ = photos.find((below / word).as_posix(), document.place)
+            name = photo.relative_to(photos.below).as_posix()
     except DatasetError:
         if document.get("imageData") is None:
             raise

@@ -372,7 +372,8 @@ class Photos:
 
     Args:
         roots: The folders, in order; those that do not exist are left out.
-        below: A folder that the user named: at last, `b.jpg` is looked for anywhere below it.
+        below: A folder that the user named: at last, `b.jpg` is looked for anywhere below it; where that has a folder
+            `a` with photos, in such folders only.
     """
 
     def __init__(self, roots: Sequence[Path], *, below: Path | None = None) -> None:
@@ -394,6 +395,8 @@ class Photos:
                     return path, candidate
         for word in dict.fromkeys(names[-2:]) if self.below is not None else ():
             found = self._anywhere.get(word, [])
+            above = {name.partition("/")[0] for name in names if name.count("/") == 1} & self._folders
+            found = [one for one in found if one[0].parent.name in above] if above else found
             if len(found) > 1:
                 raise DatasetError(
                     f"{place} names the photo {shown(name)}, and {len(found)} files are called so: {found[0][0]} and "
@@ -414,6 +417,11 @@ class Photos:
         for path in walk(self.below, IMAGE_SUFFIXES):
             index.setdefault(path.name, []).append((path, path.relative_to(self.below).as_posix()))
         return index
+
+    @functools.cached_property
+    def _folders(self) -> set[str]:
+        """Names of the folders with photos below the folder that the user named."""
+        return {path.parent.name for found in self._anywhere.values() for path, _ in found if path.parent != self.below}
 
 
 def is_file(path: Path) -> bool:

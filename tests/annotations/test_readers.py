@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -284,6 +285,27 @@ def test_labelme_has_its_own_classes_embedded_photos_and_photos_elsewhere():
         import_labels(SOURCE, "x")
 
 
+def test_labelme_files_in_subfolders_have_their_photos_in_the_same_ones_elsewhere():
+    for site in ("site1", "site2"):
+        samples.labelme(SOURCE / site)
+        (SOURCE / site / "a.png").unlink()
+        samples.photo(Path("photos") / site / "a.png", seed=int(site[-1]))
+    samples.photo(Path("photos/a.png"), seed=3)
+    samples.labelme(SOURCE / "site3")  # of which there is no folder of photos
+    (SOURCE / "site3" / "a.png").unlink()
+    import_labels(SOURCE, "mine", photos="photos")
+    found = {path.relative_to("mine/images").as_posix(): path for path in Path("mine/images").rglob("*.png")}
+    assert set(found) == {"site1/a.png", "site2/a.png", "a.png"}
+    for name, path in found.items():
+        assert os.path.realpath(path) == os.path.realpath(Path("photos") / name)
+        assert np.array_equal(mask(name.removesuffix(".png")), np.array([0, 2, 1, 3])[scene()])
+    for site in ("site2", "site3"):
+        shutil.rmtree(SOURCE / site)
+    change(SOURCE / "site1" / "a.json", lambda content: content.update(imagePath="../../photos/a.png"))
+    import_labels(SOURCE, "again", photos="photos")  # which says where the photo is
+    assert [path.as_posix() for path in Path("again/images").rglob("*.png")] == ["again/images/a.png"]
+
+
 def test_cvat_turns_boxes_and_ellipses_and_draws_by_level():
     source = samples.cvat(SOURCE)
     text = source.read_text()
@@ -558,6 +580,22 @@ def test_folders_of_too_long_names_are_not_there(place):
     (SOURCE / "train.txt").write_text(f"{long}.png\n")
     with pytest.raises(DatasetError, match=r"is not below source|there is no photo"):
         import_labels(SOURCE, "mine")
+
+
+def test_photos_of_one_folder_are_not_taken_from_another(tmp_path):
+    """If the folder that a name has is there, the photo is in it, or missing."""
+    root = tmp_path / "photos"
+    first = samples.photo(root / "north" / "site1" / "a.png")
+    samples.photo(root / "north" / "site2" / "b.png", seed=2)
+    photos = Photos([root], below=root)
+    with pytest.raises(DatasetError, match=r"names the photo 'site2/a.png', which is not below"):
+        photos.find("site2/a.png", "x")
+    assert photos.find("C:\\old\\a.png", "x") == (first, "north/site1/a.png")  # a folder that is nowhere says nothing
+    assert photos.find("images/site1/a.png", "x") == (first, "north/site1/a.png")
+    second = samples.photo(root / "north" / "site2" / "a.png", seed=3)
+    assert Photos([root], below=root).find("site2/a.png", "x") == (second, "north/site2/a.png")
+    with pytest.raises(DatasetError, match="2 files are called so"):
+        Photos([root], below=root).find("old/a.png", "x")
 
 
 def test_splits_in_names():
