@@ -398,18 +398,16 @@ def results(item: Input, job: Job, *, overwrite: bool) -> dict[str, Path]:
 
 
 def segment_image(
-    predictor: Predictor, item: Input, paths: Mapping[str, Path], job: Job, writer: AnnotationWriter | None
+    predictor: Predictor, item: Input, paths: Mapping[str, Path], job: Job, writer: AnnotationWriter | None, name: str
 ) -> None:
-    """Segment a photo and write its outputs."""
+    """Segment a photo and write its outputs; the writer of annotations gets it by its name."""
     prediction = segmented(predictor, item.source, item.kind, paths, job)
     if prediction is None:
         return
     write_outputs(prediction, paths, job)
     if writer is not None:
-        suffix = Path(item.source).suffix if item.kind == "image" else ".png"
-        name = item.place if item.place.suffix == suffix else item.place.with_name(item.place.name + suffix)
         photo = item.source if item.kind == "image" else None
-        writer.add(name.as_posix(), prediction.labels, photo=photo, place=item.place.as_posix())
+        writer.add(name, prediction.labels, photo=photo, place=item.place.as_posix())
 
 
 def segment(
@@ -425,15 +423,16 @@ def segment(
     Returns:
         The number of segmented inputs; and the error that ended the work, such as a full disk, or None.
     """
+    from resnest_seg.inference.inputs import photo_names
     from resnest_seg.io.display import progress_bars
 
-    done = 0
+    done, names = 0, photo_names(items)
     with progress_bars() as progress:
         bar = progress.add_task("segmenting", total=len(items))
-        for item, paths in zip(items, outputs, strict=True):
+        for item, paths, name in zip(items, outputs, names, strict=True):
             try:
                 if item.kind in ("image", "address"):
-                    segment_image(predictor, item, paths, job, writer)
+                    segment_image(predictor, item, paths, job, writer, name)
                 else:
                     segment_video(predictor, item.source, paths["video"], job, endless=item.kind == "camera",
                                   shown=lambda text: progress.update(bar, description=text))  # fmt: skip

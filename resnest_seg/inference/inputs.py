@@ -12,13 +12,15 @@ import stat
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.files import result_places
 from resnest_seg.io.downloads import Pace, paced_handlers
+from resnest_seg.io.images import IMAGE_SUFFIXES
 from resnest_seg.storage.remote import Store, read_address
 from resnest_seg.storage.retries import without_secrets
 
@@ -272,6 +274,34 @@ def address_place(address: str) -> str:
     parts = urllib.parse.urlsplit(without_secrets(address))
     path = urllib.parse.unquote(parts.path) if parts.scheme in ("http", "https") else address.partition("://")[2]
     return (f"{parts.hostname or ''}/{path}" if parts.scheme in ("http", "https") else path).strip("/")
+
+
+def photo_names(items: Sequence[Input]) -> list[str]:
+    """Name the images of a plan for annotations: paths below the folder that the user named, unique, with `/`.
+
+    They are those of the files, whatever the places of their results; where two are the same, more of their paths tells
+    them apart. An image at an address whose name has no known ending, or that nothing else tells apart, has its place
+    and ".png".
+    """
+    paths, depths = list[tuple[str, ...]](), [len(item.place.parts) for item in items]
+    for item in items:
+        if item.kind == "image":
+            paths.append(Path(os.path.abspath(item.source)).parts[1:])  # noqa: PTH100, a name without `..` is needed
+        else:
+            path = PurePosixPath(address_place(item.source))
+            paths.append(path.parts if path.suffix.lower() in IMAGE_SUFFIXES else ())
+    while True:
+        names = ["/".join(path[-depth:]) for path, depth in zip(paths, depths, strict=True)]
+        counts = Counter(names)
+        twins = [at for at, name in enumerate(names) if counts[name] > 1 and depths[at] < len(paths[at])]
+        if not twins:
+            break
+        for at in twins:
+            depths[at] += 1
+    return [
+        name if name and counts[name] == 1 else f"{item.place.as_posix()}.png"
+        for name, item in zip(names, items, strict=True)
+    ]
 
 
 def image_at(address: str) -> bytes:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from resnest_seg.annotations.writers import FAITHFUL, FORMATS, AnnotationWriter,
 from resnest_seg.cli import predict
 from resnest_seg.data.folder import read_classes
 from resnest_seg.errors import run_tool
+from resnest_seg.inference.inputs import photo_names, plan
+from resnest_seg.io.images import IMAGE_SUFFIXES
 from resnest_seg.io.masks import decode_mask
 from resnest_seg.io.visualize import write_png
 
@@ -338,6 +341,48 @@ def test_predictions_for_yolo_can_be_made_again(call):
     for _ in range(2):
         assert call("--output", "out", "--overwrite", "--", "photos") == 0
         assert os.path.realpath("out/yolo/images/a.png") == os.path.realpath("photos/a.png")
+
+
+def named(form):
+    """The names of the photos in a file of all images."""
+    if form == "coco":
+        return {image["file_name"] for image in json.loads(Path("out/coco/annotations.json").read_text())["images"]}
+    return set(re.findall('<image id="[0-9]+" name="([^"]*)"', Path("out/cvat/annotations.xml").read_text()))
+
+
+@pytest.mark.parametrize("form", ["coco", "cvat"])
+def test_predictions_name_the_photos_as_they_are_called(form, call):
+    names = {"x.jpg", "x.jpg.jpg", "12:30.jpg", "sub/y.png", "at:b/y.png", "y.jpg", "y.png"}
+    for number, name in enumerate(sorted(names)):
+        picture = np.full((16, 24, 3), 20 * number, np.uint8)
+        (Path("photos") / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(Path("photos") / name)
+    assert call("--output", "out", "--", "photos", write=form) == 0
+    assert named(form) == names
+    report = import_labels(Path("out") / form, "mine", photos="photos")
+    assert report.images == {"": len(names)}
+
+
+def test_photos_of_the_same_name_are_told_apart_by_more_of_their_paths(call):
+    names = {"photos/a/x.png", "photos/b/x.png", "photos/b/y.png"}
+    for number, name in enumerate(sorted(names)):
+        write_png(name, np.full((16, 24, 3), 20 * number, np.uint8))
+    assert call("--output", "out", "--", *sorted(names), write="coco") == 0
+    assert named("coco") == {"a/x.png", "b/x.png", "y.png"}
+    import_labels("out/coco", "mine", photos="photos")
+    links = {path: os.path.realpath(path) for path in Path("mine/images").rglob("*.png")}
+    assert {os.path.relpath(link) for link in links.values()} == names
+
+
+def test_photos_at_addresses_are_named_as_there_or_by_their_place():
+    addresses = ("http://h/a/photo.jpg?size=3", "http://h/b/photo.jpg", "http://h/c/view", "http://h/c/view?page=2",
+                 "http://h/z.jpg?page=1", "http://h/z.jpg?page=2")  # fmt: skip
+    items, problems = plan(addresses, "out", suffixes=IMAGE_SUFFIXES)
+    assert problems == []
+    names = photo_names(items)
+    assert names[:2] == ["a/photo.jpg", "b/photo.jpg"]
+    assert len(set(names)) == len(names)
+    assert {Path(name).suffix for name in names[2:]} == {".png"}
 
 
 def test_the_command_knows_the_formats():
