@@ -76,11 +76,12 @@ def _read(source: Path, options: ReadOptions, *, panoptic: bool) -> AnnotatedSet
     files = _files(source, panoptic)
     images: list[AnnotatedImage] = []
     classes: dict[str, tuple[int, int, int] | None] = {}
-    listed_images = 0
+    listed_images, projects = 0, set[str | None]()
     folder = source if source.is_dir() and not panoptic else None  # panoptic masks are called like their photos
     for file in files:
         document = read_json(file)
         names, colors = _categories(document)
+        projects.add(None if panoptic else _unused_project(document))
         listed = {names[number]: colors.get(number) for number in names}
         if classes and list(classes) != list(listed):
             raise DatasetError(f"{printable(str(file))} has other categories than {printable(str(files[0]))}.")
@@ -89,6 +90,9 @@ def _read(source: Path, options: ReadOptions, *, panoptic: bool) -> AnnotatedSet
         split = split_in(file.stem) or split_in(file.parent.name)
         images += (_segments if panoptic else _instances)(document, file, names, photos, split)
         listed_images += len(document["images"].value)
+    project = projects.pop()
+    if project is not None and not projects:  # no file uses it
+        del classes[project]
     without = listed_images - len(images)
     left_out = {"images without a panoptic annotation": without} if panoptic and without else {}
     order: Order = "list" if panoptic else "area"
@@ -132,7 +136,6 @@ def _categories(document: Item) -> tuple[dict[int, str], dict[int, tuple[int, in
     """Return names and colours by id, in the order of the ids."""
     names: dict[int, str] = {}
     colors: dict[int, tuple[int, int, int]] = {}
-    above: set[str] = set()
     for category in document["categories"].items():
         number, name = category["id"].whole(0, MOST_OBJECTS), category["name"].text().strip()
         if number in names:
@@ -140,9 +143,6 @@ def _categories(document: Item) -> tuple[dict[int, str], dict[int, tuple[int, in
         if name in names.values():
             raise category["name"].wrong(f"the name {name!r} is used twice")
         names[number] = name
-        parent = category.get("supercategory")
-        if parent is not None and isinstance(parent.value, str) and parent.value.strip() != name:  # as COCO's person
-            above.add(parent.value.strip())
         color = category.get("color")
         if color is not None:
             channels = [channel.whole(0, 255) for channel in color.items()]
@@ -151,16 +151,19 @@ def _categories(document: Item) -> tuple[dict[int, str], dict[int, tuple[int, in
             colors[number] = (channels[0], channels[1], channels[2])
     if not names:
         raise document["categories"].wrong("there is no category")
-    # Roboflow lists the project itself as a category that nothing belongs to
-    used = {one.value.get("category_id") for one in document["annotations"].items() if isinstance(one.value, Mapping)
-            and isinstance(one.value.get("category_id"), int)}  # fmt: skip
-    is_project = [
-        n
-        for n in names
-        if names[n] in above and n not in used and "segments_info" not in str(document.value["annotations"][:1])
-    ]
-    names = {number: names[number] for number in sorted(names) if number not in is_project or len(names) == 1}
-    return names, colors
+    return {number: names[number] for number in sorted(names)}, colors
+
+
+def _unused_project(document: Item) -> str | None:
+    """Return the category for the project itself that Roboflow lists above all others, if no object belongs to it."""
+    categories = [category.value for category in document["categories"].items()]
+    for top in categories:
+        others = {str(one.get("supercategory")).strip() for one in categories if one is not top}
+        if top.get("supercategory") == "none" and others == {top["name"].strip()}:
+            number, objects = top["id"], document["annotations"].items()
+            used = any(isinstance(one.value, Mapping) and one.value.get("category_id") == number for one in objects)
+            return None if used else top["name"].strip()
+    return None
 
 
 def _images(document: Item) -> dict[int | str, Item]:

@@ -61,6 +61,51 @@ def test_coco_keeps_a_class_that_is_called_like_what_it_is_under():
     assert import_labels(source, "mine").classes == ["background", "x", "road", "car", "tree"]
 
 
+def coco_splits(categories, *, used):
+    """A data set of two files with these categories; `used` are the ids of their objects, two each."""
+    for split, ids in zip(("train", "val"), used, strict=True):
+        content = json.loads(samples.coco(SOURCE / "work" / split).read_text())
+        content["categories"] = categories
+        content["annotations"] = content["annotations"][: len(ids)]
+        for one, number in zip(content["annotations"], ids, strict=True):
+            one["category_id"] = number
+        content["images"][0]["file_name"] = f"{split}.png"
+        samples.save(SOURCE / "set" / "annotations" / f"instances_{split}.json", content)
+        samples.photo(SOURCE / "set" / "images" / f"{split}.png", seed=len(split))
+    return SOURCE / "set"
+
+
+@pytest.mark.parametrize("used", [((1, 2), (3, 3)), ((2, 3), (1, 2)), ((2, 3), (3, 3))])
+def test_coco_keeps_a_class_above_others_whoever_uses_it(used):
+    """Of two files, or of each alone, the classes are the same."""
+    categories = [
+        {"id": 1, "name": "vehicle", "supercategory": "thing"},
+        {"id": 2, "name": "car", "supercategory": "vehicle"},
+        {"id": 3, "name": "bus", "supercategory": "vehicle"},
+    ]
+    source = coco_splits(categories, used=used)
+    for number, part in enumerate((source, *sorted(source.glob("annotations/*.json")))):
+        photos = None if part is source else source / "images"
+        report = import_labels(part, f"mine{number}", photos=photos)
+        assert report.classes == ["background", "vehicle", "car", "bus"]
+    import_labels(source, "again")
+    (file,) = Path("again/masks/train").rglob("*.png")
+    drawn = decode_mask(file.read_bytes(), "mask")
+    assert set(np.unique(drawn)) == {0, *used[0]}
+
+
+@pytest.mark.parametrize(
+    ("used", "names"),
+    [(((2, 3), (3, 3)), ["car", "bus"]), (((2, 3), (1, 3)), ["cars", "car", "bus"])],
+    ids=["unused", "used"],
+)
+def test_coco_drops_roboflows_project_only_if_no_file_uses_it(used, names):
+    categories = [{"id": 1, "name": "cars", "supercategory": "none"}] + [
+        {"id": number, "name": name, "supercategory": "cars"} for number, name in ((2, "car"), (3, "bus"))
+    ]
+    assert import_labels(coco_splits(categories, used=used), "mine").classes == ["background", *names]
+
+
 def test_panoptic_images_without_an_annotation_are_counted():
     source = samples.SAMPLES["coco-panoptic"](SOURCE)
     file = SOURCE / "panoptic.json" if source.is_dir() else source
