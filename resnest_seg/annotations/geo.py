@@ -134,27 +134,36 @@ def _objects(layer: _Layer, field: str | None, raster: Path) -> Iterator[Annotat
     if not crs:
         raise DatasetError(f"{where} has no coordinate reference system, so that nothing says where it lies: gdal_edit "
                            "-a_srs EPSG:CODE adds it.")  # fmt: skip
+    (west, east), (south, north) = sorted((bounds.left, bounds.right)), sorted((bounds.bottom, bounds.top))
+    middle = (west + east) / 2 if crs.is_geographic else None
+    turns = (-360, 0, 360) if layer.crs.is_geographic else (0,)  # longitudes beyond 180 degrees are those of the west
     try:
-        reach = warp.transform_bounds(crs, layer.crs, *bounds, densify_pts=21)
+        west, south, east, north = warp.transform_bounds(crs, layer.crs, west, south, east, north, densify_pts=21)
     except _gdal_errors() as error:
         raise DatasetError(f"{layer.place} cannot be laid over {where}: {error}.") from None
+    east += 360 if west > east else 0  # the raster lies over the 180th meridian
     for one in layer.features:
         left, bottom, right, top = one.box
-        if left > reach[2] or right < reach[0] or bottom > reach[3] or top < reach[1]:
+        if all(left + turn > east or right + turn < west for turn in turns) or bottom > north or top < south:
             continue
-        parts = [Rings(tuple(_in_pixels(ring, one, layer.crs, crs, back, where) for ring in polygon))
+        parts = [Rings(tuple(_in_pixels(ring, one, layer.crs, crs, back, where, middle) for ring in polygon))
                  for polygon in one.polygons]  # fmt: skip
         reason = "" if parts else f"a {one.kind}"
         yield AnnotatedObject(_label(one, field, layer), tuple(parts), one.place, dropped=reason)
 
 
-def _in_pixels(ring: Ring, one: _Feature, its: Any, crs: Any, back: Any, where: str) -> Ring:
-    """Transform positions of a system to another, and by `back` to pixels of the raster."""
+def _in_pixels(ring: Ring, one: _Feature, its: Any, crs: Any, back: Any, where: str, middle: float | None) -> Ring:
+    """Transform positions of a system to another, and by `back` to pixels of the raster.
+
+    If these are longitudes, they are turned about the earth to where the ring is nearest to that of `middle`.
+    """
     try:
         xs, ys = load_extra("rasterio.warp", "large").transform(its, crs, *ring.T.tolist())
     except _gdal_errors() as error:
         raise DatasetError(f"{one.place}: a position is not on the map of {where}: {error}.") from None
     x, y = np.array(xs), np.array(ys)
+    if middle is not None and np.isfinite(x).all():
+        x = x + 360 * np.round((middle - (x.min() + x.max()) / 2) / 360)
     points: Ring = np.stack([back.a * x + back.b * y + back.c, back.d * x + back.e * y + back.f], axis=1)
     if not np.isfinite(points).all():
         far = ring[~np.isfinite(points).all(axis=1)][0].tolist()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import rasterio.warp
 from PIL import Image, ImageDraw
 from support import annotation_samples as samples
 from support.annotation_samples import HEIGHT, WIDTH, scene
@@ -545,6 +546,65 @@ def test_areas_over_rasters_of_bands(count, kind):
     report = import_labels(source, "mine")
     assert report.classes == ["background", "car", "road", "tree"]
     assert np.array_equal(mask("ortho"), np.array([0, 2, 1, 3])[scene()])
+
+
+def on_raster(path, *, crs, transform):
+    """Write a raster; returns a function of boxes of its pixels -> rings in OGC:CRS84."""
+    with rasterio.open(path, "w", driver="GTiff", height=HEIGHT, width=WIDTH, count=3, dtype="uint8", crs=crs,
+                       transform=transform) as file:  # fmt: skip
+        file.write(np.random.default_rng(0).integers(0, 256, (3, HEIGHT, WIDTH), dtype=np.uint8))
+
+    def ring(box):
+        corners = [(transform.c + transform.a * x, transform.f + transform.e * y) for x, y in samples.outline(box)]
+        xs, ys = rasterio.warp.transform(crs, "OGC:CRS84", *zip(*corners, strict=True))
+        points = [list(point) for point in zip(xs, ys, strict=True)]
+        return [*points, points[0]]
+
+    return ring
+
+
+def areas(boxes, ring):
+    features = [{"type": "Feature", "properties": {"class": name}, "geometry": {"type": "Polygon", "coordinates":
+                 [ring(box)]}} for name, box in boxes]  # fmt: skip
+    return samples.save(SOURCE / "areas.geojson", {"type": "FeatureCollection", "features": features})
+
+
+@pytest.mark.parametrize(
+    ("crs", "step", "longitude"), [("EPSG:32701", 5, 180), ("EPSG:4326", 5e-5, 180), ("EPSG:4326", 5e-5, -180)]
+)
+def test_areas_on_both_sides_of_the_180th_meridian(crs, step, longitude):
+    """Of a raster in the zone 1 of UTM, whose west lies in zone 60; and of longitudes beyond 180 degrees."""
+    x, y = longitude, -17
+    if crs != "EPSG:4326":
+        (x,), (y,) = rasterio.warp.transform("OGC:CRS84", crs, [x], [y])
+    transform = rasterio.Affine(step, 0, x - 12 * step, 0, -step, y + 8 * step)
+    raw = on_raster(SOURCE / "fiji.tif", crs=crs, transform=transform)
+
+    def ring(box):
+        return [[(x + 180) % 360 - 180, y] for x, y in raw(box)]
+
+    west, east, far = (0, 2, 8, 14), (16, 2, 23, 14), (4000, 2, 4010, 14)
+    source = areas([("west", west), ("east", east), ("far", far)], ring)
+    longitudes = [point[0] for feature in json.loads(source.read_text())["features"]
+                  for point in feature["geometry"]["coordinates"][0]]  # fmt: skip
+    assert min(longitudes) < -179 < 179 < max(longitudes)
+    report = import_labels(SOURCE, "mine")
+    assert report.objects == {"east": 1, "west": 1}
+    assert report.dropped == {}  # what is far away is not looked at
+    expected = np.zeros((HEIGHT, WIDTH), np.uint8)
+    expected[2:14, 16:23], expected[2:14, 0:8] = 1, 3
+    assert np.array_equal(mask("fiji"), expected)
+
+
+@pytest.mark.parametrize("crs", ["OGC:CRS84", "EPSG:32633"])
+@pytest.mark.parametrize(("right", "down"), [(1, 1), (-1, -1), (-1, 1)])
+def test_rasters_whose_rows_go_north_or_columns_west(crs, right, down):
+    origin, step = ((15.0, 48.75), 1e-5) if crs == "OGC:CRS84" else ((500000.0, 5400000.0), 0.5)
+    transform = rasterio.Affine(right * step, 0, origin[0], 0, down * step, origin[1])
+    boxes = [("road", samples.ROAD), ("car", samples.CAR), ("tree", samples.TREE)]
+    areas(boxes, on_raster(SOURCE / "ortho.tif", crs=crs, transform=transform))
+    import_labels(SOURCE, "mine")
+    assert np.array_equal(mask("ortho"), np.array([0, 2, 1, 3])[scene(hole=False)])
 
 
 def test_rasters_without_a_reference_system_beside_those_with_one_are_named():
