@@ -41,7 +41,7 @@ from resnest_seg.annotations.objects import (
     AnnotatedSet,
     ReadOptions,
 )
-from resnest_seg.annotations.raster import Facts, Rules, draw_labels
+from resnest_seg.annotations.raster import IGNORED_CLASS, Facts, Rules, draw_labels
 from resnest_seg.annotations.reading import SPLITS as SPLIT_WORDS
 from resnest_seg.annotations.reading import forget, json_files, read_json, shown, shown_size
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
@@ -94,6 +94,7 @@ class ImportReport:
         dropped: Reason -> objects that were not drawn for it.
         left_out: Reason -> images that were left out for it.
         rules: The options that decided.
+        ignored_objects: Class whose name means ignored pixels, such as void -> its objects.
     """
 
     format: str
@@ -109,6 +110,7 @@ class ImportReport:
     dropped: dict[str, int]
     left_out: dict[str, int]
     rules: dict[str, Any]
+    ignored_objects: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The report in sentences."""
@@ -137,6 +139,10 @@ class ImportReport:
             )
         if self.clipped:
             found.append(f"{self.clipped} objects reach beyond their photo and were cut.")
+        found += [
+            f"{count} objects of the class {name!r} are ignored pixels: to make it a class, list it in --classes FILE."
+            for name, count in self.ignored_objects.items()
+        ]
         found += [f"{count} objects were not drawn: {reason}." for reason, count in self.dropped.items()]
         found += [f"{count} {reason} were left out." for reason, count in self.left_out.items()]
         return found
@@ -238,7 +244,8 @@ def import_labels(
         overlap: Pixels of several objects: "tool" draws in the order of the format's own tool, "ignore" ignores them
             (torchvision's rule), "multilabel" keeps all labels, as bits of 16-bit masks, for at most 15 classes.
         splits: Import these splits only.
-        classes: The classes, in the order of their ids, or a label space; None takes those of the source.
+        classes: The classes, in the order of their ids, or a label space; None takes those of the source but for void,
+            ignore and __ignore__, whose pixels are ignored.
         field: The property that holds the class (GeoJSON, GeoPackage); "" for one class.
         reduce_labels: In tables, 0 is ignored and i is class i - 1.
         on_image: Called with the number of finished images and of all.
@@ -303,7 +310,8 @@ def _rules(
 ) -> Rules:
     """Decide the classes, and the id of every class of the source."""
     bits = overlap == "multilabel"
-    named = {name: name for name in found.classes if name.lower() not in IGNORE_NAMES}
+    listed = () if classes is None else classes.names if isinstance(classes, LabelSpace) else classes
+    named = {name: name for name in found.classes if name in listed or name.lower() not in IGNORE_NAMES}
     named |= {name: "background" for name in named if name.lower() in BACKGROUND_NAMES}
     where, ignored = printable(str(found.files[0])), set[str]()
     if classes is None:
@@ -553,6 +561,8 @@ class _Work:
             {name: facts.pixels[name] for name in (*space.names, "ignored") if facts.pixels[name]},
             facts.numbers["empty"], facts.numbers["overlapping"], facts.numbers["conflicting"], facts.numbers["crowds"],
             facts.numbers["clipped"], dict(sorted(facts.dropped.items())), dict(self.found.left_out), self.settings,
+            {key.removeprefix(IGNORED_CLASS): count for key, count in sorted(facts.numbers.items())
+             if key.startswith(IGNORED_CLASS)},
         )  # fmt: skip
         with atomic_write(self.folder / "classes.csv") as temporary:
             temporary.write_text(_class_list(space, self.rules.bits), encoding="utf-8")

@@ -138,4 +138,4 @@ BACKGROUND_NAMES = ("background", "_background_", "__background__")
 """Class names, in lower case, that mean pixels without an object."""
 
 IGNORE_NAMES = ("__ignore__", "void", "ignore")
-"""Class names, in lower case, that mean pixels that are not to be trained on."""
+"""Class names, in lower case, that mean pixels that are not to be trained on, unless the user's list has them."""

@@ -25,6 +25,9 @@ FARTHEST = 1e7
 MOST_CROSSINGS = 1 << 29
 """Crossings of rows and edges that an object may have."""
 
+IGNORED_CLASS = "ignored "
+"""Beginning of the numbers in `Facts` that count the objects of a class whose name means ignored pixels."""
+
 _CHUNK = 1 << 22
 _KEPT_BYTES = 256 << 20  # of drawn objects that wait for their order
 _IGNORED, _NOTHING = -1, -2
@@ -293,7 +296,7 @@ class Rules:
 
     def number(self, label: str | None) -> int:
         """Return the train id of a class of the source, `_IGNORED`, or `_NOTHING` for the background of bits."""
-        if label is None or label.lower() in IGNORE_NAMES:
+        if label is None or (label not in self.ids and label.lower() in IGNORE_NAMES):
             return _IGNORED
         number = self.ids.get(label, _NOTHING)
         return _IGNORED if number is None else number
@@ -313,6 +316,8 @@ def draw_labels(image: AnnotatedImage, height: int, width: int, rules: Rules, fa
         drawn += number != _IGNORED
         if number >= 0:
             facts.objects[rules.space.names[number]] += 1
+        elif number == _IGNORED and one.label is not None:
+            facts.numbers[f"{IGNORED_CLASS}{one.label}"] += 1
     for one, patch in crowds:  # below all others: only where none of them is
         number = _IGNORED if rules.crowd == "ignore" else rules.number(one.label)
         inside = canvas.covered[canvas.window(patch)]

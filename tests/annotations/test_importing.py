@@ -272,6 +272,28 @@ def test_classes_that_the_list_ignores_are_ignored(rule, sample):
     assert Path("again/masks/a.png").read_bytes() == Path("mine/masks/a.png").read_bytes()
 
 
+@pytest.mark.parametrize("name", ["void", "Ignore", "__ignore__"])
+@pytest.mark.parametrize("overlap", ["tool", "multilabel"])
+def test_a_class_whose_name_means_ignored_pixels_is_one_if_the_list_has_it(name, overlap, tmp_path):
+    source = samples.coco(tmp_path)
+    content = json.loads(source.read_text())
+    content["categories"][2]["name"] = name  # car
+    samples.save(source, content)
+    report = import_labels(source, "plain", overlap=overlap)
+    assert report.classes == ["background", "road", "tree"][overlap == "multilabel" :]
+    assert report.ignored_objects == {name: 1}
+    assert f"1 objects of the class {name!r} are ignored pixels: to make it a class, list it in" in "\n".join(
+        report.lines()
+    )
+    assert (report.objects, report.pixels["ignored"] > 0) == ({"road": 1, "tree": 1}, True)
+    listed = import_labels(source, "listed", overlap=overlap, classes=["background", "road", name, "tree"])
+    assert listed.objects == {"road": 1, name: 1, "tree": 1}
+    assert listed.ignored_objects == {}
+    if overlap == "tool":
+        assert np.array_equal(labels_of("listed", names=("background", "road", name, "tree")), scene())
+        assert np.array_equal(labels_of("plain"), np.where(scene() == 2, 255, scene()))
+
+
 def test_photos_are_links_or_copies_and_are_found_elsewhere(sample, tmp_path):
     source = sample("coco")
     import_labels(source, "linked")
