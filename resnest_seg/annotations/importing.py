@@ -252,7 +252,7 @@ def import_labels(
 
     Raises:
         DatasetError: The source is damaged or incomplete; the message names file, object and value.
-        ConfigError: An option is unknown, or the output exists.
+        ConfigError: An option is unknown, or has no effect in the format, or the output exists.
     """
     settings = {"photos_as": photos_as, "crowd": crowd, "overlap": overlap, "unlabelled": unlabelled}
     _check_settings(settings, splits)
@@ -263,6 +263,14 @@ def import_labels(
     form = format or recognise(source)
     if form not in READERS:
         raise unknown_name("format", form, READERS)
+    for option, given, kind, what in (
+        ("--reduce-labels", reduce_labels, "datasets", "tables"),
+        ("--field", field is not None, "geo", "GeoJSON and GeoPackage"),
+    ):
+        if given and form != kind:
+            raise ConfigError(
+                f"{option} is for {what} (--format {kind}), and {printable(str(source))} is {form}: leave it out."
+            )
     try:
         found = READERS[form](source, ReadOptions(where, _numbered(classes), field, reduce_labels))
         settings["unlabelled"] = unlabelled or found.unlabelled

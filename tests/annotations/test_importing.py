@@ -526,6 +526,19 @@ def test_a_folder_without_an_export_of_label_studio_is_named(made):
         import_labels("folder", "mine", format="label-studio")
 
 
+@pytest.mark.parametrize("form", SAMPLES)
+def test_options_of_some_formats_are_refused_for_all_others(form, sample):
+    source = sample(form)
+    if form != "datasets":
+        with pytest.raises(ConfigError, match=f"--reduce-labels is for tables .*datasets.*, and .* is {form}"):
+            import_labels(source, "mine", reduce_labels=True)
+    if form != "geo":
+        for field in ("class", ""):
+            with pytest.raises(ConfigError, match=f"--field is for .*geo.*, and .* is {form}"):
+                import_labels(source, "mine", field=field)
+    assert not Path("mine").exists()
+
+
 def test_what_is_no_format_is_said(tmp_path):
     with pytest.raises(DatasetError, match="there is no file or folder nothing"):
         import_labels("nothing", "mine")
