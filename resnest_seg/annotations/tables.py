@@ -269,6 +269,7 @@ class _Metadata(_Rows):
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
         self.path, self._photos = path, _photos_of(path, options)
+        self._masks = Photos([path.parent, *self._photos.roots], below=options.photos)
         self._rows = _plain_rows(path)
         names = list(self._rows[0]) if self._rows else []
         photo = next((name for name in ("file_name", "image_file_name") if name in names), None)
@@ -283,8 +284,11 @@ class _Metadata(_Rows):
     def __len__(self) -> int:
         return len(self._rows)
 
+    def _entry(self, row: int, column: str) -> Item:
+        return Item(self._rows[row].get(column), self.place(row), column)
+
     def _found(self, row: int, column: str) -> tuple[Path, str]:
-        return self._photos.find(Item(self._rows[row].get(column), self.place(row), column).text(), self.place(row))
+        return self._photos.find(self._entry(row, column).text(), self.place(row))
 
     def name(self, row: int, count: int) -> str:
         """Return the photo's name below the folder of the metadata."""
@@ -295,8 +299,12 @@ class _Metadata(_Rows):
         return self._found(row, self.columns[0])[0]
 
     def mask_file(self, row: int) -> Path:
-        """Return the file of the row's mask."""
-        return self._found(row, self.columns[1])[0]
+        """Return the file of the row's mask, which lies beside the metadata or where the photos are."""
+        entry = self._entry(row, self.columns[1])
+        path, _ = self._masks.find(entry.text(), self.place(row))
+        if path.samefile(photo := self.photo(row)):
+            raise entry.wrong(f"{shown(entry.value)} leads to the photo {printable(str(photo))}: there is no such mask")
+        return path
 
     def mask(self, row: int) -> bytes:
         """Return the content of the row's mask."""

@@ -517,6 +517,29 @@ def test_geojson_called_json_is_read_in_a_folder(beside):
     assert np.array_equal(mask("ortho"), np.array([0, 2, 1, 3])[scene()])
 
 
+def test_masks_of_an_imagefolder_are_no_photos_and_lie_beside_the_metadata():
+    samples.photo(SOURCE / "a.png")
+    (SOURCE / "masks").mkdir()
+    (SOURCE / "masks" / "a.png").write_bytes(samples.png(scene()))
+    table = SOURCE / "metadata.csv"
+    table.write_text("file_name,mask_file_name\na.png,mask/a.png\n")  # the folder is called masks
+    with pytest.raises(DatasetError, match=r"metadata.csv, row 0: mask_file_name: 'mask/a.png' leads to the photo"):
+        import_labels(SOURCE, "mine")
+    table.write_text("file_name,mask_file_name\na.png,masks/a.png\n")
+    import_labels(SOURCE, "mine")
+    assert np.array_equal(mask("a"), scene())
+    Path("pics").mkdir()
+    (SOURCE / "a.png").rename("pics/a.png")
+    import_labels(table, "again", photos="pics")  # where the masks are not
+    assert np.array_equal(mask("a", "again"), scene())
+    (SOURCE / "masks").rename("pics/masks")
+    import_labels(table, "both", photos="pics")
+    assert np.array_equal(mask("a", "both"), scene())
+    (Path("pics") / "masks").rename("elsewhere")
+    with pytest.raises(DatasetError, match=r"'masks/a.png' leads to the photo"):
+        import_labels(table, "none", photos="pics")
+
+
 def test_geojson_of_one_class_and_of_points():
     source = samples.geo(SOURCE)
 
