@@ -263,14 +263,7 @@ def import_labels(
     form = format or recognise(source)
     if form not in READERS:
         raise unknown_name("format", form, READERS)
-    for option, given, kind, what in (
-        ("--reduce-labels", reduce_labels, "datasets", "tables"),
-        ("--field", field is not None, "geo", "GeoJSON and GeoPackage"),
-    ):
-        if given and form != kind:
-            raise ConfigError(
-                f"{option} is for {what} (--format {kind}), and {printable(str(source))} is {form}: leave it out."
-            )
+    _check_effect(form, source, field=field, reduce_labels=reduce_labels)
     try:
         found = READERS[form](source, ReadOptions(where, _numbered(classes), field, reduce_labels))
         settings["unlabelled"] = unlabelled or found.unlabelled
@@ -290,6 +283,18 @@ def _check_settings(settings: Mapping[str, str | None], splits: Sequence[str]) -
     for split in splits:
         if split not in SPLITS:
             raise unknown_name("split", split, SPLITS)
+
+
+def _check_effect(form: str, source: Path, *, field: str | None, reduce_labels: bool) -> None:
+    """Reject options that have no effect in the format."""
+    for option, given, kind, what in (
+        ("--reduce-labels", reduce_labels, "datasets", "tables"),
+        ("--field", field is not None, "geo", "GeoJSON and GeoPackage"),
+    ):
+        if given and form != kind:
+            raise ConfigError(
+                f"{option} is for {what} (--format {kind}), and {printable(str(source))} is {form}: leave it out."
+            )
 
 
 def _numbered(classes: LabelSpace | Sequence[str] | None) -> dict[int, str | None]:
