@@ -183,7 +183,7 @@ def cross_validate(
     """
     folder = Path(folder)
     dataset = folded_dataset(folder) if train is None else train
-    bands = bands_of(load_run_config(folder / CONFIG).data)
+    bands = bands_of(load_run_config(folder / CONFIG).data, of_model=True)
     if bands is not None:  # which decide what windows have data, so before they are divided as they were
         dataset.read_as(bands)
     parts, runs = held_out(folder, dataset), [Path(run) for run in checkpoints_of(folder)]
@@ -197,7 +197,7 @@ def cross_validate(
     for run, indices in zip(runs, parts, strict=True):
         config = load_run_config(run / CONFIG)
         backend = open_backend(run, RunOptions(device, fuse=False), into=into)
-        dataset.read_as(backend.bands)
+        dataset.read_as(None if backend.bands is None else dataclasses.replace(backend.bands, of_model=True))
         reports.append(
             evaluate(
                 backend,

@@ -306,9 +306,9 @@ def named_samples(dataset: SegmentationDataset, path: str | Path) -> Subset:
     return Subset(dataset, sorted(lines_of))
 
 
-def bands_of(data: DataConfig) -> BandReader | None:
-    """How a config's images are read, if they are no photos."""
-    return None if data.bands is None else BandReader(data.bands, data.nodata, data.pixel_mean)
+def bands_of(data: DataConfig, *, of_model: bool = False) -> BandReader | None:
+    """How a config's images are read, if they are no photos; `of_model` for a user's own data set, see `BandReader`."""
+    return None if data.bands is None else BandReader(data.bands, data.nodata, data.pixel_mean, of_model)
 
 
 def say_layout(*datasets: SegmentationDataset) -> None:

@@ -181,9 +181,10 @@ class Subset(DatasetView):
         super().read_as(bands)
         if self.inner.identity() != identity:
             super().read_as(before)
+            reader = None if bands is None else f"resnest_seg.io.bands.{bands!r}"
             raise DatasetError(
                 f"samples of the {self.split} split were chosen by index before its bands were, with which other "
-                f"windows have data. Choose them after dataset.read_as(resnest_seg.io.bands.{bands!r})."
+                f"windows have data. Choose them after dataset.read_as({reader})."
             )
 
     def __len__(self) -> int:

@@ -155,14 +155,24 @@ class WindowDataset(SegmentationDataset):
             return self._image(cell.pair, cell.core)
 
     def read_as(self, bands: BandReader | None) -> None:
-        """Set how bands are read; cells in which these have no data are left out, and all others are there."""
+        """Set how bands are read; cells in which these have no data are left out, and all others are there.
+
+        After an error, such as a band that no raster has, all is as before.
+        """
+        before = self.bands, self.cells
         choices = [None if reader is None else (reader.bands, reader.nodata) for reader in (self.bands, bands)]
         self.bands = bands
-        if choices[0] != choices[1]:
+        if choices[0] == choices[1]:
+            return
+        try:
             with self._addresses():
                 self.cells = [cell for cell in self._labelled if self._has_data(cell)]
-            self.rasters.close()
             self._require_cells()
+        except BaseException:
+            self.bands, self.cells = before
+            raise
+        finally:
+            self.rasters.close()
 
     def _sample(self, cell: Cell, window: Window, labels: NDArray[Any]) -> Sample:
         image, valid, _ = self._image(cell.pair, window)

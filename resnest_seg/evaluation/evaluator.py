@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resnest_seg.config_types import check_option
-from resnest_seg.data.datasets import PairedFiles, SegmentationDataset, Subset
+from resnest_seg.data.datasets import PairedFiles, SegmentationDataset, Subset, behind_views
 from resnest_seg.data.loader import Batch, load_batches
 from resnest_seg.data.tiles import paired_files
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
@@ -301,7 +301,8 @@ def evaluate(
     Args:
         model: The model; a `Backend`, as of `resnest_seg.inference.predictor.open_backend`, runs as it was opened.
         dataset: Its label space must have the model's classes. Where it was not told how bands are read
-            (`SegmentationDataset.read_as`), they are read as the model's were in training.
+            (`SegmentationDataset.read_as`), it reads them as the model's were in training, and goes on to afterwards:
+            until the next model, which has it read its own, or until it is told, `read_as(None)` as photos.
         protocols: Inference protocols, or their names; the first is the one that `on_image` sees.
         indices: The samples to evaluate; None takes all.
         workers: Loader processes, which decode the next images while the model is at work.
@@ -532,7 +533,7 @@ def read_like(model: Segmenter | Backend, dataset: SegmentationDataset, *, chose
 
     Args:
         model: The model.
-        dataset: It is changed, if the model does not take photos.
+        dataset: It is changed, if it reads them otherwise: as photos, or as another model does that it was given to.
         chosen: Samples of it are chosen by index already.
 
     Raises:
@@ -540,7 +541,12 @@ def read_like(model: Segmenter | Backend, dataset: SegmentationDataset, *, chose
         ConfigError: Its images are drawn, and have no bands.
     """
     bands = reader_of(model) if isinstance(model, Segmenter) else model.bands
-    if bands is not None and dataset.bands is None:
+    before = behind_views(dataset).bands  # a view may have been made before
+    if before is not None and not before.of_model:
+        bands = before
+    elif bands is not None:
+        bands = dataclasses.replace(bands, of_model=True)
+    if bands != before or bands != dataset.bands:
         (Subset(dataset, ()) if chosen else dataset).read_as(bands)
 
 

@@ -74,11 +74,13 @@ class BandReader:
         nodata: A value that means no data, besides what the file itself says.
         fill: Values that pixels without data get, one a band: the means of the training data, by which files of other
             units are told. None leaves them.
+        of_model: A data set has it from a model, not from its user: the next model's takes its place.
     """
 
     bands: tuple[int | str, ...] | None = None
     nodata: float | None = None
     fill: tuple[float, ...] | None = None
+    of_model: bool = dataclasses.field(default=False, compare=False, repr=False)
 
     def read(self, path: str | Path) -> Raster:
         """Read a file; see `decode`."""

@@ -343,9 +343,10 @@ def splits(config: RunConfig, parts: Parts) -> tuple[SegmentationDataset, Segmen
         for own, split in ((parts.train, "train"), (parts.validation, config.eval.split))
     )
     say_layout(*([train] if parts.train is None else []))
-    if data.bands is not None:  # before anything is read or divided: it decides which windows have data
-        for own in filter(None, (parts.train, parts.validation)):
-            own.read_as(bands_of(data))
+    for own in filter(None, (parts.train, parts.validation)):
+        before = behind_views(own).bands
+        if data.bands is not None or (before is not None and before.of_model):  # which may be another run's
+            own.read_as(bands_of(data, of_model=True))  # first of all: it decides which windows have data
     if train.label_space.names != validation.label_space.names:
         raise ConfigError(
             f"train has the classes {', '.join(train.label_space.names[:4])} ..., and validation "
@@ -414,7 +415,7 @@ def with_bands(
         data = _with_statistics(data, train, photo=is_photo(image))
     config = dataclasses.replace(config, data=data)
     for dataset in (train, validation):
-        dataset.read_as(bands_of(data))
+        dataset.read_as(bands_of(data, of_model=True))
     return config
 
 

@@ -15,7 +15,7 @@ from support.fake_data import make
 from support.rasters import NAMES, make_scenes, scene, values, write_raster
 
 from resnest_seg.cli.parsing.options import bands_in
-from resnest_seg.config import DataConfig
+from resnest_seg.config import DataConfig, config_from_dict
 from resnest_seg.data.build import dataset_for
 from resnest_seg.data.checks import check_samples, diagnose
 from resnest_seg.data.class_balance import pixel_statistics
@@ -25,7 +25,10 @@ from resnest_seg.data.loader import build_loader
 from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.transforms import TrainTransform, class_mix, resize_like_opencv, resize_like_pil
 from resnest_seg.errors import ConfigError, DatasetError
+from resnest_seg.evaluation.evaluator import evaluate
 from resnest_seg.io.bands import BandReader, decode_photo
+from resnest_seg.models.loading import segmenter_for
+from resnest_seg.training.assembly import Parts, splits, with_bands
 
 
 def opened(root, split="train", **data):
@@ -249,6 +252,32 @@ def test_pairs_of_arrays():
     holes.read_as(BandReader(fill=(1.0, 2.0, 3.0, 4.0)))
     assert (holes[0].labels[:4] == 255).all()
     assert (holes[0].image[0, 0] == [1, 2, 3, 4]).all()
+
+
+def test_one_data_set_serves_runs_of_different_bands(monkeypatch):
+    """The next run, and an evaluation after it, read none of the bands of the run before."""
+    monkeypatch.setenv("RANK", "1")  # which says nothing
+    random = np.random.default_rng(0)
+    pairs = [(random.integers(0, 256, (40, 40, 3), np.uint8), np.eye(40, dtype=np.uint8)) for _ in range(2)]
+    dataset = PairDataset(pairs, ("road", "sky"))
+    runs = []
+    for bands in (None, (3, 2, 1), (2, 3, 1), None):
+        config = config_from_dict(
+            {"model": {"encoder": "resnest14_tiny", "head": "fcn"}, "data": {"bands": bands, "crop_size": 32}}
+        )
+        train, validation = splits(config, Parts(dataset, dataset))
+        assert train.bands == validation.bands == (None if bands is None else BandReader(bands))
+        config = with_bands(config, train, validation, recipe=None, begun=None)
+        runs.append((segmenter_for(config, dataset.label_space, pretrained=False), dataset.bands))
+    for segmenter, reader in runs:
+        evaluate(segmenter, dataset)
+        assert dataset.bands == reader
+    told = BandReader((3, 1, 2))
+    dataset.read_as(told)
+    for segmenter, _ in runs:
+        evaluate(segmenter, dataset)
+    splits(config, Parts(dataset, dataset))
+    assert dataset.bands is told
 
 
 def test_drawn_images_have_no_bands():

@@ -234,8 +234,14 @@ def test_bands_of_16_bits_and_their_statistics(tmp_path):
     write(tmp_path / "images" / "train" / "a.tif", image)
     dataset = opened(tmp_path, window=32, overlap=4)
     assert len(dataset) >= before
-    with pytest.raises(DatasetError, match="no window of the train split has a labelled pixel with data"):
-        dataset.read_as(BandReader((5, 1), nodata=7))
+    count = len(dataset)
+    for reader, words in (
+        (BandReader((5, 1), nodata=7), "no window of the train split has a labelled pixel with data"),
+        (BandReader((9,)), "data.bands asks for band 9"),
+    ):
+        with pytest.raises(DatasetError, match=words):
+            dataset.read_as(reader)
+        assert (dataset.bands, len(dataset)) == (None, count), "a refused reader leaves all as it was"
 
 
 def test_grey_rasters_and_opacity(tmp_path):

@@ -12,7 +12,7 @@ from test_metrics import loop
 
 from resnest_seg.combining.averages import recompute_batch_norms
 from resnest_seg.config import DataConfig
-from resnest_seg.data.datasets import PairDataset
+from resnest_seg.data.datasets import PairDataset, Subset
 from resnest_seg.data.folder import FolderDataset
 from resnest_seg.errors import CheckpointError, ConfigError, DatasetError
 from resnest_seg.evaluation.boundaries import BoundaryScores
@@ -141,6 +141,51 @@ def test_files_are_read_as_the_model_was_trained(kind, judge, tmp_path):
     for name, image in images.items():
         assert read[name].dtype == kind
         assert np.array_equal(read[name], image), "OpenCV writes bands 3, 2, 1"
+
+
+@pytest.mark.parametrize("view", [lambda dataset: dataset, lambda dataset: Subset(dataset, [1, 0])])
+@pytest.mark.parametrize("told", [False, True])
+def test_a_data_set_serves_models_of_different_bands(told, view, tmp_path):
+    """Each gets its own bands, whoever was evaluated before; of a data set that was told, what it was told."""
+    random = np.random.default_rng(0)
+    for name in "ab":
+        for folder, pixels in (("images", random.integers(0, 256, (48, 48, 4), np.uint8)),
+                               ("masks", random.integers(0, 3, (48, 48), np.uint8))):  # fmt: skip
+            (tmp_path / folder / "train").mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / folder / "train" / f"{name}.png"), pixels)
+    (tmp_path / "classes.csv").write_text("name,id\nsky,0\nroad,1\ncar,2\n")
+    models = []
+    for bands in (None, (1, 2, 3), (3, 1, 2), (1, 2, 3, 4)):
+        torch.manual_seed(0)
+        count = 3 if bands is None else len(bands)
+        data = DataConfig(bands=bands, pixel_mean=None if bands is None else (100.0,) * count, base_size=64,
+                          pixel_std=None if bands is None else (60.0,) * count, crop_size=48)  # fmt: skip
+        segmenter = build_segmenter("resnest14_tiny", num_classes=3, in_channels=count)
+        segmenter.config = dataclasses.replace(segmenter.config, data=data)
+        models.append(segmenter)
+    reader = BandReader((2, 3, 1)) if told else None
+    models = models[:3] if told else models
+
+    def opened():
+        dataset = FolderDataset(tmp_path, "train")
+        dataset.read_as(reader)
+        return dataset
+
+    def probabilities(model, dataset):
+        found = []
+        evaluate(model, dataset, on_scores=lambda scores, *_: found.append(scores.clone()))
+        return torch.cat([each.flatten() for each in found]).tolist()
+
+    alone = [probabilities(model, view(opened())) for model in models]
+    if not told:
+        assert alone[0] != alone[2] != alone[1], "else this would test nothing"
+    shared = opened()
+    early = view(shared)  # which was made before any model
+    for order in (range(len(models)), reversed(range(len(models)))):
+        for number in order:
+            assert probabilities(models[number], view(shared)) == alone[number]
+            assert probabilities(models[-1 - number], early) == alone[-1 - number]
+    assert not told or shared.bands == early.bands == reader
 
 
 def test_arrays_of_other_channels_are_refused():
