@@ -111,7 +111,8 @@ def write_report(
 def evaluations(runs: Sequence[RunFiles], names: Sequence[str]) -> tuple[list[Evaluated], list[str]]:
     """Choose an evaluation of each run: the newest of those that all runs have, by the name of the file.
 
-    Those by a protocol that all have go before newer ones without; by that protocol runs are compared.
+    Those by a protocol that all have go before newer ones without; by that protocol runs are compared. Where no name
+    is of such, they are found by split and protocol, see `_alike`.
 
     Returns:
         One for each run that has any, all of the same classes; and what is missing, in words.
@@ -119,7 +120,8 @@ def evaluations(runs: Sequence[RunFiles], names: Sequence[str]) -> tuple[list[Ev
     files = [run.evaluations() if isinstance(run.config, RunConfig) else {} for run in runs]
     evaluated = [one for one in files if one]
     common = [name for name in evaluated[0] if all(name in one for one in evaluated)] if evaluated else []
-    common = [name for name in common if _share_a_protocol([one[name] for one in evaluated])] or common
+    shared = [name for name in common if _share_a_protocol([one[name] for one in evaluated])]
+    paths = iter([one[shared[-1]] for one in evaluated] if shared else _alike(evaluated, common))
     found: list[Evaluated] = []
     problems = []
     for run, name, own in zip(runs, names, files, strict=True):
@@ -128,7 +130,7 @@ def evaluations(runs: Sequence[RunFiles], names: Sequence[str]) -> tuple[list[Ev
                 validated = "its validations left no report" if run.validations else "no validation so far"
                 problems.append(f"{name} has not been evaluated: {validated}, and no report of an evaluation.")
             continue
-        path = own[common[-1]] if common else _newest(own, found[:1])
+        path = next(paths)
         try:
             report = EvalReport.load(path)
         except DatasetError as error:
@@ -138,7 +140,8 @@ def evaluations(runs: Sequence[RunFiles], names: Sequence[str]) -> tuple[list[Ev
             problems.append(f"{name} has other classes than {found[0].name}: its scores are left out.")
             continue
         images = images_beside(path)
-        found.append(Evaluated(name, report, next(iter(report.scores)), path, images if images.is_file() else None))
+        protocol, network = next(iter(report.scores)), _has_own_network(run)
+        found.append(Evaluated(name, report, protocol, path, images if images.is_file() else None, network))
     found = _by_one_protocol(found)
     for one in found[1:]:
         words = f"in {found[0].name}", f"in {one.name}"
@@ -146,11 +149,42 @@ def evaluations(runs: Sequence[RunFiles], names: Sequence[str]) -> tuple[list[Ev
     return found, problems
 
 
-def _newest(own: Mapping[str, Path], first: Sequence[Evaluated]) -> Path:
-    """The newest report of a run, if there is one by a protocol that the first run's has."""
-    paths = list(own.values())
-    alike = [path for path in paths if first and _share_a_protocol([first[0].file, path])]
-    return (alike or paths)[-1]
+def _alike(evaluated: Sequence[Mapping[str, Path]], common: Sequence[str]) -> list[Path]:
+    """A report of each run: the one of the first run that most others have one like, and the newest of theirs.
+
+    Alike are reports of the same classes by a protocol that both have, those of the same images before others. A run
+    that has none gives the newest that all have by its name (`common`), else its newest.
+    """
+    read = [[(path, report) for path in own.values() if (report := _readable(path)) is not None] for own in evaluated]
+    chosen = [own[common[-1]] if common else [*own.values()][-1] for own in evaluated]
+    most = (0, 0)
+    for first, report in read[0] if read else []:
+        exact = [[path for path, other in own if _comparable(report, other, same_images=True)] for own in read[1:]]
+        loose = [[path for path, other in own if _comparable(report, other)] for own in read[1:]]
+        count = sum(map(bool, exact)), sum(map(bool, loose))
+        if any(count) and count >= most:  # a newer one of the same number
+            others = [(one or other or [path])[-1] for one, other, path in zip(exact, loose, chosen[1:], strict=True)]
+            most, best = count, [first, *others]
+    return best if any(most) else chosen
+
+
+def _comparable(report: EvalReport, other: EvalReport, *, same_images: bool = False) -> bool:
+    """True if two reports of the same classes have a protocol in common, and if asked for, data set and split."""
+    same = (report.dataset, report.split) == (other.dataset, other.split) or not same_images
+    return same and report.classes == other.classes and bool(report.scores.keys() & other.scores.keys())
+
+
+def _readable(path: Path) -> EvalReport | None:
+    """A report; None of a damaged one, of which something is said where it is chosen."""
+    try:
+        return EvalReport.load(path)
+    except DatasetError:
+        return None
+
+
+def _has_own_network(run: RunFiles) -> bool:
+    """True if the encoder or the head of a run is its author's own."""
+    return isinstance(run.config, RunConfig) and CUSTOM in (run.config.model.encoder, run.config.model.head)
 
 
 def _share_a_protocol(paths: Sequence[Path]) -> bool:
@@ -422,8 +456,7 @@ def _predicted(
     """What the model that was evaluated predicts: of several files that may be it, the first that has its scores."""
     if how.segmenter is not None:
         return predict(Model(one.name, how.segmenter, one.protocol, one.images), dataset, chosen)
-    assert isinstance(run.config, RunConfig)
-    own = CUSTOM in (run.config.model.encoder, run.config.model.head)  # other runs beside it are not of that network
+    own = _has_own_network(run)  # other runs beside it are not of that network
     paths = _files_of(run, one)
     for path in paths:
         try:

@@ -34,6 +34,7 @@ class Evaluated(NamedTuple):
         protocol: The one that tables by class and images are of.
         file: Where the report was read.
         images: The file of scores by image, if there is one.
+        own_network: The run's encoder or head is its author's own.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Evaluated(NamedTuple):
     protocol: str
     file: Path
     images: Path | None
+    own_network: bool = False
 
 
 def scores_section(found: Sequence[Evaluated], comparison: Sequence[Element] = ()) -> Section:
@@ -59,7 +61,7 @@ def scores_section(found: Sequence[Evaluated], comparison: Sequence[Element] = (
         _means(found),
         *comparison,
         element("h3", None, f"By class (protocol {protocol})"),
-        *(_left_out(one, protocol) for one in found if one.protocol != protocol),
+        *(_left_out(one, found[0]) for one in found if one.protocol != protocol),
         by_class,
     ]
     if any(one.report.labels for one in alike):
@@ -67,13 +69,17 @@ def scores_section(found: Sequence[Evaluated], comparison: Sequence[Element] = (
     return Section("scores", "Scores", body)
 
 
-def _left_out(one: Evaluated, protocol: str) -> Element:
+def _left_out(one: Evaluated, first: Evaluated) -> Element:
     """Why a run is not in the tables by class, and what brings it there."""
+    protocol = first.protocol
     text = (
         f"{one.name} is left out: it was evaluated by protocol {', '.join(one.report.scores)} and not by {protocol}. "
         "Scores by two protocols do not tell models apart. Evaluate it by the same: "
     )
-    by_the_same = f"{command('eval')} --checkpoint {shlex.quote(str(one.file.parent))} --protocols {protocol}"
+    by_the_same = (
+        f"{command('eval')} --checkpoint {shlex.quote(str(one.file.parent))} --protocols {protocol} "
+        f"--split {first.report.split}{' --model FILE.py:FUNCTION' * one.own_network}"
+    )
     return element("p", {"class": "note"}, text, element("code", None, by_the_same))
 
 

@@ -1,6 +1,7 @@
 """The report of runs, of run folders that look as a training leaves them."""
 
 import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -154,8 +155,48 @@ def test_scores_by_two_protocols_are_not_compared_by_class(runs, tmp_path):
     assert {"first, whole", "second, slide"} <= set(texts)  # the means
     assert not [text for text in texts if text.endswith(", points")]
     assert "second is left out: it was evaluated by protocol slide and not by whole" in page.text("p")
-    assert f"eval_seg.py --checkpoint {runs / 'second'} --protocols whole" in page.text("code")
+    assert f"eval_seg.py --checkpoint {runs / 'second'} --protocols whole --split val" in page.text("code")
+    assert "--model" not in page.text("code")
     assert "second: no interval, because it was not evaluated by protocol whole" in page.text("li")
+
+
+@pytest.mark.parametrize("before", ["val_report.json", "eval_blocks_val.json"])
+def test_the_command_of_a_run_that_is_left_out_brings_it_in(before, runs, tmp_path):
+    """It writes eval_blocks_val.json, or -2, beside reports of the same names by other protocols."""
+    folders = [runs / "first", runs / "second"]
+    whole = (runs / "second" / "val_report.json").read_text(encoding="utf-8")
+    by_slide(runs / "second")
+    for folder in folders:
+        (folder / "val_report.json").rename(folder / before)
+    after = runs / "second" / ("eval_blocks_val-2.json" if before.startswith("eval") else "eval_blocks_val.json")
+    after.write_text(whole, encoding="utf-8")
+    for stamp in (10**9, 2 * 10**9):  # older than the one by slide, and newer
+        os.utime(after, (stamp, stamp))
+        for order in (folders, folders[::-1]):
+            found, _ = evaluations([read_files(folder) for folder in order], [folder.name for folder in order])
+            assert {one.name: one.file.name for one in found} == {"first": before, "second": after.name}
+            assert [one.protocol for one in found] == ["whole", "whole"]
+    test = json.loads(whole) | {"split": "test"}  # a newer evaluation of other images is none to compare with
+    (runs / "second" / "eval_blocks_test.json").write_text(json.dumps(test), encoding="utf-8")
+    found, _ = evaluations([read_files(folder) for folder in folders], ["first", "second"])
+    assert found[1].file == after
+
+
+def test_a_run_without_a_partner_leaves_the_others_together(runs, tmp_path):
+    shutil.copytree(runs / "second", runs / "third")
+    (runs / "second" / "val_report.json").rename(runs / "second" / "eval_x.json")
+    by_slide(runs / "third")
+    found, _ = evaluations([read_files(runs / name) for name in ("first", "third", "second")], ["a", "b", "c"])
+    assert [one.protocol for one in found] == ["whole", "slide", "whole"]
+
+
+def test_the_command_for_a_network_of_ones_own_names_it(runs, tmp_path):
+    path = runs / "second" / "config.yaml"
+    config = read_files(runs / "second").config
+    path.write_text(to_yaml(dataclasses.replace(config, model=dataclasses.replace(config.model, head="custom"))))
+    by_slide(runs / "second")
+    page, _ = written([runs / "first", runs / "second"], tmp_path / "r.html", images=Pictures(count=0))
+    assert "--protocols whole --split val --model FILE.py:FUNCTION" in page.text("code")
 
 
 def test_runs_are_compared_by_a_protocol_that_they_share(runs):
