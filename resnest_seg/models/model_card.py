@@ -46,6 +46,9 @@ PATHS = (
 BELOW_ROOT = ("data.images", "data.masks")
 """Those of them that are patterns below data.root, without which the files of a data set are not found."""
 
+NOT_FOLLOWED = ("data.classes", "data.cache", "data.samples")
+"""Those of them that a saved model leaves out: in another's current folder the last part may name another file."""
+
 MAIN_KEYS = (
     "model.encoder", "model.encoder_weights", "model.weights", "model.head", "model.task", "data.dataset",
     "data.recipe", "data.crop_size", "data.bands", "train.epochs", "train.iterations", "train.batch_size",
@@ -121,17 +124,20 @@ class Report(Protocol):
         """Return the mean IoU of a protocol."""
 
 
-def published_config(config: RunConfig) -> RunConfig:
+def published_config(config: RunConfig, *, shown: bool = False) -> RunConfig:
     """Return a config as it is published with a model: of paths and addresses of its author's, the last part alone.
 
-    Patterns below the root of the data and names of published checkpoints stay as they are.
+    Patterns below the root of the data and names of published checkpoints stay as they are. What is `NOT_FOLLOWED` is
+    left out, unless the config is only `shown`.
     """
     tree = config.to_dict()
     for key in PATHS:
         group, _, name = key.rpartition(".")
         keys = tree[group] if group else tree
         value = keys[name]
-        if isinstance(value, str) and not (key in BELOW_ROOT and _is_relative(value)):
+        if key in NOT_FOLLOWED and not shown:
+            keys[name] = None
+        elif isinstance(value, str) and not (key in BELOW_ROOT and _is_relative(value)):
             keys[name] = _last_part(value)
         elif isinstance(value, list | tuple):
             parts = [_last_part(each) for each in value]
@@ -343,7 +349,7 @@ def _classes(checkpoint: Checkpoint, report: Report | None) -> str:
 
 def _training(checkpoint: Checkpoint, config: RunConfig) -> str:
     """The recipe: its main keys, where in the run the weights come from, and the whole config, folded."""
-    tree = published_config(config).to_dict()
+    tree = published_config(config, shown=True).to_dict()
     flat = {f"{group}.{key}": value for group, values in tree.items() if isinstance(values, Mapping)
             for key, value in values.items()} | tree  # fmt: skip
     rows = [(f"`{key}`", _text(_plain(flat[key]))) for key in MAIN_KEYS if flat[key] is not None]

@@ -2,12 +2,15 @@
 
 import contextlib
 import copy
+import dataclasses
 import html.parser
 import http.server
+import io
 import json
 import re
 import threading
 
+import fsspec
 import huggingface_hub.repocard as repocard
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from PIL import Image
 from support.small_models import small_segmenter
 
 import resnest_seg
+from resnest_seg.cli import eval as evaluation
 from resnest_seg.cli import export
 from resnest_seg.config import DataConfig, PretrainConfig, RunConfig
 from resnest_seg.config_reading import flatten, kinds_of
@@ -276,6 +280,45 @@ def test_no_file_of_a_saved_model_has_a_path_of_its_author(segmenter, here, tmp_
     assert (loaded.config.data.root, loaded.config.distill.teacher) == ("x", ("x", "x (2)"))
     assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["data"]["root"] == "x"
     assert own.config.data.root == here  # the model at hand keeps its own
+
+
+def test_a_saved_model_reads_no_file_that_only_has_the_name_of_its_authors(segmenter, tmp_path, monkeypatch):
+    """Whoever evaluates it in a folder with a classes.csv, a cache or a list of their own gets none of them."""
+    random, files = np.random.default_rng(0), {"classes.csv": b"name,id\nsky,0\nroad,1\na car,2\n"}
+    for name in "ab":
+        images = {
+            "images": random.integers(0, 256, (40, 40, 3), np.uint8),
+            "masks": random.integers(0, 3, (40, 40), np.uint8),
+        }
+        for folder, pixels in images.items():
+            Image.fromarray(pixels).save(picture := io.BytesIO(), "PNG")
+            files[f"{folder}/train/{name}.png"] = picture.getvalue()
+    store, root = fsspec.filesystem("memory"), f"memory://{tmp_path.name}"
+    for name, data in files.items():
+        store.pipe(f"{root}/{name}", data)
+    author, other = "/home/me/x/", {"dataset": "folder", "workers": 0, "base_size": 40, "crop_size": 32}
+    data = DataConfig(
+        root=root, classes=f"{author}classes.csv", cache=f"{author}cache", samples=f"{author}a.txt", **other
+    )
+    own = copy.copy(segmenter)
+    own.config = dataclasses.replace(own.config, data=data)
+    own.save_pretrained(tmp_path / "hub")
+    card = (tmp_path / "hub" / "README.md").read_text(encoding="utf-8")
+    assert "classes: classes.csv" in card
+    assert "samples: a.txt" in card
+    matrices = []
+    for name in ("empty", "full"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        if name == "full":
+            (tmp_path / "full" / "classes.csv").write_text("name,id\nsky,1\nroad,0\na car,2\n")
+            (tmp_path / "full" / "a.txt").write_text("a\n")
+        words = ["--checkpoint", str(tmp_path / "hub" / HUB_FILE), "--data.root", root, "--split", "train"]
+        assert run_tool(lambda words=words: evaluation.main([*words, "--output", "report.json"])) == 0
+        matrices.append(EvalReport.load("report.json").matrices["whole"])
+        assert not (tmp_path / name / "cache").exists()
+    assert matrices[0] == matrices[1]
+    assert np.sum(matrices[0]) == 2 * 40 * 40
 
 
 def test_patterns_and_names_that_are_no_paths_of_a_machine_are_published_whole():
