@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -298,6 +297,10 @@ def _is_held(lock: Path) -> bool | None:
     """
     if not lock.is_file():
         return False
+    try:
+        import fcntl  # here, because Windows has none, where one trains as well
+    except ImportError:
+        return None
     try:
         descriptor = os.open(lock, os.O_RDONLY)
     except OSError:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +86,24 @@ def test_a_run_that_trains_is_running_and_one_that_saved_nothing_failed(tmp_path
     assert read_run(folder).state == "stopped"
     (folder / "last.safetensors").unlink()
     assert read_run(folder).state == "failed"
+
+
+def test_without_locks_to_ask_a_run_is_finished_or_unknown(tmp_path, monkeypatch):
+    """As on Windows, which has no fcntl."""
+    folder, done = make_run(tmp_path / "a", done=20, scores=(0.2, 0.5)), make_run(tmp_path / "done")
+    for run in (folder, done):
+        (run / run_table.LOCK).touch()
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    assert (read_run(folder).state, read_run(done).state) == ("unknown", "finished")
+    (folder / run_table.LOCK).unlink()
+    assert read_run(folder).state == "stopped"
+
+
+@pytest.mark.long
+def test_training_does_not_need_fcntl():
+    code = "import sys; sys.modules['fcntl'] = None; import resnest_seg.training.assembly"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def refusing(*, readers):
