@@ -280,12 +280,16 @@ class BandReader:
         return [known.index(str(band).casefold()) for band in bands]
 
 
+_WITH_NODATA: dict[str, str] = {}
+"""The first file of which is said that its no-data value is passed over."""
+
+
 def decode_photo(data: bytes, name: str) -> Raster:
     """Decode a photo, RGB, as `decode_image` does; of a TIFF with the mask of what has data in some band, [H, W, 1].
 
     No data is where the file has its no-data value in all bands, or where its mask or alpha band says so: the same
     pixels as of its windows. A file that its orientation tag turns has no mask. Without rasterio, a `UserWarning` says
-    that a no-data value is passed over.
+    once in a process that no-data values are passed over.
 
     Raises:
         DatasetError: It cannot be decoded, or its mask cannot.
@@ -300,7 +304,8 @@ def decode_photo(data: bytes, name: str) -> Raster:
         return Raster(pixels, _data_mask(data, name))
     except ConfigError as error:  # rasterio is missing
         if NODATA_TAG in tags:
-            warn_once(f"{name} has a no-data value, whose pixels count as all others do: {error}")
+            first = _WITH_NODATA.setdefault("first", name)  # a name of its own for each file would warn of all
+            warn_once(f"TIFF files such as {first} have a no-data value, whose pixels count as all others do: {error}")
         return Raster(pixels)
 
 

@@ -27,6 +27,7 @@ from resnest_seg.data.transforms import TrainTransform, class_mix, resize_like_o
 from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.evaluation.evaluator import evaluate
 from resnest_seg.io.bands import BandReader, decode_photo
+from resnest_seg.io.georeference import warn_once
 from resnest_seg.models.loading import segmenter_for
 from resnest_seg.training.assembly import Parts, splits, with_bands
 
@@ -323,8 +324,10 @@ def test_a_turned_photo_and_other_formats_have_no_mask_and_are_read_once(tmp_pat
     assert turned.valid is None
     assert np.array_equal(turned.pixels, pixels[::-1, ::-1])
     monkeypatch.setitem(sys.modules, "rasterio", None)
-    with pytest.warns(UserWarning, match=r"here has a no-data value, .* pip install 'resnest-seg\[large\]'"):
-        assert decode_photo(data, "here").valid is None
+    warn_once.cache_clear()
+    with pytest.warns(UserWarning, match=r"no-data value, .* pip install 'resnest-seg\[large\]'") as given:
+        assert [decode_photo(data, name).valid for name in ("here", "there")] == [None, None]
+    assert len(given) == 1, "one message for all files of a data set"
     with pytest.raises(ConfigError, match="rasterio"):
         BandReader((1, 2, 3)).decode(data, "x")
     for suffix in (".png", ".jpg"):  # with no need of rasterio, and without a warning
