@@ -468,13 +468,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(placed, parts, again=f"{command('train')} --resume {shlex.quote(str(placed.output))}")
 
 
-def train(order: Order[RunConfig], parts: Parts, *, again: str) -> int:
+def train(order: Order[RunConfig], parts: Parts, *, again: str, series_begun: bool = False) -> int:
     """Carry out one order, whose folder is chosen; returns the exit code.
 
     Args:
         order: What to train.
         parts: The network of --model, if there is one.
         again: The command that resumes it, without --model.
+        series_begun: See `trainer_for`.
     """
     from resnest_seg.training.assembly import run, trainer_for
 
@@ -485,6 +486,7 @@ def train(order: Order[RunConfig], parts: Parts, *, again: str) -> int:
         resume=order.resume,
         allow_changes=order.allow,
         budget=order.budget,
+        series_begun=series_begun,
     )
     network = f" --model {shlex.quote(order.network)}" if order.network else ""
     return ended(
@@ -504,7 +506,7 @@ def train_seeds(orders: Sequence[Order[RunConfig]]) -> int:
         The exit code.
     """
     from resnest_seg.cli.review.runs import show_runs
-    from resnest_seg.reports.run_table import SEED, read_run
+    from resnest_seg.reports.run_table import CONFIG, SEED, read_run
     from resnest_seg.training.run_folder import RunFolder
 
     for order in orders:
@@ -512,13 +514,14 @@ def train_seeds(orders: Sequence[Order[RunConfig]]) -> int:
             RunFolder(order.output).check_new()
     seeds = ",".join(str(order.config.seed) for order in orders)
     base = SEED.sub("", str(orders[0].output))
+    begun = any((Path(order.output) / CONFIG).is_file() for order in orders if order.resume != "no")
     for order in orders:
         done = is_done(order)
         print(f"seed {order.config.seed} of {seeds}: {order.output}{' is finished' if done else ''}")
         if done:
             continue
         again = f"{command('train')} --resume {shlex.quote(base)} --seed {seeds}"
-        code = train(order, own_parts(order.network), again=again)
+        code = train(order, own_parts(order.network), again=again, series_begun=begun)
         if code:
             return code
         gc.collect()  # the model of this seed, before the next one's takes memory

@@ -153,7 +153,7 @@ def folded_dataset(folder: str | Path) -> SegmentationDataset:
     config = load_run_config(Path(folder) / CONFIG)
     if config.data.dataset == CUSTOM:
         raise ConfigError(f"the folds in {folder} were made of a data set of your own: give it, as train=.")
-    return dataset_for(config.data, "train", task=config.model.task)
+    return dataset_for(config.data, "train", task=config.model.task, begun=True)
 
 
 def cross_validate(

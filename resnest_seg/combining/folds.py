@@ -88,10 +88,11 @@ def train_folds(
     allow_changes: Collection[str] = (),
 ) -> tuple[FitResult, ...]:
     """Train the runs of all folds; see `fit_folds`, also for the errors, and `trainer_for` for `allow_changes`."""
-    whole, held_out = splits(config, parts)
-    fold_of = assign_folds(whole, folds, group_by=group_by)
-    name = dataset_name(whole, config.data.dataset)
+    name = config.data.dataset if parts.train is None else dataset_name(parts.train, config.data.dataset)
     folder = Path(output or f"{config.output or f'runs/{name}_{config.model.head}_{config.model.encoder}'}_folds")
+    series_begun = resume != "no" and (folder / CONFIG).is_file()
+    whole, held_out = splits(config, parts, begun=series_begun)
+    fold_of = assign_folds(whole, folds, group_by=group_by)
     record = fold_record(whole, folds, group_by=group_by)
     _check_folder(folder, record, resume=resume)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset=name))
@@ -110,6 +111,7 @@ def train_folds(
             output=place,
             resume=begun,
             allow_changes=allow_changes if RunFolder(place).states() else (),
+            series_begun=series_begun,
         )
         if not fold:  # no earlier, so that a start which is refused leaves nothing behind
             _write(folder / FOLDS, json.dumps(record, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import shlex
@@ -25,6 +26,7 @@ from resnest_seg.data.synthetic import Synthetic
 from resnest_seg.data.tiles import WindowDataset, paired_files
 from resnest_seg.errors import ConfigError, DatasetError, printable, unknown_name
 from resnest_seg.io.bands import BandReader
+from resnest_seg.io.georeference import warn_once
 from resnest_seg.labels import TASKS, LabelSpace
 from resnest_seg.storage.remote import RemoteSource, is_address
 from resnest_seg.storage.sources import Source
@@ -217,7 +219,12 @@ def with_task(dataset: SegmentationDataset, task: str, positive: str | None = No
 
 
 def dataset_for(
-    data: DataConfig, split: str, *, task: str = "multiclass", root: str | Path | Source | None = None
+    data: DataConfig,
+    split: str,
+    *,
+    task: str = "multiclass",
+    root: str | Path | Source | None = None,
+    begun: bool = False,
 ) -> SegmentationDataset:
     """Open a split of the data set that a config names; see `build_dataset` for the errors.
 
@@ -228,6 +235,8 @@ def dataset_for(
         split: The split.
         task: The task of the model.
         root: Its storage, if it is open already (`opened_root`), so that it is listed once for several splits.
+        begun: It is the config of a run that has begun, which earlier versions let do so with `data.classes` beside a
+            data set that has its own: a warning says that they have no effect.
 
     Raises:
         ConfigError: Bands of a data set whose images are drawn, not read.
@@ -246,6 +255,9 @@ def dataset_for(
                 f"{key} '{printable(path)}' has bytes that are not UTF-8, which the run's config.yaml cannot hold: "
                 "give it a link with a plain name (ln -s) and pass that."
             )
+    if begun and data.classes is not None and data.dataset not in ("folder", "shards"):
+        warn_once(f"data.classes '{data.classes}' has no effect: {data.dataset} has its own classes.")
+        data = dataclasses.replace(data, classes=None)
     dataset = build_dataset(
         data.dataset,
         root=data.root if root is None else root,

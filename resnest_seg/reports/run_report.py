@@ -447,7 +447,7 @@ def _dataset(run: RunFiles, one: Evaluated, how: Pictures) -> SegmentationDatase
     if data.dataset == CUSTOM:
         raise DatasetError("the data set is one of its author's own (custom), which no name opens.")
     data = dataclasses.replace(data, cache=None)  # a few pictures, perhaps on another machine
-    return dataset_for(data, one.report.split, task=config.model.task)
+    return dataset_for(data, one.report.split, task=config.model.task, begun=True)
 
 
 def _predicted(

@@ -203,6 +203,7 @@ def trainer_for(
     resume: str = "no",
     allow_changes: Collection[str] = (),
     budget: str | None = None,
+    series_begun: bool = False,
 ) -> Trainer:
     """Build and check all parts of a run: data, model with its initial weights, checkpoint, folder.
 
@@ -213,22 +214,24 @@ def trainer_for(
         resume: See `fit`.
         allow_changes: Config keys that a resumed run may change.
         budget: Divide the batch so that it fits into memory: "auto", or GiB per device.
+        series_begun: Other runs of its config have begun, such as of folds or seeds, by an earlier version perhaps:
+            keys that a run may not begin with are no error, because without them it would be none of the series.
     """
     config = as_config(config)
     check_choices(config, network=parts.segmenter is None)
-    train, validation = splits(config, parts)
     if parts.train is not None:
-        data = dataclasses.replace(config.data, dataset=dataset_name(train, config.data.dataset))
+        data = dataclasses.replace(config.data, dataset=dataset_name(parts.train, config.data.dataset))
         config = dataclasses.replace(config, data=data)
     folder = Path(output or config.output or f"runs/{config.data.dataset}_{config.model.head}_{config.model.encoder}")
     if resume not in ("no", "yes", "auto"):
         raise ConfigError(f"resume must be 'no', 'yes' or 'auto', not {resume!r}.")
     resumed = resume == "yes" or (resume == "auto" and bool(RunFolder(folder).states()))
+    train, validation = splits(config, parts, begun=resumed or series_begun)
     asked, files = config.model, paired_files(train)
     if isinstance(files, PairedFiles):
         check_outside(folder, files.folders)
     if not resumed:
-        check_parts(config, parts, budget=budget)
+        check_parts(config, parts, budget=budget, series_begun=series_begun)
         RunFolder(folder).check_new(adopt=resume == "auto")  # before samples are read, which can take minutes
         look(config, train, validation)
     recipe = None if parts.transform is not None else TrainTransform.from_config(config.data)
@@ -237,7 +240,7 @@ def trainer_for(
         config = _within(config, budget, train, begun=folder if resumed else None)
     torch.manual_seed(config.seed)
     model, config, report = initial_model(config, parts.segmenter, train, resumed=resumed)
-    if not resumed and parts.loss is None and model.predicts_masks:
+    if not resumed and not series_begun and parts.loss is None and model.predicts_masks:
         _check_mask_loss(config)
     trainer = Trainer(
         config,
@@ -265,8 +268,14 @@ def _within(config: RunConfig, budget: str, train: SegmentationDataset, *, begun
     return divided(config, before.train.accumulation, checkpointing=before.model.checkpointing)
 
 
-def check_parts(config: RunConfig, parts: Parts, *, budget: str | None) -> None:
+def check_parts(config: RunConfig, parts: Parts, *, budget: str | None, series_begun: bool = False) -> None:
     """Refuse what a run's own parts, or its head, would pass over in silence, before it begins.
+
+    Args:
+        config: The run.
+        parts: The caller's own objects.
+        budget: See `trainer_for`, as for the next.
+        series_begun: As above.
 
     Raises:
         ConfigError: A memory budget for a network of the user's own; a loss of pixels for a head that predicts masks.
@@ -276,7 +285,7 @@ def check_parts(config: RunConfig, parts: Parts, *, budget: str | None) -> None:
             f"--budget {budget} counts the memory of the network that the config names, and yours is another: give "
             "--train.accumulation yourself, and try it with --dry-run, which measures a step."
         )
-    if parts.segmenter is None and parts.loss is None and config.model.head == MASK2FORMER:
+    if not series_begun and parts.segmenter is None and parts.loss is None and config.model.head == MASK2FORMER:
         _check_mask_loss(config)
 
 
@@ -317,8 +326,13 @@ def as_config(
     return built
 
 
-def splits(config: RunConfig, parts: Parts) -> tuple[SegmentationDataset, SegmentationDataset]:
+def splits(config: RunConfig, parts: Parts, *, begun: bool = False) -> tuple[SegmentationDataset, SegmentationDataset]:
     """The training split and the one that is validated on, whose bands are read as the config says.
+
+    Args:
+        config: The run.
+        parts: The caller's own objects.
+        begun: See `dataset_for`.
 
     Raises:
         ConfigError: One of them is no `SegmentationDataset`, or only the training split is one's own.
@@ -339,7 +353,7 @@ def splits(config: RunConfig, parts: Parts) -> tuple[SegmentationDataset, Segmen
     if parts.validation is None and data.root is not None and is_address(data.root):
         root = opened_root(data.dataset, data.root, cache=data.cache, cache_size=data.cache_size)
     train, validation = (
-        own if own is not None else dataset_for(data, split, task=task, root=root)
+        own if own is not None else dataset_for(data, split, task=task, root=root, begun=begun)
         for own, split in ((parts.train, "train"), (parts.validation, config.eval.split))
     )
     say_layout(*([train] if parts.train is None else []))
