@@ -22,7 +22,7 @@ from resnest_seg.files import atomic_write
 from resnest_seg.inference.ensemble import FOLDS, read_fold_record
 from resnest_seg.models.checkpoint import CONFIG
 from resnest_seg.models.segmenter import Segmenter
-from resnest_seg.training.assembly import FitResult, Parts, as_config, dataset_name, run, splits, trainer_for
+from resnest_seg.training.assembly import FitResult, Parts, as_config, run, splits, trainer_for, with_dataset_name
 from resnest_seg.training.losses import Loss
 from resnest_seg.training.monitor import Callback
 from resnest_seg.training.optim import OwnOptimizer
@@ -88,14 +88,14 @@ def train_folds(
     allow_changes: Collection[str] = (),
 ) -> tuple[FitResult, ...]:
     """Train the runs of all folds; see `fit_folds`, also for the errors, and `trainer_for` for `allow_changes`."""
-    name = config.data.dataset if parts.train is None else dataset_name(parts.train, config.data.dataset)
-    folder = Path(output or f"{config.output or f'runs/{name}_{config.model.head}_{config.model.encoder}'}_folds")
+    config = with_dataset_name(config, parts.train)
+    name = f"{config.data.dataset}_{config.model.head}_{config.model.encoder}"
+    folder = Path(output or f"{config.output or f'runs/{name}'}_folds")
     series_begun = resume != "no" and (folder / CONFIG).is_file()
     whole, held_out = splits(config, parts, begun=series_begun)
     fold_of = assign_folds(whole, folds, group_by=group_by)
     record = fold_record(whole, folds, group_by=group_by)
     _check_folder(folder, record, resume=resume)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset=name))
     if (folder / CONFIG).is_file():
         config_changes(load_run_config(folder / CONFIG), config, allowed=allow_changes, file=folder / CONFIG)
     results: list[FitResult] = []

@@ -214,14 +214,11 @@ def trainer_for(
         resume: See `fit`.
         allow_changes: Config keys that a resumed run may change.
         budget: Divide the batch so that it fits into memory: "auto", or GiB per device.
-        series_begun: Other runs of its config have begun, such as of folds or seeds, by an earlier version perhaps:
-            keys that a run may not begin with are no error, because without them it would be none of the series.
+        series_begun: Other folds or seeds have begun: keys that no run may begin with are no error, as they have these.
     """
     config = as_config(config)
     check_choices(config, network=parts.segmenter is None)
-    if parts.train is not None:
-        data = dataclasses.replace(config.data, dataset=dataset_name(parts.train, config.data.dataset))
-        config = dataclasses.replace(config, data=data)
+    config = with_dataset_name(config, parts.train)
     folder = Path(output or config.output or f"runs/{config.data.dataset}_{config.model.head}_{config.model.encoder}")
     if resume not in ("no", "yes", "auto"):
         raise ConfigError(f"resume must be 'no', 'yes' or 'auto', not {resume!r}.")
@@ -458,6 +455,14 @@ def dataset_name(dataset: SegmentationDataset, configured: str) -> str:
         return CUSTOM
     name = kind.__name__.lower().removesuffix("dataset")
     return name if name in DATASETS else configured  # such as a part of another data set
+
+
+def with_dataset_name(config: RunConfig, train: SegmentationDataset | None) -> RunConfig:
+    """The config of a run with the name of its training split, if that is the user's own."""
+    if train is None:
+        return config
+    data = dataclasses.replace(config.data, dataset=dataset_name(train, config.data.dataset))
+    return dataclasses.replace(config, data=data)
 
 
 def initial_model(
