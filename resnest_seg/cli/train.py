@@ -86,6 +86,7 @@ class Order(Generic[C]):
         network: FILE.py:FUNCTION that builds the user's own network, or None.
         series: For a new run without an output: the first of the folders that it may take, runs/NAME.
         folds: Train a run for each fold, and score each on its held-out part.
+        series_begun: Runs of other seeds of the same command have begun, see `trainer_for`.
     """
 
     config: C
@@ -97,6 +98,7 @@ class Order(Generic[C]):
     network: str | None = None
     series: Path | None = None
     folds: Folds | None = None
+    series_begun: bool = False
 
     @contextlib.contextmanager
     def placed(self) -> Iterator[Self]:
@@ -468,14 +470,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(placed, parts, again=f"{command('train')} --resume {shlex.quote(str(placed.output))}")
 
 
-def train(order: Order[RunConfig], parts: Parts, *, again: str, series_begun: bool = False) -> int:
+def train(order: Order[RunConfig], parts: Parts, *, again: str) -> int:
     """Carry out one order, whose folder is chosen; returns the exit code.
 
     Args:
         order: What to train.
         parts: The network of --model, if there is one.
         again: The command that resumes it, without --model.
-        series_begun: See `trainer_for`.
     """
     from resnest_seg.training.assembly import run, trainer_for
 
@@ -486,7 +487,7 @@ def train(order: Order[RunConfig], parts: Parts, *, again: str, series_begun: bo
         resume=order.resume,
         allow_changes=order.allow,
         budget=order.budget,
-        series_begun=series_begun,
+        series_begun=order.series_begun,
     )
     network = f" --model {shlex.quote(order.network)}" if order.network else ""
     return ended(
@@ -515,13 +516,14 @@ def train_seeds(orders: Sequence[Order[RunConfig]]) -> int:
     seeds = ",".join(str(order.config.seed) for order in orders)
     base = SEED.sub("", str(orders[0].output))
     begun = any((Path(order.output) / CONFIG).is_file() for order in orders if order.resume != "no")
+    orders = [dataclasses.replace(order, series_begun=begun) for order in orders]
     for order in orders:
         done = is_done(order)
         print(f"seed {order.config.seed} of {seeds}: {order.output}{' is finished' if done else ''}")
         if done:
             continue
         again = f"{command('train')} --resume {shlex.quote(base)} --seed {seeds}"
-        code = train(order, own_parts(order.network), again=again, series_begun=begun)
+        code = train(order, own_parts(order.network), again=again)
         if code:
             return code
         gc.collect()  # the model of this seed, before the next one's takes memory

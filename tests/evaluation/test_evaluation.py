@@ -149,8 +149,8 @@ def test_a_data_set_serves_models_of_different_bands(told, view, tmp_path):
     """Each gets its own bands, whoever was evaluated before; of a data set that was told, what it was told."""
     random = np.random.default_rng(0)
     for name in "ab":
-        for folder, pixels in (("images", random.integers(0, 256, (48, 48, 4), np.uint8)),
-                               ("masks", random.integers(0, 3, (48, 48), np.uint8))):  # fmt: skip
+        for folder, pixels in (("images", random.integers(0, 256, (32, 32, 4), np.uint8)),
+                               ("masks", random.integers(0, 3, (32, 32), np.uint8))):  # fmt: skip
             (tmp_path / folder / "train").mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(tmp_path / folder / "train" / f"{name}.png"), pixels)
     (tmp_path / "classes.csv").write_text("name,id\nsky,0\nroad,1\ncar,2\n")
@@ -158,8 +158,8 @@ def test_a_data_set_serves_models_of_different_bands(told, view, tmp_path):
     for bands in (None, (1, 2, 3), (3, 1, 2), (1, 2, 3, 4)):
         torch.manual_seed(0)
         count = 3 if bands is None else len(bands)
-        data = DataConfig(bands=bands, pixel_mean=None if bands is None else (100.0,) * count, base_size=64,
-                          pixel_std=None if bands is None else (60.0,) * count, crop_size=48)  # fmt: skip
+        data = DataConfig(bands=bands, pixel_mean=None if bands is None else (100.0,) * count, base_size=32,
+                          pixel_std=None if bands is None else (60.0,) * count, crop_size=32)  # fmt: skip
         segmenter = build_segmenter("resnest14_tiny", num_classes=3, in_channels=count)
         segmenter.config = dataclasses.replace(segmenter.config, data=data)
         models.append(segmenter)

@@ -282,6 +282,7 @@ def test_no_file_of_a_saved_model_has_a_path_of_its_author(segmenter, here, tmp_
     assert own.config.data.root == here  # the model at hand keeps its own
 
 
+@pytest.mark.long
 def test_a_saved_model_reads_no_file_that_only_has_the_name_of_its_authors(segmenter, tmp_path, monkeypatch):
     """Whoever evaluates it in a folder with a classes.csv, a cache or a list of their own gets none of them."""
     random, files = np.random.default_rng(0), {"classes.csv": b"name,id\nsky,0\nroad,1\na car,2\n"}
