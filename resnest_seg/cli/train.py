@@ -86,7 +86,6 @@ class Order(Generic[C]):
         network: FILE.py:FUNCTION that builds the user's own network, or None.
         series: For a new run without an output: the first of the folders that it may take, runs/NAME.
         folds: Train a run for each fold, and score each on its held-out part.
-        series_begun: Runs of other seeds of the same command have begun, see `trainer_for`.
     """
 
     config: C
@@ -98,7 +97,6 @@ class Order(Generic[C]):
     network: str | None = None
     series: Path | None = None
     folds: Folds | None = None
-    series_begun: bool = False
 
     @contextlib.contextmanager
     def placed(self) -> Iterator[Self]:
@@ -487,7 +485,6 @@ def train(order: Order[RunConfig], parts: Parts, *, again: str) -> int:
         resume=order.resume,
         allow_changes=order.allow,
         budget=order.budget,
-        series_begun=order.series_begun,
     )
     network = f" --model {shlex.quote(order.network)}" if order.network else ""
     return ended(
@@ -516,14 +513,14 @@ def train_seeds(orders: Sequence[Order[RunConfig]]) -> int:
     seeds = ",".join(str(order.config.seed) for order in orders)
     base = SEED.sub("", str(orders[0].output))
     begun = any((Path(order.output) / CONFIG).is_file() for order in orders if order.resume != "no")
-    orders = [dataclasses.replace(order, series_begun=begun) for order in orders]
     for order in orders:
         done = is_done(order)
         print(f"seed {order.config.seed} of {seeds}: {order.output}{' is finished' if done else ''}")
         if done:
             continue
         again = f"{command('train')} --resume {shlex.quote(base)} --seed {seeds}"
-        code = train(order, own_parts(order.network), again=again)
+        parts = dataclasses.replace(own_parts(order.network), series_begun=begun)
+        code = train(order, parts, again=again)
         if code:
             return code
         gc.collect()  # the model of this seed, before the next one's takes memory

@@ -91,8 +91,8 @@ def train_folds(
     config = with_dataset_name(config, parts.train)
     name = f"{config.data.dataset}_{config.model.head}_{config.model.encoder}"
     folder = Path(output or f"{config.output or f'runs/{name}'}_folds")
-    series_begun = resume != "no" and (folder / CONFIG).is_file()
-    whole, held_out = splits(config, parts, begun=series_begun)
+    parts = dataclasses.replace(parts, series_begun=resume != "no" and (folder / CONFIG).is_file())
+    whole, held_out = splits(config, parts, begun=parts.series_begun)
     fold_of = assign_folds(whole, folds, group_by=group_by)
     record = fold_record(whole, folds, group_by=group_by)
     _check_folder(folder, record, resume=resume)
@@ -111,7 +111,6 @@ def train_folds(
             output=place,
             resume=begun,
             allow_changes=allow_changes if RunFolder(place).states() else (),
-            series_begun=series_begun,
         )
         if not fold:  # no earlier, so that a start which is refused leaves nothing behind
             _write(folder / FOLDS, json.dumps(record, indent=1) + "\n")

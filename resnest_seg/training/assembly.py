@@ -96,6 +96,7 @@ class Parts:
         optimizer: An optimiser, or a function from parameter groups to one.
         callbacks: Objects that hear of steps and validations.
         scored: The part of the training split that a fold is scored on, of which the run must not see the photos.
+        series_begun: Other folds or seeds have begun: keys that no run may begin with are no error, as they have these.
     """
 
     train: SegmentationDataset | None = None
@@ -106,6 +107,7 @@ class Parts:
     optimizer: OwnOptimizer | None = None
     callbacks: Sequence[Callback] = ()
     scored: SegmentationDataset | None = None
+    series_begun: bool = False
 
 
 def fit(
@@ -203,7 +205,6 @@ def trainer_for(
     resume: str = "no",
     allow_changes: Collection[str] = (),
     budget: str | None = None,
-    series_begun: bool = False,
 ) -> Trainer:
     """Build and check all parts of a run: data, model with its initial weights, checkpoint, folder.
 
@@ -214,7 +215,6 @@ def trainer_for(
         resume: See `fit`.
         allow_changes: Config keys that a resumed run may change.
         budget: Divide the batch so that it fits into memory: "auto", or GiB per device.
-        series_begun: Other folds or seeds have begun: keys that no run may begin with are no error, as they have these.
     """
     config = as_config(config)
     check_choices(config, network=parts.segmenter is None)
@@ -223,12 +223,12 @@ def trainer_for(
     if resume not in ("no", "yes", "auto"):
         raise ConfigError(f"resume must be 'no', 'yes' or 'auto', not {resume!r}.")
     resumed = resume == "yes" or (resume == "auto" and bool(RunFolder(folder).states()))
-    train, validation = splits(config, parts, begun=resumed or series_begun)
+    train, validation = splits(config, parts, begun=resumed or parts.series_begun)
     asked, files = config.model, paired_files(train)
     if isinstance(files, PairedFiles):
         check_outside(folder, files.folders)
     if not resumed:
-        check_parts(config, parts, budget=budget, series_begun=series_begun)
+        check_parts(config, parts, budget=budget)
         RunFolder(folder).check_new(adopt=resume == "auto")  # before samples are read, which can take minutes
         look(config, train, validation)
     recipe = None if parts.transform is not None else TrainTransform.from_config(config.data)
@@ -237,7 +237,7 @@ def trainer_for(
         config = _within(config, budget, train, begun=folder if resumed else None)
     torch.manual_seed(config.seed)
     model, config, report = initial_model(config, parts.segmenter, train, resumed=resumed)
-    if not resumed and not series_begun and parts.loss is None and model.predicts_masks:
+    if not resumed and not parts.series_begun and parts.loss is None and model.predicts_masks:
         _check_mask_loss(config)
     trainer = Trainer(
         config,
@@ -265,14 +265,8 @@ def _within(config: RunConfig, budget: str, train: SegmentationDataset, *, begun
     return divided(config, before.train.accumulation, checkpointing=before.model.checkpointing)
 
 
-def check_parts(config: RunConfig, parts: Parts, *, budget: str | None, series_begun: bool = False) -> None:
+def check_parts(config: RunConfig, parts: Parts, *, budget: str | None) -> None:
     """Refuse what a run's own parts, or its head, would pass over in silence, before it begins.
-
-    Args:
-        config: The run.
-        parts: The caller's own objects.
-        budget: See `trainer_for`, as for the next.
-        series_begun: As above.
 
     Raises:
         ConfigError: A memory budget for a network of the user's own; a loss of pixels for a head that predicts masks.
@@ -282,7 +276,8 @@ def check_parts(config: RunConfig, parts: Parts, *, budget: str | None, series_b
             f"--budget {budget} counts the memory of the network that the config names, and yours is another: give "
             "--train.accumulation yourself, and try it with --dry-run, which measures a step."
         )
-    if not series_begun and parts.segmenter is None and parts.loss is None and config.model.head == MASK2FORMER:
+    own = parts.segmenter is not None or parts.loss is not None
+    if config.model.head == MASK2FORMER and not own and not parts.series_begun:
         _check_mask_loss(config)
 
 
