@@ -23,7 +23,7 @@ from resnest_seg.training.chunked_loss import (
     true_class_probabilities,
 )
 
-REGION_LOSSES = {"dice": "DiceLoss", "focal": "FocalLoss", "lovasz": "LovaszLoss", "tversky": "TverskyLoss"}
+REGION_LOSSES = {"dice": "DiceLoss", "focal": "FocalLoss", "tversky": "TverskyLoss"}
 """Names of segmentation-models-pytorch's losses; with its defaults: full-size logits and labels -> a mean."""
 
 FOCAL_GAMMA = 2.0
@@ -37,6 +37,89 @@ def _region_loss(name: str, mode: str = "multiclass", ignore_index: int = IGNORE
 
     loss: nn.Module = getattr(losses, REGION_LOSSES[name])(mode, ignore_index=ignore_index)
     return loss
+
+
+def lovasz_softmax(logits: Tensor, labels: Tensor) -> Tensor:
+    """Lovász-Softmax loss of the classes that the labelled pixels show, over all pixels of a batch together.
+
+    By M. Berman et al., "The Lovász-Softmax loss", CVPR 2018. Value and gradient are those of
+    segmentation-models-pytorch's `LovaszLoss`, in a third of its time on a CPU; see `_descending`.
+
+    Args:
+        logits: float [N, K, H, W].
+        labels: int64 [N, H, W], 0..K-1 or `IGNORE_LABEL`; one pixel at least is labelled.
+
+    Returns:
+        The mean over the classes, a scalar in 0..1.
+    """
+    probabilities, valid = logits.softmax(dim=1), labels != IGNORE_LABEL
+    slopes, offsets = torch.zeros_like(probabilities), []
+    with torch.no_grad():
+        for index in labels[valid].unique().tolist():
+            truth = labels == index
+            errors = torch.where(truth, 1 - probabilities[:, index], probabilities[:, index])
+            # An ignored pixel counts as certain: it comes last in the order, where an error of 0 adds nothing.
+            weights = lovasz_weights((errors * valid).flatten(), truth.flatten()).view_as(errors)
+            slopes[:, index] = torch.where(truth, -weights, weights) * valid
+            offsets.append((weights * truth).sum())
+    return ((probabilities * slopes).sum() + torch.stack(offsets).sum()) / len(offsets)
+
+
+def lovasz_hinge(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over labels of the binary Lovász hinge loss, that of segmentation-models-pytorch for each label.
+
+    Args:
+        logits: float [N, K, H, W].
+        targets: int8 [N, K, H, W], 0, 1 or `_IGNORED_TARGET`.
+    """
+    losses = []
+    for scores, truth in zip(logits.unbind(1), targets.unbind(1), strict=True):
+        margins = torch.where(truth == 1, 1 - scores, 1 + scores)
+        errors = (F.relu(margins) * (truth != _IGNORED_TARGET)).flatten()
+        losses.append(errors @ lovasz_weights(errors.detach(), (truth == 1).flatten()))
+    return torch.stack(losses).mean()
+
+
+def lovasz_weights(errors: Tensor, truth: Tensor) -> Tensor:
+    """Return the weights [P] by which errors add up to the Lovász extension of the Jaccard loss of a class.
+
+    Algorithm 1 of the paper: while the order of the errors stays, the extension is linear in them. Its coefficients
+    are what each further pixel adds to the Jaccard loss if pixels become wrong in this order.
+
+    Args:
+        errors: float32 [P], >= 0.
+        truth: bool [P]: the pixels of the class.
+    """
+    order = _descending(errors)
+    hits = truth[order].cumsum(0)
+    ranks = torch.arange(1, len(hits) + 1, device=hits.device)
+    jaccard = 1 - (hits[-1] - hits).float() / (hits[-1] + ranks - hits).float()
+    jaccard[1:] -= jaccard[:-1].clone()
+    return torch.empty_like(errors).scatter_(0, order, jaccard)
+
+
+def _descending(errors: Tensor) -> Tensor:
+    """Return the indices [P] that sort errors, float32 [P] >= 0, from the largest; of equal ones the first comes first.
+
+    On a CPU, numpy sorts integers with vector instructions, in a tenth of the time that torch takes for floats. The
+    bits of floats >= 0 have the order of their values; the index stands in the 32 bits below them.
+    """
+    if errors.device.type != "cpu" or len(errors) >> 32:
+        return errors.argsort(descending=True, stable=True)
+    keys = -(errors.view(torch.int32).long() << 32) + torch.arange(len(errors))
+    keys.numpy().sort()
+    return keys & 0xFFFFFFFF
+
+
+class _Function(nn.Module):
+    """A function of logits and labels as a module, beside segmentation-models-pytorch's in a `ModuleDict`."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return self.function(logits, targets)
 
 
 def labelled_pixels(labels: Tensor, *, ignore: int = IGNORE_LABEL) -> Tensor:
@@ -188,6 +271,8 @@ class SegmentationLoss(_DividedLoss):
         self.label_smoothing, self.ohem_threshold, self.ohem_min_kept = label_smoothing, ohem_threshold, ohem_min_kept
         self.register_buffer("class_weights", class_weights)
         self.region = nn.ModuleDict({name: _region_loss(name) for name in names if name in REGION_LOSSES})
+        if "lovasz" in names:
+            self.region["lovasz"] = _Function(lovasz_softmax)
 
     @classmethod
     def from_config(
@@ -280,7 +365,7 @@ class LabelLoss(_DividedLoss):
     """The losses of binary and multi-label tasks, in the place of `SegmentationLoss`.
 
     cross_entropy (the binary one of every label) and focal are means over labelled pixels and labels, and never hold
-    full-size logits; their parts add up exactly, as cross-entropy's do. dice, tversky and lovasz (the Lovasz hinge) are
+    full-size logits; their parts add up exactly, as cross-entropy's do. dice, tversky and lovasz (`lovasz_hinge`) are
     those of segmentation-models-pytorch for each label, over all pixels of a batch, averaged over labels; lovasz is its
     binary form for each, because its multi-label form pools the labels. Labels without a pixel in the batch add 0 to
     dice and tversky; lovasz then punishes the highest score.
@@ -356,7 +441,7 @@ class LabelLoss(_DividedLoss):
         self.region = nn.ModuleDict()
         for name in names:
             if name == "lovasz":
-                self.region[name] = _LovaszHinge()
+                self.region[name] = _Function(lovasz_hinge)
             elif name in ("dice", "tversky"):
                 self.region[name] = _region_loss(name, "multilabel", _IGNORED_TARGET)
 
@@ -394,18 +479,6 @@ class LabelLoss(_DividedLoss):
 
 _IGNORED = {"binary": IGNORE_LABEL, "multilabel": MULTILABEL_IGNORE}
 """Task -> the value of ignored pixels."""
-
-
-class _LovaszHinge(nn.Module):
-    """Mean over labels of segmentation-models-pytorch's binary Lovasz hinge loss: logits and targets [N, K, H, W]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.binary = _region_loss("lovasz", "binary", _IGNORED_TARGET)
-
-    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        pairs = zip(logits.unbind(1), targets.unbind(1), strict=True)
-        return torch.stack([self.binary(scores, truth) for scores, truth in pairs]).mean()
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
