@@ -23,7 +23,7 @@ _HOMES = {
     "build_optimizer": "optim",
     "dry_run": "rehearsal",
     "dry_run_classifier": "rehearsal",
-    "faster_weight_gradients": "cpu_gradients",
+    "faster_weight_gradients": "cpu_speed",
     "fit": "assembly",
     "lean_binary_cross_entropy": "chunked_loss",
     "lean_cross_entropy": "chunked_loss",

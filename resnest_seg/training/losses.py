@@ -93,9 +93,9 @@ def lovasz_weights(errors: Tensor, truth: Tensor) -> Tensor:
     order = _descending(errors)
     hits = truth[order].cumsum(0)
     ranks = torch.arange(1, len(hits) + 1, device=hits.device)
-    jaccard = 1 - (hits[-1] - hits).float() / (hits[-1] + ranks - hits).float()
+    jaccard = 1 - (hits[-1] - hits).double() / (hits[-1] + ranks - hits)  # neighbours differ by a millionth
     jaccard[1:] -= jaccard[:-1].clone()
-    return torch.empty_like(errors).scatter_(0, order, jaccard)
+    return torch.empty_like(errors).scatter_(0, order, jaccard.to(errors.dtype))
 
 
 def _descending(errors: Tensor) -> Tensor:

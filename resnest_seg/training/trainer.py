@@ -36,7 +36,7 @@ from resnest_seg.io.display import console
 from resnest_seg.io.visualize import write_png
 from resnest_seg.models.checkpoint import BEST, CONFIG, LAST, Checkpoint, TrainingState
 from resnest_seg.models.segmenter import PixelModel, load_weights
-from resnest_seg.training.cpu_gradients import faster_weight_gradients
+from resnest_seg.training.cpu_speed import faster_training
 from resnest_seg.training.distributed import (
     StopSignal,
     accelerator_for,
@@ -237,7 +237,7 @@ class Trainer:
             StopSignal() as stop,
             contextlib.closing(self._batches()) as batches,
             progress_bars(self.console) as progress,
-            faster_weight_gradients(self.segmenter),
+            faster_training(self.segmenter, self.engine.device),
         ):
             bar = progress.add_task("training", total=self.steps, completed=self.step, shown="")
             if self._validation_due():  # the run was killed between a step and its validation

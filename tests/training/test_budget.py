@@ -13,7 +13,7 @@ from support.small_models import shrink_mask2former
 from resnest_seg.config import DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
 from resnest_seg.errors import ConfigError
 from resnest_seg.models.loading import segmenter_for
-from resnest_seg.training import cpu_gradients as convolution
+from resnest_seg.training import cpu_speed as convolution
 from resnest_seg.training.losses import MaskLoss, SegmentationLoss
 from resnest_seg.training.memory import (
     ENOUGH_STATISTICS,

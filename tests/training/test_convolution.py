@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from resnest_seg.training import cpu_gradients as convolution
-from resnest_seg.training.cpu_gradients import ProductConv2d, faster_weight_gradients, products_are_faster
+from resnest_seg.training import cpu_speed as convolution
+from resnest_seg.training.cpu_speed import ProductConv2d, faster_weight_gradients, products_are_faster
 
 GEOMETRIES = [
     {"kernel_size": 1},

@@ -14,7 +14,7 @@ from resnest_seg.errors import ConfigError, DatasetError
 from resnest_seg.labels import IGNORE_LABEL, MULTILABEL_IGNORE
 from resnest_seg.training import chunked_loss
 from resnest_seg.training.chunked_loss import lean_binary_cross_entropy, lean_cross_entropy
-from resnest_seg.training.losses import LabelLoss
+from resnest_seg.training.losses import LabelLoss, lovasz_hinge
 
 
 def batch(seed=0, *, labels=3, coarse=(6, 7), fine=(24, 28), ignored=0.3, images=2, ignore=MULTILABEL_IGNORE):
@@ -354,3 +354,16 @@ def test_mistakes():
         LabelLoss("binary", num_labels=1, aux_weight=0, names=["dise"])
     with pytest.raises(ConfigError, match=r"there are 3 labels, but class weights of shape \[2\]"):
         LabelLoss("multilabel", num_labels=3, aux_weight=0, class_weights=torch.ones(2))
+
+
+def test_the_gradient_of_the_hinge_is_that_of_smp_for_each_label():
+    logits, bits = batch(labels=3, fine=(16, 18))
+    targets, valid = planes(bits, 3)
+    full = torch.nn.functional.interpolate(logits.detach(), (16, 18), mode="bilinear").requires_grad_()
+    signed = targets.to(torch.int8).masked_fill(~valid[:, None], -1)
+    theirs = smp.losses.LovaszLoss("binary", ignore_index=-1)
+    expected = sum(theirs(full[:, label], signed[:, label]) for label in range(3)) / 3
+    ours = lovasz_hinge(full, signed)
+    assert torch.allclose(ours, expected, rtol=1e-5)
+    (want,), (have,) = torch.autograd.grad(expected, full), torch.autograd.grad(ours, full)
+    assert (have - want).abs().max() <= 2e-7 + 1e-4 * want.abs().max()

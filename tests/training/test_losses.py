@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from resnest_seg.config import LOSSES, TrainConfig
 from resnest_seg.data.class_balance import class_weights
 from resnest_seg.errors import ConfigError
-from resnest_seg.training.losses import SegmentationLoss, labelled_pixels
+from resnest_seg.training.losses import SegmentationLoss, _descending, labelled_pixels, lovasz_softmax
 
 
 def definition(logits, labels):
@@ -195,3 +195,27 @@ def test_class_weights_by_name():
     assert rare_first.tolist() == [1, 2, 0]
     with pytest.raises(ConfigError, match="Did you mean 'median_frequency'"):
         class_weights("median", counts)
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 40.0])
+def test_the_gradient_of_lovasz_is_that_of_smp(scale):
+    logits, labels = batch()
+    full = scale * F.interpolate(logits.detach(), labels.shape[1:], mode="bilinear")
+    full.requires_grad_()
+    labels = labels.masked_fill(labels == 3, 1)  # a class that the batch lacks has no part in the mean
+    theirs = smp.losses.LovaszLoss("multiclass", ignore_index=255)(full, labels)
+    (expected,) = torch.autograd.grad(theirs, full)
+    ours = lovasz_softmax(full, labels)
+    (gradient,) = torch.autograd.grad(ours, full)
+    assert torch.allclose(ours, theirs, rtol=1e-5)
+    rounding = 2e-7  # of SMP's Jaccard losses, whose differences are the gradient
+    assert (gradient - expected).abs().max() <= rounding + 1e-4 * expected.abs().max()
+    assert expected.abs().max() > 100 * rounding
+    assert gradient[(labels == 255)[:, None].expand_as(gradient)].abs().max() == 0
+
+
+def test_errors_are_sorted_by_value_and_then_by_index():
+    errors = torch.tensor([0.5, 0.0, 1.0, 1e-42, 0.5, 1.5e-45, float("inf"), 0.0, 3e38, 0.25])
+    assert _descending(errors).tolist() == [6, 8, 2, 0, 4, 9, 3, 5, 1, 7]
+    errors = (torch.rand(4096) * 8).floor() / 8
+    assert _descending(errors).tolist() == sorted(range(4096), key=lambda index: -float(errors[index]))

@@ -48,7 +48,7 @@ def ours(model: nn.Module, images: Tensor, labels: Tensor, options: argparse.Nam
     """Channels-last memory, logits at feature size, the lean loss; gradients of weights as the trainer has them."""
     import torch
 
-    from resnest_seg.training.cpu_gradients import faster_weight_gradients
+    from resnest_seg.training.cpu_speed import faster_weight_gradients
     from resnest_seg.training.losses import SegmentationLoss
 
     loss = SegmentationLoss(AUX_WEIGHT, align_corners=True)

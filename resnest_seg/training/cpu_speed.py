@@ -1,4 +1,7 @@
-"""Faster training on some CPUs: the gradient of convolution weights as matrix products, without the padding.
+"""Faster training on CPUs: memory that is not given back at every step, and gradients of weights as matrix products.
+
+glibc gives tensors of more than 32 MiB back to the system when they are freed, and takes them from it again, zeroed
+page by page, at the next step. `kept_memory` ends that.
 
 oneDNN, the library beneath torch's convolutions, computes the gradient of the weights in channels-last memory much
 slower than it convolves on many processors, and multiplies by the zeros of the padding: at rate 36, on features of
@@ -9,6 +12,9 @@ processor. `docs/performance.md` has the figures.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
+import platform
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,6 +40,48 @@ def products_are_faster() -> bool:
     if capability.startswith("AVX512"):
         return bool(torch.cpu.get_capabilities().get("amx_tile", False))
     return capability == "AVX2"
+
+
+@contextlib.contextmanager
+def faster_training(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Context in which a model is trained: `kept_memory` if the device is a CPU, and `faster_weight_gradients`."""
+    with kept_memory() if device.type == "cpu" else contextlib.nullcontext(), faster_weight_gradients(model):
+        yield
+
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, the parameters of mallopt (malloc.h)."""
+
+LARGEST_MMAP_THRESHOLD = 32 << 20
+"""Bytes to which glibc itself raises the threshold, DEFAULT_MMAP_THRESHOLD_MAX; its trim threshold is twice as much."""
+
+
+@contextlib.contextmanager
+def kept_memory() -> Iterator[bool]:
+    """Context in which the process keeps freed memory for what it allocates next; at its end it gives it back.
+
+    The memory at its peak stays that of a step, within some percent. Settings of the user's own (MALLOC_... or
+    glibc.malloc... in GLIBC_TUNABLES) are left alone, and so are systems without glibc.
+
+    Yields:
+        Whether the memory is kept.
+    """
+    own = any(name.startswith("MALLOC_") for name in os.environ) or "glibc.malloc" in os.environ.get(
+        "GLIBC_TUNABLES", ""
+    )
+    if own or platform.libc_ver()[0] != "glibc":
+        yield False
+        return
+    libc = ctypes.CDLL(None)
+    if not libc.mallopt(MMAP_THRESHOLD, 2**31 - 1):  # which some versions of glibc refuse
+        libc.mallopt(MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
+    libc.mallopt(TRIM_THRESHOLD, -1)
+    try:
+        yield True
+    finally:
+        libc.mallopt(MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
+        libc.mallopt(TRIM_THRESHOLD, 2 * LARGEST_MMAP_THRESHOLD)
+        libc.malloc_trim(ctypes.c_size_t(0))
 
 
 @contextlib.contextmanager
