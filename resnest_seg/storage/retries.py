@@ -268,7 +268,7 @@ _SLASHED = re.compile(r"""(s3a?:)?//(?!arn:)[^/@\s:"'\[]+:(?!:)(?(1)|(?!\d+(?:[/
 
 def without_secrets(text: str) -> str:
     """Return an address or a message without passwords and signatures in it, fit to be shown."""
-    text = re.sub(r"//[^/@\s]*@", "//", printable(text))
+    text = re.sub(r"//[^/\s]*@", "//", printable(text))  # greedy: a password may contain an @
     text = _SLASHED.sub(r"\1//", text)
     text = re.sub(r"[^\s/@\"']+:[^\s/@\"']+@", "", text)
     return re.sub(r"(?i)([?&][^=&\s]*(?:sig|token|key|secret|passw|credential)[^=&\s]*=)[^&\s]+", r"\1***", text)

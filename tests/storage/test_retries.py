@@ -85,6 +85,7 @@ def test_the_time_of_a_try_grows_with_the_file():
     ("text", "shown"),
     [
         ("s3://key:pass@bucket/a b@c.jpg", "s3://bucket/a b@c.jpg"),
+        ("s3://key:pa@ss@bucket/mine", "s3://bucket/mine"),
         ("https://h/x.zip?X-Amz-Signature=12ab&part=1", "https://h/x.zip?X-Amz-Signature=***&part=1"),
         ("https://h/x?sig=a%2Fb&se=2", "https://h/x?sig=***&se=2"),
         ("s3://bucket/what?.jpg", "s3://bucket/what?.jpg"),
