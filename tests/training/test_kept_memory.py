@@ -11,9 +11,12 @@ import torch
 from resnest_seg.training import cpu_speed
 
 PROGRAM = """
-import contextlib, resource
+import contextlib, ctypes, resource
 import psutil, torch
 from resnest_seg.training.cpu_speed import kept_memory
+
+PR_SET_THP_DISABLE = 41
+ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)  # with huge pages there are 512 times fewer faults
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
