@@ -26,6 +26,9 @@ from resnest_seg.training.chunked_loss import (
 REGION_LOSSES = {"dice": "DiceLoss", "focal": "FocalLoss", "tversky": "TverskyLoss"}
 """Names of segmentation-models-pytorch's losses; with its defaults: full-size logits and labels -> a mean."""
 
+FULL_SIZE_LOSSES = (*REGION_LOSSES, "lovasz")
+"""Losses that hold logits of full size, and whose memory depends on the labels."""
+
 FOCAL_GAMMA = 2.0
 """Exponent of the focal loss of binary and multi-label tasks, segmentation-models-pytorch's default."""
 

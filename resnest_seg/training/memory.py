@@ -28,7 +28,7 @@ from resnest_seg.models.segmenter import Segmenter
 from resnest_seg.teachers.consistency import Consistency
 from resnest_seg.teachers.unlabelled import VIEWS, MixedBatch
 from resnest_seg.training.chunked_loss import GPU_CHUNKS
-from resnest_seg.training.losses import REGION_LOSSES, SegmentationLoss
+from resnest_seg.training.losses import FULL_SIZE_LOSSES, SegmentationLoss
 from resnest_seg.training.optim import describe_lr, freeze, hold_frozen
 from resnest_seg.training.tasks import consistency_loss
 
@@ -281,7 +281,7 @@ def measure(config: RunConfig, *, num_classes: int, half: bool, processes: int =
     Raises:
         ConfigError: The loss needs full-size logits, and its memory depends on the content of the labels.
     """
-    full_size = [name for name in loss_names(config.train.loss) if name in REGION_LOSSES]
+    full_size = [name for name in loss_names(config.train.loss) if name in FULL_SIZE_LOSSES]
     if full_size:
         raise ConfigError(
             f"the memory of train.loss {full_size[0]} cannot be counted in advance. Set train.accumulation and "
